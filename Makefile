@@ -1,0 +1,34 @@
+# make demo   train on real solar cells and print what it is worth
+# make test   format, lint, types, tests
+# Both make their own .venv on first use, in either order.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test slow clean
+
+demo: .venv/with-demo
+	@mkdir -p runs
+	@$(BIN)/python demo/solar_cells.py runs/solar_cells.csv
+	$(BIN)/pixelplay train runs/solar_cells.csv --metric macro_f1 --out runs/demo --force
+
+test: .venv/with-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+slow: .venv/with-dev
+	$(BIN)/python -m pytest -m slow
+
+.venv/with-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "PixelPlay needs Python 3.11 or newer: make PYTHON=python3.11 $*"; exit 1; }
+	@echo "installing into .venv (once; PyTorch alone is some gigabytes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs

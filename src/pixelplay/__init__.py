@@ -1,0 +1,73 @@
+"""PixelPlay turns a folder of labelled photographs into an image classifier one can trust.
+
+>>> import pixelplay
+>>> report = pixelplay.train("photos", "runs/first")  # doctest: +SKIP
+>>> predictions = pixelplay.Predictor("runs/first").predict("new_photos")  # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name → module that defines it; imported on first use, so that `import pixelplay` is instant
+_HOMES = {
+    "BundleError": "pixelplay.errors",
+    "ComputeConfig": "pixelplay.config",
+    "ConfigError": "pixelplay.errors",
+    "DataConfig": "pixelplay.config",
+    "DataError": "pixelplay.errors",
+    "ImageError": "pixelplay.errors",
+    "MissingExtraError": "pixelplay.errors",
+    "PixelPlayError": "pixelplay.errors",
+    "Predictions": "pixelplay.inference.predictor",
+    "Predictor": "pixelplay.inference.predictor",
+    "TrainConfig": "pixelplay.config",
+    "evaluate": "pixelplay.workflow",
+    "predict": "pixelplay.workflow",
+    "scan": "pixelplay.data.scan",
+    "train": "pixelplay.workflow",
+}
+
+__all__ = [
+    "BundleError",
+    "ComputeConfig",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "ImageError",
+    "MissingExtraError",
+    "PixelPlayError",
+    "Predictions",
+    "Predictor",
+    "TrainConfig",
+    "evaluate",
+    "predict",
+    "scan",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from pixelplay.config import ComputeConfig, DataConfig, TrainConfig
+    from pixelplay.data.scan import scan
+    from pixelplay.errors import (
+        BundleError,
+        ConfigError,
+        DataError,
+        ImageError,
+        MissingExtraError,
+        PixelPlayError,
+    )
+    from pixelplay.inference.predictor import Predictions, Predictor
+    from pixelplay.workflow import evaluate, predict, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pixelplay' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

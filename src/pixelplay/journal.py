@@ -1,0 +1,136 @@
+"""What the user is told while it runs: notes, said once and kept, and progress on stderr.
+
+A reader of stderr that has gone away stops neither.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from pixelplay.errors import printable
+
+SECONDS_BETWEEN_LINES = 60.0  # where stderr is a file: a log is no place for a moving bar
+
+
+class Progress(Protocol):
+    """Counts what is done."""
+
+    def update(self, n: int = 1) -> object:
+        """Count n more units."""
+
+
+class Journal:
+    """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
+
+    Attributes:
+        notes: every note in the order it was made; the run's records keep them.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.notes: list[str] = []
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def note(self, text: str) -> None:
+        """Say one line on stderr and keep it; a repeated line is said once."""
+        if text in self.notes:
+            return
+        self.notes.append(text)
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        _say(f"note: {text}")
+
+    @contextmanager
+    def progress(self, what: str, total: int | None, unit: str = "photographs") -> Iterator[Progress]:
+        """Show a bar with speed and remaining time; one line a minute where stderr is a file.
+
+        Args:
+            what: what is being done, in a word or two.
+            total: units to do; None where that shows only at the end.
+            unit: what is counted, in the plural.
+
+        Yields an object whose `update(n)` counts n more units.
+        """
+        if self._quiet:
+            yield _Silence()
+            return
+        start = time.monotonic()
+        if sys.stderr.isatty():
+            counter = self._bar = _make_bar(what, total, unit)
+            try:
+                yield counter
+            finally:
+                counter.close()
+                self._bar = None
+        else:
+            counter = _Lines(what, total, unit)
+            yield counter
+        _say(f"{what}: {counter.n:,} {unit} in {_clock(time.monotonic() - start)}")
+
+
+class _Silence:
+    def update(self, n: int = 1) -> None:
+        pass
+
+
+class _Lines:
+    """Progress in lines that still read well tomorrow: at most one a minute."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._start = self._said = time.monotonic()
+        self.n = 0
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        now = time.monotonic()
+        if now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            _say(f"{self._what}: {self.n:,} {self._unit}{self._rest(now - self._start)}")
+
+    def _rest(self, elapsed: float) -> str:
+        if not self._total or not self.n:
+            return ""
+        return f" of {self._total:,}, {_clock(elapsed / self.n * (self._total - self.n))} left"
+
+
+def _make_bar(what: str, total: int | None, unit: str) -> Any:
+    """A moving bar; without a total it only counts, for a speed would tell nothing."""
+    from tqdm import tqdm
+
+    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not tell theirs
+    counted = "{desc}: {n_fmt} {unit} in {elapsed}"
+    with_total = (
+        "{desc}: {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
+    )
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}" if total else unit,
+        file=sys.stderr,
+        dynamic_ncols=has_size,
+        ncols=None if has_size else 80,
+        nrows=None if has_size else 24,
+        mininterval=0.2,
+        leave=False,
+        bar_format=with_total if total else counted,
+    )
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # ValueError: stderr was closed
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """A duration for people: 7 s, 1:40 min, 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    return f"{minutes}:{whole % 60:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"

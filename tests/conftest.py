@@ -1,0 +1,125 @@
+"""What many tests share: drawn photographs, tiny weights, one finished run; no network, no user's cache."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from photographs import encode
+
+TINY = "test_convnext"  # timm's own network for tests, 0.2 M weights, 160 px
+TINY_COUNTS = {"bars": 24, "dots": 15, "rings": 9}
+
+
+_home = tempfile.TemporaryDirectory(prefix="pixelplay-tests-")
+
+
+def pytest_configure() -> None:
+    """Point every cache to an empty folder, before anything reads these names at import."""
+    for name in [name for name in os.environ if name.startswith("PIXELPLAY")]:
+        del os.environ[name]
+    os.environ["XDG_CACHE_HOME"] = os.path.join(_home.name, "cache")
+    os.environ["HF_HOME"] = os.path.join(_home.name, "huggingface")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the tests have cached."""
+    _home.cleanup()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny matrices gain nothing from a second core, and lose much where others want it."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def draw_of_class(name: str, seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:
+    """Draw "bars", "dots" or "rings"; place, scale and colour change with the seed.
+
+    Each has its own leaning in colour and darkness, so that even random layers tell most of them
+    apart, and not all.
+    """
+    rng = np.random.default_rng([seed, *name.encode()])
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    period, phase = rng.uniform(8, 14), rng.uniform(0, 2 * np.pi)
+    if name == "bars":
+        angle = rng.uniform(0, np.pi)
+        wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + phase)
+    elif name == "dots":
+        wave = np.sin(2 * np.pi * x / period + phase) * np.sin(2 * np.pi * y / period)
+    else:
+        middle = rng.uniform(0.3, 0.7, 2) * size
+        wave = np.sin(2 * np.pi * np.hypot(x - middle[0], y - middle[1]) / period + phase)
+    leaning = {"bars": (60, 0, -60), "dots": (-60, 60, 0), "rings": (0, -60, 60)}[name]
+    ground, figure = rng.uniform(70, 130, 3), rng.uniform(70, 190, 3) + leaning
+    mix = (wave[..., None] > 0.2).astype(float)  # (H, W, 1)
+    pixels = mix * figure + (1 - mix) * ground + rng.normal(0, 4, (height, width, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def draw_folder(root: Path, counts: dict[str, int], first_seed: int = 0) -> Path:
+    """Fill ROOT/<class>/NNN.jpg; the formats are mixed."""
+    for name, n in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            ending, format = (("jpg", "JPEG"), ("png", "PNG"))[i % 2]
+            data = encode(draw_of_class(name, first_seed + i), format)
+            (root / name / f"{i:03}.{ending}").write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .safetensors file that fits timm's `test_convnext`: seeded random weights."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(TINY, pretrained=False, num_classes=0)
+        # random layers as timm starts them let almost nothing of a picture through
+        for name, value in network.named_parameters():
+            if value.ndim > 1:
+                torch.nn.init.kaiming_normal_(value)
+            elif "gamma" in name:
+                torch.nn.init.constant_(value, 0.2)
+    save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: 48 drawn photographs in the class folders bars (24), dots (15) and rings (9)."""
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "photos", TINY_COUNTS)
+
+
+@pytest.fixture
+def drawn_classes(drawn_photographs: Path, tmp_path: Path) -> Path:
+    """A copy of the drawn photographs that a test may change."""
+    return Path(shutil.copytree(drawn_photographs, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a finished run of `train` on the drawn photographs."""
+    from pixelplay.config import TrainConfig
+    from pixelplay.journal import Journal
+    from pixelplay.workflow import train
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    config = TrainConfig(backbone=TINY, weights=str(tiny_weights))
+    train(drawn_photographs, run, config, journal=Journal(quiet=True))
+    return run

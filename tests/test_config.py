@@ -1,0 +1,116 @@
+"""Settings refuse what they cannot mean, and come back from JSON as they were."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from pixelplay.config import ComputeConfig, DataConfig, TrainConfig, suggest, to_json
+from pixelplay.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "range_"),
+    [
+        (TrainConfig, "test_frac", 0.95, "0 to 0.9"),
+        (TrainConfig, "test_frac", -0.1, "0 to 0.9"),
+        (TrainConfig, "test_frac", float("nan"), "0 to 0.9"),
+        (TrainConfig, "n_folds", 1, "2 to 20"),
+        (TrainConfig, "n_folds", 21, "2 to 20"),
+        (TrainConfig, "n_folds", "5", "2 to 20"),
+        (TrainConfig, "seed", -1, "0 to 4294967295"),
+        (TrainConfig, "seed", 2**32, "0 to 4294967295"),
+        (ComputeConfig, "batch_size", 0, "1 to 4096"),
+        (ComputeConfig, "batch_size", 5000, "1 to 4096"),
+        (ComputeConfig, "num_workers", 0, "1 to 256"),
+        (TrainConfig, "cache_gb", -1, "0 to 1000000"),
+        (TrainConfig, "cache_gb", float("inf"), "0 to 1000000"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_with_value_and_range(
+    kind: type, name: str, value: object, range_: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**{name: value})
+    assert str(caught.value) == f"{name}={value!r} is outside its range {range_}"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TrainConfig, "n_folds"), (ComputeConfig, "batch_size")])
+def test_a_count_is_a_whole_number(kind: type, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=2.5 is no whole number; its range is "):
+        kind(**{name: 2.5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (TrainConfig, {"test_frac": 0}),
+        (TrainConfig, {"test_frac": 0.9}),
+        (TrainConfig, {"n_folds": 2}),
+        (TrainConfig, {"n_folds": 20}),
+        (TrainConfig, {"seed": 2**32 - 1}),
+        (ComputeConfig, {"batch_size": 1}),
+        (ComputeConfig, {"batch_size": 4096}),
+        (ComputeConfig, {"num_workers": None}),
+        (TrainConfig, {"cache_gb": 0}),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(kind: type, settings: dict[str, Any]) -> None:
+    assert to_json(kind(**settings)).items() >= settings.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "choices"),
+    [
+        (TrainConfig, "metric", "f1", "accuracy, balanced_accuracy, macro_f1"),
+        (TrainConfig, "tune", "full", "probe"),
+        (ComputeConfig, "device", "gpu", "auto, cpu, cuda, mps"),
+        (ComputeConfig, "precision", "fp16", "auto, fp32, bf16"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_known_ones(
+    kind: type, name: str, value: str, choices: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**{name: value})
+    assert str(caught.value) == f"{name}={value!r} is not one of {choices}"
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"group_column": "patient", "group_by_folder": True},
+        {"group_column": "patient", "group_regex": "cam([0-9]+)"},
+        {"group_regex": "cam([0-9]+)", "group_by_folder": True},
+        {"group_column": "patient", "group_regex": "cam([0-9]+)", "group_by_folder": True},
+    ],
+)
+def test_two_ways_to_name_a_group_exclude_each_other(ways: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="exclude each other: give one"):
+        DataConfig(**ways)
+
+
+def test_a_broken_group_regex_is_refused_before_any_path_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"group_regex='\(' is not a regular expression: "):
+        DataConfig(group_regex="(")
+
+
+def test_settings_are_stored_as_nested_json() -> None:
+    stored = json.loads(json.dumps(to_json(TrainConfig(seed=7, data=DataConfig(label_column="grade")))))
+    assert stored["seed"] == 7
+    assert stored["data"]["label_column"] == "grade"
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, DataConfig, ComputeConfig])
+def test_settings_cannot_be_changed_behind_their_checks(kind: type) -> None:
+    config = kind()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(TypeError):
+        kind("positional")
+
+
+def test_suggestions_name_the_nearest_or_nothing() -> None:
+    assert suggest("lable", ["label", "path"]) == "; did you mean 'label'?"
+    assert suggest("qqq", ["label", "path"]) == ""

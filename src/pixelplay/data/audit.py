@@ -1,0 +1,198 @@
+"""What is wrong with photographs: unreadable, duplicate, conflicting, leaking, missing."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import PARTS
+from pixelplay.data.cache import DIGEST_BYTES
+from pixelplay.data.decode import ImageInfo, decode_image, probe_image
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.loader import map_ahead
+from pixelplay.errors import ImageError
+
+GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
+BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Sets of positions whose photographs are the same, byte for byte.
+
+    Attributes:
+        sets: every set of two or more.
+        conflicts: those whose members carry different labels.
+        leaks: those that lie in more than one given part.
+    """
+
+    sets: tuple[tuple[int, ...], ...]
+    conflicts: tuple[tuple[int, ...], ...]
+    leaks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What reading every photograph once has shown.
+
+    Attributes:
+        errors: position → what is wrong with that photograph.
+        duplicates: sets of equal photographs.
+        infos: position → format, size and mode; empty where nothing was decoded.
+    """
+
+    errors: Mapping[int, ImageError]
+    duplicates: Duplicates
+    infos: Mapping[int, ImageInfo]
+
+
+def digest_bytes(data: bytes) -> bytes:
+    """Name a photograph by its content: 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def audit_images(
+    index: ImageIndex,
+    *,
+    is_decoded: bool = True,
+    num_workers: int | None = None,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> Audit:
+    """Read every photograph and say which are broken or alike.
+
+    Args:
+        is_decoded: False reads only files that have another of their size, to find duplicates;
+            nothing is decoded, so only missing and empty files are found broken.
+        on_progress: called with the number of photographs done since the last call.
+    """
+    digests: list[bytes] = [b""] * len(index)
+    errors: dict[int, ImageError] = {}
+    infos: dict[int, ImageInfo] = {}
+    wanted = list(range(len(index))) if is_decoded else _worth_reading(index, errors)
+    size = 1 if is_decoded else BLOCK
+    blocks = [wanted[k : k + size] for k in range(0, len(wanted), size)]
+
+    def look(k: int) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
+        return [_look_at(index, i, is_decoded) for i in blocks[k]]
+
+    on_progress(len(index) - len(wanted))
+    for block, seen in zip(blocks, map_ahead(look, len(blocks), num_workers=num_workers), strict=True):
+        on_progress(len(block))
+        for i, found in zip(block, seen, strict=True):
+            if isinstance(found, ImageError):
+                errors[i] = found
+                continue
+            digests[i], info = found
+            if info is not None:
+                infos[i] = info
+    duplicates = find_duplicates(index, digests)
+    return Audit(errors=dict(sorted(errors.items())), duplicates=duplicates, infos=infos)
+
+
+def find_duplicates(index: ImageIndex, digests: Sequence[bytes]) -> Duplicates:
+    """Group photographs with equal digests (N,); an empty digest equals none."""
+    by_digest: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(digests):
+        if digest:
+            by_digest.setdefault(digest, []).append(i)
+    sets = tuple(tuple(members) for members in by_digest.values() if len(members) > 1)
+    return Duplicates(
+        sets=sets,
+        conflicts=tuple(s for s in sets if _n_distinct(index.labels, s) > 1),
+        leaks=tuple(s for s in sets if _n_distinct(index.parts, s) > 1),
+    )
+
+
+def name_absent_classes(
+    classes: Sequence[str], counts: NDArray[np.int64], expected: Mapping[str, int | None]
+) -> tuple[list[str], float | None]:
+    """Find the expected classes without a training image, and what they bound accuracy to.
+
+    Args:
+        classes: (K,) names of the classes.
+        counts: (K,) training images of each.
+        expected: class → number of test images, None where unknown.
+
+    Returns:
+        The absent classes, and the share of test images that any classifier of the present
+        classes can get right; None where the counts are unknown.
+    """
+    trained = {name for name, n in zip(classes, counts, strict=True) if n > 0}
+    absent = [name for name in expected if name not in trained]
+    known = [n for n in expected.values() if n is not None]
+    if len(known) < len(expected) or sum(known) == 0:
+        return absent, None
+    reachable = sum(n for name, n in expected.items() if n is not None and name in trained)
+    return absent, reachable / sum(known)
+
+
+def find_absent_classes(index: ImageIndex) -> tuple[list[str], float | None]:
+    """Find the classes that the test side expects and training has no photograph of.
+
+    What is expected is what a list or sample submission names, else what a given test part holds.
+
+    Returns:
+        As `name_absent_classes`.
+    """
+    is_test = index.in_part("test")
+    expected = dict(index.expected)
+    if not expected:
+        tested = index.class_counts(is_test)
+        expected = {name: int(n) for name, n in zip(index.classes, tested, strict=True) if n}
+    return name_absent_classes(index.classes, index.class_counts(~is_test), expected)
+
+
+def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:
+    """Count formats, and find the smallest and largest (width, height) in px by area."""
+    formats = Counter(info.format for info in audit.infos.values())
+    sizes = sorted({(i.width, i.height) for i in audit.infos.values()}, key=lambda size: size[0] * size[1])
+    return formats, (sizes[0] if sizes else None), (sizes[-1] if sizes else None)
+
+
+def describe_set(index: ImageIndex, members: Sequence[int]) -> list[dict[str, str | None]]:
+    """Name path, label and part of each photograph of a set."""
+    return [
+        {
+            "path": index.paths[i],
+            "label": index.classes[index.labels[i]] if index.labels[i] >= 0 else None,
+            "part": PARTS[index.parts[i]] if index.parts[i] >= 0 else None,
+        }
+        for i in members
+    ]
+
+
+def _look_at(index: ImageIndex, i: int, is_decoded: bool) -> tuple[bytes, ImageInfo | None] | ImageError:
+    path = index.paths[i]
+    try:
+        data = index.store.read(path)
+        if not is_decoded:
+            return digest_bytes(data), None
+        info = probe_image(data, path=path)
+        decode_image(data, path=path, target_px=GLANCE_PX)
+        return digest_bytes(data), info
+    except ImageError as error:
+        # anew, because the traceback of a raised one keeps the bytes of its photograph
+        return ImageError(path, error.status, error.reason)
+
+
+def _worth_reading(index: ImageIndex, errors: dict[int, ImageError]) -> list[int]:
+    """Positions whose file size occurs more than once: only those can be duplicates."""
+    sizes = np.zeros(len(index), dtype=np.int64)
+    for i, path in enumerate(index.paths):
+        try:
+            sizes[i] = index.store.size(path)
+            if sizes[i] == 0:
+                errors[i] = ImageError(path, "unreadable", "empty file")
+        except ImageError as error:
+            errors[i] = error
+    _, position, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    return [int(i) for i in np.flatnonzero((counts[position] > 1) & (sizes > 0))]
+
+
+def _n_distinct(values: NDArray[Any], members: Sequence[int]) -> int:
+    """Count distinct labels or parts in a set, those that are not given aside."""
+    return len({int(values[i]) for i in members if values[i] >= 0})

@@ -1,0 +1,170 @@
+"""Features computed once and reused, keyed by what determines them; bounded, safe to delete.
+
+CACHE/features-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the photographs' bytes
+CACHE/features-<key>/<shard>.values.npy   (n, D) float32, memory-mapped
+"""
+
+import contextlib
+import os
+import re
+import sys
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST_BYTES = 16
+SHARD_ROWS = 1024  # rows that an interruption can lose
+_SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """What the cache holds at the moment."""
+
+    folder: str
+    n_files: int
+    n_bytes: int
+
+
+class FeatureCache:
+    """Digest of a photograph's bytes → its feature vector, for one network and one view.
+
+    A cache that cannot be written is no error: the run goes on without it.
+
+    Attributes:
+        failure: why nothing more is kept; "" while all is well.
+    """
+
+    def __init__(self, folder: str, key: str, *, max_bytes: int) -> None:
+        self._root = folder
+        self._folder = os.path.join(folder, f"features-{key}")
+        self._max_bytes = max_bytes
+        self.failure = ""
+        self._rows: dict[bytes, tuple[NDArray[np.float32], int]] = {}
+        self._new: list[tuple[bytes, NDArray[np.float32]]] = []
+        if max_bytes > 0:
+            self._open_shards()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._rows
+
+    def get(self, digest: bytes) -> NDArray[np.float32]:
+        """The feature vector (D,) of a photograph that is in the cache."""
+        values, row = self._rows[digest]
+        return np.array(values[row])
+
+    def add(self, digest: bytes, features: NDArray[np.float32]) -> None:
+        """Remember a feature vector (D,); it reaches the disk with its shard."""
+        if self._max_bytes > 0:
+            self._new.append((digest, features))
+            if len(self._new) >= SHARD_ROWS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is new, then drop the shards used longest ago until the bound is kept."""
+        if not self._new:
+            return
+        digests = np.frombuffer(b"".join(digest for digest, _ in self._new), np.uint8)
+        values = np.stack([features for _, features in self._new])
+        self._new = []
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            shard = os.path.join(self._folder, uuid.uuid4().hex)
+            # values first: a shard counts only once its digests are there
+            _save(f"{shard}.values.npy", values)
+            _save(f"{shard}.digests.npy", digests.reshape(-1, DIGEST_BYTES))
+            prune_cache(self._root, self._max_bytes)
+        except OSError as error:
+            self._max_bytes = 0  # disk full or read-only: stop trying
+            self.failure = f"{self._folder}: {error.strerror}"
+
+    def _open_shards(self) -> None:
+        for name in sorted(_list(self._folder)):
+            if not name.endswith(".digests.npy"):
+                continue
+            path = os.path.join(self._folder, name)
+            try:
+                digests = np.load(path, allow_pickle=False)
+                values = np.load(
+                    os.path.join(self._folder, name.replace(".digests.", ".values.")),
+                    mmap_mode="r",
+                    allow_pickle=False,
+                )
+            except (OSError, ValueError, EOFError):  # cut short by a crash, or deleted meanwhile
+                continue
+            if len(digests) == len(values):
+                self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
+                with contextlib.suppress(OSError):  # a read-only cache can be read all the same
+                    os.utime(path)
+
+
+def default_cache_dir() -> str:
+    """The user's cache folder on this system, without creating it."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "pixelplay")
+
+
+def measure_cache(folder: str) -> CacheUse:
+    """Count files and bytes that the cache wrote."""
+    sizes = [size for files in _shards(folder).values() for size, _ in files.values()]
+    return CacheUse(folder=folder, n_files=len(sizes), n_bytes=sum(sizes))
+
+
+def clear_cache(folder: str) -> None:
+    """Delete what the cache wrote, and nothing else in the folder."""
+    prune_cache(folder, 0)
+    for key in _key_folders(folder):
+        with contextlib.suppress(OSError):  # something else lies in it
+            os.rmdir(key)
+
+
+def prune_cache(folder: str, max_bytes: int) -> None:
+    """Delete the shards used longest ago until the cache keeps its bound."""
+    shards = sorted(_shards(folder).values(), key=lambda files: max(used for _, used in files.values()))
+    excess = sum(size for files in shards for size, _ in files.values()) - max_bytes
+    for files in shards:
+        if excess <= 0:
+            return
+        for path, (size, _) in files.items():
+            with contextlib.suppress(OSError):  # another process was quicker, or has it open on Windows
+                os.remove(path)
+                excess -= size
+
+
+def _shards(folder: str) -> dict[str, dict[str, tuple[int, float]]]:
+    """Shard → its files, leftovers of a crash too → (bytes, time of last use)."""
+    shards: dict[str, dict[str, tuple[int, float]]] = {}
+    for key in _key_folders(folder):
+        for name in sorted(_list(key)):  # digests first: a shard without them no longer counts
+            matched = _SHARD_FILE.fullmatch(name)
+            path = os.path.join(key, name)
+            if matched is not None and os.path.isfile(path):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(path)
+                    shards.setdefault(matched[1], {})[path] = (status.st_size, status.st_mtime)
+    return shards
+
+
+def _key_folders(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in _list(folder) if name.startswith("features-")]
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _save(path: str, array: NDArray[np.generic]) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(temporary, path)

@@ -1,0 +1,324 @@
+"""Bytes → RGB uint8; the only place that opens an image.
+
+Content decides, never the extension: the first bytes name the format, and that format's reader alone is
+asked, so no other code of Pillow (Ghostscript for EPS, say) is ever reached. All but `silence_pillow` may be
+called from many threads at once. Nothing is guessed: an image that cannot be read whole is an `ImageError`.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from pixelplay.data.formats import READERS, name_format
+from pixelplay.errors import ImageError
+
+DECODE_VERSION = 1  # part of cache keys: raise it whenever the same bytes come to yield other pixels
+MAX_PIXELS = 250_000_000  # phones make 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
+MAX_BYTES = 1 << 30  # of one encoded file
+REMEDY = "convert it to JPEG or PNG"
+
+_STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory to ours: stays in the processor's cache
+_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can keep an orientation
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: the colour space its profile needs
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header of an image says; width and height are in pixels, after EXIF orientation."""
+
+    format: str  # "JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF" or "HEIC"
+    width: int
+    height: int
+    mode: str  # Pillow's name of the pixel layout in the file
+
+
+def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> NDArray[np.uint8]:
+    """Decode one encoded image to upright sRGB pixels.
+
+    Transparency is laid over white; of several frames or pages the first is taken.
+
+    Args:
+        data: the whole file.
+        path: names the image in errors; its extension plays no part.
+        target_px: the short side that the caller will resize to. A JPEG is then decoded at 1/2, 1/4 or
+            1/8 of its size, as long as its short side keeps at least twice that. Other formats ignore it.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous, the caller's own.
+
+    Raises:
+        ImageError: unreadable, too large or unsupported.
+    """
+    kind, image = _open(data, path)
+    with _as_image_error(path, kind):
+        if kind == "JPEG" and target_px is not None:
+            image.draft(None, (2 * target_px, 2 * target_px))
+        image.load()
+        if kind == "JPEG" and _ends_early(image, data):
+            raise ImageError(path, "unreadable", "truncated JPEG file")
+    return to_rgb(image, path=path)
+
+
+def probe_image(data: bytes, *, path: str) -> ImageInfo:
+    """Read the header of an encoded image, without its pixels.
+
+    Raises:
+        ImageError: as `decode_image` would, as far as the header shows it.
+    """
+    kind, image = _open(data, path)
+    width, height = image.size
+    # Pillow has already turned the size of a TIFF. The EXIF of a PNG may stand behind the pixels, and
+    # getexif() decodes them to look for it.
+    if kind != "TIFF" and (kind != "PNG" or any(name in data for name in _PNG_EXIF)):
+        with _as_image_error(path, kind):
+            if _orientation(image) >= 5:
+                width, height = height, width
+    return ImageInfo(kind, width, height, image.mode)
+
+
+def to_rgb(image: Image.Image, *, path: str) -> NDArray[np.uint8]:
+    """Turn an opened image upright and into sRGB, whatever its mode, profile and transparency.
+
+    16-bit greys are divided by 257. An ICC profile that is broken, or made for another colour space than
+    the image's, is ignored, and so is broken EXIF.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous, the caller's own.
+
+    Raises:
+        ImageError: pixels cannot be read, or are 32-bit.
+    """
+    with _as_image_error(path, image.format or image.mode):
+        image.load()
+        _check_pixels(image.size, path)
+        profile = image.info.get("icc_profile")
+        turn = _TRANSPOSE.get(_orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.mode.startswith(("I", "F")):
+            image = _eight_bit(image, path)
+        colour, alpha = _split_alpha(image)
+        rgb = _to_srgb(colour, profile)
+        if alpha is not None:
+            rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+        return _to_array(rgb)
+
+
+def check_array(array: NDArray[Any], *, path: str) -> NDArray[np.uint8]:
+    """Bring an array that already holds pixels into the form of a decoded image.
+
+    Args:
+        array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; a fourth channel is alpha, and is
+            laid over white; uint16 is divided by 257.
+        path: names the image in errors.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous; the array itself if it is that already.
+
+    Raises:
+        ImageError: another shape or type, no pixels, or too many.
+    """
+    shape = array.shape
+    if len(shape) != 2 and (len(shape) != 3 or shape[2] not in (1, 3, 4)):
+        reason = f"array of shape {shape}; give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        raise ImageError(path, "unsupported", reason)
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise ImageError(path, "unsupported", f"array of {array.dtype}; give uint8 (0 to 255) or uint16")
+    if array.size == 0:
+        raise ImageError(path, "unreadable", f"array of shape {shape} has no pixels")
+    _check_pixels((shape[1], shape[0]), path)
+    pixels: NDArray[np.uint8] = _from_16_bit(array) if array.dtype.itemsize == 2 else array
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]  # (H, W, 1)
+    if pixels.shape[2] == 4:
+        return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), path=path)
+    return np.ascontiguousarray(pixels) if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+
+
+def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
+    """Find the format by content and read the header; no pixel is decoded yet."""
+    if not data:
+        raise ImageError(path, "unreadable", "empty file")
+    if len(data) > MAX_BYTES:
+        raise ImageError(path, "too_large", f"{len(data):,} bytes; the limit is {MAX_BYTES:,} bytes")
+    kind = _readable_format(data, path)
+    reader = READERS.get(kind) or _heif_reader(path)
+    with _as_image_error(path, kind):
+        image = reader(io.BytesIO(data))
+    _check_pixels(image.size, path)
+    # In raw files the first picture is a thumbnail, and says so: not what the user means.
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1:
+        raise _unsupported(path, "camera raw")
+    if image.mode == "F":
+        raise _unsupported(path, f"32-bit float {kind}")
+    return kind, image
+
+
+def _readable_format(data: bytes, path: str) -> str:
+    """Name the format by content: one that we can read, or an ImageError."""
+    kind = name_format(data)
+    if kind in READERS or kind == "HEIC":
+        return kind
+    if kind == "HTML":
+        raise ImageError(path, "unreadable", "not an image but an HTML page; download it again")
+    if kind:
+        raise _unsupported(path, kind)
+    detail = "" if data.strip(b"\0") else " (zero bytes only)"
+    raise ImageError(path, "unreadable", f"not an image{detail}")
+
+
+def _heif_reader(path: str) -> Callable[[io.BytesIO], ImageFile]:
+    """Import the optional reader of HEIC, only now that such a file has come."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        reason = f"HEIC needs pip install 'pixelplay[heif]', or {REMEDY}"
+        raise ImageError(path, "unsupported", reason) from None
+    return cast("Callable[[io.BytesIO], ImageFile]", HeifImageFile)
+
+
+def _unsupported(path: str, kind: str) -> ImageError:
+    return ImageError(path, "unsupported", f"{kind} is not supported; {REMEDY}")
+
+
+def _check_pixels(size: tuple[int, int], path: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        reason = f"{size[0]} × {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
+        raise ImageError(path, "too_large", f"{reason}; the limit is {MAX_PIXELS / 1e6:,.0f}")
+
+
+@contextmanager
+def _as_image_error(path: str, kind: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on these bytes into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, "too_large", str(error)) from error
+    # Broad on purpose: on hostile bytes Pillow's readers raise SyntaxError, struct.error, KeyError,
+    # ValueError, ZeroDivisionError, MemoryError and more, undocumented; and one bad file among 50,000
+    # must be a row with an error, not the end of the run.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        message = lines[0] if lines else type(error).__name__
+        if re.search("unknown pixel mode|support", message, re.IGNORECASE):
+            raise _unsupported(path, f"this kind of {kind}") from error
+        is_short = isinstance(error.__cause__ or error, EOFError | struct.error | IndexError)
+        if is_short or re.search("truncated|end of file|insufficient", message, re.IGNORECASE):
+            raise ImageError(path, "unreadable", f"truncated {kind} file") from error
+        raise ImageError(path, "unreadable", f"damaged {kind} file ({message})") from error
+
+
+def _ends_early(image: Image.Image, data: bytes) -> bool:
+    """Say whether a baseline JPEG has an end marker but lacks pixels before it.
+
+    libjpeg fills such a file up with exact mid-grey and does not tell Pillow. So where the last pixel is
+    mid-grey, decode again without the end marker: a file that lacks data then runs dry.
+    """
+    last = image.getpixel((image.width - 1, image.height - 1))
+    values = last if isinstance(last, tuple) else (last,)
+    if image.info.get("progressive") or any(value not in (127, 128) for value in values):
+        return False
+    again = JpegImageFile(io.BytesIO(data[: data.rfind(b"\xff\xd9")] + bytes(16)))
+    try:
+        again.load()
+    except OSError:
+        return True
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF is broken."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+        return int(value) if value in _TRANSPOSE else 1
+    except Exception:  # as in _as_image_error; broken EXIF says nothing against the pixels
+        return 1
+
+
+def _eight_bit(image: Image.Image, path: str) -> Image.Image:
+    """Turn a 16-bit grey image, also one stored in 32 bits, into mode L."""
+    values = np.asarray(image)  # (H, W)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise _unsupported(path, f"a 32-bit {image.format or 'image'}")
+    return Image.fromarray(_from_16_bit(values))
+
+
+def _from_16_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Map 0…65535 to 0…255, rounded: 65535 / 257 = 255 exactly."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Separate colour from transparency, wherever the latter is kept."""
+    if not image.has_transparency_data:
+        return image, None
+    is_grey = image.mode in {"1", "L", "LA", "La"}
+    full = image.convert("LA" if is_grey else "RGBA")
+    return full.convert("L" if is_grey else "RGB"), full.getchannel("A")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert an image without transparency to mode RGB in the colour space sRGB."""
+    if image.mode not in _ICC_SPACES:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    transform = _srgb_transform(profile, image.mode) if profile else None
+    if transform is not None:
+        return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=64)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Build the way from an ICC profile to sRGB; None where it changes nothing or the profile is no use."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != _ICC_SPACES[mode]:
+            return None
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
+    except Exception:  # as in _as_image_error; a broken profile says nothing against the pixels
+        return None
+    if mode == "RGB":
+        # Profiles of sRGB go by many names; they are known by what they do to a grid of 16³ colours.
+        levels = np.arange(0, 256, 17, dtype=np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
+        moved = np.asarray(transform.apply(Image.fromarray(colours)))
+        if np.abs(moved.astype(int) - colours).max() <= 2:
+            return None
+    return transform
+
+
+def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Copy an RGB image into an array of its own, by strips: 3 times as fast as numpy.array(image)."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_BYTES // (3 * width))
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.frombuffer(strip.tobytes(), np.uint8).reshape(-1, width, 3)
+    return pixels

@@ -1,0 +1,162 @@
+"""What is known about photographs before any is opened: paths, labels, parts, groups."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import PARTS, DataConfig, Part
+from pixelplay.data.store import ImageStore
+from pixelplay.errors import DataError
+
+NO_PART = -1
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageIndex:
+    """N photographs in a fixed order, with all that their names say.
+
+    Attributes:
+        source: the folder, table or archive, as the user named it.
+        store: gives the bytes of each path.
+        paths: (N,) what the store reads, in natural order (a table: its own order).
+        labels: (N,) int64 in [0, K), -1 unlabelled.
+        classes: (K,) names in natural order; a class may have no image.
+        parts: (N,) int8 position in PARTS, -1 where the data names none.
+        groups: (N,) int64, equal for photographs that must stay together; None where nothing is known.
+        expected: class → number of test images, None where unknown; what the test side expects.
+        skipped: why → how many files were passed over by name.
+        notes: what was assumed while reading, one sentence each.
+    """
+
+    source: str
+    store: ImageStore
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    parts: NDArray[np.int8]
+    groups: NDArray[np.int64] | None = None
+    expected: Mapping[str, int | None] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, where: NDArray[np.bool_]) -> "ImageIndex":
+        """Keep the rows where a (N,) mask is true; classes stay as they are."""
+        kept = np.flatnonzero(where)
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in kept),
+            labels=self.labels[kept],
+            parts=self.parts[kept],
+            groups=None if self.groups is None else self.groups[kept],
+        )
+
+    def in_part(self, part: Part) -> NDArray[np.bool_]:
+        """Mask (N,) of the photographs that the data itself puts in a part."""
+        return np.asarray(self.parts == PARTS.index(part))
+
+    def class_counts(self, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Labelled photographs of each class, (K,), among those where a mask is true."""
+        labels = self.labels if where is None else self.labels[where]
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes)).astype(np.int64)
+
+
+def make_index(
+    source: str,
+    store: ImageStore,
+    paths: Sequence[str],
+    labels: Sequence[str | None],
+    parts: Sequence[Part | None],
+    group_names: Sequence[str] | None = None,
+    *,
+    skipped: Mapping[str, int] | None = None,
+    notes: Iterable[str] = (),
+) -> ImageIndex:
+    """Number the classes in natural order and build an index from columns of names.
+
+    Args:
+        labels: (N,) class names, None where a photograph has none.
+        group_names: (N,) an empty name is a group of its own.
+    """
+    classes = tuple(sorted({label for label in labels if label is not None}, key=natural_key))
+    position = {name: i for i, name in enumerate(classes)}
+    return ImageIndex(
+        source=source,
+        store=store,
+        paths=tuple(paths),
+        labels=np.array([NO_LABEL if x is None else position[x] for x in labels], dtype=np.int64),
+        classes=classes,
+        parts=np.array([NO_PART if x is None else PARTS.index(x) for x in parts], dtype=np.int8),
+        groups=None if group_names is None else _number_groups(group_names),
+        skipped=dict(skipped or {}),
+        notes=(*notes, *_note_alike(classes), *_note_ungrouped(group_names)),
+    )
+
+
+def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataConfig) -> list[str] | None:
+    """Name the group of each path by the settings on paths; None where they ask for none.
+
+    Args:
+        paths: (N,) where the photographs lie.
+        subfolders: (N,) the folder below the class folder, "" where there is none.
+
+    Raises:
+        DataError: the settings group no photograph at all.
+    """
+    if config.group_regex is not None:
+        pattern = re.compile(config.group_regex)
+        names = [_first_group(pattern.search(path)) for path in paths]
+        way = f"--group-regex {config.group_regex!r} matches none"
+    elif config.group_by_folder:
+        names = list(subfolders)
+        way = "--group-by-folder finds no folder below the class folder of any"
+    else:
+        return None
+    if paths and not any(names):
+        raise DataError(f"{way} of {len(paths)} paths, for example {paths[0]}; mend it or leave it out")
+    return names
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Sort key that puts `2` before `10` and ignores case before it decides by it."""
+    pieces: list[str | tuple[int, str]] = list(re.split(r"(\d+)", name.casefold()))
+    for i in range(1, len(pieces), 2):
+        digits = str(pieces[i]).lstrip("0")
+        # by length, then digits: no integer to build, however long the number
+        pieces[i] = (len(digits), digits)
+    return pieces, name
+
+
+def _note_alike(classes: Sequence[str]) -> list[str]:
+    """Say which classes differ by nothing but case and spaces."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [
+        f"classes {' and '.join(map(repr, names))} differ only in case or spaces and stay apart"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def _note_ungrouped(names: Sequence[str] | None) -> list[str]:
+    n = 0 if names is None else sum(not name for name in names)
+    return [f"{n} photographs are in no group: each stands alone"] if n else []
+
+
+def _number_groups(names: Sequence[str]) -> NDArray[np.int64]:
+    numbers: dict[str | int, int] = {}
+    keys = (name or i for i, name in enumerate(names))  # a nameless one is a group of its own
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _first_group(match: "re.Match[str] | None") -> str:
+    if match is None:
+        return ""
+    return (match.group(1) if match.re.groups else match.group(0)) or ""

@@ -1,0 +1,53 @@
+"""The story's first chapter: what is in there, and what is wrong with it.
+
+It stands apart from `workflow.py` because it needs no network: a scan starts at once.
+"""
+
+import os
+
+from pixelplay.config import DataConfig
+from pixelplay.data.audit import Audit, audit_images
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.source import scan_source
+from pixelplay.journal import Journal
+
+
+def scan(
+    source: str | os.PathLike[str],
+    data: DataConfig | None = None,
+    *,
+    classes: str | None = None,
+    is_decoded: bool = True,
+    journal: Journal | None = None,
+) -> tuple[ImageIndex, Audit]:
+    """Say what is in there and what is wrong with it; nothing is changed.
+
+    Args:
+        classes: file of the classes that the test side expects.
+        is_decoded: False opens only files that may be duplicates, and decodes none.
+
+    Raises:
+        DataError: nothing there, or no labelled photograph.
+    """
+    journal = journal or Journal()
+    index = say_what_was_assumed(scan_source(os.fspath(source), data, classes), journal)
+    with journal.progress("reading", len(index)) as bar:
+        return index, audit_images(index, is_decoded=is_decoded, on_progress=bar.update)
+
+
+def select_labelled(index: ImageIndex, journal: Journal) -> ImageIndex:
+    """Leave out photographs without a label, and say how many."""
+    is_labelled = index.labels >= 0
+    if not is_labelled.all():
+        journal.note(f"{(~is_labelled).sum()} of {len(index)} photographs have no label and play no part")
+    return index.select(is_labelled)
+
+
+def say_what_was_assumed(index: ImageIndex, journal: Journal) -> ImageIndex:
+    """Note what reading names has assumed and passed over; returns the index."""
+    for note in index.notes:
+        journal.note(note)
+    if index.skipped:
+        named = ", ".join(f"{n} {why}" for why, n in index.skipped.items())
+        journal.note(f"{index.source}: passed over by name: {named}")
+    return index

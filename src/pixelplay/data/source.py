@@ -1,0 +1,216 @@
+"""Folder, table or archive → ImageIndex; reads names, never pixels."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from pixelplay.config import DataConfig
+from pixelplay.data.expected import (
+    find_sample_submissions,
+    is_sample_submission,
+    name_expected,
+    read_expected,
+)
+from pixelplay.data.folders import FolderLabels, check_some_classes, label_by_folder, unwrap
+from pixelplay.data.index import ImageIndex, group_names, make_index
+from pixelplay.data.names import Names, list_names
+from pixelplay.data.store import FolderStore, ZipStore
+from pixelplay.data.table_index import index_table
+from pixelplay.data.tables import Table, folder_of, is_table, parse_table, pick_column, read_table
+from pixelplay.errors import ConfigError, DataError, name_some
+
+
+def scan_source(source: str, config: DataConfig | None = None, classes: str | None = None) -> ImageIndex:
+    """Read the labels of a folder, table or zip archive from its names.
+
+    Args:
+        classes: file of the classes that the test side expects; a sample submission beside the
+            data is found by itself.
+
+    Raises:
+        DataError: it does not exist, cannot be read, or holds no labelled photograph.
+    """
+    config = config or DataConfig()
+    if os.path.isdir(source):
+        _check_no_columns(source, config)
+        index = _index_folder(source, config)
+    elif not os.path.exists(source):
+        raise DataError(f"{source} does not exist; give a folder, a table or a zip archive of photographs")
+    elif is_table(source):
+        index = index_table(read_table(source), _table_store(source, config), config)
+    elif _is_archive(source):
+        index = _index_archive(ZipStore(source), config)
+    else:
+        raise DataError(f"{source} is no folder, table (.csv, .tsv, .parquet) or zip archive")
+    if classes is not None:
+        return replace(index, expected=read_expected(classes))
+    return _with_sample(index)
+
+
+def list_images(source: str, config: DataConfig | None = None) -> ImageIndex:
+    """Name the photographs of a folder, table, zip archive or single file, without labels.
+
+    A file that does not exist stays in the list: it becomes a row that says so.
+
+    Raises:
+        DataError: a folder, table or archive cannot be read.
+    """
+    config = config or DataConfig()
+    if os.path.isdir(source):
+        return _unlabelled(source, FolderStore(source))
+    if is_table(source) and os.path.exists(source):
+        return index_table(read_table(source), _table_store(source, config), config, is_labelled=False)
+    if os.path.exists(source) and _is_archive(source):
+        return _unlabelled(source, ZipStore(source))
+    return list_files([source])
+
+
+def list_files(paths: Iterable[str]) -> ImageIndex:
+    """Name single files, in the order given."""
+    files = list(paths)
+    return make_index("", FolderStore(""), files, [None] * len(files), [None] * len(files))
+
+
+def _is_archive(source: str) -> bool:
+    return source.lower().endswith(".zip") or zipfile.is_zipfile(source)
+
+
+def _check_no_columns(source: str, config: DataConfig) -> None:
+    """Raise where settings about tables are given for something that is none."""
+    names = ("path_column", "label_column", "part_column", "group_column", "images_dir")
+    asked = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
+    if asked:
+        raise ConfigError(
+            f"{', '.join(asked)} is about tables, and {source} is none; "
+            "give a table, or group with --group-regex or --group-by-folder"
+        )
+
+
+def _index_folder(root: str, config: DataConfig) -> ImageIndex:
+    store = FolderStore(root)
+    names = list_names(store)
+    found = label_by_folder(names.candidates)
+    wrapper = unwrap(names.candidates).rstrip("/")
+    if wrapper:
+        raise DataError(
+            f"{root} has one class folder, {wrapper!r}, whose subfolders look like classes; "
+            f"give {os.path.join(root, wrapper)} instead"
+        )
+    tables = [name for name in names.others if is_table(name) and not is_sample_submission(name)]
+    check_some_classes(found, root, [os.path.join(root, name) for name in tables], names.skipped)
+    return _labelled(root, store, names, found, config)
+
+
+def _index_archive(store: ZipStore, config: DataConfig) -> ImageIndex:
+    names = list_names(store)
+    wrapper = unwrap(names.candidates)
+    wrapped = [name for name in names.candidates if name.startswith(wrapper)]
+    inner = label_by_folder([name[len(wrapper) :] for name in wrapped])
+    classes = {label for label in inner.labels if label is not None}
+    if len(classes) < 2:
+        table_name = _pick_table(store, names.others, config, is_needed=not classes)
+        if table_name is not None:
+            table = _parse_member(store, table_name)
+            folder = config.images_dir or table_name.rpartition("/")[0]
+            return index_table(table, store, config, folder=folder.strip("/"))
+        check_some_classes(inner, store.archive, (), names.skipped)
+    _check_no_columns(store.archive, config)
+    if wrapper:
+        inner.notes.append(f"the photographs of the archive lie in {wrapper}: classes are the folders inside")
+        n_outside = len(names.candidates) - len(wrapped)
+        inner.skipped.update({f"outside {wrapper}": n_outside} if n_outside else {})
+        inner.names[:] = [wrapper + name for name in inner.names]
+    return _labelled(store.archive, store, names, inner, config)
+
+
+def _pick_table(store: ZipStore, names: Iterable[str], config: DataConfig, *, is_needed: bool) -> str | None:
+    """Choose the one table in an archive that names photographs and their labels.
+
+    Args:
+        is_needed: there is nothing else to go by, so a single table is taken: what it lacks will be said.
+
+    Raises:
+        DataError: there are several.
+    """
+    tables = [name for name in names if is_table(name) and not is_sample_submission(name)]
+    if is_needed and len(tables) == 1:
+        return tables[0]
+    found = [name for name in tables if _is_labelling(_parse_member(store, name), config)]
+    if len(found) > 1:
+        raise DataError(
+            f"{store.archive} holds several tables with labels: {name_some(found)}; "
+            "unpack it and give one of them"
+        )
+    return found[0] if found else None
+
+
+def _is_labelling(table: Table, config: DataConfig) -> bool:
+    asked = {"path": config.path_column, "label": config.label_column}
+    return all(
+        pick_column(table, role, None) is not None if name is None else name in table.columns
+        for role, name in asked.items()
+    )
+
+
+def _parse_member(store: ZipStore, name: str) -> Table:
+    return parse_table(store.read(name), store.shown(name))
+
+
+def _labelled(
+    source: str, store: FolderStore | ZipStore, names: Names, found: FolderLabels, config: DataConfig
+) -> ImageIndex:
+    return make_index(
+        source,
+        store,
+        found.names,
+        found.labels,
+        found.parts,
+        group_names(found.names, found.subfolders, config),
+        skipped=names.skipped | found.skipped,
+        notes=found.notes,
+    )
+
+
+def _unlabelled(source: str, store: FolderStore | ZipStore) -> ImageIndex:
+    names = list_names(store)
+    nothing = [None] * len(names.candidates)
+    return make_index(source, store, names.candidates, nothing, nothing, skipped=names.skipped)
+
+
+def _table_store(source: str, config: DataConfig) -> FolderStore:
+    if config.images_dir is not None and not os.path.isdir(config.images_dir):
+        raise DataError(
+            f"--images-dir {config.images_dir} is no folder; give the one with the photographs of {source}"
+        )
+    return FolderStore(config.images_dir or folder_of(source))
+
+
+def _with_sample(index: ImageIndex) -> ImageIndex:
+    """Add the classes that a sample submission expects, if there is one for these classes."""
+    notes = list(index.notes)
+    expected: Mapping[str, int | None] = {}
+    for shown, read in _find_samples(index):
+        try:
+            found = name_expected(read())
+        except DataError as error:
+            notes.append(f"a sample submission is not used: {error}")
+            continue
+        if set(found) & set(index.classes):  # else of another task
+            notes.append(f"expected classes are read from {shown}")
+            expected = found
+            break
+    return replace(index, expected=expected, notes=tuple(notes))
+
+
+def _find_samples(index: ImageIndex) -> list[tuple[str, Callable[[], Table]]]:
+    """Sample submissions in the archive, in the folder of the data and in the one above it, unread."""
+    found: list[tuple[str, Callable[[], Table]]] = []
+    if isinstance(index.store, ZipStore):
+        members = filter(is_sample_submission, index.store.names())
+        found += [(index.store.shown(name), partial(_parse_member, index.store, name)) for name in members]
+    folder = index.source if os.path.isdir(index.source) else folder_of(index.source)
+    for place in (folder, os.path.normpath(os.path.join(folder, os.pardir))):
+        found += [(path, partial(read_table, path)) for path in find_sample_submissions(place)]
+    return found

@@ -1,0 +1,48 @@
+"""Pixels → the square that a network sees."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a photograph becomes network input; the keys are timm's.
+
+    Attributes:
+        input_size: side of the square input, px.
+        mean: of each channel, in [0, 1], subtracted.
+        std: of each channel, in [0, 1], divided by.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased.
+        crop_mode: "squash" shows the network the whole photograph, "center" its central square.
+        crop_pct: fraction of the short side that "center" keeps.
+    """
+
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_mode: str = "squash"
+    crop_pct: float = 1.0
+
+
+def eval_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
+    image = Image.fromarray(pixels)
+    width, height = image.size
+    box: tuple[float, float, float, float] | None = None
+    if preprocessing.crop_mode == "center":
+        side = min(width, height) * preprocessing.crop_pct
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    size = (preprocessing.input_size, preprocessing.input_size)
+    return np.asarray(image.resize(size, FILTERS[preprocessing.interpolation], box=box))

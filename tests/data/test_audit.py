@@ -1,0 +1,244 @@
+"""What audit.py promises: every broken, equal, conflicting, leaking or missing photograph is named."""
+
+import gc
+import weakref
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from photographs import bomb_png, draw, encode
+from pixelplay.data.audit import (
+    Duplicates,
+    audit_images,
+    count_kinds,
+    describe_set,
+    digest_bytes,
+    find_duplicates,
+    name_absent_classes,
+)
+from pixelplay.data.decode import ImageInfo
+from pixelplay.data.index import ImageIndex, make_index
+from pixelplay.data.source import scan_source
+from pixelplay.data.store import FolderStore, ImageStore
+
+PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
+
+
+class Bytes(bytearray):
+    """Bytes that a weak reference can watch."""
+
+
+class Watched:
+    """A store that remembers what was read from another."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self.read_paths: list[str] = []
+        self.given: list[weakref.ref[Bytes]] = []
+
+    def read(self, path: str) -> bytes:
+        data = Bytes(self._store.read(path))
+        self.read_paths.append(path)
+        self.given.append(weakref.ref(data))
+        return data  # type: ignore[return-value]
+
+    def size(self, path: str) -> int:
+        return self._store.size(path)
+
+    def shown(self, path: str) -> str:
+        return path
+
+
+def write(root: Path, files: Mapping[str, bytes]) -> ImageIndex:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return scan_source(str(root))
+
+
+def named(index: ImageIndex, sets: tuple[tuple[int, ...], ...]) -> list[set[str]]:
+    return [{index.paths[i] for i in members} for members in sets]
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> ImageIndex:
+    """Three sets of copies: plain, with two labels, across two parts; a copy without a label; two broken."""
+    return write(
+        tmp_path,
+        {
+            "train/cat/1.png": PHOTO[0],
+            "train/cat/2.png": PHOTO[0],
+            "train/cat/3.png": PHOTO[1],
+            "train/dog/4.png": PHOTO[1],
+            "train/dog/5.png": PHOTO[2],
+            "test/dog/6.png": PHOTO[2],
+            "test/7.png": PHOTO[3],
+            "train/dog/8.png": PHOTO[3],
+            "train/cat/9.png": PHOTO[4],
+            "train/cat/empty.png": b"",
+            "train/dog/empty.png": b"",
+        },
+    )
+
+
+def check_planted(index: ImageIndex, duplicates: Duplicates) -> None:
+    plain = {"train/cat/1.png", "train/cat/2.png"}
+    conflicting = {"train/cat/3.png", "train/dog/4.png"}
+    leaking = {"train/dog/5.png", "test/dog/6.png"}
+    unlabelled = {"test/7.png", "train/dog/8.png"}
+    assert sorted(map(sorted, named(index, duplicates.sets))) == sorted(
+        map(sorted, [plain, conflicting, leaking, unlabelled])
+    )
+    assert named(index, duplicates.conflicts) == [conflicting]
+    assert sorted(map(sorted, named(index, duplicates.leaks))) == sorted(map(sorted, [leaking, unlabelled]))
+
+
+@pytest.mark.parametrize("is_decoded", [True, False])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_planted_copies_conflicts_and_leaks_are_found(
+    planted: ImageIndex, is_decoded: bool, num_workers: int
+) -> None:
+    audit = audit_images(planted, is_decoded=is_decoded, num_workers=num_workers)
+    check_planted(planted, audit.duplicates)
+    assert {planted.paths[i]: (e.status, e.reason) for i, e in audit.errors.items()} == {
+        "train/cat/empty.png": ("unreadable", "empty file"),
+        "train/dog/empty.png": ("unreadable", "empty file"),
+    }
+    assert list(audit.errors) == sorted(audit.errors)
+
+
+def test_the_same_copies_are_found_in_an_archive(planted: ImageIndex, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for path in planted.paths:
+            archive.writestr(path, planted.store.read(path))
+    index = scan_source(str(tmp_path / "d.zip"))
+    for is_decoded in (True, False):
+        check_planted(index, audit_images(index, is_decoded=is_decoded).duplicates)
+
+
+def test_files_of_equal_size_are_no_duplicates(tmp_path: Path) -> None:
+    index = write(tmp_path, {"a/1": b"1234", "a/2": b"1235", "b/3": b"12345"})
+    assert audit_images(index, is_decoded=False).duplicates.sets == ()
+
+
+def test_without_decoding_a_file_of_a_size_of_its_own_is_not_opened(tmp_path: Path) -> None:
+    index = write(tmp_path, {"a/1": b"1234", "b/2": b"123", "b/3": b"abc"})
+    store = Watched(index.store)
+    assert audit_images(replace(index, store=store), is_decoded=False).errors == {}
+    assert sorted(store.read_paths) == ["b/2", "b/3"]
+
+
+def test_every_broken_photograph_is_named_with_its_reason(tmp_path: Path) -> None:
+    index = write(
+        tmp_path,
+        {
+            "a/bomb.png": bomb_png(),
+            "a/cut.png": PHOTO[0][:-400],
+            "a/good.png": PHOTO[1],
+            "a/page.jpg": b"<!DOCTYPE html><html></html>",
+            "b/gone.png": PHOTO[2],
+            "b/raw.ppm": encode(draw(1), "PPM"),
+        },
+    )
+    (tmp_path / "b/gone.png").unlink()
+    audit = audit_images(index)
+    assert {index.paths[i]: error.status for i, error in audit.errors.items()} == {
+        "a/bomb.png": "too_large",
+        "a/cut.png": "unreadable",
+        "a/page.jpg": "unreadable",
+        "b/gone.png": "missing",
+        "b/raw.ppm": "unsupported",
+    }
+    assert {index.paths[i]: info for i, info in audit.infos.items()} == {
+        "a/good.png": ImageInfo("PNG", 64, 48, "RGB")
+    }
+    undecoded = audit_images(index, is_decoded=False)
+    assert [(index.paths[i], error.status) for i, error in undecoded.errors.items()] == [
+        ("b/gone.png", "missing")
+    ]
+    assert undecoded.infos == {}
+
+
+def test_errors_do_not_keep_the_bytes_of_their_photographs(tmp_path: Path) -> None:
+    index = write(tmp_path, {"a/1": b"x" * 1000, "b/2": b"y" * 999})
+    store = Watched(index.store)
+    audit = audit_images(replace(index, store=store))
+    gc.collect()
+    assert len(audit.errors) == len(store.given) == 2
+    assert [reference() for reference in store.given] == [None, None]
+
+
+@pytest.mark.parametrize("is_decoded", [True, False])
+def test_progress_counts_every_photograph_once(tmp_path: Path, is_decoded: bool) -> None:
+    index = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
+    counts: list[int] = []
+    audit_images(index, is_decoded=is_decoded, on_progress=counts.append)
+    assert sum(counts) == 150
+    assert len(counts) > 2
+
+
+def test_nothing_to_audit_is_no_error() -> None:
+    index = make_index("none", FolderStore("nowhere"), [], [], [])
+    audit = audit_images(index)
+    assert (audit.errors, audit.duplicates.sets, audit.infos) == ({}, (), {})
+    assert count_kinds(audit) == ({}, None, None)
+
+
+def test_an_empty_digest_equals_none(planted: ImageIndex) -> None:
+    assert find_duplicates(planted, [b""] * len(planted)).sets == ()
+
+
+def test_a_digest_is_16_bytes_of_blake2b() -> None:
+    assert digest_bytes(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
+
+
+def test_formats_and_extreme_sizes_are_counted(tmp_path: Path) -> None:
+    index = write(
+        tmp_path,
+        {
+            "a/1": encode(draw(1, (40, 30)), "PNG"),
+            "a/2": encode(draw(2, (10, 99)), "JPEG"),
+            "b/3": encode(draw(3, (200, 10)), "PNG"),
+        },
+    )
+    formats, smallest, largest = count_kinds(audit_images(index))
+    assert (formats, smallest, largest) == ({"PNG": 2, "JPEG": 1}, (10, 99), (200, 10))
+
+
+def test_a_set_is_described_by_path_label_and_part(planted: ImageIndex) -> None:
+    audit = audit_images(planted, is_decoded=False)
+    (unlabelled,) = (s for s in audit.duplicates.leaks if "test/7.png" in {planted.paths[i] for i in s})
+    assert describe_set(planted, unlabelled) == [
+        {"path": "test/7.png", "label": None, "part": "test"},
+        {"path": "train/dog/8.png", "label": "dog", "part": "train"},
+    ]
+
+
+# Absent classes
+
+
+def test_ten_absent_classes_of_fifty_with_40_percent_of_the_test_images_bound_accuracy_to_60() -> None:
+    classes = [f"c{k}" for k in range(50)]
+    counts = np.array([100] * 40 + [0] * 10)
+    expected = dict.fromkeys(classes[:40], 30) | dict.fromkeys(classes[40:], 80)
+    absent, reachable = name_absent_classes(classes, counts, expected)
+    assert absent == classes[40:]
+    assert reachable == pytest.approx(0.6)
+    # a class that the training side has never heard of is as absent as one without photographs
+    assert name_absent_classes(classes[:40], counts[:40], expected) == (absent, reachable)
+
+
+def test_without_counts_absent_classes_are_named_and_nothing_is_bounded() -> None:
+    expected = {"a": 3, "b": None, "c": 4}
+    assert name_absent_classes(["a", "b"], np.array([1, 0]), expected) == (["b", "c"], None)
+    assert name_absent_classes(["a"], np.array([1]), {}) == ([], None)
+    assert name_absent_classes(["a"], np.array([1]), {"a": 0}) == ([], None)
+
+
+def test_with_every_class_present_nothing_is_absent() -> None:
+    assert name_absent_classes(["a", "b"], np.array([1, 2]), {"a": 1, "b": 9}) == ([], 1.0)

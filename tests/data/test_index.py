@@ -1,0 +1,51 @@
+"""What index.py promises: columns of names become numbers, and a selection keeps their meaning."""
+
+import numpy as np
+
+from pixelplay.data.index import ImageIndex, make_index
+from pixelplay.data.store import FolderStore
+
+
+def example() -> ImageIndex:
+    return make_index(
+        "photos",
+        FolderStore("photos"),
+        ["a/1", "b/1", "10/1", "2/1", "x"],
+        ["a", "b", "10", "2", None],
+        ["train", "val", "test", None, "test"],
+        ["g", "", "g", "", "h"],
+    )
+
+
+def test_names_become_numbers_in_natural_order() -> None:
+    index = example()
+    assert len(index) == 5
+    assert index.classes == ("2", "10", "a", "b")
+    np.testing.assert_array_equal(index.labels, [2, 3, 1, 0, -1])
+    np.testing.assert_array_equal(index.parts, [0, 1, 2, -1, 2])
+    assert index.groups is not None
+    np.testing.assert_array_equal(index.groups, [0, 1, 0, 2, 3])
+    np.testing.assert_array_equal(index.in_part("test"), [False, False, True, False, True])
+    np.testing.assert_array_equal(index.class_counts(), [1, 1, 1, 1])
+
+
+def test_a_selection_keeps_classes_and_groups() -> None:
+    chosen = example().select(np.array([True, False, True, False, True]))
+    assert chosen.paths == ("a/1", "10/1", "x")
+    assert chosen.classes == ("2", "10", "a", "b")
+    np.testing.assert_array_equal(chosen.labels, [2, 1, -1])
+    np.testing.assert_array_equal(chosen.parts, [0, 2, 2])
+    assert chosen.groups is not None
+    np.testing.assert_array_equal(chosen.groups, [0, 0, 3])
+    np.testing.assert_array_equal(chosen.class_counts(), [0, 1, 1, 0])
+
+
+def test_counts_of_a_mask_leave_out_the_unlabelled() -> None:
+    index = example()
+    np.testing.assert_array_equal(index.class_counts(index.in_part("test")), [0, 1, 0, 0])
+
+
+def test_an_index_may_be_empty() -> None:
+    index = make_index("none", FolderStore("none"), [], [], [])
+    assert (len(index), index.classes, index.groups) == (0, (), None)
+    assert index.class_counts().shape == (0,)

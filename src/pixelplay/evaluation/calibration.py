@@ -1,0 +1,234 @@
+"""Natural-prior logits → probabilities that mean what they say, and answers for the metric that counts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.errors import DataError
+from pixelplay.evaluation.intervals import FloatArray, IntArray, bootstrap_weights
+from pixelplay.evaluation.weighted import (
+    LABEL_METRICS,
+    Metric,
+    check_labels,
+    count_labels,
+    expected_calibration_error,
+)
+
+__all__ = [
+    "TauFit",
+    "TemperatureFit",
+    "decide",
+    "expected_calibration_error",
+    "fit_tau",
+    "fit_temperature",
+    "natural_probs",
+]
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+_TAU_GRID = np.arange(41) / 20  # 0 to 2
+_TAU_RESAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureFit:
+    """The temperature of a model and what it does to held-out data.
+
+    Attributes:
+        temperature: T > 0; above 1 the model was over-confident.
+        nll_before: mean negative log-likelihood at T = 1, nats.
+        nll_after: the same at T.
+        n: number of held-out images.
+        at_bound: the search ran to the end of its range, so the data fix no temperature and T is 1.
+    """
+
+    temperature: float
+    nll_before: float
+    nll_after: float
+    n: int
+    at_bound: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TauFit:
+    """The strength of prior correction in `decide`, and how it was found.
+
+    Attributes:
+        tau: the smallest on the grid within one standard error of the best value.
+        value: the metric at `tau`.
+        value_at_zero: the metric without correction.
+        standard_error: of the metric at its best τ.
+        n: number of held-out images.
+        grid: the τ tried, ascending.
+        values: (len(grid),) the metric at each.
+    """
+
+    tau: float
+    value: float
+    value_at_zero: float
+    standard_error: float
+    n: int
+    grid: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def natural_probs(logits: NDArray[Any], temperature: float) -> FloatArray:
+    """Return softmax(logits / T).
+
+    Args:
+        logits: (N, K) float with natural priors; a row with NaN yields a row of NaN.
+        temperature: T > 0.
+
+    Returns:
+        (N, K) float64, rows sum to 1.
+
+    Raises:
+        DataError: T is not positive and finite.
+    """
+    if not 0 < temperature < np.inf:
+        raise DataError(f"temperature is {temperature}; it must be positive and finite; fit the model again")
+    return np.exp(_log_softmax(logits.astype(np.float64) / temperature))
+
+
+def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
+    """Choose argmax(log probs − τ·log π_data) for each image.
+
+    Args:
+        probs: (N, K) float with natural priors.
+        priors: (K,) class frequencies π_data in training, all > 0.
+        tau: 0 answers the most probable class; 1 the one whose probability rose most over its prior.
+
+    Returns:
+        (N,) int64 in [0, K); −1 for a row with NaN.
+
+    Raises:
+        DataError: `priors` has another length or a value that is not positive.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 9.
+    """
+    if priors.shape != probs.shape[1:]:
+        raise DataError(f"{priors.size} priors do not fit {probs.shape[1]} classes; give one per class")
+    if not (priors > 0).all():
+        worst = int(np.argmin(priors))
+        raise DataError(
+            f"class {worst} has prior {priors[worst]}; each must be positive; leave the class out"
+        )
+    if tau == 0:
+        pred = np.argmax(probs, axis=1)
+    else:
+        with np.errstate(divide="ignore"):  # log 0 is −inf: never chosen
+            pred = np.argmax(np.log(probs) - tau * np.log(priors), axis=1)
+    return np.where(np.isnan(probs).any(axis=1), -1, pred)
+
+
+def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
+    """Find the temperature that minimises NLL on held-out logits.
+
+    Dividing logits by one positive scalar changes confidence but never the ranking of classes. Where no
+    temperature in range is best (every image right, or nothing learned) T stays 1.
+
+    Args:
+        logits: (N, K) float, natural priors, from images that the model was not trained on.
+        labels: (N,) int in [0, K).
+
+    Raises:
+        DataError: no image, a label outside the model's classes, logits that are not finite.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599, section 4.2.
+    """
+    from scipy.optimize import minimize_scalar
+
+    _check_held_out(logits, labels)
+    logits = logits.astype(np.float64)
+    rows = np.arange(len(labels))
+
+    def nll(log_temperature: float) -> float:
+        return float(-_log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
+
+    # searched in log T: T stays positive and the scale is symmetric; NLL is convex in 1/T, so unimodal here
+    bounds = np.log(TEMPERATURE_RANGE)
+    found = minimize_scalar(nll, bounds=tuple(bounds), method="bounded", options={"xatol": 1e-5})
+    best = nll(float(found.x))
+    # not by the place: NLL may underflow to a plateau of 0 long before the bound
+    at_bound = min(nll(bound) for bound in bounds) <= best
+    temperature = 1.0 if at_bound else float(np.exp(found.x))
+    return TemperatureFit(
+        temperature=temperature,
+        nll_before=nll(0.0),
+        nll_after=nll(float(np.log(temperature))),
+        n=len(labels),
+        at_bound=at_bound,
+    )
+
+
+def fit_tau(
+    probs: NDArray[Any],
+    labels: IntArray,
+    priors: NDArray[Any],
+    groups: IntArray | None,
+    *,
+    metric: Metric,
+    seed: int,
+) -> TauFit:
+    """Choose τ on held-out probabilities: the smallest within one standard error of the best.
+
+    The standard error is that of the metric at its best τ over bootstrap resamples of groups. For accuracy
+    τ is 0: natural probabilities need no correction there.
+
+    Args:
+        probs: (N, K) float with natural priors, at the model's temperature.
+        labels: (N,) int in [0, K).
+        priors: (K,) class frequencies in training, all > 0.
+        groups: (N,) int, equal for images that are not independent; None: all are.
+        metric: what the user wants to be good at.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: no image, a label outside the model's classes, probabilities that are not finite, or priors
+            that `decide` refuses.
+
+    Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984,
+    section 3.4.3.
+    """
+    _check_held_out(probs, labels)
+    measure, n_classes = LABEL_METRICS[metric], probs.shape[1]
+    grid = _TAU_GRID[:1] if metric == "accuracy" else _TAU_GRID
+    preds = [decide(probs, priors, float(tau)) for tau in grid]
+    values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
+    best = int(np.argmax(values))
+    samples = [
+        measure(count_labels(preds[best], labels, n_classes, weights))
+        for weights in bootstrap_weights(groups, len(labels), _TAU_RESAMPLES, seed)
+    ]
+    standard_error = float(np.std(np.concatenate(samples), ddof=1))
+    chosen = int(np.argmax(values >= values[best] - standard_error))  # the first that is
+    return TauFit(
+        tau=float(grid[chosen]),
+        value=float(values[chosen]),
+        value_at_zero=float(values[0]),
+        standard_error=standard_error,
+        n=len(labels),
+        grid=tuple(grid.tolist()),
+        values=tuple(values.tolist()),
+    )
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    """Return logits minus the log of the sum of their exponentials, by row, without overflow."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probs: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probs
+
+
+def _check_held_out(values: NDArray[Any], labels: IntArray) -> None:
+    """Raise DataError unless there is one finite row of the model per label inside its classes."""
+    check_labels(labels, values.shape[1])
+    if len(values) != len(labels):
+        raise DataError(f"{len(values)} rows do not fit {len(labels)} labels; give one row per label")
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if broken.size:
+        raise DataError(
+            f"row {broken[0]} is not finite ({broken.size} such rows, 0 allowed); "
+            "leave out images that could not be read"
+        )

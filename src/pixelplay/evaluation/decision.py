@@ -1,0 +1,62 @@
+"""Held-out logits → how probabilities are made and how a class is decided."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import Metric
+from pixelplay.evaluation.calibration import (
+    TauFit,
+    TemperatureFit,
+    decide,
+    fit_tau,
+    fit_temperature,
+    natural_probs,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Temperature, then prior correction: `argmax(log softmax(logits / T) − τ·log π)`.
+
+    Attributes:
+        temperature: its value and the evidence for it.
+        tau: its value and the evidence for it.
+        priors: (K,) class frequencies π in training.
+    """
+
+    temperature: TemperatureFit
+    tau: TauFit
+    priors: NDArray[np.float64]
+
+    def apply(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Probabilities (N, K) and decided classes (N,) of logits (N, K); NaN rows give NaN and -1."""
+        probs = np.full(logits.shape, np.nan)
+        is_known = ~np.isnan(logits).any(1)
+        probs[is_known] = natural_probs(logits[is_known], self.temperature.temperature)
+        return probs, decide(probs, self.priors, self.tau.tau)
+
+
+def fit_decision(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    priors: NDArray[np.float64],
+    *,
+    metric: Metric,
+    seed: int,
+) -> Decision:
+    """Fit temperature by NLL, then tau for the declared metric, on held-out logits.
+
+    Args:
+        logits: (N, K) natural-prior logits; rows of NaN were not held out and take no part.
+        labels: (N,) in [0, K).
+        groups: (N,) what the bootstrap behind tau's standard error keeps together.
+    """
+    held_out = ~np.isnan(logits).any(1)
+    logits, labels, groups = logits[held_out], labels[held_out], groups[held_out]
+    temperature = fit_temperature(logits, labels)
+    probs = natural_probs(logits, temperature.temperature)
+    tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
+    return Decision(temperature=temperature, tau=tau, priors=priors)

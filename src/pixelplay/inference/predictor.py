@@ -1,0 +1,187 @@
+"""Bundle + images → Predictions."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixelplay.config import ComputeConfig, DataConfig
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.decode import check_array, decode_image, to_rgb
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.source import list_files, list_images
+from pixelplay.data.transforms import eval_view
+from pixelplay.errors import DataError, ImageError
+from pixelplay.evaluation.calibration import decide, natural_probs
+from pixelplay.model.bundle import Bundle, read_bundle
+from pixelplay.model.features import FeatureExtractor, Loaded, pick_device, pick_precision, stream_features
+
+InMemoryImage = Image.Image | NDArray[Any] | bytes
+Images = str | os.PathLike[str] | ImageIndex | Sequence[str | os.PathLike[str] | InMemoryImage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """One row for each requested image, in the requested order.
+
+    Attributes:
+        paths: (N,) as requested, below its folder or archive; an image in memory is named "[3]".
+        status: (N,) "ok", "missing", "unreadable", "too_large" or "unsupported".
+        errors: (N,) why a row has no prediction; "" where it has one.
+        probs: (N, K) float64 calibrated class probabilities; a row sums to 1, or is NaN with its error.
+        pred: (N,) int64 decided class, -1 in a row without prediction. With tau > 0 it need not be
+            the most probable one.
+        classes: (K,) names.
+        digests: (N,) content digest of each file, b"" where it could not be read.
+    """
+
+    paths: tuple[str, ...]
+    status: tuple[str, ...]
+    errors: tuple[str, ...]
+    probs: NDArray[np.float64]
+    pred: NDArray[np.int64]
+    classes: tuple[str, ...]
+    digests: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """(N,) decided class names, None in a row without prediction."""
+        return tuple(self.classes[k] if k >= 0 else None for k in self.pred)
+
+
+class Predictor:
+    """A trained classifier, ready to use.
+
+    Args:
+        run: folder of a run, or of its model.
+        compute: device, precision, batch size, threads.
+
+    Raises:
+        BundleError: no bundle there, or a damaged one.
+    """
+
+    def __init__(self, run: "str | os.PathLike[str]", compute: ComputeConfig | None = None) -> None:
+        compute = compute or ComputeConfig()
+        self._bundle = read_bundle(os.fspath(run))
+        self._num_workers = compute.num_workers
+        device = pick_device(compute.device)
+        asked = compute.precision
+        if asked == "auto" and self._bundle.precision == "fp32":
+            asked = "fp32"  # never coarser than what the head was learned on
+        self._extractor = FeatureExtractor(
+            self._bundle.backbone,
+            self._bundle.preprocessing,
+            hflip=self._bundle.hflip,
+            device=device,
+            precision=pick_precision(asked, device),
+            batch_size=compute.batch_size,
+            learned_in=self._bundle.precision,
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """(K,) class names."""
+        return self._bundle.classes
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model behind the predictions."""
+        return self._bundle
+
+    def predict(self, images: Images) -> Predictions:
+        """Classify photographs: one row each, in order, whatever is wrong with some of them.
+
+        Args:
+            images: a folder, table, zip archive or file; or a list of files, PIL images, arrays
+                (H, W, 3) uint8 and encoded bytes.
+        """
+        return join_predictions(list(self.predict_stream(images)), self.classes)
+
+    def predict_stream(self, images: Images) -> Iterator[Predictions]:
+        """Classify photographs, a chunk at a time; memory stays flat however many there are."""
+        index, in_memory = _gather(images)
+        size = self._bundle.preprocessing.input_size
+
+        def load(i: int) -> Loaded:
+            digest = b""
+            try:
+                if i in in_memory and not isinstance(in_memory[i], bytes):
+                    pixels = _pixels_of(in_memory[i], index.paths[i])
+                else:
+                    data = in_memory[i] if i in in_memory else index.store.read(index.paths[i])
+                    assert isinstance(data, bytes)
+                    digest = digest_bytes(data)
+                    pixels = decode_image(data, path=index.paths[i], target_px=size)
+                return Loaded(digest=digest, pixels=eval_view(pixels, self._bundle.preprocessing))
+            except ImageError as error:
+                return Loaded(digest=digest, error=error.detached())
+
+        start = 0
+        stream = stream_features(self._extractor, load, len(index), num_workers=self._num_workers)
+        for chunk, features in stream:
+            paths = [index.store.shown(path) for path in index.paths[start : start + len(chunk)]]
+            yield self._decide(paths, chunk, features)
+            start += len(chunk)
+
+    def _decide(
+        self, paths: Sequence[str], chunk: Sequence[Loaded], features: NDArray[np.float32]
+    ) -> Predictions:
+        bundle = self._bundle
+        logits = bundle.head.logits(features)  # (N, K), NaN where nothing was read
+        probs = np.full(logits.shape, np.nan)
+        is_ok = np.array([loaded.error is None for loaded in chunk])
+        probs[is_ok] = natural_probs(logits[is_ok], bundle.temperature)
+        return Predictions(
+            paths=tuple(paths),
+            status=tuple("ok" if loaded.error is None else loaded.error.status for loaded in chunk),
+            errors=tuple("" if loaded.error is None else loaded.error.reason for loaded in chunk),
+            probs=probs,
+            pred=decide(probs, bundle.priors, bundle.tau),
+            classes=bundle.classes,
+            digests=tuple(loaded.digest for loaded in chunk),
+        )
+
+
+def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) -> Predictions:
+    """Put chunks together in their order."""
+    empty = np.empty((0, len(classes)))
+    return Predictions(
+        paths=tuple(path for chunk in chunks for path in chunk.paths),
+        status=tuple(status for chunk in chunks for status in chunk.status),
+        errors=tuple(error for chunk in chunks for error in chunk.errors),
+        probs=np.concatenate([empty, *(chunk.probs for chunk in chunks)]),
+        pred=np.concatenate([np.empty(0, np.int64), *(chunk.pred for chunk in chunks)]),
+        classes=classes,
+        digests=tuple(digest for chunk in chunks for digest in chunk.digests),
+    )
+
+
+def _gather(images: Images) -> tuple[ImageIndex, dict[int, InMemoryImage]]:
+    """Name all images, and keep those that are in memory by position."""
+    if isinstance(images, ImageIndex):
+        return images, {}
+    if isinstance(images, str | os.PathLike):
+        return list_images(os.fspath(images), DataConfig()), {}
+    if isinstance(images, Image.Image | np.ndarray | bytes):
+        raise DataError(f"images is one {type(images).__name__}; give a list, even of one image")
+    images = list(images)  # an iterator can be read only once
+    in_memory = {i: image for i, image in enumerate(images) if not isinstance(image, str | os.PathLike)}
+    names = [f"[{i}]" if i in in_memory else os.fspath(image) for i, image in enumerate(images)]  # type: ignore[arg-type]
+    return list_files(names), in_memory
+
+
+def _pixels_of(image: InMemoryImage, name: str) -> NDArray[np.uint8]:
+    if isinstance(image, Image.Image):
+        return to_rgb(image, path=name)
+    if isinstance(image, np.ndarray):
+        return check_array(image, path=name)
+    raise ImageError(
+        name, "unsupported", f"{type(image).__name__} is no image; give a path, PIL image, array or bytes"
+    )

@@ -1,0 +1,207 @@
+"""timm name, local file or bundled package → network with its preprocessing.
+
+A backbone maps photographs to features: mean and standard deviation of each channel after each of
+the last stages, beside the network's own pooled features. Earlier stages keep texture and local
+contrast that the last layer has given up; for data unlike ImageNet that is worth several points,
+at little cost in time (benchmarks/LOG.md).
+
+Source: Evci et al., "Head2Toe: Utilizing Intermediate Representations for Better Transfer
+Learning", ICML 2022, arXiv:2201.03529.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelplay.config import suggest
+from pixelplay.data.transforms import FILTERS, Preprocessing
+from pixelplay.errors import BundleError, ConfigError, name_some
+from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+
+FEATURES_VERSION = 1  # of bundles and cache keys: raise it when the same pixels yield other features
+N_STAGES = 5  # of longer lists (EfficientNet's seven, a transformer's blocks) the last five
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier.
+
+    Attributes:
+        name: timm's name of the architecture, with its weights tag.
+        n_features: D, the length of the feature vector.
+    """
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.n_features = self._count_features()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn normalised images (B, 3, H, W) into features (B, D) float32."""
+        network: Any = self.network
+        # (B, C_s, H_s, W_s) for each of the last stages s
+        last, stages = network.forward_intermediates(images, **self._which_stages())
+        pooled = network.forward_head(last, pre_logits=True)  # (B, C)
+        moments = [moment for stage in stages for moment in _channel_moments(stage)]  # (B, C_s) each
+        return torch.cat([*moments, pooled.float()], dim=1)  # (B, D)
+
+    def _which_stages(self) -> dict[str, Any]:
+        from timm.models import EfficientNet
+
+        network: Any = self.network
+        # timm lists only those EfficientNet stages that halve the resolution; the others count too
+        if isinstance(network, EfficientNet):
+            return {"indices": min(N_STAGES, len(network.blocks)), "extra_blocks": True}
+        return {"indices": min(N_STAGES, len(network.feature_info))}
+
+    def _count_features(self) -> int:
+        config: Any = self.network.pretrained_cfg
+        was_training = self.training
+        with torch.inference_mode():
+            n_features = self.eval()(torch.zeros(1, *config["input_size"])).shape[1]
+        self.train(was_training)
+        return int(n_features)
+
+
+def _channel_moments(stage: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over positions, (B, C) float32 each, of maps (B, C, H, W)."""
+    variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
+    return mean, (variance + 1e-12).sqrt()  # the root's slope at 0 is infinite
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBackbone:
+    """A backbone with trained weights and the way its photographs are prepared.
+
+    Attributes:
+        weights_id: hexadecimal digest of the weights file; the feature cache's key.
+        origin: where the weights came from, in words.
+    """
+
+    backbone: Backbone
+    preprocessing: Preprocessing
+    weights_id: str
+    origin: str
+
+
+def pick_backbone_name(asked: str, device: str) -> str:
+    """Resolve `auto`: the embedded network on a CPU, ConvNeXt-Tiny on a GPU."""
+    if asked != "auto":
+        return asked
+    return "lite0" if device == "cpu" else "convnext_tiny.in12k_ft_in1k"
+
+
+def check_backbone_name(name: str) -> None:
+    """Raise for a name that is neither embedded nor in timm's local list.
+
+    Raises:
+        ConfigError: unknown; the nearest known names are given.
+    """
+    if name in EMBEDDED:
+        return
+    import timm
+
+    # timm takes names with a colon or slash for addresses
+    is_local = ":" not in name and "/" not in name and timm.is_model(name.split(".")[0])
+    if not is_local or ("." in name and not timm.is_model_pretrained(name)):
+        hint = suggest(name, [*EMBEDDED, *timm.list_models(), *timm.list_pretrained()])
+        raise ConfigError(
+            f"backbone {name!r} is unknown{hint}; lite0 and lite2 work offline, timm has the rest"
+        )
+
+
+def load_backbone(name: str, weights: str | None, *, is_offline: bool) -> LoadedBackbone:
+    """Build a network by name and fill it with trained weights, strictly.
+
+    Args:
+        name: "lite0", "lite2" or a timm model, with its tag if it has one.
+        weights: local file that replaces the published weights.
+
+    Raises:
+        ConfigError: unknown name, or no weights to be had; the ways on are named.
+        BundleError: weights that do not fit; the keys are named.
+    """
+    check_backbone_name(name)
+    timm_name = EMBEDDED[name].timm_name if name in EMBEDDED else name
+    network = create_network(timm_name)
+    found = find_weights(name, network.pretrained_cfg, weights, is_offline=is_offline)
+    fill_network(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
+    return LoadedBackbone(
+        backbone=Backbone(timm_name, network),
+        preprocessing=_preprocessing_of(network),
+        weights_id=found.sha256,
+        origin=found.origin,
+    )
+
+
+def create_network(timm_name: str) -> Any:
+    """Build an untrained timm network without classifier; nothing is downloaded."""
+    import timm
+
+    with _quiet_timm():
+        try:
+            # the random start is overwritten by weights; the user's own random numbers stay untouched
+            with torch.random.fork_rng(devices=[]):
+                return timm.create_model(timm_name, pretrained=False, num_classes=0)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"backbone {timm_name!r} cannot be built: {error}") from None
+
+
+def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load weights into a network without classifier.
+
+    Raises:
+        BundleError: keys or shapes that do not fit; the first ten are named.
+    """
+    config: Any = network.pretrained_cfg
+    classifiers = config.get("classifier") or ()
+    prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    own = network.state_dict()
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in own or not any(key.startswith(f"{prefix}.") for prefix in prefixes)
+    }
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes in", misshapen)):
+        if keys:
+            architecture = config["architecture"]
+            raise BundleError(f"{origin} does not fit {architecture}: it {what} {name_some(keys)}")
+    network.load_state_dict({**own, **state}, strict=True)
+
+
+def _preprocessing_of(network: nn.Module) -> Preprocessing:
+    config: Any = network.pretrained_cfg
+    return Preprocessing(
+        input_size=int(config["input_size"][-1]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        # timm's "random" means: any filter, chosen while training
+        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
+    )
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """timm's notices about its own aliases and tags are not for our user."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

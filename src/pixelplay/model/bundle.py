@@ -1,0 +1,223 @@
+"""The deployable model: a folder of safetensors and one JSON file. Nothing in it can run.
+
+bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
+backbone.safetensors timm's own keys
+head.safetensors     weight (K, D), bias (K,)
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import Precision
+from pixelplay.data.transforms import FILTERS, Preprocessing
+from pixelplay.errors import BundleError, PixelPlayError
+from pixelplay.model.backbone import (
+    FEATURES_VERSION,
+    Backbone,
+    check_backbone_name,
+    create_network,
+    fill_network,
+)
+from pixelplay.model.head import LinearHead
+from pixelplay.model.weights import file_sha256, read_state_dict
+
+FORMAT_VERSION = 1
+DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
+MAX_INPUT_PX = 4096
+WEIGHT_FILES = ("backbone.safetensors", "head.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """All that prediction needs.
+
+    Attributes:
+        classes: (K,) names in the order of the logits.
+        preprocessing: how a photograph becomes network input.
+        hflip: whether features are averaged over the photograph and its mirror image.
+        precision: number format that the features were learned in.
+        temperature: logits are divided by it.
+        tau: strength of the prior's correction in the decision.
+        priors: (K,) class frequencies π in training.
+        metric: what tau was chosen for.
+        trained_on: hexadecimal digests of the training photographs, shortened.
+        head: linear map from features to logits.
+        made_by: PixelPlay's version and the weights' origin.
+    """
+
+    backbone: Backbone
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    hflip: bool
+    precision: Precision
+    temperature: float
+    tau: float
+    priors: NDArray[np.float64]
+    metric: str
+    trained_on: frozenset[str]
+    head: LinearHead
+    made_by: Mapping[str, str]
+
+
+def shorten_digest(digest: bytes) -> str:
+    """The form in which a bundle remembers a training photograph."""
+    return digest.hex()[:DIGEST_CHARS]
+
+
+def write_bundle(bundle: Bundle, folder: str) -> None:
+    """Write a bundle into an empty folder; bundle.json comes last and vouches for the rest."""
+    from safetensors.numpy import save as save_arrays
+    from safetensors.torch import save as save_tensors
+
+    os.makedirs(folder, exist_ok=True)
+    state = {key: value.contiguous().cpu() for key, value in bundle.backbone.network.state_dict().items()}
+    head = {"weight": np.ascontiguousarray(bundle.head.weight), "bias": bundle.head.bias}
+    # written by Python, so that a full disk is an OSError like everywhere else
+    for name, data in zip(WEIGHT_FILES, (save_tensors(state), save_arrays(head)), strict=True):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(data)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "classes": list(bundle.classes),
+        "backbone": {"name": bundle.backbone.name, "features_version": FEATURES_VERSION},
+        "preprocessing": asdict(bundle.preprocessing),
+        "hflip": bundle.hflip,
+        "precision": bundle.precision,
+        "temperature": bundle.temperature,
+        "tau": bundle.tau,
+        "priors": [float(p) for p in bundle.priors],
+        "metric": bundle.metric,
+        "made_by": dict(bundle.made_by),
+        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in WEIGHT_FILES},
+        "trained_on": sorted(bundle.trained_on),
+    }
+    write_json(content, os.path.join(folder, "bundle.json"))
+
+
+def read_bundle(folder: str) -> Bundle:
+    """Read and verify a bundle, given its own folder or the run's.
+
+    Raises:
+        BundleError: missing, damaged, from a newer version, or no bundle of PixelPlay.
+    """
+    folder = find_bundle(folder)
+    content = _read_content(os.path.join(folder, "bundle.json"))
+    for name in WEIGHT_FILES:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
+        if file_sha256(path) != content["sha256"].get(name):
+            raise BundleError(f"{path} is damaged: its SHA-256 is not the one in bundle.json; copy it again")
+    try:
+        bundle = _build(content, folder)
+        _check(bundle)
+    except PixelPlayError as error:
+        raise BundleError(f"the model in {folder} cannot be used: {error}") from None
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise BundleError(
+            f"{folder}/bundle.json is damaged ({type(error).__name__}: {error}); copy it again"
+        ) from None
+    return bundle
+
+
+def find_bundle(folder: str) -> str:
+    """Resolve RUN or RUN/model to the folder that holds bundle.json.
+
+    Raises:
+        BundleError: neither holds one.
+    """
+    for candidate in (folder, os.path.join(folder, "model")):
+        if os.path.isfile(os.path.join(candidate, "bundle.json")):
+            return candidate
+    what = "is no model" if os.path.isdir(folder) else "does not exist"
+    raise BundleError(f"{folder} {what}; expected a run of pixelplay train, or its model folder")
+
+
+def write_json(content: Mapping[str, Any], path: str) -> None:
+    """Write JSON under a temporary name, then rename."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def _read_content(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content: Any = json.load(file)
+        version = content["format_version"]
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"format_version {version!r}")
+        if version <= FORMAT_VERSION and not isinstance(content["sha256"], dict):
+            raise ValueError("sha256")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is no bundle of PixelPlay, or damaged ({type(error).__name__}: {error}); copy it again"
+        ) from None
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version}, this PixelPlay reads up to {FORMAT_VERSION}; "
+            "update PixelPlay"
+        )
+    return dict(content)
+
+
+def _build(content: Mapping[str, Any], folder: str) -> Bundle:
+    name = str(content["backbone"]["name"])
+    if content["backbone"]["features_version"] != FEATURES_VERSION:
+        raise BundleError(
+            f"{folder} was learned on other features (version {content['backbone']['features_version']}, "
+            f"this PixelPlay makes {FEATURES_VERSION}); train it again"
+        )
+    check_backbone_name(name)  # only timm's own list: a name cannot reach out
+    network = create_network(name)
+    path = os.path.join(folder, WEIGHT_FILES[0])
+    fill_network(network, read_state_dict(path), path)
+    head = read_state_dict(os.path.join(folder, WEIGHT_FILES[1]))
+    raw = dict(content["preprocessing"])
+    preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+    return Bundle(
+        backbone=Backbone(name, network),
+        classes=tuple(map(str, content["classes"])),
+        preprocessing=replace(preprocessing, input_size=int(preprocessing.input_size)),
+        hflip=bool(content["hflip"]),
+        precision=content["precision"],
+        temperature=float(content["temperature"]),
+        tau=float(content["tau"]),
+        priors=np.array(content["priors"], dtype=np.float64),
+        metric=str(content["metric"]),
+        trained_on=frozenset(content["trained_on"]),
+        head=LinearHead(weight=head["weight"].float().numpy(), bias=head["bias"].float().numpy()),
+        made_by=dict(content["made_by"]),
+    )
+
+
+def _check(bundle: Bundle) -> None:
+    n_classes, n_features = len(bundle.classes), bundle.backbone.n_features
+    head, preprocessing = bundle.head, bundle.preprocessing
+    if head.weight.shape != (n_classes, n_features) or head.bias.shape != (n_classes,):
+        raise ValueError(f"head of shape {head.weight.shape} for {n_classes} classes, {n_features} features")
+    is_sound = {
+        "head": bool(np.isfinite(head.weight).all() and np.isfinite(head.bias).all()),
+        "classes": len(set(bundle.classes)) == n_classes >= 2,
+        "priors": bundle.priors.shape == (n_classes,) and bool((bundle.priors > 0).all()),
+        "temperature": 0 < bundle.temperature < np.inf,
+        "tau": bool(np.isfinite(bundle.tau)),
+        "precision": bundle.precision in ("fp32", "bf16"),
+        "input_size": 1 <= preprocessing.input_size <= MAX_INPUT_PX,
+        "mean": len(preprocessing.mean) == 3 and bool(np.isfinite(preprocessing.mean).all()),
+        "std": len(preprocessing.std) == 3 and all(0 < x < np.inf for x in preprocessing.std),
+        "interpolation": isinstance(preprocessing.interpolation, str)
+        and preprocessing.interpolation in FILTERS,
+        "crop": preprocessing.crop_mode in ("squash", "center") and 0 < preprocessing.crop_pct <= 1,
+    }
+    wrong = [name for name, is_right in is_sound.items() if not is_right]
+    if wrong:
+        raise ValueError(", ".join(wrong))

@@ -1,0 +1,78 @@
+"""What a classifier is made from: usable photographs, their features, labels and parts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig
+from pixelplay.data.audit import Duplicates, find_duplicates
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.parts import Parts, check_learnable, make_parts
+from pixelplay.model.features import PhotographFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """N labelled, readable photographs, sorted into parts.
+
+    Attributes:
+        index: their names.
+        features: (N, D) float32.
+        digests: (N,) content of each file.
+        duplicates: sets of equal photographs.
+        parts: who is learned from, who is measured on.
+        classes: names, the K that are learned first, then those that only other parts know.
+        n_known: K.
+        labels: (N,) int64 positions in `classes`.
+        learn: positions that are learned from, train and val together, ascending.
+    """
+
+    index: ImageIndex
+    features: NDArray[np.float32]
+    digests: tuple[bytes, ...]
+    duplicates: Duplicates
+    parts: Parts
+    classes: tuple[str, ...]
+    n_known: int
+    labels: NDArray[np.int64]
+    learn: NDArray[np.int64]
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """(K,) names of the classes that are learned."""
+        return self.classes[: self.n_known]
+
+    @property
+    def learn_counts(self) -> NDArray[np.int64]:
+        """(K,) photographs of each class that are learned from."""
+        return np.bincount(self.labels[self.learn], minlength=self.n_known).astype(np.int64)
+
+
+def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainConfig) -> Material:
+    """Leave out what cannot be read, and sort the rest into parts.
+
+    Raises:
+        DataError: too little is left to learn from or to measure on.
+    """
+    is_readable = ~np.isin(np.arange(len(index)), list(photographs.errors))
+    check_learnable(index, is_readable)
+    usable = index.select(is_readable)
+    digests = tuple(digest for digest, ok in zip(photographs.digests, is_readable, strict=True) if ok)
+    duplicates = find_duplicates(usable, digests)
+    parts = make_parts(usable, duplicates, config)
+    learn = np.union1d(parts.split.train, parts.split.val)
+    counts = np.bincount(usable.labels[learn], minlength=len(usable.classes))
+    known, unknown = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)
+    order = np.concatenate([known, unknown])
+    return Material(
+        index=usable,
+        features=photographs.values[is_readable],
+        digests=digests,
+        duplicates=duplicates,
+        parts=parts,
+        classes=tuple(usable.classes[k] for k in order),
+        n_known=len(known),
+        labels=np.argsort(order)[usable.labels],
+        learn=learn,
+    )

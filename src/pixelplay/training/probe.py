@@ -1,0 +1,180 @@
+"""Frozen features → linear head: multinomial logistic regression, its strength chosen out of fold."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.model.head import LinearHead
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+# Inverse regularisation strengths, weakest model first: the search stops once NLL has risen twice.
+C_GRID = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(-6, 5))
+MAX_RISES = 2
+MAX_ITERATIONS = 1000
+# Relative fall of the objective at which L-BFGS stops. The search only has to rank strengths. At the
+# chosen one the final head is within 1e-3 of scikit-learn's probabilities; the heads of the folds,
+# which take most of the time, are within a few hundredths where features outnumber photographs.
+SEARCH_TOLERANCE = 1e-4
+FOLDS_TOLERANCE = 1e-7
+TOLERANCE = 1e-8
+MEMORY = 5  # steps that L-BFGS remembers; with more of them it takes longer itself than the objective does
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFit:
+    """A fitted head and the evidence for its strength.
+
+    Attributes:
+        head: fitted on all images given.
+        C: inverse regularisation strength, as scikit-learn defines it, on standardised features.
+        nll_by_C: strength → mean out-of-fold negative log-likelihood in the search, nats.
+        oof_logits: (N, K) each from the head that did not see the image; NaN where none did not.
+    """
+
+    head: LinearHead
+    C: float
+    nll_by_C: dict[float, float]
+    oof_logits: FloatArray
+
+
+def fit_probe(
+    features: FloatArray,
+    labels: IntArray,
+    folds: IntArray,
+    *,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> ProbeFit:
+    """Choose C by out-of-fold NLL, then refit once on everything.
+
+    Args:
+        features: (N, D) finite.
+        labels: (N,) in [0, K), every class present outside every fold.
+        folds: (N,) fold in which an image is held out, -1 for never.
+        on_progress: called with 1 for each strength tried.
+    """
+    scaled = _Standardised(features)
+    masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
+    nll_by_C: dict[float, float] = {}
+    weights: FloatArray | None = None
+    for C in C_GRID:
+        # from one strength to the next the heads change little
+        weights = _fit_heads(scaled.rows, labels, masks, C, weights, SEARCH_TOLERANCE)  # (F, D+1, K)
+        nll_by_C[C] = _nll(_predict_held_out(scaled.rows, weights, folds), labels, folds)
+        on_progress(1)
+        if nll_by_C[C] == min(nll_by_C.values()):
+            best_weights = weights
+        if _has_risen(list(nll_by_C.values())):
+            break
+    C = min(nll_by_C, key=lambda c: nll_by_C[c])
+    best_weights = _fit_heads(scaled.rows, labels, masks, C, best_weights, FOLDS_TOLERANCE)
+    oof = _predict_held_out(scaled.rows, best_weights, folds)
+    everything = np.ones((len(labels), 1), dtype=np.bool_)
+    start = best_weights.mean(0, keepdims=True)  # (1, D+1, K)
+    final = _fit_heads(scaled.rows, labels, everything, C, start, TOLERANCE)[0]  # (D+1, K)
+    return ProbeFit(head=scaled.undo(final), C=C, nll_by_C=nll_by_C, oof_logits=oof)
+
+
+class _Standardised:
+    """Features with mean 0 and deviation 1 each, a column of ones, and the way back.
+
+    No label is looked at, so held-out rows may take part.
+    """
+
+    def __init__(self, features: FloatArray) -> None:
+        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)  # (D,)
+        std = features.std(0, dtype=np.float64).astype(np.float32)  # (D,)
+        self._std = np.where(std < 1e-6, np.float32(1), std)  # a channel that never moves says nothing
+        self.rows = np.ones((len(features), features.shape[1] + 1), np.float32)  # (N, D+1)
+        np.subtract(features, self._mean, out=self.rows[:, :-1])
+        self.rows[:, :-1] /= self._std
+
+    def undo(self, weights: FloatArray) -> LinearHead:
+        """Turn weights (D+1, K) on standardised features into a head on raw ones."""
+        weight = weights[:-1].T.astype(np.float64) / self._std  # (K, D)
+        bias = weights[-1] - weight @ self._mean  # (K,)
+        return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
+def _fit_heads(
+    rows: FloatArray,
+    labels: IntArray,
+    masks: NDArray[np.bool_],
+    C: float,
+    start: FloatArray | None,
+    tolerance: float,
+) -> FloatArray:
+    """Fit F logistic regressions on subsets of the same rows, all at once.
+
+    Minimises, for each subset, C times the sum of its negative log-likelihoods plus half the
+    squared norm of the weights, as scikit-learn's LogisticRegression does (the bias is free).
+    The subsets share every pass over the rows, which is what the time goes into: five folds
+    take a quarter of the time of five fits.
+
+    Args:
+        rows: (N, D+1) standardised features and a column of ones.
+        labels: (N,) in [0, K).
+        masks: (N, F) which rows each regression learns from.
+        start: (F, D+1, K) weights to start from.
+        tolerance: relative fall of the objective at which to stop.
+
+    Returns:
+        (F, D+1, K) float32; the last row holds the biases.
+    """
+    from scipy.optimize import minimize
+
+    n_classes = int(labels.max()) + 1
+    shape = (masks.shape[1], rows.shape[1], n_classes)
+    # scikit-learn's two-class model has one weight vector, the difference of our two
+    strength = (2.0 if n_classes == 2 else 1.0) / (C * masks.sum(0))  # (F,)
+    shrink = np.repeat(strength[:, None], rows.shape[1], axis=1)[:, :, None]  # (F, D+1, 1)
+    shrink[:, -1] = 0
+    each = np.arange(len(labels))
+    share = (masks / masks.sum(0)).astype(np.float32)[:, :, None]  # (N, F, 1)
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights = flat.reshape(shape)
+        wide = weights.astype(np.float32).swapaxes(0, 1).reshape(shape[1], -1)  # (D+1, F*K)
+        log_probs = _log_softmax((rows @ wide).reshape(-1, shape[0], n_classes))  # (N, F, K)
+        loss = -float((log_probs[each, :, labels] * share[:, :, 0]).sum(dtype=np.float64))
+        residual = np.exp(log_probs, out=log_probs)  # (N, F, K)
+        residual[each, :, labels] -= 1
+        residual *= share
+        slopes = rows.T @ residual.reshape(len(rows), -1)  # (D+1, F*K)
+        pull = shrink * weights  # (F, D+1, K)
+        loss += float((pull * weights).sum()) / 2
+        return loss, (slopes.reshape(shape[1], shape[0], n_classes).swapaxes(0, 1) + pull).ravel()
+
+    first = np.zeros(shape) if start is None else start.astype(np.float64)
+    limits = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": MEMORY}
+    options = {"ftol": tolerance, "gtol": 1e-8, **limits}
+    found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x.reshape(shape), dtype=np.float32)
+
+
+def _predict_held_out(rows: FloatArray, weights: FloatArray, folds: IntArray) -> FloatArray:
+    """Logits (N, K) of each row from the fit that did not see it; NaN for fold -1."""
+    oof = np.full((len(rows), weights.shape[2]), np.nan, np.float32)
+    for fold, fit in enumerate(weights):
+        oof[folds == fold] = rows[folds == fold] @ fit
+    return oof
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def _nll(oof: FloatArray, labels: IntArray, folds: IntArray) -> float:
+    held_out = folds != NEVER_HELD_OUT
+    log_probs = _log_softmax(oof[held_out].astype(np.float64))
+    return float(-log_probs[np.arange(len(log_probs)), labels[held_out]].mean())
+
+
+def _has_risen(nlls: list[float]) -> bool:
+    """Whether the last values all lie above the best before them."""
+    return len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES])

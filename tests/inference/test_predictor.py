@@ -1,0 +1,270 @@
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY, draw_folder, draw_of_class
+from photographs import FORMATS, damaged_files, encode
+from pixelplay.config import ComputeConfig, DataConfig, Precision, TrainConfig
+from pixelplay.data.index import natural_key
+from pixelplay.data.source import list_images
+from pixelplay.errors import BundleError, DataError
+from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
+from pixelplay.journal import Journal
+from pixelplay.workflow import train
+
+
+def make_predictor(
+    run: Path, precision: Precision = "auto", batch_size: int = 4, num_workers: int | None = None
+) -> Predictor:
+    return Predictor(
+        run, ComputeConfig(device="cpu", precision=precision, batch_size=batch_size, num_workers=num_workers)
+    )
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run: Path) -> Predictor:
+    return make_predictor(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder of every kind of damaged file among good ones of every format: name → status."""
+    folder = tmp_path_factory.mktemp("mixed")
+    status: dict[str, str] = {}
+    for i, (name, (data, what)) in enumerate(damaged_files().items()):
+        name = f"{3 * i:03}_{name.removesuffix('.mp4')}"  # a folder's videos are passed over by name
+        status[name] = what
+        (folder / name).write_bytes(data)
+    for i, (format, options) in enumerate(FORMATS.items()):
+        for j in range(3):
+            name = f"{9 * i + 3 * j + 1:03}_good_{format}.jpg"  # the ending is a hint, content decides
+            (folder / name).write_bytes(encode(draw_of_class("dots", 500 + 9 * i + j), format, **options))
+            status[name] = "ok"
+    return folder, status
+
+
+def assert_equal(found: Predictions, expected: Predictions, rows: Sequence[int] | None = None) -> None:
+    """Compare all but the names, to the last bit."""
+    rows = list(range(len(expected))) if rows is None else rows
+    np.testing.assert_array_equal(found.probs, expected.probs[rows])
+    np.testing.assert_array_equal(found.pred, expected.pred[rows])
+    assert found.status == tuple(expected.status[i] for i in rows)
+    assert found.errors == tuple(expected.errors[i] for i in rows)
+
+
+def test_one_row_for_each_input_in_order_whatever_is_wrong_with_it(
+    predictor: Predictor, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    folder, status = mixed
+    names = sorted(status, key=natural_key)
+    found = predictor.predict(folder)
+    assert found.paths == tuple(str(folder / name) for name in names)
+    assert found.status == tuple(status[name] for name in names)
+    is_ok = np.array([status[name] == "ok" for name in names])
+    assert is_ok.sum() == 3 * len(FORMATS)
+    np.testing.assert_array_equal(np.isnan(found.probs), np.repeat(~is_ok[:, None], 3, axis=1))
+    np.testing.assert_array_equal(found.pred >= 0, is_ok)
+    assert [bool(error) for error in found.errors] == (~is_ok).tolist()
+    assert [label is None for label in found.labels] == (~is_ok).tolist()
+
+
+def test_no_photograph_gets_the_prediction_of_another(
+    predictor: Predictor, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    found = predictor.predict(mixed[0])
+    for i in np.flatnonzero(found.pred >= 0):
+        assert_equal(predictor.predict([found.paths[i]]), found, [int(i)])
+    good = found.probs[found.pred >= 0]
+    assert len(np.unique(good, axis=0)) == len(good)  # no two pictures are alike, so no two rows
+
+
+def test_the_reason_of_a_damaged_file_is_one_line(
+    predictor: Predictor, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    found = predictor.predict(mixed[0])
+    assert not [error for error in found.errors if "\n" in error]
+    # the row names its path already
+    assert not [e for e, path in zip(found.errors, found.paths, strict=True) if path in e]
+
+
+def test_a_missing_file_is_a_row(predictor: Predictor, tmp_path: Path, drawn_photographs: Path) -> None:
+    good = str(drawn_photographs / "bars" / "000.jpg")
+    found = predictor.predict([tmp_path / "nowhere.jpg", good, tmp_path, "a\0b.jpg"])
+    assert found.status == ("missing", "ok", "unreadable", "unreadable")
+    assert found.paths == (str(tmp_path / "nowhere.jpg"), good, str(tmp_path), "a\0b.jpg")
+
+
+def test_probabilities_sum_to_one(predictor: Predictor, drawn_photographs: Path) -> None:
+    found = predictor.predict(drawn_photographs)
+    assert found.probs.dtype == np.float64
+    np.testing.assert_allclose(found.probs.sum(1), 1, atol=1e-12)
+    assert (found.probs >= 0).all()
+    assert found.classes == predictor.classes == ("bars", "dots", "rings")
+    assert found.labels == tuple(found.classes[k] for k in found.pred)
+
+
+def test_paths_images_arrays_and_bytes_are_answered_alike(predictor: Predictor, tmp_path: Path) -> None:
+    image = draw_of_class("rings", 77)
+    data = encode(image, "PNG")
+    (tmp_path / "p.png").write_bytes(data)
+    ways = [tmp_path / "p.png", str(tmp_path / "p.png"), image, np.asarray(image), data]
+    found = predictor.predict(ways)
+    for i in range(1, len(ways)):
+        np.testing.assert_array_equal(found.probs[i], found.probs[0])
+    assert found.paths == (str(tmp_path / "p.png"), str(tmp_path / "p.png"), "[2]", "[3]", "[4]")
+    assert found.status == ("ok",) * 5
+
+
+def test_unusable_objects_in_memory_are_rows(predictor: Predictor) -> None:
+    images = [np.zeros((4, 4, 3)), 3, None, b"", np.zeros((0, 4, 3), np.uint8), draw_of_class("bars", 1)]
+    found = predictor.predict(images)  # type: ignore[arg-type]
+    assert [status == "ok" for status in found.status] == [False] * 5 + [True]
+    assert found.paths == tuple(f"[{i}]" for i in range(6))
+    assert "int is no image" in found.errors[1]
+
+
+@pytest.mark.parametrize("image", [b"x", np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))])
+def test_a_single_image_without_a_list_is_refused(predictor: Predictor, image: object) -> None:
+    with pytest.raises(DataError, match=r"images is one \w+; give a list, even of one image"):
+        predictor.predict(image)  # type: ignore[arg-type]
+
+
+def test_nothing_is_answered_with_nothing(predictor: Predictor, tmp_path: Path) -> None:
+    for nothing in ([], tmp_path):
+        found = predictor.predict(nothing)  # type: ignore[arg-type]
+        assert len(found) == 0
+        assert found.probs.shape == (0, 3)
+        assert found.pred.shape == (0,)
+
+
+def test_order_workers_and_neighbours_change_no_bit(
+    tiny_run: Path, predictor: Predictor, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    reference = predictor.predict(mixed[0])
+    order = np.random.default_rng(0).permutation(len(reference))
+    shuffled = [reference.paths[i] for i in order]
+    for num_workers in (1, 5):
+        found = make_predictor(tiny_run, num_workers=num_workers).predict(shuffled)
+        assert_equal(found, reference, order.tolist())
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_the_batch_size_changes_last_digits_only(
+    batch_size: int, tiny_run: Path, mixed: tuple[Path, dict[str, str]]
+) -> None:
+    reference = make_predictor(tiny_run, "fp32").predict(mixed[0])
+    found = make_predictor(tiny_run, "fp32", batch_size).predict(mixed[0])
+    np.testing.assert_allclose(found.probs, reference.probs, atol=1e-4)
+    assert found.status == reference.status
+
+
+def test_bf16_and_fp32_differ_little(tiny_run: Path, drawn_photographs: Path) -> None:
+    exact, coarse = (make_predictor(tiny_run, p).predict(drawn_photographs) for p in ("fp32", "bf16"))
+    np.testing.assert_allclose(coarse.probs, exact.probs, atol=0.02)
+
+
+def test_a_model_learned_in_fp32_is_not_coarsened(
+    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        backbone=TINY, weights=str(tiny_weights), compute=ComputeConfig(precision="fp32", device="cpu")
+    )
+    train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    files = sorted(str(path) for path in drawn_photographs.rglob("*.jpg"))[:9]
+    found = Predictor(tmp_path / "run", ComputeConfig(device="cpu")).predict(files)
+    assert_equal(found, make_predictor(tmp_path / "run", "fp32").predict(files))
+
+
+def test_the_test_part_of_a_run_is_predicted_again_exactly(tiny_run: Path, drawn_photographs: Path) -> None:
+    predictor = Predictor(tiny_run)  # with the settings of the run
+    rows = list(csv.DictReader(io.StringIO((tiny_run / "predictions.csv").read_text("utf-8"))))
+    split = json.loads((tiny_run / "split.json").read_text("utf-8"))
+    assert [row["path"] for row in rows] == split["test"]
+    found = predictor.predict([drawn_photographs / row["path"] for row in rows])
+    written = [[row[f"prob_{name}"] for name in found.classes] for row in rows]
+    assert [[f"{p:.6f}" for p in probs] for probs in found.probs] == written
+    assert [row["label"] for row in rows] == list(found.labels)
+
+
+def test_the_run_may_move_and_its_training_folder_may_go(tiny_weights: Path, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 8, "dots": 8})
+    weights = shutil.copy(tiny_weights, tmp_path / "weights.safetensors")
+    config = TrainConfig(backbone=TINY, weights=str(weights))
+    train(photos, tmp_path / "run", config, journal=Journal(quiet=True))
+    images = [draw_of_class("bars", i) for i in range(3)]
+    before = make_predictor(tmp_path / "run").predict(images)
+    shutil.rmtree(photos)
+    Path(weights).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "run" / "model", tmp_path / "elsewhere" / "m")
+    shutil.rmtree(tmp_path / "run")
+    assert_equal(make_predictor(tmp_path / "elsewhere" / "m").predict(images), before)
+
+
+def test_folder_table_archive_and_list_are_answered_alike(
+    predictor: Predictor, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    reference = predictor.predict(drawn_photographs)
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", drawn_photographs)
+    table = tmp_path / "photos.csv"
+    names = [str(Path(path).relative_to(drawn_photographs)) for path in reference.paths]
+    table.write_text("\n".join(["path", *names, ""]), "utf-8")
+    index = list_images(str(table), DataConfig(images_dir=str(drawn_photographs)))
+    assert_equal(predictor.predict(archive), reference)
+    assert_equal(predictor.predict(index), reference)
+    assert_equal(predictor.predict([Path(path) for path in reference.paths]), reference)
+    assert predictor.predict(archive).paths == tuple(f"{archive}/{name}" for name in names)
+
+
+def test_a_stream_reads_ahead_only_so_far(tiny_run: Path, tmp_path: Path) -> None:
+    # what lies behind the stream's reach may still change: memory stays flat however many there are
+    for i in range(200):
+        (tmp_path / f"{i}.png").write_bytes(encode(Image.new("RGB", (16, 16), (i, 0, 0)), "PNG"))
+    stream = make_predictor(tiny_run, num_workers=2).predict_stream(tmp_path)
+    chunks = [next(stream)]
+    for i in range(100, 200):
+        (tmp_path / f"{i}.png").unlink()
+    chunks += stream
+    found = join_predictions(chunks, ("bars", "dots", "rings"))
+    assert len(chunks[0]) == 4
+    assert found.status == ("ok",) * 100 + ("missing",) * 100
+
+
+def test_chunks_join_to_what_predict_gives(tiny_run: Path, mixed: tuple[Path, dict[str, str]]) -> None:
+    predictor = make_predictor(tiny_run, batch_size=4)
+    chunks = list(predictor.predict_stream(mixed[0]))
+    whole = predictor.predict(mixed[0])
+    assert len(chunks) > 3
+    assert sum(len(chunk) for chunk in chunks) == len(whole)
+    assert_equal(join_predictions(chunks, predictor.classes), whole)
+    assert tuple(path for chunk in chunks for path in chunk.paths) == whole.paths
+
+
+def test_the_mirror_image_is_answered_alike(predictor: Predictor) -> None:
+    image = draw_of_class("bars", 3, (160, 160))
+    found = predictor.predict([image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    np.testing.assert_allclose(found.probs[0], found.probs[1], atol=1e-2)
+
+
+def test_the_photographs_of_the_classes_are_told_apart(predictor: Predictor) -> None:
+    names = ["bars", "dots", "rings"] * 5
+    found = predictor.predict([draw_of_class(name, 800 + i) for i, name in enumerate(names)])
+    assert np.mean([a == b for a, b in zip(found.labels, names, strict=True)]) >= 0.8
+
+
+def test_a_folder_without_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no model; expected a run of pixelplay train"):
+        Predictor(tmp_path)
+
+
+def test_an_iterator_gives_one_row_for_each_of_its_images(tiny_run: Path, drawn_photographs: Path) -> None:
+    files = sorted(drawn_photographs.rglob("*.jpg"))[:3]
+    predictions = Predictor(tiny_run).predict(path for path in files)
+    assert predictions.paths == tuple(map(str, files))

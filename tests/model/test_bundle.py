@@ -1,0 +1,252 @@
+import getpass
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from conftest import TINY
+from pixelplay.data.transforms import Preprocessing
+from pixelplay.errors import BundleError
+from pixelplay.model.backbone import load_backbone
+from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
+from pixelplay.model.head import LinearHead
+
+FILES = ["backbone.safetensors", "bundle.json", "head.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_weights: Path) -> Bundle:
+    loaded = load_backbone(TINY, str(tiny_weights), is_offline=True)
+    rng = np.random.default_rng(0)
+    n_features = loaded.backbone.n_features
+    return Bundle(
+        backbone=loaded.backbone,
+        classes=("2", "10", "Größe\n,'=x"),
+        preprocessing=loaded.preprocessing,
+        hflip=True,
+        precision="bf16",
+        temperature=1.37,
+        tau=0.35,
+        priors=np.array([0.5, 0.3, 0.2]),
+        metric="macro_f1",
+        trained_on=frozenset({shorten_digest(bytes(range(16))), shorten_digest(bytes(16))}),
+        head=LinearHead(
+            weight=rng.normal(size=(3, n_features)).astype(np.float32),
+            bias=rng.normal(size=3).astype(np.float32),
+        ),
+        made_by={"pixelplay": "0", "weights": loaded.origin},
+    )
+
+
+@pytest.fixture
+def folder(bundle: Bundle, tmp_path: Path) -> Path:
+    write_bundle(bundle, str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "bundle.json"
+    content = json.loads(path.read_text("utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def replace_head(folder: Path, **arrays: np.ndarray) -> None:
+    """Another head with a right checksum: only its content is wrong."""
+    path = folder / "head.safetensors"
+    save_file(load_file(path) | arrays, path)
+    change(folder, lambda content: content["sha256"].update({"head.safetensors": file_sha256(str(path))}))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        read_bundle(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    return message
+
+
+def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
+    again = read_bundle(str(folder))
+    for name in {field.name for field in fields(Bundle)} - {"backbone", "head", "priors"}:
+        assert getattr(again, name) == getattr(bundle, name), name
+    np.testing.assert_array_equal(again.priors, bundle.priors)
+    np.testing.assert_array_equal(again.head.weight, bundle.head.weight)
+    np.testing.assert_array_equal(again.head.bias, bundle.head.bias)
+    old, new = bundle.backbone.state_dict(), again.backbone.state_dict()
+    assert list(new) == list(old)
+    assert all(torch.equal(new[key], old[key]) for key in old)
+    assert (again.backbone.name, again.backbone.n_features) == (TINY, bundle.backbone.n_features)
+
+
+def test_a_bundle_written_twice_is_the_same(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    write_bundle(read_bundle(str(folder)), str(tmp_path / "again"))
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_bundle_is_safetensors_and_json_only(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+        if path.suffix == ".safetensors":  # the length of a JSON header, the header, numbers
+            data = path.read_bytes()
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    json.loads((folder / "bundle.json").read_text("utf-8"))
+
+
+def test_bundle_json_names_no_path_user_or_host(tiny_run: Path) -> None:
+    text = (tiny_run / "model" / "bundle.json").read_text("utf-8")
+    strings = set(all_strings(json.loads(text)))
+    own = {str(Path.home()), getpass.getuser(), socket.gethostname(), str(tiny_run), "/tmp"}
+    assert not [s for s in strings if s.startswith(("/", "~", "\\")) or ":\\" in s or s in own]
+    assert str(tiny_run.parent) not in text
+    assert "tiny.safetensors" in strings  # the weights are named without their folder
+
+
+def all_strings(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [s for key, item in value.items() for s in (key, *all_strings(item))]
+    if isinstance(value, list):
+        return [s for item in value for s in all_strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_run_and_model_folder_are_both_taken(tiny_run: Path) -> None:
+    assert find_bundle(str(tiny_run)) == find_bundle(str(tiny_run / "model")) == str(tiny_run / "model")
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+    assert (
+        refused(tmp_path) == f"{tmp_path} is no model; expected a run of pixelplay train, or its model folder"
+    )
+    assert "does not exist; expected" in refused(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "head.safetensors"])
+def test_one_flipped_bit_is_noticed(name: str, folder: Path) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 4
+    (folder / name).write_bytes(data)
+    assert f"{name} is damaged: its SHA-256" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "head.safetensors"])
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    assert f"lacks {name}; copy the whole folder again" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '{"classes": []}', '{"format_version": "1", "sha256": {}}', "[" * 100_000,
+     '{"format_version": 1}', '{"format_version": 0, "sha256": {}}', "\udcff"],
+)  # fmt: skip
+def test_foreign_or_truncated_json_is_one_line(text: str, folder: Path) -> None:
+    (folder / "bundle.json").write_text(text, "utf-8", errors="surrogateescape")
+    assert "no bundle of PixelPlay, or damaged" in refused(folder)
+
+
+def test_json_cut_short_is_one_line(folder: Path) -> None:
+    path = folder / "bundle.json"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "no bundle of PixelPlay, or damaged" in refused(folder)
+
+
+def test_a_newer_version_says_to_update(folder: Path) -> None:
+    change(folder, lambda content: (content.clear(), content.update(format_version=99)))
+    assert "format version 99, this PixelPlay reads up to 1; update PixelPlay" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:evil/model", "local-dir:/etc", "evil/model", "no_such_net", "lite0"]
+)
+def test_a_hostile_backbone_name_is_refused(name: str, folder: Path) -> None:
+    change(folder, lambda content: content["backbone"].update(name=name))
+    assert name in refused(folder)
+
+
+def test_another_known_backbone_does_not_fit(folder: Path) -> None:
+    change(folder, lambda content: content["backbone"].update(name="test_resnet"))
+    assert "does not fit test_resnet: it lacks" in refused(folder)
+
+
+def test_a_head_that_does_not_fit_is_refused(bundle: Bundle, folder: Path) -> None:
+    n = bundle.backbone.n_features
+    replace_head(folder, weight=np.zeros((3, n - 1), np.float32))
+    assert f"head of shape (3, {n - 1}) for 3 classes, {n} features" in refused(folder)
+    replace_head(folder, weight=np.full((3, n), np.nan, np.float32))
+    assert "ValueError: head" in refused(folder)
+
+
+def test_a_head_that_is_no_safetensors_is_refused(folder: Path) -> None:
+    path = folder / "head.safetensors"
+    path.write_bytes(b"not a tensor")
+    change(folder, lambda content: content["sha256"].update({path.name: file_sha256(str(path))}))
+    assert "cannot be read" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", ["a", "a", "b"]),
+        ("classes", 3),
+        ("classes", []),
+        ("priors", [0.5, 0.5, 0.0]),
+        ("priors", [0.5, 0.5]),
+        ("priors", [0.5, float("nan"), 0.5]),
+        ("temperature", 0),
+        ("temperature", float("inf")),
+        ("temperature", None),
+        ("tau", float("nan")),
+        ("precision", "int4"),
+        ("backbone", []),
+        ("preprocessing", []),
+        ("preprocessing", {"input_size": 10, "mean": [0], "std": [1], "pickle": 1}),
+        ("trained_on", 1),
+        ("made_by", [1]),
+        ("sha256", {}),
+    ],
+)
+def test_a_wrong_value_is_one_line(key: str, value: object, folder: Path) -> None:
+    change(folder, lambda content: content.update({key: value}))
+    refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("interpolation", "random"), ("interpolation", []),
+     ("input_size", 0), ("input_size", 10**6), ("input_size", float("inf")), ("mean", [0.5]),
+     ("std", [0, 1, 1]), ("std", ["a", "b", "c"]), ("crop_mode", "random"), ("crop_pct", 0)],
+)  # fmt: skip
+def test_impossible_preprocessing_is_refused(key: str, value: object, folder: Path) -> None:
+    change(folder, lambda content: content["preprocessing"].update({key: value}))
+    assert "bundle.json is damaged" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "key", ["classes", "backbone", "preprocessing", "hflip", "temperature", "trained_on"]
+)
+def test_a_missing_key_is_named(key: str, folder: Path) -> None:
+    change(folder, lambda content: content.pop(key))
+    assert f"KeyError: '{key}'" in refused(folder)
+
+
+def test_preprocessing_has_no_setting_that_is_not_stored(folder: Path) -> None:
+    stored = json.loads((folder / "bundle.json").read_text("utf-8"))["preprocessing"]
+    assert set(stored) == {field.name for field in fields(Preprocessing)}
+
+
+def test_a_bundle_copied_elsewhere_reads_the_same(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    shutil.rmtree(folder)
+    assert read_bundle(str(tmp_path / "elsewhere")).classes == bundle.classes

@@ -1,0 +1,234 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from conftest import TINY, draw_of_class
+from photographs import damaged_files, encode
+from pixelplay.config import Precision
+from pixelplay.data.cache import FeatureCache
+from pixelplay.data.source import list_files
+from pixelplay.errors import ConfigError
+from pixelplay.model.backbone import LoadedBackbone, load_backbone
+from pixelplay.model.features import (
+    FeatureExtractor,
+    PhotographFeatures,
+    pick_device,
+    pick_precision,
+    read_features,
+)
+
+MakeExtractor = Callable[..., FeatureExtractor]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_weights: Path) -> LoadedBackbone:
+    return load_backbone(TINY, str(tiny_weights), is_offline=True)
+
+
+@pytest.fixture(scope="module")
+def make_extractor(loaded: LoadedBackbone) -> MakeExtractor:
+    def make(
+        batch_size: int = 4,
+        *,
+        hflip: bool = False,
+        precision: Precision = "fp32",
+        learned_in: Precision | None = None,
+    ) -> FeatureExtractor:
+        return FeatureExtractor(
+            loaded.backbone,
+            loaded.preprocessing,
+            hflip=hflip,
+            device="cpu",
+            precision=precision,
+            batch_size=batch_size,
+            learned_in=learned_in,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    names = ("bars", "dots", "rings", "bars", "dots", "rings", "bars")
+    images = [draw_of_class(name, i, (160, 160)) for i, name in enumerate(names)]
+    return np.stack([np.asarray(image) for image in images])  # (7, 160, 160, 3)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Nine photographs with two damaged ones among them, at positions 2 and 5."""
+    folder = tmp_path_factory.mktemp("files")
+    damaged = damaged_files()
+    content = {f"{i}.png": encode(draw_of_class("dots", i), "PNG") for i in range(9)}
+    content |= {"2.png": damaged["cut.png"][0], "5.png": damaged["bomb.png"][0]}
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    return [str(folder / name) for name in content]
+
+
+def read(
+    files: Sequence[str],
+    extractor: FeatureExtractor,
+    cache_dir: Path | None = None,
+    num_workers: int | None = None,
+) -> PhotographFeatures:
+    cache = FeatureCache(str(cache_dir or ""), "key", max_bytes=0 if cache_dir is None else 10**9)
+    return read_features(list_files(files), extractor, cache, num_workers=num_workers)
+
+
+def test_the_place_in_a_batch_changes_no_bit(
+    make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+) -> None:
+    extractor = make_extractor(batch_size=7)
+    together = extractor(pixels)
+    backwards = extractor(np.ascontiguousarray(pixels[::-1]))
+    np.testing.assert_array_equal(backwards[::-1], together)
+    alone = np.concatenate([extractor(pixels[i : i + 1]) for i in range(7)])
+    np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_batch_size_changes_last_digits_only(
+    batch_size: int, make_extractor: MakeExtractor, files: list[str]
+) -> None:
+    reference = read(files, make_extractor(batch_size=4)).values
+    np.testing.assert_allclose(read(files, make_extractor(batch_size)).values, reference, atol=1e-4)
+
+
+def test_order_and_workers_change_no_bit(make_extractor: MakeExtractor, files: list[str]) -> None:
+    reference = read(files, make_extractor(), num_workers=1)
+    np.testing.assert_array_equal(read(files, make_extractor(), num_workers=7).values, reference.values)
+    backwards = read(files[::-1], make_extractor(), num_workers=3)
+    np.testing.assert_array_equal(backwards.values[::-1], reference.values)
+    assert backwards.digests[::-1] == reference.digests
+
+
+def test_a_damaged_file_is_a_row_of_nan_with_its_reason(
+    make_extractor: MakeExtractor, files: list[str]
+) -> None:
+    found = read(files, make_extractor(batch_size=2))
+    is_nan = np.isnan(found.values)
+    assert list(found.errors) == [2, 5]
+    assert [found.errors[i].status for i in (2, 5)] == ["unreadable", "too_large"]
+    np.testing.assert_array_equal(is_nan.all(1), [i in (2, 5) for i in range(9)])
+    np.testing.assert_array_equal(is_nan.any(1), is_nan.all(1))
+    assert found.values.dtype == np.float32
+
+
+def test_good_files_have_the_features_they_have_alone(
+    make_extractor: MakeExtractor, files: list[str]
+) -> None:
+    together = read(files, make_extractor()).values
+    for i in range(9):
+        np.testing.assert_array_equal(read(files[i : i + 1], make_extractor()).values[0], together[i])
+
+
+def test_cached_features_are_equal_to_the_last_bit(
+    make_extractor: MakeExtractor, files: list[str], tmp_path: Path
+) -> None:
+    fresh = read(files, make_extractor(), tmp_path)
+    again = read(files, make_extractor(), tmp_path)
+    some = read([*files[4:], *files[:2]], make_extractor(), tmp_path)
+    np.testing.assert_array_equal(again.values, fresh.values)
+    np.testing.assert_array_equal(some.values, fresh.values[[4, 5, 6, 7, 8, 0, 1]])
+    assert again.digests == fresh.digests
+    assert list(again.errors) == [2, 5]  # errors are never cached
+
+
+def test_a_partly_filled_cache_mixes_old_and_new_rows_in_order(
+    make_extractor: MakeExtractor, files: list[str], tmp_path: Path
+) -> None:
+    read(files[1::2], make_extractor(), tmp_path)
+    mixed = read(files, make_extractor(), tmp_path)
+    np.testing.assert_array_equal(mixed.values, read(files, make_extractor()).values)
+
+
+def test_a_photograph_twice_in_one_reading_has_equal_rows(
+    make_extractor: MakeExtractor, files: list[str], tmp_path: Path
+) -> None:
+    values = read([*files, *files], make_extractor(), tmp_path).values
+    np.testing.assert_array_equal(values[:9], values[9:])
+
+
+def test_what_is_computed_is_cached_when_interrupted(
+    make_extractor: MakeExtractor, files: list[str], tmp_path: Path
+) -> None:
+    def interrupt(n: int) -> None:
+        raise KeyboardInterrupt
+
+    cache = FeatureCache(str(tmp_path), "key", max_bytes=10**9)
+    with pytest.raises(KeyboardInterrupt):
+        read_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
+    kept = FeatureCache(str(tmp_path), "key", max_bytes=10**9)
+    digests = read(files, make_extractor()).digests
+    assert [digest in kept for digest in digests] == [True, True, *[False] * 7]
+
+
+def test_hflip_is_the_mean_of_both_views(make_extractor: MakeExtractor, pixels: NDArray[np.uint8]) -> None:
+    plain = make_extractor(batch_size=7)
+    mean = (plain(pixels) + plain(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
+    found = make_extractor(batch_size=7, hflip=True)(pixels)
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    assert np.abs(found - plain(pixels)).max() > 1e-3
+
+
+def test_mirror_images_have_equal_features_with_hflip(
+    make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+) -> None:
+    extractor = make_extractor(batch_size=7, hflip=True)
+    mirrored = extractor(np.ascontiguousarray(pixels[:, :, ::-1]))
+    np.testing.assert_allclose(mirrored, extractor(pixels), atol=1e-6)
+
+
+def test_bf16_is_close_to_fp32(make_extractor: MakeExtractor, pixels: NDArray[np.uint8]) -> None:
+    exact = make_extractor(batch_size=7)(pixels)
+    coarse = make_extractor(batch_size=7, precision="bf16")(pixels)
+    assert coarse.dtype == np.float32
+    assert np.abs(coarse - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_fp32_follows_a_head_that_was_learned_in_bf16(
+    loaded: LoadedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+) -> None:
+    before = {key: value.clone() for key, value in loaded.backbone.state_dict().items()}
+    learned = make_extractor(batch_size=7, precision="bf16")(pixels)
+    plain = make_extractor(batch_size=7)(pixels)
+    following = make_extractor(batch_size=7, learned_in="bf16")(pixels)
+    assert np.square(following - learned).mean() < 0.5 * np.square(plain - learned).mean()
+    assert all(torch.equal(value, before[key]) for key, value in loaded.backbone.state_dict().items())
+    same = make_extractor(batch_size=7, precision="bf16", learned_in="bf16")(pixels)
+    np.testing.assert_array_equal(same, learned)
+
+
+def test_pixels_are_normalised_as_timm_does(
+    loaded: LoadedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+) -> None:
+    mean, std = (
+        torch.tensor(x).view(1, 3, 1, 1) for x in (loaded.preprocessing.mean, loaded.preprocessing.std)
+    )
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        expected = loaded.backbone.eval()(images).numpy()
+    np.testing.assert_allclose(make_extractor(batch_size=7)(pixels), expected, atol=1e-4)
+
+
+def test_the_cache_key_names_all_that_features_depend_on(make_extractor: MakeExtractor) -> None:
+    extractors = [make_extractor(), make_extractor(hflip=True), make_extractor(precision="bf16")]
+    keys = [extractor.cache_key(weights) for extractor in extractors for weights in ("a", "b")]
+    assert len(set(keys)) == len(keys)
+    assert make_extractor(batch_size=9).cache_key("a") == keys[0]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert pick_device("cpu") == "cpu"
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ConfigError, match="device 'mps' is not available here; use --device auto"):
+            pick_device("mps")
+    assert pick_precision("bf16", "cpu") == "bf16"
+    assert pick_precision("fp32", "cuda") == "fp32"
+    assert pick_precision("auto", "mps") == "fp32"
+    assert pick_precision("auto", "cpu") in ("fp32", "bf16")

@@ -1,0 +1,221 @@
+import os
+import pickle
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pixelplay.errors import BundleError, ConfigError, MissingExtraError
+from pixelplay.model.backbone import load_backbone
+from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+
+TINY = "test_convnext"
+HUB_ID = "models--timm--test_convnext.r160_in1k"
+
+
+def package_file(name: str) -> Path:
+    embedded = EMBEDDED[name]
+    spec = find_spec(embedded.package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{embedded.package} is an extra")
+    return Path(spec.origin).parent / embedded.file
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite2"])
+def test_every_embedded_tensor_has_one_place_in_the_network(name: str) -> None:
+    state = read_state_dict(str(package_file(name)), is_embedded=True)
+    original = torch.load(package_file(name), weights_only=True)
+    network = timm.create_model(EMBEDDED[name].timm_name, pretrained=False)
+    own = network.state_dict()
+    assert len(state) == len(original)
+    assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in own.items()}
+    network.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite2"])
+def test_embedded_blocks_are_mapped_in_their_order(name: str) -> None:
+    original = torch.load(package_file(name), weights_only=True)
+    state = read_state_dict(str(package_file(name)), is_embedded=True)
+    flat = [f"{i}.{j}" for i, stage in enumerate(timm_stages(name)) for j in range(stage)]
+    depthwise = [original[f"_blocks.{n}._depthwise_conv.weight"] for n in range(len(flat))]
+    mapped = [state[f"blocks.{place}.conv_dw.weight"] for place in flat]
+    assert all(torch.equal(a, b) for a, b in zip(depthwise, mapped, strict=True))
+
+
+def timm_stages(name: str) -> list[int]:
+    network = timm.create_model(EMBEDDED[name].timm_name, pretrained=False)
+    return [len(stage) for stage in network.blocks]
+
+
+def test_a_changed_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = EMBEDDED["lite0"]
+    copy = tmp_path / embedded.package / embedded.file
+    copy.parent.mkdir(parents=True)
+    (tmp_path / embedded.package / "__init__.py").touch()
+    data = bytearray(package_file("lite0").read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BundleError, match=r"SHA-256 \w{8}… where 57934424… was published; reinstall"):
+        find_weights("lite0", {}, None, is_offline=True)
+    copy.unlink()
+    with pytest.raises(BundleError, match=r"57934424\.pth is missing; reinstall"):
+        find_weights("lite0", {}, None, is_offline=True)
+
+
+def test_missing_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, EMBEDDED["lite2"].package, None)
+    with pytest.raises(MissingExtraError, match=r"'lite2' needs .*pip install 'pixelplay\[lite2\]'"):
+        find_weights("lite2", {}, None, is_offline=True)
+
+
+class Payload:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("is_bare_pickle", [True, False])
+def test_a_pickled_payload_does_not_run(is_bare_pickle: bool, tmp_path: Path) -> None:
+    path, target = tmp_path / "weights.pth", tmp_path / "was_run"
+    if is_bare_pickle:
+        path.write_bytes(pickle.dumps(Payload(str(target))))
+    else:
+        torch.save({"stem.weight": torch.zeros(1), "x": Payload(str(target))}, path)
+    with pytest.raises(BundleError, match="could run code") as caught:
+        load_backbone(TINY, str(path), is_offline=True)
+    assert not target.exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert "weights_only" not in message  # torch's advice is to switch the protection off
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.bin"])
+@pytest.mark.parametrize("data", [b"", b"hello world", bytes(1000)])
+def test_a_file_that_holds_no_tensors_is_named(name: str, data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"weights .*(\.safetensors|\.pth)") as caught:
+        load_backbone(TINY, str(path), is_offline=True)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{1: torch.zeros(1)}, [torch.zeros(1)], {"a": 1}])
+def test_tensors_without_names_are_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(BundleError, match=r"no dictionary of tensors; save model\.state_dict\(\)"):
+        read_state_dict(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema"])
+def test_wrapped_and_parallel_checkpoints_are_unwrapped(
+    wrapper: str | None, tiny_weights: Path, tmp_path: Path
+) -> None:
+    state = read_state_dict(str(tiny_weights))
+    parallel = {f"module.{key}": value for key, value in state.items()}
+    torch.save(parallel if wrapper is None else {wrapper: parallel}, tmp_path / "weights.pth")
+    read = read_state_dict(str(tmp_path / "weights.pth"))
+    assert list(read) == list(state)
+    assert all(torch.equal(read[key], state[key]) for key in state)
+
+
+def test_keys_that_do_not_fit_are_named(tiny_weights: Path, tmp_path: Path) -> None:
+    state = read_state_dict(str(tiny_weights))
+    path = str(tmp_path / "weights.safetensors")
+    stem = state["stem.0.weight"]
+
+    save_file({key: value for key, value in state.items() if key != "stem.0.weight"}, path)
+    with pytest.raises(BundleError, match=r"does not fit test_convnext: it lacks stem\.0\.weight$"):
+        load_backbone(TINY, path, is_offline=True)
+    save_file(state | {"foreign.weight": stem.clone()}, path)
+    with pytest.raises(BundleError, match=r"it has unknown foreign\.weight$"):
+        load_backbone(TINY, path, is_offline=True)
+    save_file(state | {"stem.0.weight": stem[:, :1].clone()}, path)
+    with pytest.raises(BundleError, match=r"other shapes in stem\.0\.weight \(\d+, 1, .* for \(\d+, 3, "):
+        load_backbone(TINY, path, is_offline=True)
+
+
+def test_weights_of_another_network_name_ten_keys_and_count_the_rest(tmp_path: Path) -> None:
+    path = str(tmp_path / "resnet.safetensors")
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    with pytest.raises(BundleError, match=r"test_convnext: it lacks stem\.0\.weight, .* and \d+ more$"):
+        load_backbone(TINY, path, is_offline=True)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_resnet", "test_efficientnet"])
+def test_the_classifier_of_a_full_checkpoint_is_dropped(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "full.safetensors")
+    whole = timm.create_model(name, pretrained=False, num_classes=1000)
+    save_file(whole.state_dict(), path)
+    loaded = load_backbone(name, path, is_offline=True).backbone.network.state_dict()
+    expected = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
+    assert list(loaded) == list(expected)
+    assert all(torch.equal(loaded[key], whole.state_dict()[key]) for key in loaded)
+
+
+def test_weights_in_half_precision_are_widened(tiny_weights: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "half.safetensors")
+    half = {key: value.half() for key, value in read_state_dict(str(tiny_weights)).items()}
+    save_file(half, path)
+    loaded = load_backbone(TINY, path, is_offline=True).backbone.network.state_dict()
+    assert all(torch.equal(loaded[key], half[key].float()) for key in half)
+    assert {value.dtype for value in loaded.values()} == {torch.float32}
+
+
+def test_convnext_tiny_as_timm_saves_it_fits(tmp_path: Path) -> None:
+    # the network of `--backbone auto` on a GPU; its real weights come from the hub under these keys
+    path = str(tmp_path / "convnext_tiny.safetensors")
+    with torch.device("meta"):
+        whole = timm.create_model("convnext_tiny", pretrained=False, num_classes=1000)
+    save_file({key: torch.full(value.shape, 0.01) for key, value in whole.state_dict().items()}, path)
+    loaded = load_backbone("convnext_tiny.in12k_ft_in1k", path, is_offline=True)
+    assert loaded.backbone.n_features == 2 * (96 + 192 + 384 + 768) + 768
+    assert loaded.preprocessing.input_size == 224
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.pth does not exist; give a \.safetensors or \.pth"):
+        load_backbone(TINY, str(tmp_path / "nowhere.pth"), is_offline=True)
+
+
+def test_offline_without_weights_names_the_ways_on() -> None:
+    ways = r"--backbone lite0 .*--weights FILE .*run once where the hub can be reached"
+    with pytest.raises(
+        ConfigError, match=r"'test_convnext' has no weights in .*--offline is set; use " + ways
+    ):
+        load_backbone(TINY, None, is_offline=True)
+    # HF_HUB_OFFLINE is set for all tests: the client refuses, as without a network
+    with pytest.raises(ConfigError, match=r"'test_convnext' .*could not be downloaded \(\w+\); use " + ways):
+        load_backbone(TINY, None, is_offline=False)
+
+
+def test_a_network_without_published_weights_names_the_ways_on() -> None:
+    with pytest.raises(ConfigError, match=r"'test_mambaout' has no .*weights.*; use --backbone lite0"):
+        find_weights("test_mambaout", {}, None, is_offline=True)
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_the_hubs_cache_is_used(is_offline: bool, tiny_weights: Path) -> None:
+    repository = Path(os.environ["HF_HOME"], "hub", HUB_ID)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    try:
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copy(tiny_weights, repository / "snapshots" / commit / "model.safetensors")
+        loaded = load_backbone(TINY, None, is_offline=is_offline)
+    finally:
+        shutil.rmtree(repository)
+    state = read_state_dict(str(tiny_weights))
+    assert all(torch.equal(loaded.backbone.network.state_dict()[key], state[key]) for key in state)
+    assert loaded.origin == "timm/test_convnext.r160_in1k on the hub"
+    assert loaded.weights_id == load_backbone(TINY, str(tiny_weights), is_offline=True).weights_id

@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.training.probe import C_GRID, ProbeFit, fit_probe
+
+Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+
+
+def draw_data(n: int, n_features: int, n_classes: int, seed: int = 0, gap: float = 0.8) -> Data:
+    """Classes of unequal size around centres that overlap; five folds, every class in each."""
+    rng = np.random.default_rng(seed)
+    share = np.arange(1, n_classes + 1) / np.arange(1, n_classes + 1).sum()
+    rest = rng.choice(n_classes, n - 6 * n_classes, p=share)
+    labels = np.sort(np.concatenate([np.repeat(np.arange(n_classes), 6), rest]))
+    centres = rng.normal(size=(n_classes, n_features)) * gap / np.sqrt(n_features) * 3
+    features = centres[labels] + rng.normal(size=(len(labels), n_features))
+    features = features * rng.uniform(0.01, 10, n_features) + rng.normal(size=n_features) * 5
+    folds = np.empty(len(labels), np.int64)
+    for k in range(n_classes):  # dealt in turn, so that every fold knows every class
+        rows = np.flatnonzero(labels == k)
+        folds[rng.permutation(rows)] = np.arange(len(rows)) % 5
+    return features.astype(np.float32), labels.astype(np.int64), folds
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def scikit_learns(rows: NDArray[np.float64], labels: NDArray[np.int64], C: float) -> LogisticRegression:
+    return LogisticRegression(C=C, tol=1e-8, max_iter=10_000).fit(rows, labels)
+
+
+SHAPES = [(2, 120, 20), (2, 60, 200), (3, 150, 12), (3, 60, 300), (6, 240, 30), (6, 90, 250)]
+
+
+@pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
+def test_probabilities_equal_scikit_learns(n_classes: int, n: int, n_features: int) -> None:
+    features, labels, folds = draw_data(n, n_features, n_classes)
+    probe = fit_probe(features, labels, folds)
+    assert probe.head.weight.shape == (n_classes, n_features)
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    expected = scikit_learns(rows, labels, probe.C).predict_proba(rows)
+    np.testing.assert_allclose(softmax(probe.head.logits(features)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
+def test_held_out_logits_come_from_the_heads_of_the_other_folds(
+    n_classes: int, n: int, n_features: int
+) -> None:
+    features, labels, folds = draw_data(n, n_features, n_classes, seed=1)
+    probe = fit_probe(features, labels, folds)
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    expected = np.empty((len(labels), n_classes))
+    for fold in range(5):
+        held_out = folds == fold
+        head = scikit_learns(rows[~held_out], labels[~held_out], probe.C)
+        expected[held_out] = head.predict_proba(rows[held_out])
+    np.testing.assert_allclose(softmax(probe.oof_logits), expected, atol=0.05 if n_features > n else 0.01)
+    rows_ = np.arange(len(labels))
+    nll, reference = (-np.log(p[rows_, labels]).mean() for p in (softmax(probe.oof_logits), expected))
+    assert nll == pytest.approx(reference, abs=5e-3)
+
+
+def test_the_strength_is_the_best_of_those_tried() -> None:
+    features, labels, folds = draw_data(150, 40, 3, seed=2)
+    probe = fit_probe(features, labels, folds)
+    assert list(probe.nll_by_C) == list(C_GRID[: len(probe.nll_by_C)])
+    assert probe.nll_by_C[probe.C] == min(probe.nll_by_C.values())
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    for C, nll in probe.nll_by_C.items():
+        probs = np.empty((len(labels), 3))
+        for fold in range(5):
+            held_out = folds == fold
+            head = scikit_learns(rows[~held_out], labels[~held_out], C)
+            probs[held_out] = head.predict_proba(rows[held_out])
+        assert nll == pytest.approx(-np.log(probs[np.arange(len(labels)), labels]).mean(), abs=5e-3)
+
+
+def test_the_reported_nll_is_that_of_the_kept_logits() -> None:
+    features, labels, folds = draw_data(150, 40, 3, seed=2)
+    probe = fit_probe(features, labels, folds)
+    nll = -np.log(softmax(probe.oof_logits)[np.arange(len(labels)), labels]).mean()
+    assert nll == pytest.approx(probe.nll_by_C[probe.C], abs=5e-3)
+
+
+def test_the_search_ends_once_nll_has_risen_twice() -> None:
+    features, labels, folds = draw_data(60, 300, 3, gap=0.3)
+    calls: list[int] = []
+    probe = fit_probe(features, labels, folds, on_progress=calls.append)
+    nlls = list(probe.nll_by_C.values())
+    assert calls == [1] * len(nlls)
+    assert len(nlls) < len(C_GRID)
+    assert min(nlls[-2:]) > min(nlls[:-2])
+
+
+def test_images_that_are_never_held_out_are_nan_and_still_learned_from() -> None:
+    features, labels, folds = draw_data(120, 10, 3, seed=3)
+    always = np.zeros(len(labels), dtype=np.bool_)
+    always[::7] = True
+    folds[always] = NEVER_HELD_OUT
+    probe = fit_probe(features, labels, folds)
+    is_nan = np.isnan(probe.oof_logits)
+    np.testing.assert_array_equal(is_nan, np.repeat(always[:, None], 3, axis=1))
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    expected = np.empty((len(labels), 3))
+    for fold in range(5):
+        held_out = folds == fold
+        expected[held_out] = scikit_learns(rows[~held_out], labels[~held_out], probe.C).predict_proba(
+            rows[held_out]
+        )
+    np.testing.assert_allclose(softmax(probe.oof_logits)[~always], expected[~always], atol=0.01)
+
+
+def test_a_lone_image_of_a_class_is_learned() -> None:
+    features, labels, folds = draw_data(90, 10, 2, seed=4)
+    features = np.vstack([features, features.mean(0) + 30 * features.std(0)]).astype(np.float32)
+    labels, folds = np.append(labels, 2), np.append(folds, NEVER_HELD_OUT)
+    probe = fit_probe(features, labels, folds)
+    assert probe.head.logits(features)[-1].argmax() == 2
+    assert np.isfinite(probe.oof_logits[:-1]).all()
+
+
+def test_features_that_never_move_survive_and_say_nothing() -> None:
+    features, labels, folds = draw_data(120, 10, 3, seed=5)
+    constant = np.tile(np.float32([0, 1, -1e4, 3.3e-7]), (len(labels), 1))
+    probe = fit_probe(np.hstack([features, constant]), labels, folds)
+    plain = fit_probe(features, labels, folds)
+    assert np.isfinite(probe.head.weight).all()
+    np.testing.assert_allclose(probe.head.weight[:, 10:], 0, atol=1e-6)
+    np.testing.assert_allclose(probe.oof_logits, plain.oof_logits, atol=1e-2)
+
+
+def test_features_far_from_zero_lose_no_precision() -> None:
+    # moments of early stages have means of many deviations
+    features, labels, folds = draw_data(150, 30, 3, seed=6)
+    scaled = (features - features.mean(0)) / features.std(0)
+    far = (scaled + 100).astype(np.float32)
+    near = fit_probe(scaled, labels, folds)
+    probe = fit_probe(far, labels, folds)
+    np.testing.assert_allclose(softmax(probe.head.logits(far)), softmax(near.head.logits(scaled)), atol=2e-3)
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_separable_classes_are_learned(n_classes: int) -> None:
+    features, labels, folds = draw_data(100, 20, n_classes, seed=7, gap=20)
+    probe = fit_probe(features, labels, folds)
+    np.testing.assert_array_equal(probe.head.logits(features).argmax(1), labels)
+    np.testing.assert_array_equal(probe.oof_logits.argmax(1), labels)
+
+
+def test_noise_is_answered_with_the_class_frequencies() -> None:
+    rng = np.random.default_rng(8)
+    _, labels, folds = draw_data(400, 5, 3, seed=8)
+    features = rng.normal(size=(len(labels), 5)).astype(np.float32)
+    probs = softmax(fit_probe(features, labels, folds).head.logits(features))
+    np.testing.assert_allclose(probs.mean(0), np.bincount(labels) / len(labels), atol=1e-3)
+    assert probs.std(0).max() < 0.05
+
+
+def test_the_order_of_images_changes_last_digits_only() -> None:
+    features, labels, folds = draw_data(150, 30, 3, seed=9)
+    order = np.random.default_rng(0).permutation(len(labels))
+    first = fit_probe(features, labels, folds)
+    second = fit_probe(features[order], labels[order], folds[order])
+    assert second.C == first.C
+    np.testing.assert_allclose(second.oof_logits, first.oof_logits[order], atol=0.02)
+    np.testing.assert_allclose(
+        softmax(second.head.logits(features)), softmax(first.head.logits(features)), atol=1e-3
+    )
+
+
+def test_the_same_input_gives_the_same_head() -> None:
+    data = draw_data(150, 30, 3, seed=9)
+    fits: list[ProbeFit] = [fit_probe(*data) for _ in range(2)]
+    np.testing.assert_array_equal(fits[0].head.weight, fits[1].head.weight)
+    np.testing.assert_array_equal(fits[0].head.bias, fits[1].head.bias)
+    np.testing.assert_array_equal(fits[0].oof_logits, fits[1].oof_logits)
+
+
+def test_the_input_is_not_changed() -> None:
+    features, labels, folds = draw_data(100, 10, 3)
+    copies = features.copy(), labels.copy(), folds.copy()
+    fit_probe(features, labels, folds)
+    for value, copy in zip((features, labels, folds), copies, strict=True):
+        np.testing.assert_array_equal(value, copy)

@@ -1,0 +1,324 @@
+"""The command line: one sub-command for each public function. Parse, call, print.
+
+Options come from the configuration classes, so help, defaults and the JSON beside a model are
+the same. Heavy modules are imported inside the commands: help must answer at once.
+"""
+
+import errno
+import functools
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from pixelplay import __version__
+from pixelplay.config import Column, ComputeConfig, DataConfig, File, Flag, Folder, Part, TrainConfig, shown
+from pixelplay.errors import ConfigError, PixelPlayError, printable
+from pixelplay.journal import Journal
+
+DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
+  pixelplay scan photos
+  pixelplay train photos --out run
+  pixelplay predict run new_photos --out predictions.csv
+
+pixelplay COMMAND --help explains a command, pixelplay --version says which version this is."""
+
+Data = Annotated[Positional[str], arg(metavar="DATA")]
+Run = Annotated[Positional[str], arg(metavar="RUN")]
+Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
+# the name of a group of settings is the title of its section in the help
+DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
+ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
+TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
+Decode = Annotated[
+    bool, arg(help="Open no photograph; look at names and for duplicates only.", help_behavior_hint="")
+]
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; free some space, or write to another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; choose a place that you may write to"),
+    errno.EMFILE: "; raise the limit with ulimit -n",
+}
+
+
+def scan(
+    data: Data,
+    /,
+    *,
+    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
+    classes: File = None,
+    decode: Decode = True,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Say what is in a folder, table or zip archive, and what is wrong with it.
+
+    Args:
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        classes: File of the classes that the test side expects.
+        decode: Open every photograph; --no-decode reads names and looks for duplicates only.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay.data import scan as scanning
+    from pixelplay.outputs.summary import scan_to_json, summarise_scan
+
+    index, audit = scanning.scan(
+        data, reading, classes=classes, is_decoded=decode, journal=Journal(quiet=quiet)
+    )
+    _print_result(json, lambda: scan_to_json(index, audit), lambda: summarise_scan(index, audit))
+
+
+def train(
+    data: Data,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="RUN")],
+    config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
+    force: Flag = False,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Learn a classifier from labelled photographs.
+
+    Args:
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        out: Folder of the run, made by this command.
+        force: Replace an existing run.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay import workflow
+    from pixelplay.outputs.summary import summarise_training
+
+    report = workflow.train(data, out, config, is_forced=force, journal=Journal(quiet=quiet))
+    _print_result(json, report.to_json, lambda: summarise_training(report))
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    /,
+    *,
+    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    part: Annotated[Part | None, shown()] = None,
+    at_precision: Annotated[float | None, shown("PRECISION")] = None,
+    positive: Annotated[str | None, shown("CLASS")] = None,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Measure a trained classifier on labelled photographs.
+
+    Args:
+        run: Folder of a run, or of its model.
+        data: Folder of class folders, table or zip archive.
+        part: Given part to score (default: test where the data has one, else everything).
+        at_precision: For two classes: report the recall at this precision, 0 to 1.
+        positive: Class that precision and recall are about (default: the second).
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay import workflow
+    from pixelplay.outputs.summary import summarise_evaluation
+
+    report = workflow.evaluate(
+        run,
+        data,
+        reading,
+        part=part,
+        at_precision=at_precision,
+        positive=positive,
+        compute=compute,
+        journal=Journal(quiet=quiet),
+    )
+    _print_result(json, report.to_json, lambda: summarise_evaluation(report))
+
+
+def predict(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FILE")],
+    submission: File = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    strict: Flag = False,
+    force: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Classify photographs into a table, one row for each.
+
+    Args:
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Table to write, .csv or .parquet.
+        submission: Sample submission whose header, ids and order the output takes exactly.
+        path_column: Column of a table that names the photograph.
+        images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        strict: Exit with status 1 if any photograph could not be read.
+        force: Replace an existing table.
+        quiet: Say nothing on stderr but errors.
+    """
+    if not images:
+        print(
+            "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    from pixelplay import workflow
+
+    n_bad = workflow.predict(
+        run,
+        list(_expand_stdin(images)),
+        out,
+        submission=submission,
+        path_column=path_column,
+        images_dir=images_dir,
+        is_forced=force,
+        compute=compute,
+        journal=Journal(quiet=quiet),
+    )
+    print(f"wrote {printable(out)}")
+    if n_bad and strict:
+        raise PixelPlayError(f"{n_bad} photographs could not be read, and --strict is set; {out} says why")
+
+
+def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
+    """Show or clear the cache of computed features.
+
+    Args:
+        cache_dir: Folder of the cache (default: the user's cache folder).
+        clear: Delete what the cache holds.
+    """
+    from pixelplay.data.cache import clear_cache, default_cache_dir, measure_cache
+
+    folder = cache_dir or default_cache_dir()
+    use = measure_cache(folder)
+    if clear:
+        clear_cache(folder)
+    print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {use.n_files} files{', cleared' if clear else ''}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "scan": scan,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "cache": cache,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 our error, 2 usage, 130 interrupted."""
+    _write_any_name(sys.stdout)
+    try:
+        _run_command(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except SystemExit as end:  # help was shown, or the usage was wrong
+        return end.code if isinstance(end.code, int) else 0
+    except PixelPlayError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _let_go_of_stdout()
+        return 0
+    except OSError as error:
+        _let_go_of_stdout()
+        return _fail(_explain(error))
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run_command(argv: list[str]) -> None:
+    if argv == ["--version"]:
+        print(f"pixelplay {__version__}")
+        return
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="pixelplay",
+        description=DESCRIPTION,
+        args=argv,
+        config=(FlagCreatePairsOff, DisallowNone),
+        registry=_registry_of_settings(),
+    )
+
+
+def _registry_of_settings() -> ConstructorRegistry:
+    """Let tyro build our settings as it does, except that it must not take a ConfigError for its own.
+
+    A ConfigError is a ValueError, which tyro would report as wrong usage of an argument whose name
+    no user has ever seen.
+    """
+    registry = ConstructorRegistry()
+    asking: set[type] = set()
+
+    @registry.struct_rule
+    def _build_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type in asking or info.type not in (DataConfig, ComputeConfig, TrainConfig):
+            return None
+        asking.add(info.type)  # the next rule in line is tyro's own
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asking.remove(info.type)
+        assert isinstance(spec, StructConstructorSpec)
+
+        @functools.wraps(info.type, updated=())
+        def build(**settings: Any) -> Any:
+            try:
+                return info.type(**settings)
+            except ConfigError as error:
+                raise PixelPlayError(str(error)) from None
+
+        return replace(spec, instantiate=build)
+
+    return registry
+
+
+def _fail(message: str) -> int:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return 1
+
+
+def _explain(error: OSError) -> str:
+    """One line: which file, what happened, what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = REMEDIES.get(error.errno or 0, "")
+    return f"{where}{error.strerror or error}{remedy}"
+
+
+def _write_any_name(stream: Any) -> None:
+    """Let names that are no valid text, and signs that a terminal lacks, be shown as escapes."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what stdout cannot take, lest Python complains about it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
+    print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
+
+
+def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
+    """Put the lines of stdin where the sign for it stands."""
+    for source in images:
+        if source != "-":
+            yield source
+            continue
+        data = sys.stdin.buffer.read()  # a file name need not be valid text
+        yield from (line for line in os.fsdecode(data).replace("\r\n", "\n").split("\n") if line)

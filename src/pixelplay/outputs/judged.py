@@ -1,0 +1,186 @@
+"""Logits of labelled photographs → figures, and rows that show them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import PARTS, Part
+from pixelplay.data.index import ImageIndex
+from pixelplay.errors import DataError, name_some
+from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
+from pixelplay.inference.predictor import Predictions
+from pixelplay.journal import Journal
+from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.training.material import Material
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A part with its predictions, its given labels and what came of it.
+
+    Attributes:
+        positions: (N,) which photographs of the material.
+        predictions: one row for each.
+        given: (N,) given class names.
+        evaluation: its figures.
+    """
+
+    positions: NDArray[np.int64]
+    predictions: Predictions
+    given: tuple[str, ...]
+    evaluation: Evaluation
+
+
+def judge(
+    material: Material,
+    positions: NDArray[np.int64],
+    decided: tuple[NDArray[np.float64], NDArray[np.int64]],
+    seed: int,
+) -> Judged:
+    """Measure decisions on photographs of the material.
+
+    Args:
+        positions: (N,) which photographs.
+        decided: their probabilities (N, K) and classes (N,); -1 was never held out and is left out.
+    """
+    scored = decided[1] >= 0
+    positions, probs, pred = positions[scored], decided[0][scored], decided[1][scored]
+    labels, index = material.labels[positions], material.index
+    predictions = Predictions(
+        paths=tuple(index.paths[i] for i in positions),
+        status=("ok",) * len(positions),
+        errors=("",) * len(positions),
+        probs=probs,
+        pred=pred,
+        classes=material.known_classes,
+        digests=tuple(material.digests[i] for i in positions),
+    )
+    return Judged(
+        positions=positions,
+        predictions=predictions,
+        given=tuple(material.classes[k] for k in labels),
+        evaluation=evaluate_probs(
+            probs,
+            pred,
+            labels,
+            material.classes,
+            n_known=material.n_known,
+            groups=None if index.groups is None else index.groups[positions],
+            seed=seed,
+        ),
+    )
+
+
+def judge_again(material: Material, judged: Judged, keep: NDArray[np.bool_], seed: int) -> Evaluation | None:
+    """Measure again on a subset of the part, a mask (N,); None where nothing is left."""
+    if not keep.any():
+        return None
+    kept = judged.predictions.probs[keep], judged.predictions.pred[keep]
+    return judge(material, judged.positions[keep], kept, seed).evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """What `evaluate` found.
+
+    Attributes:
+        evaluation: figures over the readable labelled photographs.
+        part: the given part that was scored, or "all".
+        n_unreadable: labelled photographs that could not be read and are not in the figures.
+        n_trained_on: scored photographs that the model has learned from.
+        unseen: the same figures without those; None where there are none, or nothing else.
+    """
+
+    evaluation: Evaluation
+    part: str
+    n_unreadable: int
+    n_trained_on: int
+    unseen: Evaluation | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the figures at the top level, and what they rest on beside them."""
+        return {
+            **self.evaluation.to_json(),
+            "part": self.part,
+            "n_unreadable": self.n_unreadable,
+            "n_trained_on": self.n_trained_on,
+            "unseen": None if self.unseen is None else self.unseen.to_json(),
+        }
+
+
+def choose_scored(index: ImageIndex, part: Part | None) -> tuple[ImageIndex, str]:
+    """Select the labelled photographs to score: the asked part, else test where given, else all.
+
+    Raises:
+        DataError: there are none.
+    """
+    is_labelled = index.labels >= 0
+    chosen = part
+    if chosen is None and (index.in_part("test") & is_labelled).any():
+        chosen = "test"
+    where = is_labelled if chosen is None else is_labelled & index.in_part(chosen)
+    if not where.any():
+        there = [name for name in PARTS if (index.in_part(name) & is_labelled).any()]
+        has = f"; it has {', '.join(there)}" if there else ""
+        raise DataError(
+            f"{index.source} has no labelled photographs{f' in part {part}' if part else ''}{has}"
+        )
+    return index.select(where), chosen or "all"
+
+
+def evaluate_predictions(
+    predictions: Predictions,
+    index: ImageIndex,
+    bundle: Bundle,
+    part: str,
+    journal: Journal,
+    *,
+    at_precision: float | None = None,
+    positive: str | None = None,
+) -> EvaluationReport:
+    """Measure predictions against the labels of their index, row by row.
+
+    Raises:
+        DataError: no photograph could be read.
+    """
+    is_ok = predictions.pred >= 0
+    n_unreadable = int((~is_ok).sum())
+    if n_unreadable == len(predictions):
+        raise DataError(
+            f"none of the {n_unreadable} labelled photographs could be read; first: {predictions.errors[0]}"
+        )
+    if n_unreadable:
+        journal.note(f"{n_unreadable} labelled photographs could not be read and are not in the figures")
+    classes = (*bundle.classes, *(name for name in index.classes if name not in bundle.classes))
+    position = {name: k for k, name in enumerate(classes)}
+    labels = np.array([position[index.classes[k]] for k in index.labels], dtype=np.int64)
+    unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
+    if unknown:
+        journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
+
+    def measure(keep: NDArray[np.bool_]) -> Evaluation:
+        return evaluate_probs(
+            predictions.probs[keep],
+            predictions.pred[keep],
+            labels[keep],
+            classes,
+            n_known=len(bundle.classes),
+            groups=None if index.groups is None else index.groups[keep],
+            at_precision=at_precision,
+            positive=positive,
+        )
+
+    seen = np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests]) & is_ok
+    if seen.any():
+        journal.note(
+            f"{seen.sum()} of {is_ok.sum()} scored photographs were trained on: the figures are too good; "
+            "those without them stand beside"
+        )
+    return EvaluationReport(
+        evaluation=measure(is_ok),
+        part=part,
+        n_unreadable=n_unreadable,
+        n_trained_on=int(seen.sum()),
+        unseen=measure(is_ok & ~seen) if seen.any() and (is_ok & ~seen).any() else None,
+    )

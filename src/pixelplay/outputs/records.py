@@ -1,0 +1,249 @@
+"""What a training run writes down about itself, beside its model."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pixelplay.config import PARTS, Metric, TrainConfig, to_json
+from pixelplay.data.audit import describe_set, find_absent_classes
+from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.split import IntArray
+from pixelplay.errors import ImageError, name_some
+from pixelplay.evaluation.decision import Decision
+from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
+from pixelplay.journal import Journal
+from pixelplay.model.bundle import write_json
+from pixelplay.outputs.judged import Judged, judge_again
+from pixelplay.outputs.table import write_predictions
+from pixelplay.training.material import Material
+from pixelplay.training.probe import ProbeFit
+
+METRICS_VERSION = 1
+CHOOSER = "train+val, out of fold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """How good a run is, and what that rests on.
+
+    Attributes:
+        run_dir: where the run lies.
+        metric: the declared one.
+        test: figures of the test part, if there is one.
+        test_without_copies: the same without test photographs that had a copy in training.
+        oof: out-of-fold figures of the learning part, which also chose C, T and tau.
+        baseline: what always guessing the commonest class scores on the headline's part.
+        train_counts: class → photographs learned from.
+        chosen: setting → its value, and what chose it.
+        data: unreadable files, duplicates and what else the data showed.
+        notes: what was skipped, assumed or downgraded.
+    """
+
+    run_dir: str
+    metric: Metric
+    test: Evaluation | None
+    test_without_copies: Evaluation | None
+    oof: Evaluation
+    baseline: Baseline
+    train_counts: Mapping[str, int]
+    chosen: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+    notes: Sequence[str]
+
+    @property
+    def measured_on(self) -> str:
+        """The part behind the headline: "test", or "oof" where there is no test part."""
+        return "oof" if self.test is None else "test"
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures behind the headline."""
+        return self.oof if self.test is None else self.test
+
+    @property
+    def headline(self) -> Estimate:
+        """The declared metric where it was measured."""
+        estimate: Estimate = getattr(self.evaluation, self.metric)
+        return estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn the report into metrics.json: every number with who chose and who measured."""
+        parts = {"test": self.test, "test_without_copies": self.test_without_copies, "oof": self.oof}
+        return {
+            "format_version": METRICS_VERSION,
+            "headline": {
+                "metric": self.metric,
+                **self.headline.to_json(),
+                "chosen_on": CHOOSER,
+                "measured_on": self.measured_on,
+            },
+            "baseline": {
+                **self.baseline.to_json(),
+                "n": self.evaluation.n,
+                "chosen_on": "train+val",
+                "measured_on": self.measured_on,
+            },
+            "chosen": {name: dict(value) for name, value in self.chosen.items()},
+            **{
+                # the images of oof chose C, T and tau themselves: slightly optimistic, and it says so
+                name: {"chosen_on": CHOOSER, "measured_on": name, **part.to_json()}
+                for name, part in parts.items()
+                if part is not None
+            },
+            "train_counts": dict(self.train_counts),
+            "data": dict(self.data),
+            "notes": list(self.notes),
+        }
+
+
+def say_what_was_found(
+    material: Material,
+    index: ImageIndex,
+    errors: Mapping[int, ImageError],
+    config: TrainConfig,
+    journal: Journal,
+) -> None:
+    """Note what a user must know about the data before believing a figure."""
+    if errors:
+        named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in errors.items()])
+        journal.note(f"{len(errors)} photographs cannot be used and are left out: {named}")
+    if material.duplicates.conflicts:
+        first = " = ".join(index_path for index_path in _paths(material, material.duplicates.conflicts[0]))
+        journal.note(
+            f"{len(material.duplicates.conflicts)} sets of identical photographs carry different labels, "
+            f"for example {first}"
+        )
+    for note in material.parts.notes:
+        journal.note(note)
+    counts = material.learn_counts
+    lone = [name for name, n in zip(material.known_classes, counts, strict=True) if n == 1]
+    if lone:
+        journal.note(f"one photograph only, so no held-out figure: {name_some(lone)}")
+    _say_what_is_absent(index, journal)
+    ratio = imbalance_ratio(counts)
+    if ratio > HINT_RATIO and config.metric == "accuracy":
+        journal.note(
+            f"the largest class has {ratio:.0f} times the photographs of the smallest; "
+            "if rare classes count, train with --metric balanced_accuracy or macro_f1"
+        )
+
+
+def make_report(
+    run_dir: str,
+    config: TrainConfig,
+    material: Material,
+    errors: Mapping[int, ImageError],
+    fitted: tuple[ProbeFit, Decision],
+    oof: Judged,
+    test: Judged | None,
+    notes: Sequence[str],
+) -> TrainReport:
+    """Put together what is known about a run."""
+    headline = test or oof
+    copied = material.parts.copied
+    without = None
+    if test is not None and len(copied):
+        without = judge_again(material, test, ~np.isin(test.positions, copied), config.seed)
+    return TrainReport(
+        run_dir=run_dir,
+        metric=config.metric,
+        test=None if test is None else test.evaluation,
+        test_without_copies=without,
+        oof=oof.evaluation,
+        baseline=majority_baseline(
+            material.learn_counts, material.labels[headline.positions], headline.evaluation.classes
+        ),
+        train_counts={
+            name: int(n) for name, n in zip(material.known_classes, material.learn_counts, strict=True)
+        },
+        chosen=_describe_choices(*fitted),
+        data=_describe_data(material, errors),
+        notes=tuple(notes),
+    )
+
+
+def write_records(
+    folder: str,
+    config: TrainConfig,
+    material: Material,
+    report: TrainReport,
+    folds: IntArray,
+    oof: Judged,
+    test: Judged | None,
+) -> None:
+    """Write config.json, split.json, oof.csv, predictions.csv and, last, metrics.json."""
+    write_json({"pixelplay": "train", **to_json(config)}, os.path.join(folder, "config.json"))
+    split: dict[str, list[str]] = {
+        part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
+    }
+    split["removed"] = list(_paths(material, material.parts.removed))
+    write_json(split, os.path.join(folder, "split.json"))
+    fold_of = dict(zip(material.learn, folds, strict=True))
+    columns = {"fold": [str(fold_of[i]) for i in oof.positions], "given": oof.given}
+    _write_part(os.path.join(folder, "oof.csv"), oof, columns)
+    if test is not None:
+        _write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+    write_json(report.to_json(), os.path.join(folder, "metrics.json"))
+
+
+def _write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
+    write_predictions([judged.predictions], judged.predictions.classes, path, columns)
+
+
+def _say_what_is_absent(index: ImageIndex, journal: Journal) -> None:
+    """Name expected classes without a training photograph, and what that bounds accuracy to."""
+    absent, reachable = find_absent_classes(index)
+    if absent:
+        bound = (
+            ""
+            if reachable is None
+            else f"; no classifier of the others can pass {reachable:.1%} accuracy there"
+        )
+        journal.note(
+            f"{len(absent)} expected classes have no training photograph: {name_some(absent)}{bound}"
+        )
+
+
+def _describe_choices(probe: ProbeFit, decision: Decision) -> dict[str, dict[str, Any]]:
+    temperature, tau = decision.temperature, decision.tau
+    chooser = {"chosen_on": CHOOSER, "n": temperature.n}
+    return {
+        "C": {"value": probe.C, **chooser, "nll_by_value": {str(c): x for c, x in probe.nll_by_C.items()}},
+        "temperature": {
+            "value": temperature.temperature,
+            **chooser,
+            "nll_before": temperature.nll_before,
+            "nll_after": temperature.nll_after,
+            "at_bound": temperature.at_bound,
+        },
+        "tau": {
+            "value": tau.tau,
+            **chooser,
+            "metric_value": tau.value,
+            "metric_at_zero": tau.value_at_zero,
+            "standard_error": tau.standard_error,
+        },
+    }
+
+
+def _describe_data(material: Material, errors: Mapping[int, ImageError]) -> dict[str, Any]:
+    index, duplicates = material.index, material.duplicates
+    return {
+        "n_usable": len(index),
+        "unreadable": [
+            {"path": error.path, "status": error.status, "reason": error.reason} for error in errors.values()
+        ],
+        "skipped": dict(index.skipped),
+        "duplicates": [describe_set(index, members) for members in duplicates.sets],
+        "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
+        "removed_from_training": list(_paths(material, material.parts.removed)),
+    }
+
+
+def _paths(material: Material, positions: Sequence[int] | IntArray) -> tuple[str, ...]:
+    return tuple(material.index.paths[i] for i in positions)

@@ -1,0 +1,139 @@
+"""Predictions → exactly the file that a competition's sample submission asks for."""
+
+import os
+from collections.abc import Sequence
+
+from pixelplay.data.tables import Table
+from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.inference.predictor import Predictions
+from pixelplay.outputs.table import csv_writer
+
+
+def check_submission(sample: Table, classes: Sequence[str], path: str) -> None:
+    """Raise unless a sample submission can be filled in by a model of these classes.
+
+    Raises:
+        ConfigError: `path` is no CSV file.
+        DataError: the sample has neither one column of labels nor a column of a known class.
+    """
+    if not path.lower().endswith(".csv"):
+        raise ConfigError(f"--out {path} does not end in .csv; a submission is a CSV file")
+    columns = list(sample.columns)
+    if len(columns) < 2:
+        raise DataError(
+            f"{sample.name} has the one column {columns[0]!r}; a sample submission has an id column "
+            "and one or more to fill in"
+        )
+    if not _asks_for_labels(columns, classes) and not set(columns[1:]) & set(classes):
+        raise DataError(
+            f"{sample.name} has the columns {name_some(columns[1:])}, none of which is a class of the model: "
+            f"{name_some(classes)}"
+        )
+
+
+def write_submission(predictions: Predictions, sample: Table, path: str) -> list[str]:
+    """Write the sample's header, ids and order, with predictions filled in.
+
+    Probabilities where the header is an id and class names, otherwise labels. An id without a
+    readable image keeps the sample's value.
+
+    Returns:
+        What could not be filled in, one sentence each.
+
+    Raises:
+        ConfigError: `path` is no CSV file.
+        DataError: the columns fit neither form, an id fits two images, or no id fits any.
+    """
+    check_submission(sample, predictions.classes, path)
+    columns = list(sample.columns)
+    ids = list(sample.columns[columns[0]])
+    row_of = _match_ids(ids, predictions)
+    if all(row is None for row in row_of):
+        raise DataError(
+            f"no id of {sample.name} names a readable photograph: ids such as {ids[0]!r}, "
+            f"photographs such as {predictions.paths[0]!r}; give the folder that the ids are about"
+        )
+    has_labels = _asks_for_labels(columns, predictions.classes)
+    fill = _labels if has_labels else _probabilities
+    # ids and labels are written exactly as they are: the file is for a program
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv_writer(file)
+        writer.writerow(columns)
+        for i, row in enumerate(row_of):
+            own = [sample.columns[name][i] for name in columns[1:]]
+            writer.writerow([ids[i], *(own if row is None else fill(predictions, row, columns[1:]))])
+    os.replace(partial, path)
+    return [
+        *_note_ids(ids, row_of, predictions),
+        *([] if has_labels else _note_columns(columns[1:], predictions.classes)),
+    ]
+
+
+def _asks_for_labels(columns: Sequence[str], classes: Sequence[str]) -> bool:
+    return len(columns) == 2 and columns[1] not in classes
+
+
+def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]:
+    """Row of the readable image that each id names: by the end of its path, with extension or without."""
+    rows: dict[str, list[int]] = {}
+    depths = {name.strip().count("/") for name in ids}
+    for row, path in enumerate(predictions.paths):
+        pieces = path.replace(os.sep, "/").split("/")
+        ends = {"/".join(pieces[-1 - depth :]) for depth in depths}
+        for way in ends | {os.path.splitext(end)[0] for end in ends}:
+            rows.setdefault(way, []).append(row)
+    found: list[int | None] = []
+    for name in ids:
+        matches = rows.get(name.strip(), [])
+        if len(matches) > 1:
+            named = name_some([predictions.paths[row] for row in matches])
+            raise DataError(
+                f"id {name!r} of the sample fits {len(matches)} images: {named}; give only the right folder"
+            )
+        is_ok = bool(matches) and predictions.status[matches[0]] == "ok"
+        found.append(matches[0] if is_ok else None)
+    return found
+
+
+def _labels(predictions: Predictions, row: int, columns: Sequence[str]) -> list[str]:
+    return [predictions.classes[predictions.pred[row]]]
+
+
+def _probabilities(predictions: Predictions, row: int, columns: Sequence[str]) -> list[str]:
+    shown = dict(zip(predictions.classes, predictions.probs[row], strict=True))
+    return [f"{shown[name]:.9g}" if name in shown else "0" for name in columns]
+
+
+def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Predictions) -> list[str]:
+    without = [name for name, row in zip(ids, row_of, strict=True) if row is None]
+    used = set(row_of)
+    unasked = [path for row, path in enumerate(predictions.paths) if row not in used]
+    notes = []
+    if without:
+        notes.append(
+            f"{len(without)} ids have no readable photograph and keep the sample's value: "
+            f"{name_some(without)}"
+        )
+    if unasked:
+        notes.append(
+            f"{len(unasked)} photographs are not in the submission, because no id names them "
+            f"or they cannot be read: {name_some(unasked)}"
+        )
+    return notes
+
+
+def _note_columns(columns: Sequence[str], classes: Sequence[str]) -> list[str]:
+    unknown = [name for name in columns if name not in classes]
+    unasked = [name for name in classes if name not in columns]
+    notes = []
+    if unknown:
+        notes.append(
+            f"the model does not know {len(unknown)} columns of the sample, they are 0: {name_some(unknown)}"
+        )
+    if unasked:
+        notes.append(
+            f"the sample has no column for {len(unasked)} classes of the model, "
+            f"so its rows do not add up to 1: {name_some(unasked)}"
+        )
+    return notes

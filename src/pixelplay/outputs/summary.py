@@ -1,0 +1,254 @@
+"""Results as text for people and JSON for programs."""
+
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pixelplay.data.audit import Audit, count_kinds, describe_set, find_absent_classes
+from pixelplay.data.imbalance import imbalance_ratio
+from pixelplay.data.index import ImageIndex
+from pixelplay.errors import SHOWN, name_some, printable
+from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.metrics import Evaluation
+from pixelplay.evaluation.operating_point import OperatingPoint
+from pixelplay.evaluation.weighted import ECE_BINS
+
+if TYPE_CHECKING:  # they come with torch, which a scan does not need
+    from pixelplay.outputs.judged import EvaluationReport
+    from pixelplay.outputs.records import TrainReport
+
+# figure → its name in tables
+TITLES: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "log_loss": "log-loss",
+    "brier": "Brier score",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+}
+HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
+MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
+MAX_CONFUSION = 12
+
+
+def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
+    """Everything that scan found, each finding with its files."""
+    counts = index.class_counts()
+    formats, smallest, largest = count_kinds(audit)
+    duplicates = audit.duplicates
+    absent, reachable = find_absent_classes(index)
+    return {
+        "source": index.source,
+        "n": len(index),
+        "n_unlabelled": int((index.labels < 0).sum()),
+        "classes": {name: int(n) for name, n in zip(index.classes, counts, strict=True)},
+        "parts": {
+            part: int(index.in_part(part).sum())
+            for part in ("train", "val", "test")
+            if index.in_part(part).any()
+        },
+        "imbalance_ratio": imbalance_ratio(counts),
+        "formats": dict(formats.most_common()),
+        "smallest_px": smallest,
+        "largest_px": largest,
+        "unreadable": [
+            {"path": e.path, "status": e.status, "reason": e.reason} for e in audit.errors.values()
+        ],
+        "duplicates": [describe_set(index, members) for members in duplicates.sets],
+        "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
+        "leaks": [describe_set(index, members) for members in duplicates.leaks],
+        "expected_without_images": absent,
+        "reachable_accuracy": reachable,
+        "skipped": dict(index.skipped),
+        "notes": list(index.notes),
+    }
+
+
+def summarise_scan(index: ImageIndex, audit: Audit) -> str:
+    """What scan found, for reading."""
+    found = scan_to_json(index, audit)
+    lines = [f"{printable(index.source)}: {found['n']:,} photographs, {len(index.classes)} classes"]
+    if found["n_unlabelled"]:
+        lines.append(f"  {found['n_unlabelled']:,} without a label")
+    lines += _table(
+        ["class", "n", "share"],
+        [
+            [name, f"{n:,}", f"{n / max(sum(found['classes'].values()), 1):.1%}"]
+            for name, n in found["classes"].items()
+        ],
+    )
+    lines += ["", f"imbalance  {found['imbalance_ratio']:.1f} : 1"]
+    if found["parts"]:
+        lines.append("parts      " + ", ".join(f"{part} {n:,}" for part, n in found["parts"].items()))
+    if found["formats"]:
+        lines.append("formats    " + ", ".join(f"{name} {n:,}" for name, n in found["formats"].items()))
+        sizes = [f"{width} × {height}" for width, height in (found["smallest_px"], found["largest_px"])]
+        lines.append(f"sizes      {sizes[0]} to {sizes[1]} px")
+    if found["expected_without_images"]:
+        bound = found["reachable_accuracy"]
+        lines.append(
+            f"absent     {len(found['expected_without_images'])} expected classes have no photograph: "
+            + printable(name_some(found["expected_without_images"]))
+            + ("" if bound is None else f"; accuracy cannot pass {bound:.1%}")
+        )
+    lines += _findings("unreadable", [f"{e['path']}: {e['reason']}" for e in found["unreadable"]])
+    for name in ("duplicates", "conflicts", "leaks"):
+        lines += _findings(name, [" = ".join(_name(member, name) for member in s) for s in found[name]])
+    return "\n".join(lines)
+
+
+def summarise_training(report: "TrainReport") -> str:
+    """The headline with its interval, the baseline, each class, and what to try next."""
+    evaluation = report.evaluation
+    where = "test part" if report.measured_on == "test" else "out of fold (no test part; slightly optimistic)"
+    lines = [f"{where}, {evaluation.n} photographs; intervals are 95 %", ""]
+    rows = [
+        [TITLES[name], *_value_and_interval(getattr(evaluation, name)), _baseline(report, name)]
+        for name in HEADLINES
+    ]
+    rows[HEADLINES.index(report.metric)][0] += " ←"
+    lines += _table(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
+    lines += _legend(rows, "← what decisions are tuned for")
+    lines += ["", *_class_table(evaluation, report.train_counts)]
+    if report.test_without_copies is not None:
+        value, interval = _value_and_interval(report.test_without_copies.accuracy)
+        lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
+    run = shlex.quote(report.run_dir)
+    lines += [
+        "",
+        f"model and records are in {report.run_dir}; try next:",
+        f"  pixelplay predict {run} PHOTOS --out predictions.csv",
+        f"  pixelplay evaluate {run} LABELLED_PHOTOS",
+        "  pixelplay scan PHOTOS",
+    ]
+    return "\n".join(lines)
+
+
+def summarise_evaluation(report: "EvaluationReport") -> str:
+    """All figures with intervals, each class, and the confusion matrix."""
+    evaluation = report.evaluation
+    lines = [f"{report.part}: {evaluation.n} photographs; intervals are 95 %", ""]
+    columns = {"": evaluation}
+    if evaluation.known_only is not None:
+        columns["known classes only"] = evaluation.known_only
+    if report.unseen is not None:
+        columns["not trained on"] = report.unseen
+    header = ["", *(cell for name in columns for cell in (name or "value", "interval"))]
+    rows = [
+        [title, *(cell for e in columns.values() for cell in _value_and_interval(getattr(e, name)))]
+        for name, title in TITLES.items()
+    ]
+    rows.append(
+        [f"ECE ({ECE_BINS} bins)", *(cell for e in columns.values() for cell in (f"{e.ece:.3f}", ""))]
+    )
+    lines += [*_table(header, rows), *_legend(rows)]
+    if evaluation.known_only is not None:
+        lines.append(
+            "log-loss, Brier score, ROC-AUC and average precision leave unknown classes out everywhere"
+        )
+    if report.n_trained_on:
+        lines.append(f"the tables below include {report.n_trained_on} photographs that were trained on")
+    lines += ["", *_class_table(evaluation, None)]
+    lines += ["", *_confusion_table(evaluation)]
+    if evaluation.operating_point is not None:
+        lines += ["", _operating_point(evaluation.operating_point)]
+    return "\n".join(lines)
+
+
+def _operating_point(point: OperatingPoint) -> str:
+    if point.threshold is None:
+        return (
+            f"precision {point.asked_precision} for {point.positive!r} is not reached; "
+            f"the highest is {point.highest_precision:.3f}"
+        )
+    precision, recall = (" ".join(_value_and_interval(e)) for e in (point.precision, point.recall))
+    return (
+        f"{point.positive!r} at probability ≥ {point.threshold:.4f}: precision {precision}, "
+        f"recall {recall} (threshold chosen on these photographs)"
+    )
+
+
+def _legend(rows: Sequence[Sequence[str]], *also: str) -> list[str]:
+    """Say what the signs in a table of figures mean, where they occur."""
+    has_doubt = any(cell.endswith(" ?") for row in rows for cell in row)
+    signs = [*also, *(["? a class has few photographs: a rough interval"] if has_doubt else [])]
+    return ["   ".join(signs)] if signs else []
+
+
+def _class_table(evaluation: Evaluation, train_counts: Any) -> list[str]:
+    rows, shown = [], list(evaluation.per_class)
+    if len(shown) > MAX_CLASS_ROWS:
+        measured = [scores for scores in shown if scores.recall is not None]
+        shown = sorted(measured, key=lambda scores: scores.recall.value)[:MAX_CLASS_ROWS]  # type: ignore[union-attr]
+    for scores in shown:
+        known = [] if train_counts is None else [str(train_counts.get(scores.name, 0))]
+        precision = "–" if scores.precision is None else f"{scores.precision.value:.3f}"
+        f1 = "–" if scores.f1 is None else f"{scores.f1.value:.3f}"
+        rows.append([scores.name, *known, str(scores.n), *_value_and_interval(scores.recall), precision, f1])
+    header = [
+        "class",
+        *([] if train_counts is None else ["learned"]),
+        "n",
+        "recall",
+        "interval",
+        "precision",
+        "F1",
+    ]
+    rest = len(evaluation.per_class) - len(shown)
+    more = [f"… and {rest} more; these have the lowest recall (--json lists all)"] if rest else []
+    return [*_table(header, rows), *more]
+
+
+def _confusion_table(evaluation: Evaluation) -> list[str]:
+    names = list(evaluation.classes)
+    if len(names) > MAX_CONFUSION:
+        return [f"confusion matrix of {len(names)} classes: see --json"]
+    rows = [[name, *map(str, row)] for name, row in zip(names, evaluation.confusion, strict=True)]
+    short = [name[:9] for name in names]
+    columns = short if len(set(short)) == len(names) else names
+    return ["rows are given labels, columns decisions", *_table(["", *columns], rows)]
+
+
+def _value_and_interval(estimate: Estimate | None) -> tuple[str, str]:
+    if estimate is None:
+        return "–", ""
+    doubt = "" if estimate.reliable else " ?"
+    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{doubt}"
+
+
+def _baseline(report: "TrainReport", name: str) -> str:
+    value = getattr(report.baseline, name)
+    return f"{value.value if isinstance(value, Estimate) else value:.3f}"
+
+
+def _findings(name: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    more = [f"  … and {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
+    return [f"{name}: {len(items)}", *(f"  {printable(item)}" for item in items[:SHOWN]), *more]
+
+
+def _name(member: dict[str, Any], finding: str) -> str:
+    return f"{member['path']} ({member['label']})" if finding == "conflicts" else str(member["path"])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned: the first to the left, the others to the right."""
+    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(_pad, row, widths, [True, *[False] * len(row)])).rstrip() for row in cells]
+
+
+def _pad(cell: str, width: int, is_left: bool) -> str:
+    space = " " * (width - _width(cell))
+    return cell + space if is_left else space + cell
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal needs: two for a wide letter, none for an accent of its own."""
+    return sum(
+        0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")
+        for sign in text
+    )

@@ -1,0 +1,141 @@
+"""Predictions → CSV or Parquet, written as they come, complete or not there at all."""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
+
+from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.inference.predictor import Predictions
+
+DECIMALS = 6
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_predictions(
+    chunks: Iterable[Predictions],
+    classes: Sequence[str],
+    path: str,
+    extra: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write one row for each prediction as chunks arrive; the file's ending names the format.
+
+    Args:
+        extra: further text columns (N,), put before the label; CSV only.
+
+    What is written so far stays as `<path>.partial` when the work is interrupted.
+    """
+    partial = f"{path}.partial"
+    try:
+        if path.lower().endswith(".csv"):
+            with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                _write_csv(chunks, classes, file, extra or {})
+        else:
+            _write_parquet(chunks, classes, partial)
+    except PixelPlayError:  # the input was no good: nothing to keep
+        os.remove(partial)
+        raise
+    except OSError as error:
+        error.filename = error.filename or partial  # a full disk names no file by itself
+        raise
+    os.replace(partial, path)
+
+
+def check_new_file(path: str, *, is_forced: bool) -> None:
+    """Raise unless a table can be written under this name.
+
+    Raises:
+        ConfigError: it exists, has an unknown ending, or its folder cannot be written to.
+    """
+    for taken in (path, f"{path}.partial"):
+        if os.path.isdir(taken) or (os.path.lexists(taken) and not is_forced):
+            way_on = "" if os.path.isdir(taken) else ", or replace it with --force"
+            raise ConfigError(f"{taken} exists; choose another --out{way_on}")
+    if not path.lower().endswith((".csv", ".parquet")):
+        raise ConfigError(
+            f"--out {path} ends neither in .csv nor in .parquet; one of them says what to write"
+        )
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(f"the folder {folder} of --out does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the folder {folder} of --out cannot be written to; choose another")
+
+
+def _write_csv(
+    chunks: Iterable[Predictions], classes: Sequence[str], file: IO[str], extra: Mapping[str, Sequence[str]]
+) -> None:
+    writer = csv_writer(file)
+    names = [f"prob_{name}" for name in classes]
+    writer.writerow(["path", "status", "error", *extra, "label", "probability", *names])
+    row = 0
+    for chunk in chunks:
+        for i, path in enumerate(chunk.paths):
+            k = int(chunk.pred[i])
+            if k < 0:
+                cells = ["", "", *[""] * len(classes)]
+            else:
+                shown = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
+                cells = [safe_label(classes[k]), shown[k], *shown]
+            first = [safe_path(path), chunk.status[i], safe_label(chunk.errors[i])]
+            writer.writerow([*first, *(safe_label(column[row]) for column in extra.values()), *cells])
+            row += 1
+        file.flush()
+
+
+def csv_writer(file: IO[str]) -> Any:
+    """A writer of lines that end in a newline; cells with any kind of line break are quoted."""
+    # Python quotes a carriage return only where it ends lines, and readers would end a row there
+    return csv.writer(_Newlines(file), lineterminator="\r\n")
+
+
+class _Newlines:
+    """A file that takes lines ending in CRLF and writes them ending in LF."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        """Write one line."""
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
+def safe_path(path: str) -> str:
+    """A path that a spreadsheet does not run as a formula and that still opens the same file."""
+    return f"./{path}" if path.startswith(_FORMULA_STARTS) else path
+
+
+def safe_label(label: str) -> str:
+    """A text cell that a spreadsheet does not run as a formula."""
+    return f"'{label}" if label.startswith(_FORMULA_STARTS) else label
+
+
+def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [(name, pa.string()) for name in ("path", "status", "error", "label")]
+    fields += [("probability", pa.float64()), *((_as_text(f"prob_{name}"), pa.float64()) for name in classes)]
+    schema = pa.schema(fields)
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in chunks:
+            writer.write_table(pa.table(_columns(chunk), schema=schema))
+
+
+def _columns(chunk: Predictions) -> dict[str, list[Any]]:
+    is_ok = [k >= 0 for k in chunk.pred]
+    columns: dict[str, list[Any]] = {
+        "path": [_as_text(path) for path in chunk.paths],
+        "status": list(chunk.status),
+        "error": [error or None for error in chunk.errors],
+        "label": [label if label is None else _as_text(label) for label in chunk.labels],
+        "probability": [chunk.probs[i, k] if k >= 0 else None for i, k in enumerate(chunk.pred)],
+    }
+    for j, name in enumerate(chunk.classes):
+        columns[_as_text(f"prob_{name}")] = [chunk.probs[i, j] if ok else None for i, ok in enumerate(is_ok)]
+    return columns
+
+
+def _as_text(name: str) -> str:
+    """A file name in valid Unicode, which Parquet asks for; bytes that are none become "\ufffd"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,304 @@
+"""The story: train, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay import __version__
+from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig
+from pixelplay.data.cache import FeatureCache, default_cache_dir
+from pixelplay.data.imbalance import class_priors
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.parts import check_learnable
+from pixelplay.data.scan import say_what_was_assumed, select_labelled
+from pixelplay.data.source import list_files, list_images, scan_source
+from pixelplay.data.split import assign_folds, check_some_held_out
+from pixelplay.data.tables import read_table
+from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.operating_point import find_positive
+from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
+from pixelplay.journal import Journal
+from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
+from pixelplay.model.bundle import Bundle, shorten_digest, write_bundle
+from pixelplay.model.features import (
+    FeatureExtractor,
+    PhotographFeatures,
+    pick_device,
+    pick_precision,
+    read_features,
+)
+from pixelplay.outputs.judged import EvaluationReport, choose_scored, evaluate_predictions, judge
+from pixelplay.outputs.records import TrainReport, make_report, say_what_was_found, write_records
+from pixelplay.outputs.run_dir import new_run_dir
+from pixelplay.outputs.submission import check_submission, write_submission
+from pixelplay.outputs.table import check_new_file, write_predictions
+from pixelplay.training.material import sort_out
+from pixelplay.training.probe import fit_probe
+
+StrPath = str | os.PathLike[str]
+
+
+def train(
+    source: StrPath,
+    out_dir: StrPath,
+    config: TrainConfig | None = None,
+    *,
+    is_forced: bool = False,
+    journal: Journal | None = None,
+) -> TrainReport:
+    """Learn one classifier: labelled photographs in, model bundle and honest metrics out.
+
+    Args:
+        source: folder, table or zip archive of labelled photographs.
+        out_dir: folder of the run; it appears once everything in it is there.
+        is_forced: replace an existing run.
+
+    Raises:
+        DataError: the photographs cannot make a classifier.
+        ConfigError: a setting, the output folder or the backbone cannot be used.
+    """
+    config, journal = config or TrainConfig(), journal or Journal()
+    with new_run_dir(os.fspath(out_dir), is_forced=is_forced) as folder:
+        # What names alone can show is checked before the first expensive second.
+        index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
+        index = select_labelled(index, journal)
+        check_learnable(index, np.ones(len(index), dtype=np.bool_))
+        device = pick_device(config.compute.device)
+        name = pick_backbone_name(config.backbone, device)
+        backbone = load_backbone(name, config.weights, is_offline=config.offline)
+
+        # Every photograph is decoded once. The backbone is frozen, so nothing is learned here.
+        precision = pick_precision(config.compute.precision, device)
+        extractor = FeatureExtractor(
+            backbone.backbone,
+            backbone.preprocessing,
+            hflip=config.hflip,
+            device=device,
+            precision=precision,
+            batch_size=config.compute.batch_size,
+        )
+        photographs = _read(index, extractor, backbone.weights_id, config, journal)
+        material = sort_out(index, photographs, config)
+        say_what_was_found(material, index, photographs.errors, config, journal)
+
+        # Folds of the learning part choose C, T and tau; the head is then fitted on all of it.
+        learn, test = material.learn, material.parts.split.test
+        labels, groups = material.labels[learn], material.parts.groups[learn]
+        folds = assign_folds(labels, groups, config.n_folds, config.seed)
+        check_some_held_out(folds, index.source)
+        with journal.progress("fitting", None, "strengths tried") as bar:
+            probe = fit_probe(material.features[learn], labels, folds, on_progress=bar.update)
+        priors = class_priors(material.learn_counts)
+        decision = fit_decision(
+            probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed
+        )
+        if decision.temperature.at_bound:
+            journal.note(
+                "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
+            )
+        bundle = Bundle(
+            backbone=backbone.backbone,
+            classes=material.known_classes,
+            preprocessing=backbone.preprocessing,
+            hflip=config.hflip,
+            precision=precision,
+            temperature=decision.temperature.temperature,
+            tau=decision.tau.tau,
+            priors=priors,
+            metric=config.metric,
+            trained_on=frozenset(shorten_digest(material.digests[i]) for i in learn),
+            head=probe.head,
+            made_by=_made_by(backbone),
+        )
+        write_bundle(bundle, os.path.join(folder, "model"))
+
+        # The test part is read once, here, and chooses nothing.
+        oof = judge(material, learn, decision.apply(probe.oof_logits), config.seed)
+        measured = None
+        if len(test):
+            logits = probe.head.logits(material.features[test])
+            measured = judge(material, test, decision.apply(logits), config.seed)
+        report = make_report(
+            os.fspath(out_dir),
+            config,
+            material,
+            photographs.errors,
+            (probe, decision),
+            oof,
+            measured,
+            journal.notes,
+        )
+        write_records(folder, config, material, report, folds, oof, measured)
+    return report
+
+
+def evaluate(
+    run: StrPath,
+    source: StrPath,
+    data: DataConfig | None = None,
+    *,
+    part: Part | None = None,
+    at_precision: float | None = None,
+    positive: str | None = None,
+    compute: ComputeConfig | None = None,
+    journal: Journal | None = None,
+) -> EvaluationReport:
+    """Measure a trained classifier on labelled photographs.
+
+    Args:
+        part: the given part to score (default: test where the data has one, else everything).
+        at_precision: report the recall that a two-class model reaches at this precision.
+        positive: the class that precision and recall are about (default: the second).
+
+    Raises:
+        DataError: no labelled photograph to score, or not two classes for a precision.
+        ConfigError: a precision outside (0, 1], or `positive` without one.
+        BundleError: no model in `run`.
+    """
+    journal = journal or Journal()
+    if positive is not None and at_precision is None:
+        raise ConfigError(
+            f"positive={positive!r} says nothing without a precision; add --at-precision 0.95, say"
+        )
+    index = say_what_was_assumed(scan_source(os.fspath(source), data), journal)
+    index, scored_part = choose_scored(index, part)
+    predictor = Predictor(run, compute)
+    if at_precision is not None:  # refuse before the first expensive second
+        find_positive(_labels_of(predictor, index), predictor.classes, positive, at_precision)
+    predictions = _collect(predictor, index, journal)
+    return evaluate_predictions(
+        predictions,
+        index,
+        predictor.bundle,
+        scored_part,
+        journal,
+        at_precision=at_precision,
+        positive=positive,
+    )
+
+
+def predict(
+    run: StrPath,
+    images: Sequence[StrPath],
+    out: StrPath,
+    *,
+    submission: StrPath | None = None,
+    path_column: str | None = None,
+    images_dir: str | None = None,
+    is_forced: bool = False,
+    compute: ComputeConfig | None = None,
+    journal: Journal | None = None,
+) -> int:
+    """Classify photographs into a table: one row for each, in order, whatever is wrong with some.
+
+    Returns:
+        The number of rows without a prediction.
+
+    Args:
+        images: folders, tables, zip archives and files.
+        out: the table to write, .csv or .parquet.
+        submission: sample submission; `out` then has exactly its header, ids and order.
+        path_column: column of a table that names the photographs.
+        images_dir: folder that the names in a table are looked up in.
+        is_forced: replace an existing table.
+
+    Raises:
+        DataError: nothing there, or none of it can be read.
+        ConfigError: the table cannot be written.
+        BundleError: no model in `run`.
+    """
+    journal = journal or Journal()
+    out = os.fspath(out)
+    check_new_file(out, is_forced=is_forced)
+    sample = None if submission is None else read_table(os.fspath(submission))
+    data = DataConfig(path_column=path_column, images_dir=images_dir)
+    indexes = _list_all([os.fspath(source) for source in images], data, journal)
+    n_images = sum(len(index) for index in indexes)
+    predictor = Predictor(run, compute)
+    if sample is not None:
+        check_submission(sample, predictor.classes, out)
+    n_bad = 0
+
+    def watch() -> Iterator[Predictions]:
+        nonlocal n_bad
+        for index in indexes:
+            for chunk in predictor.predict_stream(index):
+                bar.update(len(chunk))
+                n_bad += sum(status != "ok" for status in chunk.status)
+                yield chunk
+        if n_bad == n_images:
+            raise DataError(
+                f"none of the {n_images} photographs can be read; last: {chunk.paths[-1]}: {chunk.errors[-1]}"
+            )
+
+    with journal.progress("predicting", n_images) as bar:
+        if sample is None:
+            write_predictions(watch(), predictor.classes, out)
+        else:
+            predictions = join_predictions(list(watch()), predictor.classes)
+            for note in write_submission(predictions, sample, out):
+                journal.note(note)
+    if n_bad:
+        journal.note(f"{n_bad} of {n_images} photographs could not be read; their rows say why")
+    return n_bad
+
+
+def _list_all(sources: Sequence[str], data: DataConfig, journal: Journal) -> list[ImageIndex]:
+    """Name all photographs in order; single files in a row share an index, and so share batches.
+
+    Raises:
+        DataError: there are none.
+    """
+    listed = (say_what_was_assumed(list_images(source, data), journal) for source in sources)
+    indexes: list[ImageIndex] = []
+    for is_file, neighbours in groupby(listed, key=lambda index: not index.source):
+        together = list(neighbours)
+        indexes += [list_files([index.paths[0] for index in together])] if is_file else together
+    if not any(len(index) for index in indexes):
+        where = f"in {name_some(sources)}" if sources else "named"
+        raise DataError(f"no photographs {where}; give files, tables, zip archives or folders that hold some")
+    return indexes
+
+
+def _labels_of(predictor: Predictor, index: ImageIndex) -> NDArray[np.int64]:
+    """Labels (N,) as the model numbers them, -1 for a class that it does not know."""
+    position = {name: k for k, name in enumerate(predictor.classes)}
+    return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
+
+
+def _read(
+    index: ImageIndex,
+    extractor: FeatureExtractor,
+    weights_id: str,
+    config: TrainConfig,
+    journal: Journal,
+) -> PhotographFeatures:
+    cache = FeatureCache(
+        config.cache_dir or default_cache_dir(),
+        extractor.cache_key(weights_id),
+        max_bytes=int(config.cache_gb * 1e9),
+    )
+    with journal.progress("reading", len(index)) as bar:
+        photographs = read_features(
+            index, extractor, cache, num_workers=config.compute.num_workers, on_progress=bar.update
+        )
+    if cache.failure:
+        journal.note(f"features cannot be kept in the cache: {cache.failure}")
+    return photographs
+
+
+def _collect(predictor: Predictor, index: ImageIndex, journal: Journal) -> Predictions:
+    chunks = []
+    with journal.progress("predicting", len(index)) as bar:
+        for chunk in predictor.predict_stream(index):
+            bar.update(len(chunk))
+            chunks.append(chunk)
+    return join_predictions(chunks, predictor.classes)
+
+
+def _made_by(backbone: LoadedBackbone) -> dict[str, str]:
+    return {"pixelplay": __version__, "weights": backbone.origin, "weights_sha256": backbone.weights_id}

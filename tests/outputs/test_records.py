@@ -1,0 +1,235 @@
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import TINY, draw_folder, draw_of_class
+from photographs import damaged_files, encode
+from pixelplay.config import TrainConfig
+from pixelplay.journal import Journal
+from pixelplay.outputs.records import TrainReport
+from pixelplay.workflow import train
+
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision")
+
+
+def read_json(path: Path) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {path}")
+
+    return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def odd(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainReport, Path, Journal]:
+    """A run on given parts with all that can be odd about data.
+
+    Copies across parts, unreadable and conflicting files, a class with one image, one that only
+    the test part knows, a hidden file.
+    """
+    root = tmp_path_factory.mktemp("odd") / "data"
+    draw_folder(root / "train", {"bars": 18, "dots": 9})
+    draw_folder(root / "test", {"bars": 5, "dots": 4, "rings": 3}, first_seed=300)
+    (root / "train" / "single").mkdir()
+    (root / "train" / "single" / "0.png").write_bytes(encode(draw_of_class("rings", 1), "PNG"))
+    shutil.copy(root / "test" / "bars" / "000.jpg", root / "train" / "bars" / "copy.jpg")
+    shutil.copy(root / "train" / "bars" / "002.jpg", root / "train" / "dots" / "conflict.jpg")
+    (root / "train" / "dots" / "cut.jpg").write_bytes(damaged_files()["cut.jpg"][0])
+    (root / "train" / "dots" / ".DS_Store").write_bytes(b"x")
+    run, journal = root.parent / "run", Journal(quiet=True)
+    config = TrainConfig(backbone=TINY, weights=str(tiny_weights), metric="macro_f1", seed=3)
+    return train(root, run, config, journal=journal), run, journal
+
+
+def test_every_figure_names_who_chose_and_who_measured(
+    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+) -> None:
+    for run in (tiny_run, odd[1]):
+        metrics = read_json(run / "metrics.json")
+        for name in ("headline", "baseline", "test", "oof"):
+            assert metrics[name]["chosen_on"].startswith("train+val"), name
+            assert metrics[name]["measured_on"] == ("oof" if name == "oof" else "test"), name
+            assert metrics[name]["n"] > 0, name
+        assert {setting["chosen_on"] for setting in metrics["chosen"].values()} == {"train+val, out of fold"}
+        assert list(metrics["chosen"]) == ["C", "temperature", "tau"]
+
+
+def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainReport, Path, Journal]) -> None:
+    for run in (tiny_run, odd[1]):
+        metrics = read_json(run / "metrics.json")
+        blocks = [metrics[name] for name in ("test", "oof", "test_without_copies") if name in metrics]
+        estimates = [block[name] for block in blocks for name in FIGURES if block[name] is not None]
+        estimates += [metrics["headline"], metrics["baseline"]["accuracy"]]
+        for estimate in estimates:
+            assert {"value", "low", "high", "n", "reliable", "method"} <= set(estimate)
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+        assert all("low" not in block["ece"] for block in blocks)  # no interval on ECE
+
+
+def test_the_headline_is_the_declared_metric_where_it_was_measured(
+    odd: tuple[TrainReport, Path, Journal],
+) -> None:
+    report, run, _ = odd
+    metrics = read_json(run / "metrics.json")
+    assert metrics["headline"]["metric"] == "macro_f1"
+    assert metrics["headline"]["value"] == metrics["test"]["macro_f1"]["value"] == report.headline.value
+    assert metrics == json.loads(json.dumps(report.to_json()))
+
+
+def test_without_a_test_part_the_headline_is_out_of_fold(
+    tiny_weights: Path, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(backbone=TINY, weights=str(tiny_weights), test_frac=0)
+    report = train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert report.measured_on == metrics["headline"]["measured_on"] == "oof"
+    assert metrics["headline"]["value"] == metrics["oof"]["accuracy"]["value"]
+    assert metrics["headline"]["n"] == metrics["baseline"]["n"] == 48
+    assert metrics["baseline"]["accuracy"]["value"] == 24 / 48
+    assert "test" not in metrics
+    assert not (tmp_path / "run" / "predictions.csv").exists()
+    assert len(read_rows(tmp_path / "run" / "oof.csv")) == 48
+
+
+def test_the_baseline_always_answers_the_commonest_class(
+    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+) -> None:
+    for run in (tiny_run, odd[1]):
+        metrics = read_json(run / "metrics.json")
+        counts: dict[str, int] = metrics["train_counts"]
+        commonest = max(counts, key=lambda name: counts[name])
+        given = [row["given"] for row in read_rows(run / "predictions.csv")]
+        n_present = len(set(given))
+        assert metrics["baseline"]["class"] == commonest == "bars"
+        assert metrics["baseline"]["accuracy"]["value"] == given.count("bars") / len(given)
+        assert metrics["baseline"]["balanced_accuracy"] == pytest.approx(1 / n_present)
+
+
+def test_predictions_csv_gives_the_figures_of_metrics_json(
+    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+) -> None:
+    for run in (tiny_run, odd[1]):
+        metrics = read_json(run / "metrics.json")
+        for table, block in (("predictions.csv", metrics["test"]), ("oof.csv", metrics["oof"])):
+            scored = [row for row in read_rows(run / table) if row["label"]]
+            right = [row["label"] == row["given"] for row in scored]
+            assert block["n"] == len(scored)
+            assert block["accuracy"]["value"] == pytest.approx(np.mean(right))
+
+
+def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, Journal]) -> None:
+    run = odd[1]
+    split = read_json(run / "split.json")
+    assert list(split) == ["train", "val", "test", "removed"]
+    assert split["removed"] == ["train/bars/copy.jpg"]
+    assert {path.split("/")[0] for path in split["train"]} == {"train"}
+    assert {path.split("/")[0] for path in split["test"]} == {"test"}
+    assert (len(split["train"]), len(split["val"]), len(split["test"])) == (18 + 10 + 1, 0, 12)
+    assert [row["path"] for row in read_rows(run / "predictions.csv")] == split["test"]
+    # the class of a single photograph is never held out
+    held_out = [path for path in split["train"] if not path.startswith("train/single/")]
+    assert [row["path"] for row in read_rows(run / "oof.csv")] == held_out
+
+
+def test_copies_of_test_photographs_are_taken_out_and_counted(
+    odd: tuple[TrainReport, Path, Journal],
+) -> None:
+    metrics = read_json(odd[1] / "metrics.json")
+    assert metrics["data"]["removed_from_training"] == ["train/bars/copy.jpg"]
+    assert metrics["test"]["n"] == 12
+    assert metrics["test_without_copies"]["n"] == 11
+    members = {frozenset(member["path"] for member in found) for found in metrics["data"]["duplicates"]}
+    assert frozenset({"test/bars/000.jpg", "train/bars/copy.jpg"}) in members
+
+
+def test_what_is_wrong_with_the_data_is_kept_file_by_file(
+    odd: tuple[TrainReport, Path, Journal],
+) -> None:
+    data = read_json(odd[1] / "metrics.json")["data"]
+    assert [(bad["path"], bad["status"]) for bad in data["unreadable"]] == [
+        ("train/dots/cut.jpg", "unreadable")
+    ]
+    assert [{member["path"] for member in found} for found in data["conflicts"]] == [
+        {"train/bars/002.jpg", "train/dots/conflict.jpg"}
+    ]
+    assert sum(data["skipped"].values()) == 1
+
+
+def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, Journal]) -> None:
+    report, run, journal = odd
+    notes = read_json(run / "metrics.json")["notes"]
+    assert notes == list(report.notes) == journal.notes
+    for said in (
+        "1 photographs cannot be used and are left out: train/dots/cut.jpg",
+        "1 training photographs are copies of test photographs",
+        "1 sets of identical photographs carry different labels",
+        "one photograph only, so no held-out figure: single",
+        "1 expected classes have no training photograph: rings",
+        "can pass 75.0% accuracy",
+    ):
+        assert [note for note in notes if said in note], said
+
+
+def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, Journal]) -> None:
+    metrics = read_json(odd[1] / "metrics.json")
+    assert metrics["test"]["known_only"]["n"] == 9
+    rings = next(scores for scores in metrics["test"]["per_class"] if scores["class"] == "rings")
+    assert rings["n"] == 3
+    assert rings["recall"]["value"] == 0
+
+
+def test_a_lone_photograph_is_learned_and_has_no_held_out_row(
+    odd: tuple[TrainReport, Path, Journal],
+) -> None:
+    metrics = read_json(odd[1] / "metrics.json")
+    rows = read_rows(odd[1] / "oof.csv")
+    assert metrics["train_counts"] == {"bars": 18, "dots": 10, "single": 1}
+    assert "train/single/0.png" not in [row["path"] for row in rows]
+    assert metrics["oof"]["n"] == len(rows)
+    assert {row["fold"] for row in rows} == set("01234")
+
+
+def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, Journal]) -> None:
+    stored = read_json(odd[1] / "config.json")
+    assert stored["pixelplay"] == "train"
+    assert (stored["metric"], stored["seed"], stored["backbone"]) == ("macro_f1", 3, TINY)
+
+
+def test_two_photographs_a_class_make_records_without_nan(tiny_weights: Path, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "photos", {"bars": 2, "dots": 3})
+    config = TrainConfig(backbone=TINY, weights=str(tiny_weights))
+    train(tmp_path / "photos", tmp_path / "run", config, journal=Journal(quiet=True))
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert not metrics["headline"]["reliable"] or metrics["headline"]["n"] < 10
+    assert not [x for x in numbers_in(metrics) if not np.isfinite(x)]
+
+
+def numbers_in(value: object) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from numbers_in(item)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_the_same_seed_gives_the_same_records(
+    tiny_run: Path, tiny_weights: Path, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(backbone=TINY, weights=str(tiny_weights))
+    train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    for path in sorted(tiny_run.rglob("*")):
+        if path.is_file():
+            again = tmp_path / "run" / path.relative_to(tiny_run)
+            assert again.read_bytes() == path.read_bytes(), path.name

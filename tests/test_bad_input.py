@@ -1,0 +1,463 @@
+"""Bad input gets one line that names the value, the limit and the remedy, and leaves nothing behind."""
+
+import csv
+import json
+import os
+import resource
+import shutil
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY, draw_folder, draw_of_class
+from photographs import encode
+from pixelplay.cli import main
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are named relative to a folder of their own."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Run a command that must end with status 1, one line on stderr and no new file; returns the line."""
+
+    def run(*argv: object) -> str:
+        before = _everything_below(Path())
+        status = main([*map(str, argv), "--quiet"])
+        out, err = capsys.readouterr()
+        assert status == 1, err
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        assert _everything_below(Path()) == before
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def train_tiny(tiny_weights: Path) -> list[str]:
+    return ["--out", "run", "--backbone", TINY, "--weights", str(tiny_weights)]
+
+
+def _assert_says(line: str, *words: object) -> None:
+    """The value, the limit, the remedy: what a line must hold, whatever else it says."""
+    assert [str(word) for word in words if str(word) not in line] == [], line
+
+
+def _everything_below(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.rglob("*") if not p.is_dir()}
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def _rows(photos: Path) -> list[list[str]]:
+    found = sorted(photos.rglob("*.*"))
+    return [["path", "label"], *([p.relative_to(photos).as_posix(), p.parent.name] for p in found)]
+
+
+# --- photographs ---
+
+
+@pytest.mark.parametrize("command", ["scan", "train"])
+def test_empty_folder(command: str, tmp_path: Path, refuse: Refusal) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    line = refuse(command, empty, *(["--out", "run"] if command == "train" else []))
+    _assert_says(line, f"{empty} has no photographs", f"{empty}/<class>/photo.jpg", "table")
+
+
+def test_folder_that_does_not_exist(refuse: Refusal) -> None:
+    line = refuse("scan", "nowhere")
+    _assert_says(line, "nowhere does not exist", "give a folder, a table or a zip archive")
+
+
+def test_folder_without_class_folders_names_the_table_beside(tmp_path: Path, refuse: Refusal) -> None:
+    photos = tmp_path / "flat"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(encode(draw_of_class("bars", 1), "PNG"))
+    _write_table(photos / "labels.csv", [["path", "label"], ["a.png", "bars"]])
+    line = refuse("train", photos, "--out", "run")
+    _assert_says(line, f"{photos} has photographs but no class folders", f"{photos}/train/<class>/photo.jpg")
+    _assert_says(line, f"{photos}/labels.csv", "table instead of the folder")
+
+
+def test_file_that_is_no_source(tmp_path: Path, refuse: Refusal) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("a")
+    _assert_says(refuse("scan", path), f"{path} is no folder", ".csv, .tsv, .parquet", "zip archive")
+
+
+def test_damaged_archive(tmp_path: Path, drawn_photographs: Path, refuse: Refusal) -> None:
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(drawn_photographs / "bars" / "000.jpg", "bars/000.jpg")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    line = refuse("scan", archive)
+    assert str(archive) in line
+    assert "zip archive" in line
+
+
+def test_one_class(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 3})
+    line = refuse("train", photos, *train_tiny)
+    _assert_says(line, f"{photos} has 1 class, 'bars'", "at least 2 are needed", "add another")
+
+
+def test_class_without_a_readable_photograph(
+    drawn_classes: Path, refuse: Refusal, train_tiny: list[str]
+) -> None:
+    for path in (drawn_classes / "rings").iterdir():
+        path.write_bytes(b"no photograph")
+    line = refuse("train", drawn_classes, *train_tiny)
+    _assert_says(line, "all 9 photographs of class 'rings'", "unreadable", "replace them or remove the class")
+
+
+def test_no_test_images_to_hold_out(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 1, "dots": 1})
+    line = refuse("train", photos, *train_tiny)
+    _assert_says(line, "no test images", photos, "2 photographs", "add photographs", "--test-frac 0")
+
+
+def test_no_labelled_photographs_in_the_asked_part(
+    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    line = refuse("evaluate", tiny_run, drawn_photographs, "--part", "val")
+    _assert_says(line, f"{drawn_photographs} has no labelled photographs", "val")
+
+
+@pytest.mark.parametrize("content", [[], [b""], [b"", b"Dear Sir or Madam"]])
+def test_predict_on_a_folder_with_nothing_readable(
+    content: list[bytes], tmp_path: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for i, data in enumerate(content):
+        (folder / f"{i}.jpg").write_bytes(data)
+    line = refuse("predict", tiny_run, folder, "--out", "p.csv")
+    if content:
+        # the last is named, with its reason
+        _assert_says(line, f"none of the {len(content)} photographs", folder / f"{len(content) - 1}.jpg")
+    else:
+        _assert_says(line, f"no photographs in {folder}", "give files, tables, zip archives or folders")
+
+
+def test_predict_on_a_file_that_does_not_exist(tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, "nowhere.jpg", "--out", "p.csv")
+    _assert_says(line, "none of the 1 photographs can be read", "nowhere.jpg: no such file")
+
+
+# --- outputs ---
+
+
+def test_run_that_exists(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    shutil.copytree(tiny_run, "run")
+    line = refuse("train", drawn_photographs, "--out", "run")
+    _assert_says(line, f"{Path('run').absolute()} exists", "choose another --out", "--force")
+
+
+def test_folder_that_is_no_run_is_not_replaced_even_when_forced(
+    drawn_photographs: Path, refuse: Refusal
+) -> None:
+    Path("run").mkdir()
+    Path("run/thesis.txt").write_text("years of work")
+    line = refuse("train", drawn_photographs, "--out", "run", "--force")
+    _assert_says(
+        line, Path("run").absolute(), "is no run of PixelPlay", "never replaced", "choose another --out"
+    )
+
+
+def test_table_of_predictions_that_exists(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    Path("p.csv").write_text("precious")
+    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.csv")
+    _assert_says(line, "p.csv exists", "choose another --out", "--force")
+
+
+def test_table_of_unknown_kind(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.xlsx")
+    _assert_says(line, "--out p.xlsx", ".csv", ".parquet")
+
+
+def test_submission_of_another_kind(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    Path("sample.csv").write_text("id,label\n000,bars\n")
+    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.parquet", "--submission", "sample.csv")
+    _assert_says(line, "--out p.parquet", "a submission is a CSV file")
+
+
+def test_table_in_a_folder_that_does_not_exist(
+    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    line = refuse("predict", tiny_run, drawn_photographs, "--out", "no/such/p.csv")
+    _assert_says(line, "the folder no/such of --out does not exist", "create it")
+
+
+def test_run_below_a_file(drawn_photographs: Path, refuse: Refusal) -> None:
+    Path("notes.txt").write_text("a")
+    line = refuse("train", drawn_photographs, "--out", "notes.txt/run")
+    _assert_says(line, f"{Path('notes.txt/run').absolute()} cannot be written", "choose another --out")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_folder_without_leave_to_write(
+    command: str, drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    Path("locked").mkdir(mode=0o555)
+    if command == "train":
+        line = refuse("train", drawn_photographs, "--out", "locked/run")
+    else:
+        line = refuse("predict", tiny_run, drawn_photographs, "--out", "locked/p.csv")
+    _assert_says(line, "locked", "choose another")
+
+
+def test_disk_without_room_for_a_run(
+    drawn_photographs: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 3 << 20))
+    line = refuse("train", drawn_photographs, "--out", "run")
+    _assert_says(
+        line, f"{Path().absolute()} has 3 MB free", "a run needs", "free some or choose another --out"
+    )
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """The system refuses to write past 100 kB, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_disk_that_fills_up_while_a_run_is_written(
+    drawn_photographs: Path, refuse: Refusal, train_tiny: list[str]
+) -> None:
+    line = refuse("train", drawn_photographs, *train_tiny, "--cache-gb", "0")
+    _assert_says(line, "File too large", "free some space, or write to another disk")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_disk_that_is_full_for_predictions(
+    ending: str, drawn_photographs: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.symlink("/dev/full", f"p.{ending}.partial")
+    command = ["predict", str(tiny_run), str(drawn_photographs), "--out", f"p.{ending}", "--quiet"]
+    status = main([*command, "--force"])  # the link stands where the partial file will
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "No space left on device" in err
+    assert "free some space" in err
+    assert not Path(f"p.{ending}").exists()
+
+
+# --- tables ---
+
+
+def test_table_without_a_label_column(tmp_path: Path, refuse: Refusal) -> None:
+    table = _write_table(tmp_path / "t.csv", [["path", "colour"], ["a.jpg", "red"]])
+    line = refuse("scan", table)
+    _assert_says(line, f"{table} has no column", "label", "path, colour", "name it with --label-column")
+
+
+def test_table_without_the_asked_column(tmp_path: Path, refuse: Refusal) -> None:
+    table = _write_table(tmp_path / "t.csv", [["path", "grade"], ["a.jpg", "1"]])
+    line = refuse("scan", table, "--label-column", "grad")
+    _assert_says(line, f"{table} has no column 'grad'", "path, grade", "did you mean 'grade'?")
+
+
+def test_table_that_names_missing_files(drawn_photographs: Path, refuse: Refusal) -> None:
+    gone = [[f"gone/{i}.jpg", "bars"] for i in range(13)]
+    table = _write_table(Path("t.csv"), [*_rows(drawn_photographs), *gone])
+    line = refuse("scan", table, "--images-dir", drawn_photographs)
+    _assert_says(line, table, "13 files", drawn_photographs, "gone/0.jpg, ", "gone/9.jpg and 3 more")
+    _assert_says(line, "mend the table", "--images-dir")
+
+
+def test_table_with_a_repeated_row(drawn_photographs: Path, refuse: Refusal) -> None:
+    rows = _rows(drawn_photographs)
+    table = _write_table(Path("t.csv"), [*rows, rows[1]])
+    line = refuse("scan", table, "--images-dir", drawn_photographs)
+    _assert_says(line, f"{table}, row 50 repeats", "'bars/000.jpg'", "row 2", "list each", "once")
+
+
+def test_table_with_an_unknown_part(drawn_photographs: Path, refuse: Refusal) -> None:
+    header, *rows = _rows(drawn_photographs)
+    parts = ["train"] * (len(rows) - 1) + ["tset"]
+    table = _write_table(
+        Path("t.csv"), [[*header, "part"], *([*row, part] for row, part in zip(rows, parts, strict=True))]
+    )
+    line = refuse("scan", table, "--images-dir", drawn_photographs)
+    _assert_says(line, f"{table}, row 49", "'tset'", "'part'", "train, val, test", "did you mean 'test'")
+
+
+def test_table_with_a_short_row(tmp_path: Path, refuse: Refusal) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\na.jpg,bars\nb.jpg\n")
+    _assert_says(refuse("scan", table), table, " 3 has 1 cells", "header has 2", "mend")
+
+
+def test_sample_submission_that_does_not_exist(
+    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.csv", "--submission", "sample.csv")
+    _assert_says(line, "sample.csv", "No such file or directory")
+
+
+def test_sample_submission_of_other_classes(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    Path("sample.csv").write_text("id,cat,dog\n000,0,0\n")
+    line = refuse(
+        "predict", tiny_run, drawn_photographs / "bars", "--out", "p.csv", "--submission", "sample.csv"
+    )
+    _assert_says(line, "sample.csv", "cat, dog", "bars, dots, rings")
+
+
+# --- backbones and weights ---
+
+
+def test_unknown_backbone(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "resnet5O")
+    _assert_says(line, "backbone 'resnet5O' is unknown", "did you mean 'resnet5", "lite0")
+
+
+def test_backbone_name_that_reaches_out(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "hf-hub:someone/network")
+    _assert_says(line, "backbone 'hf-hub:someone/network' is unknown")
+
+
+def test_backbone_without_weights_offline(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "resnet18", "--offline")
+    _assert_says(line, "backbone 'resnet18' has no weights", "--offline is set", "lite0", "--weights FILE")
+
+
+def test_weights_of_another_network(drawn_photographs: Path, tiny_weights: Path, refuse: Refusal) -> None:
+    line = refuse(
+        "train", drawn_photographs, "--out", "run", "--backbone", "test_vit", "--weights", tiny_weights
+    )
+    # ten keys are named, the rest is counted
+    _assert_says(line, f"{tiny_weights} does not fit test_vit", "lacks", "cls_token", " more")
+
+
+def test_weights_that_do_not_exist(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse(
+        "train", drawn_photographs, "--out", "run", "--backbone", TINY, "--weights", "none.safetensors"
+    )
+    _assert_says(line, "none.safetensors does not exist", "give a .safetensors or .pth file")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_weights_that_are_no_tensors(name: str, drawn_photographs: Path, refuse: Refusal) -> None:
+    Path(name).write_bytes(b"no tensors at all")
+    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", TINY, "--weights", name)
+    _assert_says(line, f"weights {name}", "as .safetensors or .pth")
+
+
+# --- bundles ---
+
+
+def _flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda m: _flip_a_byte(m / "head.safetensors"), ("head.safetensors is damaged", "copy it again")),
+        (lambda m: _flip_a_byte(m / "backbone.safetensors"), ("backbone.safetensors is damaged", "copy it")),
+        (lambda m: (m / "head.safetensors").unlink(), ("lacks head.safetensors", "copy the whole folder")),
+        (
+            lambda m: (m / "bundle.json").write_text("{"),
+            ("bundle.json", "no bundle of PixelPlay, or damaged", "copy it again"),
+        ),
+        (
+            lambda m: (m / "bundle.json").write_text('{"classes": []}'),
+            ("bundle.json", "no bundle of PixelPlay, or damaged"),
+        ),
+        (lambda m: (m / "bundle.json").unlink(), ("copy is no model", "expected a run of pixelplay train")),
+        (lambda m: _change_json(m / "bundle.json", classes=["one"]), ("bundle.json is damaged", "copy it")),
+        (
+            lambda m: _change_json(m / "bundle.json", format_version=99),
+            ("format version 99", "up to 1", "update PixelPlay"),
+        ),
+    ],
+    ids=["head", "backbone", "missing file", "no json", "foreign", "no bundle", "wrong content", "newer"],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_bundle_that_cannot_be_used(
+    command: str,
+    damage: Callable[[Path], object],
+    words: tuple[str, ...],
+    drawn_photographs: Path,
+    tiny_run: Path,
+    refuse: Refusal,
+) -> None:
+    shutil.copytree(tiny_run, "copy")
+    damage(Path("copy/model"))
+    line = refuse(command, "copy", drawn_photographs, *(["--out", "p.csv"] if command == "predict" else []))
+    _assert_says(line, *words)
+
+
+def test_run_that_does_not_exist(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", "nowhere", drawn_photographs)
+    _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--test-frac", "2"], "test_frac=2.0 is outside its range 0 to 0.9"),
+        (["--n-folds", "1"], "n_folds=1 is outside its range 2 to 20"),
+        (["--batch-size", "0"], "batch_size=0 is outside its range 1 to 4096"),
+        (["--group-regex", "("], "group_regex='(' is not a regular expression"),
+        (["--group-by-folder", "--group-column", "camera"], "exclude each other: give one"),
+        (["--device", "mps"], "device 'mps' is not available here; use --device auto"),
+    ],
+)
+def test_setting_that_cannot_be_used(
+    options: list[str], words: str, drawn_photographs: Path, refuse: Refusal
+) -> None:
+    _assert_says(refuse("train", drawn_photographs, "--out", "run", *options), words)
+
+
+@pytest.mark.parametrize("precision", ["0", "1.5", "-1", "nan"])
+def test_precision_out_of_range(
+    precision: str, drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    line = refuse("evaluate", tiny_run, drawn_photographs, f"--at-precision={precision}")
+    _assert_says(line, float(precision), "above 0 and at most 1")
+
+
+def test_precision_of_three_classes(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_photographs, "--at-precision", "0.9")
+    _assert_says(line, "3 classes", "needs 2")
+
+
+def test_positive_class_without_a_precision(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_photographs, "--positive", "bars")
+    assert line == "positive='bars' says nothing without a precision; add --at-precision 0.95, say"

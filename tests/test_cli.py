@@ -1,0 +1,757 @@
+"""The commands as a user types them: what they print, write, and end with."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pixelplay
+from conftest import TINY, TINY_COUNTS, draw_folder, draw_of_class
+from photographs import draw, encode
+from pixelplay.cli import main
+from pixelplay.data.cache import measure_cache
+from pixelplay.journal import Journal
+
+RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "model"}
+BUNDLE = {"bundle.json", "backbone.safetensors", "head.safetensors"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Shell = Callable[..., Outcome]
+
+
+@pytest.fixture
+def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """Run a command in an empty folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*argv: object) -> Outcome:
+        capfd.readouterr()
+        status = main(list(map(str, argv)))
+        return Outcome(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny_train(tiny_weights: Path) -> list[str]:
+    return ["--backbone", TINY, "--weights", str(tiny_weights)]
+
+
+@pytest.fixture(scope="module")
+def two_class_run(
+    tiny_train: list[str], drawn_photographs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    for name in ("bars", "dots"):
+        shutil.copytree(drawn_photographs / name, root / "photos" / name)
+    assert main(["train", str(root / "photos"), "--out", str(root / "run"), *tiny_train, "--quiet"]) == 0
+    return root / "run"
+
+
+def _read(path: str | Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _hash_tree(root: Path) -> dict[str, tuple[str, int]]:
+    """Content and time of change of every file."""
+    return {
+        str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+        for p in root.rglob("*")
+        if p.is_file()
+    }
+
+
+# --- usage ---
+
+
+def test_version(shell: Shell) -> None:
+    assert shell("--version") == Outcome(0, f"pixelplay {pixelplay.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        ([], "scan, train, evaluate, predict, cache"),
+        (["trian"], "trian"),
+        (["train", "photos"], "--out RUN"),
+        (["scan"], "DATA"),
+        (["train", "photos", "--out", "run", "--sed", "1"], "--seed"),
+        (["train", "photos", "--out", "run", "--seed", "one"], "--seed"),
+        (["train", "photos", "--out", "run", "--metric", "f1"], "macro_f1"),
+        (["train", "photos", "--out", "run", "--classes", "None", "--seed"], "--seed"),
+        (["evaluate", "run", "photos", "--part", "tset"], "--part"),
+        (["predict", "run", "--out", "p.csv"], "IMAGES"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, shell: Shell) -> None:
+    done = shell(*argv)
+    assert (done.status, done.out) == (2, "")
+    assert word in done.err
+    assert "tyro" not in done.err
+
+
+# --- scan ---
+
+
+@pytest.fixture
+def flawed(tmp_path: Path) -> Path:
+    """Photographs with given parts and one of every flaw."""
+    root = draw_folder(tmp_path / "flawed/train", {"bars": 4, "dots": 4}).parent
+    draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=100)
+    train, test = root / "train", root / "test"
+    shutil.copy(train / "bars/000.jpg", train / "bars/copy.jpg")  # a duplicate
+    shutil.copy(train / "dots/000.jpg", train / "bars/doubt.jpg")  # a conflict
+    shutil.copy(train / "dots/002.jpg", test / "dots/seen.jpg")  # a leak
+    (train / "dots/broken.jpg").write_bytes(b"")
+    (train / ".DS_Store").write_bytes(b"\0")
+    return root
+
+
+def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -> None:
+    done = shell("scan", flawed, "--json", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    found = done.json
+
+    def files(name: str) -> list[set[str]]:
+        return [{member["path"] for member in members} for members in found[name]]
+
+    leak = {"train/dots/002.jpg", "test/dots/seen.jpg"}
+    conflict = {"train/dots/000.jpg", "train/bars/doubt.jpg"}
+    assert found["classes"] == {"bars": 8, "dots": 8}
+    assert found["parts"] == {"train": 11, "test": 5}
+    assert found["n"] == 16
+    assert found["imbalance_ratio"] == 1.0
+    assert [entry["path"] for entry in found["unreadable"]] == ["train/dots/broken.jpg"]
+    assert found["unreadable"][0]["status"] == "unreadable"
+    assert "empty" in found["unreadable"][0]["reason"]
+    assert sorted(map(sorted, files("duplicates"))) == sorted(
+        map(sorted, [{"train/bars/000.jpg", "train/bars/copy.jpg"}, conflict, leak])
+    )
+    assert files("conflicts") == [conflict]
+    assert {member["label"] for member in found["conflicts"][0]} == {"bars", "dots"}
+    assert files("leaks") == [leak]
+    assert {member["part"] for member in found["leaks"][0]} == {"train", "test"}
+    assert found["formats"] == {"JPEG": 9, "PNG": 6}
+    assert found["largest_px"] == [80, 64]
+    assert sum(found["skipped"].values()) == 1
+
+
+def test_scan_shows_the_same_to_people(flawed: Path, shell: Shell) -> None:
+    done = shell("scan", flawed)
+    assert done.status == 0
+    assert f"{flawed}: 16 photographs, 2 classes" in done.out
+    assert "parts      train 11, test 5" in done.out
+    assert "formats    JPEG 9, PNG 6" in done.out
+    assert "unreadable: 1\n  train/dots/broken.jpg: " in done.out
+    assert "conflicts: 1\n  train/bars/doubt.jpg (bars) = train/dots/000.jpg (dots)" in done.out
+    assert "leaks: 1\n  " in done.out
+    assert "1 hidden" in done.err
+
+
+def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
+    found = shell("scan", flawed, "--no-decode", "--json", "--quiet").json
+    assert [len(found[name]) for name in ("duplicates", "conflicts", "leaks", "unreadable")] == [3, 1, 1, 1]
+    assert found["formats"] == {}
+
+
+def test_scan_says_what_an_absent_class_costs(drawn_photographs: Path, shell: Shell) -> None:
+    Path("expected.csv").write_text("class,count\nbars,30\ndots,20\nrings,10\nspirals,40\n")
+    done = shell("scan", drawn_photographs, "--classes", "expected.csv")
+    assert "spirals" in done.out
+    assert "60.0%" in done.out
+    found = shell("scan", drawn_photographs, "--classes", "expected.csv", "--json").json
+    assert found["expected_without_images"] == ["spirals"]
+    assert found["reachable_accuracy"] == pytest.approx(0.6)
+
+
+def test_scan_keeps_its_hands_off_the_photographs(flawed: Path, shell: Shell) -> None:
+    before = _hash_tree(flawed)
+    assert shell("scan", flawed).status == 0
+    assert _hash_tree(flawed) == before
+
+
+def test_a_name_that_is_no_text_is_shown_and_classified(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    folder = os.fsencode(tmp_path / "photos/a")
+    os.makedirs(folder)
+    try:
+        shutil.copy(drawn_photographs / "bars/000.jpg", os.path.join(folder, b"caf\xe9.jpg"))
+    except OSError:
+        pytest.skip("this file system takes only valid names")
+    shutil.copy(drawn_photographs / "bars/000.jpg", os.path.join(folder, b"copy.jpg"))
+    assert shell("scan", tmp_path / "photos").status == 0
+    assert shell("predict", tiny_run, tmp_path / "photos", "--out", "p.csv").status == 0
+    assert b"caf\xe9.jpg,ok" in Path("p.csv").read_bytes()
+
+
+# --- train ---
+
+
+def test_train_writes_a_whole_run_and_prints_its_headline(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    before = _hash_tree(drawn_photographs)
+    done = shell("train", drawn_photographs, "--out", "runs/first", *tiny_train)
+    assert done.status == 0
+    assert set(os.listdir("runs")) == {"first"}
+    assert set(os.listdir("runs/first")) == RECORDS
+    assert set(os.listdir("runs/first/model")) == BUNDLE
+    metrics = json.loads(Path("runs/first/metrics.json").read_text())
+    headline = metrics["headline"]
+    assert headline["metric"] == "accuracy"
+    assert headline["measured_on"] == "test"
+    shown = [f"{headline['value']:.3f}", f"{headline['low']:.3f}–{headline['high']:.3f}"]
+    assert next(line for line in done.out.splitlines() if "←" in line).split()[2:4] == shown
+    assert "always 'bars'" in done.out
+    assert all(f"\n{name} " in done.out for name in TINY_COUNTS)
+    assert done.out.count("\n  pixelplay ") == 3
+    assert _hash_tree(drawn_photographs) == before
+
+
+def test_train_json_is_the_file_of_metrics(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    done = shell("train", drawn_photographs, "--out", "run", *tiny_train, "--json", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    assert done.json == json.loads(Path("run/metrics.json").read_text())
+    test, oof = done.json["test"], done.json["oof"]
+    split = json.loads(Path("run/split.json").read_text())
+    assert test["n"] == len(split["test"]) == pytest.approx(0.2 * 48, abs=1)
+    assert oof["n"] == len(split["train"]) == 48 - test["n"]
+    assert {"chosen_on", "measured_on"} <= set(test) & set(oof) & set(done.json["headline"])
+
+
+def test_same_seed_same_run(drawn_photographs: Path, tiny_train: list[str], shell: Shell) -> None:
+    for name, options in {"a": ["--seed", "7"], "b": ["--seed", "7", "--num-workers", "1"], "c": []}.items():
+        out = ["--out", name, "--cache-dir", f"cache_{name}"]
+        assert shell("train", drawn_photographs, *out, *options, *tiny_train, "--quiet").status == 0
+    for path in ("metrics.json", "split.json", "model/head.safetensors", "oof.csv", "predictions.csv"):
+        assert Path("a", path).read_bytes() == Path("b", path).read_bytes(), path
+    assert Path("a/split.json").read_bytes() != Path("c/split.json").read_bytes()
+
+
+def test_nothing_in_a_bundle_names_the_place_it_was_made(
+    drawn_photographs: Path, tiny_run: Path, tiny_weights: Path
+) -> None:
+    text = (tiny_run / "model/bundle.json").read_text()
+    assert str(drawn_photographs) not in text
+    assert str(tiny_weights.parent) not in text
+    assert os.uname().nodename not in json.loads(text)["made_by"].values()
+
+
+def test_force_replaces_a_run(drawn_photographs: Path, tiny_train: list[str], shell: Shell) -> None:
+    train = ["train", drawn_photographs, "--out", "run", *tiny_train, "--quiet"]
+    assert shell(*train).status == 0
+    before = Path("run/split.json").read_bytes()
+    assert shell(*train, "--seed", "3", "--force").status == 0
+    assert Path("run/split.json").read_bytes() != before
+    assert os.listdir() == ["run"]
+
+
+def test_a_failed_force_keeps_the_old_run(drawn_photographs: Path, tiny_run: Path, shell: Shell) -> None:
+    shutil.copytree(tiny_run, "run")
+    before = _hash_tree(Path("run"))
+    assert shell("train", drawn_photographs, "--out", "run", "--force", "--backbone", "nonsense").status == 1
+    assert _hash_tree(Path("run")) == before
+    assert os.listdir() == ["run"]
+
+
+def test_groups_of_a_table_stay_on_one_side(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    photos = sorted(drawn_photographs.rglob("*.*"))
+    rows = [
+        [p.relative_to(drawn_photographs), p.parent.name, f"{p.parent.name}{i // 3}"]
+        for i, p in enumerate(photos)
+    ]
+    with open("labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["filename", "species", "camera"], *rows])
+    done = shell("train", "labels.csv", "--images-dir", drawn_photographs, "--out", "run", *tiny_train)
+    assert done.status == 0
+    assert "'camera'" in done.err
+    group = {str(path): name for path, _, name in rows}
+    split = json.loads(Path("run/split.json").read_text())
+    assert not {group[path] for path in split["train"]} & {group[path] for path in split["test"]}
+    fold_of: dict[str, set[str]] = {}
+    for row in _read("run/oof.csv"):
+        fold_of.setdefault(group[row["path"]], set()).add(row["fold"])
+    assert all(len(folds) == 1 for folds in fold_of.values())
+
+
+def test_given_parts_are_kept_and_training_copies_of_test_photographs_removed(
+    flawed: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    done = shell("train", flawed, "--out", "run", *tiny_train)
+    assert done.status == 0
+    split = json.loads(Path("run/split.json").read_text())
+    assert all(path.startswith("test/") for path in split["test"])
+    assert split["removed"] == ["train/dots/002.jpg"]
+    assert "train/dots/002.jpg" not in split["train"]
+    assert "train/dots/broken.jpg" in done.err
+    assert "train/dots/002.jpg" in done.err
+    assert "without test photographs that had a copy in training" in done.out
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["test"]["n"] == 5
+    assert metrics["test_without_copies"]["n"] == 4
+
+
+def test_kaggle_test_folder_is_not_scored(
+    drawn_photographs: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
+) -> None:
+    root = tmp_path / "competition"
+    shutil.copytree(drawn_photographs, root / "train")
+    (root / "test").mkdir()
+    for i in range(3):
+        (root / "test" / f"{i}.png").write_bytes(encode(draw(i), "PNG"))
+    done = shell("train", root, "--out", "run", *tiny_train)
+    assert done.status == 0
+    split = json.loads(Path("run/split.json").read_text())
+    assert all(path.startswith("train/") for paths in split.values() for path in paths)
+    assert len(split["train"] + split["test"]) == 48
+    assert shell("scan", root, "--json", "--quiet").json["n_unlabelled"] == 3
+    assert shell("predict", "run", root / "test", "--out", "p.csv", "--quiet").status == 0
+    assert [row["path"] for row in _read("p.csv")] == [str(root / "test" / f"{i}.png") for i in range(3)]
+
+
+@pytest.mark.parametrize("form", ["--classes", "sample submission"])
+def test_absent_classes_are_named_with_what_they_bound(
+    form: str, drawn_classes: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    options: list[object] = []
+    if form == "--classes":
+        Path("classes.csv").write_text("class,count\nbars,10\ndots,10\nrings,40\nspirals,30\nstars,10\n")
+        options = ["--classes", "classes.csv"]
+    else:
+        (drawn_classes / "sample_submission.csv").write_text(
+            "id,bars,dots,rings,spirals,stars\n1,0,0,0,0,0\n"
+        )
+    done = shell("train", drawn_classes, "--out", "run", *tiny_train, *options)
+    assert done.status == 0
+    notes = [line for line in done.err.splitlines() if "spirals" in line and "stars" in line]
+    assert len(notes) == 1
+    assert ("60.0%" in notes[0]) == (form == "--classes")  # a sample does not tell how many
+    assert notes[0].removeprefix("note: ") in json.loads(Path("run/metrics.json").read_text())["notes"]
+
+
+def test_test_classes_without_training_images_bound_the_accuracy(
+    drawn_photographs: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
+) -> None:
+    root = tmp_path / "parts"
+    shutil.copytree(drawn_photographs, root / "train")
+    draw_folder(root / "test", {"bars": 3}, first_seed=50)
+    (root / "test/spirals").mkdir()
+    (root / "test/spirals/1.png").write_bytes(encode(draw(1), "PNG"))
+    done = shell("train", root, "--out", "run", *tiny_train)
+    assert done.status == 0
+    assert any("spirals" in line and "75.0%" in line for line in done.err.splitlines())
+    test = json.loads(Path("run/metrics.json").read_text())["test"]
+    assert test["n"] == 4
+    assert test["accuracy"]["value"] <= 0.75
+
+
+def test_without_a_test_part_the_headline_is_marked_out_of_fold(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    done = shell("train", drawn_photographs, "--out", "run", *tiny_train, "--test-frac", "0")
+    assert done.status == 0
+    assert "out of fold" in done.out
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["headline"]["measured_on"] == "oof"
+    assert "test" not in metrics
+    assert not Path("run/predictions.csv").exists()
+
+
+# --- evaluate ---
+
+
+def test_evaluate_json_has_every_promised_figure(
+    drawn_photographs: Path, tiny_run: Path, shell: Shell
+) -> None:
+    done = shell("evaluate", tiny_run, drawn_photographs, "--json", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    found = done.json
+    assert found["n"] == 48
+    for name in (
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "log_loss",
+        "brier",
+        "roc_auc",
+        "average_precision",
+    ):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
+    assert 0 <= found["ece"]["value"] <= 1
+    rows = {row["class"]: row for row in found["per_class"]}
+    assert {name: row["n"] for name, row in rows.items()} == TINY_COUNTS
+    assert {"precision", "recall", "f1", "roc_auc", "average_precision"} <= set(rows["bars"])
+    assert found["confusion"]["classes"] == list(TINY_COUNTS)
+    assert [sum(row) for row in found["confusion"]["matrix"]] == list(TINY_COUNTS.values())
+
+
+def test_evaluate_warns_of_photographs_that_were_trained_on(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    done = shell("evaluate", tiny_run, drawn_photographs)
+    n_learned = len(json.loads((tiny_run / "split.json").read_text())["train"])
+    assert f"{n_learned} of 48 scored photographs were trained on" in done.err
+    assert "not trained on" in done.out
+    found = shell("evaluate", tiny_run, drawn_photographs, "--json").json
+    assert (found["n_trained_on"], found["unseen"]["n"]) == (n_learned, 48 - n_learned)
+    fresh = draw_folder(tmp_path / "fresh", {"bars": 2, "dots": 2}, first_seed=200)
+    done = shell("evaluate", tiny_run, fresh)
+    assert done.status == 0
+    assert "trained on" not in done.err + done.out
+
+
+def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
+    tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 3, "rings": 3}, first_seed=300)
+    (photos / "bars/broken.jpg").write_bytes(b"")
+    (photos / "spirals").mkdir()
+    (photos / "spirals/1.png").write_bytes(encode(draw(1), "PNG"))
+    done = shell("evaluate", tiny_run, photos, "--json")
+    assert done.status == 0
+    assert (done.json["n"], done.json["n_unreadable"]) == (7, 1)
+    assert "1 labelled photographs could not be read" in done.err
+    assert "does not know spirals" in done.err
+    assert done.json["known_only"]["n"] == 6
+
+
+def test_two_classes_have_an_operating_point(two_class_run: Path, tmp_path: Path, shell: Shell) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6}, first_seed=400)
+    found = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--json").json[
+        "operating_point"
+    ]
+    assert found["positive"] == "dots"
+    assert found["asked_precision"] == 0.5
+    assert found["recall"]["low"] <= found["recall"]["value"] <= found["recall"]["high"]
+    other = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--positive", "bars")
+    assert "'bars'" in other.out
+    assert "recall" in other.out
+
+
+def test_evaluate_scores_the_asked_part_else_the_given_test_part(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    root = draw_folder(tmp_path / "parts/test", {"bars": 2, "dots": 2}, first_seed=500).parent
+    shutil.copytree(drawn_photographs, root / "train")
+    assert shell("evaluate", tiny_run, root, "--json").json["n"] == 4
+    assert shell("evaluate", tiny_run, root, "--json", "--part", "train").json["n"] == 48
+
+
+# --- predict ---
+
+
+def test_predict_gives_each_photograph_its_row_in_order(
+    drawn_photographs: Path, tiny_run: Path, shell: Shell
+) -> None:
+    done = shell("predict", tiny_run, drawn_photographs, "--out", "p.csv")
+    assert (done.status, done.out) == (0, "wrote p.csv\n")
+    rows = _read("p.csv")
+    assert list(rows[0]) == [
+        "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings"
+    ]  # fmt: skip
+    assert [row["path"] for row in rows] == sorted(map(str, drawn_photographs.rglob("*.*")))
+    for row in rows:
+        probs = {name: float(row[f"prob_{name}"]) for name in TINY_COUNTS}
+        assert sum(probs.values()) == pytest.approx(1, abs=1e-5)
+        assert float(row["probability"]) == probs[row["label"]]
+
+
+@pytest.mark.parametrize("form", ["files", "table", "zip", "stdin", "all together"])
+def test_predict_takes_every_form_of_input(
+    form: str, drawn_photographs: Path, tiny_run: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = sorted(drawn_photographs.rglob("*.*"))[20:28]
+    names = [p.relative_to(drawn_photographs).as_posix() for p in photos]
+    Path("t.csv").write_text("\n".join(["image", *names]) + "\n")
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for path, name in zip(photos, names, strict=True):
+            archive.write(path, name)
+    lines = "\r\n".join(map(str, photos)) + "\r\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    sources: dict[str, list[object]] = {
+        "files": [*photos],
+        "table": ["t.csv", "--images-dir", drawn_photographs],
+        "zip": ["photos.zip"],
+        "stdin": ["-"],
+        "all together": [photos[0], "photos.zip", "-", photos[1], photos[2]],
+    }
+    assert shell("predict", tiny_run, *sources[form], "--out", "p.csv", "--quiet").status == 0
+    rows = _read("p.csv")
+    expected = {
+        "table": [str(p) for p in photos],
+        "zip": [f"photos.zip/{name}" for name in names],
+        "all together": [
+            str(photos[0]), *(f"photos.zip/{name}" for name in names), *map(str, [*photos, *photos[1:3]])
+        ],
+    }.get(form, [str(p) for p in photos])  # fmt: skip
+    assert [row["path"] for row in rows] == expected
+    # the same photograph has the same row, whichever way it came
+    by_name = {row["path"][-12:]: row | {"path": ""} for row in rows}
+    assert all(by_name[row["path"][-12:]] == row | {"path": ""} for row in rows)
+
+
+def test_bad_rows_stay_in_place_and_are_counted(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(drawn_photographs / "bars/000.jpg", folder / "1.jpg")
+    (folder / "2.jpg").write_bytes(b"")
+    shutil.copy(drawn_photographs / "dots/000.jpg", folder / "10.jpg")
+    sources = [folder, folder / "gone.jpg"]
+    done = shell("predict", tiny_run, *sources, "--out", "p.csv")
+    assert done.status == 0
+    assert "2 of 4 photographs could not be read" in done.err
+    rows = _read("p.csv")
+    assert [Path(row["path"]).name for row in rows] == ["1.jpg", "2.jpg", "10.jpg", "gone.jpg"]
+    assert [row["status"] for row in rows] == ["ok", "unreadable", "ok", "missing"]
+    assert all(
+        row["label"] == row["prob_bars"] == "" and row["error"] for row in rows if row["status"] != "ok"
+    )
+
+    strict = shell("predict", tiny_run, *sources, "--out", "strict.csv", "--strict", "--quiet")
+    assert strict.status == 1
+    assert strict.err.count("\n") == 1
+    assert "2 photographs could not be read, and --strict is set; strict.csv says why" in strict.err
+    assert Path("strict.csv").read_bytes() == Path("p.csv").read_bytes()
+
+
+def test_parquet_holds_what_csv_holds(drawn_photographs: Path, tiny_run: Path, shell: Shell) -> None:
+    import pyarrow.parquet as pq
+
+    for name in ("p.csv", "p.parquet"):
+        assert shell("predict", tiny_run, drawn_photographs / "rings", "--out", name, "--quiet").status == 0
+    table, rows = pq.read_table("p.parquet").to_pylist(), _read("p.csv")
+    assert [row["path"] for row in table] == [row["path"] for row in rows]
+    assert [row["label"] for row in table] == [row["label"] for row in rows]
+    assert [row["prob_dots"] for row in table] == pytest.approx(
+        [float(r["prob_dots"]) for r in rows], abs=1e-6
+    )
+    assert set(os.listdir()) == {"p.csv", "p.parquet"}
+
+
+def test_submission_has_exactly_the_samples_header_ids_and_order(
+    drawn_photographs: Path, tiny_run: Path, shell: Shell
+) -> None:
+    names = ["003", "missing", "000", "008"]
+    Path("probs.csv").write_text(
+        "image_id,rings,bars,spirals\n" + "".join(f"{n},0.5,0.25,0.25\n" for n in names)
+    )
+    Path("labels.csv").write_text("id,label\n" + "".join(f"{n},unknown\n" for n in names))
+    predict = ["predict", tiny_run, drawn_photographs / "rings"]
+    done = shell(*predict, "--out", "a.csv", "--submission", "probs.csv")
+    assert done.status == 0
+    rows = _read("a.csv")
+    assert list(rows[0]) == ["image_id", "rings", "bars", "spirals"]
+    assert [row["image_id"] for row in rows] == names
+    assert list(rows[1].values())[1:] == ["0.5", "0.25", "0.25"]
+    assert "missing" in done.err
+    assert "spirals" in done.err
+    shell(*predict, "--out", "p.csv", "--quiet")
+    direct = {Path(row["path"]).stem: row for row in _read("p.csv")}
+    assert float(rows[0]["rings"]) == pytest.approx(float(direct["003"]["prob_rings"]), abs=1e-6)
+
+    assert shell(*predict, "--out", "b.csv", "--submission", "labels.csv").status == 0
+    expected = [direct[name]["label"] if name in direct else "unknown" for name in names]
+    assert Path("b.csv").read_text() == "id,label\n" + "".join(
+        f"{name},{label}\n" for name, label in zip(names, expected, strict=True)
+    )
+
+
+def test_a_model_works_without_the_photographs_it_learned_from(
+    tiny_train: list[str], drawn_classes: Path, drawn_photographs: Path, shell: Shell
+) -> None:
+    assert shell("train", drawn_classes, "--out", "run", *tiny_train, "--quiet").status == 0
+    shutil.rmtree(drawn_classes)
+    os.rename("run/model", "elsewhere")
+    shutil.rmtree("run")
+    assert shell("predict", "elsewhere", drawn_photographs / "dots", "--out", "p.csv", "--quiet").status == 0
+    assert len(_read("p.csv")) == 15
+
+
+# --- stderr, stdout, signals ---
+
+
+def test_quiet_says_nothing_but_errors(flawed: Path, tiny_train: list[str], shell: Shell) -> None:
+    done = shell("train", flawed, "--out", "run", *tiny_train, "--quiet")
+    assert done.err == ""
+    assert json.loads(Path("run/metrics.json").read_text())["notes"]  # unsaid, but kept
+
+
+def test_a_log_gets_a_line_for_each_stage_and_no_moving_bar(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    err = shell("train", drawn_photographs, "--out", "run", *tiny_train).err
+    assert "\r" not in err
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("reading: 48 photographs in ")
+    assert lines[1].startswith("fitting: ")
+    assert " strengths tried in " in lines[1]
+
+
+def test_long_work_says_once_a_minute_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Journal().progress("reading", 4000) as bar:
+        for _ in range(400):
+            clock[0] += 0.5
+            bar.update(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 1,200 photographs of 4,000, 2:20 min left",
+        "reading: 2,400 photographs of 4,000, 1:20 min left",
+        "reading: 3,600 photographs of 4,000, 20 s left",
+        "reading: 4,000 photographs in 3:20 min",
+    ]
+
+
+def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal()
+    for _ in range(3):
+        journal.note("twice is too often")
+    assert capsys.readouterr().err == "note: twice is too often\n"
+    assert journal.notes == ["twice is too often"]
+
+
+def _start(*argv: object, **options: Any) -> "subprocess.Popen[str]":
+    env = os.environ | {"PYTHONPATH": str(Path(pixelplay.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pixelplay", *map(str, argv)]
+    return subprocess.Popen(command, env=env, text=True, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with _start("cache", "--cache-dir", tmp_path, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = _start("cache", "--cache-dir", tmp_path, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "error: No space left on device; free some space, or write to another disk\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
+def test_a_lost_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = open(writer, "w")  # noqa: SIM115 - closing it fails, too
+    monkeypatch.setattr(sys, "stderr", stderr)
+    journal = Journal()
+    journal.note("nobody hears")
+    with journal.progress("reading", 2) as bar:
+        bar.update(2)
+    monkeypatch.undo()
+    with pytest.raises(BrokenPipeError):
+        stderr.close()
+    assert journal.notes == ["nobody hears"]
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path, shell: Shell) -> None:
+    try:
+        photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
+        (photos / "bars").rename(photos / "b\x1b[31m\nars")
+    except OSError:
+        pytest.skip("this file system takes only plain names")
+    done = shell("scan", photos)
+    assert done.status == 0
+    assert "\x1b" not in done.out + done.err
+    assert "b\\x1b[31m\\nars" in done.out
+
+
+def _read_until(terminal: int, pattern: bytes) -> bytes:
+    """What a terminal shows until it shows a pattern, or its program is gone."""
+    shown = b""
+    with suppress(OSError):  # EIO: nobody is left on the other side
+        while not re.search(pattern, shown) and (piece := os.read(terminal, 4096)):
+            shown += piece
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_path: Path) -> None:
+    photos, cache = tmp_path / "photos", tmp_path / "cache"
+    for name in ("bars", "dots"):
+        (photos / name).mkdir(parents=True)
+        picture = encode(draw_of_class(name, 1), "JPEG")
+        for i in range(1000):  # behind the end of a JPEG anything may stand: as many different files
+            (photos / name / f"{i:04}.jpg").write_bytes(picture + i.to_bytes(4))
+    terminal, stderr = os.openpty()
+    process = _start(
+        "train", photos, "--out", tmp_path / "run", *tiny_train, "--cache-dir", cache,
+        stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+    )  # fmt: skip
+    os.close(stderr)
+    shown = _read_until(terminal, rb" [1-9][0-9]* of 2000, .* photographs/s, .* left")
+    process.send_signal(signal.SIGINT)
+    shown += _read_until(terminal, rb"kept\r?\n")
+    out, _ = process.communicate(timeout=60)
+    # Python may also end by the signal itself, which a shell shows as 130 as well
+    assert process.returncode in (130, -signal.SIGINT), shown.decode()
+    assert out == ""
+    assert b"reading: " in shown
+    assert re.split(rb"[\r\n]+", shown.rstrip())[-1] == b"interrupted; what is finished is kept"
+    assert b"Traceback" not in shown
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "cache"}
+    assert measure_cache(str(cache)).n_bytes > 0
+
+
+def test_a_second_run_takes_features_from_the_cache(
+    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    train = ["train", drawn_photographs, *tiny_train, "--quiet", "--cache-dir", "cache"]
+    assert shell(*train, "--out", "a").status == 0
+    before = _hash_tree(Path("cache"))
+    sizes = {path: content for path, (content, _) in before.items()}
+    assert shell(*train, "--out", "b").status == 0
+    assert {path: content for path, (content, _) in _hash_tree(Path("cache")).items()} == sizes
+    done = shell("cache", "--cache-dir", "cache")
+    assert (
+        done.out
+        == f"cache: {sum(Path(p).stat().st_size for p in sizes) / 1e6:,.1f} MB in {len(sizes)} files\n"
+    )
+    assert "cleared" in shell("cache", "--cache-dir", "cache", "--clear").out
+    assert measure_cache("cache").n_files == 0

@@ -1,0 +1,150 @@
+"""The Python interface as a user meets it: five lines from photographs to answers."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pixelplay
+from conftest import TINY, TINY_COUNTS, draw_folder
+from photographs import encode
+
+
+@pytest.fixture(scope="module")
+def config(tiny_weights: Path) -> pixelplay.TrainConfig:
+    return pixelplay.TrainConfig(backbone=TINY, weights=str(tiny_weights))
+
+
+def test_five_lines_from_photographs_to_answers(
+    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    index, audit = pixelplay.scan(drawn_photographs)
+    report = pixelplay.train(drawn_photographs, tmp_path / "run", config)
+    figures = pixelplay.evaluate(tmp_path / "run", drawn_photographs, part=None)
+    n_bad = pixelplay.predict(tmp_path / "run", [drawn_photographs], tmp_path / "p.csv")
+    predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_photographs)
+
+    assert dict(zip(index.classes, index.class_counts(), strict=True)) == TINY_COUNTS
+    assert not audit.errors
+    assert report.headline.low <= report.headline.value <= report.headline.high
+    assert report.to_json() == json.loads((tmp_path / "run/metrics.json").read_text())
+    assert figures.evaluation.n == len(predictions) == 48
+    assert n_bad == 0
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(predictions.paths)
+    assert [row["label"] for row in rows] == list(predictions.labels)
+    written = np.array([[float(row[f"prob_{name}"]) for name in predictions.classes] for row in rows])
+    np.testing.assert_allclose(written, predictions.probs, atol=1e-6)
+    given = [index.classes[k] for k in index.labels]
+    agreed = np.mean([a == b for a, b in zip(predictions.labels, given, strict=True)])
+    assert agreed == pytest.approx(figures.evaluation.accuracy.value)
+
+
+def test_predictor_takes_what_a_program_has_at_hand(drawn_photographs: Path, tiny_run: Path) -> None:
+    path = drawn_photographs / "dots/001.png"
+    image = Image.open(path)
+    data = path.read_bytes()
+    predictions = pixelplay.Predictor(tiny_run).predict([path, str(path), image, np.asarray(image), data])
+    assert predictions.status == ("ok",) * 5
+    assert predictions.paths[2:] == ("[2]", "[3]", "[4]")
+    np.testing.assert_array_equal(predictions.probs, predictions.probs[[0] * 5])
+
+
+def test_predictor_answers_for_every_input_in_order(drawn_photographs: Path, tiny_run: Path) -> None:
+    good = drawn_photographs / "bars/000.jpg"
+    predictions = pixelplay.Predictor(tiny_run).predict([good, "nowhere.jpg", b"no photograph", good])
+    assert predictions.status == ("ok", "missing", "unreadable", "ok")
+    assert predictions.labels[1:3] == (None, None)
+    assert np.isnan(predictions.probs[1:3]).all()
+    np.testing.assert_allclose(predictions.probs[[0, 3]].sum(1), 1)
+
+
+def test_predict_counts_the_rows_without_a_prediction(tiny_run: Path, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 2})
+    (photos / "bars/broken.jpg").write_bytes(b"")
+    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv") == 1
+
+
+def test_many_single_files_are_as_good_as_their_folder(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    folder = drawn_photographs / "rings"
+    pixelplay.predict(tiny_run, [folder], tmp_path / "folder.csv")
+    pixelplay.predict(tiny_run, sorted(folder.iterdir()), tmp_path / "files.csv")
+    assert (tmp_path / "folder.csv").read_bytes() == (tmp_path / "files.csv").read_bytes()
+
+
+def test_evaluate_says_which_photographs_it_had_learned_from(
+    drawn_photographs: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = pixelplay.evaluate(tiny_run, drawn_photographs)
+    assert report.unseen is not None
+    assert report.n_trained_on + report.unseen.n == 48
+    assert "were trained on: the figures are too good" in capsys.readouterr().err
+    held_out = json.loads((tiny_run / "metrics.json").read_text())["test"]["accuracy"]["value"]
+    assert report.unseen.accuracy.value == pytest.approx(held_out)
+
+
+def test_errors_are_of_one_family_and_of_pythons_own(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(pixelplay.ConfigError, match="test_frac"):
+        pixelplay.TrainConfig(test_frac=2)
+    with pytest.raises(pixelplay.DataError, match="does not exist"):
+        pixelplay.scan(tmp_path / "nowhere")
+    with pytest.raises(pixelplay.BundleError, match="is no model"):
+        pixelplay.Predictor(tmp_path)
+    with pytest.raises(pixelplay.ConfigError, match="--out"):
+        pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.txt")
+    with pytest.raises(pixelplay.DataError, match="no photographs named"):
+        pixelplay.predict(tiny_run, [], tmp_path / "p.csv")
+    assert issubclass(pixelplay.ConfigError, pixelplay.PixelPlayError)
+    assert issubclass(pixelplay.ConfigError, ValueError)
+    assert issubclass(pixelplay.DataError, ValueError)
+    assert issubclass(pixelplay.ImageError, pixelplay.DataError)
+    assert issubclass(pixelplay.BundleError, RuntimeError)
+    assert issubclass(pixelplay.MissingExtraError, ImportError)
+
+
+def test_training_leaves_the_users_random_numbers_alone(
+    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    import torch
+
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    pixelplay.train(drawn_photographs, tmp_path / "run", config)
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert after == before
+
+
+def test_the_order_of_files_and_the_way_to_name_them_change_no_decision(
+    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    """The same photographs as a folder and as a shuffled table."""
+    names = [path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*")]
+    random.Random(0).shuffle(names)
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "".join(f"{line}\n" for line in ["path,label", *(f"{n},{n.split('/')[0]}" for n in names)])
+    )
+    data = pixelplay.DataConfig(images_dir=str(drawn_photographs))
+    index, _ = pixelplay.scan(table, data)
+    assert list(index.paths) == names  # a table keeps its own order
+    assert index.classes == tuple(TINY_COUNTS)
+
+
+def test_a_photograph_turned_by_exif_is_the_photograph(drawn_photographs: Path, tiny_run: Path) -> None:
+    image = Image.open(drawn_photographs / "bars/001.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    turned = encode(image.transpose(Image.Transpose.ROTATE_180), "PNG", exif=exif)
+    predictions = pixelplay.Predictor(tiny_run).predict([encode(image, "PNG"), turned])
+    np.testing.assert_array_equal(predictions.probs[0], predictions.probs[1])

@@ -1,0 +1,61 @@
+"""How much of the network's own speed is left when photographs come as files.
+
+Feature extraction from JPEG files, decoding included, beside the same backbone on tensors that
+are ready, in turn in one process. Expected on two cores: at least 70 % of the tensors' speed.
+
+Usage: python benchmarks/feeding.py FOLDER [--n 512] [--repeats 5]
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+from pixelplay.config import ComputeConfig
+from pixelplay.data.cache import FeatureCache
+from pixelplay.data.source import scan_source
+from pixelplay.model.backbone import load_backbone
+from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder")
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    index = scan_source(args.folder)
+    index = index.select(np.arange(len(index)) < args.n)
+    loaded = load_backbone("lite0", None, is_offline=True)
+    batch_size = ComputeConfig().batch_size
+    extractor = FeatureExtractor(
+        loaded.backbone,
+        loaded.preprocessing,
+        hflip=False,
+        device="cpu",
+        precision=pick_precision("auto", "cpu"),
+        batch_size=batch_size,
+    )
+    no_cache = FeatureCache("", "", max_bytes=0)
+    size = loaded.preprocessing.input_size
+    ready = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
+    extractor(ready)
+    from_files, from_tensors = [], []
+    for _ in range(args.repeats):
+        start = time.perf_counter()
+        read_features(index, extractor, no_cache)
+        from_files.append(len(index) / (time.perf_counter() - start))
+        start = time.perf_counter()
+        for _ in range(0, len(index), batch_size):
+            extractor(ready)
+        from_tensors.append(len(index) / (time.perf_counter() - start))
+    ratios = [a / b for a, b in zip(from_files, from_tensors, strict=True)]
+    print(f"from files    {statistics.median(from_files):6.1f} img/s")
+    print(f"from tensors  {statistics.median(from_tensors):6.1f} img/s")
+    span = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"ratio         {statistics.median(ratios):6.2f} ({span}, {args.repeats} repeats)")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from photographs import encode
@@ -15,6 +16,7 @@ TINY = "test_convnext"  # timm's own network for tests, 0.2 M weights, 160 px
 TINY_COUNTS = {"bars": 24, "dots": 15, "rings": 9}
 
 
+settings.load_profile("ci")  # the same examples in every run, and no deadline on a busy machine
 _home = tempfile.TemporaryDirectory(prefix="pixelplay-tests-")
 
 

@@ -103,14 +103,17 @@ def _assign(labels: IntArray, groups: IntArray, shares: NDArray[np.float64], see
     dealt = np.zeros(n_sides, dtype=np.int64)
     sides = np.full(len(labels), NEVER_HELD_OUT, dtype=np.int64)
     members = _members(group_of, np.flatnonzero((sizes > 1) & ~is_fixed))
-    for group in sorted(members, key=lambda rows: (-len(rows), rng.random())):
+    single = (sizes[group_of] == 1) & free
+    by_size = sorted(members, key=lambda rows: (-len(rows), rng.random()))
+    for n_left, group in zip(range(len(by_size), 0, -1), by_size, strict=True):
         # squared distance from the quotas falls most where the classes of the group have most room;
-        # of sides that suit equally well the emptiest, so that none stays empty
-        side = int(np.lexsort((rng.random(n_sides), dealt, -room[labels[group]].sum(0)))[0])
+        # of sides that suit equally well the emptiest; and the last groups go to sides still empty
+        must_be_empty = not single.any() and n_left <= (dealt == 0).sum()
+        is_barred = (dealt > 0) & must_be_empty
+        side = int(np.lexsort((rng.random(n_sides), dealt, -room[labels[group]].sum(0), is_barred))[0])
         sides[group] = side
         np.subtract.at(room[:, side], labels[group], 1)
         dealt[side] += len(group)
-    single = (sizes[group_of] == 1) & free
     for k in np.unique(labels[single]):
         rows = rng.permutation(np.flatnonzero(single & (labels == k)))
         sides[rows] = _fill(room[k], len(rows))

@@ -48,7 +48,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 @pytest.fixture
 def train_tiny(tiny_weights: Path) -> list[str]:
-    return ["--out", "run", "--backbone", TINY, "--weights", str(tiny_weights)]
+    return ["--out", "run", "--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights)]
 
 
 def _assert_says(line: str, *words: object) -> None:

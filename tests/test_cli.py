@@ -62,7 +62,7 @@ def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def tiny_train(tiny_weights: Path) -> list[str]:
-    return ["--backbone", TINY, "--weights", str(tiny_weights)]
+    return ["--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights)]
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_the_ends_of_a_range_belong_to_it(kind: type, settings: dict[str, Any]) 
     ("kind", "name", "value", "choices"),
     [
         (TrainConfig, "metric", "f1", "accuracy, balanced_accuracy, macro_f1"),
-        (TrainConfig, "tune", "full", "probe"),
+        (TrainConfig, "tune", "deep", "auto, probe, partial, full"),
         (ComputeConfig, "device", "gpu", "auto, cpu, cuda, mps"),
         (ComputeConfig, "precision", "fp16", "auto, fp32, bf16"),
     ],

@@ -31,7 +31,7 @@ STAGES = (
     "workflow",
     "cli",
 )
-SAME_STAGE = {"journal": "config", "__main__": "cli"}
+SAME_STAGE = {"journal": "config", "recipes": "config", "parsing": "cli", "__main__": "cli"}
 BANNED = {"utils", "common", "helpers", "base"}
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "pyarrow", "numpy", "PIL")
 

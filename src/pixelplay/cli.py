@@ -5,23 +5,32 @@ the same. Heavy modules are imported inside the commands: help must answer at on
 """
 
 import errno
-import functools
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from pixelplay import __version__
-from pixelplay.config import Column, ComputeConfig, DataConfig, File, Flag, Folder, Part, TrainConfig, shown
-from pixelplay.errors import ConfigError, PixelPlayError, printable
+from pixelplay.config import (
+    Column,
+    ComputeConfig,
+    DataConfig,
+    File,
+    Flag,
+    Folder,
+    Part,
+    TrainConfig,
+    shown,
+)
+from pixelplay.errors import PixelPlayError, printable
 from pixelplay.journal import Journal
+from pixelplay.parsing import find_recipe, registry_of_settings
+from pixelplay.recipes import Recipe
 
 DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
   pixelplay scan photos
@@ -82,6 +91,9 @@ def train(
     *,
     out: Annotated[str, arg(metavar="RUN")],
     config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
+    recipe: Annotated[Recipe, shown()] = "pixelplay",
+    plan: File = None,
+    resume: Flag = False,
     force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
@@ -91,6 +103,9 @@ def train(
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         out: Folder of the run, made by this command.
+        recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
+        plan: plan.json of another run, to be repeated whatever the clock says.
+        resume: Go on where a killed run stopped.
         force: Replace an existing run.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
@@ -98,7 +113,9 @@ def train(
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
 
-    report = workflow.train(data, out, config, is_forced=force, journal=Journal(quiet=quiet))
+    report = workflow.train(
+        data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=Journal(quiet=quiet)
+    )
     _print_result(json, report.to_json, lambda: summarise_training(report))
 
 
@@ -250,38 +267,8 @@ def _run_command(argv: list[str]) -> None:
         description=DESCRIPTION,
         args=argv,
         config=(FlagCreatePairsOff, DisallowNone),
-        registry=_registry_of_settings(),
+        registry=registry_of_settings(find_recipe(argv)),
     )
-
-
-def _registry_of_settings() -> ConstructorRegistry:
-    """Let tyro build our settings as it does, except that it must not take a ConfigError for its own.
-
-    A ConfigError is a ValueError, which tyro would report as wrong usage of an argument whose name
-    no user has ever seen.
-    """
-    registry = ConstructorRegistry()
-    asking: set[type] = set()
-
-    @registry.struct_rule
-    def _build_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if info.type in asking or info.type not in (DataConfig, ComputeConfig, TrainConfig):
-            return None
-        asking.add(info.type)  # the next rule in line is tyro's own
-        spec = ConstructorRegistry.get_struct_spec(info)
-        asking.remove(info.type)
-        assert isinstance(spec, StructConstructorSpec)
-
-        @functools.wraps(info.type, updated=())
-        def build(**settings: Any) -> Any:
-            try:
-                return info.type(**settings)
-            except ConfigError as error:
-                raise PixelPlayError(str(error)) from None
-
-        return replace(spec, instantiate=build)
-
-    return registry
 
 
 def _fail(message: str) -> int:

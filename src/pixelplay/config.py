@@ -19,6 +19,14 @@ from pixelplay.errors import ConfigError
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
+Tune = Literal["auto", "probe", "partial", "full"]
+Imbalance = Literal[
+    "auto", "none", "sampler", "class_weights", "balanced_softmax", "logit_adjusted", "focal", "crt"
+]
+Start = Literal["probe", "random"]
+HeadKind = Literal["linear", "mlp"]
+Switch = Literal["auto", "on", "off"]
+AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -94,13 +102,117 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How partial and full tuning learn; the probe needs none of it."""
+
+    start: Start = "probe"
+    """Where a linear head starts: from the probe fitted first, or from nothing; an mlp starts random."""
+    head: HeadKind = "linear"
+    """linear, on the features of several stages; mlp: one hidden layer on the last stage's features."""
+    epochs: Annotated[int | None, shown("N")] = None
+    """Passes over the learning part (default: as many as the time budget allows)."""
+    n_views: Annotated[int | None, shown("N")] = None
+    """Augmented views of each photograph that partial keeps (default: by time budget and cache)."""
+    n_stages: Annotated[int | None, shown("N")] = None
+    """Last stages of the backbone that partial trains (default: as many as the time budget allows)."""
+    train_batch_size: Annotated[int | None, shown("N")] = None
+    """Photographs a training step (default: 32; on a GPU 128, or what fits)."""
+    lr: Annotated[float, shown("LR")] = 2e-3
+    """Peak learning rate of AdamW for the last stage at 32 photographs a step; scaled by the root of more."""
+    head_lr: Annotated[float, shown("LR")] = 5e-4
+    """Peak learning rate for the head, likewise."""
+    layer_decay: Annotated[float, shown("FACTOR")] = 1.0
+    """Factor on the learning rate from each stage to the one in front of it, up to 1."""
+    weight_decay: Annotated[float, shown("RATE")] = 0.05
+    """AdamW's decay; norms, biases and layer scales have none."""
+    warmup_frac: Annotated[float, shown("FRACTION")] = 0.1
+    """Fraction of the steps in which the learning rate rises; a cosine brings it to 0 after that."""
+    ema_frac: Annotated[float, shown("FRACTION")] = 0.1
+    """Horizon of the averaged weights as a fraction of all steps; 0 takes the last weights."""
+    label_smoothing: Annotated[float, shown("FRACTION")] = 0.0
+    """Share of each label that is spread over all classes, below 1."""
+    dropout: Annotated[float, shown("FRACTION")] = 0.0
+    """Share of the features that the head does not see in a step, below 1."""
+    drop_path: Annotated[float, shown("FRACTION")] = 0.0
+    """Stochastic depth: share of the residual branches left out in the last stage, below 1."""
+    clip_norm: Annotated[float | None, shown("NORM")] = 1.0
+    """Largest norm of the gradient."""
+    accumulate: Annotated[int, shown("N")] = 1
+    """Batches whose gradients are added up before each step."""
+    first_size_frac: Annotated[float, shown("FRACTION")] = 1.0
+    """Full only: image size at the start as a fraction of the last; it grows in between."""
+    patience: Annotated[int | None, shown("EPOCHS")] = None
+    """Stop once validation loss has not fallen for so many epochs (default: never)."""
+    compile: Switch = "auto"
+    """torch.compile; auto: on a GPU, where the job is long enough to repay it."""
+    deterministic: Flag = False
+    """On a GPU: the same weights from every run, at some cost in speed. A CPU always does."""
+
+    def __post_init__(self) -> None:
+        _check_choice("start", self.start, get_args(Start))
+        _check_choice("head", self.head, get_args(HeadKind))
+        _check_choice("compile", self.compile, get_args(Switch))
+        for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1, 10_000)
+        _check_count("accumulate", self.accumulate, 1, 1024)
+        _check_range("lr", self.lr, 1e-8, 10)
+        _check_range("head_lr", self.head_lr, 1e-8, 10)
+        _check_range("layer_decay", self.layer_decay, 0.01, 1)
+        _check_range("weight_decay", self.weight_decay, 0, 10)
+        _check_range("first_size_frac", self.first_size_frac, 0.25, 1)
+        if self.clip_norm is not None:
+            _check_range("clip_norm", self.clip_norm, 1e-6, 1e6)
+        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
+            _check_range(name, getattr(self, name), 0, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How the photographs that are learned from are varied; mirroring follows hflip."""
+
+    augment: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = ("crop",)
+    """Any of crop, rotation, trivial_augment, erasing, mixup, cutmix; none named: no variation."""
+    crop_scale: Annotated[float, shown("FRACTION")] = 0.35
+    """crop: smallest share of the photograph's area that a view shows."""
+    rotation_deg: Annotated[float, shown("DEGREES")] = 15.0
+    """rotation: largest angle to either side, up to 180."""
+    erasing_prob: Annotated[float, shown("FRACTION")] = 0.25
+    """erasing: share of the views in which a rectangle is replaced by noise."""
+    mixup_alpha: Annotated[float, shown("ALPHA")] = 0.2
+    """mixup: the larger, the more evenly two photographs are mixed."""
+    cutmix_alpha: Annotated[float, shown("ALPHA")] = 1.0
+    """cutmix: the larger, the larger the patch that comes from another photograph."""
+    mix_prob: Annotated[float, shown("FRACTION")] = 0.5
+    """mixup and cutmix: share of the batches that are mixed."""
+    mix_off_frac: Annotated[float, shown("FRACTION")] = 0.2
+    """Last part of the steps in which nothing is mixed."""
+
+    def __post_init__(self) -> None:
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                hint = suggest(name, AUGMENTATIONS)
+                raise ConfigError(
+                    f"augmentation {name!r} is unknown{hint}; there are {', '.join(AUGMENTATIONS)}"
+                )
+        _check_range("crop_scale", self.crop_scale, 0.01, 1)
+        _check_range("rotation_deg", self.rotation_deg, 0, 180)
+        for name in ("erasing_prob", "mix_prob", "mix_off_frac"):
+            _check_range(name, getattr(self, name), 0, 1)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            _check_range(name, getattr(self, name), 0.01, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a classifier is learned."""
 
     metric: Metric = "accuracy"
     """What decisions are tuned for: accuracy; balanced_accuracy or macro_f1 where rare classes count."""
-    tune: Literal["probe"] = "probe"
-    """Depth of training; probe fits a linear head on frozen features."""
+    tune: Tune = "auto"
+    """Depth: probe fits a head on frozen features, partial trains the last stages too, full all of them."""
+    time_budget: Annotated[str, shown("TIME")] = "10m"
+    """Time that partial, full and auto may take in all, as 90s, 5m or 2h; a probe takes what it needs."""
     backbone: Annotated[str, shown("NAME")] = "auto"
     """auto, lite0, lite2 (both offline), or any timm model name."""
     weights: File = None
@@ -109,28 +221,81 @@ class TrainConfig:
     """File of the classes that the test side expects: a list, `class,count` rows, a sample submission."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
     """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
+    imbalance: Imbalance = "auto"
+    """How rare classes are helped while learning; auto compares on held-out features."""
+    logit_tau: Annotated[float, shown("TAU")] = 1.0
+    """logit_adjusted: strength of its correction; at 1 it is balanced_softmax."""
+    focal_gamma: Annotated[float, shown("GAMMA")] = 2.0
+    """focal: how much less a photograph counts that is recognised already."""
+    min_per_class: Annotated[int | Literal["largest"] | None, shown("N")] = None
+    """Raise smaller classes to N samples an epoch by augmented views; largest: to the largest class."""
     test_frac: Annotated[float, shown("FRACTION")] = 0.2
     """Fraction held out as test part when the data gives none, 0 to 0.9; 0 holds out nothing."""
+    val_frac: Annotated[float, shown("FRACTION")] = 0.15
+    """Fraction of the rest that partial and full hold out to choose on, where the data gives none."""
     n_folds: Count = 5
     """Folds inside the learning part that choose regularisation, temperature and tau, 2 to 20."""
     seed: Count = 0
     """Seed of everything random."""
     cache_dir: Folder = None
-    """Folder of the feature cache (default: the user's cache folder)."""
+    """Folder of the cache (default: the user's cache folder)."""
     cache_gb: Annotated[float, shown("GB")] = 2.0
     """Upper bound of the cache in gigabytes; 0 neither reads nor writes it."""
     offline: Flag = False
     """Never touch the network, even where weights are missing."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    augmenting: AugmentConfig = field(default_factory=AugmentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         _check_choice("metric", self.metric, get_args(Metric))
-        _check_choice("tune", self.tune, ("probe",))
+        _check_choice("tune", self.tune, get_args(Tune))
+        _check_choice("imbalance", self.imbalance, get_args(Imbalance))
+        parse_duration(self.time_budget)
         _check_range("test_frac", self.test_frac, 0, 0.9)
+        _check_range("val_frac", self.val_frac, 0.01, 0.9)
+        _check_range("logit_tau", self.logit_tau, 0, 10)
+        _check_range("focal_gamma", self.focal_gamma, 0, 20)
         _check_count("n_folds", self.n_folds, 2, 20)
         _check_count("seed", self.seed, 0, 2**32 - 1)
         _check_range("cache_gb", self.cache_gb, 0, 1_000_000)
+        self._check_contradictions()
+
+    def _check_contradictions(self) -> None:
+        if isinstance(self.min_per_class, int):
+            _check_count("min_per_class", self.min_per_class, 1, 1_000_000)
+        if self.min_per_class is not None and self.imbalance not in ("auto", "none", "sampler"):
+            raise ConfigError(
+                f"min_per_class and imbalance={self.imbalance!r} both correct for class sizes while "
+                "learning; give one of them"
+            )
+        if self.tune == "probe" and self.min_per_class is not None:
+            raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")
+        if self.tune == "probe" and self.finetune.head != "linear":
+            raise ConfigError(
+                f"head={self.finetune.head!r} is not fitted by a probe; use --tune partial or full"
+            )
+        soft: list[str] = [name for name in ("mixup", "cutmix") if name in self.augmenting.augment]
+        soft += ["label_smoothing"] if self.finetune.label_smoothing else []
+        if soft and self.imbalance == "focal" and self.tune != "probe":
+            raise ConfigError(
+                f"{soft[0]} makes labels soft, which the focal loss cannot take; leave it out "
+                "or choose another imbalance"
+            )
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration written 90s, 5m or 2h.
+
+    Raises:
+        ConfigError: written otherwise, or nothing.
+    """
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600}[matched[2]] if matched else 0.0
+    if not seconds:
+        raise ConfigError(f"time_budget={text!r} is no duration; write 90s, 5m or 2h")
+    return seconds
 
 
 def to_json(config: Any) -> dict[str, Any]:

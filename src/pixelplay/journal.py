@@ -39,11 +39,15 @@ class Journal:
         if text in self.notes:
             return
         self.notes.append(text)
+        self.tell(f"note: {text}")
+
+    def tell(self, text: str) -> None:
+        """Say one line on stderr that nobody needs later."""
         if self._quiet:
             return
         if self._bar is not None:
             self._bar.clear()
-        _say(f"note: {text}")
+        _say(text)
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "photographs") -> Iterator[Progress]:

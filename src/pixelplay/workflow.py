@@ -1,6 +1,7 @@
 """The story: train, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -9,20 +10,25 @@ from numpy.typing import NDArray
 
 from pixelplay import __version__
 from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig
-from pixelplay.data.cache import FeatureCache, default_cache_dir
+from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.scan import say_what_was_assumed, select_labelled
 from pixelplay.data.source import list_files, list_images, scan_source
-from pixelplay.data.split import assign_folds, check_some_held_out
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.operating_point import find_positive
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.journal import Journal
-from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
+from pixelplay.model.backbone import (
+    Backbone,
+    FeatureKind,
+    LoadedBackbone,
+    load_backbone,
+    pick_backbone_name,
+)
 from pixelplay.model.bundle import Bundle, shorten_digest, write_bundle
 from pixelplay.model.features import (
     FeatureExtractor,
@@ -36,8 +42,12 @@ from pixelplay.outputs.records import TrainReport, make_report, say_what_was_fou
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
+from pixelplay.training.batches import Device
+from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.learn import learn
 from pixelplay.training.material import sort_out
-from pixelplay.training.probe import fit_probe
+from pixelplay.training.plan import read_plan
+from pixelplay.training.resume import check_photographs, check_settings
 
 StrPath = str | os.PathLike[str]
 
@@ -47,7 +57,9 @@ def train(
     out_dir: StrPath,
     config: TrainConfig | None = None,
     *,
+    plan: StrPath | None = None,
     is_forced: bool = False,
+    is_resumed: bool = False,
     journal: Journal | None = None,
 ) -> TrainReport:
     """Learn one classifier: labelled photographs in, model bundle and honest metrics out.
@@ -55,84 +67,84 @@ def train(
     Args:
         source: folder, table or zip archive of labelled photographs.
         out_dir: folder of the run; it appears once everything in it is there.
+        plan: plan.json of another run, to be repeated whatever the clock says.
         is_forced: replace an existing run.
+        is_resumed: go on where a killed process stopped.
 
     Raises:
         DataError: the photographs cannot make a classifier.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
+    started = time.monotonic()
     config, journal = config or TrainConfig(), journal or Journal()
-    with new_run_dir(os.fspath(out_dir), is_forced=is_forced) as folder:
+    repeated = None if plan is None else read_plan(os.fspath(plan))
+    with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
+        device = _pick_device(config.compute)
+        workplace = Workplace(folder=folder, device=device, started=started, plan=repeated)
+        check_settings(workplace.checkpoints, config)
         index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
         index = select_labelled(index, journal)
         check_learnable(index, np.ones(len(index), dtype=np.bool_))
-        device = pick_device(config.compute.device)
-        name = pick_backbone_name(config.backbone, device)
-        backbone = load_backbone(name, config.weights, is_offline=config.offline)
+        name = pick_backbone_name(config.backbone, device.name)
+        features: FeatureKind = "stages" if config.finetune.head == "linear" else "pooled"
+        backbone = load_backbone(name, config.weights, is_offline=config.offline, features=features)
 
-        # Every photograph is decoded once. The backbone is frozen, so nothing is learned here.
-        precision = pick_precision(config.compute.precision, device)
-        extractor = FeatureExtractor(
-            backbone.backbone,
-            backbone.preprocessing,
-            hflip=config.hflip,
-            device=device,
-            precision=precision,
-            batch_size=config.compute.batch_size,
-        )
+        # Every photograph is seen once by the backbone as it came. Nothing is learned here.
+        extractor = _make_extractor(backbone.backbone, backbone, config, device)
         photographs = _read(index, extractor, backbone.weights_id, config, journal)
         material = sort_out(index, photographs, config)
         say_what_was_found(material, index, photographs.errors, config, journal)
+        check_photographs(workplace.checkpoints, material, backbone.weights_id)
 
-        # Folds of the learning part choose C, T and tau; the head is then fitted on all of it.
-        learn, test = material.learn, material.parts.split.test
-        labels, groups = material.labels[learn], material.parts.groups[learn]
-        folds = assign_folds(labels, groups, config.n_folds, config.seed)
-        check_some_held_out(folds, index.source)
-        with journal.progress("fitting", None, "strengths tried") as bar:
-            probe = fit_probe(material.features[learn], labels, folds, on_progress=bar.update)
-        priors = class_priors(material.learn_counts)
+        # Held-out photographs of the learning part choose how deep to train, then T and tau.
+        learned = learn(material, backbone, config, workplace, journal)
+        priors = class_priors(material.counts_of(learned.learned_from))
         decision = fit_decision(
-            probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed
+            learned.logits,
+            material.labels[learned.held_out],
+            material.parts.groups[learned.held_out],
+            priors,
+            metric=config.metric,
+            seed=config.seed,
         )
         if decision.temperature.at_bound:
             journal.note(
                 "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
             )
         bundle = Bundle(
-            backbone=backbone.backbone,
+            backbone=learned.backbone,
             classes=material.known_classes,
             preprocessing=backbone.preprocessing,
             hflip=config.hflip,
-            precision=precision,
+            precision="bf16" if device.is_bf16 else "fp32",
             temperature=decision.temperature.temperature,
             tau=decision.tau.tau,
             priors=priors,
             metric=config.metric,
-            trained_on=frozenset(shorten_digest(material.digests[i]) for i in learn),
-            head=probe.head,
+            trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned.learned_from),
+            head=learned.head,
             made_by=_made_by(backbone),
         )
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
-        oof = judge(material, learn, decision.apply(probe.oof_logits), config.seed)
+        test = material.parts.split.test
+        held_out = judge(material, learned.held_out, decision.apply(learned.logits), config.seed)
         measured = None
         if len(test):
-            logits = probe.head.logits(material.features[test])
-            measured = judge(material, test, decision.apply(logits), config.seed)
+            features_of_test = material.features[test]
+            if learned.depth != "probe":
+                extractor = _make_extractor(learned.backbone, backbone, config, device)
+                features_of_test = read_rows(material, test, extractor, config.compute.num_workers)
+            measured = judge(
+                material, test, decision.apply(learned.head.logits(features_of_test)), config.seed
+            )
+        judged = held_out, measured
         report = make_report(
-            os.fspath(out_dir),
-            config,
-            material,
-            photographs.errors,
-            (probe, decision),
-            oof,
-            measured,
-            journal.notes,
+            os.fspath(out_dir), config, material, photographs.errors, learned, decision, judged, journal.notes
         )
-        write_records(folder, config, material, report, folds, oof, measured)
+        write_records(folder, config, material, learned, report, judged)
     return report
 
 
@@ -270,6 +282,24 @@ def _labels_of(predictor: Predictor, index: ImageIndex) -> NDArray[np.int64]:
     return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
 
 
+def _pick_device(compute: ComputeConfig) -> Device:
+    name = pick_device(compute.device)
+    return Device(name=name, is_bf16=pick_precision(compute.precision, name) == "bf16")
+
+
+def _make_extractor(
+    network: Backbone, loaded: LoadedBackbone, config: TrainConfig, device: Device
+) -> FeatureExtractor:
+    return FeatureExtractor(
+        network,
+        loaded.preprocessing,
+        hflip=config.hflip,
+        device=device.name,
+        precision="bf16" if device.is_bf16 else "fp32",
+        batch_size=config.compute.batch_size,
+    )
+
+
 def _read(
     index: ImageIndex,
     extractor: FeatureExtractor,
@@ -277,8 +307,9 @@ def _read(
     config: TrainConfig,
     journal: Journal,
 ) -> PhotographFeatures:
-    cache = FeatureCache(
+    cache = PhotographCache(
         config.cache_dir or default_cache_dir(),
+        "features",
         extractor.cache_key(weights_id),
         max_bytes=int(config.cache_gb * 1e9),
     )

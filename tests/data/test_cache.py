@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pixelplay.data.cache import (
     SHARD_ROWS,
-    FeatureCache,
+    PhotographCache,
     clear_cache,
     default_cache_dir,
     measure_cache,
@@ -48,14 +48,14 @@ def features(n: int, seed: int = 0) -> Rows:
 
 def fill(folder: Path, rows: Rows, first: int = 0, key: str = "k", max_bytes: int = MANY) -> None:
     """Write rows under the digests from `first` on, as one run does."""
-    cache = FeatureCache(str(folder), key, max_bytes=max_bytes)
+    cache = PhotographCache(str(folder), "features", key, max_bytes=max_bytes)
     for i, row in enumerate(rows):
         cache.add(digest(first + i), row)
     cache.flush()
 
 
 def known(folder: Path, n: int, key: str = "k") -> list[int]:
-    cache = FeatureCache(str(folder), key, max_bytes=MANY)
+    cache = PhotographCache(str(folder), "features", key, max_bytes=MANY)
     return [i for i in range(n) if digest(i) in cache]
 
 
@@ -75,7 +75,7 @@ def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path) -> None:
     rows[3, :4] = [np.nan, np.inf, -0.0, 1e-45]
     fill(tmp_path, rows)
     assert len(shards(tmp_path, "values")) == 2
-    cache = FeatureCache(str(tmp_path), "k", max_bytes=MANY)
+    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
     back = np.stack([cache.get(digest(i)) for i in range(len(rows))])
     np.testing.assert_array_equal(back.view(np.uint32), rows.view(np.uint32))
     assert digest(len(rows)) not in cache
@@ -87,12 +87,13 @@ def test_another_key_is_another_cache(tmp_path: Path) -> None:
     fill(tmp_path, features(2, seed=1), key="two")
     assert known(tmp_path, 3, "one") == [0, 1, 2]
     np.testing.assert_array_equal(
-        FeatureCache(str(tmp_path), "two", max_bytes=MANY).get(digest(1)), features(2, seed=1)[1]
+        PhotographCache(str(tmp_path), "features", "two", max_bytes=MANY).get(digest(1)),
+        features(2, seed=1)[1],
     )
 
 
 def test_a_full_shard_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
-    cache = FeatureCache(str(tmp_path), "k", max_bytes=MANY)
+    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
     for i, row in enumerate(features(SHARD_ROWS + 1)):
         cache.add(digest(i), row)
     assert known(tmp_path, SHARD_ROWS + 1) == list(range(SHARD_ROWS))
@@ -162,7 +163,7 @@ def test_leftovers_of_a_crash_count_and_are_dropped(tmp_path: Path) -> None:
 def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
     fill(tmp_path, features(3))
     before = sorted(tmp_path.rglob("*"))
-    cache = FeatureCache(str(tmp_path), "k", max_bytes=0)
+    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=0)
     assert digest(0) not in cache
     cache.add(digest(9), features(1)[0])
     cache.flush()
@@ -175,7 +176,7 @@ def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_bytes(b"mine")
-    cache = FeatureCache(str(blocked), "k", max_bytes=MANY)
+    cache = PhotographCache(str(blocked), "features", "k", max_bytes=MANY)
     for i, row in enumerate(features(2 * SHARD_ROWS)):
         cache.add(digest(i), row)
     cache.flush()
@@ -248,7 +249,7 @@ def test_pruning_deletes_a_shard_whole(tmp_path: Path) -> None:
 def test_features_stay_readable_after_another_run_has_cleared(tmp_path: Path) -> None:
     rows = features(4)
     fill(tmp_path, rows)
-    cache = FeatureCache(str(tmp_path), "k", max_bytes=MANY)
+    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
     clear_cache(str(tmp_path))
     np.testing.assert_array_equal(np.stack([cache.get(digest(i)) for i in range(4)]), rows)
 

@@ -17,7 +17,7 @@ from pixelplay.data.source import scan_source
 from pixelplay.data.store import FolderStore
 from pixelplay.errors import DataError
 
-CONFIG = TrainConfig()
+CONFIG = TrainConfig(tune="probe")
 
 
 def index_of(
@@ -88,7 +88,6 @@ def test_training_copies_of_test_photographs_are_removed_and_listed() -> None:
     np.testing.assert_array_equal(parts.split.val, [])
     np.testing.assert_array_equal(parts.split.test, [5, 6, 7])
     assert parts.notes == [
-        "the probe chooses by folds, so the 1 given val photographs are learned from too",
         "3 training photographs are copies of test photographs and are not learned from: a0, b3, a4",
     ]
 
@@ -114,7 +113,7 @@ def test_groups_and_copies_join_transitively_and_stay_on_one_side(shift: int, se
     groups = [f"g{i // 3}" for i in range(60)]
     index = index_of("aabbcc" * 10, groups=groups)
     links = [(i, (i + 10 + shift) % 60) for i in range(0, 18, 6)]
-    parts = make_parts(index, copies(index, *links), TrainConfig(seed=seed))
+    parts = make_parts(index, copies(index, *links), TrainConfig(tune="probe", seed=seed))
     is_test = np.isin(np.arange(60), parts.split.test)
     for first, second in links:
         kin = [i for i in range(60) if i // 3 in (first // 3, second // 3)]
@@ -164,7 +163,7 @@ def test_nothing_to_hold_out_says_so() -> None:
     )
     one_group_each = index_of("aaabbb", groups=list("xxxyyy"))
     assert message(one_group_each).startswith("no test images: ")
-    split = make_parts(index, copies(index), TrainConfig(test_frac=0)).split
+    split = make_parts(index, copies(index), TrainConfig(tune="probe", test_frac=0)).split
     np.testing.assert_array_equal(split.train, [0, 1, 2])
     assert len(split.test) == 0
 
@@ -172,7 +171,7 @@ def test_nothing_to_hold_out_says_so() -> None:
 def test_the_seed_decides_the_test_part() -> None:
     index = index_of("ab" * 100)
     first, again, other = (
-        make_parts(index, copies(index), TrainConfig(seed=s)).split.test for s in (1, 1, 2)
+        make_parts(index, copies(index), TrainConfig(tune="probe", seed=s)).split.test for s in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)

@@ -174,7 +174,10 @@ def test_a_model_learned_in_fp32_is_not_coarsened(
     drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(
-        backbone=TINY, weights=str(tiny_weights), compute=ComputeConfig(precision="fp32", device="cpu")
+        tune="probe",
+        backbone=TINY,
+        weights=str(tiny_weights),
+        compute=ComputeConfig(precision="fp32", device="cpu"),
     )
     train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
     files = sorted(str(path) for path in drawn_photographs.rglob("*.jpg"))[:9]
@@ -196,7 +199,7 @@ def test_the_test_part_of_a_run_is_predicted_again_exactly(tiny_run: Path, drawn
 def test_the_run_may_move_and_its_training_folder_may_go(tiny_weights: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 8, "dots": 8})
     weights = shutil.copy(tiny_weights, tmp_path / "weights.safetensors")
-    config = TrainConfig(backbone=TINY, weights=str(weights))
+    config = TrainConfig(tune="probe", backbone=TINY, weights=str(weights))
     train(photos, tmp_path / "run", config, journal=Journal(quiet=True))
     images = [draw_of_class("bars", i) for i in range(3)]
     before = make_predictor(tmp_path / "run").predict(images)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from conftest import TINY, draw_of_class
 from photographs import damaged_files, encode
 from pixelplay.config import Precision
-from pixelplay.data.cache import FeatureCache
+from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import list_files
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
@@ -76,7 +76,9 @@ def read(
     cache_dir: Path | None = None,
     num_workers: int | None = None,
 ) -> PhotographFeatures:
-    cache = FeatureCache(str(cache_dir or ""), "key", max_bytes=0 if cache_dir is None else 10**9)
+    cache = PhotographCache(
+        str(cache_dir or ""), "features", "key", max_bytes=0 if cache_dir is None else 10**9
+    )
     return read_features(list_files(files), extractor, cache, num_workers=num_workers)
 
 
@@ -160,10 +162,10 @@ def test_what_is_computed_is_cached_when_interrupted(
     def interrupt(n: int) -> None:
         raise KeyboardInterrupt
 
-    cache = FeatureCache(str(tmp_path), "key", max_bytes=10**9)
+    cache = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
     with pytest.raises(KeyboardInterrupt):
         read_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
-    kept = FeatureCache(str(tmp_path), "key", max_bytes=10**9)
+    kept = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
     digests = read(files, make_extractor()).digests
     assert [digest in kept for digest in digests] == [True, True, *[False] * 7]
 

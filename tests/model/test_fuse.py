@@ -70,9 +70,9 @@ class Trap(nn.Module):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
         self.pretrained_cfg = {"input_size": (3, 16, 16)}
-        self.feature_info = [{}]
+        self.feature_info = [{"module": "norm"}]
 
-    def forward_intermediates(self, images: Tensor, indices: int) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(self, images: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
         maps = self.norm(self.conv(images).relu_())
         return maps, [maps]
 

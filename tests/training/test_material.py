@@ -26,7 +26,7 @@ def read(root: Path, config: TrainConfig | None = None, broken: frozenset[str] =
     values[list(errors)] = np.nan
     digests = [b"" if i in errors else digest_bytes(index.store.read(p)) for i, p in enumerate(index.paths)]
     photographs = PhotographFeatures(values=values, digests=digests, errors=errors)
-    return sort_out(index, photographs, config or TrainConfig())
+    return sort_out(index, photographs, config or TrainConfig(tune="probe"))
 
 
 def test_unreadable_photographs_are_left_out_and_the_rest_keeps_its_rows(drawn_classes: Path) -> None:
@@ -94,7 +94,7 @@ def test_exact_copies_stay_on_one_side(seed: int, tmp_path: Path) -> None:
     for i in range(6):
         data = encode(draw_of_class("bars", 900 + i // 3), "PNG")
         (tmp_path / "bars" / f"same{i}.png").write_bytes(data)
-    material = read(tmp_path, TrainConfig(seed=seed, test_frac=0.4))
+    material = read(tmp_path, TrainConfig(tune="probe", seed=seed, test_frac=0.4))
     on_test = np.isin(np.arange(len(material.index)), material.parts.split.test)
     assert len(material.duplicates.sets) == 2
     for members in material.duplicates.sets:

@@ -31,8 +31,18 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def scikit_learns(rows: NDArray[np.float64], labels: NDArray[np.int64], C: float) -> LogisticRegression:
-    return LogisticRegression(C=C, tol=1e-8, max_iter=10_000).fit(rows, labels)
+def scikit_learns(
+    rows: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    C: float,
+    weights: NDArray[np.floating] | None = None,
+) -> LogisticRegression:
+    weights = None if weights is None else weights / weights.mean()
+    return LogisticRegression(C=C, tol=1e-8, max_iter=10_000).fit(rows, labels, sample_weight=weights)
+
+
+def draw_weights(n: int) -> NDArray[np.float32]:
+    return np.random.default_rng(10).uniform(0.1, 10, n).astype(np.float32)
 
 
 SHAPES = [(2, 120, 20), (2, 60, 200), (3, 150, 12), (3, 60, 300), (6, 240, 30), (6, 90, 250)]
@@ -184,7 +194,56 @@ def test_the_same_input_gives_the_same_head() -> None:
 
 def test_the_input_is_not_changed() -> None:
     features, labels, folds = draw_data(100, 10, 3)
-    copies = features.copy(), labels.copy(), folds.copy()
-    fit_probe(features, labels, folds)
-    for value, copy in zip((features, labels, folds), copies, strict=True):
+    weights = draw_weights(100)
+    copies = features.copy(), labels.copy(), folds.copy(), weights.copy()
+    fit_probe(features, labels, folds, weights=weights)
+    for value, copy in zip((features, labels, folds, weights), copies, strict=True):
         np.testing.assert_array_equal(value, copy)
+
+
+@pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
+def test_weighted_probabilities_equal_scikit_learns(n_classes: int, n: int, n_features: int) -> None:
+    features, labels, folds = draw_data(n, n_features, n_classes)
+    weights = draw_weights(n)
+    probe = fit_probe(features, labels, folds, weights=weights)
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    expected = scikit_learns(rows, labels, probe.C, weights).predict_proba(rows)
+    np.testing.assert_allclose(softmax(probe.head.logits(features)), expected, atol=1e-3)
+
+
+def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
+    features, labels, folds = draw_data(150, 40, 3, seed=2)
+    weights = draw_weights(150)
+    probe = fit_probe(features, labels, folds, weights=weights)
+    rows = StandardScaler().fit_transform(features.astype(np.float64))
+    assert probe.nll_by_C[probe.C] == min(probe.nll_by_C.values())
+    for C, nll in probe.nll_by_C.items():
+        probs = np.empty((len(labels), 3))
+        for fold in range(5):
+            held_out = folds == fold
+            head = scikit_learns(rows[~held_out], labels[~held_out], C, weights[~held_out])
+            probs[held_out] = head.predict_proba(rows[held_out])
+        expected = np.average(-np.log(probs[np.arange(len(labels)), labels]), weights=weights)
+        assert nll == pytest.approx(expected, abs=5e-3)
+        if C == probe.C:
+            np.testing.assert_allclose(softmax(probe.oof_logits), probs, atol=0.01)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.37, 1e-6, 3e5])
+def test_equal_weights_change_no_bit(weight: float) -> None:
+    features, labels, folds = draw_data(150, 30, 3, seed=9)
+    plain = fit_probe(features, labels, folds)
+    weighted = fit_probe(features, labels, folds, weights=np.full(150, weight, np.float32))
+    assert weighted.nll_by_C == plain.nll_by_C
+    np.testing.assert_array_equal(weighted.head.weight, plain.head.weight)
+    np.testing.assert_array_equal(weighted.head.bias, plain.head.bias)
+    np.testing.assert_array_equal(weighted.oof_logits, plain.oof_logits)
+
+
+def test_only_ratios_of_weights_matter() -> None:
+    features, labels, folds = draw_data(150, 30, 3, seed=9)
+    weights = draw_weights(150)
+    first = fit_probe(features, labels, folds, weights=weights)
+    second = fit_probe(features, labels, folds, weights=weights * np.float32(7e4))
+    assert second.C == first.C
+    np.testing.assert_allclose(softmax(second.oof_logits), softmax(first.oof_logits), atol=1e-3)

@@ -1,7 +1,7 @@
-"""Features computed once and reused, keyed by what determines them; bounded, safe to delete.
+"""What is computed of a photograph once and reused, keyed by all that determines it; bounded, safe to delete.
 
-CACHE/features-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the photographs' bytes
-CACHE/features-<key>/<shard>.values.npy   (n, D) float32, memory-mapped
+CACHE/<kind>-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the photographs' bytes
+CACHE/<kind>-<key>/<shard>.values.npy   (n, …) features, pixels or maps in front of a cut, memory-mapped
 """
 
 import contextlib
@@ -10,12 +10,15 @@ import re
 import sys
 import uuid
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
-SHARD_ROWS = 1024  # rows that an interruption can lose
+SHARD_ROWS, SHARD_BYTES = 1024, 64 << 20  # what an interruption can lose, and what waits in memory
+Kind = Literal["features", "pixels", "views"]
+_KEY_FOLDER = re.compile(r"(features|pixels|views)-.*")
 _SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
 
 
@@ -28,38 +31,44 @@ class CacheUse:
     n_bytes: int
 
 
-class FeatureCache:
-    """Digest of a photograph's bytes → its feature vector, for one network and one view.
+class PhotographCache:
+    """Digest of a photograph's bytes → an array, the same shape and type for all under one key.
 
     A cache that cannot be written is no error: the run goes on without it.
+
+    Args:
+        folder: of the whole cache.
+        kind: what the arrays are.
+        key: names all that they depend on, beside the photograph's bytes.
+        max_bytes: of the whole cache; 0 neither reads nor writes it.
 
     Attributes:
         failure: why nothing more is kept; "" while all is well.
     """
 
-    def __init__(self, folder: str, key: str, *, max_bytes: int) -> None:
+    def __init__(self, folder: str, kind: Kind, key: str, *, max_bytes: int) -> None:
         self._root = folder
-        self._folder = os.path.join(folder, f"features-{key}")
+        self._folder = os.path.join(folder, f"{kind}-{key}")
         self._max_bytes = max_bytes
         self.failure = ""
-        self._rows: dict[bytes, tuple[NDArray[np.float32], int]] = {}
-        self._new: list[tuple[bytes, NDArray[np.float32]]] = []
+        self._rows: dict[bytes, tuple[NDArray[Any], int]] = {}
+        self._new: list[tuple[bytes, NDArray[Any]]] = []
         if max_bytes > 0:
             self._open_shards()
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._rows
 
-    def get(self, digest: bytes) -> NDArray[np.float32]:
-        """The feature vector (D,) of a photograph that is in the cache."""
+    def get(self, digest: bytes) -> NDArray[Any]:
+        """The array of a photograph that is in the cache."""
         values, row = self._rows[digest]
         return np.array(values[row])
 
-    def add(self, digest: bytes, features: NDArray[np.float32]) -> None:
-        """Remember a feature vector (D,); it reaches the disk with its shard."""
+    def add(self, digest: bytes, values: NDArray[Any]) -> None:
+        """Remember an array; it reaches the disk with its shard, and can be had back from then on."""
         if self._max_bytes > 0:
-            self._new.append((digest, features))
-            if len(self._new) >= SHARD_ROWS:
+            self._new.append((digest, values))
+            if len(self._new) >= SHARD_ROWS or len(self._new) * values.nbytes >= SHARD_BYTES:
                 self.flush()
 
     def flush(self) -> None:
@@ -67,7 +76,7 @@ class FeatureCache:
         if not self._new:
             return
         digests = np.frombuffer(b"".join(digest for digest, _ in self._new), np.uint8)
-        values = np.stack([features for _, features in self._new])
+        values = np.stack([array for _, array in self._new])
         self._new = []
         try:
             os.makedirs(self._folder, exist_ok=True)
@@ -75,6 +84,7 @@ class FeatureCache:
             # values first: a shard counts only once its digests are there
             _save(f"{shard}.values.npy", values)
             _save(f"{shard}.digests.npy", digests.reshape(-1, DIGEST_BYTES))
+            self._open_shard(f"{shard}.digests.npy")
             prune_cache(self._root, self._max_bytes)
         except OSError as error:
             self._max_bytes = 0  # disk full or read-only: stop trying
@@ -82,22 +92,19 @@ class FeatureCache:
 
     def _open_shards(self) -> None:
         for name in sorted(_list(self._folder)):
-            if not name.endswith(".digests.npy"):
-                continue
-            path = os.path.join(self._folder, name)
-            try:
-                digests = np.load(path, allow_pickle=False)
-                values = np.load(
-                    os.path.join(self._folder, name.replace(".digests.", ".values.")),
-                    mmap_mode="r",
-                    allow_pickle=False,
-                )
-            except (OSError, ValueError, EOFError):  # cut short by a crash, or deleted meanwhile
-                continue
-            if len(digests) == len(values):
-                self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
-                with contextlib.suppress(OSError):  # a read-only cache can be read all the same
-                    os.utime(path)
+            if name.endswith(".digests.npy"):
+                self._open_shard(os.path.join(self._folder, name))
+
+    def _open_shard(self, path: str) -> None:
+        try:
+            digests = np.load(path, allow_pickle=False)
+            values = np.load(path.replace(".digests.", ".values."), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # cut short by a crash, or deleted meanwhile
+            return
+        if len(digests) == len(values):
+            self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
+            with contextlib.suppress(OSError):  # a read-only cache can be read all the same
+                os.utime(path)
 
 
 def default_cache_dir() -> str:
@@ -153,7 +160,7 @@ def _shards(folder: str) -> dict[str, dict[str, tuple[int, float]]]:
 
 
 def _key_folders(folder: str) -> list[str]:
-    return [os.path.join(folder, name) for name in _list(folder) if name.startswith("features-")]
+    return [os.path.join(folder, name) for name in _list(folder) if _KEY_FOLDER.fullmatch(name)]
 
 
 def _list(folder: str) -> list[str]:

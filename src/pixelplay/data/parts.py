@@ -52,10 +52,9 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
         test[free] = hold_out(index.labels[free], groups[free], config.test_frac, config.seed)
         _check_held_out(index, test, config)
     notes += _note_straddling(index, test)
-    if val.any():
-        notes.append(
-            f"the probe chooses by folds, so the {val.sum()} given val photographs are learned from too"
-        )
+    if config.tune != "probe" and not val.any():
+        free = ~np.isin(groups, groups[test])
+        val[free] = hold_out(index.labels[free], groups[free], config.val_frac, config.seed)
     # images that a given split leaves without a part learn
     train = ~test & ~val
     removed = _copies_of(duplicates, test, train | val)

@@ -11,10 +11,10 @@ Learning", ICML 2022, arXiv:2201.03529.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pixelplay.errors import BundleError, ConfigError, name_some
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
 FEATURES_VERSION = 1  # of bundles and cache keys: raise it when the same pixels yield other features
+FeatureKind = Literal["stages", "pooled"]
 N_STAGES = 5  # of longer lists (EfficientNet's seven, a transformer's blocks) the last five
 
 
@@ -33,32 +34,26 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm's name of the architecture, with its weights tag.
+        features: "stages", the moments of the last stages beside the pooled features; or "pooled".
         n_features: D, the length of the feature vector.
     """
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    def __init__(self, name: str, network: nn.Module, features: FeatureKind = "stages") -> None:
         super().__init__()
         self.name = name
         self.network = network
+        self.features = features
         self.n_features = self._count_features()
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn normalised images (B, 3, H, W) into features (B, D) float32."""
-        network: Any = self.network
-        # (B, C_s, H_s, W_s) for each of the last stages s
-        last, stages = network.forward_intermediates(images, **self._which_stages())
-        pooled = network.forward_head(last, pre_logits=True)  # (B, C)
-        moments = [moment for stage in stages for moment in _channel_moments(stage)]  # (B, C_s) each
-        return torch.cat([*moments, pooled.float()], dim=1)  # (B, D)
+        return features_behind(self.network, self.stages, images)
 
-    def _which_stages(self) -> dict[str, Any]:
-        from timm.models import EfficientNet
-
-        network: Any = self.network
-        # timm lists only those EfficientNet stages that halve the resolution; the others count too
-        if isinstance(network, EfficientNet):
-            return {"indices": min(N_STAGES, len(network.blocks)), "extra_blocks": True}
-        return {"indices": min(N_STAGES, len(network.feature_info))}
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Positions, among all stages of the network, of those whose moments are features."""
+        n_stages = len(stage_modules(self.network))
+        return tuple(range(max(0, n_stages - N_STAGES), n_stages)) if self.features == "stages" else ()
 
     def _count_features(self) -> int:
         config: Any = self.network.pretrained_cfg
@@ -67,6 +62,48 @@ class Backbone(nn.Module):
             n_features = self.eval()(torch.zeros(1, *config["input_size"])).shape[1]
         self.train(was_training)
         return int(n_features)
+
+
+def stage_modules(network: Any) -> tuple[str, ...]:
+    """Name the module at the end of each stage, from the stem to the head."""
+    from timm.models import EfficientNet
+
+    # timm lists only those EfficientNet stages that halve the resolution; the others count too
+    if isinstance(network, EfficientNet):
+        return tuple(f"blocks.{i}" for i in range(len(network.blocks)))
+    return tuple(str(info["module"]) for info in network.feature_info)
+
+
+def features_behind(network: Any, stages: Sequence[int], inputs: Tensor) -> Tensor:
+    """Moments of some stages, then pooled features: (B, D) float32."""
+    last, maps = network.forward_intermediates(inputs, **_select_stages(network, stages or (-1,)))
+    pooled = network.forward_head(last, pre_logits=True)  # (B, C)
+    moments = [moment for stage in maps for moment in _channel_moments(stage)] if stages else []
+    return torch.cat([*moments, pooled.float()], dim=1)  # (B, D)
+
+
+def maps_of(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
+    """Feature maps (B, C_s, H_s, W_s) at the end of some stages; what lies behind them is not run."""
+    chosen = _select_stages(network, stages)
+    maps: list[Tensor] = network.forward_intermediates(
+        images, intermediates_only=True, stop_early=True, **chosen
+    )
+    return maps
+
+
+def moments_of(maps: Sequence[Tensor]) -> Tensor:
+    """Means and deviations of maps (B, C_s, H_s, W_s), side by side: (B, D) float32."""
+    return torch.cat([moment for stage in maps for moment in _channel_moments(stage)], dim=1)
+
+
+def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
+    from timm.models import EfficientNet
+
+    n_stages = len(stage_modules(network))
+    positions = [stage % n_stages for stage in stages]
+    if isinstance(network, EfficientNet):
+        return {"indices": [i + 1 for i in positions], "extra_blocks": True}  # 0 is the stem
+    return {"indices": positions}
 
 
 def _channel_moments(stage: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,12 +153,15 @@ def check_backbone_name(name: str) -> None:
         )
 
 
-def load_backbone(name: str, weights: str | None, *, is_offline: bool) -> LoadedBackbone:
+def load_backbone(
+    name: str, weights: str | None, *, is_offline: bool, features: FeatureKind = "stages"
+) -> LoadedBackbone:
     """Build a network by name and fill it with trained weights, strictly.
 
     Args:
         name: "lite0", "lite2" or a timm model, with its tag if it has one.
         weights: local file that replaces the published weights.
+        features: what the backbone gives of each photograph.
 
     Raises:
         ConfigError: unknown name, or no weights to be had; the ways on are named.
@@ -133,7 +173,7 @@ def load_backbone(name: str, weights: str | None, *, is_offline: bool) -> Loaded
     found = find_weights(name, network.pretrained_cfg, weights, is_offline=is_offline)
     fill_network(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
     return LoadedBackbone(
-        backbone=Backbone(timm_name, network),
+        backbone=Backbone(timm_name, network, features),
         preprocessing=_preprocessing_of(network),
         weights_id=found.sha256,
         origin=found.origin,

@@ -2,14 +2,14 @@
 
 bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
 backbone.safetensors timm's own keys
-head.safetensors     weight (K, D), bias (K,)
+head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pixelplay.errors import BundleError, PixelPlayError
 from pixelplay.model.backbone import (
     FEATURES_VERSION,
     Backbone,
+    FeatureKind,
     check_backbone_name,
     create_network,
     fill_network,
@@ -47,7 +48,7 @@ class Bundle:
         priors: (K,) class frequencies π in training.
         metric: what tau was chosen for.
         trained_on: hexadecimal digests of the training photographs, shortened.
-        head: linear map from features to logits.
+        head: from features to logits.
         made_by: PixelPlay's version and the weights' origin.
     """
 
@@ -77,15 +78,20 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
 
     os.makedirs(folder, exist_ok=True)
     state = {key: value.contiguous().cpu() for key, value in bundle.backbone.network.state_dict().items()}
-    head = {"weight": np.ascontiguousarray(bundle.head.weight), "bias": bundle.head.bias}
     # written by Python, so that a full disk is an OSError like everywhere else
-    for name, data in zip(WEIGHT_FILES, (save_tensors(state), save_arrays(head)), strict=True):
+    for name, data in zip(
+        WEIGHT_FILES, (save_tensors(state), save_arrays(bundle.head.arrays())), strict=True
+    ):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(data)
     content = {
         "format_version": FORMAT_VERSION,
         "classes": list(bundle.classes),
-        "backbone": {"name": bundle.backbone.name, "features_version": FEATURES_VERSION},
+        "backbone": {
+            "name": bundle.backbone.name,
+            "features": bundle.backbone.features,
+            "features_version": FEATURES_VERSION,
+        },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
         "precision": bundle.precision,
@@ -180,11 +186,13 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
     network = create_network(name)
     path = os.path.join(folder, WEIGHT_FILES[0])
     fill_network(network, read_state_dict(path), path)
+    if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
+        raise ValueError(f"features {features!r}")
     head = read_state_dict(os.path.join(folder, WEIGHT_FILES[1]))
     raw = dict(content["preprocessing"])
     preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
     return Bundle(
-        backbone=Backbone(name, network),
+        backbone=Backbone(name, network, features),
         classes=tuple(map(str, content["classes"])),
         preprocessing=replace(preprocessing, input_size=int(preprocessing.input_size)),
         hflip=bool(content["hflip"]),
@@ -194,7 +202,7 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         priors=np.array(content["priors"], dtype=np.float64),
         metric=str(content["metric"]),
         trained_on=frozenset(content["trained_on"]),
-        head=LinearHead(weight=head["weight"].float().numpy(), bias=head["bias"].float().numpy()),
+        head=LinearHead(**{name: value.float().numpy() for name, value in head.items()}),
         made_by=dict(content["made_by"]),
     )
 
@@ -202,10 +210,10 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
 def _check(bundle: Bundle) -> None:
     n_classes, n_features = len(bundle.classes), bundle.backbone.n_features
     head, preprocessing = bundle.head, bundle.preprocessing
-    if head.weight.shape != (n_classes, n_features) or head.bias.shape != (n_classes,):
+    if not head.fits(n_features, n_classes):
         raise ValueError(f"head of shape {head.weight.shape} for {n_classes} classes, {n_features} features")
     is_sound = {
-        "head": bool(np.isfinite(head.weight).all() and np.isfinite(head.bias).all()),
+        "head": all(bool(np.isfinite(values).all()) for values in head.arrays().values()),
         "classes": len(set(bundle.classes)) == n_classes >= 2,
         "priors": bundle.priors.shape == (n_classes,) and bool((bundle.priors > 0).all()),
         "temperature": 0 < bundle.temperature < np.inf,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Precision
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.cache import FeatureCache
+from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
@@ -52,6 +52,20 @@ def pick_precision(asked: Precision, device: str) -> Precision:
     return "fp32"
 
 
+class Normaliser:
+    """Brings pixels to the device and to the numbers that a network expects."""
+
+    def __init__(self, preprocessing: Preprocessing, device: str) -> None:
+        self._device = device
+        self._mean = torch.tensor(preprocessing.mean, device=device).mul(255).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32, channels last in memory."""
+        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return (images.float() - self._mean) / self._std
+
+
 class FeatureExtractor:
     """Turns batches of prepared photographs into features.
 
@@ -85,15 +99,14 @@ class FeatureExtractor:
         self._hflip = hflip
         self._device = device
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._name = backbone.name
+        self._network = [backbone.name, backbone.features]
         fused = fuse_for_inference(backbone.eval(), preprocessing.input_size)
         if (learned_in, precision) == ("bf16", "fp32"):
             # Most of what parts the formats is that bf16 rounds the weights, for all photographs alike:
             # with this a third as many probabilities move by more than 0.02.
             fused = _with_bf16_weights(fused)
         self._backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._mean = torch.tensor(preprocessing.mean, device=device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
+        self._normalise = Normaliser(preprocessing, device)
 
     def __call__(self, pixels: PixelArray) -> FeatureArray:
         """Features (B, D) of prepared photographs (B, S, S, 3); B at most the batch size.
@@ -115,8 +128,7 @@ class FeatureExtractor:
     @torch.inference_mode()
     def extract(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
-        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
-        images = (images.float() - self._mean) / self._std
+        images = self._normalise(pixels)  # (B, 3, S, S)
         is_bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device, dtype=torch.bfloat16, enabled=is_bf16):
             features: torch.Tensor = self._backbone(images)  # (B, D)
@@ -129,7 +141,7 @@ class FeatureExtractor:
         parts = {
             "versions": [DECODE_VERSION, FEATURES_VERSION],
             "weights": weights_id,
-            "network": self._name,
+            "network": self._network,
             "preprocessing": asdict(self.preprocessing),
             "hflip": self._hflip,
             "numbers": f"{self._device} {self._dtype}",
@@ -161,7 +173,7 @@ def stream_features(
     load: Callable[[int], Loaded],
     n: int,
     *,
-    cache: FeatureCache | None = None,
+    cache: PhotographCache | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[list[Loaded], FeatureArray]]:
     """Yield photographs in order with their features, in chunks of any size.
@@ -186,7 +198,7 @@ def stream_features(
 
 
 def _features_of(
-    chunk: list[Loaded], extractor: FeatureExtractor, cache: FeatureCache | None
+    chunk: list[Loaded], extractor: FeatureExtractor, cache: PhotographCache | None
 ) -> FeatureArray:
     features = np.full((len(chunk), extractor.n_features), np.nan, np.float32)
     fresh = [i for i, loaded in enumerate(chunk) if loaded.pixels is not None]
@@ -229,7 +241,7 @@ class PhotographFeatures:
 def read_features(
     index: ImageIndex,
     extractor: FeatureExtractor,
-    cache: FeatureCache,
+    cache: PhotographCache,
     *,
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,

@@ -1,7 +1,9 @@
 """What a training run writes down about itself, beside its model."""
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,11 @@ from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
 from pixelplay.outputs.table import write_predictions
+from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
-from pixelplay.training.probe import ProbeFit
 
 METRICS_VERSION = 1
-CHOOSER = "train+val, out of fold"
+CHOOSERS = {"oof": "train+val, out of fold", "val": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,9 @@ class TrainReport:
         metric: the declared one.
         test: figures of the test part, if there is one.
         test_without_copies: the same without test photographs that had a copy in training.
-        oof: out-of-fold figures of the learning part, which also chose C, T and tau.
+        depth: how deep it was trained: "probe", "partial" or "full".
+        held_out: figures of the photographs that also chose: out of fold, or of the validation part.
+        held_out_part: "oof" or "val".
         baseline: what always guessing the commonest class scores on the headline's part.
         train_counts: class → photographs learned from.
         chosen: setting → its value, and what chose it.
@@ -48,7 +52,9 @@ class TrainReport:
     metric: Metric
     test: Evaluation | None
     test_without_copies: Evaluation | None
-    oof: Evaluation
+    depth: str
+    held_out: Evaluation
+    held_out_part: str
     baseline: Baseline
     train_counts: Mapping[str, int]
     chosen: Mapping[str, Mapping[str, Any]]
@@ -57,13 +63,13 @@ class TrainReport:
 
     @property
     def measured_on(self) -> str:
-        """The part behind the headline: "test", or "oof" where there is no test part."""
-        return "oof" if self.test is None else "test"
+        """The part behind the headline: "test"; where there is none, "oof" or "val"."""
+        return self.held_out_part if self.test is None else "test"
 
     @property
     def evaluation(self) -> Evaluation:
         """The figures behind the headline."""
-        return self.oof if self.test is None else self.test
+        return self.held_out if self.test is None else self.test
 
     @property
     def headline(self) -> Estimate:
@@ -73,25 +79,31 @@ class TrainReport:
 
     def to_json(self) -> dict[str, Any]:
         """Turn the report into metrics.json: every number with who chose and who measured."""
-        parts = {"test": self.test, "test_without_copies": self.test_without_copies, "oof": self.oof}
+        chooser = CHOOSERS[self.held_out_part]
+        parts = {
+            "test": self.test,
+            "test_without_copies": self.test_without_copies,
+            self.held_out_part: self.held_out,
+        }
         return {
             "format_version": METRICS_VERSION,
             "headline": {
                 "metric": self.metric,
                 **self.headline.to_json(),
-                "chosen_on": CHOOSER,
+                "chosen_on": chooser,
                 "measured_on": self.measured_on,
             },
+            "depth": self.depth,
             "baseline": {
                 **self.baseline.to_json(),
                 "n": self.evaluation.n,
-                "chosen_on": "train+val",
+                "chosen_on": "train" if self.held_out_part == "val" else "train+val",
                 "measured_on": self.measured_on,
             },
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
             **{
-                # the images of oof chose C, T and tau themselves: slightly optimistic, and it says so
-                name: {"chosen_on": CHOOSER, "measured_on": name, **part.to_json()}
+                # the images that chose are measured too: slightly optimistic, and it says so
+                name: {"chosen_on": chooser, "measured_on": name, **part.to_json()}
                 for name, part in parts.items()
                 if part is not None
             },
@@ -138,30 +150,34 @@ def make_report(
     config: TrainConfig,
     material: Material,
     errors: Mapping[int, ImageError],
-    fitted: tuple[ProbeFit, Decision],
-    oof: Judged,
-    test: Judged | None,
+    learned: Learned,
+    decision: Decision,
+    judged: tuple[Judged, Judged | None],
     notes: Sequence[str],
 ) -> TrainReport:
-    """Put together what is known about a run."""
-    headline = test or oof
+    """Put together what is known about a run.
+
+    Args:
+        judged: the photographs that chose, and the test part if there is one.
+    """
+    held_out, test = judged
+    headline = test or held_out
     copied = material.parts.copied
     without = None
     if test is not None and len(copied):
         without = judge_again(material, test, ~np.isin(test.positions, copied), config.seed)
+    counts = material.counts_of(learned.learned_from)
     return TrainReport(
         run_dir=run_dir,
         metric=config.metric,
         test=None if test is None else test.evaluation,
         test_without_copies=without,
-        oof=oof.evaluation,
-        baseline=majority_baseline(
-            material.learn_counts, material.labels[headline.positions], headline.evaluation.classes
-        ),
-        train_counts={
-            name: int(n) for name, n in zip(material.known_classes, material.learn_counts, strict=True)
-        },
-        chosen=_describe_choices(*fitted),
+        depth=learned.depth,
+        held_out=held_out.evaluation,
+        held_out_part=learned.part,
+        baseline=majority_baseline(counts, material.labels[headline.positions], headline.evaluation.classes),
+        train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
+        chosen={**learned.chosen, **_describe_decision(decision, CHOOSERS[learned.part])},
         data=_describe_data(material, errors),
         notes=tuple(notes),
     )
@@ -171,24 +187,39 @@ def write_records(
     folder: str,
     config: TrainConfig,
     material: Material,
+    learned: Learned,
     report: TrainReport,
-    folds: IntArray,
-    oof: Judged,
-    test: Judged | None,
+    judged: tuple[Judged, Judged | None],
 ) -> None:
-    """Write config.json, split.json, oof.csv, predictions.csv and, last, metrics.json."""
+    """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
+    held_out, test = judged
     write_json({"pixelplay": "train", **to_json(config)}, os.path.join(folder, "config.json"))
     split: dict[str, list[str]] = {
         part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
     }
     split["removed"] = list(_paths(material, material.parts.removed))
     write_json(split, os.path.join(folder, "split.json"))
-    fold_of = dict(zip(material.learn, folds, strict=True))
-    columns = {"fold": [str(fold_of[i]) for i in oof.positions], "given": oof.given}
-    _write_part(os.path.join(folder, "oof.csv"), oof, columns)
+    if learned.history:
+        _write_history(os.path.join(folder, "history.csv"), learned.history)
+    else:  # a plan that came to nothing
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, "plan.json"))
+    columns: dict[str, Sequence[str]] = {"given": held_out.given}
+    if learned.folds is not None:
+        fold_of = dict(zip(learned.held_out, learned.folds, strict=True))
+        columns = {"fold": [str(fold_of[i]) for i in held_out.positions], **columns}
+    _write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
     if test is not None:
         _write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
+
+
+def _write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(history[0])
+        for row in history:
+            writer.writerow(f"{value:.6g}" if np.isfinite(value) else "" for value in row.values())
 
 
 def _write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
@@ -209,21 +240,20 @@ def _say_what_is_absent(index: ImageIndex, journal: Journal) -> None:
         )
 
 
-def _describe_choices(probe: ProbeFit, decision: Decision) -> dict[str, dict[str, Any]]:
+def _describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, Any]]:
     temperature, tau = decision.temperature, decision.tau
-    chooser = {"chosen_on": CHOOSER, "n": temperature.n}
+    chosen = {"chosen_on": chooser, "n": temperature.n}
     return {
-        "C": {"value": probe.C, **chooser, "nll_by_value": {str(c): x for c, x in probe.nll_by_C.items()}},
         "temperature": {
             "value": temperature.temperature,
-            **chooser,
+            **chosen,
             "nll_before": temperature.nll_before,
             "nll_after": temperature.nll_after,
             "at_bound": temperature.at_bound,
         },
         "tau": {
             "value": tau.tau,
-            **chooser,
+            **chosen,
             "metric_value": tau.value,
             "metric_at_zero": tau.value_at_zero,
             "standard_error": tau.standard_error,

@@ -3,55 +3,118 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pixelplay.errors import ConfigError
+from pixelplay.training.checkpoint import CHECKPOINT
 
 RUN_NAMES = frozenset(
-    {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "model", ".DS_Store"}
+    {
+        "config.json",
+        "plan.json",
+        "split.json",
+        "metrics.json",
+        "history.csv",
+        "oof.csv",
+        "val.csv",
+        "predictions.csv",
+        "model",
+        ".DS_Store",
+    }
 )  # what a run holds, and so what may be replaced
+PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 
 @contextmanager
-def new_run_dir(out_dir: str, *, is_forced: bool) -> Iterator[str]:
-    """Give a temporary folder that becomes `out_dir` when the block ends without an error.
+def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> Iterator[str]:
+    """Give the folder OUT.partial, which becomes `out_dir` when the block ends without an error.
+
+    Where the block fails or is killed, a folder that holds a checkpoint stays, to be continued;
+    any other goes.
 
     Raises:
-        ConfigError: `out_dir` exists and is not forced, is no run, cannot be written, or its disk
-            is full.
+        ConfigError: `out_dir` exists and is not forced, is no run, cannot be written, is being made by
+            another process, or its disk is full; an interrupted run waits there.
     """
     out_dir = os.path.realpath(out_dir)  # a link stays, what it points to is replaced
     _check_target(out_dir, is_forced=is_forced)
+    partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
     try:
-        os.makedirs(parent, exist_ok=True)
+        os.makedirs(partial, exist_ok=True)
         free = shutil.disk_usage(parent).free
-        temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(out_dir)}.partial-", dir=parent)
     except OSError as error:
         raise ConfigError(f"{out_dir} cannot be written: {error.strerror}; choose another --out") from None
+    with _only_process(partial):
+        try:
+            _clear_the_ground(partial, out_dir, is_forced=is_forced, is_resumed=is_resumed)
+            if free < NEEDED_BYTES:
+                raise ConfigError(
+                    f"{parent} has {free >> 20} MB free, a run needs {NEEDED_BYTES >> 20}; "
+                    "free some or choose another --out"
+                )
+            yield partial
+            shutil.rmtree(os.path.join(partial, CHECKPOINTS), ignore_errors=True)
+            _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
+            os.remove(os.path.join(partial, LOCK))
+            _put_in_place(partial, out_dir)
+        except OSError as error:
+            error.filename = error.filename or out_dir  # a full disk names no file by itself
+            raise
+        finally:
+            if os.path.isdir(partial) and not _is_resumable(partial) and _is_ours(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _only_process(partial: str) -> Iterator[None]:
+    """Hold the folder's lock; the system gives it back when a process is killed."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(os.path.join(partial, LOCK))
     try:
-        if free < NEEDED_BYTES:
-            raise ConfigError(
-                f"{parent} has {free >> 20} MB free, a run needs {NEEDED_BYTES >> 20}; "
-                "free some or choose another --out"
-            )
-        yield temporary
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private
-        _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
-        _put_in_place(temporary, out_dir)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process is training into {partial}; wait for it or choose another --out"
+        ) from None
     except OSError as error:
-        error.filename = error.filename or out_dir  # a full disk names no file by itself
-        raise
+        raise ConfigError(f"{partial} cannot be written: {error.strerror}; choose another --out") from None
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+
+
+def _clear_the_ground(partial: str, out_dir: str, *, is_forced: bool, is_resumed: bool) -> None:
+    """Empty what an earlier process has left, unless it is to be continued."""
+    if not _is_ours(partial):
+        raise ConfigError(f"{partial} holds files that are not of a run; move them or choose another --out")
+    if _is_resumable(partial):
+        if is_resumed:
+            return
+        if not is_forced:
+            raise ConfigError(
+                f"{partial} holds an interrupted run; go on with --resume, or start anew with --force"
+            )
+    for name in set(os.listdir(partial)) - {LOCK}:
+        path = os.path.join(partial, name)
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def _is_resumable(partial: str) -> bool:
+    return os.path.isfile(os.path.join(partial, CHECKPOINTS, CHECKPOINT))
+
+
+def _is_ours(partial: str) -> bool:
+    return {name.removesuffix(".tmp") for name in os.listdir(partial)} <= {*RUN_NAMES, CHECKPOINTS, LOCK}
 
 
 def _put_in_place(temporary: str, out_dir: str) -> None:
     """Rename the new run; the old one is kept until the new one stands in its place."""
-    old = f"{temporary}.old"
+    old = f"{temporary}-old"
     if os.path.isdir(out_dir):
         os.replace(out_dir, old)
     try:

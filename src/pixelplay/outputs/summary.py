@@ -102,8 +102,12 @@ def summarise_scan(index: ImageIndex, audit: Audit) -> str:
 def summarise_training(report: "TrainReport") -> str:
     """The headline with its interval, the baseline, each class, and what to try next."""
     evaluation = report.evaluation
-    where = "test part" if report.measured_on == "test" else "out of fold (no test part; slightly optimistic)"
-    lines = [f"{where}, {evaluation.n} photographs; intervals are 95 %", ""]
+    where = {
+        "test": "test part",
+        "oof": "out of fold (no test part; slightly optimistic)",
+        "val": "validation part (no test part; it also chose, so slightly optimistic)",
+    }[report.measured_on]
+    lines = [f"{report.depth}: {where}, {evaluation.n} photographs; intervals are 95 %", ""]
     rows = [
         [TITLES[name], *_value_and_interval(getattr(evaluation, name)), _baseline(report, name)]
         for name in HEADLINES

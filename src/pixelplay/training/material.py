@@ -46,7 +46,11 @@ class Material:
     @property
     def learn_counts(self) -> NDArray[np.int64]:
         """(K,) photographs of each class that are learned from."""
-        return np.bincount(self.labels[self.learn], minlength=self.n_known).astype(np.int64)
+        return self.counts_of(self.learn)
+
+    def counts_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(K,) photographs of each class among some that are learned from."""
+        return np.bincount(self.labels[positions], minlength=self.n_known).astype(np.int64)
 
 
 def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainConfig) -> Material:

@@ -1,0 +1,190 @@
+"""Pixels → one of the many squares that a network may learn from."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from pixelplay.config import AugmentConfig
+from pixelplay.data.transforms import FILTERS, Preprocessing
+
+Colour = tuple[int, ...]
+Operation = Callable[[Image.Image, float, Colour], Image.Image]
+
+_CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the photograph's own shape
+_ERASING_AREA = (0.02, 0.33)
+_ERASING_ASPECT = 3.3
+_MAGNITUDES = 31
+
+
+def augment_view(
+    pixels: NDArray[np.uint8],
+    config: AugmentConfig,
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+    *,
+    hflip: bool,
+    size_px: int | None = None,
+) -> NDArray[np.uint8]:
+    """Draw one varied view of a photograph.
+
+    Cropped and squashed to the square, then mirrored, rotated, recoloured or distorted, and erased in part,
+    as far as `config.augment` names these; mixup and cutmix need a batch and are not done here. With nothing
+    named it is the whole photograph, squashed.
+
+    Args:
+        pixels: (H, W, 3) uint8, decoded; not written to.
+        config: which variations, and how strong.
+        preprocessing: the filter, the colour beside a distorted picture, and the size where none is given.
+        rng: the only source of chance, so that the same state gives the same bytes on any thread.
+        hflip: mirror every second view; otherwise none is mirrored.
+        size_px: side S of the square.
+
+    Returns:
+        (S, S, 3) uint8, perhaps read-only.
+    """
+    size = size_px or preprocessing.input_size
+    image = _resize(pixels, config, FILTERS[preprocessing.interpolation], size, rng)
+    if hflip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if "rotation" in config.augment:
+        image = _rotate(image, rng.uniform(-config.rotation_deg, config.rotation_deg))
+    if "trivial_augment" in config.augment:
+        image = _trivial_augment(image, tuple(round(255 * value) for value in preprocessing.mean), rng)
+    if "erasing" in config.augment and rng.random() < config.erasing_prob:
+        return _erase(image, rng)
+    return np.asarray(image)
+
+
+def _resize(
+    pixels: NDArray[np.uint8],
+    config: AugmentConfig,
+    resample: Image.Resampling,
+    size: int,
+    rng: np.random.Generator,
+) -> Image.Image:
+    """Squash the photograph, or with "crop" a part of it that is not much slimmer, in one go."""
+    image = Image.fromarray(pixels)
+    box: tuple[float, float, float, float] | None = None
+    if "crop" in config.augment:
+        left, top, right, bottom = _draw_box((config.crop_scale, 1.0), _CROP_ASPECT, rng)
+        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    return image.resize((size, size), resample, box=box)
+
+
+def _draw_box(
+    area: tuple[float, float], aspect: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Draw a box inside the unit square: left, top, right, bottom.
+
+    Area uniform in the range given, width / height log-uniform in [1 / aspect, aspect], place uniform. Where
+    such a box would stick out, its shape gives way and its area stays.
+
+    Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015, arXiv:1409.4842, section 6.
+    """
+    share = rng.uniform(*area)
+    ratio = math.exp(rng.uniform(-math.log(aspect), math.log(aspect)))
+    width = min(max(math.sqrt(share * ratio), share), 1.0)
+    height = share / width
+    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    # the sums may round to just over 1, which Pillow refuses
+    return left, top, min(left + width, 1.0), min(top + height, 1.0)
+
+
+def _rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Turn a square about its middle; what turns into the corners is the picture reflected at its edges."""
+    size = image.width
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # half the square that holds the turned one, less half its own side, and a pixel to interpolate from
+    pad = math.ceil((abs(cos) + abs(sin) - 1) * size / 2) + 1
+    padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="symmetric")
+    middle, half = size / 2 + pad, size / 2
+    # x' = cos·(x − half) + sin·(y − half) + middle, and y' at right angles: from the view back to the picture
+    matrix = (cos, sin, middle - half * (cos + sin), -sin, cos, middle - half * (cos - sin))
+    return Image.fromarray(padded).transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+
+
+def _trivial_augment(image: Image.Image, fill: Colour, rng: np.random.Generator) -> Image.Image:
+    """Apply one operation of `WIDE_SPACE` at one strength, both drawn uniformly.
+
+    Source: Müller & Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
+    arXiv:2103.10158, algorithm 1.
+    """
+    # torchvision's TrivialAugmentWide draws from torch's global state, which threads cannot share: the order
+    # in which they ran would show in the bytes
+    operation = tuple(WIDE_SPACE.values())[rng.integers(len(WIDE_SPACE))]
+    magnitude = rng.integers(_MAGNITUDES) / (_MAGNITUDES - 1)
+    return operation(image, rng.choice((-1.0, 1.0)) * magnitude, fill)
+
+
+def _erase(image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Replace a rectangle by noise.
+
+    The logarithm of its aspect is uniform, as in timm, so that flat and upright are equally frequent.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, arXiv:1708.04896, algorithm 1.
+    """
+    view = np.array(image)  # a copy: what Pillow shows is read-only
+    left, top, right, bottom = (
+        round(edge * image.width) for edge in _draw_box(_ERASING_AREA, _ERASING_ASPECT, rng)
+    )
+    hole = view[top:bottom, left:right]
+    hole[:] = rng.integers(0, 256, hole.shape, np.uint8)
+    return view
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
+    )
+
+
+def _shear_x(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
+    return _affine(image, (1, 0.99 * strength, 0, 0, 1, 0), fill)
+
+
+def _shear_y(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0.99 * strength, 1, 0), fill)
+
+
+def _translate_x(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
+    return _affine(image, (1, 0, round(32 * strength), 0, 1, 0), fill)
+
+
+def _translate_y(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, round(32 * strength)), fill)
+
+
+def _turn(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
+    return image.rotate(135 * strength, Image.Resampling.BILINEAR, fillcolor=fill)
+
+
+def _enhance(enhancer: Callable[[Image.Image], Any]) -> Operation:
+    """Weaken (strength < 0) or exaggerate one property; at −1 almost nothing of it is left."""
+    return lambda image, strength, fill: enhancer(image).enhance(1 + 0.99 * strength)
+
+
+# The table of augmentation spaces in Müller & Hutter 2021, column "Wide": shear 0.99, translation 32 px,
+# rotation 135°, factors 0.01 to 1.99, 8 to 2 bits, solarising above 256 to 0. Strength lies in [-1, 1];
+# those without a direction take its size.
+WIDE_SPACE: dict[str, Operation] = {
+    "identity": lambda image, strength, fill: image,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "rotate": _turn,
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "posterize": lambda image, strength, fill: ImageOps.posterize(image, 8 - round(6 * abs(strength))),
+    "solarize": lambda image, strength, fill: ImageOps.solarize(image, round(256 * (1 - abs(strength)))),
+    "autocontrast": lambda image, strength, fill: ImageOps.autocontrast(image),
+    "equalize": lambda image, strength, fill: ImageOps.equalize(image),
+}

@@ -1,0 +1,63 @@
+"""Decoded photographs for training: decoded once, kept a little larger than the network needs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.data.cache import PhotographCache
+from pixelplay.data.decode import DECODE_VERSION, decode_image
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.transforms import Preprocessing, eval_view
+
+MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
+MAX_SHARE = 0.5  # of the cache; larger sets of photographs are decoded in every pass
+
+
+class PixelStore:
+    """Gives the whole of each photograph as a square, from the cache or from its file.
+
+    Photographs are squashed to the square, as the network sees them; what augmentation cuts from them
+    it cuts in fractions of their sides.
+
+    Args:
+        index: N photographs, known to be readable.
+        digests: (N,) content of each.
+        side_px: of the squares.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        digests: tuple[bytes, ...],
+        preprocessing: Preprocessing,
+        *,
+        cache_dir: str,
+        max_bytes: int,
+    ) -> None:
+        self.side_px = round(MARGIN * preprocessing.input_size)
+        self._index, self._digests = index, digests
+        self._view = Preprocessing(
+            input_size=self.side_px,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            interpolation=preprocessing.interpolation,
+        )
+        fits = len(index) * 3 * self.side_px**2 <= MAX_SHARE * max_bytes
+        key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
+        self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+        """Pixels (S, S, 3) of photograph i; threads may ask at the same time."""
+        if self._digests[i] in self._cache:
+            return self._cache.get(self._digests[i])
+        path = self._index.paths[i]
+        data = self._index.store.read(path)
+        return eval_view(decode_image(data, path=path, target_px=self.side_px), self._view)
+
+    def keep(self, i: int, pixels: NDArray[np.uint8]) -> None:
+        """Remember what `self[i]` gave; from one thread only."""
+        if self._digests[i] not in self._cache:
+            self._cache.add(self._digests[i], pixels)
+
+    def flush(self) -> None:
+        """Write what is remembered to the disk."""
+        self._cache.flush()

@@ -1,0 +1,187 @@
+"""Tail and head as one network that is trained; parameters by their distance from the head."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pixelplay.model.backbone import stage_modules
+from pixelplay.model.head import LinearHead
+from pixelplay.model.tail import Tail
+
+HIDDEN = 512  # units of the original recipe's head
+
+
+class TrainedLinear(nn.Module):
+    """Linear head on standardised features: one learning rate then suits all of them.
+
+    Args:
+        mean: (D,) of each feature in training.
+        std: (D,) likewise.
+        n_classes: K.
+        start: raw-feature head to start from; None starts from zero.
+        dropout: share of the features left out in a training step.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: NDArray[np.float32],
+        std: NDArray[np.float32],
+        n_classes: int,
+        *,
+        start: LinearHead | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        # a feature that never moved says nothing: it keeps weight 0
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(np.where(std < 1e-6, np.float32(1), std)))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(len(mean), n_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        if start is not None:
+            weight, bias = torch.from_numpy(start.weight), torch.from_numpy(start.bias)
+            self.linear.weight.data.copy_(weight * self.std)
+            self.linear.bias.data.copy_(bias + weight @ self.mean)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of features (B, D)."""
+        logits: Tensor = self.linear(self.dropout((features - self.mean) / self.std))
+        return logits
+
+    def export(self) -> LinearHead:
+        """The same map on raw features."""
+        weight = self.linear.weight.detach().double() / self.std  # (K, D)
+        bias = self.linear.bias.detach().double() - weight @ self.mean.double()  # (K,)
+        return LinearHead(weight=_to_array(weight), bias=_to_array(bias))
+
+
+class TrainedMlp(nn.Module):
+    """Head of the original recipe: Linear D→512, BatchNorm, ReLU, Dropout, Linear 512→K."""
+
+    def __init__(self, n_features: int, n_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(n_features, HIDDEN)
+        self.norm = nn.BatchNorm1d(HIDDEN)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(HIDDEN, n_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of features (B, D)."""
+        logits: Tensor = self.linear(self.dropout(torch.relu(self.norm(self.hidden(features)))))
+        return logits
+
+    def export(self) -> LinearHead:
+        """The same map with the batch norm folded in."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = self.norm.weight.detach().double() / (variance.double() + self.norm.eps).sqrt()  # (H,)
+        weight = self.hidden.weight.detach().double() * scale[:, None]  # (H, D)
+        bias = (self.hidden.bias.detach().double() - mean) * scale + self.norm.bias.detach()  # (H,)
+        return LinearHead(
+            weight=_to_array(self.linear.weight),
+            bias=_to_array(self.linear.bias),
+            hidden_weight=_to_array(weight),
+            hidden_bias=_to_array(bias),
+        )
+
+
+class Classifier(nn.Module):
+    """Tail → features → logits.
+
+    The tail stays in eval mode: its batch norms keep the statistics of ImageNet, for batches of a small
+    data set would give worse ones. Stochastic depth and dropout work all the same.
+    """
+
+    def __init__(self, tail: Tail, head: TrainedLinear | TrainedMlp, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.tail = tail
+        self.head = head
+        if drop_path:
+            _set_drop_path(tail, drop_path)
+
+    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+        """Logits (B, K) float32 of maps at the cut (B, C, H, W) and moments in front of it (B, D_front)."""
+        features: Tensor = self.tail(maps, moments)  # (B, D)
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
+        return logits
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Switch dropout and stochastic depth; batch norms of the tail stay frozen."""
+        super().train(mode)
+        for layer in self.tail.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+        return self
+
+    def distances(self) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """Name, value and stages between it and the last one, of every parameter that is trained."""
+        ends = stage_modules(self.tail.network)
+        stage_of = _stages_by_module(self.tail.network, ends)
+        for name, value in self.named_parameters():
+            if value.requires_grad:
+                inner = name.removeprefix("tail.network.")
+                stage = next((n for module, n in stage_of if inner.startswith(f"{module}.")), len(ends) - 1)
+                yield name, value, 0 if name.startswith("head.") else len(ends) - 1 - stage
+
+
+def freeze_spatial_filters(tail: Tail, *, is_cpu: bool) -> None:
+    """Train what mixes channels, and leave the depthwise filters as they are.
+
+    They hold 3 % of the weights, and their gradient takes two thirds of a step on a CPU. There a
+    strided depthwise filter also runs in fp32: in bf16 its gradient takes a hundred times its forward.
+    """
+    for layer in tail.network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            layer.weight.requires_grad_(False)
+            if layer.bias is not None:
+                layer.bias.requires_grad_(False)  # its gradient costs as much as the weights'
+            if is_cpu and layer.stride != (1, 1):
+                layer.forward = _in_fp32(layer.forward)  # type: ignore[method-assign]
+
+
+def _in_fp32(forward: Any) -> Any:
+    def run(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs: Tensor = forward(inputs.float())
+        return outputs
+
+    return run
+
+
+def _stages_by_module(network: nn.Module, ends: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Module → its stage, for the stages' own modules and what lies in front of them."""
+    found: list[tuple[str, int]] = [(end, n) for n, end in enumerate(ends)]
+    n = 0
+    for name, _ in network.named_children():
+        inside = [i for i, end in enumerate(ends) if end == name or end.startswith(f"{name}.")]
+        if inside:
+            n = max(inside) + 1
+        elif n == 0:
+            found.append((name, 0))  # the stem
+    return found
+
+
+def _set_drop_path(tail: Tail, share: float) -> None:
+    """Raise stochastic depth linearly from the first block to the last.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
+    """
+    from timm.layers.drop import DropPath
+
+    blocks = [layer for layer in tail.network.modules() if hasattr(layer, "drop_path")]
+    for i, block in enumerate(blocks, start=1):
+        block.drop_path = DropPath(share * i / len(blocks))
+
+
+def _to_array(values: Tensor) -> NDArray[np.float32]:
+    return np.asarray(values.detach().float().cpu().numpy())

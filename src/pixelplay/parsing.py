@@ -1,0 +1,54 @@
+"""How tyro builds our settings from a command line."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig
+from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.recipes import RECIPES, Recipe
+
+SETTINGS = (DataConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
+
+
+def find_recipe(argv: Sequence[str]) -> Recipe:
+    """The recipe that is asked for: its values are the defaults of all other settings."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    named = [value for flag, value in pairwise(words) if flag == "--recipe" and value in RECIPES]
+    return named[-1] if named else "pixelplay"
+
+
+def registry_of_settings(recipe: Recipe) -> ConstructorRegistry:
+    """Let tyro build our settings as it does, with a recipe's defaults, and leave errors in them to us.
+
+    A ConfigError is a ValueError, which tyro would report as wrong usage of an argument whose name
+    no user has ever seen.
+    """
+    registry = ConstructorRegistry()
+    asking: set[type] = set()
+
+    @registry.struct_rule
+    def _build_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type in asking or info.type not in SETTINGS:
+            return None
+        if info.type is TrainConfig:
+            info = replace(info, default=RECIPES[recipe]())
+        asking.add(info.type)  # the next rule in line is tyro's own
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asking.remove(info.type)
+        assert isinstance(spec, StructConstructorSpec)
+
+        @functools.wraps(info.type, updated=())
+        def build(**settings: Any) -> Any:
+            try:
+                return info.type(**settings)
+            except ConfigError as error:
+                raise PixelPlayError(str(error)) from None
+
+        return replace(spec, instantiate=build)
+
+    return registry

@@ -1,0 +1,222 @@
+"""What planning and training are put together from: parts, views, network, job."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig, parse_duration
+from pixelplay.data.cache import PhotographCache, default_cache_dir
+from pixelplay.data.imbalance import epoch_length, natural_offset
+from pixelplay.data.pixels import PixelStore
+from pixelplay.data.split import assign_folds
+from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
+from pixelplay.model.features import FeatureExtractor, read_features
+from pixelplay.model.head import LinearHead
+from pixelplay.model.tail import Halves
+from pixelplay.training.batches import Device, PixelSource, Source, ViewSource
+from pixelplay.training.job import Job
+from pixelplay.training.losses import make_loss
+from pixelplay.training.material import Material
+from pixelplay.training.plan import AIM, Amount, Plan
+from pixelplay.training.rare import FairProbe, fit_fair_probe
+
+IntArray = NDArray[np.int64]
+UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Where a training happens.
+
+    Attributes:
+        folder: of the run, while it is made.
+        device: where the network runs.
+        started: when the command began, on the monotonic clock.
+        plan: to be repeated; None to make one.
+    """
+
+    folder: str
+    device: Device
+    started: float
+    plan: Plan | None
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the resumable state."""
+        return os.path.join(self.folder, "checkpoint")
+
+
+class Bench:
+    """Everything about one tuning that its plan does not say.
+
+    Attributes:
+        train: positions in the material that are learned from.
+        val: positions that choose.
+        counts: (K,) photographs of each class in train.
+        imbalance: how rare classes are helped; a re-trained head comes later.
+        offset: (K,) added to logits to make them natural.
+        pixels: source of augmented pixels.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        loaded: LoadedBackbone,
+        probe: FairProbe,
+        config: TrainConfig,
+        workplace: Workplace,
+    ) -> None:
+        self.train, self.val = material.parts.split.train, material.parts.split.val
+        self.counts = np.bincount(material.labels[self.train], minlength=material.n_known)
+        # a re-trained head comes later; until then nothing is corrected
+        self.imbalance = "none" if config.imbalance == "crt" else config.imbalance
+        self.offset = natural_offset(self.counts, self.imbalance, config.min_per_class, config.logit_tau)
+        self.material, self.loaded, self._probe = material, loaded, probe
+        self.config, self.workplace = config, workplace
+        self._cache_dir = config.cache_dir or default_cache_dir()
+        self._max_bytes = int(config.cache_gb * 1e9)
+        store = PixelStore(
+            material.index,
+            material.digests,
+            loaded.preprocessing,
+            cache_dir=self._cache_dir,
+            max_bytes=self._max_bytes,
+        )
+        self.pixels = PixelSource(
+            pixels=store,
+            preprocessing=loaded.preprocessing,
+            augmenting=config.augmenting,
+            hflip=config.hflip,
+            device=workplace.device,
+            seed=config.seed,
+        )
+
+    def views(self, halves: Halves, n_views: int) -> ViewSource:
+        """Views in front of a cut: in the cache, or beside the run where there is none."""
+        is_kept = self._max_bytes > 0
+        return ViewSource(
+            halves,
+            self.pixels,
+            self.material.digests,
+            n_views=n_views,
+            weights_id=self.loaded.weights_id,
+            cache_dir=self._cache_dir if is_kept else self.workplace.checkpoints,
+            max_bytes=self._max_bytes if is_kept else UNKEPT_BYTES,
+        )
+
+    def classifier(self, halves: Halves) -> Classifier:
+        """Tail and head, ready to train."""
+        settings, n_classes = self.config.finetune, self.material.n_known
+        features = self.material.features[self.train]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            head: TrainedLinear | TrainedMlp
+            if settings.head == "mlp":
+                head = TrainedMlp(features.shape[1], n_classes, dropout=settings.dropout)
+            else:
+                head = TrainedLinear(
+                    features.mean(0),
+                    features.std(0),
+                    n_classes,
+                    # the loop works on logits before they are made natural
+                    start=self._probe.probe.head.shifted(-self.offset) if settings.start == "probe" else None,
+                    dropout=settings.dropout,
+                )
+        if halves.front is not None:
+            freeze_spatial_filters(halves.tail, is_cpu=self.workplace.device.name == "cpu")
+        return Classifier(halves.tail, head, drop_path=settings.drop_path)
+
+    def job(self, source: Source, plan: Plan) -> Job:
+        """What the loop does."""
+        config = self.config
+        limit_s = None
+        if self.workplace.plan is None and config.finetune.epochs is None:
+            budget_s = parse_duration(config.time_budget)
+            spent = time.monotonic() - self.workplace.started
+            limit_s = max(0.0, budget_s - spent - plan.seconds.get("reading and measuring", 0.0))
+        return Job(
+            source=source,
+            labels=self.material.labels,
+            train=self.train,
+            val=self.val,
+            offset=self.offset,
+            loss=make_loss(
+                self.imbalance,
+                self.counts,
+                logit_tau=config.logit_tau,
+                focal_gamma=config.focal_gamma,
+                label_smoothing=config.finetune.label_smoothing,
+            ),
+            imbalance=self.imbalance,
+            config=config,
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            is_compiled=plan.is_compiled,
+            limit_s=limit_s,
+            device=self.workplace.device,
+            input_size=self.loaded.preprocessing.input_size,
+        )
+
+    def refit_head(self, backbone: Backbone) -> LinearHead:
+        """Classifier re-training: a class-balanced head on what the tuned backbone makes of train.
+
+        Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
+        ICLR 2020, arXiv:1910.09217, section 4.1.
+        """
+        labels, groups = self.material.labels[self.train], self.material.parts.groups[self.train]
+        folds = assign_folds(labels, groups, self.config.n_folds, self.config.seed)
+        features = self.read(backbone, self.train)
+        return fit_fair_probe(features, labels, groups, folds, self.config).probe.head
+
+    def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
+        """Features (n, D) of photographs as prediction will make them."""
+        device = self.workplace.device
+        extractor = FeatureExtractor(
+            backbone,
+            self.loaded.preprocessing,
+            hflip=self.config.hflip,
+            device=device.name,
+            precision="bf16" if device.is_bf16 else "fp32",
+            batch_size=self.config.compute.batch_size,
+        )
+        return read_rows(self.material, rows, extractor, self.config.compute.num_workers)
+
+    def amount(self) -> Amount:
+        """How much work there is."""
+        config = self.config
+        free = self._max_bytes if self._max_bytes > 0 else UNKEPT_BYTES
+        n_final = len(self.val) + len(self.material.parts.split.test)
+        return Amount(
+            n_train=len(self.train),
+            n_epoch=epoch_length(self.counts, self.imbalance, config.min_per_class),
+            n_val=len(self.val),
+            n_final=n_final * (2 if config.hflip else 1),
+            max_view_bytes=free // 2,
+        )
+
+    def left_s(self) -> float:
+        """Seconds that are left of what is aimed at of the time budget."""
+        spent = time.monotonic() - self.workplace.started
+        return AIM * parse_duration(self.config.time_budget) - spent
+
+
+def read_rows(
+    material: Material, rows: IntArray, extractor: FeatureExtractor, num_workers: int | None
+) -> NDArray[np.float32]:
+    """Features (n, D) of some photographs of the material, read anew.
+
+    Raises:
+        ImageError: one of them can no longer be read.
+    """
+    where = np.zeros(len(material.index), dtype=np.bool_)
+    where[rows] = True
+    no_cache = PhotographCache("", "features", "", max_bytes=0)
+    found = read_features(material.index.select(where), extractor, no_cache, num_workers=num_workers)
+    for error in found.errors.values():
+        raise error
+    return found.values[np.searchsorted(np.flatnonzero(where), rows)]

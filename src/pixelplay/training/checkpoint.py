@@ -1,0 +1,161 @@
+"""The state of a training that a kill cannot lose: one safetensors file, renamed into place."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelplay.errors import DataError
+from pixelplay.training.optim import AveragedWeights
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class Where:
+    """Where a training is. All chance is derived from seed, epoch and batch, so none of it is kept here.
+
+    Attributes:
+        epoch: epochs that are finished.
+        n_batches: batches of the next one that are done.
+        step: optimizer steps in all.
+        seconds: training time so far, those of earlier processes too.
+        loss_sum: of the batches of this epoch, each times its photographs.
+        n_seen: photographs behind it.
+        tally: (K, K) of this epoch: given class by predicted class.
+        history: one row for each finished epoch.
+        best_epoch: row of the history whose weights are the best.
+        best_score: its score, lower is better.
+        stopped: why training ended before its plan; "" while it has not.
+    """
+
+    epoch: int = 0
+    n_batches: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    n_seen: int = 0
+    tally: list[list[int]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = float("inf")
+    stopped: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything that changes in a training."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedWeights | None
+    best: dict[str, Tensor]
+    progress: Where
+
+
+def write_checkpoint(state: State, folder: str) -> None:
+    """Write all of it under a temporary name, then rename: a kill leaves the old or the new one."""
+    from safetensors.torch import save
+
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, CHECKPOINT)
+    tensors = {name: value.detach().contiguous().cpu() for name, value in _tensors(state).items()}
+    data = save(tensors, metadata={"progress": json.dumps(asdict(state.progress))})
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else the name could reach the disk before the content
+    os.replace(f"{path}.tmp", path)
+
+
+def has_checkpoint(folder: str) -> bool:
+    """Whether a training can be continued from there."""
+    return os.path.isfile(os.path.join(folder, CHECKPOINT))
+
+
+@torch.no_grad()
+def read_checkpoint(state: State, folder: str) -> None:
+    """Bring a fresh state to where the checkpoint is.
+
+    Raises:
+        DataError: the file is damaged or belongs to another training.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = os.path.join(folder, CHECKPOINT)
+    _prime(state.optimizer)
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Where(**json.loads(file.metadata()["progress"]))
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        state.best.update(
+            {name.removeprefix("best."): x for name, x in kept.items() if name.startswith("best.")}
+        )
+        for name, value in _tensors(state).items():
+            value.copy_(kept[name])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with --force"
+        ) from None
+    vars(state.progress).update(vars(progress))
+
+
+def _tensors(state: State) -> Mapping[str, Tensor]:
+    """Name every tensor that changes, in place."""
+    found: dict[str, Tensor] = {f"live.{name}": x for name, x in changing(state.network).items()}
+    found |= {f"best.{name}": value for name, value in state.best.items()}
+    if state.averaged is not None:
+        found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
+    parameters = (p for group in state.optimizer.param_groups for p in group["params"])
+    for n, parameter in enumerate(parameters):
+        for name, value in state.optimizer.state[parameter].items():
+            found[f"optimizer.{n}.{name}"] = value
+    return found
+
+
+def changing(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are trained, and the buffers of the head."""
+    found: dict[str, Tensor] = {
+        name: value.data for name, value in network.named_parameters() if value.requires_grad
+    }
+    return found | {
+        name: value
+        for name, value in network.named_buffers()
+        if name.startswith("head.") and name not in ("head.mean", "head.std")
+    }
+
+
+def _prime(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make its moments, which it does in its first step; nothing moves."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        group["lr"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def as_rows(history: list[dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of history.csv."""
+    header = list(history[0]) if history else []
+    return header, [[_show(row[name]) for name in header] for row in history]
+
+
+def _show(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{np.float64(value):.6g}"
+
+
+def copy_of(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of what changes in a network."""
+    return {name: value.detach().clone() for name, value in changing(network).items()}
+
+
+def restore(network: nn.Module, kept: Mapping[str, Any]) -> None:
+    """Put copies back."""
+    for name, value in changing(network).items():
+        value.copy_(kept[name])

@@ -1,0 +1,289 @@
+"""The loop: partial and full tuning, on a CPU and a GPU.
+
+A step is fixed by seed, epoch and batch; nothing else is random. So a training that was killed goes on
+bit by bit, and several processes could each take their share of every batch.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixelplay.errors import ConfigError
+from pixelplay.evaluation.decision import held_out_score, nll_of
+from pixelplay.evaluation.weighted import LABEL_METRICS, Counts
+from pixelplay.journal import Journal
+from pixelplay.model.classifier import Classifier, TrainedMlp
+from pixelplay.training.batches import Inputs, stream
+from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
+from pixelplay.training.job import Job
+from pixelplay.training.mixing import mix_batch
+from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
+
+IntArray = NDArray[np.int64]
+CHECKPOINT_EVERY_S = 20.0
+CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
+
+
+def finetune(
+    job: Job, classifier: Classifier, checkpoints: str, journal: Journal, *, is_resumed: bool
+) -> Where:
+    """Train a classifier in place; it ends with the weights of its best epoch.
+
+    Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
+    validation part.
+
+    Args:
+        checkpoints: folder that holds the resumable state meanwhile.
+
+    Raises:
+        ConfigError: the loss is not finite before the first epoch is done; too little memory.
+    """
+    devices = [torch.cuda.current_device()] if job.device.name == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _numerics(job):
+        run = _Run(job, classifier.to(job.device.name, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        if is_resumed:
+            read_checkpoint(run.state, checkpoints)
+        where = run.state.progress
+        n_all = job.epochs * job.batches_per_epoch
+        try:
+            if not where.history:
+                run.finish_epoch(journal)
+            with journal.progress("training", n_all, "batches") as bar:
+                bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
+                while where.epoch <= job.epochs and not where.stopped:
+                    run.train_epoch(bar.update, lambda: write_checkpoint(run.state, checkpoints))
+                    if not where.stopped or where.n_batches:
+                        run.finish_epoch(journal)
+                    write_checkpoint(run.state, checkpoints)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"{job.device.name} has too little memory for steps of {job.batch_size} photographs; lower "
+                "--train-batch-size and raise --accumulate as much"
+            ) from None
+        restore(classifier, run.state.best)
+    return where
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, job: Job, classifier: Classifier) -> None:
+        self.job, self.classifier = job, classifier
+        finetune = job.config.finetune
+        optimizer = make_optimizer(classifier, finetune, job.batch_size * finetune.accumulate)
+        names = [name for name, value in classifier.named_parameters() if value.requires_grad]
+        averaged = AveragedWeights(classifier, names, finetune.ema_frac * job.n_steps)
+        self.state = State(
+            network=classifier,
+            optimizer=optimizer,
+            averaged=averaged if finetune.ema_frac else None,
+            best=copy_of(classifier),
+            progress=Where(tally=_zeros(job.n_classes)),
+        )
+        self._forward: Callable[[Tensor, Tensor], Tensor] = (
+            torch.compile(classifier) if job.is_compiled else classifier
+        )
+        self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
+
+    def train_epoch(self, on_batch: Callable[[int], object], save: Callable[[], None]) -> None:
+        """Go through what is left of an epoch."""
+        job, where = self.job, self.state.progress
+        epoch, start = where.epoch, time.monotonic()
+        todo = job.batches(epoch)[where.n_batches :]
+        saved = start
+        self.classifier.train()
+        size = job.size_px(epoch - 1)
+        batches = stream(
+            todo, lambda rows: job.source.train_batch(rows, epoch, size), job.config.compute.num_workers
+        )
+        for rows, inputs in batches:
+            is_step = self._learn(rows, inputs)
+            on_batch(1)
+            now = time.monotonic()
+            if job.device.name == "cpu" or len(self._losses) >= CHECK_EVERY:
+                self._look_at_losses()
+            if where.stopped:
+                break
+            if job.limit_s is not None and where.seconds + now - start > job.limit_s:
+                where.stopped = f"the time budget was used up after step {where.step} of {job.n_steps}"
+                break
+            if is_step and now - saved > CHECKPOINT_EVERY_S:
+                self._look_at_losses()
+                where.seconds += now - start
+                save()
+                start = saved = time.monotonic()
+        self._look_at_losses()
+        where.seconds += time.monotonic() - start
+
+    def _learn(self, rows: IntArray, inputs: Inputs) -> bool:
+        """Take one batch; returns whether the weights have moved."""
+        job, where, optimizer = self.job, self.state.progress, self.state.optimizer
+        settings = job.config.finetune
+        torch.manual_seed(_seed_of(job.config.seed, where.epoch, where.n_batches))  # dropout, drop path
+        labels = torch.from_numpy(job.labels[rows]).to(job.device.name)
+        targets = torch.nn.functional.one_hot(labels, job.n_classes).float()
+        maps, moments = inputs
+        mixing = job.config.augmenting
+        rng = np.random.default_rng([job.config.seed, where.epoch, where.n_batches])
+        if where.step < (1 - mixing.mix_off_frac) * job.n_steps and rng.random() < mixing.mix_prob:
+            maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
+        with job.device.autocast():
+            logits = self._forward(maps, moments)
+        loss = job.loss(logits, targets)
+        (loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        self._losses.append((where.step, loss.detach(), rows, logits.detach().argmax(1)))
+        where.n_batches += 1
+        if where.n_batches % settings.accumulate and where.n_batches < job.batches_per_epoch:
+            return False
+        factor = lr_factor(where.step, job.n_steps, settings.warmup_frac)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        if settings.clip_norm is not None:
+            values = [value for group in optimizer.param_groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(values, settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.state.averaged is not None:
+            self.state.averaged.update(where.step)
+        where.step += 1
+        return True
+
+    def _look_at_losses(self) -> None:
+        """Bring losses and predictions to the host, and stop where a loss is not finite."""
+        where = self.state.progress
+        for step, loss, rows, pred in self._losses:
+            value = float(loss)
+            if not np.isfinite(value) and not where.stopped:
+                where.stopped = f"the loss is {value} at step {step + 1} of {self.job.n_steps}"
+                where.n_batches = 0  # what this epoch has made of the weights is worth nothing
+            where.loss_sum += value * len(rows)
+            where.n_seen += len(rows)
+            for given, found in zip(self.job.labels[rows].tolist(), pred.tolist(), strict=True):
+                where.tally[given][found] += 1
+        self._losses = []
+
+    def finish_epoch(self, journal: Journal) -> None:
+        """Measure on the validation part, keep the best weights, write the history's row."""
+        job, where = self.job, self.state.progress
+        start = time.monotonic()
+        with self._deployed():
+            logits = predict_logits(job, self.classifier)  # (n, K), natural
+            score = held_out_score(logits, job.labels[job.val], job.config.metric)
+            if score < where.best_score:
+                where.best_score, where.best_epoch = score, where.epoch
+                for name, value in copy_of(self.classifier).items():
+                    self.state.best[name].copy_(value)
+        row = self._describe(logits, score)
+        where.history.append(row)
+        losses = [past["val_loss"] for past in where.history]
+        patience = job.config.finetune.patience
+        if patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience:
+            where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
+        where.epoch, where.n_batches = where.epoch + 1, 0
+        where.loss_sum, where.n_seen, where.tally = 0.0, 0, _zeros(job.n_classes)
+        where.seconds += time.monotonic() - start
+        if where.epoch > 1:
+            journal.tell(
+                f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, val loss "
+                f"{row['val_loss']:.3f}, val accuracy {row['val_accuracy']:.3f}, {row['img_per_s']:.0f} img/s"
+            )
+
+    @contextmanager
+    def _deployed(self) -> Iterator[None]:
+        """Stand in the weights that would be used: averaged ones, with the head's norms made for them."""
+        averaged = self.state.averaged
+        if averaged is None:
+            yield
+            return
+        averaged.swap()
+        norm = self.classifier.head.norm if isinstance(self.classifier.head, TrainedMlp) else None
+        kept = None if norm is None else {name: x.clone() for name, x in norm.state_dict().items()}
+        if norm is not None:
+            self._remake_norm(norm)
+        yield
+        if norm is not None and kept is not None:
+            norm.load_state_dict(kept)
+        averaged.swap()
+
+    @torch.no_grad()
+    def _remake_norm(self, norm: torch.nn.BatchNorm1d) -> None:
+        """Give a batch norm the statistics that belong to averaged weights: one pass over the epoch."""
+        momentum, norm.momentum = norm.momentum, None  # None: the plain mean over all batches
+        norm.reset_running_stats()
+        self.classifier.train()
+        epoch = max(1, self.state.progress.epoch)
+        size = self.job.size_px(epoch - 1)
+        for _, inputs in stream(
+            self.job.batches(epoch),
+            lambda rows: self.job.source.train_batch(rows, epoch, size),
+            self.job.config.compute.num_workers,
+        ):
+            with self.job.device.autocast():
+                self.classifier(*inputs)
+        norm.momentum = momentum
+
+    def _describe(self, logits: NDArray[np.float32], score: float) -> dict[str, float]:
+        job, where = self.job, self.state.progress
+        labels = job.labels[job.val]
+        held_out = np.array(_zeros(job.n_classes))
+        np.add.at(held_out, (labels, logits.argmax(1)), 1)
+        earlier = sum(row["seconds"] for row in where.history)
+        seconds = max(where.seconds - earlier, 1e-9)
+        return {
+            "epoch": where.epoch,
+            "step": where.step,
+            "lr": max(group["lr"] for group in self.state.optimizer.param_groups),
+            "train_loss": where.loss_sum / where.n_seen if where.n_seen else float("nan"),
+            **_figures("train", np.array(where.tally)),
+            "val_loss": nll_of(logits, labels),
+            **_figures("val", held_out),
+            "val_score": score,
+            "img_per_s": where.n_seen / seconds,
+            "seconds": seconds if where.n_seen else 0.0,
+        }
+
+
+@torch.no_grad()
+def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
+    """Natural-prior logits (n, K) of the validation part, one view each."""
+    classifier.eval()
+    batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
+    found = []
+    for _, (maps, moments) in stream(batches, job.source.plain_batch, job.config.compute.num_workers):
+        with job.device.autocast():
+            found.append(classifier(maps, moments).float().cpu().numpy())
+    return (np.concatenate(found) + job.offset).astype(np.float32)
+
+
+def _figures(part: str, tally: IntArray) -> dict[str, float]:
+    """Label metrics of a tally (K, K), given classes by predicted ones; NaN of an empty one."""
+    counts = Counts(np.diag(tally).astype(float), tally.sum(1).astype(float), tally.sum(0).astype(float))
+    return {f"{part}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
+
+
+def _zeros(n_classes: int) -> list[list[int]]:
+    return [[0] * n_classes for _ in range(n_classes)]
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def _numerics(job: Job) -> Iterator[None]:
+    """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
+    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    is_deterministic = job.config.finetune.deterministic and job.device.name == "cuda"
+    if job.device.name == "cuda":
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not is_deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was[0])
+        torch.backends.cudnn.benchmark = was[1]

@@ -1,0 +1,83 @@
+"""What a training learns, and from what; its schedule follows from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import Imbalance, TrainConfig
+from pixelplay.data.imbalance import draw_epoch, epoch_length
+from pixelplay.training.batches import Device, Source
+from pixelplay.training.losses import LossFunction
+
+IntArray = NDArray[np.int64]
+SIZE_STEP_PX = 32  # networks halve their maps five times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is learned, and from what.
+
+    Attributes:
+        source: gives the inputs.
+        labels: (N,) in [0, K) of all photographs of the material.
+        train: positions that are learned from.
+        val: positions that choose the epoch.
+        offset: (K,) added to logits to make them natural.
+        loss: of logits (B, K) and soft targets (B, K).
+        imbalance: how rare classes are helped, "auto" resolved.
+        epochs: passes over what an epoch draws.
+        batch_size: photographs a batch.
+        is_compiled: compile the network first.
+        limit_s: training time after which it ends early; None for never.
+        device: where it runs.
+        input_size: side of the network's images, px.
+        config: everything else.
+    """
+
+    source: Source
+    labels: IntArray
+    train: IntArray
+    val: IntArray
+    offset: NDArray[np.float64]
+    loss: LossFunction
+    imbalance: Imbalance
+    config: TrainConfig
+    epochs: int
+    batch_size: int
+    is_compiled: bool
+    limit_s: float | None
+    device: Device
+    input_size: int
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return len(self.offset)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Forward passes in an epoch."""
+        counts = np.bincount(self.labels[self.train], minlength=self.n_classes)
+        n = epoch_length(counts, self.imbalance, self.config.min_per_class)
+        return max(1, -(-n // self.batch_size))
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.epochs * -(-self.batches_per_epoch // self.config.finetune.accumulate)
+
+    def batches(self, epoch: int) -> list[IntArray]:
+        """Positions of each batch of an epoch; their sizes differ by one at most."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
+        return np.array_split(self.train[drawn], self.batches_per_epoch)
+
+    def size_px(self, epoch: int) -> int:
+        """Side of the images in an epoch: it grows in the first half, in steps of 32."""
+        full = self.input_size
+        share = self.config.finetune.first_size_frac
+        if share == 1:
+            return full
+        grown = share + (1 - share) * min(1.0, 2 * epoch / self.epochs)
+        return min(full, max(32, round(full * grown / 32) * 32))

@@ -1,0 +1,240 @@
+"""Material → one classifier: how deep to train, and what the choice rests on."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig
+from pixelplay.data.split import assign_folds, check_some_held_out
+from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.evaluation.decision import fit_decision, held_out_score
+from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
+from pixelplay.journal import Journal
+from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.head import LinearHead
+from pixelplay.training.bench import Workplace
+from pixelplay.training.material import Material
+from pixelplay.training.plan import Plan
+from pixelplay.training.planning import TooShortError
+from pixelplay.training.rare import FairProbe, fit_fair_probe
+from pixelplay.training.tune import tune
+
+IntArray = NDArray[np.int64]
+Depth = Literal["probe", "partial", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A classifier, and the held-out logits that its temperature and tau are fitted on.
+
+    Attributes:
+        depth: how deep it was trained.
+        backbone: the network, its trained layers in their places.
+        head: features → natural-prior logits.
+        learned_from: positions in the material.
+        held_out: (n,) positions that chose.
+        logits: (n, K) of those, natural; NaN where none could be held out.
+        folds: (n,) fold that each was held out in; None where they are a validation part.
+        chosen: setting → its value and the evidence for it.
+        history: rows of history.csv, empty for a probe.
+        plan: what the training did; None for a probe.
+    """
+
+    depth: Depth
+    backbone: Backbone
+    head: LinearHead
+    learned_from: IntArray
+    held_out: IntArray
+    logits: NDArray[np.float32]
+    folds: IntArray | None
+    chosen: dict[str, dict[str, Any]]
+    history: list[dict[str, float]]
+    plan: Plan | None
+
+    @property
+    def part(self) -> str:
+        """The part behind `logits`: "oof" or "val"."""
+        return "val" if self.folds is None else "oof"
+
+
+def learn(
+    material: Material, loaded: LoadedBackbone, config: TrainConfig, workplace: Workplace, journal: Journal
+) -> Learned:
+    """Train as deep as is asked for; with auto, as deep as time allows and held-out photographs approve.
+
+    Raises:
+        ConfigError: the time budget is too short for the depth that is asked for.
+        DataError: nothing to choose on.
+    """
+    depth = _pick_depth(config, workplace, material, journal)
+    if depth == "probe":
+        return learn_probe(material, loaded.backbone, config, journal)
+    _check_val(material)
+    train, val = material.parts.split.train, material.parts.split.val
+    probe, _ = _fit_probe(material, train, config, journal)
+    try:
+        tuned = tune(material, loaded, depth, probe, config, workplace, journal)
+    except TooShortError as error:
+        if config.tune != "auto":
+            raise ConfigError(str(error)) from None
+        journal.note(f"{error}; a probe is fitted")
+        return learn_probe(material, loaded.backbone, config, journal)
+    probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
+    verdict = compare_depths(probe_logits, tuned.logits, material, config)
+    journal.note(verdict.sentence.format(depth=depth))
+    if config.tune == "auto" and not verdict.is_tuned_better:
+        return learn_probe(material, loaded.backbone, config, journal)
+    return Learned(
+        depth=depth,
+        backbone=tuned.backbone,
+        head=tuned.head,
+        learned_from=train,
+        held_out=val,
+        logits=tuned.logits,
+        folds=None,
+        chosen={
+            "depth": {"value": depth, "chosen_on": "val", "n": len(val), **verdict.evidence},
+            "epoch": {"value": tuned.best_epoch, "chosen_on": "val", "n": len(val)},
+            "imbalance": {**probe.evidence, "chosen_on": "train, out of fold"},
+        },
+        history=tuned.history,
+        plan=tuned.plan,
+    )
+
+
+def learn_probe(material: Material, backbone: Backbone, config: TrainConfig, journal: Journal) -> Learned:
+    """Fit a head on frozen features; folds of train and val choose everything."""
+    rows = material.learn
+    if len(material.parts.split.val):
+        n = len(material.parts.split.val)
+        journal.note(f"the probe chooses by folds, so the {n} val photographs are learned from too")
+    fair, folds = _fit_probe(material, rows, config, journal)
+    fit = fair.probe
+    evidence = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
+    return Learned(
+        depth="probe",
+        backbone=backbone,
+        head=fit.head,
+        learned_from=rows,
+        held_out=rows,
+        logits=fit.oof_logits,
+        folds=folds,
+        chosen={
+            "C": {
+                "value": fit.C,
+                **evidence,
+                "nll_by_value": {str(c): nll for c, nll in fit.nll_by_C.items()},
+            },
+            "imbalance": {**evidence, **fair.evidence},
+        },
+        history=[],
+        plan=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Which of two depths is better on the validation part, and why."""
+
+    is_tuned_better: bool
+    evidence: dict[str, float]
+    sentence: str
+
+
+def compare_depths(
+    probe: NDArray[np.float32], tuned: NDArray[np.float32], material: Material, config: TrainConfig
+) -> Verdict:
+    """Compare the declared metric of both; within a standard error of each other, their calibrated NLL.
+
+    Args:
+        probe: (n, K) logits of the validation part from the probe that learned from train only.
+        tuned: (n, K) likewise.
+    """
+    val = material.parts.split.val
+    labels, groups = material.labels[val], material.parts.groups[val]
+    counts = np.bincount(material.labels[material.parts.split.train], minlength=material.n_known)
+    priors = counts / counts.sum()
+    is_right, values, scores = [], [], []
+    for logits in (probe, tuned):
+        decision = fit_decision(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
+        pred = decision.apply(logits)[1]
+        is_right.append(pred == labels)
+        values.append(float(LABEL_METRICS[config.metric](count_labels(pred, labels, material.n_known))))
+        scores.append(held_out_score(logits, labels, config.metric))
+    gain = values[1] - values[0]
+    # of accuracy, for balanced metrics a lower bound: enough to tell noise from a clear case
+    error = (
+        float(np.std(is_right[1].astype(float) - is_right[0], ddof=1) / np.sqrt(len(val)))
+        if len(val) > 1
+        else 1.0
+    )
+    is_clear = abs(gain) > error
+    is_better = gain > 0 if is_clear else scores[1] < scores[0]
+    name = config.metric.replace("_", " ").replace(" f1", "-F1")
+    if is_better:
+        verdict = "{depth} is taken"
+    else:
+        verdict = "the probe is taken" if config.tune == "auto" else "--tune auto would take the probe"
+    sentence = (
+        f"on {len(val)} held-out photographs {{depth}} has {name} {values[1]:.3f} and NLL {scores[1]:.3f}, "
+        f"the probe {values[0]:.3f} and {scores[0]:.3f}: "
+        f"{verdict}"
+    )
+    return Verdict(
+        is_tuned_better=is_better,
+        evidence={
+            f"probe_{config.metric}": values[0],
+            f"tuned_{config.metric}": values[1],
+            "probe_nll": scores[0],
+            "tuned_nll": scores[1],
+            "standard_error": error,
+        },
+        sentence=sentence,
+    )
+
+
+def _fit_probe(
+    material: Material, rows: IntArray, config: TrainConfig, journal: Journal
+) -> tuple[FairProbe, IntArray]:
+    labels, groups = material.labels[rows], material.parts.groups[rows]
+    folds = assign_folds(labels, groups, config.n_folds, config.seed)
+    check_some_held_out(folds, material.index.source)
+    with journal.progress("fitting", None, "strengths tried") as bar:
+        fair = fit_fair_probe(material.features[rows], labels, groups, folds, config, on_progress=bar.update)
+    for note in fair.notes if config.tune == "probe" else []:
+        journal.note(note)
+    return fair, folds
+
+
+def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, journal: Journal) -> Depth:
+    if workplace.plan is not None:
+        return workplace.plan.depth
+    if config.tune != "auto":
+        return config.tune
+    try:
+        _check_val(material)
+    except DataError as error:
+        journal.note(f"{error}; a probe is fitted")
+        return "probe"
+    return "partial" if workplace.device.name == "cpu" else "full"
+
+
+def _check_val(material: Material) -> None:
+    """Raise where there is nothing to choose on, or a class to choose on that is not learned.
+
+    Raises:
+        DataError: no validation photograph, or a class with none in train.
+    """
+    split = material.parts.split
+    if not len(split.val):
+        raise DataError(
+            "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
+        )
+    counts = np.bincount(material.labels[split.train], minlength=material.n_known)
+    absent = [material.classes[k] for k in np.flatnonzero(counts[: material.n_known] == 0)]
+    if absent:
+        raise DataError(
+            f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"
+        )

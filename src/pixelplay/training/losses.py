@@ -1,0 +1,123 @@
+"""Logits and labels, hard or mixed → the loss, with rare classes helped as asked.
+
+All of them compute in float32, whatever the precision of the network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixelplay.config import Imbalance
+from pixelplay.data.imbalance import class_priors, class_weights, natural_offset
+from pixelplay.errors import ConfigError
+
+IntArray = NDArray[np.int64]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_loss(
+    imbalance: Imbalance,
+    counts: IntArray,
+    *,
+    logit_tau: float,
+    focal_gamma: float,
+    label_smoothing: float,
+) -> LossFunction:
+    """Build the loss (B, K) logits, (B, K) targets → mean over the batch.
+
+    Targets are class probabilities: one-hot, or mixed by MixUp and CutMix. Logits are those of the
+    network; `natural_offset` gives them natural priors afterwards. Smoothing spreads towards the mix
+    that the loss fits, so it does not move priors: uniform, or π_data where log π_data is added.
+    none, sampler and crt have the plain loss; they differ in what is drawn.
+
+    Args:
+        counts: (K,) images of each class that are learned from, all >= 1.
+        logit_tau: τ of logit_adjusted.
+        focal_gamma: γ of focal.
+        label_smoothing: share of each label that is spread, in [0, 1).
+
+    Raises:
+        ConfigError: focal with smoothed labels; its loss raises the same for mixed ones.
+    """
+    assert imbalance != "auto", "auto is resolved before anything is learned"
+    if imbalance == "focal":
+        if label_smoothing > 0:
+            raise ConfigError(
+                f"label_smoothing={label_smoothing} makes labels soft, which the focal loss cannot take; "
+                "set it to 0 or choose another imbalance"
+            )
+        return FocalLoss(gamma=focal_gamma)
+    is_adjusted = imbalance in ("balanced_softmax", "logit_adjusted")
+    is_weighted = imbalance == "class_weights"
+    neutral = np.zeros(len(counts))
+    return SoftCrossEntropy(
+        shift=_constant(natural_offset(counts, imbalance, None, logit_tau) if is_adjusted else neutral),
+        weights=_constant(class_weights(counts) if is_weighted else neutral + 1),
+        spread=_constant(class_priors(counts) if is_adjusted else neutral + 1 / len(counts)),
+        label_smoothing=label_smoothing,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftCrossEntropy:
+    """Cross entropy of shifted logits with weighted, smoothed targets.
+
+    The sum over a batch is divided by B, not by the weights in it: an image's gradient would then
+    depend on its neighbours, and a rare one would count least in a batch with others of its kind.
+    The mean weight over all images is 1, so the learning rate means the same with and without.
+
+    Attributes:
+        shift: (K,) added to the logits.
+        weights: (K,) what a label of each class counts.
+        spread: (K,) where the smoothed share of a label goes; sums to 1.
+        label_smoothing: that share.
+    """
+
+    shift: Tensor
+    weights: Tensor
+    spread: Tensor
+    label_smoothing: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of logits (B, K) under targets (B, K), a float32 scalar."""
+        log_probs = torch.log_softmax(logits.float() + self.shift.to(logits.device), dim=1)  # (B, K)
+        # weighted before smoothing: the mix to smooth towards is that of the weighted labels
+        weighted = targets.float() * self.weights.to(logits.device)  # (B, K)
+        smooth = weighted.sum(1, keepdim=True) * self.spread.to(logits.device)  # (B, K)
+        return -(torch.lerp(weighted, smooth, self.label_smoothing) * log_probs).sum(1).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalLoss:
+    """Cross entropy times (1 − p)^γ, p the probability of the true class.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002, equation 4.
+    """
+
+    gamma: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of logits (B, K), K >= 2, under one-hot targets (B, K), a float32 scalar.
+
+        Raises:
+            ConfigError: a target is not one-hot.
+        """
+        if not ((targets == 0) | (targets == 1)).all():
+            raise ConfigError(
+                "labels are mixed or smoothed, which the focal loss cannot take; "
+                "drop mixup, cutmix and label_smoothing or choose another imbalance"
+            )
+        log_probs = torch.log_softmax(logits.float(), dim=1)  # (B, K)
+        is_true = targets == 1
+        # 1 − p as a sum over the others: the difference is 0 for a sure answer, where a power's slope is not
+        log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)
+        log_p = log_probs.masked_fill(~is_true, 0).sum(1)  # (B,)
+        return -((self.gamma * log_rest).exp() * log_p).mean()
+
+
+def _constant(values: NDArray[np.float64]) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)

@@ -1,0 +1,76 @@
+"""Which parameters move how fast, and when."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from pixelplay.config import FinetuneConfig
+from pixelplay.model.classifier import Classifier
+
+USUAL_BATCH = 32  # photographs a step that the learning rates are meant for
+
+
+def make_optimizer(
+    classifier: Classifier, finetune: FinetuneConfig, photographs_a_step: int
+) -> torch.optim.AdamW:
+    """Make AdamW with a learning rate for each stage, and no decay on norms, biases and layer scales.
+
+    Each group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the gradient, so
+    the rate goes with the root of the photographs a step (Malladi et al. 2022, arXiv:2205.10287).
+    """
+    scale = math.sqrt(photographs_a_step / USUAL_BATCH)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, value, distance in classifier.distances():
+        is_head = name.startswith("head.")
+        lr = finetune.head_lr if is_head else finetune.lr * finetune.layer_decay**distance
+        decay = finetune.weight_decay if value.ndim > 1 else 0.0
+        groups.setdefault((lr * scale, decay), []).append(value)
+    return torch.optim.AdamW(
+        [
+            {"params": values, "lr": 0.0, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), values in groups.items()
+        ]
+    )
+
+
+def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
+    """Share of the peak learning rate in a step counted from 0: a linear rise, then half a cosine to 0.
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
+    """
+    n_warmup = warmup_frac * n_steps
+    rise = min(1.0, (step + 1) / n_warmup) if n_warmup else 1.0
+    return rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+class AveragedWeights:
+    """Exponential moving average of a network's parameters.
+
+    Its horizon is a fraction of all steps, so that a short training is averaged over a short time.
+
+    Args:
+        names: parameters that are averaged.
+        horizon: steps that it looks back over.
+    """
+
+    def __init__(self, network: nn.Module, names: Iterable[str], horizon: float) -> None:
+        own = dict(network.named_parameters())
+        self._live = {name: own[name] for name in names}
+        self._horizon = max(1.0, horizon)
+        self.values = {name: value.detach().clone() for name, value in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step counted from 0; early on the average looks back less far."""
+        share = max(1 / self._horizon, 9 / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), list(self._live.values()), share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange averaged and live weights; a second call exchanges them back."""
+        for name, live in self._live.items():
+            kept = live.detach().clone()
+            live.copy_(self.values[name])
+            self.values[name].copy_(kept)

@@ -1,0 +1,242 @@
+"""A time budget → views, epochs and depth, decided once and written down."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from pixelplay.config import suggest
+from pixelplay.errors import ConfigError
+
+TunedDepth = Literal["partial", "full"]
+AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
+MIN_EPOCHS, MAX_EPOCHS = 3, 24
+ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
+EPOCHS_PER_VIEW = 2  # a view is seen so often before it costs less than it gives
+MAX_STAGES = 4  # of partial
+REPEATS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training does, whatever the clock says later.
+
+    Attributes:
+        depth: "partial" or "full".
+        n_stages: last stages that partial trains; None for full.
+        n_views: views that partial keeps of each photograph; None for full.
+        epochs: passes over what an epoch draws.
+        batch_size: photographs a batch.
+        is_compiled: compile the network.
+        seconds: estimates of what each piece of work takes.
+    """
+
+    depth: TunedDepth
+    n_stages: int | None
+    n_views: int | None
+    epochs: int
+    batch_size: int
+    is_compiled: bool
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measured seconds per photograph with one choice of trained stages.
+
+    Attributes:
+        n_stages: last stages trained; None for all.
+        view_s: to augment and bring as far as the cut.
+        step_s: forward, backward and update, from the cut on.
+        bytes_per_view: on the disk.
+    """
+
+    n_stages: int | None
+    view_s: float
+    step_s: float
+    bytes_per_view: int
+
+    @property
+    def plain_s(self) -> float:
+        """Forward only, from photograph to logits: a third of a step behind the cut."""
+        return self.view_s + self.step_s / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much work there is.
+
+    Attributes:
+        n_train: photographs that are learned from.
+        n_epoch: photographs drawn in an epoch.
+        n_val: photographs that choose.
+        n_final: views read once more with the finished network.
+        max_view_bytes: on the disk, for all views.
+    """
+
+    n_train: int
+    n_epoch: int
+    n_val: int
+    n_final: int
+    max_view_bytes: int
+
+
+def time_per_photograph(work: Callable[[], object], n: int, device: str) -> float:
+    """Seconds that some work takes for each of n photographs: the best of a few, after a warm-up."""
+    work()
+    best = math.inf
+    for _ in range(REPEATS):
+        _wait_for(device)
+        start = time.perf_counter()
+        work()
+        _wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return best / n
+
+
+def plan_partial(
+    speeds: list[Speed],
+    amount: Amount,
+    left_s: float | None,
+    *,
+    epochs: int | None,
+    n_views: int | None,
+    batch_size: int,
+    is_compiled: bool,
+) -> Plan | None:
+    """Train as many stages as leave time for enough epochs; None where not even one stage does.
+
+    Args:
+        speeds: of one stage, of two, and so on.
+        left_s: seconds that may be used; None where the epochs are asked for.
+        epochs: asked for; None: as many as fit.
+        n_views: asked for; None: as the epochs suggest.
+    """
+    best: Plan | None = None
+    for speed in speeds:
+        room = max(1, amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train))
+        fixed_s = final_s(speed, amount) + speed.view_s * amount.n_val
+        view_s, epoch_s = speed.view_s * amount.n_train, _epoch_s(speed, amount)
+
+        def views_for(n_epochs: int, room: int = room) -> int:
+            return n_views or min(room, max(1, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
+
+        fitting = epochs or next(
+            (
+                n
+                for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1)
+                if fixed_s + views_for(n) * view_s + n * epoch_s <= (left_s or 0)
+            ),
+            0,
+        )
+        if not fitting or (best is not None and fitting < min(ENOUGH_EPOCHS, epochs or ENOUGH_EPOCHS)):
+            break
+        seconds = {
+            "views": views_for(fitting) * view_s,
+            "training": fitting * epoch_s,
+            "reading and measuring": fixed_s,
+        }
+        best = Plan(
+            depth="partial",
+            n_stages=speed.n_stages,
+            n_views=views_for(fitting),
+            epochs=fitting,
+            batch_size=batch_size,
+            is_compiled=is_compiled,
+            seconds={name: round(value, 1) for name, value in seconds.items()},
+        )
+    return best
+
+
+def plan_full(
+    speed: Speed,
+    amount: Amount,
+    left_s: float | None,
+    *,
+    epochs: int | None,
+    batch_size: int,
+    is_compiled: bool,
+) -> Plan | None:
+    """Train everything for as many epochs as fit; None where too few do."""
+    fixed_s, epoch_s = final_s(speed, amount), _epoch_s(speed, amount)
+    fitting = epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s) / epoch_s))
+    if fitting < (1 if epochs else MIN_EPOCHS):
+        return None
+    return Plan(
+        depth="full",
+        n_stages=None,
+        n_views=None,
+        epochs=fitting,
+        batch_size=batch_size,
+        is_compiled=is_compiled,
+        seconds={"training": round(fitting * epoch_s, 1), "reading and measuring": round(fixed_s, 1)},
+    )
+
+
+def shortest_s(speed: Speed, amount: Amount, *, is_full: bool) -> float:
+    """Seconds that the shortest useful training takes."""
+    views_s = 0.0 if is_full else (amount.n_train + amount.n_val) * speed.view_s
+    return final_s(speed, amount) + views_s + MIN_EPOCHS * _epoch_s(speed, amount)
+
+
+def write_plan(plan: Plan, path: str) -> None:
+    """Write plan.json under a temporary name, then rename."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(plan), file, indent=1)
+        file.write("\n")
+    os.replace(f"{path}.tmp", path)
+
+
+def read_plan(path: str) -> Plan:
+    """Read a plan that a run has written.
+
+    Raises:
+        ConfigError: not there, or no plan; an unknown key is named with the nearest known one.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content: Any = json.load(file)
+    except OSError as error:
+        raise ConfigError(f"plan {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"plan {path} is no JSON: {error}") from None
+    known = [field.name for field in dataclasses.fields(Plan)]
+    if not isinstance(content, dict) or not set(known) <= set(content):
+        raise ConfigError(f"{path} is no plan; give the plan.json of a run of pixelplay train")
+    for name in content:
+        if name not in known:
+            raise ConfigError(f"plan {path} has the unknown key {name!r}{suggest(name, known)}")
+    _check(content, path)
+    return Plan(**content)
+
+
+def _check(content: dict[str, Any], path: str) -> None:
+    is_partial = content["depth"] == "partial"
+    counts = ("epochs", "batch_size", *(("n_stages", "n_views") if is_partial else ()))
+    wrong = [name for name in counts if not isinstance(content[name], int) or content[name] < 1]
+    if content["depth"] not in ("partial", "full"):
+        wrong.append("depth")
+    if wrong:
+        raise ConfigError(f"plan {path} has {wrong[0]}={content[wrong[0]]!r}, which no run has written")
+
+
+def final_s(speed: Speed, amount: Amount) -> float:
+    """Seconds of reading validation and test photographs with the finished network."""
+    return speed.plain_s * amount.n_final
+
+
+def _epoch_s(speed: Speed, amount: Amount) -> float:
+    """An epoch and its look at the validation part."""
+    behind_cut = speed.step_s if speed.n_stages else speed.view_s + speed.step_s
+    return behind_cut * amount.n_epoch + speed.step_s / 3 * amount.n_val
+
+
+def _wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,202 @@
+"""Measures this machine, and plans a training that fits into the time budget."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.model.backbone import stage_modules
+from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.training.batches import ViewSource, stream
+from pixelplay.training.bench import Bench
+from pixelplay.training.optim import make_optimizer
+from pixelplay.training.plan import (
+    AIM,
+    MAX_STAGES,
+    Plan,
+    Speed,
+    TunedDepth,
+    plan_full,
+    plan_partial,
+    read_plan,
+    shortest_s,
+    time_per_photograph,
+)
+
+USUAL_BATCH, USUAL_GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
+USUAL_STAGES = 3  # of partial, where no time budget decides
+COMPILE_FROM_S = 300.0  # training time that repays a compilation
+MEASURED_BATCHES = 2
+
+
+class TooShortError(PixelPlayError):
+    """The time budget has no room for a useful training."""
+
+
+def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
+    """Repeat the plan at hand, or make one from the time that is left.
+
+    Raises:
+        TooShortError: no useful training fits; the message says what would.
+        ConfigError: the plan cannot be read, or the network cannot be cut.
+    """
+    path = os.path.join(bench.workplace.folder, "plan.json")
+    if os.path.isfile(path):  # of the interrupted run
+        return read_plan(path)
+    if bench.workplace.plan is not None:
+        return bench.workplace.plan
+    plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
+    if plan is not None:
+        return plan
+    batch_size = _batch_size(bench)
+    speed = _speed_partial(bench, 1, batch_size) if depth == "partial" else _speed_full(bench, batch_size)
+    spent = time.monotonic() - bench.workplace.started
+    needed = (spent + shortest_s(speed, bench.amount(), is_full=depth == "full")) / AIM
+    raise TooShortError(
+        f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
+        f"{len(bench.train):,} photographs: about {_round_up(needed)} are needed here; "
+        "raise --time-budget or use --tune probe"
+    )
+
+
+def _plan_partial(bench: Bench) -> Plan | None:
+    settings = bench.config.finetune
+    batch_size = _batch_size(bench)
+    last = min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1)
+    plan_with = partial(
+        plan_partial,
+        epochs=settings.epochs,
+        n_views=settings.n_views,
+        batch_size=batch_size,
+        is_compiled=_is_compiled(bench, 0),
+    )
+    if settings.epochs is not None:  # nothing depends on speed, so none is measured
+        n_stages = settings.n_stages or min(USUAL_STAGES, last)
+        halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
+        n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
+        free = Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
+        return plan_with([free], bench.amount(), None)
+    asked = [settings.n_stages] if settings.n_stages else list(range(1, last + 1))
+    speeds: list[Speed] = []
+    plan: Plan | None = None
+    for n_stages in asked:
+        speeds.append(_speed_partial(bench, n_stages, batch_size))
+        found = plan_with(speeds, bench.amount(), bench.left_s())
+        if found is None or found == plan:
+            break
+        plan = found
+    return plan
+
+
+def _plan_full(bench: Bench) -> Plan | None:
+    settings = bench.config.finetune
+    batch_size = _batch_size(bench)
+    speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
+    if settings.epochs is None or bench.workplace.device.name == "cuda":
+        batch_size, speed = _fitting_speed(bench, batch_size)
+    plan = plan_full(
+        speed,
+        bench.amount(),
+        bench.left_s(),
+        epochs=settings.epochs,
+        batch_size=batch_size,
+        is_compiled=False,
+    )
+    if plan is None:
+        return None
+    return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+
+
+def _fitting_speed(bench: Bench, batch_size: int) -> tuple[int, Speed]:
+    """Find a batch that fits into the memory, by halving, and its speed."""
+    while True:
+        try:
+            return batch_size, _speed_full(bench, batch_size)
+        except torch.OutOfMemoryError:
+            if bench.config.finetune.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
+                raise ConfigError(
+                    f"{bench.workplace.device.name} has too little memory for steps of {batch_size} "
+                    "photographs; lower --train-batch-size and raise --accumulate as much"
+                ) from None
+            batch_size //= 2
+            torch.cuda.empty_cache()
+
+
+def _speed_partial(bench: Bench, n_stages: int, batch_size: int) -> Speed:
+    size = bench.loaded.preprocessing.input_size
+    halves = cut_backbone(bench.loaded.backbone, n_stages, size)
+    device = bench.workplace.device
+    views = bench.views(halves, 1)
+    rows = bench.train[: MEASURED_BATCHES * bench.config.compute.batch_size]
+    view_s = time_per_photograph(
+        lambda: views.try_out(rows, bench.config.compute.batch_size, bench.config.compute.num_workers),
+        len(rows),
+        device.name,
+    )
+    maps = torch.zeros(batch_size, *halves.shape).to(device.name, memory_format=torch.channels_last)
+    moments = torch.zeros(batch_size, halves.n_moments, device=device.name)
+    step = _step(bench, halves, maps.bfloat16() if device.is_bf16 else maps, moments)
+    return Speed(
+        n_stages=n_stages,
+        view_s=view_s,
+        step_s=time_per_photograph(step, batch_size, device.name),
+        bytes_per_view=ViewSource.bytes_per_view(halves, device),
+    )
+
+
+def _speed_full(bench: Bench, batch_size: int) -> Speed:
+    """Measure steps with everything that belongs to them: decoding, augmenting, moving."""
+    size = bench.loaded.preprocessing.input_size
+    halves = cut_backbone(bench.loaded.backbone, None, size)
+    rows = np.resize(bench.train, MEASURED_BATCHES * batch_size)
+    images = torch.zeros(batch_size, 3, size, size).to(
+        bench.workplace.device.name, memory_format=torch.channels_last
+    )
+    step = _step(bench, halves, images, images.new_empty(batch_size, 0))
+
+    def work() -> None:
+        chunks = np.array_split(rows, MEASURED_BATCHES)
+        for _ in stream(
+            chunks,
+            lambda chunk: bench.pixels.train_batch(chunk, 0, size),
+            bench.config.compute.num_workers,
+        ):
+            step()
+
+    step_s = time_per_photograph(work, len(rows), bench.workplace.device.name)
+    return Speed(n_stages=None, view_s=0.0, step_s=step_s, bytes_per_view=0)
+
+
+def _step(bench: Bench, halves: Halves, maps: torch.Tensor, moments: torch.Tensor) -> Callable[[], None]:
+    classifier = bench.classifier(halves).to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(classifier, bench.config.finetune, len(maps))
+    classifier.train()
+
+    def step() -> None:
+        with bench.workplace.device.autocast():
+            loss = classifier(maps, moments).float().logsumexp(1).mean()
+        loss.backward()
+        optimizer.step()  # with a learning rate of 0
+        optimizer.zero_grad()
+
+    return step
+
+
+def _is_compiled(bench: Bench, training_s: float) -> bool:
+    if bench.config.finetune.compile != "auto":
+        return bench.config.finetune.compile == "on"
+    return bench.workplace.device.name == "cuda" and training_s > COMPILE_FROM_S
+
+
+def _round_up(seconds: float) -> str:
+    return f"{-(-int(seconds) // 10) * 10}s" if seconds < 100 else f"{-(-int(seconds) // 60)}m"
+
+
+def _batch_size(bench: Bench) -> int:
+    usual = USUAL_GPU_BATCH if bench.workplace.device.name == "cuda" else USUAL_BATCH
+    return min(bench.config.finetune.train_batch_size or usual, len(bench.train))

@@ -1,0 +1,141 @@
+"""Frozen features with unequal classes → the head that serves the declared metric best.
+
+With frozen features, a convex loss and a free bias, ways of helping rare classes coincide. Balanced
+Softmax and the logit-adjusted loss only shift the bias of the natural fit, which natural priors take
+back. Sampling, class weights and classifier re-training fit the same weighted loss. So there are two
+candidates: the natural and the class-weighted head, both made to answer with natural priors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from pixelplay.config import Imbalance, Metric, TrainConfig
+from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
+from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.intervals import bootstrap_weights
+from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
+from pixelplay.training.probe import FloatArray, IntArray, ProbeFit, fit_probe
+
+Candidate = Literal["none", "class_weights"]
+
+CANDIDATE_OF: dict[Imbalance, Candidate] = {
+    "auto": "none",  # where classes are even enough that nothing is compared
+    "none": "none",
+    "balanced_softmax": "none",
+    "logit_adjusted": "none",
+    "focal": "none",
+    "sampler": "class_weights",
+    "class_weights": "class_weights",
+    "crt": "class_weights",
+}
+FOCAL_NOTE = "imbalance=focal needs trained layers; on frozen features the head is fitted without it"
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FairProbe:
+    """A fitted head with natural priors, and why it is this one.
+
+    Attributes:
+        probe: its head and `oof_logits` have natural priors, however they were fitted.
+        imbalance: which candidate it is.
+        evidence: plain values for metrics.json: what was asked, what was chosen, what that rests on.
+        notes: what the user must know.
+    """
+
+    probe: ProbeFit
+    imbalance: Candidate
+    evidence: dict[str, Any]
+    notes: list[str]
+
+
+def fit_fair_probe(
+    features: FloatArray,
+    labels: IntArray,
+    groups: IntArray,
+    folds: IntArray,
+    config: TrainConfig,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> FairProbe:
+    """Fit the candidate that is asked for, or with auto the one that is better out of fold.
+
+    Up to 5:1 auto is the natural fit. Above it, the class-weighted one is taken where the declared
+    metric of its decisions is better by more than one standard error of the paired difference.
+
+    Args:
+        features: (N, D) finite.
+        labels: (N,) in [0, K), every class present outside every fold.
+        groups: (N,) what the bootstrap behind the standard error keeps together.
+        folds: (N,) fold in which an image is held out, -1 for never.
+        on_progress: called with 1 for each strength tried, of either candidate.
+    """
+    ratio = imbalance_ratio(np.bincount(labels))
+    evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
+    if config.imbalance == "auto" and ratio > HINT_RATIO:
+        probes: dict[Candidate, ProbeFit] = {
+            name: _fit_candidate(name, features, labels, folds, on_progress)
+            for name in ("none", "class_weights")
+        }
+        evidence |= _compare(probes, labels, groups, config.metric, config.seed)
+        is_better = evidence["difference"] > evidence["standard_error"]
+        chosen: Candidate = "class_weights" if is_better else "none"
+        probe = probes[chosen]
+    else:
+        chosen = CANDIDATE_OF[config.imbalance]
+        probe = _fit_candidate(chosen, features, labels, folds, on_progress)
+    notes = [FOCAL_NOTE] if config.imbalance == "focal" else []
+    return FairProbe(probe=probe, imbalance=chosen, evidence={"value": chosen, **evidence}, notes=notes)
+
+
+def _fit_candidate(
+    name: Candidate,
+    features: FloatArray,
+    labels: IntArray,
+    folds: IntArray,
+    on_progress: Callable[[int], object],
+) -> ProbeFit:
+    """Fit one candidate and give its logits natural priors."""
+    if name == "none":
+        return fit_probe(features, labels, folds, on_progress=on_progress)
+    counts = np.bincount(labels)
+    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    probe = fit_probe(features, labels, folds, weights=weights, on_progress=on_progress)
+    # right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same
+    offset = natural_offset(counts, name, None, 0.0)  # (K,)
+    oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
+    return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits)
+
+
+def _compare(
+    probes: dict[Candidate, ProbeFit], labels: IntArray, groups: IntArray, metric: Metric, seed: int
+) -> dict[str, Any]:
+    """Measure out-of-fold decisions of both candidates, each at its own temperature and tau.
+
+    The temperature and tau of each were fitted on the images they are compared on, so both values
+    are slightly optimistic, in the same way.
+    """
+    priors = class_priors(np.bincount(labels))
+    held_out = ~np.isnan(probes["none"].oof_logits).any(1)
+    labels, groups, n_classes = labels[held_out], groups[held_out], len(priors)
+    measure = LABEL_METRICS[metric]
+    preds: dict[Candidate, IntArray] = {}
+    for name, probe in probes.items():
+        logits = probe.oof_logits[held_out]
+        decision = fit_decision(logits, labels, groups, priors, metric=metric, seed=seed)
+        preds[name] = decision.apply(logits)[1]
+    values = {name: float(measure(count_labels(pred, labels, n_classes))) for name, pred in preds.items()}
+    samples = []
+    for times in bootstrap_weights(groups, len(labels), _RESAMPLES, seed):
+        drawn = {name: measure(count_labels(pred, labels, n_classes, times)) for name, pred in preds.items()}
+        samples.append(drawn["class_weights"] - drawn["none"])
+    return {
+        "metric": metric,
+        "metric_by_value": values,
+        "difference": values["class_weights"] - values["none"],
+        "standard_error": float(np.std(np.concatenate(samples), ddof=1)),
+        "n": len(labels),
+        "n_resamples": _RESAMPLES,
+    }

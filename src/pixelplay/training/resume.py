@@ -1,0 +1,89 @@
+"""Whether an interrupted training may be continued: same settings, same photographs."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pixelplay.config import TrainConfig, to_json
+from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.training.checkpoint import has_checkpoint
+from pixelplay.training.material import Material
+
+SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
+# they change nothing in the weights: the plan is made, and the cache holds what could be computed again
+FREE = {"cache_dir", "cache_gb", "offline", "time_budget", "compute.num_workers"}
+
+
+def check_settings(folder: str, config: TrainConfig) -> None:
+    """Compare with the settings of the interrupted training, where there is one; else write them down.
+
+    Raises:
+        ConfigError: some differ; they are named with both values.
+    """
+    own = dict(_flatten(to_json(config)))
+    kept = _read_or_write(folder, SETTINGS, own)
+    changed = [
+        f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
+        for name in {**kept, **own}
+        if name not in FREE and kept.get(name) != own.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"the interrupted run had other settings: {name_some(changed)}; give the same, "
+            "or start anew with --force"
+        )
+
+
+def check_photographs(folder: str, material: Material, weights_id: str) -> None:
+    """Compare with the photographs and weights of the interrupted training; else write them down.
+
+    Raises:
+        DataError: photographs were added, removed, changed, relabelled or moved to another part.
+        ConfigError: the backbone has other weights.
+    """
+    parts = {int(i): name for name, rows in vars(material.parts.split).items() for i in rows}
+    own: dict[str, Any] = {
+        path: [material.digests[i].hex(), material.classes[material.labels[i]], parts.get(i, "")]
+        for i, path in enumerate(material.index.paths)
+    }
+    kept = _read_or_write(folder, PHOTOGRAPHS, {"weights": weights_id, "photographs": own})
+    if kept["weights"] != weights_id:
+        raise ConfigError(
+            "the interrupted run had other backbone weights; give the same, or start anew with --force"
+        )
+    then = kept["photographs"]
+    found = {
+        "new": [path for path in own if path not in then],
+        "missing": [path for path in then if path not in own],
+        "changed": [path for path in own if path in then and own[path] != then[path]],
+    }
+    told = [f"{len(paths)} {what} ({name_some(paths[:3])})" for what, paths in found.items() if paths]
+    if told:
+        raise DataError(
+            f"the photographs are not those of the interrupted run: {', '.join(told)}; "
+            "bring them back, or start anew with --force"
+        )
+
+
+def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    path = os.path.join(folder, name)
+    if has_checkpoint(folder):
+        try:
+            with open(path, encoding="utf-8") as file:
+                kept: dict[str, Any] = json.load(file)
+            return kept
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); start anew with --force") from None
+    os.makedirs(folder, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    return json.loads(json.dumps(content))  # type: ignore[no-any-return]
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.loads(json.dumps(value))

@@ -1,0 +1,178 @@
+"""What losses.py promises: torch's cross entropy at the neutral setting, and the papers' elsewhere."""
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from pixelplay.config import Imbalance
+from pixelplay.data.imbalance import class_priors, class_weights, effective_prior, natural_offset
+from pixelplay.errors import ConfigError
+from pixelplay.training.losses import LossFunction, make_loss
+
+COUNTS = np.array([60, 5, 20, 15])
+LABELS = torch.from_numpy(np.repeat(np.arange(4), COUNTS))
+WEIGHTS = torch.tensor(class_weights(COUNTS), dtype=torch.float32)
+LOG_PRIORS = torch.tensor(np.log(class_priors(COUNTS)), dtype=torch.float32)
+ALL: list[Imbalance] = [way for way in get_args(Imbalance) if way != "auto"]
+
+
+def make(imbalance: Imbalance = "none", **settings: Any) -> LossFunction:
+    return make_loss(
+        imbalance, COUNTS, **{"logit_tau": 1.0, "focal_gamma": 2.0, "label_smoothing": 0.0, **settings}
+    )
+
+
+def draw_logits(scale: float = 2.0) -> Tensor:
+    return torch.randn(len(LABELS), 4, generator=torch.Generator().manual_seed(0)) * scale
+
+
+def hard() -> Tensor:
+    return one_hot(LABELS, 4).float()
+
+
+def mixed() -> Tensor:
+    share = torch.rand(len(LABELS), 1, generator=torch.Generator().manual_seed(1))
+    return share * hard() + (1 - share) * hard().flip(0)
+
+
+@pytest.mark.parametrize("imbalance", ["none", "sampler", "crt"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_plain_losses_equal_torchs(imbalance: Imbalance, label_smoothing: float) -> None:
+    loss, logits = make(imbalance, label_smoothing=label_smoothing), draw_logits()
+    expected = cross_entropy(logits, LABELS, label_smoothing=label_smoothing)
+    torch.testing.assert_close(loss(logits, hard()), expected)
+    expected = cross_entropy(logits, mixed(), label_smoothing=label_smoothing)
+    torch.testing.assert_close(loss(logits, mixed()), expected)
+
+
+def test_class_weights_equal_torchs_over_the_size_of_the_batch() -> None:
+    loss, logits = make("class_weights"), draw_logits()
+    expected = cross_entropy(logits, LABELS, weight=WEIGHTS, reduction="sum") / len(LABELS)
+    torch.testing.assert_close(loss(logits, hard()), expected)
+    torch.testing.assert_close(loss(logits, mixed()), cross_entropy(logits, mixed(), weight=WEIGHTS))
+
+
+def test_class_weights_count_one_on_average() -> None:
+    # equal logits: every image has loss ln K, so the batch has it times the mean weight
+    assert make("class_weights")(torch.zeros(100, 4), hard()) == pytest.approx(np.log(4))
+
+
+def test_a_weighted_images_gradient_does_not_depend_on_its_neighbours() -> None:
+    logits = draw_logits()[[70, 0, 64]].requires_grad_()
+    slopes = []
+    for rows in ([0, 1], [0, 2]):
+        loss = make("class_weights")(logits[rows], hard()[[70, 0, 64]][rows])
+        slopes.append(torch.autograd.grad(loss, logits)[0][0])
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
+def test_weights_with_smoothing_equal_smoothing_of_resampled_classes() -> None:
+    logits = draw_logits()
+    times = torch.tensor([1, 12, 3, 4])  # 60 of each class
+    often = times[LABELS]
+    resampled = make("sampler", label_smoothing=0.2)(
+        logits.repeat_interleave(often, 0), hard().repeat_interleave(often, 0)
+    )
+    torch.testing.assert_close(make("class_weights", label_smoothing=0.2)(logits, hard()), resampled)
+
+
+@pytest.mark.parametrize("targets", [hard(), mixed()], ids=["hard", "mixed"])
+def test_balanced_softmax_is_cross_entropy_of_logits_plus_log_priors(targets: Tensor) -> None:
+    logits = draw_logits()
+    expected = cross_entropy(logits + LOG_PRIORS, targets)
+    torch.testing.assert_close(make("balanced_softmax")(logits, targets), expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_balanced_softmax_is_logit_adjusted_at_tau_one(label_smoothing: float) -> None:
+    logits = draw_logits()
+    balanced = make("balanced_softmax", logit_tau=0.4, label_smoothing=label_smoothing)
+    adjusted = make("logit_adjusted", logit_tau=1.0, label_smoothing=label_smoothing)
+    assert balanced(logits, mixed()) == adjusted(logits, mixed())
+
+
+def test_logit_adjusted_at_tau_zero_is_cross_entropy() -> None:
+    logits = draw_logits()
+    torch.testing.assert_close(
+        make("logit_adjusted", logit_tau=0.0)(logits, hard()), cross_entropy(logits, LABELS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "label_smoothing"),
+    [
+        ("none", 0.0),
+        ("class_weights", 0.0),
+        ("class_weights", 0.1),
+        ("balanced_softmax", 0.0),
+        ("balanced_softmax", 0.1),
+        ("logit_adjusted", 0.1),
+    ],
+)
+def test_logits_that_say_the_priors_are_the_best_constant(
+    imbalance: Imbalance, label_smoothing: float
+) -> None:
+    # of networks that see nothing: so natural_offset undoes what the loss did, smoothed labels or not
+    offset = torch.tensor(natural_offset(COUNTS, imbalance, None, 0.6), dtype=torch.float32)
+    constant = (LOG_PRIORS - offset).requires_grad_()
+    loss = make(imbalance, logit_tau=0.6, label_smoothing=label_smoothing)
+    (slope,) = torch.autograd.grad(loss(constant.expand(100, 4), hard()), constant)
+    torch.testing.assert_close(slope, torch.zeros(4), atol=1e-6, rtol=0)
+
+
+def test_smoothing_after_resampling_spreads_towards_the_resampled_mix() -> None:
+    balanced = torch.arange(4).repeat(5)
+    constant = torch.tensor(np.log(effective_prior(COUNTS, "sampler", None)), dtype=torch.float32)
+    constant.requires_grad_()
+    loss = make("sampler", label_smoothing=0.3)(constant.expand(20, 4), one_hot(balanced, 4))
+    torch.testing.assert_close(torch.autograd.grad(loss, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
+
+
+def test_focal_at_gamma_zero_is_cross_entropy() -> None:
+    logits = draw_logits().requires_grad_()
+    found, expected = make("focal", focal_gamma=0.0)(logits, hard()), cross_entropy(logits, LABELS)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, logits)[0], torch.autograd.grad(expected, logits)[0]
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_follows_the_formula(gamma: float) -> None:
+    logits = draw_logits()
+    p = logits.double().softmax(1)[torch.arange(100), LABELS]
+    expected = -((1 - p) ** gamma * p.log()).mean()
+    torch.testing.assert_close(make("focal", focal_gamma=gamma)(logits, hard()).double(), expected)
+
+
+def test_mixed_labels_under_focal_are_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigError, match="labels are mixed or smoothed, which the focal loss cannot take"):
+        make("focal")(draw_logits(), mixed())
+
+
+def test_smoothed_labels_under_focal_are_refused_before_anything_is_learned() -> None:
+    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 makes labels soft, which the focal loss"):
+        make("focal", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("imbalance", ALL)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("extreme", [0.0, 100.0, 1e4, 1e30])
+def test_gradients_are_finite_at_extreme_logits(imbalance: Imbalance, gamma: float, extreme: float) -> None:
+    logits = torch.tensor([[extreme, -extreme, 0, 0], [-extreme, extreme, 0, 0]]).requires_grad_()
+    loss = make(imbalance, focal_gamma=gamma)(logits, one_hot(torch.tensor([0, 0]), 4))
+    assert torch.isfinite(loss)
+    assert torch.isfinite(torch.autograd.grad(loss, logits)[0]).all()
+
+
+@pytest.mark.parametrize("imbalance", ALL)
+def test_half_precision_is_computed_in_float32(imbalance: Imbalance) -> None:
+    logits = draw_logits().bfloat16()
+    found = make(imbalance)(logits, hard().bfloat16())
+    assert found.dtype == torch.float32
+    assert found.shape == ()
+    torch.testing.assert_close(found, make(imbalance)(logits.float(), hard()))

@@ -1,0 +1,228 @@
+"""What rare.py promises: natural priors from either fit, and class weights only where they pay."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import one_hot
+
+from pixelplay.config import Imbalance, Metric, TrainConfig
+from pixelplay.data.imbalance import class_priors, class_weights, natural_offset
+from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
+from pixelplay.training.losses import make_loss
+from pixelplay.training.probe import fit_probe
+from pixelplay.training.rare import FOCAL_NOTE, FairProbe, fit_fair_probe
+
+Data = tuple[NDArray[np.float32], NDArray[np.int64]]
+METRICS: dict[Metric, Any] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+}
+
+
+def draw_gaussians(sizes: list[int], n_features: int = 2, gap: float = 2.0, seed: int = 0) -> Data:
+    """Classes side by side along the first feature: a linear head can say all there is to say."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    features = rng.normal(size=(len(labels), n_features))
+    features[:, 0] += gap * labels
+    return features.astype(np.float32), labels
+
+
+def draw_stragglers() -> Data:
+    """Two classes, 50:1; a few of the large one lie far behind the rare one, as seen from the rest.
+
+    They are as many as the rare ones. The natural fit heeds them and gives up the feature that
+    tells the rare class from the other 99 % of the large one; with class weights they count little.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [4000, 80])
+    features = rng.normal(size=(len(labels), 2))
+    features[labels == 1] += [3, 0.5]
+    features[:40, 0] += 15
+    return features.astype(np.float32), labels
+
+
+def deal_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    rng = np.random.default_rng(0)
+    folds = np.empty(len(labels), np.int64)
+    for k in np.unique(labels):
+        rows = np.flatnonzero(labels == k)
+        folds[rng.permutation(rows)] = np.arange(len(rows)) % 5
+    return folds
+
+
+def fit(data: Data, **settings: Any) -> FairProbe:
+    features, labels = data
+    return fit_fair_probe(
+        features, labels, np.arange(len(labels)), deal_folds(labels), TrainConfig(**settings)
+    )
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("imbalance", ["none", "class_weights"])
+def test_either_fit_gives_the_true_posterior_at_fifty_to_one(imbalance: Imbalance) -> None:
+    counts = np.array([10_000, 200])
+    data = draw_gaussians(counts.tolist())
+    true = 1 / (1 + 50 * np.exp(-2 * (data[0][:, 0].astype(np.float64) - 1)))  # of the rare class
+    found = fit(data, imbalance=imbalance)
+    for logits in (found.probe.head.logits(data[0]), found.probe.oof_logits):
+        assert np.abs(softmax(logits)[:, 1] - true).mean() < 0.003
+    assert found.imbalance == imbalance
+    if imbalance == "class_weights":
+        without = found.probe.oof_logits - natural_offset(counts, "class_weights", None, 1.0)
+        assert np.abs(softmax(without)[:, 1] - true).mean() > 0.1
+
+
+def test_the_weighted_candidate_is_the_weighted_fit_with_its_bias_shifted() -> None:
+    features, labels = draw_gaussians([120, 10, 30], n_features=5)
+    counts = np.bincount(labels)
+    weights = class_weights(counts)[labels].astype(np.float32)
+    plain = fit_probe(features, labels, deal_folds(labels), weights=weights)
+    found = fit((features, labels), imbalance="class_weights").probe
+    offset = natural_offset(counts, "class_weights", None, 1.0)
+    assert found.C == plain.C
+    np.testing.assert_array_equal(found.head.weight, plain.head.weight)
+    np.testing.assert_allclose(found.head.bias, plain.head.bias + offset, rtol=1e-5)
+    np.testing.assert_allclose(found.oof_logits, plain.oof_logits + offset, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [
+        ("balanced_softmax", "none"),
+        ("logit_adjusted", "none"),
+        ("focal", "none"),
+        ("sampler", "class_weights"),
+        ("crt", "class_weights"),
+    ],
+)
+def test_ways_that_coincide_on_frozen_features_give_the_same_head(asked: Imbalance, same: Imbalance) -> None:
+    data = draw_gaussians([120, 10], n_features=5)
+    found, expected = fit(data, imbalance=asked), fit(data, imbalance=same)
+    np.testing.assert_array_equal(found.probe.head.weight, expected.probe.head.weight)
+    np.testing.assert_array_equal(found.probe.head.bias, expected.probe.head.bias)
+    assert found.imbalance == same
+    assert found.evidence == {"value": same, "asked": asked, "ratio": 12.0}
+    assert found.notes == ([FOCAL_NOTE] if asked == "focal" else [])
+
+
+def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:
+    # what sends it to the natural candidate: its own loss, minimised, gives the same probabilities
+    features, labels = draw_gaussians([120, 10, 30], n_features=4)
+    counts, probe = np.bincount(labels), fit((features, labels), imbalance="none").probe
+    rows = torch.from_numpy((features - features.mean(0)) / features.std(0))
+    weight, bias = torch.zeros(4, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    loss = make_loss("balanced_softmax", counts, logit_tau=1.0, focal_gamma=0.0, label_smoothing=0.0)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-10)
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        pull = weight.square().sum() / (2 * probe.C * len(labels))
+        value = loss(rows @ weight + bias, one_hot(torch.from_numpy(labels), 3)) + pull
+        value.backward()
+        return value
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        fitted = (rows @ weight + bias).numpy()
+    natural = fitted + natural_offset(counts, "balanced_softmax", None, 1.0)
+    np.testing.assert_allclose(softmax(natural), softmax(probe.head.logits(features)), atol=2e-3)
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_auto_takes_the_natural_fit_where_class_weights_do_not_help(metric: Metric) -> None:
+    # in truth the two are equal here, and chance alone passes one standard error in a sixth of the draws
+    found = [fit(draw_gaussians([300, 30], n_features=5, seed=seed), metric=metric) for seed in range(12)]
+    assert sum(probe.imbalance == "none" for probe in found) >= 9
+    for probe in found:
+        is_better = probe.evidence["difference"] > probe.evidence["standard_error"]
+        assert probe.imbalance == ("class_weights" if is_better else "none")
+
+
+def test_auto_takes_class_weights_where_they_help() -> None:
+    data = draw_stragglers()
+    found = fit(data, metric="balanced_accuracy")
+    assert found.imbalance == "class_weights"
+    assert found.evidence["difference"] > 3 * found.evidence["standard_error"]
+    expected = fit(data, metric="balanced_accuracy", imbalance="class_weights")
+    np.testing.assert_array_equal(found.probe.head.bias, expected.probe.head.bias)
+    np.testing.assert_array_equal(found.probe.oof_logits, expected.probe.oof_logits)
+
+
+def test_auto_asks_the_declared_metric() -> None:
+    # the same photographs: where only the number of right answers counts, class weights lose
+    found = fit(draw_stragglers(), metric="accuracy")
+    assert found.imbalance == "none"
+    assert found.evidence["difference"] < -found.evidence["standard_error"]
+    assert found.evidence["metric"] == "accuracy"
+
+
+def test_auto_does_not_compare_up_to_five_to_one() -> None:
+    data = draw_gaussians([100, 20])
+    found = fit(data)
+    assert found.evidence == {"value": "none", "asked": "auto", "ratio": 5.0}
+    np.testing.assert_array_equal(found.probe.oof_logits, fit(data, imbalance="none").probe.oof_logits)
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_the_evidence_is_the_metric_of_out_of_fold_decisions(metric: Metric) -> None:
+    data = draw_gaussians([300, 20, 60], n_features=6, gap=1.0)
+    labels, evidence = data[1], fit(data, metric=metric, seed=3).evidence
+    values = {}
+    for name in ("none", "class_weights"):
+        logits = fit(data, imbalance=name).probe.oof_logits
+        priors = class_priors(np.bincount(labels))
+        decision = fit_decision(logits, labels, np.arange(len(labels)), priors, metric=metric, seed=3)
+        values[name] = METRICS[metric](decision.apply(logits)[1], labels)
+    assert evidence["metric_by_value"] == pytest.approx(values)
+    assert evidence["difference"] == pytest.approx(values["class_weights"] - values["none"])
+    assert evidence["n"] == len(labels)
+    assert json.loads(json.dumps(evidence)) == evidence
+
+
+def test_images_that_are_never_held_out_take_no_part_in_the_comparison() -> None:
+    features, labels = draw_gaussians([200, 20])
+    folds = deal_folds(labels)
+    folds[::4] = -1
+    found = fit_fair_probe(features, labels, np.arange(len(labels)), folds, TrainConfig())
+    assert found.evidence["n"] == (folds >= 0).sum()
+    np.testing.assert_array_equal(np.isnan(found.probe.oof_logits).all(1), folds < 0)
+
+
+def test_copies_in_one_group_make_the_comparison_no_surer() -> None:
+    features, labels = draw_gaussians([300, 30], n_features=10, gap=1.0)
+    rows = np.repeat(np.arange(len(labels)), 4)
+    data, folds = (features[rows], labels[rows]), deal_folds(labels)[rows]
+    config = TrainConfig(metric="balanced_accuracy")
+    apart, together = (
+        fit_fair_probe(*data, groups, folds, config).evidence for groups in (np.arange(len(rows)), rows)
+    )
+    assert together["standard_error"] > 1.5 * apart["standard_error"]
+
+
+def test_the_same_seed_gives_the_same_evidence() -> None:
+    data = draw_gaussians([300, 20], gap=1.0)
+    first, second, other = (fit(data, metric="macro_f1", seed=seed).evidence for seed in (1, 1, 2))
+    assert first == second
+    assert first["standard_error"] != other["standard_error"]
+
+
+def test_progress_counts_the_strengths_of_both_candidates() -> None:
+    features, labels = draw_gaussians([200, 20])
+    folds, calls = deal_folds(labels), {}
+    for imbalance in ("none", "class_weights", "auto"):
+        calls[imbalance] = []
+        config = TrainConfig(imbalance=imbalance)
+        fit_fair_probe(features, labels, np.arange(len(labels)), folds, config, calls[imbalance].append)
+    assert calls["auto"] == calls["none"] + calls["class_weights"]
+    assert set(calls["auto"]) == {1}

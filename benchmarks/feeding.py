@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from pixelplay.config import ComputeConfig
-from pixelplay.data.cache import FeatureCache
+from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import scan_source
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
@@ -37,7 +37,7 @@ def main() -> None:
         precision=pick_precision("auto", "cpu"),
         batch_size=batch_size,
     )
-    no_cache = FeatureCache("", "", max_bytes=0)
+    no_cache = PhotographCache("", "features", "", max_bytes=0)
     size = loaded.preprocessing.input_size
     ready = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
     extractor(ready)

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.config import ComputeConfig
-from pixelplay.data.cache import FeatureCache, default_cache_dir
+from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
@@ -37,7 +37,9 @@ def main() -> None:
         precision=precision,
         batch_size=ComputeConfig().batch_size,
     )
-    cache = FeatureCache(default_cache_dir(), extractor.cache_key(loaded.weights_id), max_bytes=10**9)
+    cache = PhotographCache(
+        default_cache_dir(), "features", extractor.cache_key(loaded.weights_id), max_bytes=10**9
+    )
     features, labels = read_features(index, extractor, cache).values, index.labels
     folds = assign_folds(labels, np.arange(len(labels)), 5, seed=0)
     seconds = []

@@ -16,7 +16,7 @@ import numpy as np
 
 from pixelplay.config import ComputeConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.cache import FeatureCache, default_cache_dir
+from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.parts import join_groups
 from pixelplay.data.source import scan_source
@@ -46,7 +46,9 @@ def main() -> None:
         precision=pick_precision("auto", "cpu"),
         batch_size=ComputeConfig().batch_size,
     )
-    cache = FeatureCache(default_cache_dir(), extractor.cache_key(loaded.weights_id), max_bytes=10**9)
+    cache = PhotographCache(
+        default_cache_dir(), "features", extractor.cache_key(loaded.weights_id), max_bytes=10**9
+    )
     photographs = read_features(index, extractor, cache)
     labels = index.labels
     groups = join_groups(index, find_duplicates(index, photographs.digests))

@@ -47,6 +47,12 @@ def test_every_command_and_every_python_block_runs(
             command = words[: words.index(">")] if ">" in words else words
             assert main(command[1:]) == 0, (line, capsys.readouterr().err)
     assert (reader_folder / "submission.csv").read_text() == "id,label\n1,bars\n0,bars\n"
+    listed = next(block for _, block in BLOCKS if block.startswith("runs/first/"))
+    names = {line.split()[0].rstrip("/") for line in listed.splitlines()[1:] if line[2] != " "}
+    held = [{path.name for path in (reader_folder / "runs" / run).iterdir()} for run in ("first", "tuned")]
+    assert held[0] | held[1] == names
+    assert names - held[0] == {"val.csv", "plan.json", "history.csv"}
+    assert names - held[1] == {"oof.csv"}
     header = (reader_folder / "predictions.csv").read_text().splitlines()[0]
     assert header == "path,status,error,label,probability,prob_bars,prob_dots"
 
@@ -61,12 +67,6 @@ def test_the_other_commands_exist() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for extra in re.findall(r"\.\[(\w+)\]", README):
         assert f"\n{extra} = [" in project
-
-
-def test_the_folder_of_a_run_holds_what_the_readme_lists(tiny_run: Path) -> None:
-    listed = next(block for _, block in BLOCKS if block.startswith("runs/first/"))
-    names = {line.split()[0].rstrip("/") for line in listed.splitlines()[1:] if line[2] != " "}
-    assert {path.name for path in tiny_run.iterdir()} == names
 
 
 def test_the_drawn_house_is_the_house() -> None:

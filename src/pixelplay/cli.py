@@ -110,12 +110,11 @@ def train(
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
     """
+    journal = Journal(quiet=quiet)  # before the heavy imports: they count against the time budget
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
 
-    report = workflow.train(
-        data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=Journal(quiet=quiet)
-    )
+    report = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
     _print_result(json, report.to_json, lambda: summarise_training(report))
 
 
@@ -252,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_go_of_stdout()
         return _fail(_explain(error))
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept", file=sys.stderr)
+        print("interrupted; a training that has begun goes on with --resume", file=sys.stderr)
         return 130
     return 0
 

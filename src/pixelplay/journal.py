@@ -26,10 +26,12 @@ class Journal:
     """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
 
     Attributes:
+        started: when it was made, on the monotonic clock; a time budget counts from there.
         notes: every note in the order it was made; the run's records keep them.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        self.started = time.monotonic()
         self.notes: list[str] = []
         self._quiet = quiet
         self._bar: Any = None

@@ -1,7 +1,6 @@
 """The story: train, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -75,13 +74,12 @@ def train(
         DataError: the photographs cannot make a classifier.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
-    started = time.monotonic()
     config, journal = config or TrainConfig(), journal or Journal()
     repeated = None if plan is None else read_plan(os.fspath(plan))
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
         device = _pick_device(config.compute)
-        workplace = Workplace(folder=folder, device=device, started=started, plan=repeated)
+        workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config)
         index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
         index = select_labelled(index, journal)

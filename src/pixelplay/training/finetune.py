@@ -57,10 +57,13 @@ def finetune(
                 bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
                 while where.epoch <= job.epochs and not where.stopped:
                     run.train_epoch(bar.update, lambda: write_checkpoint(run.state, checkpoints))
-                    if not where.stopped or where.n_batches:
-                        run.finish_epoch(journal)
+                    if where.stopped and not where.n_batches:
+                        break  # the weights are spoilt
+                    run.finish_epoch(journal)
                     write_checkpoint(run.state, checkpoints)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"{job.device.name} has too little memory for steps of {job.batch_size} photographs; lower "
                 "--train-batch-size and raise --accumulate as much"
@@ -258,6 +261,12 @@ def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
         with job.device.autocast():
             found.append(classifier(maps, moments).float().cpu().numpy())
     return (np.concatenate(found) + job.offset).astype(np.float32)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine itself had no more to give."""
+    is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_ours or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _figures(part: str, tally: IntArray) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pixelplay.training.tune import tune
 
 IntArray = NDArray[np.int64]
 Depth = Literal["probe", "partial", "full"]
+ENOUGH_VAL = 30  # validation photographs, for auto to choose a depth on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +214,13 @@ def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, j
         return workplace.plan.depth
     if config.tune != "auto":
         return config.tune
+    n_val = len(material.parts.split.val)
+    if n_val < ENOUGH_VAL:
+        journal.note(
+            f"{n_val} validation photographs cannot tell which depth is better, {ENOUGH_VAL} could; "
+            "a probe is fitted"
+        )
+        return "probe"
     try:
         _check_val(material)
     except DataError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
+from pixelplay.errors import ConfigError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
@@ -86,6 +87,8 @@ def tune(
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
+    if where.stopped and where.best_epoch == 0 and config.finetune.start != "probe":
+        raise ConfigError(f"{where.stopped}, before anything was learned; lower --lr and --head-lr")
     if where.stopped:
         journal.note(
             f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}"

@@ -1,0 +1,90 @@
+"""Rare classes: TrashNet cut to 100:1, with each way of helping them, on five subsets.
+
+A fifth of train + val is held out first and measures; the rest is cut so that the class sizes fall
+exponentially from the largest to a hundredth of it. The test part of TrashNet is not read. Differences
+are paired by subset; the interval is Student's.
+
+Expected: balanced accuracy of `auto` above `sampler`.
+
+Usage: python benchmarks/long_tail.py TRASHNET [--settings "--tune probe"] [--subsets 5]
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.source import scan_source
+
+WAYS = ("none", "sampler", "auto")
+RATIO = 100
+
+
+def write_subset(index: ImageIndex, seed: int, path: Path) -> list[int]:
+    """Write one long-tailed table with its test part; returns the class sizes in training."""
+    rng = np.random.default_rng(seed)
+    counts = index.class_counts()
+    order = np.argsort(-counts, kind="stable")
+    largest = int(0.8 * counts[order[0]])
+    rows, sizes = [], []
+    for place, k in enumerate(order):
+        members = rng.permutation(np.flatnonzero(index.labels == k))
+        n_test = round(0.2 * len(members))
+        n_train = max(1, round(largest * RATIO ** (-place / (len(order) - 1))))
+        sizes.append(min(n_train, len(members) - n_test))
+        rows += [(i, "test") for i in members[:n_test]]
+        rows += [(i, "train") for i in members[n_test : n_test + n_train]]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "part"])
+        writer.writerows((index.paths[i], index.classes[index.labels[i]], part) for i, part in sorted(rows))
+    return sizes
+
+
+def measure(table: Path, images_dir: str, way: str, settings: str, seed: int) -> float:
+    """Balanced accuracy of one whole command."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pixelplay", "train", str(table), "--images-dir", images_dir]
+        command += ["--out", f"{folder}/run", "--quiet", "--metric", "balanced_accuracy"]
+        command += ["--imbalance", way, "--seed", str(seed), *shlex.split(settings)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        metrics = json.loads(Path(f"{folder}/run/metrics.json").read_text())
+    return float(metrics["test"]["balanced_accuracy"]["value"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data")
+    parser.add_argument("--settings", default="--tune probe")
+    parser.add_argument("--subsets", type=int, default=5)
+    args = parser.parse_args()
+    index = scan_source(args.data)
+    index = index.select(~index.in_part("test"))
+    values: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.subsets):
+            table = Path(folder) / "subset.csv"
+            sizes = write_subset(index, seed, table)
+            for way in WAYS:
+                values[way].append(measure(table, args.data, way, args.settings, seed))
+            shown = ", ".join(f"{way} {values[way][-1]:.4f}" for way in WAYS)
+            print(f"subset {seed} {sizes}: {shown}", flush=True)
+    for way in WAYS:
+        print(f"{way}: balanced accuracy {np.mean(values[way]):.4f} ± {np.std(values[way], ddof=1):.4f}")
+    for other in ("sampler", "none"):
+        difference = np.array(values["auto"]) - np.array(values[other])
+        half = student.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
+        mean = difference.mean()
+        print(f"auto - {other}: {mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})")
+
+
+if __name__ == "__main__":
+    main()

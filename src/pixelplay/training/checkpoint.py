@@ -24,7 +24,8 @@ class Where:
         epoch: epochs that are finished.
         n_batches: batches of the next one that are done.
         step: optimizer steps in all.
-        seconds: training time so far, those of earlier processes too.
+        seconds: time so far, that of earlier processes too.
+        epoch_s: of the steps of this epoch.
         loss_sum: of the batches of this epoch, each times its photographs.
         n_seen: photographs behind it.
         tally: (K, K) of this epoch: given class by predicted class.
@@ -38,6 +39,7 @@ class Where:
     n_batches: int = 0
     step: int = 0
     seconds: float = 0.0
+    epoch_s: float = 0.0
     loss_sum: float = 0.0
     n_seen: int = 0
     tally: list[list[int]] = field(default_factory=list)

@@ -41,7 +41,7 @@ def finetune(
         checkpoints: folder that holds the resumable state meanwhile.
 
     Raises:
-        ConfigError: the loss is not finite before the first epoch is done; too little memory.
+        ConfigError: too little memory; the message says what to lower.
     """
     devices = [torch.cuda.current_device()] if job.device.name == "cuda" else []
     with torch.random.fork_rng(devices=devices), _numerics(job):
@@ -89,7 +89,7 @@ class _Run:
             progress=Where(tally=_zeros(job.n_classes)),
         )
         self._forward: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(classifier) if job.is_compiled else classifier
+            torch.compile(classifier, dynamic=False) if job.is_compiled else classifier
         )
         self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
 
@@ -117,11 +117,15 @@ class _Run:
                 break
             if is_step and now - saved > CHECKPOINT_EVERY_S:
                 self._look_at_losses()
-                where.seconds += now - start
+                self._count_time(now - start)
                 save()
                 start = saved = time.monotonic()
         self._look_at_losses()
-        where.seconds += time.monotonic() - start
+        self._count_time(time.monotonic() - start)
+
+    def _count_time(self, seconds: float) -> None:
+        self.state.progress.seconds += seconds
+        self.state.progress.epoch_s += seconds
 
     def _learn(self, rows: IntArray, inputs: Inputs) -> bool:
         """Take one batch; returns whether the weights have moved."""
@@ -188,7 +192,7 @@ class _Run:
         if patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
         where.epoch, where.n_batches = where.epoch + 1, 0
-        where.loss_sum, where.n_seen, where.tally = 0.0, 0, _zeros(job.n_classes)
+        where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
         where.seconds += time.monotonic() - start
         if where.epoch > 1:
             journal.tell(
@@ -235,8 +239,6 @@ class _Run:
         labels = job.labels[job.val]
         held_out = np.array(_zeros(job.n_classes))
         np.add.at(held_out, (labels, logits.argmax(1)), 1)
-        earlier = sum(row["seconds"] for row in where.history)
-        seconds = max(where.seconds - earlier, 1e-9)
         return {
             "epoch": where.epoch,
             "step": where.step,
@@ -246,8 +248,8 @@ class _Run:
             "val_loss": nll_of(logits, labels),
             **_figures("val", held_out),
             "val_score": score,
-            "img_per_s": where.n_seen / seconds,
-            "seconds": seconds if where.n_seen else 0.0,
+            "img_per_s": where.n_seen / where.epoch_s if where.epoch_s else 0.0,
+            "seconds": where.epoch_s,
         }
 
 

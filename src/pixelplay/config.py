@@ -127,7 +127,7 @@ class FinetuneConfig:
     """AdamW's decay; norms, biases and layer scales have none."""
     warmup_frac: Annotated[float, shown("FRACTION")] = 0.1
     """Fraction of the steps in which the learning rate rises; a cosine brings it to 0 after that."""
-    ema_frac: Annotated[float, shown("FRACTION")] = 0.1
+    ema_frac: Annotated[float, shown("FRACTION")] = 0.0
     """Horizon of the averaged weights as a fraction of all steps; 0 takes the last weights."""
     label_smoothing: Annotated[float, shown("FRACTION")] = 0.0
     """Share of each label that is spread over all classes, below 1."""

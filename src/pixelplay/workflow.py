@@ -17,12 +17,11 @@ from pixelplay.data.scan import say_what_was_assumed, select_labelled
 from pixelplay.data.source import list_files, list_images, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError, name_some
-from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.decision import Decision, fit_decision
 from pixelplay.evaluation.operating_point import find_positive
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import (
-    Backbone,
     FeatureKind,
     LoadedBackbone,
     load_backbone,
@@ -30,10 +29,11 @@ from pixelplay.model.backbone import (
 )
 from pixelplay.model.bundle import Bundle, shorten_digest, write_bundle
 from pixelplay.model.features import (
+    Device,
     FeatureExtractor,
     PhotographFeatures,
-    pick_device,
-    pick_precision,
+    find_device,
+    make_extractor,
     read_features,
 )
 from pixelplay.outputs.judged import EvaluationReport, choose_scored, evaluate_predictions, judge
@@ -41,10 +41,9 @@ from pixelplay.outputs.records import TrainReport, make_report, say_what_was_fou
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
-from pixelplay.training.batches import Device
 from pixelplay.training.bench import Workplace, read_rows
-from pixelplay.training.learn import learn
-from pixelplay.training.material import sort_out
+from pixelplay.training.learn import Learned, learn
+from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import read_plan
 from pixelplay.training.resume import check_photographs, check_settings
 
@@ -78,7 +77,7 @@ def train(
     repeated = None if plan is None else read_plan(os.fspath(plan))
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
-        device = _pick_device(config.compute)
+        device = find_device(config.compute)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config)
         index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
@@ -89,7 +88,7 @@ def train(
         backbone = load_backbone(name, config.weights, is_offline=config.offline, features=features)
 
         # Every photograph is seen once by the backbone as it came. Nothing is learned here.
-        extractor = _make_extractor(backbone.backbone, backbone, config, device)
+        extractor = make_extractor(backbone.backbone, backbone.preprocessing, config, device)
         photographs = _read(index, extractor, backbone.weights_id, config, journal)
         material = sort_out(index, photographs, config)
         say_what_was_found(material, index, photographs.errors, config, journal)
@@ -97,33 +96,8 @@ def train(
 
         # Held-out photographs of the learning part choose how deep to train, then T and tau.
         learned = learn(material, backbone, config, workplace, journal)
-        priors = class_priors(material.counts_of(learned.learned_from))
-        decision = fit_decision(
-            learned.logits,
-            material.labels[learned.held_out],
-            material.parts.groups[learned.held_out],
-            priors,
-            metric=config.metric,
-            seed=config.seed,
-        )
-        if decision.temperature.at_bound:
-            journal.note(
-                "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
-            )
-        bundle = Bundle(
-            backbone=learned.backbone,
-            classes=material.known_classes,
-            preprocessing=backbone.preprocessing,
-            hflip=config.hflip,
-            precision="bf16" if device.is_bf16 else "fp32",
-            temperature=decision.temperature.temperature,
-            tau=decision.tau.tau,
-            priors=priors,
-            metric=config.metric,
-            trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned.learned_from),
-            head=learned.head,
-            made_by=_made_by(backbone),
-        )
+        decision = _decide(learned, material, config, journal)
+        bundle = _make_bundle(learned, decision, material, backbone, config, device)
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
@@ -131,13 +105,11 @@ def train(
         held_out = judge(material, learned.held_out, decision.apply(learned.logits), config.seed)
         measured = None
         if len(test):
-            features_of_test = material.features[test]
-            if learned.depth != "probe":
-                extractor = _make_extractor(learned.backbone, backbone, config, device)
-                features_of_test = read_rows(material, test, extractor, config.compute.num_workers)
-            measured = judge(
-                material, test, decision.apply(learned.head.logits(features_of_test)), config.seed
-            )
+            tuned = make_extractor(learned.backbone, backbone.preprocessing, config, device)
+            is_probe = learned.depth == "probe"
+            test_features = material.features[test] if is_probe else read_rows(material, test, tuned, config)
+            logits = learned.head.logits(test_features)
+            measured = judge(material, test, decision.apply(logits), config.seed)
         judged = held_out, measured
         report = make_report(
             os.fspath(out_dir), config, material, photographs.errors, learned, decision, judged, journal.notes
@@ -280,21 +252,43 @@ def _labels_of(predictor: Predictor, index: ImageIndex) -> NDArray[np.int64]:
     return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
 
 
-def _pick_device(compute: ComputeConfig) -> Device:
-    name = pick_device(compute.device)
-    return Device(name=name, is_bf16=pick_precision(compute.precision, name) == "bf16")
+def _decide(learned: Learned, material: Material, config: TrainConfig, journal: Journal) -> Decision:
+    decision = fit_decision(
+        learned.logits,
+        material.labels[learned.held_out],
+        material.parts.groups[learned.held_out],
+        class_priors(material.counts_of(learned.learned_from)),
+        metric=config.metric,
+        seed=config.seed,
+    )
+    if decision.temperature.at_bound:
+        journal.note(
+            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
+        )
+    return decision
 
 
-def _make_extractor(
-    network: Backbone, loaded: LoadedBackbone, config: TrainConfig, device: Device
-) -> FeatureExtractor:
-    return FeatureExtractor(
-        network,
-        loaded.preprocessing,
+def _make_bundle(
+    learned: Learned,
+    decision: Decision,
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    device: Device,
+) -> Bundle:
+    return Bundle(
+        backbone=learned.backbone,
+        classes=material.known_classes,
+        preprocessing=loaded.preprocessing,
         hflip=config.hflip,
-        device=device.name,
-        precision="bf16" if device.is_bf16 else "fp32",
-        batch_size=config.compute.batch_size,
+        precision=device.precision,
+        temperature=decision.temperature.temperature,
+        tau=decision.tau.tau,
+        priors=decision.priors,
+        metric=config.metric,
+        trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned.learned_from),
+        head=learned.head,
+        made_by=_made_by(loaded),
     )
 
 

@@ -153,3 +153,188 @@ def test_a_full_disk_is_noticed_before_the_work_begins(
     ):
         pytest.fail("the block must not begin")
     assert os.listdir(tmp_path) == []
+
+
+# --- what an interrupted run leaves ---
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def checkpoint_in(folder: str | Path) -> Path:
+    path = Path(folder, "checkpoint", "checkpoint.safetensors")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("weights")
+    return path
+
+
+def be_interrupted(path: Path, error: BaseException) -> None:
+    with new_run_dir(str(path), is_forced=False, is_resumed=True) as folder:
+        Path(folder, "plan.json").write_text("{}")
+        checkpoint_in(folder)
+        raise error
+
+
+@pytest.mark.parametrize("error", [DataError("no"), KeyboardInterrupt(), OSError(28, "disk full")])
+def test_a_failed_run_with_a_checkpoint_is_kept_to_be_continued(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)):
+        be_interrupted(tmp_path / "run", error)
+    assert os.listdir(tmp_path) == ["run.partial"]
+    with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True) as folder:
+        assert Path(folder, "checkpoint", "checkpoint.safetensors").read_text() == "weights"
+        assert Path(folder, "plan.json").exists()
+        fill(folder, "continued")
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model", "plan.json"]
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_failed_run_without_a_checkpoint_goes(tmp_path: Path) -> None:
+    def fail_early() -> None:
+        with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True) as folder:
+            Path(folder, "plan.json").touch()
+            checkpoint_in(folder).rename(Path(folder, "checkpoint", "checkpoint.safetensors.tmp"))
+            raise DataError("no")
+
+    with pytest.raises(DataError):
+        fail_early()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_run_is_refused_with_both_ways_on(tmp_path: Path) -> None:
+    checkpoint_in(make_folder(tmp_path / "run.partial"))
+    with (
+        pytest.raises(ConfigError, match=r"run\.partial holds an interrupted run; .*--resume, .* --force"),
+        new_run_dir(str(tmp_path / "run"), is_forced=False),
+    ):
+        pytest.fail("the block must not begin")
+    assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
+
+
+def test_force_starts_an_interrupted_run_anew(tmp_path: Path) -> None:
+    partial = make_folder(tmp_path / "run.partial")
+    checkpoint_in(partial)
+    (partial / "metrics.json.tmp").touch()
+    with new_run_dir(str(tmp_path / "run"), is_forced=True) as folder:
+        assert set(os.listdir(folder)) <= {".lock"}
+        fill(folder, "new")
+    assert content_of(tmp_path / "run") == "new"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_what_a_run_killed_before_its_first_checkpoint_leaves_is_in_no_ones_way(
+    is_resumed: bool, tmp_path: Path
+) -> None:
+    partial = make_folder(tmp_path / "run.partial")
+    (partial / ".lock").touch()
+    (partial / "plan.json.tmp").touch()
+    make_folder(partial / "checkpoint")
+    (partial / "checkpoint" / "photographs.json").touch()
+    with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=is_resumed) as folder:
+        assert set(os.listdir(folder)) <= {".lock"}
+        fill(folder, "new")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_foreign_folder_of_that_name_is_left_as_it_is(
+    has_checkpoint: bool, is_forced: bool, is_resumed: bool, tmp_path: Path
+) -> None:
+    partial = make_folder(tmp_path / "run.partial")
+    (partial / "thesis.txt").write_text("years of work")
+    if has_checkpoint:
+        checkpoint_in(partial)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with (
+        pytest.raises(ConfigError, match=r"run\.partial holds files that are not of a run; move them or"),
+        new_run_dir(str(tmp_path / "run"), is_forced=is_forced, is_resumed=is_resumed),
+    ):
+        pytest.fail("the block must not begin")
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert (partial / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_of_that_name_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run.partial").write_text("years of work")
+    with (
+        pytest.raises(ConfigError, match="cannot be written: File exists; choose another --out"),
+        new_run_dir(str(tmp_path / "run"), is_forced=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert (tmp_path / "run.partial").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [None, DataError("no")])
+def test_a_foreign_file_that_appears_meanwhile_is_never_deleted(
+    error: Exception | None, tmp_path: Path
+) -> None:
+    def work() -> None:
+        with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+            fill(folder, "new")
+            Path(folder, "thesis.txt").write_text("years of work")
+            if error is not None:
+                raise error
+
+    if error is None:
+        work()
+    else:
+        with pytest.raises(DataError):
+            work()
+    where = tmp_path / ("run" if error is None else "run.partial")
+    assert (where / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+        fill(folder, "first")
+        for is_forced, is_resumed in ((False, False), (True, False), (False, True)):
+            with (
+                pytest.raises(ConfigError, match=r"another process is training into .*run\.partial; wait"),
+                new_run_dir(str(tmp_path / "run"), is_forced=is_forced, is_resumed=is_resumed),
+            ):
+                pytest.fail("the block must not begin")
+    assert content_of(tmp_path / "run") == "first"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_training_whose_place_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
+    def be_overtaken_in_training() -> None:
+        with new_run_dir(str(tmp_path / "run"), is_forced=True) as folder:
+            checkpoint_in(folder)
+            make_folder(tmp_path / "run")
+            (tmp_path / "run" / "precious").touch()
+
+    with pytest.raises(ConfigError, match="never replaced"):
+        be_overtaken_in_training()
+    assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
+    assert os.listdir(tmp_path / "run") == ["precious"]
+
+
+def test_a_kill_while_runs_are_exchanged_does_not_lose_the_old_one(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "old")
+    os.rename(tmp_path / "run", tmp_path / "run.partial-old")
+    with (
+        pytest.raises(ConfigError, match="run exists; choose another --out, or replace it with --force"),
+        new_run_dir(str(tmp_path / "run"), is_forced=False),
+    ):
+        pytest.fail("the block must not begin")
+    assert content_of(tmp_path / "run") == "old"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("leaves", ["the new run", "the old run", "both"])
+def test_a_kill_while_runs_are_exchanged_blocks_no_later_one(leaves: str, tmp_path: Path) -> None:
+    """What `force` renames: RUN → RUN.partial-old, RUN.partial → RUN; then the old one goes."""
+    make_run(tmp_path / "run", "old")
+    os.rename(tmp_path / "run", tmp_path / "run.partial-old")
+    if leaves in ("the new run", "both"):
+        make_run(tmp_path / "new", "new")
+        os.rename(tmp_path / "new", tmp_path / ("run" if leaves == "both" else "run.partial"))
+    make_run(tmp_path / "run", "newest")
+    make_run(tmp_path / "run", "last")
+    assert content_of(tmp_path / "run") == "last"
+    assert os.listdir(tmp_path) == ["run"]

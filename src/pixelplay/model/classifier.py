@@ -125,13 +125,13 @@ class Classifier(nn.Module):
 
     def distances(self) -> Iterator[tuple[str, nn.Parameter, int]]:
         """Name, value and stages between it and the last one, of every parameter that is trained."""
-        ends = stage_modules(self.tail.network)
-        stage_of = _stages_by_module(self.tail.network, ends)
+        network = self.tail.network
+        ends = stage_modules(network)
+        stage_of = _stages_of_parameters(network, ends)
         for name, value in self.named_parameters():
             if value.requires_grad:
                 inner = name.removeprefix("tail.network.")
-                stage = next((n for module, n in stage_of if inner.startswith(f"{module}.")), len(ends) - 1)
-                yield name, value, 0 if name.startswith("head.") else len(ends) - 1 - stage
+                yield name, value, 0 if name.startswith("head.") else len(ends) - 1 - stage_of[inner]
 
 
 def freeze_spatial_filters(tail: Tail, *, is_cpu: bool) -> None:
@@ -158,17 +158,17 @@ def _in_fp32(forward: Any) -> Any:
     return run
 
 
-def _stages_by_module(network: nn.Module, ends: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Module → its stage, for the stages' own modules and what lies in front of them."""
-    found: list[tuple[str, int]] = [(end, n) for n, end in enumerate(ends)]
-    n = 0
-    for name, _ in network.named_children():
-        inside = [i for i, end in enumerate(ends) if end == name or end.startswith(f"{name}.")]
-        if inside:
-            n = max(inside) + 1
-        elif n == 0:
-            found.append((name, 0))  # the stem
-    return found
+def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[str, int]:
+    """Parameter → the first stage that ends with its module or behind it, in the order of definition."""
+    place = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
+    # what was blanked out lies in front of everything
+    last = [
+        max((n for name, n in place.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in ends
+    ]
+    return {
+        name: sum(n < place[name.rpartition(".")[0]] for n in last[:-1])
+        for name, _ in network.named_parameters()
+    }
 
 
 def _set_drop_path(tail: Tail, share: float) -> None:
@@ -178,9 +178,12 @@ def _set_drop_path(tail: Tail, share: float) -> None:
     """
     from timm.layers.drop import DropPath
 
-    blocks = [layer for layer in tail.network.modules() if hasattr(layer, "drop_path")]
+    names = ("drop_path", "drop_path1", "drop_path2")  # a transformer's block has two branches
+    blocks = [layer for layer in tail.network.modules() if any(hasattr(layer, name) for name in names)]
     for i, block in enumerate(blocks, start=1):
-        block.drop_path = DropPath(share * i / len(blocks))
+        for name in names:
+            if hasattr(block, name):
+                setattr(block, name, DropPath(share * i / len(blocks)))
 
 
 def _to_array(values: Tensor) -> NDArray[np.float32]:

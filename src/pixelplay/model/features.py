@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixelplay.config import Precision
+from pixelplay.config import ComputeConfig, Precision, TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION, decode_image
@@ -50,6 +50,38 @@ def pick_precision(asked: Precision, device: str) -> Precision:
         capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
     return "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where and in which numbers a network runs.
+
+    Attributes:
+        name: "cpu", "cuda" or "mps".
+        precision: "fp32" or "bf16".
+    """
+
+    name: str
+    precision: Precision
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether convolutions and matrix products run in bf16."""
+        return self.precision == "bf16"
+
+    def autocast(self) -> torch.autocast:
+        """Context in which they run in the chosen numbers."""
+        return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
+
+
+def find_device(compute: ComputeConfig) -> Device:
+    """Resolve what `auto` is on this machine.
+
+    Raises:
+        ConfigError: the asked device is not there.
+    """
+    name = pick_device(compute.device)
+    return Device(name=name, precision=pick_precision(compute.precision, name))
 
 
 class Normaliser:
@@ -147,6 +179,20 @@ class FeatureExtractor:
             "numbers": f"{self._device} {self._dtype}",
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_extractor(
+    backbone: Backbone, preprocessing: Preprocessing, config: TrainConfig, device: Device
+) -> FeatureExtractor:
+    """The extractor that training uses, and prediction on the same device after it."""
+    return FeatureExtractor(
+        backbone,
+        preprocessing,
+        hflip=config.hflip,
+        device=device.name,
+        precision=device.precision,
+        batch_size=config.compute.batch_size,
+    )
 
 
 def _with_bf16_weights(backbone: Backbone) -> Backbone:

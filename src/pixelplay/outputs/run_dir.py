@@ -23,7 +23,7 @@ RUN_NAMES = frozenset(
         ".DS_Store",
     }
 )  # what a run holds, and so what may be replaced
-PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
+PARTIAL, CHECKPOINTS, LOCK, OLD = ".partial", "checkpoint", ".lock", "-old"
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 
@@ -39,9 +39,13 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
             another process, or its disk is full; an interrupted run waits there.
     """
     out_dir = os.path.realpath(out_dir)  # a link stays, what it points to is replaced
-    _check_target(out_dir, is_forced=is_forced)
     partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
+    if not os.path.lexists(out_dir) and _is_run(partial + OLD):  # a kill came between the two renames
+        os.replace(partial + OLD, out_dir)
+    _check_target(out_dir, is_forced=is_forced)
+    if os.path.isdir(partial):  # before the lock, which would be one more file in it
+        _check_ours(partial)
     try:
         os.makedirs(partial, exist_ok=True)
         free = shutil.disk_usage(parent).free
@@ -56,8 +60,8 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
                     "free some or choose another --out"
                 )
             yield partial
-            shutil.rmtree(os.path.join(partial, CHECKPOINTS), ignore_errors=True)
             _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
+            shutil.rmtree(os.path.join(partial, CHECKPOINTS), ignore_errors=True)
             os.remove(os.path.join(partial, LOCK))
             _put_in_place(partial, out_dir)
         except OSError as error:
@@ -90,8 +94,7 @@ def _only_process(partial: str) -> Iterator[None]:
 
 def _clear_the_ground(partial: str, out_dir: str, *, is_forced: bool, is_resumed: bool) -> None:
     """Empty what an earlier process has left, unless it is to be continued."""
-    if not _is_ours(partial):
-        raise ConfigError(f"{partial} holds files that are not of a run; move them or choose another --out")
+    _check_ours(partial)
     if _is_resumable(partial):
         if is_resumed:
             return
@@ -108,14 +111,21 @@ def _is_resumable(partial: str) -> bool:
     return os.path.isfile(os.path.join(partial, CHECKPOINTS, CHECKPOINT))
 
 
+def _check_ours(partial: str) -> None:
+    if not _is_ours(partial):
+        raise ConfigError(f"{partial} holds files that are not of a run; move them or choose another --out")
+
+
 def _is_ours(partial: str) -> bool:
     return {name.removesuffix(".tmp") for name in os.listdir(partial)} <= {*RUN_NAMES, CHECKPOINTS, LOCK}
 
 
 def _put_in_place(temporary: str, out_dir: str) -> None:
     """Rename the new run; the old one is kept until the new one stands in its place."""
-    old = f"{temporary}-old"
+    old = temporary + OLD
     if os.path.isdir(out_dir):
+        if _is_run(old):  # of a process that was killed before it was rid of it
+            shutil.rmtree(old)
         os.replace(out_dir, old)
     try:
         os.replace(temporary, out_dir)

@@ -23,24 +23,12 @@ from pixelplay.data.cache import PhotographCache
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.model.features import Normaliser
+from pixelplay.model.features import Device, Normaliser
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 VIEWS_VERSION = 1  # raise it when the same pixels yield other views
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Where and in which numbers the network runs."""
-
-    name: str
-    is_bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        """Context in which convolutions and matrix products run in the chosen numbers."""
-        return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
 
 
 class Source(Protocol):

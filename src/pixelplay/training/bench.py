@@ -15,10 +15,10 @@ from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
-from pixelplay.model.features import FeatureExtractor, read_features
+from pixelplay.model.features import Device, FeatureExtractor, make_extractor, read_features
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves
-from pixelplay.training.batches import Device, PixelSource, Source, ViewSource
+from pixelplay.training.batches import PixelSource, Source, ViewSource
 from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss
 from pixelplay.training.material import Material
@@ -175,16 +175,8 @@ class Bench:
 
     def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
         """Features (n, D) of photographs as prediction will make them."""
-        device = self.workplace.device
-        extractor = FeatureExtractor(
-            backbone,
-            self.loaded.preprocessing,
-            hflip=self.config.hflip,
-            device=device.name,
-            precision="bf16" if device.is_bf16 else "fp32",
-            batch_size=self.config.compute.batch_size,
-        )
-        return read_rows(self.material, rows, extractor, self.config.compute.num_workers)
+        extractor = make_extractor(backbone, self.loaded.preprocessing, self.config, self.workplace.device)
+        return read_rows(self.material, rows, extractor, self.config)
 
     def amount(self) -> Amount:
         """How much work there is."""
@@ -206,7 +198,7 @@ class Bench:
 
 
 def read_rows(
-    material: Material, rows: IntArray, extractor: FeatureExtractor, num_workers: int | None
+    material: Material, rows: IntArray, extractor: FeatureExtractor, config: TrainConfig
 ) -> NDArray[np.float32]:
     """Features (n, D) of some photographs of the material, read anew.
 
@@ -216,7 +208,9 @@ def read_rows(
     where = np.zeros(len(material.index), dtype=np.bool_)
     where[rows] = True
     no_cache = PhotographCache("", "features", "", max_bytes=0)
-    found = read_features(material.index.select(where), extractor, no_cache, num_workers=num_workers)
+    found = read_features(
+        material.index.select(where), extractor, no_cache, num_workers=config.compute.num_workers
+    )
     for error in found.errors.values():
         raise error
     return found.values[np.searchsorted(np.flatnonzero(where), rows)]

@@ -90,7 +90,6 @@ def read_checkpoint(state: State, folder: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     path = os.path.join(folder, CHECKPOINT)
-    _prime(state.optimizer)
     try:
         with safe_open(path, framework="pt") as file:
             progress = Where(**json.loads(file.metadata()["progress"]))
@@ -98,7 +97,11 @@ def read_checkpoint(state: State, folder: str) -> None:
         state.best.update(
             {name.removeprefix("best."): x for name, x in kept.items() if name.startswith("best.")}
         )
+        if any(name.startswith("optimizer.") for name in kept):  # else no step has been taken
+            _prime(state.optimizer)
         for name, value in _tensors(state).items():
+            if kept[name].shape != value.shape:  # copying would spread one row over many
+                raise ValueError(f"{name} is {tuple(kept[name].shape)}, not {tuple(value.shape)}")
             value.copy_(kept[name])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(

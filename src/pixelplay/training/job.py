@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import draw_epoch, epoch_length
-from pixelplay.training.batches import Device, Source
+from pixelplay.model.features import Device
+from pixelplay.training.batches import Source
 from pixelplay.training.losses import LossFunction
 
 IntArray = NDArray[np.int64]
@@ -77,7 +78,8 @@ class Job:
         """Side of the images in an epoch: it grows in the first half, in steps of 32."""
         full = self.input_size
         share = self.config.finetune.first_size_frac
-        if share == 1:
-            return full
-        grown = share + (1 - share) * min(1.0, 2 * epoch / self.epochs)
-        return min(full, max(32, round(full * grown / 32) * 32))
+        progress = min(1.0, 2 * epoch / self.epochs)
+        if share == 1 or progress == 1:
+            return full  # which need not be a multiple of 32
+        grown = share + (1 - share) * progress
+        return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from pixelplay.config import suggest
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, name_some
 
 TunedDepth = Literal["partial", "full"]
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
@@ -179,9 +179,10 @@ def plan_full(
     )
 
 
-def shortest_s(speed: Speed, amount: Amount, *, is_full: bool) -> float:
+def shortest_s(speed: Speed, amount: Amount, *, is_full: bool, n_views: int | None = None) -> float:
     """Seconds that the shortest useful training takes."""
-    views_s = 0.0 if is_full else (amount.n_train + amount.n_val) * speed.view_s
+    shown = n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
+    views_s = 0.0 if is_full else (amount.n_train * shown + amount.n_val) * speed.view_s
     return final_s(speed, amount) + views_s + MIN_EPOCHS * _epoch_s(speed, amount)
 
 
@@ -207,23 +208,36 @@ def read_plan(path: str) -> Plan:
     except ValueError as error:
         raise ConfigError(f"plan {path} is no JSON: {error}") from None
     known = [field.name for field in dataclasses.fields(Plan)]
-    if not isinstance(content, dict) or not set(known) <= set(content):
+    if not isinstance(content, dict) or not set(known) & set(content):
         raise ConfigError(f"{path} is no plan; give the plan.json of a run of pixelplay train")
     for name in content:
         if name not in known:
             raise ConfigError(f"plan {path} has the unknown key {name!r}{suggest(name, known)}")
+    if missing := [name for name in known if name not in content]:
+        raise ConfigError(f"plan {path} lacks {name_some(missing)}; give one as a run has written it")
     _check(content, path)
     return Plan(**content)
 
 
 def _check(content: dict[str, Any], path: str) -> None:
-    is_partial = content["depth"] == "partial"
-    counts = ("epochs", "batch_size", *(("n_stages", "n_views") if is_partial else ()))
-    wrong = [name for name in counts if not isinstance(content[name], int) or content[name] < 1]
-    if content["depth"] not in ("partial", "full"):
-        wrong.append("depth")
+    is_partial, seconds = content["depth"] == "partial", content["seconds"]
+    is_sound = {
+        "depth": content["depth"] in ("partial", "full"),
+        **{name: _is_count(content[name]) for name in ("epochs", "batch_size")},
+        **{
+            name: _is_count(content[name]) if is_partial else content[name] is None
+            for name in ("n_stages", "n_views")
+        },
+        "is_compiled": isinstance(content["is_compiled"], bool),
+        "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
+    }
+    wrong = [name for name, is_right in is_sound.items() if not is_right]
     if wrong:
         raise ConfigError(f"plan {path} has {wrong[0]}={content[wrong[0]]!r}, which no run has written")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def final_s(speed: Speed, amount: Amount) -> float:

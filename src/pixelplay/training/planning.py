@@ -1,5 +1,6 @@
 """Measures this machine, and plans a training that fits into the time budget."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -54,9 +55,12 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
     if plan is not None:
         return plan
     batch_size = _batch_size(bench)
-    speed = _speed_partial(bench, 1, batch_size) if depth == "partial" else _speed_full(bench, batch_size)
+    asked, is_full = bench.config.finetune, depth == "full"
+    speed = (
+        _speed_full(bench, batch_size) if is_full else _speed_partial(bench, asked.n_stages or 1, batch_size)
+    )
     spent = time.monotonic() - bench.workplace.started
-    needed = (spent + shortest_s(speed, bench.amount(), is_full=depth == "full")) / AIM
+    needed = (spent + shortest_s(speed, bench.amount(), is_full=is_full, n_views=asked.n_views)) / AIM
     raise TooShortError(
         f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
         f"{len(bench.train):,} photographs: about {_round_up(needed)} are needed here; "
@@ -194,7 +198,7 @@ def _is_compiled(bench: Bench, training_s: float) -> bool:
 
 
 def _round_up(seconds: float) -> str:
-    return f"{-(-int(seconds) // 10) * 10}s" if seconds < 100 else f"{-(-int(seconds) // 60)}m"
+    return f"{math.ceil(seconds / 10) * 10}s" if seconds < 100 else f"{math.ceil(seconds / 60)}m"
 
 
 def _batch_size(bench: Bench) -> int:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
@@ -17,6 +18,7 @@ from pixelplay.training.batches import Source
 from pixelplay.training.bench import Bench, Workplace
 from pixelplay.training.checkpoint import has_checkpoint
 from pixelplay.training.finetune import finetune
+from pixelplay.training.job import Job
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan, TunedDepth, write_plan
 from pixelplay.training.planning import make_plan
@@ -79,15 +81,18 @@ def tune(
                 num_workers=config.compute.num_workers,
                 on_progress=bar.update,
             )
-    classifier = bench.classifier(halves)
+    classifier, job = bench.classifier(halves), bench.job(source, plan)
+    if halves.front is None:
+        _check_sizes(job, loaded.backbone)
     where = finetune(
-        bench.job(source, plan),
+        job,
         classifier,
         workplace.checkpoints,
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
-    if where.stopped and where.best_epoch == 0 and config.finetune.start != "probe":
+    is_random = config.finetune.start != "probe" or config.finetune.head == "mlp"
+    if where.stopped and where.best_epoch == 0 and is_random:
         raise ConfigError(f"{where.stopped}, before anything was learned; lower --lr and --head-lr")
     if where.stopped:
         journal.note(
@@ -106,6 +111,23 @@ def tune(
         best_epoch=where.best_epoch,
         plan=plan,
     )
+
+
+def _check_sizes(job: Job, backbone: Backbone) -> None:
+    """Raise where a network takes no images of a size that training begins with.
+
+    Raises:
+        ConfigError: the size is named.
+    """
+    for size in sorted({job.size_px(epoch) for epoch in range(job.epochs)} - {job.input_size}):
+        try:
+            with torch.inference_mode():
+                backbone.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"{backbone.name} takes no images of {size} px ({' '.join(str(error).split())[:120]}), with "
+                f"which first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
+            ) from None
 
 
 def _describe(plan: Plan, n_train: int) -> str:

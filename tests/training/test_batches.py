@@ -1,0 +1,492 @@
+"""What batches.py promises: any batch can be made again, by anyone, and nothing is computed twice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from networks import draw_backbone
+from photographs import draw, encode
+from pixelplay.config import AugmentConfig
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.augment import augment_view
+from pixelplay.data.index import make_index
+from pixelplay.data.pixels import PixelStore
+from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.model.backbone import Backbone, FeatureKind
+from pixelplay.model.features import Normaliser
+from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.training.batches import Device, Inputs, PixelSource, ViewSource, stream
+
+N, SIZE, MANY = 9, 64, 10**9
+PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+AUGMENTING = AugmentConfig(augment=("crop", "rotation", "trivial_augment", "erasing"))
+ROWS = np.arange(N)
+FILES = {f"{i}.png": encode(draw(i), "PNG") for i in range(N)}
+
+shared = lru_cache(draw_backbone)
+
+
+@dataclass
+class MemoryStore:
+    """Photographs in memory, and how often each was read."""
+
+    n_reads: dict[str, int] = field(default_factory=dict)
+
+    def read(self, path: str) -> bytes:
+        self.n_reads[path] = self.n_reads.get(path, 0) + 1
+        return FILES[path]
+
+    def size(self, path: str) -> int:
+        return len(FILES[path])
+
+    def shown(self, path: str) -> str:
+        return path
+
+
+def make_pixels(store: MemoryStore | None = None, *, is_bf16: bool = False) -> PixelSource:
+    """Pixels that are decoded at every look: what is read is what is computed."""
+    index = make_index("memory", store or MemoryStore(), list(FILES), [None] * N, [None] * N)
+    digests = tuple(digest_bytes(data) for data in FILES.values())
+    return PixelSource(
+        pixels=PixelStore(index, digests, PREPROCESSING, cache_dir="", max_bytes=0),
+        preprocessing=PREPROCESSING,
+        augmenting=AUGMENTING,
+        hflip=True,
+        device=Device(name="cpu", precision="bf16" if is_bf16 else "fp32"),
+        seed=5,
+    )
+
+
+def cut(
+    name: str = "test_convnext", n_tail: int = 1, features: FeatureKind = "stages", size: int = SIZE
+) -> Halves:
+    return cut_backbone(shared(name, features), n_tail, size)
+
+
+def make_views(
+    cache: Path, halves: Halves, pixels: PixelSource, *, n_views: int = 3, weights_id: str = "w"
+) -> ViewSource:
+    digests = [digest_bytes(data) for data in FILES.values()]
+    return ViewSource(
+        halves,
+        pixels,
+        digests,
+        n_views=n_views,
+        weights_id=weights_id,
+        cache_dir=str(cache),
+        max_bytes=MANY,
+    )
+
+
+def compute(views: ViewSource, train: NDArray[np.int64] = ROWS, plain: NDArray[np.int64] = ROWS) -> None:
+    views.compute(train, plain, batch_size=4, num_workers=2)
+
+
+@torch.inference_mode()
+def run_front(halves: Halves, pixels: NDArray[np.uint8]) -> Inputs:
+    assert halves.front is not None
+    maps, moments = halves.front(Normaliser(PREPROCESSING, "cpu")(torch.from_numpy(pixels.copy())[None]))
+    return maps[0], moments[0]
+
+
+def expected_view(source: PixelSource, halves: Halves, row: int, view: int) -> Inputs:
+    """One view of one photograph, alone and by hand."""
+    digest = digest_bytes(list(FILES.values())[row])
+    rng = np.random.default_rng([source.seed, view, int.from_bytes(digest, "big")])
+    pixels = augment_view(source.pixels[row], source.augmenting, PREPROCESSING, rng, hflip=source.hflip)
+    return run_front(halves, pixels)
+
+
+def assert_near(found: Inputs, expected: Inputs) -> None:
+    """To a ten-thousandth of the largest value: batches of other sizes change last digits."""
+    for own, other in zip(found, expected, strict=True):
+        scale = float(other.abs().max()) if other.numel() else 1.0
+        torch.testing.assert_close(own / scale, other / scale, atol=1e-4, rtol=0)
+
+
+def is_near(found: Inputs, expected: Inputs) -> bool:
+    return bool(torch.allclose(found[0], expected[0], atol=1e-4 * float(expected[0].abs().max())))
+
+
+def assert_equal(found: Inputs, expected: Inputs) -> None:
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, atol=0, rtol=0)
+
+
+def rows_of(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(*inputs, strict=True))
+
+
+# --- views
+
+
+@pytest.mark.parametrize("features", ["stages", "pooled"])
+@pytest.mark.parametrize(("name", "n_tail"), [("test_convnext", 1), ("test_efficientnet", 2)])
+def test_views_are_the_front_of_augmented_pixels_each_once_in_v_epochs(
+    name: str, n_tail: int, features: FeatureKind, tmp_path: Path
+) -> None:
+    halves, pixels = cut(name, n_tail, features), make_pixels()
+    views = make_views(tmp_path, halves, pixels)
+    compute(views)
+    epochs = [rows_of(views.train_batch(ROWS, epoch, SIZE)()) for epoch in range(1, 4)]
+    for row in ROWS:
+        expected = [expected_view(pixels, halves, int(row), view) for view in range(3)]
+        shown = [[is_near(epoch[row], view) for view in expected].index(True) for epoch in epochs]
+        assert sorted(shown) == [0, 1, 2]
+        for epoch, view in zip(epochs, shown, strict=True):
+            assert_near(epoch[row], expected[view])
+
+
+@pytest.mark.parametrize("features", ["stages", "pooled"])
+def test_the_whole_photograph_is_the_front_of_what_prediction_sees(
+    features: FeatureKind, tmp_path: Path
+) -> None:
+    halves, pixels = cut("test_efficientnet", 2, features), make_pixels()
+    views = make_views(tmp_path, halves, pixels)
+    compute(views)
+    found = rows_of(views.plain_batch(ROWS)())
+    for row in ROWS:
+        assert_near(found[row], run_front(halves, eval_view(pixels.pixels[row], PREPROCESSING)))
+
+
+def test_the_tail_makes_the_backbones_features_of_them(tmp_path: Path) -> None:
+    halves, pixels = cut("test_resnet", 2), make_pixels()
+    views = make_views(tmp_path, halves, pixels)
+    compute(views)
+    images, _ = pixels.plain_batch(ROWS)()
+    with torch.inference_mode():
+        found = halves.tail.eval()(*views.plain_batch(ROWS)())
+        expected = shared("test_resnet", "stages")(images)
+    assert_near((found, found), (expected, expected))
+
+
+def test_a_batch_is_the_same_every_time(tmp_path: Path) -> None:
+    halves = cut()
+    views = make_views(tmp_path / "a", halves, make_pixels())
+    compute(views)
+    again = make_views(tmp_path / "b", halves, make_pixels())
+    compute(again)
+    for epoch in (1, 2):
+        expected = views.train_batch(ROWS, epoch, SIZE)()
+        assert_equal(views.train_batch(ROWS, epoch, SIZE)(), expected)
+        assert_equal(again.train_batch(ROWS, epoch, SIZE)(), expected)
+
+
+def test_a_view_does_not_depend_on_those_computed_with_it(tmp_path: Path) -> None:
+    halves = cut()
+    views, in_parts = (make_views(tmp_path / name, halves, make_pixels()) for name in "ab")
+    compute(views)
+    for rows in (np.array([7]), np.array([3, 8, 1, 0, 2]), ROWS):
+        compute(in_parts, rows, rows)
+    for epoch in (1, 2, 3):
+        assert_equal(in_parts.train_batch(ROWS, epoch, SIZE)(), views.train_batch(ROWS, epoch, SIZE)())
+    assert_equal(in_parts.plain_batch(ROWS)(), views.plain_batch(ROWS)())
+
+
+def test_rows_keep_their_order(tmp_path: Path) -> None:
+    views = make_views(tmp_path, cut(), make_pixels())
+    compute(views)
+    mixed = np.array([5, 2, 7, 0])
+    for batch in (lambda rows: views.train_batch(rows, 2, SIZE)(), lambda rows: views.plain_batch(rows)()):
+        together = rows_of(batch(mixed))
+        for found, row in zip(together, mixed, strict=True):
+            assert_equal(found, rows_of(batch(np.array([row])))[0])
+
+
+def test_a_photograph_twice_in_a_batch_shows_two_views(tmp_path: Path) -> None:
+    views = make_views(tmp_path, cut(), make_pixels())
+    compute(views)
+    found = rows_of(views.train_batch(np.array([4, 1, 4, 4]), 1, SIZE)())
+    assert not torch.equal(found[0][0], found[2][0])
+    assert not torch.equal(found[0][0], found[3][0])
+    assert not torch.equal(found[2][0], found[3][0])
+    later = rows_of(views.train_batch(np.array([4]), 2, SIZE)())
+    assert_equal(found[2], later[0])  # the next one is that of the next epoch
+
+
+def test_one_view_is_shown_in_every_epoch(tmp_path: Path) -> None:
+    views = make_views(tmp_path, cut(), make_pixels(), n_views=1)
+    compute(views)
+    assert_equal(views.train_batch(ROWS, 1, SIZE)(), views.train_batch(ROWS, 2, SIZE)())
+    found = rows_of(views.train_batch(np.array([4, 4]), 1, SIZE)())
+    assert_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("features", ["stages", "pooled"])
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_bf16_maps_are_kept_in_bf16_and_moments_in_fp32(
+    n_rows: int, features: FeatureKind, tmp_path: Path
+) -> None:
+    halves, pixels = cut("test_efficientnet", 2, features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, halves, pixels, n_views=1)
+    compute(views)
+    maps, moments = views.train_batch(ROWS[:n_rows], 1, SIZE)()
+    assert maps.dtype == torch.bfloat16
+    assert maps.shape == (n_rows, *halves.shape)
+    assert moments.dtype == torch.float32
+    assert moments.shape == (n_rows, halves.n_moments)
+    for found, row in zip(rows_of((maps.float(), moments)), ROWS, strict=False):
+        for own, other in zip(found, expected_view(pixels, halves, int(row), 0), strict=True):
+            scale = float(other.abs().max()) if other.numel() else 1.0
+            torch.testing.assert_close(own / scale, other / scale, atol=0.05, rtol=0)
+
+
+def odd_halves(features: FeatureKind) -> Halves:
+    """Maps of an odd number of values: two bytes each do not fill words of four."""
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 5, 16, stride=12)  # 64 px become 5
+            self.second = torch.nn.Conv2d(5, 3, 1)
+            self.pretrained_cfg = {"input_size": (3, SIZE, SIZE)}
+            self.feature_info = [{"module": "first"}, {"module": "second"}]
+
+        def forward_intermediates(self, images: Tensor, indices: list[int], **options: object) -> object:
+            first = self.first(images)
+            maps = [first, self.second(first) if not options else None]
+            chosen = [maps[i] for i in indices]
+            return chosen if options else (maps[-1], chosen)
+
+        def forward_head(self, maps: Tensor, pre_logits: bool) -> Tensor:
+            return maps.mean((2, 3))
+
+    torch.manual_seed(0)
+    halves = cut_backbone(Backbone("odd", Odd(), features), 1, SIZE)
+    assert int(np.prod(halves.shape)) % 2 == 1
+    return halves
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("features", ["stages", "pooled"])
+def test_maps_of_odd_size_come_back_in_bf16(features: FeatureKind, n_rows: int, tmp_path: Path) -> None:
+    halves, pixels = odd_halves(features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, halves, pixels, n_views=1)
+    compute(views)
+    maps, moments = views.train_batch(ROWS[:n_rows], 1, SIZE)()
+    assert maps.shape == (n_rows, *halves.shape)
+    for found, row in zip(rows_of((maps.float(), moments)), ROWS, strict=False):
+        for own, other in zip(found, expected_view(pixels, halves, int(row), 0), strict=True):
+            torch.testing.assert_close(own, other, atol=0.05, rtol=0.05)
+
+
+def test_the_space_of_a_view_is_known_beforehand(tmp_path: Path) -> None:
+    for is_bf16 in (False, True):
+        halves, pixels = cut("test_efficientnet", 2), make_pixels(is_bf16=is_bf16)
+        cache = tmp_path / str(is_bf16)
+        compute(make_views(cache, halves, pixels, n_views=2))
+        arrays = [np.load(path) for path in cache.glob("views-*/*.values.npy")]
+        assert {array[0].nbytes for array in arrays} == {ViewSource.bytes_per_view(halves, pixels.device)}
+        assert sum(len(array) for array in arrays) == 3 * N
+
+
+# --- what is kept
+
+
+def n_reads(store: MemoryStore) -> int:
+    return sum(store.n_reads.values())
+
+
+def test_views_are_computed_once(tmp_path: Path) -> None:
+    store, halves = MemoryStore(), cut()
+    views = make_views(tmp_path, halves, make_pixels(store))
+    compute(views)
+    assert store.n_reads == dict.fromkeys(FILES, 1 + 3)  # the whole, and each view
+    expected = views.train_batch(ROWS, 1, SIZE)()
+    compute(views)
+    again = make_views(tmp_path, halves, make_pixels(store))
+    compute(again)
+    assert n_reads(store) == 4 * N
+    assert_equal(again.train_batch(ROWS, 1, SIZE)(), expected)
+
+
+def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path: Path) -> None:
+    store, halves = MemoryStore(), cut()
+    compute(make_views(tmp_path, halves, make_pixels()), ROWS[:4], ROWS[:6])
+    seen: list[int] = []
+    views = make_views(tmp_path, halves, make_pixels(store))
+    views.compute(ROWS, ROWS, batch_size=4, num_workers=2, on_progress=seen.append)
+    assert store.n_reads == {f"{i}.png": 3 if i < 6 else 4 for i in range(4, N)}
+    assert sum(seen) == 4 * N
+
+
+def test_more_views_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    store, halves = MemoryStore(), cut()
+    compute(make_views(tmp_path, halves, make_pixels(), n_views=2))
+    compute(make_views(tmp_path, halves, make_pixels(store), n_views=3))
+    assert store.n_reads == dict.fromkeys(FILES, 1)
+
+
+def test_only_learned_photographs_are_varied_and_only_plain_ones_kept_whole(tmp_path: Path) -> None:
+    store = MemoryStore()
+    compute(make_views(tmp_path, cut(), make_pixels(store)), ROWS[:2], ROWS[7:])
+    assert store.n_reads == {"0.png": 3, "1.png": 3, "7.png": 1, "8.png": 1}
+
+
+CHANGES: dict[str, Callable[[PixelSource], PixelSource]] = {
+    "seed": lambda source: replace(source, seed=6),
+    "augmentation": lambda source: replace(source, augmenting=AugmentConfig(augment=("crop",))),
+    "strength": lambda source: replace(source, augmenting=replace(AUGMENTING, crop_scale=0.5)),
+    "mirroring": lambda source: replace(source, hflip=False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_way_to_vary_is_another_key_and_the_whole_stays(change: str, tmp_path: Path) -> None:
+    store, halves = MemoryStore(), cut()
+    views = make_views(tmp_path, halves, make_pixels())
+    compute(views)
+    changed = make_views(tmp_path, halves, CHANGES[change](make_pixels(store)))
+    compute(changed)
+    assert store.n_reads == dict.fromkeys(FILES, 3)
+    first, second = (source.train_batch(ROWS, 1, SIZE)()[0] for source in (views, changed))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("change", ["cut", "kind of features", "weights", "filter", "numbers"])
+def test_another_network_is_another_key_for_all(change: str, tmp_path: Path) -> None:
+    compute(make_views(tmp_path, cut(), make_pixels()))
+    store = MemoryStore()
+    pixels = make_pixels(store, is_bf16=change == "numbers")
+    if change == "filter":
+        pixels = replace(pixels, preprocessing=replace(PREPROCESSING, interpolation="bilinear"))
+    halves = cut(
+        n_tail=2 if change == "cut" else 1, features="pooled" if change == "kind of features" else "stages"
+    )
+    weights_id = "other" if change == "weights" else "w"
+    compute(make_views(tmp_path, halves, pixels, weights_id=weights_id))
+    assert store.n_reads == dict.fromkeys(FILES, 4)
+
+
+def equal_cuts() -> list[Halves]:
+    """Two cuts of one network whose maps have the same shape and no moments."""
+
+    class Straight(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = torch.nn.Conv2d(3, 4, 8, stride=8)
+            self.blocks = torch.nn.ModuleList(torch.nn.Conv2d(4, 4, 1) for _ in range(2))
+            self.pretrained_cfg = {"input_size": (3, SIZE, SIZE)}
+            self.feature_info = [{"module": name} for name in ("stem", "blocks.0", "blocks.1")]
+
+        def forward_intermediates(self, images: Tensor, indices: list[int], **options: object) -> object:
+            maps = [self.stem(images)]
+            for block in self.blocks:
+                maps.append(block(maps[-1]))
+            chosen = [maps[i] for i in indices]
+            return chosen if options else (maps[-1], chosen)
+
+        def forward_head(self, maps: Tensor, pre_logits: bool) -> Tensor:
+            return maps.mean((2, 3))
+
+    torch.manual_seed(0)
+    backbone = Backbone("straight", Straight(), "pooled")
+    return [cut_backbone(backbone, n_tail, SIZE) for n_tail in (1, 2)]
+
+
+def test_cuts_with_maps_of_one_shape_do_not_share_a_key(tmp_path: Path) -> None:
+    late, early = equal_cuts()
+    assert (late.shape, late.n_moments) == (early.shape, early.n_moments)
+    compute(make_views(tmp_path, late, make_pixels()))
+    store = MemoryStore()
+    compute(make_views(tmp_path, early, make_pixels(store)))
+    assert store.n_reads == dict.fromkeys(FILES, 4)
+
+
+def test_another_way_to_decode_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute(make_views(tmp_path, cut(), make_pixels()))
+    monkeypatch.setattr("pixelplay.training.batches.DECODE_VERSION", 10**6)
+    store = MemoryStore()
+    compute(make_views(tmp_path, cut(), make_pixels(store)))
+    assert store.n_reads == dict.fromkeys(FILES, 4)
+
+
+def test_views_that_cannot_be_kept_are_an_error_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="views cannot be kept: .*Not a directory"):
+        compute(make_views(tmp_path / "file", cut(), make_pixels()))
+
+
+def test_a_try_keeps_nothing(tmp_path: Path) -> None:
+    store = MemoryStore()
+    make_views(tmp_path, cut(), make_pixels(store)).try_out(ROWS[:5], 2, 2)
+    assert n_reads(store) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- pixels
+
+
+def test_pixels_are_augmented_and_normalised() -> None:
+    source = make_pixels()
+    images, moments = source.train_batch(ROWS[:3], 2, 32)()
+    assert images.shape == (3, 3, 32, 32)
+    assert moments.shape == (3, 0)
+    for place, row in enumerate(ROWS[:3]):
+        rng = np.random.default_rng([source.seed, 2, int(row), place])
+        view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=32)
+        shown = (view / 255 - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
+        np.testing.assert_allclose(images[place].permute(1, 2, 0).numpy(), shown, atol=1e-5)
+
+
+def test_whole_pixels_are_what_prediction_sees() -> None:
+    source = make_pixels()
+    images, moments = source.plain_batch(ROWS)()
+    expected = np.stack([eval_view(source.pixels[row], PREPROCESSING) for row in ROWS])
+    torch.testing.assert_close(
+        images, Normaliser(PREPROCESSING, "cpu")(torch.from_numpy(expected)), atol=0, rtol=0
+    )
+    assert moments.shape == (N, 0)
+
+
+def test_a_pixel_view_depends_on_seed_epoch_row_and_place_alone() -> None:
+    source, again = make_pixels(), make_pixels()
+    rows, others = np.array([3, 1, 4]), np.array([8, 1, 0, 5])
+    found = source.train_batch(rows, 1, SIZE)()[0]
+    torch.testing.assert_close(again.train_batch(rows, 1, SIZE)()[0], found, atol=0, rtol=0)
+    # row 1 stands at the same place among others
+    torch.testing.assert_close(source.train_batch(others, 1, SIZE)()[0][1], found[1], atol=0, rtol=0)
+    assert not torch.equal(source.train_batch(rows, 2, SIZE)()[0][1], found[1])
+    assert not torch.equal(replace(source, seed=6).train_batch(rows, 1, SIZE)()[0][1], found[1])
+    assert not torch.equal(source.train_batch(rows[[1, 0, 2]], 1, SIZE)()[0][0], found[1])
+
+
+def test_a_photograph_twice_in_a_batch_is_varied_twice() -> None:
+    images = make_pixels().train_batch(np.array([4, 4]), 1, SIZE)()[0]
+    assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("kind", ["views", "pixels"])
+def test_a_stream_gives_the_batches_in_order_whatever_the_threads(
+    kind: str, num_workers: int, tmp_path: Path
+) -> None:
+    source: ViewSource | PixelSource = make_pixels()
+    if kind == "views":
+        source = make_views(tmp_path, cut(), make_pixels())
+        compute(source)
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, N, n) for n in (3, 1, 4, 2) * 6]
+    streamed = list(stream(batches, lambda rows: source.train_batch(rows, 1, SIZE), num_workers))
+    assert len(streamed) == len(batches)
+    for (rows, found), batch in zip(streamed, batches, strict=True):
+        np.testing.assert_array_equal(rows, batch)
+        assert_equal(found, source.train_batch(batch, 1, SIZE)())
+
+
+def test_an_error_of_a_thread_reaches_the_loop() -> None:
+    def load(rows: NDArray[np.int64]) -> Callable[[], Inputs]:
+        if rows[0] == 2:
+            raise ValueError("photograph 2")
+        return make_pixels().plain_batch(rows)
+
+    batches = [np.array([i]) for i in range(4)]
+    with pytest.raises(ValueError, match="photograph 2"):
+        list(stream(batches, load, 2))

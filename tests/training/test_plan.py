@@ -1,0 +1,313 @@
+"""What fits into a time budget, and the file that says what was decided."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelplay.errors import ConfigError
+from pixelplay.training.plan import (
+    ENOUGH_EPOCHS,
+    EPOCHS_PER_VIEW,
+    MAX_EPOCHS,
+    MIN_EPOCHS,
+    Amount,
+    Plan,
+    Speed,
+    plan_full,
+    plan_partial,
+    read_plan,
+    shortest_s,
+    time_per_photograph,
+    write_plan,
+)
+
+AMOUNT = Amount(n_train=1000, n_epoch=1200, n_val=150, n_final=800, max_view_bytes=10**12)
+# one stage more costs more in training, and less in front of the cut
+SPEEDS = [
+    Speed(n_stages=1, view_s=0.010, step_s=0.006, bytes_per_view=10_000),
+    Speed(n_stages=2, view_s=0.008, step_s=0.015, bytes_per_view=20_000),
+    Speed(n_stages=3, view_s=0.005, step_s=0.030, bytes_per_view=40_000),
+]
+FULL = Speed(n_stages=None, view_s=0.0, step_s=0.05, bytes_per_view=0)
+PLAN = Plan(
+    depth="partial",
+    n_stages=2,
+    n_views=4,
+    epochs=8,
+    batch_size=32,
+    is_compiled=False,
+    seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
+)
+
+
+def partial(
+    left_s: float | None,
+    speeds: list[Speed] = SPEEDS,
+    amount: Amount = AMOUNT,
+    epochs: int | None = None,
+    n_views: int | None = None,
+) -> Plan | None:
+    return plan_partial(
+        speeds, amount, left_s, epochs=epochs, n_views=n_views, batch_size=32, is_compiled=False
+    )
+
+
+def full(
+    left_s: float | None, speed: Speed = FULL, amount: Amount = AMOUNT, epochs: int | None = None
+) -> Plan | None:
+    return plan_full(speed, amount, left_s, epochs=epochs, batch_size=64, is_compiled=True)
+
+
+def cost_s(plan: Plan, speed: Speed, amount: Amount) -> float:
+    """What a plan takes, added up by hand: a forward pass is a third of a step."""
+    n_views = plan.n_views or 0
+    ahead = speed.view_s * (amount.n_train * n_views + (amount.n_val if n_views else 0))
+    learning = speed.step_s * (amount.n_epoch + amount.n_val / 3) * plan.epochs
+    return ahead + learning + (speed.view_s + speed.step_s / 3) * amount.n_final
+
+
+# --- partial ---
+
+
+def test_the_deepest_cut_with_enough_epochs_wins() -> None:
+    # eight epochs of three stages on four views: 300 s of steps, 20 s of views, 13 s of the rest
+    plan = partial(340)
+    assert plan is not None
+    assert (plan.depth, plan.n_stages, plan.epochs, plan.n_views) == ("partial", 3, 8, 4)
+    assert (plan.batch_size, plan.is_compiled) == (32, False)
+    assert plan.seconds == {"views": 20.0, "training": 300.0, "reading and measuring": 12.8}
+
+
+def test_with_less_time_fewer_stages_are_trained() -> None:
+    plans = [partial(left_s) for left_s in (320, 150, 60)]
+    assert [plan and plan.n_stages for plan in plans] == [2, 1, 1]
+    assert [plan is not None and plan.epochs >= ENOUGH_EPOCHS for plan in plans] == [True, True, False]
+
+
+def test_one_stage_is_trained_for_a_few_epochs_before_nothing_is() -> None:
+    needed = shortest_s(SPEEDS[0], AMOUNT, is_full=False)
+    plan = partial(needed + 0.1)
+    assert plan is not None
+    assert (plan.n_stages, plan.epochs, plan.n_views) == (1, MIN_EPOCHS, 2)
+    assert partial(needed - 0.1) is None
+    assert partial(0) is None
+    assert partial(-5) is None
+
+
+def test_the_time_that_is_said_to_be_needed_is_enough() -> None:
+    for n_views in (None, 1, 9):
+        needed = shortest_s(SPEEDS[2], AMOUNT, is_full=False, n_views=n_views)
+        assert partial(needed + 0.01, speeds=SPEEDS[2:], n_views=n_views) is not None
+        assert partial(needed - 0.01, speeds=SPEEDS[2:], n_views=n_views) is None
+    needed = shortest_s(FULL, AMOUNT, is_full=True)
+    assert full(needed + 0.01) is not None
+    assert full(needed - 0.01) is None
+
+
+def test_more_time_than_can_be_used_is_not_used() -> None:
+    plan = partial(10**6)
+    assert plan is not None
+    assert (plan.n_stages, plan.epochs, plan.n_views) == (3, MAX_EPOCHS, MAX_EPOCHS // EPOCHS_PER_VIEW)
+
+
+def test_views_are_bounded_by_the_disk() -> None:
+    room = replace(AMOUNT, max_view_bytes=3 * SPEEDS[2].bytes_per_view * AMOUNT.n_train + 5)
+    plan = partial(10**6, amount=room)
+    assert plan is not None
+    assert plan.n_views == 3
+    none = partial(10**6, amount=replace(AMOUNT, max_view_bytes=0))
+    assert none is not None
+    assert none.n_views == 1
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    asked = partial(None, speeds=SPEEDS[1:2], epochs=5)
+    assert asked is not None
+    assert (asked.n_stages, asked.epochs, asked.n_views) == (2, 5, 3)
+    one = partial(None, speeds=SPEEDS[:1], epochs=1, n_views=7)
+    assert one is not None
+    assert (one.n_stages, one.epochs, one.n_views) == (1, 1, 7)
+    views = partial(400, speeds=SPEEDS[:1], n_views=11)
+    assert views is not None
+    assert (views.n_stages, views.n_views) == (1, 11)
+    long = partial(None, epochs=MAX_EPOCHS + 76)
+    assert long is not None
+    assert long.epochs == MAX_EPOCHS + 76
+
+
+SECONDS = st.floats(1e-5, 0.5)
+SPEED = st.builds(
+    Speed,
+    n_stages=st.just(1),
+    view_s=SECONDS,
+    step_s=SECONDS,
+    bytes_per_view=st.integers(1, 10**6),
+)
+AMOUNTS = st.builds(
+    Amount,
+    n_train=st.integers(2, 5000),
+    n_epoch=st.integers(2, 9000),
+    n_val=st.integers(1, 900),
+    n_final=st.integers(1, 3000),
+    max_view_bytes=st.integers(0, 10**9),
+)
+
+
+@given(st.lists(SPEED, min_size=1, max_size=4), AMOUNTS, st.floats(0, 5000))
+def test_a_partial_plan_never_takes_more_than_the_time_given(
+    speeds: list[Speed], amount: Amount, left_s: float
+) -> None:
+    speeds = [replace(speed, n_stages=n) for n, speed in enumerate(speeds, start=1)]
+    plan = partial(left_s, speeds, amount)
+    if plan is None:
+        assert shortest_s(speeds[0], amount, is_full=False) > left_s * (1 - 1e-9)
+        return
+    assert plan.n_stages is not None
+    speed = speeds[plan.n_stages - 1]
+    assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
+    assert cost_s(plan, speed, amount) <= left_s * (1 + 1e-9)
+    assert sum(plan.seconds.values()) == pytest.approx(cost_s(plan, speed, amount), abs=0.16)
+    assert plan.n_views is not None
+    fits = plan.n_views * speed.bytes_per_view * amount.n_train <= amount.max_view_bytes
+    assert fits or plan.n_views == 1
+    assert plan.n_views <= -(-plan.epochs // EPOCHS_PER_VIEW)
+    assert plan.n_stages == 1 or plan.epochs >= ENOUGH_EPOCHS
+
+
+# --- full ---
+
+
+@given(SPEED, AMOUNTS, st.floats(0, 5000))
+def test_a_full_plan_takes_as_many_epochs_as_fit(speed: Speed, amount: Amount, left_s: float) -> None:
+    speed = replace(speed, n_stages=None, view_s=0.0)
+    plan = full(left_s, speed, amount)
+    if plan is None:
+        assert shortest_s(speed, amount, is_full=True) > left_s * (1 - 1e-9)
+        return
+    assert (plan.depth, plan.n_stages, plan.n_views) == ("full", None, None)
+    assert (plan.batch_size, plan.is_compiled) == (64, True)
+    assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
+    assert cost_s(plan, speed, amount) <= left_s * (1 + 1e-9)
+    longer = replace(plan, epochs=plan.epochs + 1)
+    assert plan.epochs == MAX_EPOCHS or cost_s(longer, speed, amount) > left_s * (1 - 1e-9)
+
+
+def test_full_keeps_the_epochs_that_are_asked_for() -> None:
+    plans = [full(left_s, epochs=epochs) for left_s, epochs in ((0, 1), (-9, 50), (10**6, 2))]
+    assert [plan and plan.epochs for plan in plans] == [1, 50, 2]
+    assert full(60) is None
+
+
+# --- measuring ---
+
+
+def test_a_measurement_leaves_the_first_run_out_and_counts_photographs() -> None:
+    runs = []
+    seconds = time_per_photograph(lambda: runs.append(sum(range(20_000))), 4, "cpu")
+    assert len(runs) > 1
+    assert 0 < seconds < 1
+
+
+# --- the file ---
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, depth="full", n_stages=None, n_views=None)])
+def test_a_plan_is_read_as_it_was_written(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(plan, str(path))
+    assert read_plan(str(path)) == plan
+    assert json.loads(path.read_text()) == asdict(plan)
+    assert [found.name for found in tmp_path.iterdir()] == ["plan.json"]
+
+
+def refusal_of(path: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_plan(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert path in line
+    return line
+
+
+def test_a_plan_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "cannot be read: No such file or directory" in refusal_of(str(tmp_path / "nowhere.json"))
+    assert "cannot be read: Is a directory" in refusal_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "epochs: 3", "\x00"])
+def test_what_is_no_json_is_no_plan(content: str, tmp_path: Path) -> None:
+    assert "is no JSON" in refusal_of(write(tmp_path / "plan.json", content))
+
+
+def test_bytes_that_are_no_text_are_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x80")
+    assert "is no JSON" in refusal_of(str(tmp_path / "plan.json"))
+
+
+@pytest.mark.parametrize("content", [[], {}, 3, "plan", None, {"format_version": 1}])
+def test_other_json_is_no_plan(content: object, tmp_path: Path) -> None:
+    line = refusal_of(write(tmp_path / "plan.json", json.dumps(content)))
+    assert "is no plan; give the plan.json of a run of pixelplay train" in line
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known(tmp_path: Path) -> None:
+    line = refusal_of(write(tmp_path / "plan.json", {**asdict(PLAN), "epoch": 3}))
+    assert "unknown key 'epoch'" in line
+    assert "did you mean 'epochs'" in line
+
+
+def test_a_key_written_otherwise_is_named_with_the_nearest_known(tmp_path: Path) -> None:
+    content = asdict(PLAN)
+    content["batchsize"] = content.pop("batch_size")
+    line = refusal_of(write(tmp_path / "plan.json", content))
+    assert "unknown key 'batchsize'" in line
+    assert "did you mean 'batch_size'" in line
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    content = asdict(PLAN)
+    del content["n_views"]
+    assert "n_views" in refusal_of(write(tmp_path / "plan.json", content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depth": "probe"},
+        {"depth": None},
+        {"depth": ["partial"]},
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"epochs": "8"},
+        {"epochs": True},
+        {"batch_size": -1},
+        {"batch_size": None},
+        {"n_stages": 0},
+        {"n_stages": None},
+        {"n_views": None},
+        {"n_views": "many"},
+        {"is_compiled": "yes"},
+        {"seconds": None},
+        {"seconds": [1, 2]},
+        {"seconds": {"training": "long"}},
+        {"depth": "full", "n_stages": 2, "n_views": None},
+        {"depth": "full", "n_stages": None, "n_views": 3},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_run_has_written_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
+    line = refusal_of(write(tmp_path / "plan.json", {**asdict(PLAN), **changes}))
+    named = [name for name in asdict(PLAN) if f"{name}=" in line]
+    assert len(named) == 1
+    assert named[0] in changes
+    assert repr(changes[named[0]]) in line

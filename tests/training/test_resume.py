@@ -1,0 +1,214 @@
+"""Whether an interrupted training may go on: what is compared, and what is said of a difference."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import draw_of_class
+from photographs import encode
+from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.source import scan_source
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.model.features import PhotographFeatures
+from pixelplay.training.checkpoint import CHECKPOINT
+from pixelplay.training.material import Material, sort_out
+from pixelplay.training.resume import check_photographs, check_settings
+
+CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3))
+
+
+def read(root: Path, config: TrainConfig = CONFIG) -> Material:
+    """Sort out a folder without a network."""
+    index = scan_source(str(root))
+    photographs = PhotographFeatures(
+        values=np.zeros((len(index), 2), dtype=np.float32),
+        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
+        errors={},
+    )
+    return sort_out(index, photographs, config)
+
+
+def interrupt(folder: Path) -> None:
+    """From here on there is something to go on with."""
+    (folder / CHECKPOINT).touch()
+
+
+def refusal_of_settings(folder: Path, config: TrainConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_settings(str(folder), config)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.endswith("give the same, or start anew with --force")
+    return line
+
+
+def refusal_of_photographs(folder: Path, material: Material) -> str:
+    with pytest.raises(DataError) as caught:
+        check_photographs(str(folder), material, "weights")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.endswith("bring them back, or start anew with --force")
+    return line.removeprefix("the photographs are not those of the interrupted run: ")
+
+
+# --- settings ---
+
+
+def test_without_a_checkpoint_settings_are_written_down(tmp_path: Path) -> None:
+    check_settings(str(tmp_path / "checkpoint"), CONFIG)
+    kept = json.loads((tmp_path / "checkpoint/settings.json").read_text())
+    assert (kept["tune"], kept["finetune.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
+    check_settings(str(tmp_path / "checkpoint"), replace(CONFIG, seed=5))  # still nothing to go on with
+    assert json.loads((tmp_path / "checkpoint/settings.json").read_text())["seed"] == 5
+
+
+def test_the_same_settings_may_go_on(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG)
+    interrupt(tmp_path)
+    check_settings(str(tmp_path), TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3)))
+
+
+def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG)
+    interrupt(tmp_path)
+    line = refusal_of_settings(tmp_path, replace(CONFIG, finetune=replace(CONFIG.finetune, lr=0.01)))
+    assert "finetune.lr was 0.002, is 0.01;" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (replace(CONFIG, seed=1), "seed was 0, is 1"),
+        (replace(CONFIG, tune="full"), "tune was 'partial', is 'full'"),
+        (replace(CONFIG, weights="other.pth"), "weights was None, is 'other.pth'"),
+        (replace(CONFIG, hflip=False), "hflip was True, is False"),
+        (
+            replace(CONFIG, augmenting=AugmentConfig(augment=("crop", "mixup"))),
+            "augmenting.augment was ['crop'], is ['crop', 'mixup']",
+        ),
+        (replace(CONFIG, compute=ComputeConfig(batch_size=8)), "compute.batch_size was 32, is 8"),
+        (replace(CONFIG, finetune=FinetuneConfig(lr=0.002)), "finetune.epochs was 3, is None"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whatever_the_weights_depend_on_is_compared(changed: TrainConfig, words: str, tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG)
+    interrupt(tmp_path)
+    assert words in refusal_of_settings(tmp_path, changed)
+
+
+def test_all_changed_settings_are_named(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG)
+    interrupt(tmp_path)
+    line = refusal_of_settings(tmp_path, replace(CONFIG, seed=4, finetune=FinetuneConfig(lr=0.5, epochs=9)))
+    assert "seed was 0, is 4" in line
+    assert "finetune.lr was 0.002, is 0.5" in line
+    assert "finetune.epochs was 3, is 9" in line
+
+
+def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG)
+    interrupt(tmp_path)
+    free = replace(
+        CONFIG,
+        cache_gb=0.0,
+        cache_dir=str(tmp_path / "elsewhere"),
+        offline=True,
+        time_budget="2h",
+        compute=ComputeConfig(num_workers=3),
+    )
+    check_settings(str(tmp_path), free)
+
+
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_settings_that_cannot_be_read_are_named(content: str | None, tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    if content is not None:
+        (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(DataError, match=r"settings\.json cannot be read \(.*\); start anew with --force"):
+        check_settings(str(tmp_path), CONFIG)
+
+
+# --- photographs ---
+
+
+def test_the_same_photographs_may_go_on(drawn_photographs: Path, tmp_path: Path) -> None:
+    check_photographs(str(tmp_path), read(drawn_photographs), "weights")
+    interrupt(tmp_path)
+    check_photographs(str(tmp_path), read(drawn_photographs), "weights")
+
+
+def test_other_photographs_are_counted_and_named(drawn_classes: Path, tmp_path: Path) -> None:
+    # given parts, so that one photograph more moves no other
+    for part, names in (("test", ("000", "001")), ("val", ("002", "003"))):
+        for path in [path for path in drawn_classes.glob("*/*") if path.stem in names]:
+            moved = drawn_classes / part / path.parent.name / path.name
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(moved)
+    (drawn_classes / "train").mkdir()
+    for name in ("bars", "dots", "rings"):
+        (drawn_classes / name).rename(drawn_classes / "train" / name)
+    check_photographs(str(tmp_path), read(drawn_classes), "weights")
+    interrupt(tmp_path)
+
+    train = drawn_classes / "train"
+    (train / "bars/004.jpg").write_bytes(encode(draw_of_class("bars", 99), "JPEG"))
+    assert refusal_of_photographs(tmp_path, read(drawn_classes)).startswith(
+        "1 changed (train/bars/004.jpg); bring"
+    )
+    for i in range(5):
+        (train / f"dots/new{i}.jpg").write_bytes(encode(draw_of_class("dots", 200 + i), "JPEG"))
+    for name in ("006.jpg", "008.jpg"):
+        (train / "rings" / name).unlink()
+    assert refusal_of_photographs(tmp_path, read(drawn_classes)).startswith(
+        "5 new (train/dots/new0.jpg, train/dots/new1.jpg, train/dots/new2.jpg), "
+        "2 missing (train/rings/006.jpg, train/rings/008.jpg), "
+        "1 changed (train/bars/004.jpg); bring"
+    )
+
+
+def test_a_photograph_of_another_class_or_part_is_named(drawn_photographs: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*"))
+    parts = {name: ("train", "train", "val", "test")[i % 4] for i, name in enumerate(names)}
+    classes = {name: name.split("/")[0] for name in names}
+
+    def read_table() -> Material:
+        lines = ["path,label,part", *(f"{name},{classes[name]},{parts[name]}" for name in names)]
+        (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+        index = scan_source(
+            str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_photographs))
+        )
+        digests = [digest_bytes(index.store.read(path)) for path in index.paths]
+        values = np.zeros((len(index), 2), dtype=np.float32)
+        return sort_out(index, PhotographFeatures(values=values, digests=digests, errors={}), CONFIG)
+
+    folder = tmp_path / "checkpoint"
+    check_photographs(str(folder), read_table(), "weights")
+    interrupt(folder)
+    classes["bars/004.jpg"] = "dots"
+    assert refusal_of_photographs(folder, read_table()).startswith("1 changed (bars/004.jpg); bring")
+    classes["bars/004.jpg"] = "bars"
+    parts["dots/000.jpg"] = "val" if parts["dots/000.jpg"] == "train" else "train"
+    assert refusal_of_photographs(folder, read_table()).startswith("1 changed (dots/000.jpg); bring")
+
+
+def test_other_weights_are_refused(drawn_photographs: Path, tmp_path: Path) -> None:
+    material = read(drawn_photographs)
+    check_photographs(str(tmp_path), material, "weights")
+    interrupt(tmp_path)
+    with pytest.raises(ConfigError, match=r"had other backbone weights; give the same, or .* --force"):
+        check_photographs(str(tmp_path), material, "others")
+
+
+@pytest.mark.parametrize("content", ["{", ""])
+def test_photographs_that_cannot_be_read_are_named(
+    content: str, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    interrupt(tmp_path)
+    (tmp_path / "photographs.json").write_text(content)
+    with pytest.raises(DataError, match=r"photographs\.json cannot be read \(.*\); start anew with --force"):
+        check_photographs(str(tmp_path), read(drawn_photographs), "weights")

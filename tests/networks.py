@@ -1,5 +1,7 @@
 """Small random networks for tests, alive enough that every layer shows in the features."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -25,3 +27,6 @@ def draw_backbone(name: str, features: FeatureKind = "stages") -> Backbone:
             layer.running_mean = torch.randn(layer.num_features, generator=generator) * 0.3
             layer.running_var = torch.rand(layer.num_features, generator=generator) + 0.5
     return Backbone(name, network, features).eval()
+
+
+shared_backbone = lru_cache(draw_backbone)  # for tests that only read it, or cut copies from it

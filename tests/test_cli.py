@@ -733,7 +733,10 @@ def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_
     assert process.returncode in (130, -signal.SIGINT), shown.decode()
     assert out == ""
     assert b"reading: " in shown
-    assert re.split(rb"[\r\n]+", shown.rstrip())[-1] == b"interrupted; a training that has begun goes on with --resume"
+    assert (
+        re.split(rb"[\r\n]+", shown.rstrip())[-1]
+        == b"interrupted; a training that has begun goes on with --resume"
+    )
     assert b"Traceback" not in shown
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "cache"}
     assert measure_cache(str(cache)).n_bytes > 0

@@ -231,21 +231,13 @@ def test_a_kill_before_any_change_of_a_file_loses_nothing(
     assert n > 30
 
 
-def test_resume_without_an_interrupted_run_just_trains(
-    training: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    assert main([*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]) == 0
-    _assert_same(run, undisturbed)
-
-
 # --- what is left of a killed run, and who may touch it ---
 
 
 def test_a_run_under_way_and_its_remains_are_guarded(
     photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--out", str(tmp_path / "run"), "--tune", "partial"]
+    out = ["--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
 
     def refusal(*argv: str) -> str:
         capsys.readouterr()

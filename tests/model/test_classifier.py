@@ -11,7 +11,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from networks import draw_backbone
+from networks import shared_backbone
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
 from pixelplay.model.head import LinearHead
@@ -66,7 +66,7 @@ def make_classifier(
     name: str, *, n_front: int = 0, drop_path: float = 0.0, is_cpu: bool | None = None
 ) -> Classifier:
     """A seeded classifier; with `is_cpu` its spatial filters are frozen."""
-    backbone = draw_backbone(name)
+    backbone = shared_backbone(name)
     tail = Tail(backbone, n_front)
     if is_cpu is not None:
         freeze_spatial_filters(tail, is_cpu=is_cpu)
@@ -244,7 +244,7 @@ def test_norms_of_the_tail_keep_their_statistics_in_training(name: str) -> None:
 
 
 def test_the_norm_of_an_mlp_does_learn_its_statistics() -> None:
-    backbone = draw_backbone("test_resnet", "pooled")
+    backbone = shared_backbone("test_resnet", "pooled")
     head = TrainedMlp(backbone.n_features, K, dropout=0)
     classifier, before = Classifier(Tail(backbone, 0), head), head.norm.running_mean.clone()
     classifier.train()(*draw_inputs("test_resnet"))
@@ -320,28 +320,26 @@ def test_the_detour_of_strided_filters_changes_no_bit_in_fp32(name: str) -> None
         assert torch.equal(with_detour, without)
 
 
-def test_in_bf16_strided_filters_compute_in_fp32_and_the_logits_agree() -> None:
+@pytest.mark.parametrize("is_cpu", [True, False])
+@torch.no_grad()
+def test_in_bf16_strided_filters_compute_in_fp32_on_a_cpu_and_logits_agree(is_cpu: bool) -> None:
     name = "test_efficientnet"
-    inputs, found = draw_inputs(name), []
-    with torch.no_grad():
-        exact = make_classifier(name).eval()(*inputs)
-        for is_cpu in (True, False):
-            classifier = make_classifier(name, is_cpu=is_cpu).eval()
-            made: dict[str, tuple[Tensor, Tensor]] = {}
-            for key, layer in depthwise(classifier).items():
-                layer.register_forward_hook(lambda _, given, out, key=key: made.update({key: (given[0], out)}))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                found.append(classifier(*inputs))
-            for key, layer in depthwise(classifier).items():
-                given, out = made[key]
-                is_detour = is_cpu and layer.stride != (1, 1)
-                assert out.dtype == (torch.float32 if is_detour else torch.bfloat16)
-                if is_detour:
-                    assert torch.equal(out, type(layer).forward(layer, given.float()))
+    classifier, inputs = make_classifier(name, is_cpu=is_cpu).eval(), draw_inputs(name)
+    exact = make_classifier(name).eval()(*inputs)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    for layer in depthwise(classifier).values():
+        layer.register_forward_hook(lambda layer, given, made: calls.append((layer, given[0], made)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = classifier(*inputs)
+    assert len(calls) == 2  # both have stride 2
+    for layer, given, made in calls:
+        if is_cpu:
+            assert torch.equal(made, nn.Conv2d.forward(layer, given.float()))
+        else:
+            assert made.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
     scale = exact.abs().max()
-    for logits in found:
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits / scale, exact / scale, atol=0.1, rtol=0)
+    torch.testing.assert_close(logits / scale, exact / scale, atol=0.1, rtol=0)
 
 
 # --- distances
@@ -386,7 +384,7 @@ def test_tokens_and_places_of_a_transformer_are_as_far_as_its_first_layer() -> N
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet"])
 def test_a_tail_has_the_distances_of_the_whole_and_frozen_filters_none(name: str) -> None:
     whole = {key: distance for key, _, distance in make_classifier(name).distances()}
-    n_stages = len(stage_modules(draw_backbone(name).network))
+    n_stages = len(stage_modules(shared_backbone(name).network))
     for n_front in range(1, n_stages):
         classifier = make_classifier(name, n_front=n_front, is_cpu=True)
         found = {key: distance for key, _, distance in classifier.distances()}

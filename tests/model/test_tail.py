@@ -1,24 +1,21 @@
 """What tail.py promises: two halves make the whole, and what is trained finds its way back."""
 
 import copy
-from functools import lru_cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from networks import draw_backbone
+from networks import draw_backbone, shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.tail import Halves, cut_backbone
 
-SIZE = 96
+SIZE = 64
 VIT_SIZE = 160  # test_vit takes no other
 N_STAGES = {"test_convnext": 4, "test_resnet": 5, "test_efficientnet": 5}
 CUTS = [(name, n_tail) for name, n_stages in N_STAGES.items() for n_tail in range(1, n_stages)]
 KINDS: list[FeatureKind] = ["stages", "pooled"]
-
-shared = lru_cache(draw_backbone)  # for tests that only read it
 
 
 def draw_images(n: int, size: int = SIZE) -> Tensor:
@@ -48,10 +45,8 @@ def train_by_hand(halves: Halves) -> None:
 
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_tail"), CUTS)
-def test_front_and_tail_give_the_features_of_the_whole(
-    name: str, n_tail: int, features: FeatureKind
-) -> None:
-    backbone, images = shared(name, features), draw_images(3)
+def test_front_and_tail_give_the_features_of_the_whole(name: str, n_tail: int, features: FeatureKind) -> None:
+    backbone, images = shared_backbone(name, features), draw_images(3)
     halves = cut_backbone(backbone, n_tail, SIZE)
     with torch.inference_mode():
         expected = backbone(images)
@@ -61,7 +56,7 @@ def test_front_and_tail_give_the_features_of_the_whole(
 
 @pytest.mark.parametrize(("name", "n_tail"), CUTS)
 def test_the_front_gives_the_map_at_the_cut_and_its_own_moments(name: str, n_tail: int) -> None:
-    backbone, images = shared(name), draw_images(2)
+    backbone, images = shared_backbone(name), draw_images(2)
     halves = cut_backbone(backbone, n_tail, SIZE)
     assert halves.front is not None
     with torch.inference_mode():
@@ -76,7 +71,7 @@ def test_the_front_gives_the_map_at_the_cut_and_its_own_moments(name: str, n_tai
 
 @pytest.mark.parametrize("name", N_STAGES)
 def test_a_front_of_pooled_features_has_no_moments(name: str) -> None:
-    halves = cut_backbone(shared(name, "pooled"), 1, SIZE)
+    halves = cut_backbone(shared_backbone(name, "pooled"), 1, SIZE)
     assert halves.front is not None
     with torch.inference_mode():
         maps, moments = halves.front(draw_images(2))
@@ -102,7 +97,7 @@ def test_stages_in_front_of_those_that_give_features_leave_no_moments() -> None:
 @pytest.mark.parametrize("name", [*N_STAGES, "test_vit"])
 def test_without_a_number_the_tail_is_the_whole_network(name: str, features: FeatureKind) -> None:
     size = VIT_SIZE if name == "test_vit" else SIZE
-    backbone, images = shared(name, features), draw_images(2, size)
+    backbone, images = shared_backbone(name, features), draw_images(2, size)
     halves = cut_backbone(backbone, None, size)
     assert halves.front is None
     assert (halves.shape, halves.n_moments) == ((3, size, size), 0)
@@ -116,7 +111,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str) -> None:
     n_stages = N_STAGES[name]
     for n_tail in (0, n_stages, n_stages + 3):
         with pytest.raises(ConfigError) as caught:
-            cut_backbone(shared(name), n_tail, SIZE)
+            cut_backbone(shared_backbone(name), n_tail, SIZE)
         assert str(caught.value) == (
             f"n_stages={n_tail} is outside 1 to {n_stages - 1}, what partial can train of {name}; "
             "--tune full trains everything"
@@ -126,7 +121,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str) -> None:
 @pytest.mark.parametrize("n_tail", [1, 5])
 def test_a_network_that_cannot_be_cut_is_refused_with_the_ways_on(n_tail: int) -> None:
     with pytest.raises(ConfigError, match=r"^test_vit cannot be cut .*; use --tune full or probe$") as caught:
-        cut_backbone(shared("test_vit"), n_tail, VIT_SIZE)
+        cut_backbone(shared_backbone("test_vit"), n_tail, VIT_SIZE)
     assert "\n" not in str(caught.value)
 
 
@@ -150,14 +145,14 @@ class Doubling(nn.Module):
 
 
 def test_halves_that_do_not_make_the_whole_are_refused() -> None:
-    with pytest.raises(ConfigError, match="doubling cannot be cut .* other features than the whole"):
+    with pytest.raises(ConfigError, match=r"doubling cannot be cut .* other features than the whole"):
         cut_backbone(Backbone("doubling", Doubling()), 1, 16)
 
 
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_tail"), CUTS)
 def test_trained_weights_return_to_their_places(name: str, n_tail: int, features: FeatureKind) -> None:
-    backbone, images = shared(name, features), draw_images(3)
+    backbone, images = shared_backbone(name, features), draw_images(3)
     before = copy.deepcopy(backbone.network.state_dict())
     halves = cut_backbone(backbone, n_tail, SIZE)
     train_by_hand(halves)
@@ -192,12 +187,12 @@ def test_a_whole_network_returns_to_its_place(name: str) -> None:
 def test_a_cut_draws_none_of_the_users_random_numbers() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    cut_backbone(shared("test_resnet"), 2, SIZE)
+    cut_backbone(shared_backbone("test_resnet"), 2, SIZE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gradients_reach_every_weight_of_the_tail() -> None:
-    halves = cut_backbone(shared("test_efficientnet"), 2, SIZE)
+    halves = cut_backbone(shared_backbone("test_efficientnet"), 2, SIZE)
     assert halves.front is not None
     with torch.no_grad():
         inputs = halves.front(draw_images(2))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from networks import draw_backbone
+from networks import shared_backbone
 from photographs import draw, encode
 from pixelplay.config import AugmentConfig
 from pixelplay.data.audit import digest_bytes
@@ -20,17 +20,15 @@ from pixelplay.data.index import make_index
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.backbone import Backbone, FeatureKind
-from pixelplay.model.features import Normaliser
+from pixelplay.model.features import Device, Normaliser
 from pixelplay.model.tail import Halves, cut_backbone
-from pixelplay.training.batches import Device, Inputs, PixelSource, ViewSource, stream
+from pixelplay.training.batches import Inputs, PixelSource, ViewSource, stream
 
-N, SIZE, MANY = 9, 64, 10**9
+N, SIZE, MANY = 9, 32, 10**9
 PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 AUGMENTING = AugmentConfig(augment=("crop", "rotation", "trivial_augment", "erasing"))
 ROWS = np.arange(N)
 FILES = {f"{i}.png": encode(draw(i), "PNG") for i in range(N)}
-
-shared = lru_cache(draw_backbone)
 
 
 @dataclass
@@ -64,10 +62,11 @@ def make_pixels(store: MemoryStore | None = None, *, is_bf16: bool = False) -> P
     )
 
 
+@lru_cache
 def cut(
     name: str = "test_convnext", n_tail: int = 1, features: FeatureKind = "stages", size: int = SIZE
 ) -> Halves:
-    return cut_backbone(shared(name, features), n_tail, size)
+    return cut_backbone(shared_backbone(name, features), n_tail, size)
 
 
 def make_views(
@@ -163,7 +162,7 @@ def test_the_tail_makes_the_backbones_features_of_them(tmp_path: Path) -> None:
     images, _ = pixels.plain_batch(ROWS)()
     with torch.inference_mode():
         found = halves.tail.eval()(*views.plain_batch(ROWS)())
-        expected = shared("test_resnet", "stages")(images)
+        expected = shared_backbone("test_resnet", "stages")(images)
     assert_near((found, found), (expected, expected))
 
 
@@ -244,7 +243,7 @@ def odd_halves(features: FeatureKind) -> Halves:
     class Odd(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = torch.nn.Conv2d(3, 5, 16, stride=12)  # 64 px become 5
+            self.first = torch.nn.Conv2d(3, 5, 8, stride=6)  # 32 px become 5
             self.second = torch.nn.Conv2d(5, 3, 1)
             self.pretrained_cfg = {"input_size": (3, SIZE, SIZE)}
             self.feature_info = [{"module": "first"}, {"module": "second"}]
@@ -410,7 +409,7 @@ def test_another_way_to_decode_is_another_key(tmp_path: Path, monkeypatch: pytes
 
 def test_views_that_cannot_be_kept_are_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match="views cannot be kept: .*Not a directory"):
+    with pytest.raises(OSError, match=r"views cannot be kept: .*Not a directory"):
         compute(make_views(tmp_path / "file", cut(), make_pixels()))
 
 
@@ -426,12 +425,12 @@ def test_a_try_keeps_nothing(tmp_path: Path) -> None:
 
 def test_pixels_are_augmented_and_normalised() -> None:
     source = make_pixels()
-    images, moments = source.train_batch(ROWS[:3], 2, 32)()
-    assert images.shape == (3, 3, 32, 32)
+    images, moments = source.train_batch(ROWS[:3], 2, 24)()
+    assert images.shape == (3, 3, 24, 24)
     assert moments.shape == (3, 0)
     for place, row in enumerate(ROWS[:3]):
         rng = np.random.default_rng([source.seed, 2, int(row), place])
-        view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=32)
+        view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=24)
         shown = (view / 255 - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
         np.testing.assert_allclose(images[place].permute(1, 2, 0).numpy(), shown, atol=1e-5)
 

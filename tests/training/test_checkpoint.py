@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from networks import draw_backbone
+from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.errors import DataError
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
@@ -36,7 +36,7 @@ K = 3
 
 def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = K) -> State:
     """A training of the last two stages that has not begun; always the same."""
-    backbone = draw_backbone("test_efficientnet")
+    backbone = shared_backbone("test_efficientnet")
     tail = Tail(backbone, 3)
     freeze_spatial_filters(tail, is_cpu=True)
     n = backbone.n_features
@@ -203,7 +203,9 @@ def test_no_file_at_all_is_refused_with_the_way_on(tmp_path: Path) -> None:
     assert_refused(make_state(), tmp_path)
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"progress": "{"}, {"progress": "[]"}, {"progress": '{"a": 1}'}])
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"progress": "{"}, {"progress": "[]"}, {"progress": '{"a": 1}'}]
+)
 def test_a_file_that_does_not_say_where_it_is_is_refused(
     metadata: dict[str, str] | None, tmp_path: Path
 ) -> None:
@@ -227,7 +229,9 @@ def test_a_checkpoint_of_another_training_is_refused(other: str, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("name", ["live.head.linear.weight", "averaged.head.linear.bias", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize(
+    "name", ["live.head.linear.weight", "averaged.head.linear.bias", "optimizer.0.exp_avg"]
+)
 def test_one_row_does_not_stand_for_many(name: str, tmp_path: Path) -> None:
     state, path = make_state(), tmp_path / CHECKPOINT
     take_steps(state, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks import draw_backbone
+from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier, TrainedLinear, freeze_spatial_filters
 from pixelplay.model.tail import Tail
@@ -17,7 +17,7 @@ N_STAGES = {"test_convnext": 4, "test_resnet": 5}
 
 
 def make_classifier(name: str) -> Classifier:
-    backbone = draw_backbone(name)
+    backbone = shared_backbone(name)
     n = backbone.n_features
     head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0)
     return Classifier(Tail(backbone, 0), head)

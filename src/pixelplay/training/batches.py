@@ -20,6 +20,7 @@ from torch import Tensor
 from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import augment_view
 from pixelplay.data.cache import PhotographCache
+from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
@@ -124,8 +125,9 @@ class ViewSource:
         self._front = halves.front.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalise = Normaliser(pixels.preprocessing, device.name)
         key = {
-            "version": VIEWS_VERSION,
+            "versions": [DECODE_VERSION, VIEWS_VERSION],
             "weights": weights_id,
+            "cut": halves.tail.n_front,
             "shape": [*halves.shape, halves.n_moments],
             "preprocessing": asdict(pixels.preprocessing),
             "numbers": f"{device.name} {self._dtype}",
@@ -221,9 +223,11 @@ class ViewSource:
         return np.asarray(torch.cat(parts, dim=1).numpy())
 
     def _bring(self, rows: Sequence[NDArray[np.uint8]]) -> Callable[[], Inputs]:
-        raw = torch.from_numpy(np.stack(rows))
-        maps = raw[:, : self._n_map_bytes].contiguous().view(self._dtype).view(len(rows), *self._shape)
-        moments = raw[:, self._n_map_bytes :].contiguous().view(torch.float32)
+        raw = np.stack(rows)
+        maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
+        maps = maps.view(len(rows), *self._shape)
+        # a copy: behind an odd number of bf16 values a float32 would start between two words
+        moments = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name
         if device == "cuda":

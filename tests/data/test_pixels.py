@@ -1,0 +1,188 @@
+"""What pixels.py promises: the same pixels with and without cache, and nobody else's files touched."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from photographs import draw, encode
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.decode import decode_image
+from pixelplay.data.index import ImageIndex, make_index
+from pixelplay.data.pixels import MARGIN, MAX_SHARE, PixelStore
+from pixelplay.data.store import FolderStore
+from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.errors import ImageError
+
+PREPROCESSING = Preprocessing(input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+SIDE, N, MANY = 80, 6, 10**9
+SET_BYTES = N * 3 * SIDE**2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photographs larger than the square and smaller, of several shapes and formats."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    sizes = [(200, 150), (64, 48), (90, 300), (80, 80), (500, 400), (33, 21)]
+    for i, size in enumerate(sizes):
+        ending, format = (("jpg", "JPEG"), ("png", "PNG"))[i % 2]
+        (folder / f"{i}.{ending}").write_bytes(encode(draw(i, size), format))
+    return folder
+
+
+def index_of(folder: Path) -> ImageIndex:
+    paths = sorted(path.name for path in folder.iterdir())
+    return make_index(str(folder), FolderStore(str(folder)), paths, [None] * N, [None] * N)
+
+
+def open_store(
+    folder: Path, cache: Path | str, max_bytes: int = MANY, preprocessing: Preprocessing = PREPROCESSING
+) -> PixelStore:
+    index = index_of(folder)
+    digests = tuple(digest_bytes((folder / path).read_bytes()) for path in index.paths)
+    return PixelStore(index, digests, preprocessing, cache_dir=str(cache), max_bytes=max_bytes)
+
+
+def fill(store: PixelStore) -> list[NDArray[np.uint8]]:
+    """One pass, as the loop makes it."""
+    found = []
+    for i in range(N):
+        found.append(store[i])
+        store.keep(i, found[-1])
+    store.flush()
+    return found
+
+
+def test_squares_are_a_quarter_larger_than_the_network_needs(folder: Path) -> None:
+    assert MARGIN == 1.25
+    store = open_store(folder, "", 0)
+    assert store.side_px == SIDE
+    for i in range(N):
+        assert store[i].shape == (SIDE, SIDE, 3)
+        assert store[i].dtype == np.uint8
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "center"])
+def test_squares_show_the_whole_photograph_whatever_prediction_crops(crop_mode: str, folder: Path) -> None:
+    preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=0.8)
+    store = open_store(folder, "", 0, preprocessing)
+    whole = replace(PREPROCESSING, input_size=SIDE)
+    for i, path in enumerate(index_of(folder).paths):
+        pixels = decode_image((folder / path).read_bytes(), path=path, target_px=SIDE)
+        np.testing.assert_array_equal(store[i], eval_view(pixels, whole))
+
+
+def test_pixels_are_the_same_with_and_without_cache(folder: Path, tmp_path: Path) -> None:
+    plain = [open_store(folder, "", 0)[i] for i in range(N)]
+    store = open_store(folder, tmp_path / "cache")
+    for found in (fill(store), fill(store), fill(open_store(folder, tmp_path / "cache"))):
+        for pixels, expected in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(pixels, expected)
+
+
+def test_what_is_kept_is_not_read_again(folder: Path, tmp_path: Path) -> None:
+    expected = fill(open_store(folder, tmp_path / "cache"))
+    store = open_store(folder, tmp_path / "cache")
+    shutil.rmtree(folder)
+    for i in range(N):
+        np.testing.assert_array_equal(store[i], expected[i])
+
+
+def test_what_is_not_kept_is_read_again(folder: Path, tmp_path: Path) -> None:
+    store = open_store(folder, tmp_path / "cache")
+    for i in range(N):
+        store[i]
+    store.flush()
+    assert not (tmp_path / "cache").exists()
+    shutil.rmtree(folder)
+    with pytest.raises(ImageError, match="no such file"):
+        store[0]
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "is_kept"), [(2 * SET_BYTES, True), (2 * SET_BYTES - 1, False), (0, False)]
+)
+def test_a_set_that_would_fill_half_the_cache_is_not_kept(
+    max_bytes: int, is_kept: bool, folder: Path, tmp_path: Path
+) -> None:
+    assert MAX_SHARE == 0.5
+    store = open_store(folder, tmp_path / "cache", max_bytes)
+    fill(store)
+    assert (tmp_path / "cache").exists() == is_kept
+    shutil.rmtree(folder)
+    if is_kept:
+        fill(store)
+    else:
+        with pytest.raises(ImageError, match="no such file"):
+            store[0]
+
+
+@pytest.mark.parametrize("change", [{"input_size": 96}, {"interpolation": "bilinear"}])
+def test_another_size_or_filter_has_its_own_pixels(
+    change: dict[str, object], folder: Path, tmp_path: Path
+) -> None:
+    fill(open_store(folder, tmp_path / "cache"))
+    other = replace(PREPROCESSING, **change)
+    expected = [open_store(folder, "", 0, other)[i] for i in range(N)]
+    found = fill(open_store(folder, tmp_path / "cache", MANY, other))
+    for pixels, plain in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, plain)
+
+
+def test_other_means_share_the_pixels(folder: Path, tmp_path: Path) -> None:
+    fill(open_store(folder, tmp_path / "cache"))
+    other = open_store(folder, tmp_path / "cache", MANY, replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)))
+    shutil.rmtree(folder)
+    fill(other)
+
+
+def test_a_photograph_that_was_changed_is_read_anew(folder: Path, tmp_path: Path) -> None:
+    fill(open_store(folder, tmp_path / "cache"))
+    path = folder / "1.png"
+    path.write_bytes(encode(draw(99), "PNG"))
+    expected = open_store(folder, "", 0)[1]
+    np.testing.assert_array_equal(open_store(folder, tmp_path / "cache")[1], expected)
+
+
+def test_threads_may_ask_at_the_same_time(folder: Path, tmp_path: Path) -> None:
+    expected = fill(open_store(folder, tmp_path / "cache"))
+    for store in (open_store(folder, tmp_path / "cache"), open_store(folder, "", 0)):
+        asked = np.random.default_rng(0).integers(0, N, 60)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(store.__getitem__, asked))
+        for i, pixels in zip(asked, found, strict=True):
+            np.testing.assert_array_equal(pixels, expected[i])
+
+
+def test_what_is_given_can_be_written_to_without_harm(folder: Path, tmp_path: Path) -> None:
+    expected = [pixels.copy() for pixels in fill(open_store(folder, tmp_path / "cache"))]
+    store = open_store(folder, tmp_path / "cache")
+    store[0][:] = 0
+    np.testing.assert_array_equal(store[0], expected[0])
+
+
+def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("max_bytes", [0, SET_BYTES, MANY])
+def test_nothing_is_written_to_the_users_folder(max_bytes: int, folder: Path, tmp_path: Path) -> None:
+    before = everything_in(folder)
+    fill(open_store(folder, tmp_path / "cache", max_bytes))
+    fill(open_store(folder, tmp_path / "cache", max_bytes))
+    assert everything_in(folder) == before
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"a file")
+    expected = [open_store(folder, "", 0)[i] for i in range(N)]
+    store = open_store(folder, tmp_path / "cache")
+    for found in (fill(store), fill(store)):
+        for pixels, plain in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(pixels, plain)
+    assert (tmp_path / "cache").read_bytes() == b"a file"

@@ -1,0 +1,160 @@
+"""What job.py promises: every photograph once an epoch, in even batches, the same for the same seed."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.model.features import Device
+from pixelplay.training.batches import Source
+from pixelplay.training.job import SIZE_STEP_PX, Job
+from pixelplay.training.losses import make_loss
+
+SIZES = (23, 11, 4)
+FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32
+
+
+def make_job(
+    sizes: tuple[int, ...] = SIZES, *, imbalance: Imbalance = "none", n_val: int = 5, **changes: Any
+) -> Job:
+    """A job on classes of these sizes, their photographs mixed among those of the validation part."""
+    rng = np.random.default_rng(0)
+    settings = {key: changes.pop(key) for key in ("accumulate", "first_size_frac") if key in changes}
+    config = TrainConfig(
+        seed=changes.pop("seed", 0),
+        imbalance=imbalance,
+        min_per_class=changes.pop("min_per_class", None),
+        finetune=FinetuneConfig(**settings),
+    )
+    labels = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rng.integers(0, len(sizes), n_val)])
+    order = rng.permutation(len(labels))
+    job = Job(
+        source=cast(Source, None),  # a schedule asks it for nothing
+        labels=labels[order],
+        train=np.flatnonzero(order < sum(sizes)),
+        val=np.flatnonzero(order >= sum(sizes)),
+        offset=np.zeros(len(sizes)),
+        loss=make_loss("none", np.array(sizes), logit_tau=1, focal_gamma=2, label_smoothing=0),
+        imbalance=imbalance,
+        config=config,
+        epochs=6,
+        batch_size=8,
+        is_compiled=False,
+        limit_s=None,
+        device=Device(name="cpu", precision="fp32"),
+        input_size=160,
+    )
+    return replace(job, **changes)
+
+
+def drawn_by(job: Job, epoch: int) -> NDArray[np.int64]:
+    return np.concatenate(job.batches(epoch))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=5).map(tuple),
+    batch_size=st.integers(1, 50),
+    epoch=st.integers(0, 1000),
+    imbalance=st.sampled_from(["none", "class_weights", "focal", "balanced_softmax", "logit_adjusted"]),
+)
+def test_an_epoch_shows_every_photograph_once_in_even_batches(
+    sizes: tuple[int, ...], batch_size: int, epoch: int, imbalance: Imbalance
+) -> None:
+    job = make_job(sizes, imbalance=imbalance, batch_size=batch_size)
+    np.testing.assert_array_equal(np.sort(drawn_by(job, epoch)), job.train)
+    lengths = [len(rows) for rows in job.batches(epoch)]
+    assert max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= batch_size
+    assert len(lengths) == job.batches_per_epoch == -(-sum(sizes) // batch_size)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=5).map(tuple),
+    batch_size=st.integers(1, 20),
+    epoch=st.integers(0, 100),
+)
+def test_a_sampler_shows_classes_equally_often_in_even_batches(
+    sizes: tuple[int, ...], batch_size: int, epoch: int
+) -> None:
+    job = make_job(sizes, imbalance="sampler", batch_size=batch_size)
+    drawn = drawn_by(job, epoch)
+    counts = np.bincount(job.labels[drawn], minlength=len(sizes))
+    assert counts.max() - counts.min() <= 1
+    assert np.isin(drawn, job.train).all()
+    lengths = [len(rows) for rows in job.batches(epoch)]
+    assert len(lengths) == job.batches_per_epoch
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("imbalance", ["none", "sampler"])
+def test_smaller_classes_are_raised_to_what_is_asked(imbalance: Imbalance) -> None:
+    job = make_job(imbalance=imbalance, min_per_class=12)
+    drawn = drawn_by(job, 1)
+    assert len(drawn) == 23 + 12 + 12
+    assert job.batches_per_epoch == 6
+    if imbalance == "none":
+        assert np.bincount(job.labels[drawn]).tolist() == [23, 12, 12]
+
+
+@pytest.mark.parametrize("imbalance", ["none", "sampler"])
+def test_the_same_seed_gives_the_same_batches_and_another_others(imbalance: Imbalance) -> None:
+    job, again, other = (make_job(imbalance=imbalance, seed=seed) for seed in (3, 3, 4))
+    for epoch in (1, 2, 5):
+        for rows, expected in zip(again.batches(epoch), job.batches(epoch), strict=True):
+            np.testing.assert_array_equal(rows, expected)
+        assert (drawn_by(other, epoch) != drawn_by(job, epoch)).any()
+
+
+@pytest.mark.parametrize("imbalance", ["none", "sampler"])
+def test_epochs_differ_and_may_be_asked_for_in_any_order(imbalance: Imbalance) -> None:
+    job = make_job(imbalance=imbalance)
+    forwards = [drawn_by(job, epoch) for epoch in range(1, 7)]
+    backwards = [drawn_by(job, epoch) for epoch in range(6, 0, -1)][::-1]
+    for first, second in zip(forwards, backwards, strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert len({tuple(rows) for rows in forwards}) == 6
+
+
+def test_classes_are_mixed_within_batches() -> None:
+    job = make_job((200, 200), batch_size=40)
+    for rows in job.batches(1):
+        assert np.bincount(job.labels[rows], minlength=2).min() > 5
+
+
+@pytest.mark.parametrize(("accumulate", "steps_an_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)])
+def test_steps_are_batches_added_up_within_an_epoch(accumulate: int, steps_an_epoch: int) -> None:
+    job = make_job(accumulate=accumulate)  # 38 photographs in batches of 8
+    assert job.batches_per_epoch == 5
+    assert job.n_steps == 6 * steps_an_epoch
+    assert replace(job, epochs=1).n_steps == steps_an_epoch
+
+
+def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
+    job = make_job(batch_size=1000)
+    assert job.batches_per_epoch == 1
+    assert job.n_steps == 6
+    assert [len(rows) for rows in job.batches(1)] == [sum(SIZES)]
+
+
+@pytest.mark.parametrize("input_size", FULL_SIZES)
+def test_the_size_stays_where_it_need_not_grow(input_size: int) -> None:
+    job = make_job(input_size=input_size)
+    assert [job.size_px(epoch) for epoch in range(6)] == [input_size] * 6
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 8, 11])
+@pytest.mark.parametrize("input_size", FULL_SIZES)
+def test_the_size_grows_to_the_full_one_in_the_first_half(input_size: int, epochs: int) -> None:
+    for share in (0.25, 0.5, 0.7, 0.9, 0.99):
+        job = make_job(input_size=input_size, epochs=epochs, first_size_frac=share)
+        sizes = np.array([job.size_px(epoch) for epoch in range(epochs)])
+        assert (np.diff(sizes) >= 0).all()
+        assert (sizes[-(epochs // 2) :] == input_size).all()
+        assert abs(sizes[0] - share * input_size) <= SIZE_STEP_PX / 2
+        assert sizes.min() >= SIZE_STEP_PX
+        assert ((sizes % SIZE_STEP_PX == 0) | (sizes == input_size)).all()

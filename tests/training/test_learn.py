@@ -1,0 +1,231 @@
+"""How deep to train: what the choice rests on, and what is said about it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from conftest import TINY, draw_folder
+from pixelplay.config import ComputeConfig, FinetuneConfig, TrainConfig
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.source import scan_source
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.journal import Journal
+from pixelplay.model.features import PhotographFeatures
+from pixelplay.training.learn import ENOUGH_VAL, compare_depths
+from pixelplay.training.material import Material, sort_out
+from pixelplay.workflow import train
+
+CONFIG = TrainConfig(tune="auto", val_frac=0.5)
+
+
+@pytest.fixture(scope="module")
+def material(drawn_photographs: Path) -> Material:
+    """Nineteen validation photographs; their features are of no interest."""
+    index = scan_source(str(drawn_photographs))
+    photographs = PhotographFeatures(
+        values=np.zeros((len(index), 2), dtype=np.float32),
+        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
+        errors={},
+    )
+    return sort_out(index, photographs, CONFIG)
+
+
+def logits_with(n_wrong: int, material: Material, sureness: float = 2.0) -> NDArray[np.float32]:
+    """Logits (n, K) that give the first few validation photographs the class next to their own."""
+    labels = material.labels[material.parts.split.val].copy()
+    labels[:n_wrong] = (labels[:n_wrong] + 1) % material.n_known
+    return (sureness * np.eye(material.n_known, dtype=np.float32))[labels]
+
+
+def unsure_about(n: int, material: Material) -> NDArray[np.float32]:
+    """As `logits_with(1, …)`, with the next few right answers hanging by a thread."""
+    logits = logits_with(1, material)
+    logits[1 : 1 + n] /= 20
+    return logits
+
+
+# --- comparing ---
+
+
+def test_a_clear_gain_is_taken(material: Material) -> None:
+    n = len(material.parts.split.val)
+    verdict = compare_depths(logits_with(9, material), logits_with(1, material), material, CONFIG)
+    assert verdict.is_tuned_better
+    assert verdict.evidence["probe_accuracy"] == pytest.approx(1 - 9 / n)
+    assert verdict.evidence["tuned_accuracy"] == pytest.approx(1 - 1 / n)
+    # eight of n photographs change sides, all the same way
+    expected = np.std([1] * 8 + [0] * (n - 8), ddof=1) / np.sqrt(n)
+    assert verdict.evidence["standard_error"] == pytest.approx(expected)
+
+
+def test_a_clear_loss_is_not_taken(material: Material) -> None:
+    verdict = compare_depths(logits_with(1, material), logits_with(9, material), material, CONFIG)
+    assert not verdict.is_tuned_better
+
+
+def test_a_clear_gain_outweighs_a_worse_likelihood(material: Material) -> None:
+    probe, tuned = logits_with(6, material), logits_with(2, material)
+    tuned[2:] /= 50  # right by a hair
+    verdict = compare_depths(probe, tuned, material, CONFIG)
+    assert verdict.evidence["tuned_nll"] > verdict.evidence["probe_nll"]
+    assert verdict.is_tuned_better
+
+
+@pytest.mark.parametrize("is_tuned_surer", [True, False])
+def test_within_noise_the_likelihood_decides(is_tuned_surer: bool, material: Material) -> None:
+    sure, unsure = logits_with(1, material), unsure_about(6, material)
+    probe, tuned = (unsure, sure) if is_tuned_surer else (sure, unsure)
+    verdict = compare_depths(probe, tuned, material, CONFIG)
+    assert verdict.evidence["probe_accuracy"] == verdict.evidence["tuned_accuracy"]
+    assert (verdict.evidence["tuned_nll"] < verdict.evidence["probe_nll"]) == is_tuned_surer
+    assert verdict.is_tuned_better == is_tuned_surer
+
+
+def test_one_photograph_is_noise(material: Material) -> None:
+    probe, tuned = logits_with(2, material), unsure_about(8, material)
+    verdict = compare_depths(probe, tuned, material, CONFIG)
+    assert verdict.evidence["tuned_accuracy"] > verdict.evidence["probe_accuracy"]
+    assert not verdict.is_tuned_better
+
+
+def test_equal_depths_stay_with_the_probe(material: Material) -> None:
+    logits = logits_with(3, material)
+    assert not compare_depths(logits, logits.copy(), material, CONFIG).is_tuned_better
+
+
+def test_being_too_sure_is_no_fault_for_the_temperature_mends_it(material: Material) -> None:
+    verdict = compare_depths(
+        logits_with(2, material), logits_with(2, material, sureness=20.0), material, CONFIG
+    )
+    assert verdict.evidence["tuned_nll"] == pytest.approx(verdict.evidence["probe_nll"], rel=1e-3)
+
+
+def test_the_declared_metric_is_compared(material: Material) -> None:
+    """The probe is right about the largest class only, tuned loses some of it for the others."""
+    labels = material.labels[material.parts.split.val]
+    probe = np.tile(np.float32([2, 0, 0]), (len(labels), 1))
+    wrong = np.flatnonzero(labels == 0)[:4]
+    guesses = labels.copy()
+    guesses[wrong] = 1
+    tuned = (2 * np.eye(3, dtype=np.float32))[guesses]
+    verdict = compare_depths(probe, tuned, material, replace(CONFIG, metric="balanced_accuracy"))
+    assert verdict.evidence["probe_balanced_accuracy"] == pytest.approx(1 / 3)
+    assert verdict.evidence["tuned_balanced_accuracy"] > 0.7
+    assert verdict.is_tuned_better
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_wrong", "words"),
+    [
+        ("auto", 1, "partial is taken"),
+        ("auto", 9, "the probe is taken"),
+        ("partial", 1, "partial is taken"),
+        ("partial", 9, "--tune auto would take the probe"),
+    ],
+)
+def test_the_sentence_names_both_figures_and_who_is_taken(
+    asked: str, n_wrong: int, words: str, material: Material
+) -> None:
+    n = len(material.parts.split.val)
+    config = TrainConfig(**{**vars(CONFIG), "tune": asked})
+    verdict = compare_depths(logits_with(5, material), logits_with(n_wrong, material), material, config)
+    evidence = verdict.evidence
+    assert verdict.sentence.format(depth="partial") == (
+        f"on {n} held-out photographs partial has accuracy {1 - n_wrong / n:.3f} and NLL "
+        f"{evidence['tuned_nll']:.3f}, the probe {1 - 5 / n:.3f} and {evidence['probe_nll']:.3f}: {words}"
+    )
+
+
+# --- falling back ---
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> TrainConfig:
+    return TrainConfig(
+        backbone=TINY,
+        weights=str(tiny_weights),
+        val_frac=0.9,
+        time_budget="0.1s",
+        finetune=FinetuneConfig(train_batch_size=8),  # it is also what is measured
+        compute=ComputeConfig(batch_size=8),
+    )
+
+
+def test_auto_fits_a_probe_where_time_is_short_and_says_so(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    journal = Journal(quiet=True)
+    report = train(drawn_photographs, tmp_path / "run", tiny, journal=journal)
+    assert report.depth == "probe"
+    assert report.held_out_part == "oof"
+    note = next(note for note in journal.notes if "too short" in note)
+    assert note.startswith("time_budget=0.1s is too short for partial tuning on ")
+    assert note.endswith("; raise --time-budget or use --tune probe; a probe is fitted")
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert files == ["config.json", "metrics.json", "model", "oof.csv", "predictions.csv", "split.json"]
+    assert note in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
+    # who could not choose learns
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    assert len(split["val"]) >= ENOUGH_VAL
+    assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
+
+
+@pytest.mark.parametrize("depth", ["partial", "full"])
+def test_an_explicit_depth_is_refused_with_the_time_it_needs(
+    depth: str, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    config = TrainConfig(**{**vars(tiny), "tune": depth, "val_frac": 0.15})
+    with pytest.raises(
+        ConfigError,
+        match=rf"time_budget=0\.1s is too short for {depth} tuning on 32 photographs: "
+        r"about \d+[0sm]+ are needed here; raise --time-budget or use --tune probe",
+    ):
+        train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_fits_a_probe_where_too_few_can_choose(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    journal = Journal(quiet=True)
+    config = replace(tiny, val_frac=0.15, time_budget="2h")
+    report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
+    assert report.depth == "probe"
+    assert any("6 validation photographs cannot tell which depth is better" in n for n in journal.notes)
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of which none can be held out of train: one burst of each class."""
+    root = tmp_path_factory.mktemp("lonely")
+    draw_folder(root / "train", {"bars": 4, "dots": 4})
+    draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=50)
+    return root
+
+
+def test_without_a_validation_photograph_an_explicit_depth_is_refused(
+    lonely: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    data = replace(tiny.data, group_regex="train/[^/]+|[^/]+$")
+    config = replace(tiny, tune="partial", data=data)
+    with pytest.raises(DataError, match="tuning needs validation photographs, and no class has 2"):
+        train(lonely, tmp_path / "run", config, journal=Journal(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_to_choose_on_that_is_not_learned(tiny: TrainConfig, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    draw_folder(root / "train", {"bars": 4, "dots": 4})
+    draw_folder(root / "val", {"bars": 10, "dots": 10, "rings": 10}, first_seed=50)
+    config = replace(tiny, test_frac=0.0, time_budget="2h")
+    journal = Journal(quiet=True)
+    words = "tuning needs training photographs of every class; only the val part has rings"
+    assert train(root, tmp_path / "run", config, journal=journal).depth == "probe"
+    assert f"{words}; a probe is fitted" in journal.notes
+    with pytest.raises(DataError, match=words):
+        train(root, tmp_path / "other", replace(config, tune="partial"), journal=Journal(quiet=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]

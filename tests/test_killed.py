@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -188,28 +187,39 @@ def test_a_run_that_was_killed_three_times_ends_like_one_left_alone(
     _kill_once(start(train), lambda: (checkpoints / CHECKPOINT).exists())
     assert _progress(run)["epoch"] in (2, 3, 4)
 
-    # in the middle of an epoch, while a checkpoint is written
-    middle = Death(f"{run}.partial", 2, f"{CHECKPOINT}.tmp")
-    _await_death(start(train, checkpoint_every_s=0, death=middle))
+    # the model is finished, and its records are being written
+    _await_death(start(train, death=Death(f"{run}.partial", 2, "predictions.csv.partial")))
+    assert (tmp_path / "run.partial/predictions.csv.partial").exists()
     assert not run.exists()
 
     assert main(train) == 0
     _assert_same(run, undisturbed)
 
 
-def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_from_there(
+def test_a_run_that_was_killed_within_an_epoch_goes_on_from_its_last_step(
     training: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache")]
-    # each step of an epoch is written with two changes: the file, then its name
-    _await_death(start(train, checkpoint_every_s=0, death=Death(f"{run}.partial", 4, f"{CHECKPOINT}.tmp")))
-    progress = _progress(run)
+    train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]
+
+    def kill(n: int) -> dict[str, Any]:
+        # each step is written with two changes: the file, then its name
+        death = Death(f"{run}.partial", n, f"{CHECKPOINT}.tmp")
+        _await_death(start(train, checkpoint_every_s=0, death=death))
+        return _progress(run)
+
+    progress = kill(4)
+    n_batches = progress["n_batches"]
     assert (progress["epoch"], progress["step"]) == (1, 1)
-    assert progress["n_batches"] == progress["n_seen"] // 8 > 0
+    assert 0 < 8 * n_batches == progress["n_seen"] < 32
     assert (tmp_path / f"run.partial/checkpoint/{CHECKPOINT}.tmp").exists()
 
-    assert main([*train, "--resume"]) == 0
+    # the last step of the epoch is done, and nothing is measured yet
+    n_steps = 4 // n_batches
+    progress = kill(2 * (n_steps - 1) + 1)
+    assert (progress["epoch"], progress["step"], progress["n_batches"]) == (1, n_steps, 4)
+
+    assert main(train) == 0
     _assert_same(run, undisturbed)
 
 
@@ -235,7 +245,7 @@ def test_a_kill_before_any_change_of_a_file_loses_nothing(
 
 
 def test_a_run_under_way_and_its_remains_are_guarded(
-    photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
 
@@ -248,19 +258,14 @@ def test_a_run_under_way_and_its_remains_are_guarded(
         assert shown.err.count("\n") == 1
         return shown.err
 
-    env = os.environ | {"PYTHONPATH": str(Path(pixelplay.__file__).parents[1])}
-    long = [sys.executable, "-m", "pixelplay", *photos, *out, "--epochs", "9999"]
     partial = tmp_path / "run.partial"
-    with subprocess.Popen(long, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            for argv in ([], ["--force"], ["--resume", "--epochs", "9999"]):
-                assert f"another process is training into {partial}; wait for it" in refusal(*argv)
-            assert process.poll() is None
-        finally:
-            process.kill()
+    process = start([*photos, *out, "--epochs", "9999"])
+    deadline = time.monotonic() + 120
+    while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for argv in ([], ["--force"], ["--resume", "--epochs", "9999"]):
+        assert f"another process is training into {partial}; wait for it" in refusal(*argv)
+    _kill_once(process, lambda: True)
 
     left = (partial / "checkpoint" / CHECKPOINT).read_bytes()
     line = refusal("--epochs", "9999")

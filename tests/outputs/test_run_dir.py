@@ -229,7 +229,8 @@ def test_what_a_run_killed_before_its_first_checkpoint_leaves_is_in_no_ones_way(
 ) -> None:
     partial = make_folder(tmp_path / "run.partial")
     (partial / ".lock").touch()
-    (partial / "plan.json.tmp").touch()
+    for name in ("plan.json.tmp", "val.csv.partial", "metrics.json.tmp"):  # what was being written
+        (partial / name).touch()
     make_folder(partial / "checkpoint")
     (partial / "checkpoint" / "photographs.json").touch()
     with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=is_resumed) as folder:

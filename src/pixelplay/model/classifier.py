@@ -141,7 +141,7 @@ def freeze_spatial_filters(tail: Tail, *, is_cpu: bool) -> None:
     strided depthwise filter also runs in fp32: in bf16 its gradient takes a hundred times its forward.
     """
     for layer in tail.network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
             layer.weight.requires_grad_(False)
             if layer.bias is not None:
                 layer.bias.requires_grad_(False)  # its gradient costs as much as the weights'

@@ -117,7 +117,8 @@ def _check_ours(partial: str) -> None:
 
 
 def _is_ours(partial: str) -> bool:
-    return {name.removesuffix(".tmp") for name in os.listdir(partial)} <= {*RUN_NAMES, CHECKPOINTS, LOCK}
+    names = {name.removesuffix(".tmp").removesuffix(PARTIAL) for name in os.listdir(partial)}
+    return names <= {*RUN_NAMES, CHECKPOINTS, LOCK}
 
 
 def _put_in_place(temporary: str, out_dir: str) -> None:

@@ -242,7 +242,7 @@ class _Run:
         return {
             "epoch": where.epoch,
             "step": where.step,
-            "lr": max(group["lr"] for group in self.state.optimizer.param_groups),
+            "lr": self._last_lr(),
             "train_loss": where.loss_sum / where.n_seen if where.n_seen else float("nan"),
             **_figures("train", np.array(where.tally)),
             "val_loss": nll_of(logits, labels),
@@ -251,6 +251,12 @@ class _Run:
             "img_per_s": where.n_seen / where.epoch_s if where.epoch_s else 0.0,
             "seconds": where.epoch_s,
         }
+
+    def _last_lr(self) -> float:
+        """Highest learning rate of the last step; the optimizer's own is lost when a run is killed."""
+        job, step = self.job, self.state.progress.step
+        peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
+        return peak * lr_factor(step - 1, job.n_steps, job.config.finetune.warmup_frac) if step else 0.0
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class Job:
         full = self.input_size
         share = self.config.finetune.first_size_frac
         progress = min(1.0, 2 * epoch / self.epochs)
-        if share == 1 or progress == 1:
+        if share == 1 or progress == 1 or self.epochs == 1:
             return full  # which need not be a multiple of 32
         grown = share + (1 - share) * progress
         return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))

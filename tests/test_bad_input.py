@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import zipfile
@@ -15,6 +16,8 @@ import pytest
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.cli import main
+from pixelplay.config import TrainConfig
+from pixelplay.training.resume import check_settings
 
 Refusal = Callable[..., str]
 
@@ -461,3 +464,174 @@ def test_precision_of_three_classes(drawn_photographs: Path, tiny_run: Path, ref
 def test_positive_class_without_a_precision(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_photographs, "--positive", "bars")
     assert line == "positive='bars' says nothing without a precision; add --at-precision 0.95, say"
+
+
+# --- tuning ---
+
+
+@pytest.fixture
+def refuse_tuning(drawn_photographs: Path, tiny_weights: Path, refuse: Refusal) -> Refusal:
+    """Refuse to train on the drawn photographs, and leave them and the weights as they are."""
+
+    def run(*argv: object) -> str:
+        inputs = (drawn_photographs, tiny_weights.parent)
+        before = [_everything_below(folder) for folder in inputs]
+        common = ("--out", "run", "--backbone", TINY, "--weights", tiny_weights)
+        line = refuse("train", drawn_photographs, *common, *argv)
+        assert [_everything_below(folder) for folder in inputs] == before
+        return line
+
+    return run
+
+
+PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((*PARTIAL, "--time-budget", "5x"), ["time_budget='5x' is no duration", "write 90s, 5m or 2h"]),
+        ((*PARTIAL, "--time-budget", "0s"), ["time_budget='0s' is no duration"]),
+        (
+            (*PARTIAL, "--augment", "crop", "mixpu"),
+            ["'mixpu' is unknown", "did you mean 'mixup'", "trivial_"],
+        ),
+        (
+            (*PARTIAL, "--imbalance", "class_weights", "--min-per-class", "20"),
+            ["min_per_class and imbalance='class_weights'", "both correct for class sizes", "give one"],
+        ),
+        (
+            (*PARTIAL, "--imbalance", "focal", "--augment", "crop", "mixup"),
+            ["mixup makes labels soft", "focal loss cannot take", "choose another imbalance"],
+        ),
+        (
+            (*FULL, "--imbalance", "focal", "--label-smoothing", "0.1"),
+            ["label_smoothing makes labels soft", "focal loss cannot take", "leave it out"],
+        ),
+        (
+            ("--tune", "probe", "--head", "mlp"),
+            ["head='mlp'", "not fitted by a probe", "--tune partial or full"],
+        ),
+        (
+            ("--tune", "probe", "--min-per-class", "9"),
+            ["min_per_class", "a probe has none", "--tune partial"],
+        ),
+        ((*PARTIAL, "--n-stages", "0"), ["n_stages=0 is outside its range 1 to"]),
+        (
+            (*PARTIAL, "--n-stages", "4", "--epochs", "1"),
+            ["n_stages=4 is outside 1 to 3", TINY, "--tune full trains everything"],
+        ),
+        ((*PARTIAL, "--n-stages", "4"), ["n_stages=4 is outside 1 to 3", "--tune full"]),
+        ((*FULL, "--first-size-frac", "0.1"), ["first_size_frac=0.1 is outside its range 0.25 to 1"]),
+        ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
+        ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),
+        ((*PARTIAL, "--plan", "nowhere.json"), ["plan nowhere.json cannot be read: No such file"]),
+    ],
+    ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
+)
+def test_tuning_that_cannot_be_done_as_asked(
+    options: tuple[str, ...], words: list[str], refuse_tuning: Refusal
+) -> None:
+    _assert_says(refuse_tuning(*options), *words)
+
+
+@pytest.mark.parametrize("depth", [PARTIAL, FULL])
+def test_a_time_budget_that_is_too_short(depth: tuple[str, str], refuse_tuning: Refusal) -> None:
+    line = refuse_tuning(*depth, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
+    _assert_says(line, f"time_budget=0.1s is too short for {depth[1]} tuning on 32 photographs: about ")
+    _assert_says(line, " are needed here", "raise --time-budget", "--tune probe")
+
+
+def test_a_plan_for_another_network(refuse_tuning: Refusal) -> None:
+    plan = {"depth": "partial", "n_stages": 7, "n_views": 1, "epochs": 1, "batch_size": 8}
+    Path("plan.json").write_text(json.dumps({**plan, "is_compiled": False, "seconds": {}}))
+    line = refuse_tuning(*PARTIAL, "--plan", "plan.json")
+    _assert_says(line, "n_stages=7 is outside 1 to 3", TINY, "--tune full trains everything")
+
+
+# weights that this decay turns over and a hundredfold in each step
+RUNAWAY = (
+    "--lr",
+    "10",
+    "--head-lr",
+    "10",
+    "--weight-decay",
+    "10",
+    "--train-batch-size",
+    "2",
+    "--epochs",
+    "2",
+)
+
+
+def test_a_loss_that_is_no_number_ends_a_training_from_nothing(refuse_tuning: Refusal) -> None:
+    for start in (("--start", "random"), ("--head", "mlp")):
+        line = refuse_tuning(*PARTIAL, "--n-views", "1", *RUNAWAY, *start)
+        assert re.match(r"the loss is (nan|inf) at step \d+ of 32, before anything was learned", line)
+        _assert_says(line, "lower --lr and --head-lr")
+
+
+def test_a_loss_that_is_no_number_leaves_the_probe(
+    drawn_photographs: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What training started from is a classifier: it is kept, and the step is named."""
+    common = ["train", str(drawn_photographs), "--backbone", TINY, "--weights", str(tiny_weights)]
+    assert main([*common, "--out", "run", *PARTIAL, "--n-views", "1", *RUNAWAY]) == 0
+    err = capsys.readouterr().err
+    said = re.search(
+        r"note: training ended early: the loss is (nan|inf) at step \d+ of 32; "
+        r"the weights are those of epoch 0\n",
+        err,
+    )
+    assert said, err
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert said[0].removeprefix("note: ").rstrip() in metrics["notes"]
+    assert metrics["chosen"]["epoch"]["value"] == 0
+    assert metrics["test"]["accuracy"]["value"] > 0.7
+    assert Path("run/history.csv").read_text().count("\n") == 2
+    assert os.listdir() == ["run"]
+
+
+def test_a_network_that_takes_one_image_size_only(
+    drawn_photographs: Path, tmp_path: Path, refuse: Refusal
+) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("test_vit3", pretrained=False, num_classes=0)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    line = refuse(
+        "train", drawn_photographs, "--out", "run", "--backbone", "test_vit3",
+        "--weights", tmp_path / "vit.safetensors", *FULL, "--epochs", "2", "--first-size-frac", "0.5",
+    )  # fmt: skip
+    _assert_says(line, "test_vit3 takes no images of 64 px", "first_size_frac=0.5", "--first-size-frac 1")
+
+
+def test_an_interrupted_run_with_other_settings(
+    drawn_photographs: Path, tiny_weights: Path, refuse_tuning: Refusal
+) -> None:
+    config = TrainConfig(tune="partial", backbone=TINY, weights=str(tiny_weights))
+    check_settings("run.partial/checkpoint", config)
+    Path("run.partial/checkpoint/checkpoint.safetensors").touch()
+    Path("run.partial/.lock").touch()
+    line = refuse_tuning(*PARTIAL, "--resume", "--lr", "0.01", "--seed", "3", "--cache-gb", "1")
+    _assert_says(line, "finetune.lr was 0.002, is 0.01", "seed was 0, is 3", "give the same", "--force")
+    assert "cache_gb" not in line
+
+
+def test_an_interrupted_run_that_is_neither_resumed_nor_replaced(refuse_tuning: Refusal) -> None:
+    Path("run.partial/checkpoint").mkdir(parents=True)
+    Path("run.partial/checkpoint/checkpoint.safetensors").touch()
+    Path("run.partial/.lock").touch()
+    line = refuse_tuning(*PARTIAL)
+    _assert_says(line, Path("run.partial").absolute(), "holds an interrupted run", "--resume", "--force")
+
+
+def test_a_folder_in_the_way_of_an_interrupted_run(refuse_tuning: Refusal) -> None:
+    Path("run.partial").mkdir()
+    Path("run.partial/thesis.txt").write_text("years of work")
+    line = refuse_tuning(*PARTIAL, "--force")
+    _assert_says(line, Path("run.partial").absolute(), "files that are not of a run", "choose another --out")

@@ -30,7 +30,7 @@ TRAININGS = {
     "full": [
         *("--tune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
         *("--augment", "crop", "mixup", "--imbalance", "sampler"),
-        *("--train-batch-size", "8", "--accumulate", "2"),
+        *("--train-batch-size", "8", "--accumulate", "2", "--ema-frac", "0.8"),
     ],
 }
 
@@ -166,12 +166,15 @@ def _assert_same(run: Path, undisturbed: Path) -> None:
     found, expected = _content(run), _content(undisturbed)
     assert set(found) == set(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
+    best = json.loads(found["metrics.json"])["chosen"]["epoch"]["value"]
+    assert best > 0  # else the model would show nothing of the training
     assert {"model/backbone.safetensors", "model/head.safetensors", "history.csv"} <= set(found)
 
 
 # --- killed ---
 
 
+@pytest.mark.parametrize("training", ["partial"], indirect=True)
 def test_a_run_that_was_killed_three_times_ends_like_one_left_alone(
     training: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
@@ -274,6 +277,8 @@ def test_a_run_under_way_and_its_remains_are_guarded(
     assert "--force" in line
     assert "finetune.epochs was 9999, is 3" in refusal("--resume")
     assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
+    (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
+    assert f"{CHECKPOINT} cannot be continued from" in refusal("--resume", "--epochs", "9999")
 
     assert main([*photos, *out, "--force"]) == 0
     assert os.listdir(tmp_path) == ["run"]

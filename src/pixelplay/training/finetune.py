@@ -222,7 +222,8 @@ class _Run:
         """Give a batch norm the statistics that belong to averaged weights: one pass over the epoch."""
         momentum, norm.momentum = norm.momentum, None  # None: the plain mean over all batches
         norm.reset_running_stats()
-        self.classifier.train()
+        self.classifier.eval()  # no branch and no unit is left out by chance
+        norm.train()
         epoch = max(1, self.state.progress.epoch)
         size = self.job.size_px(epoch - 1)
         for _, inputs in stream(

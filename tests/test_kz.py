@@ -1,0 +1,288 @@
+"""Killed is not lost: real processes, real SIGKILLs; the same model as from a run left alone."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pixelplay
+from conftest import TINY
+from pixelplay.cli import main
+from pixelplay.training import finetune
+from pixelplay.training.checkpoint import CHECKPOINT
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+
+TIMES = ("img_per_s", "seconds")  # columns that differ from run to run
+TRAININGS = {
+    "partial": ["--tune", "partial", "--train-batch-size", "8"],
+    # dropout, mixing, a batch norm's statistics, repeated photographs, steps of several batches
+    "full": [
+        *("--tune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
+        *("--augment", "crop", "mixup", "--imbalance", "sampler"),
+        *("--train-batch-size", "8", "--accumulate", "2", "--ema-frac", "0.8"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Death:
+    """SIGKILL before the n-th change of a file of the run; only those whose name ends as given count."""
+
+    run: str
+    n: int
+    ending: str = ""
+
+    def watch(self) -> None:
+        """Look at all that this process does from now on."""
+        left = self.n
+
+        def see(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if _changes_a_file(event, arguments):
+                path = os.path.abspath(os.fsdecode(arguments[0]))
+                if path.startswith(self.run) and path.endswith(self.ending):
+                    left -= 1
+                    if not left:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(see)
+
+
+def _changes_a_file(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event == "open":
+        is_path = isinstance(arguments[0], str | bytes)
+        return is_path and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    return event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def _run(argv: list[str], checkpoint_every_s: float, death: Death | None) -> None:
+    """What a started process does."""
+    finetune.CHECKPOINT_EVERY_S = checkpoint_every_s
+    if death is not None:
+        death.watch()
+    sys.exit(main(argv))
+
+
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Start a command in a process of its own; imports are done once, for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_killed", "pixelplay.workflow", "pixelplay.outputs.summary", "timm"])
+    processes: list[BaseProcess] = []
+    source = Path(pixelplay.__file__).parents[1]
+
+    def run(
+        argv: list[str],
+        *,
+        checkpoint_every_s: float = finetune.CHECKPOINT_EVERY_S,
+        death: Death | None = None,
+    ) -> BaseProcess:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(source), str(Path(__file__).parent)]))
+            process = context.Process(target=_run, args=(argv, checkpoint_every_s, death))
+            process.start()
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(scope="module")
+def photos(drawn_photographs: Path, tiny_weights: Path) -> list[str]:
+    """What all runs here have in common."""
+    return [
+        *("train", str(drawn_photographs), "--backbone", TINY, "--weights", str(tiny_weights)),
+        *("--epochs", "3", "--quiet"),
+    ]
+
+
+@pytest.fixture(scope="module", params=TRAININGS)
+def training(request: pytest.FixtureRequest, photos: list[str]) -> list[str]:
+    return [*photos, *TRAININGS[request.param]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a run that nobody killed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main([*training, "--out", str(run), "--cache-dir", str(run.parent / "cache")]) == 0
+    return run
+
+
+def _kill_once(process: BaseProcess, is_reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_reached() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _await_death(process: BaseProcess) -> None:
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _progress(run: Path) -> dict[str, Any]:
+    """Where the checkpoint of an interrupted run is."""
+    from safetensors import safe_open
+
+    with safe_open(f"{run}.partial/checkpoint/{CHECKPOINT}", framework="np") as file:
+        progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+    return progress
+
+
+def _content(run: Path) -> dict[str, Any]:
+    """All that a run holds, without how long it took and where its cache lies."""
+    found: dict[str, Any] = {
+        path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()
+    }
+    config = json.loads(found["config.json"])
+    rows = list(csv.DictReader(found["history.csv"].decode().splitlines()))
+    timeless = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return {**found, "config.json": config | {"cache_dir": None}, "history.csv": timeless}
+
+
+def _assert_same(run: Path, undisturbed: Path) -> None:
+    """Equal files byte for byte, and nothing else beside or in them."""
+    assert sorted(path.name for path in run.parent.iterdir()) == ["cache", "run"]
+    found, expected = _content(run), _content(undisturbed)
+    assert set(found) == set(expected)
+    for a, b in zip(found["history.csv"], expected["history.csv"]):
+        print("DIFF", {k: (a[k], b[k]) for k in a if a[k] != b[k]})
+    assert [name for name in expected if found[name] != expected[name]] == []
+    best = json.loads(found["metrics.json"])["chosen"]["epoch"]["value"]
+    assert best > 0  # else the model would show nothing of the training
+    assert {"model/backbone.safetensors", "model/head.safetensors", "history.csv"} <= set(found)
+
+
+# --- killed ---
+
+
+@pytest.mark.parametrize("training", ["partial"], indirect=True)
+def test_a_run_that_was_killed_three_times_ends_like_one_left_alone(
+    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]
+    checkpoints = tmp_path / "run.partial/checkpoint"
+
+    # there is nothing to resume yet: it just trains
+    _kill_once(start(train), lambda: (checkpoints / "settings.json").exists())
+    assert not (checkpoints / CHECKPOINT).exists()
+    assert not run.exists()
+
+    _kill_once(start(train), lambda: (checkpoints / CHECKPOINT).exists())
+    assert _progress(run)["epoch"] in (2, 3, 4)
+
+    # the model is finished, and its records are being written
+    _await_death(start(train, death=Death(f"{run}.partial", 2, "predictions.csv.partial")))
+    assert (tmp_path / "run.partial/predictions.csv.partial").exists()
+    assert not run.exists()
+
+    assert main(train) == 0
+    _assert_same(run, undisturbed)
+
+
+def test_a_run_that_was_killed_within_an_epoch_goes_on_from_its_last_step(
+    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]
+
+    def kill(n: int) -> dict[str, Any]:
+        # each step is written with two changes: the file, then its name
+        death = Death(f"{run}.partial", n, f"{CHECKPOINT}.tmp")
+        _await_death(start(train, checkpoint_every_s=0, death=death))
+        return _progress(run)
+
+    progress = kill(4)
+    n_batches = progress["n_batches"]
+    assert (progress["epoch"], progress["step"]) == (1, 1)
+    assert 0 < 8 * n_batches == progress["n_seen"] < 32
+    assert (tmp_path / f"run.partial/checkpoint/{CHECKPOINT}.tmp").exists()
+
+    # the last step of the epoch is done, and nothing is measured yet
+    n_steps = 4 // n_batches
+    progress = kill(2 * (n_steps - 1) + 1)
+    assert (progress["epoch"], progress["step"], progress["n_batches"]) == (1, n_steps, 4)
+
+    assert main(train) == 0
+    _assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_kill_before_any_change_of_a_file_loses_nothing(
+    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
+    for n in range(1, 1000):
+        folder = tmp_path / str(n)
+        run = folder / "run"
+        train = [*training, "--out", str(run), "--cache-dir", str(folder / "cache"), "--resume"]
+        process = start(train, checkpoint_every_s=0, death=Death(str(run), n))
+        process.join(120)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        assert main(train) == 0 or run.exists(), f"killed before change {n}"
+        _assert_same(run, undisturbed)
+    assert n > 30
+
+
+# --- what is left of a killed run, and who may touch it ---
+
+
+def test_a_run_under_way_and_its_remains_are_guarded(
+    photos: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
+
+    def refusal(*argv: str) -> str:
+        capsys.readouterr()
+        status = main([*photos, *out, *argv])
+        shown = capsys.readouterr()
+        assert (status, shown.out) == (1, "")
+        assert shown.err.startswith("error: ")
+        assert shown.err.count("\n") == 1
+        return shown.err
+
+    partial = tmp_path / "run.partial"
+    process = start([*photos, *out, "--epochs", "9999"])
+    deadline = time.monotonic() + 120
+    while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for argv in ([], ["--force"], ["--resume", "--epochs", "9999"]):
+        assert f"another process is training into {partial}; wait for it" in refusal(*argv)
+    _kill_once(process, lambda: True)
+
+    left = (partial / "checkpoint" / CHECKPOINT).read_bytes()
+    line = refusal("--epochs", "9999")
+    assert f"{partial} holds an interrupted run" in line
+    assert "--resume" in line
+    assert "--force" in line
+    assert "finetune.epochs was 9999, is 3" in refusal("--resume")
+    assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
+    (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
+    assert f"{CHECKPOINT} cannot be continued from" in refusal("--resume", "--epochs", "9999")
+
+    assert main([*photos, *out, "--force"]) == 0
+    assert os.listdir(tmp_path) == ["run"]
+    with open(tmp_path / "run/history.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]

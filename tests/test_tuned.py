@@ -1,0 +1,387 @@
+"""Tuned runs from the command line: what they record, that they repeat, and that they learn."""
+
+import csv
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import pixelplay
+from conftest import TINY, draw_folder, draw_of_class
+from photographs import encode
+from pixelplay.cli import main
+from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
+from pixelplay.inference.predictor import Predictor
+from pixelplay.model.bundle import read_bundle, write_bundle
+from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
+
+RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
+RECORDS |= {"history.csv", "val.csv", "predictions.csv"}
+FIGURES = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
+KINDS = {
+    "partial": ["--tune", "partial"],
+    "full": ["--tune", "full"],
+    "mlp": ["--tune", "partial", "--head", "mlp", "--dropout", "0.2"],
+    "crt": ["--tune", "partial", "--imbalance", "crt"],
+}
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> list[str]:
+    return ["--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+
+
+@pytest.fixture
+def train(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> Train:
+    """Train on the drawn photographs, or others, into a folder of that name."""
+
+    def run(name: str, *argv: object, data: Path = drawn_photographs) -> Path:
+        assert main(["train", str(data), "--out", str(tmp_path / name), *tiny, *map(str, argv)]) == 0
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tuned(
+    request: pytest.FixtureRequest,
+    drawn_photographs: Path,
+    tiny: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Read-only: a run of each kind, two epochs long; its folder has the name of the kind."""
+    run = tmp_path_factory.mktemp("tuned") / str(request.param)
+    command = ["train", str(drawn_photographs), "--out", str(run), *tiny, *KINDS[request.param]]
+    assert main([*command, "--epochs", "2", "--train-batch-size", "8"]) == 0
+    return run
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _model(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "model").iterdir()}
+
+
+def _is_tuned(run: Path) -> bool:
+    """Whether any epoch was better than the start, so that the model shows what was learned."""
+    best: int = _json(run / "metrics.json")["chosen"]["epoch"]["value"]
+    return best > 0
+
+
+# --- what a run records ---
+
+
+def test_a_tuned_run_holds_its_records_and_nothing_else(tuned: Path) -> None:
+    assert {path.name for path in tuned.iterdir()} == RECORDS
+    assert {path.name for path in tuned.parent.iterdir()} == {tuned.name}
+
+
+def test_the_plan_says_what_was_done(tuned: Path) -> None:
+    plan = read_plan(str(tuned / "plan.json"))
+    assert plan.depth == ("full" if tuned.name == "full" else "partial")
+    assert (plan.epochs, plan.batch_size, plan.is_compiled) == (2, 8, False)
+    assert (plan.n_views, plan.n_stages) == ((None, None) if plan.depth == "full" else (1, 3))
+
+
+def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
+    rows = _read(tuned / "history.csv")
+    train, val = ([f"{part}_{name}" for name in FIGURES] for part in ("train", "val"))
+    assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "0"), ("1", "4"), ("2", "8")]
+    # before the first epoch nothing was learned from
+    assert {rows[0][name] for name in train} == {""}
+    values = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    assert all(np.isfinite(list(row.values())).all() for row in values)
+    assert all(0 <= row[name] <= 1 for row in values for name in val[1:])
+    assert all(0 <= row[name] <= 1 for row in values[1:] for name in train[1:])
+    assert [row["lr"] > 0 for row in values] == [False, True, True]
+    assert all(row["img_per_s"] * row["seconds"] == pytest.approx(32, rel=0.01) for row in values[1:])
+
+
+def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
+    metrics = _json(tuned / "metrics.json")
+    assert metrics["depth"] == ("full" if tuned.name == "full" else "partial")
+    by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
+    assert by == {"test": ("val", "test"), "val": ("val", "val")}
+    assert (metrics["headline"]["chosen_on"], metrics["headline"]["measured_on"]) == ("val", "test")
+    assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == ("train", "test")
+    assert "oof" not in metrics
+    split = _json(tuned / "split.json")
+    sizes = {part: len(split[part]) for part in ("train", "val", "test")}
+    assert (metrics["val"]["n"], metrics["test"]["n"]) == (sizes["val"], sizes["test"])
+    assert sum(metrics["train_counts"].values()) == sizes["train"]
+    chosen = metrics["chosen"]
+    assert {name: value["chosen_on"] for name, value in chosen.items()} == {
+        "depth": "val",
+        "epoch": "val",
+        "imbalance": "train, out of fold",
+        "temperature": "val",
+        "tau": "val",
+    }
+    assert chosen["depth"]["n"] == chosen["epoch"]["n"] == sizes["val"]
+    assert {"probe_accuracy", "tuned_accuracy", "probe_nll", "tuned_nll"} <= set(chosen["depth"])
+
+
+def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
+    scores = [float(row["val_score"]) for row in _read(tuned / "history.csv")]
+    assert _json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
+
+
+def test_val_and_test_have_a_row_for_each_of_their_photographs(tuned: Path) -> None:
+    split = _json(tuned / "split.json")
+    for name, part in (("val.csv", "val"), ("predictions.csv", "test")):
+        rows = _read(tuned / name)
+        assert [row["path"] for row in rows] == split[part]
+        assert [row["given"] for row in rows] == [path.split("/")[0] for path in split[part]]
+    parts = [set(split[part]) for part in ("train", "val", "test")]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+
+
+def test_prediction_repeats_what_the_run_measured(
+    tuned: Path, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.csv"
+    assert main(["predict", str(tuned), str(drawn_photographs), "--out", str(out), "--quiet"]) == 0
+    found = {Path(row["path"]).relative_to(drawn_photographs).as_posix(): row for row in _read(out)}
+    for name in ("predictions.csv", "val.csv"):
+        for row in _read(tuned / name):
+            columns = [column for column in row if column not in ("path", "given")]
+            assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
+
+
+def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_photographs: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(str(tuned))
+    assert (bundle.head.hidden_weight is not None) == (tuned.name == "mlp")
+    write_bundle(bundle, str(tmp_path / "model"))
+    assert _model(tmp_path) == _model(tuned)
+    photos = sorted(drawn_photographs.rglob("*.*"))[::7]
+    np.testing.assert_array_equal(
+        Predictor(tmp_path).predict(photos).probs, Predictor(tuned).predict(photos).probs
+    )
+
+
+def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) -> None:
+    before, after = load_file(tiny_weights), load_file(tuned / "model/backbone.safetensors")
+    differ = {name for name in before if not np.array_equal(before[name], after[name])}
+    first = {name for name in before if name.startswith(("stem.", "stages.0."))}
+    # a network is not moved where no epoch was better than the start
+    assert bool(differ) == _is_tuned(tuned)
+    assert not differ or (not differ & first) == (tuned.name != "full")
+
+
+# --- parts ---
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kin_stay_on_one_side_of_the_validation_part(seed: int, drawn_classes: Path, train: Train) -> None:
+    for path in drawn_classes.glob("*/*"):  # bursts of three
+        path.rename(path.with_name(f"{int(path.stem) // 3}_{path.name}"))
+    for i in range(3):  # one photograph of a burst is in three others, too
+        shutil.copy(drawn_classes / "bars/1_003.png", drawn_classes / f"bars/2{i}_copy.png")
+    run = train(
+        "run", "--tune", "partial", "--epochs", "1", "--n-views", "1", "--group-regex", r"[^/]+/\d+_",
+        "--val-frac", "0.4", "--seed", seed, data=drawn_classes,
+    )  # fmt: skip
+    split = _json(run / "split.json")
+    side = {path: part for part in ("train", "val", "test") for path in split[part]}
+    assert len(side) == len(list(drawn_classes.glob("*/*")))
+    assert set(side.values()) == {"train", "val", "test"}
+    bursts: dict[str, set[str]] = {}
+    for path, part in side.items():
+        bursts.setdefault(path.split("_")[0], set()).add(part)
+    assert all(len(parts) == 1 for parts in bursts.values())
+    assert len({side[f"bars/2{i}_copy.png"] for i in range(3)} | bursts["bars/1"]) == 1
+
+
+# --- the same again ---
+
+
+def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
+    options = [
+        *("--tune", "full", "--start", "random", "--epochs", "2", "--train-batch-size", "8"),
+        *("--head-lr", "0.005", "--dropout", "0.2"),
+        *("--drop-path", "0.1", "--augment", "crop", "rotation", "trivial_augment", "erasing", "cutmix"),
+    ]
+    first = train("a", *options, "--seed", "7")
+    # neither workers nor the cache, nor --resume where there is nothing to resume
+    again = train(
+        "b", *options, "--seed", "7", "--num-workers", "1", "--resume", "--cache-dir", tmp_path / "cache"
+    )
+    assert _model(again) == _model(first)
+    for name in ("split.json", "metrics.json", "val.csv", "predictions.csv", "plan.json"):
+        assert (again / name).read_bytes() == (first / name).read_bytes(), name
+    assert _is_tuned(first)
+
+
+def test_views_beside_the_run_make_the_model_that_cached_ones_make(train: Train) -> None:
+    options = ["--tune", "partial", "--epochs", "2", "--n-views", "2", "--start", "random"]
+    kept = train("kept", *options)
+    unkept = train("unkept", *options, "--cache-gb", "0")
+    assert _model(unkept) == _model(kept)
+    assert _is_tuned(kept)
+    assert {path.name for path in unkept.iterdir()} == RECORDS
+
+
+def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
+    options = ["--tune", "partial", "--seed", "3", "--start", "random"]
+    first = train("first", *options, "--epochs", "2", "--n-views", "3", "--n-stages", "1")
+    again = train("again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s")
+    assert _model(again) == _model(first)
+    assert _is_tuned(first)
+    assert (again / "plan.json").read_bytes() == (first / "plan.json").read_bytes()
+    assert len(_read(again / "history.csv")) == 3
+
+
+def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "few", {"bars": 6, "dots": 6})
+    options = ["--tune", "partial", "--time-budget", "60s", "--n-stages", "1", "--n-views", "1"]
+    run = train("run", *options, data=photos)
+    plan = read_plan(str(run / "plan.json"))
+    assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
+    assert 0 < sum(plan.seconds.values()) < 60
+    assert plan.seconds["training"] > 0
+    assert len(_read(run / "history.csv")) == plan.epochs + 1
+
+
+def test_tuning_leaves_the_users_random_numbers_alone(
+    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    def states() -> tuple[object, ...]:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = states()
+    config = pixelplay.TrainConfig(
+        backbone=TINY,
+        weights=str(tiny_weights),
+        finetune=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),
+        augmenting=AugmentConfig(augment=("crop", "mixup")),
+    )
+    for depth in ("partial", "full"):
+        pixelplay.train(drawn_photographs, tmp_path / depth, replace(config, tune=depth))
+    assert states() == before
+
+
+# --- that it learns ---
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight common photographs to a rare one; half of the rare ones look like the common ones."""
+    root, seed = tmp_path_factory.mktemp("rare"), 0
+    for part, n_rare in (("train", 8), ("val", 3), ("test", 2)):
+        for name, n, n_dots in (("common", 8 * n_rare, n_rare), ("rare", n_rare, -(-n_rare // 2))):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                seed += 1
+                picture = draw_of_class("dots" if i < n_dots else "bars", seed)
+                (root / part / name / f"{i:02}.jpg").write_bytes(encode(picture, "JPEG"))
+    return root
+
+
+@pytest.mark.parametrize("imbalance", Imbalance.__args__)
+def test_every_way_to_help_rare_classes_answers_with_natural_priors(
+    imbalance: str, rare: Path, train: Train
+) -> None:
+    is_corrected = imbalance in ("sampler", "class_weights", "balanced_softmax", "logit_adjusted")
+    run = train(
+        "run", "--tune", "partial", "--n-stages", "1", "--n-views", "1", "--epochs", "3",
+        "--train-batch-size", "8", "--head-lr", "0.01", "--lr", "0.00001", "--imbalance", imbalance,
+        # a head that knows nothing shows best what is made of its answers
+        "--start", "random" if is_corrected else "probe", data=rare,
+    )  # fmt: skip
+    rows = [row for name in ("val.csv", "predictions.csv") for row in _read(run / name)]
+    mean = np.mean([float(row["prob_rare"]) for row in rows])
+    assert 0.05 < mean < 0.2  # 1/9 of them are; of an evened-out mix half would be
+    losses = [float(row["val_loss"]) for row in _read(run / "history.csv")]
+    if is_corrected:  # every photograph has the natural mix as its answer
+        assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
+    assert losses[-1] < np.log(2)  # what an even answer for all of them would cost
+    assert _json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
+
+
+def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: Path) -> None:
+    """The classes are alike: only the photographs themselves can be known."""
+    seed = 0
+    for part, n in (("train", 4), ("val", 1), ("test", 1)):
+        for name in "ab":
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(n):
+                seed += 1
+                picture = encode(draw_of_class("dots", seed), "JPEG")
+                (tmp_path / "photos" / part / name / f"{i}.jpg").write_bytes(picture)
+    run = train(
+        "run", "--tune", "partial", "--start", "random", "--epochs", "30", "--train-batch-size", "8",
+        "--n-stages", "1", "--n-views", "1", "--augment", data=tmp_path / "photos",
+    )  # fmt: skip
+    rows = _read(run / "history.csv")[1:]
+    assert rows[-1]["step"] == "30"
+    assert float(rows[0]["train_loss"]) == pytest.approx(np.log(2), abs=1e-4)  # the head starts at zero
+    assert [float(row["train_accuracy"]) for row in (rows[0], rows[-1])] == [0.5, 1.0]
+    assert float(rows[-1]["train_loss"]) < 0.25
+
+
+def test_size_grows_and_gradients_add_up(train: Train) -> None:
+    run = train(
+        "run", "--tune", "full", "--epochs", "2", "--first-size-frac", "0.4", "--train-batch-size", "8",
+        "--accumulate", "2",
+    )  # fmt: skip
+    assert [row["step"] for row in _read(run / "history.csv")] == ["0", "2", "4"]
+    assert _json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
+
+
+# --- recipes ---
+
+
+def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
+    run = train("run", "--recipe", "pixelplay25", "--epochs", "1")
+    config = _json(run / "config.json")
+    assert (config["backbone"], config["tune"], config["min_per_class"]) == (TINY, "full", "largest")
+    finetune = config["finetune"]
+    assert (finetune["epochs"], finetune["head"], finetune["dropout"]) == (1, "mlp", 0.6)
+    assert (finetune["clip_norm"], finetune["label_smoothing"]) == (None, 0.1)
+    assert read_bundle(str(run)).head.hidden_weight is not None
+    assert read_bundle(str(run)).backbone.features == "pooled"
+
+
+def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    def defaults(*argv: str) -> dict[str, str]:
+        assert main(["train", *argv, "--help"]) == 0
+        shown = re.sub(r"[^\S\n]*│[^\S\n]*|\s+", " ", capsys.readouterr().out)
+        found: dict[str, str] = {}
+        for entry in re.split(r" (?=--[a-z])", shown):
+            matched = re.match(r"--(\S+).*\(default: ([^)]*)\)", entry)
+            if matched:
+                found[matched[1]] = matched[2]
+        return found
+
+    ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
+    names = ("tune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
+    assert [ours[name] for name in names] == ["auto", "auto", "auto", "0.002", "0.0", "0.0", "0.35"]
+    assert [theirs[name] for name in names] == [
+        "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
+    ]  # fmt: skip
+    assert (theirs["epochs"], theirs["patience"]) == ("30", "3")
+    assert ours["epochs"] == "as many as the time budget allows"
+    assert ours["patience"] == "never"

@@ -273,7 +273,8 @@ def main() -> None:
         backbone = ("--backbone", "lite0")
         probe = run_pixelplay("probe", (*backbone, "--tune", "probe"), data, args)
         runs = [
-            run_pixelplay(budget, (*backbone, "--time-budget", budget), data, args) for budget in args.budgets
+            run_pixelplay(budget, (*backbone, "--tune", "auto", "--time-budget", budget), data, args)
+            for budget in args.budgets
         ]
         attempts = [
             run_fastai(setting, cap, data, weights, args) for cap in args.cap for setting in args.settings

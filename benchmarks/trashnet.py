@@ -6,7 +6,8 @@ process without cache.
 Expected (two CPU cores, bf16): a probe of lite0 about 0.92 test accuracy and 0.90 macro-F1 in a minute;
 tuned within 5 minutes at least 0.905, within 15 minutes at least 0.915; the original recipe far below both.
 
-Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2] --settings "--tune probe" "--time-budget 5m"
+Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2]
+       --settings "--tune probe" "--tune auto --time-budget 5m"
 """
 
 import argparse
@@ -36,7 +37,7 @@ def run_once(data: str, settings: str, seed: int) -> tuple[dict[str, Any], float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data")
-    parser.add_argument("--settings", nargs="+", default=["--tune probe", "--time-budget 5m"])
+    parser.add_argument("--settings", nargs="+", default=["--tune probe", "--tune auto --time-budget 5m"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     for settings in args.settings:

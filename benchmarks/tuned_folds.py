@@ -8,7 +8,7 @@ Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points o
 `--metric macro_f1 --time-budget 10m` reach a macro-F1 above the probe's 0.59, functional against defective
 (`--positive-from 2`: classes 2 and 3 against 0 and 1) above its 0.88.
 
-Usage: python benchmarks/tuned_folds.py DATA [--settings "--time-budget 5m"] [--folds 0 1 2 3 4]
+Usage: python benchmarks/tuned_folds.py DATA [--settings "--tune auto --time-budget 5m"] [--folds 0 1 2 3 4]
 """
 
 import argparse
@@ -91,7 +91,7 @@ def describe(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data")
-    parser.add_argument("--settings", default="--time-budget 5m")
+    parser.add_argument("--settings", default="--tune auto --time-budget 5m")
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(N_FOLDS)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--positive-from", type=int)

@@ -273,6 +273,7 @@ def test_tuning_leaves_the_users_random_numbers_alone(
     torch.manual_seed(1)
     before = states()
     config = pixelplay.TrainConfig(
+        tune="partial",
         backbone=TINY,
         weights=str(tiny_weights),
         finetune=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),

@@ -209,7 +209,7 @@ class TrainConfig:
 
     metric: Metric = "accuracy"
     """What decisions are tuned for: accuracy; balanced_accuracy or macro_f1 where rare classes count."""
-    tune: Tune = "auto"
+    tune: Tune = "probe"
     """Depth: probe fits a head on frozen features, partial trains the last stages too, full all of them."""
     time_budget: Annotated[str, shown("TIME")] = "10m"
     """Time that partial, full and auto may take in all, as 90s, 5m or 2h; a probe takes what it needs."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -75,6 +76,8 @@ def train(
     """
     config, journal = config or TrainConfig(), journal or Journal()
     repeated = None if plan is None else read_plan(os.fspath(plan))
+    if repeated is not None:
+        config = replace(config, tune=repeated.depth)  # a plan names its depth
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
         device = find_device(config.compute)

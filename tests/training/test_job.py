@@ -26,6 +26,7 @@ def make_job(
     rng = np.random.default_rng(0)
     settings = {key: changes.pop(key) for key in ("accumulate", "first_size_frac") if key in changes}
     config = TrainConfig(
+        tune="partial",
         seed=changes.pop("seed", 0),
         imbalance=imbalance,
         min_per_class=changes.pop("min_per_class", None),

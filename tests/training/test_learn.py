@@ -146,6 +146,7 @@ def test_the_sentence_names_both_figures_and_who_is_taken(
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> TrainConfig:
     return TrainConfig(
+        tune="auto",
         backbone=TINY,
         weights=str(tiny_weights),
         val_frac=0.9,

@@ -50,7 +50,8 @@ def run_fold(
     """Path → decided class and probabilities on the fold, and seconds of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pixelplay", "train", str(table), "--images-dir", images_dir]
-        command += ["--out", f"{folder}/run", "--quiet", "--cache-gb", "8", *shlex.split(settings)]
+        command += ["--out", f"{folder}/run", "--quiet", *shlex.split(settings)]
+        command += ["--cache-gb", "8", "--cache-dir", f"{folder}/cache"]  # no fold helps the next one
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start

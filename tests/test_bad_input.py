@@ -436,6 +436,7 @@ def test_run_that_does_not_exist(drawn_photographs: Path, refuse: Refusal) -> No
     [
         (["--test-frac", "2"], "test_frac=2.0 is outside its range 0 to 0.9"),
         (["--n-folds", "1"], "n_folds=1 is outside its range 2 to 20"),
+        (["--input-size", "8"], "input_size=8 is outside its range 16 to 4096"),
         (["--batch-size", "0"], "batch_size=0 is outside its range 1 to 4096"),
         (["--group-regex", "("], "group_regex='(' is not a regular expression"),
         (["--group-by-folder", "--group-column", "camera"], "exclude each other: give one"),
@@ -523,6 +524,11 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
         ),
         ((*PARTIAL, "--n-stages", "4"), ["n_stages=4 is outside 1 to 3", "--tune full"]),
         ((*FULL, "--first-size-frac", "0.1"), ["first_size_frac=0.1 is outside its range 0.25 to 1"]),
+        (
+            (*PARTIAL, "--head", "mlp", "--with-probe", "on"),
+            ["with_probe='on' averages linear heads", "head='mlp'", "leave one out"],
+        ),
+        ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 1000"]),
         ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
         ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),
         ((*PARTIAL, "--plan", "nowhere.json"), ["plan nowhere.json cannot be read: No such file"]),
@@ -550,25 +556,13 @@ def test_a_plan_for_another_network(refuse_tuning: Refusal) -> None:
 
 
 # weights that this decay turns over and a hundredfold in each step
-RUNAWAY = (
-    "--lr",
-    "10",
-    "--head-lr",
-    "10",
-    "--weight-decay",
-    "10",
-    "--train-batch-size",
-    "2",
-    "--epochs",
-    "2",
-)
+RUNAWAY = ("--lr", "10", "--head-lr", "10", "--train-batch-size", "2", "--epochs", "2")
 
 
 def test_a_loss_that_is_no_number_ends_a_training_from_nothing(refuse_tuning: Refusal) -> None:
-    for start in (("--start", "random"), ("--head", "mlp")):
-        line = refuse_tuning(*PARTIAL, "--n-views", "1", *RUNAWAY, *start)
-        assert re.match(r"the loss is (nan|inf) at step \d+ of 32, before anything was learned", line)
-        _assert_says(line, "lower --lr and --head-lr")
+    line = refuse_tuning(*PARTIAL, "--n-views", "1", *RUNAWAY, "--start", "random")
+    assert re.match(r"the loss is (nan|inf) at step \d+ of 32, before anything was learned", line)
+    _assert_says(line, "lower --lr and --head-lr")
 
 
 def test_a_loss_that_is_no_number_leaves_the_probe(
@@ -592,8 +586,22 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     assert os.listdir() == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            (*FULL, "--epochs", "2", "--first-size-frac", "0.5"),
+            ["test_vit3 takes no images of 64 px", "first_size_frac=0.5", "--first-size-frac 1"],
+        ),
+        (
+            ("--tune", "probe", "--input-size", "96"),
+            ["test_vit3 takes no images of 96 px", "its weights were trained with 160 px"],
+        ),
+    ],
+    ids=["growing", "another"],
+)
 def test_a_network_that_takes_one_image_size_only(
-    drawn_photographs: Path, tmp_path: Path, refuse: Refusal
+    options: tuple[str, ...], words: list[str], drawn_photographs: Path, tmp_path: Path, refuse: Refusal
 ) -> None:
     import timm
     import torch
@@ -605,9 +613,9 @@ def test_a_network_that_takes_one_image_size_only(
     save_file(network.state_dict(), tmp_path / "vit.safetensors")
     line = refuse(
         "train", drawn_photographs, "--out", "run", "--backbone", "test_vit3",
-        "--weights", tmp_path / "vit.safetensors", *FULL, "--epochs", "2", "--first-size-frac", "0.5",
+        "--weights", tmp_path / "vit.safetensors", *options,
     )  # fmt: skip
-    _assert_says(line, "test_vit3 takes no images of 64 px", "first_size_frac=0.5", "--first-size-frac 1")
+    _assert_says(line, *words)
 
 
 def test_an_interrupted_run_with_other_settings(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ KINDS = {
     "partial": ["--tune", "partial"],
     "full": ["--tune", "full"],
     "mlp": ["--tune", "partial", "--head", "mlp", "--dropout", "0.2"],
-    "crt": ["--tune", "partial", "--imbalance", "crt"],
+    "crt": ["--tune", "partial", "--imbalance", "crt", "--refit-epochs", "0"],
 }
 
 Train = Callable[..., Path]
@@ -85,6 +85,16 @@ def _is_tuned(run: Path) -> bool:
     return best > 0
 
 
+def _is_refitted(run: Path) -> bool:
+    """Whether the validation photographs were learned from in the end."""
+    epochs: int = _json(run / "metrics.json")["chosen"]["refit_epochs"]["value"]
+    return epochs > 0
+
+
+def test_validation_photographs_are_learned_from_once_they_have_chosen(tuned: Path) -> None:
+    assert _is_refitted(tuned) == (_is_tuned(tuned) and tuned.name != "crt")
+
+
 # --- what a run records ---
 
 
@@ -104,9 +114,13 @@ def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
     rows = _read(tuned / "history.csv")
     train, val = ([f"{part}_{name}" for name in FIGURES] for part in ("train", "val"))
     assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
-    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "0"), ("1", "4"), ("2", "8")]
-    # before the first epoch nothing was learned from
+    # 32 photographs are learned from, then 38 in twice
+    steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(tuned)
+    assert [(row["epoch"], row["step"]) for row in rows] == steps
+    # before the first epoch nothing was learned from, in the last ones nothing is held out
     assert {rows[0][name] for name in train} == {""}
+    assert {row[name] for row in rows[3:] for name in val} <= {""}
+    rows = rows[:3]
     values = [{name: float(value) for name, value in row.items() if value} for row in rows]
     assert all(np.isfinite(list(row.values())).all() for row in values)
     assert all(0 <= row[name] <= 1 for row in values for name in val[1:])
@@ -121,26 +135,30 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
     assert by == {"test": ("val", "test"), "val": ("val", "val")}
     assert (metrics["headline"]["chosen_on"], metrics["headline"]["measured_on"]) == ("val", "test")
-    assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == ("train", "test")
+    learned = "train+val" if _is_refitted(tuned) else "train"
+    assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == (learned, "test")
+    assert metrics["val_is_before_refit"] == _is_refitted(tuned)
     assert "oof" not in metrics
     split = _json(tuned / "split.json")
     sizes = {part: len(split[part]) for part in ("train", "val", "test")}
     assert (metrics["val"]["n"], metrics["test"]["n"]) == (sizes["val"], sizes["test"])
-    assert sum(metrics["train_counts"].values()) == sizes["train"]
+    assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
     chosen = metrics["chosen"]
     assert {name: value["chosen_on"] for name, value in chosen.items()} == {
-        "depth": "val",
+        "depth": None,  # asked for
         "epoch": "val",
+        "with_probe": "val",
+        "refit_epochs": None,
         "imbalance": "train, out of fold",
         "temperature": "val",
         "tau": "val",
     }
-    assert chosen["depth"]["n"] == chosen["epoch"]["n"] == sizes["val"]
+    assert chosen["with_probe"]["n"] == chosen["epoch"]["n"] == sizes["val"]
     assert {"probe_accuracy", "tuned_accuracy", "probe_nll", "tuned_nll"} <= set(chosen["depth"])
 
 
 def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
-    scores = [float(row["val_score"]) for row in _read(tuned / "history.csv")]
+    scores = [float(row["val_score"]) for row in _read(tuned / "history.csv") if row["val_score"]]
     assert _json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
@@ -160,7 +178,8 @@ def test_prediction_repeats_what_the_run_measured(
     out = tmp_path / "p.csv"
     assert main(["predict", str(tuned), str(drawn_photographs), "--out", str(out), "--quiet"]) == 0
     found = {Path(row["path"]).relative_to(drawn_photographs).as_posix(): row for row in _read(out)}
-    for name in ("predictions.csv", "val.csv"):
+    # what the validation part said before it was learned from is what chose
+    for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
         for row in _read(tuned / name):
             columns = [column for column in row if column not in ("path", "given")]
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
@@ -178,12 +197,39 @@ def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_photographs: Path
 
 
 def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) -> None:
-    before, after = load_file(tiny_weights), load_file(tuned / "model/backbone.safetensors")
+    before = load_file(tiny_weights)
+    after = load_file(tuned / "model/backbone.safetensors")
+    if (tuned / "model/tuned.safetensors").exists():  # the probe answers beside it, on the frozen network
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+        after |= load_file(tuned / "model/tuned.safetensors")
     differ = {name for name in before if not np.array_equal(before[name], after[name])}
     first = {name for name in before if name.startswith(("stem.", "stages.0."))}
     # a network is not moved where no epoch was better than the start
     assert bool(differ) == _is_tuned(tuned)
     assert not differ or (not differ & first) == (tuned.name != "full")
+
+
+@pytest.mark.parametrize("way", ["off", "on"])
+def test_the_probe_answers_beside_the_tuned_network_where_asked(way: str, train: Train) -> None:
+    options = ["--tune", "partial", "--epochs", "1", "--n-views", "1", "--n-stages", "1", "--lr", "0.0002"]
+    run = train("run", *options, "--with-probe", way)
+    assert _json(run / "metrics.json")["chosen"]["with_probe"]["value"] is (way == "on")
+    assert (run / "model/tuned.safetensors").exists() == (way == "on")
+
+
+@pytest.mark.parametrize("depth", ["probe", "partial", "full"])
+def test_the_size_that_was_asked_for_is_used_and_kept(
+    depth: str, drawn_photographs: Path, train: Train
+) -> None:
+    run = train("run", "--tune", depth, "--input-size", "96", "--epochs", "1", "--n-views", "1")
+    assert read_bundle(str(run)).preprocessing.input_size == 96
+    other = train("other", "--tune", depth, "--epochs", "1", "--n-views", "1")
+    assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
+    rows = _read(run / "predictions.csv")
+    photos = [drawn_photographs / row["path"] for row in rows]
+    assert [f"{p:.6f}" for p in Predictor(run).predict(photos).probs[:, 0]] == [
+        row["prob_bars"] for row in rows
+    ]
 
 
 # --- parts ---
@@ -208,6 +254,25 @@ def test_kin_stay_on_one_side_of_the_validation_part(seed: int, drawn_classes: P
         bursts.setdefault(path.split("_")[0], set()).add(part)
     assert all(len(parts) == 1 for parts in bursts.values())
     assert len({side[f"bars/2{i}_copy.png"] for i in range(3)} | bursts["bars/1"]) == 1
+
+
+def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Train, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    seed = 0
+    for part, n in (("train", 8), ("val", 4), ("test", 2)):
+        for name in ("bars", "dots"):
+            (photos / part / name).mkdir(parents=True)
+            for i in range(n):
+                seed += 1
+                (photos / part / name / f"{i}.jpg").write_bytes(encode(draw_of_class(name, seed), "JPEG"))
+    for i in range(3):
+        shutil.copy(photos / f"val/bars/{i}.jpg", photos / f"train/bars/copy{i}.jpg")
+    run = train("run", "--tune", "partial", "--epochs", "1", "--n-views", "1", data=photos)
+    said = "3 training photographs are copies of val photographs, and wait until those have chosen"
+    assert said in _json(run / "metrics.json")["notes"]
+    plan_steps = [row["step"] for row in _read(run / "history.csv")]
+    assert plan_steps[1] == "1"  # 16 photographs without the copies fill one step
+    assert len(_json(run / "split.json")["train"]) == 19
 
 
 # --- the same again ---
@@ -239,6 +304,17 @@ def test_views_beside_the_run_make_the_model_that_cached_ones_make(train: Train)
     assert {path.name for path in unkept.iterdir()} == RECORDS
 
 
+def test_a_cache_that_cannot_be_written_costs_a_note_only(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["--tune", "partial", "--epochs", "1", "--n-views", "1"]
+    kept, unkept = train("kept", *options), train("unkept", *options, "--cache-dir", tmp_path / "file")
+    assert _model(unkept) == _model(kept)
+    notes = _json(unkept / "metrics.json")["notes"]
+    assert any(note.startswith("views cannot be kept in the cache: ") for note in notes)
+
+
 def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
     options = ["--tune", "partial", "--seed", "3", "--start", "random"]
     first = train("first", *options, "--epochs", "2", "--n-views", "3", "--n-stages", "1")
@@ -246,7 +322,7 @@ def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
     assert _model(again) == _model(first)
     assert _is_tuned(first)
     assert (again / "plan.json").read_bytes() == (first / "plan.json").read_bytes()
-    assert len(_read(again / "history.csv")) == 3
+    assert len(_read(again / "history.csv")) == 3 + 2
 
 
 def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path: Path) -> None:
@@ -257,7 +333,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert 0 < sum(plan.seconds.values()) < 60
     assert plan.seconds["training"] > 0
-    assert len(_read(run / "history.csv")) == plan.epochs + 1
+    assert len(_read(run / "history.csv")) == 1 + plan.epochs + 2
 
 
 def test_tuning_leaves_the_users_random_numbers_alone(
@@ -301,26 +377,34 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("imbalance", Imbalance.__args__)
+@pytest.mark.parametrize("imbalance", get_args(Imbalance))
 def test_every_way_to_help_rare_classes_answers_with_natural_priors(
     imbalance: str, rare: Path, train: Train
 ) -> None:
     is_corrected = imbalance in ("sampler", "class_weights", "balanced_softmax", "logit_adjusted")
     run = train(
         "run", "--tune", "partial", "--n-stages", "1", "--n-views", "1", "--epochs", "3",
-        "--train-batch-size", "8", "--head-lr", "0.01", "--lr", "0.00001", "--imbalance", imbalance,
+        "--train-batch-size", "8", "--head-lr", "0.002", "--lr", "0.00001", "--imbalance", imbalance,
         # a head that knows nothing shows best what is made of its answers
         "--start", "random" if is_corrected else "probe", data=rare,
     )  # fmt: skip
     rows = [row for name in ("val.csv", "predictions.csv") for row in _read(run / name)]
     mean = np.mean([float(row["prob_rare"]) for row in rows])
     assert 0.05 < mean < 0.2  # 1/9 of them are; of an evened-out mix half would be
-    losses = [float(row["val_loss"]) for row in _read(run / "history.csv")]
+    losses = [float(row["val_loss"]) for row in _read(run / "history.csv") if row["val_loss"]]
     if is_corrected:  # every photograph has the natural mix as its answer
         assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
-    else:
-        assert losses[-1] < np.log(2)  # what an even answer for all of them would cost
+    assert losses[-1] < 0.5  # an even answer for all of them would cost log 2
     assert _json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
+
+
+def test_raised_classes_are_drawn_evenly_where_that_helped_the_probe(rare: Path, train: Train) -> None:
+    run = train(
+        "run", "--tune", "partial", "--n-stages", "1", "--n-views", "2", "--epochs", "1",
+        "--min-per-class", "largest", "--metric", "balanced_accuracy", data=rare,
+    )  # fmt: skip
+    assert _json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
+    assert _read(run / "history.csv")[1]["step"] == "4"  # 64 of each class, in steps of 32
 
 
 def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: Path) -> None:
@@ -335,7 +419,7 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
                 (tmp_path / "photos" / part / name / f"{i}.jpg").write_bytes(picture)
     run = train(
         "run", "--tune", "partial", "--start", "random", "--epochs", "30", "--train-batch-size", "8",
-        "--n-stages", "1", "--n-views", "1", "--augment", data=tmp_path / "photos",
+        "--n-stages", "1", "--n-views", "1", "--refit-epochs", "0", "--augment", data=tmp_path / "photos",
     )  # fmt: skip
     rows = _read(run / "history.csv")[1:]
     assert rows[-1]["step"] == "30"
@@ -347,7 +431,7 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
 def test_size_grows_and_gradients_add_up(train: Train) -> None:
     run = train(
         "run", "--tune", "full", "--epochs", "2", "--first-size-frac", "0.4", "--train-batch-size", "8",
-        "--accumulate", "2",
+        "--accumulate", "2", "--refit-epochs", "0",
     )  # fmt: skip
     assert [row["step"] for row in _read(run / "history.csv")] == ["0", "2", "4"]
     assert _json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
@@ -380,7 +464,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str
 
     ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
     names = ("tune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
-    assert [ours[name] for name in names] == ["probe", "auto", "auto", "0.002", "0.0", "0.0", "0.35"]
+    assert [ours[name] for name in names] == ["auto", "auto", "auto", "0.002", "0.0", "0.0", "0.35"]
     assert [theirs[name] for name in names] == [
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
     ]  # fmt: skip

@@ -210,7 +210,7 @@ def predict(
 
 
 def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
-    """Show or clear the cache of computed features.
+    """Show or clear the cache: features, decoded pixels and views of photographs.
 
     Args:
         cache_dir: Folder of the cache (default: the user's cache folder).
@@ -251,7 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_go_of_stdout()
         return _fail(_explain(error))
     except KeyboardInterrupt:
-        print("interrupted; a training that has begun goes on with --resume", file=sys.stderr)
+        is_training = "train" in (sys.argv[1:2] if argv is None else list(argv)[:1])
+        way_on = "; a training that has begun goes on with --resume" if is_training else ""
+        print(f"interrupted{way_on}", file=sys.stderr)
         return 130
     return 0
 

@@ -29,6 +29,7 @@ Switch = Literal["auto", "on", "off"]
 AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
+MAX_INPUT_PX = 4096
 
 
 def shown(metavar: str | None = None) -> object:
@@ -128,7 +129,7 @@ class FinetuneConfig:
     warmup_frac: Annotated[float, shown("FRACTION")] = 0.1
     """Fraction of the steps in which the learning rate rises; a cosine brings it to 0 after that."""
     ema_frac: Annotated[float, shown("FRACTION")] = 0.0
-    """Horizon of the averaged weights as a fraction of all steps; 0 takes the last weights."""
+    """Horizon of the averaged weights as a fraction of all steps; 0 averages nothing."""
     label_smoothing: Annotated[float, shown("FRACTION")] = 0.0
     """Share of each label that is spread over all classes, below 1."""
     dropout: Annotated[float, shown("FRACTION")] = 0.0
@@ -141,6 +142,10 @@ class FinetuneConfig:
     """Batches whose gradients are added up before each step."""
     first_size_frac: Annotated[float, shown("FRACTION")] = 1.0
     """Full only: image size at the start as a fraction of the last; it grows in between."""
+    with_probe: Switch = "auto"
+    """Answer with the mean of the tuned network's and the probe's logits; auto: validation chooses."""
+    refit_epochs: Annotated[int, shown("N")] = 2
+    """Short last epochs that learn from validation photographs too, once they have chosen; 0: none."""
     patience: Annotated[int | None, shown("EPOCHS")] = None
     """Stop once validation loss has not fallen for so many epochs (default: never)."""
     compile: Switch = "auto"
@@ -151,11 +156,18 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _check_choice("start", self.start, get_args(Start))
         _check_choice("head", self.head, get_args(HeadKind))
+        _check_choice("with_probe", self.with_probe, get_args(Switch))
         _check_choice("compile", self.compile, get_args(Switch))
         for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), 1, 10_000)
         _check_count("accumulate", self.accumulate, 1, 1024)
+        _check_count("refit_epochs", self.refit_epochs, 0, 1000)
+        if self.head == "mlp" and self.train_batch_size is not None:
+            # its batch norm needs two, and the last batch may hold one photograph less than the others
+            _check_count("train_batch_size", self.train_batch_size, 3, 10_000)
+        if self.head == "mlp" and self.with_probe == "on":
+            raise ConfigError("with_probe='on' averages linear heads, and head='mlp' is none; leave one out")
         _check_range("lr", self.lr, 1e-8, 10)
         _check_range("head_lr", self.head_lr, 1e-8, 10)
         _check_range("layer_decay", self.layer_decay, 0.01, 1)
@@ -209,14 +221,16 @@ class TrainConfig:
 
     metric: Metric = "accuracy"
     """What decisions are tuned for: accuracy; balanced_accuracy or macro_f1 where rare classes count."""
-    tune: Tune = "probe"
-    """Depth: probe fits a head on frozen features, partial trains the last stages too, full all of them."""
+    tune: Tune = "auto"
+    """Depth: a probe on frozen features, partial (last stages too), full; auto: the best that time allows."""
     time_budget: Annotated[str, shown("TIME")] = "10m"
     """Time that partial, full and auto may take in all, as 90s, 5m or 2h; a probe takes what it needs."""
     backbone: Annotated[str, shown("NAME")] = "auto"
     """auto, lite0, lite2 (both offline), or any timm model name."""
     weights: File = None
     """Local .safetensors or .pth file with the backbone's weights."""
+    input_size: Annotated[int | None, shown("PX")] = None
+    """Side of the square that the network sees, px (default: as its weights were trained)."""
     classes: File = None
     """File of the classes that the test side expects: a list, `class,count` rows, a sample submission."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
@@ -255,6 +269,8 @@ class TrainConfig:
         parse_duration(self.time_budget)
         _check_range("test_frac", self.test_frac, 0, 0.9)
         _check_range("val_frac", self.val_frac, 0.01, 0.9)
+        if self.input_size is not None:
+            _check_count("input_size", self.input_size, 16, MAX_INPUT_PX)
         _check_range("logit_tau", self.logit_tau, 0, 10)
         _check_range("focal_gamma", self.focal_gamma, 0, 20)
         _check_count("n_folds", self.n_folds, 2, 20)
@@ -272,9 +288,13 @@ class TrainConfig:
             )
         if self.tune == "probe" and self.min_per_class is not None:
             raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")
-        if self.tune == "probe" and self.finetune.head != "linear":
+        if self.tune in ("probe", "auto") and self.finetune.head != "linear":
             raise ConfigError(
                 f"head={self.finetune.head!r} is not fitted by a probe; use --tune partial or full"
+            )
+        if self.imbalance == "crt" and self.finetune.head != "linear":
+            raise ConfigError(
+                f"imbalance='crt' ends with a linear head, not head={self.finetune.head!r}; leave one out"
             )
         soft: list[str] = [name for name in ("mixup", "cutmix") if name in self.augmenting.augment]
         soft += ["label_smoothing"] if self.finetune.label_smoothing else []

@@ -32,6 +32,8 @@ def original_recipe(**settings: Any) -> TrainConfig:
             label_smoothing=0.1,
             dropout=0.6,
             clip_norm=None,
+            with_probe="off",
+            refit_epochs=0,
             patience=3,
         ),
         "augmenting": AugmentConfig(augment=("crop", "rotation"), crop_scale=0.5),

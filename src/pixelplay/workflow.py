@@ -88,7 +88,13 @@ def train(
         check_learnable(index, np.ones(len(index), dtype=np.bool_))
         name = pick_backbone_name(config.backbone, device.name)
         features: FeatureKind = "stages" if config.finetune.head == "linear" else "pooled"
-        backbone = load_backbone(name, config.weights, is_offline=config.offline, features=features)
+        backbone = load_backbone(
+            name,
+            config.weights,
+            is_offline=config.offline,
+            features=features,
+            input_size=config.input_size,
+        )
 
         # Every photograph is seen once by the backbone as it came. Nothing is learned here.
         extractor = make_extractor(backbone.backbone, backbone.preprocessing, config, device)
@@ -260,7 +266,7 @@ def _decide(learned: Learned, material: Material, config: TrainConfig, journal: 
         learned.logits,
         material.labels[learned.held_out],
         material.parts.groups[learned.held_out],
-        class_priors(material.counts_of(learned.learned_from)),
+        class_priors(material.counts_of(learned.prior_from)),
         metric=config.metric,
         seed=config.seed,
     )

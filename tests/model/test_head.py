@@ -45,3 +45,19 @@ def test_a_row_of_nan_stays_alone(head: LinearHead, features: np.ndarray) -> Non
     found = head.logits(holes)
     assert np.isnan(found[3]).all()
     np.testing.assert_array_equal(np.delete(found, 3, 0), np.delete(head.logits(features), 3, 0))
+
+
+@pytest.mark.parametrize("n_shared", [0, 200])
+def test_two_heads_joined_give_the_mean_of_their_logits(head: LinearHead, n_shared: int) -> None:
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(size=(2, 60, 700)).astype(np.float32)
+    second[:, :n_shared] = first[:, :n_shared]
+    other = LinearHead(
+        weight=rng.normal(size=(5, 700)).astype(np.float32), bias=np.arange(5, dtype=np.float32)
+    )
+    before = head.weight.copy()
+    joined = head.averaged_with(other, n_shared)
+    found = joined.logits(np.concatenate([first, second[:, n_shared:]], axis=1))
+    np.testing.assert_allclose(found, (head.logits(first) + other.logits(second)) / 2, atol=1e-3)
+    np.testing.assert_array_equal(head.weight, before)
+    assert joined.bias.dtype == np.float32

@@ -22,7 +22,7 @@ from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.features import Device, Normaliser
 from pixelplay.model.tail import Halves, cut_backbone
-from pixelplay.training.batches import Inputs, PixelSource, ViewSource, stream
+from pixelplay.training.batches import Batch, Inputs, PixelSource, ViewSource, stream
 
 N, SIZE, MANY = 9, 32, 10**9
 PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -48,12 +48,16 @@ class MemoryStore:
         return path
 
 
-def make_pixels(store: MemoryStore | None = None, *, is_bf16: bool = False) -> PixelSource:
-    """Pixels that are decoded at every look: what is read is what is computed."""
+def make_pixels(
+    store: MemoryStore | None = None, *, is_bf16: bool = False, cache: Path | None = None
+) -> PixelSource:
+    """Pixels that without a cache are decoded at every look: what is read is what is computed."""
     index = make_index("memory", store or MemoryStore(), list(FILES), [None] * N, [None] * N)
     digests = tuple(digest_bytes(data) for data in FILES.values())
     return PixelSource(
-        pixels=PixelStore(index, digests, PREPROCESSING, cache_dir="", max_bytes=0),
+        pixels=PixelStore(
+            index, digests, PREPROCESSING, cache_dir=str(cache or ""), max_bytes=MANY if cache else 0
+        ),
         preprocessing=PREPROCESSING,
         augmenting=AUGMENTING,
         hflip=True,
@@ -70,18 +74,30 @@ def cut(
 
 
 def make_views(
-    cache: Path, halves: Halves, pixels: PixelSource, *, n_views: int = 3, weights_id: str = "w"
+    cache: Path,
+    halves: Halves,
+    pixels: PixelSource,
+    *,
+    n_views: int = 3,
+    weights_id: str = "w",
+    network: str = "net",
 ) -> ViewSource:
     digests = [digest_bytes(data) for data in FILES.values()]
     return ViewSource(
         halves,
         pixels,
         digests,
+        network=(network, "stages"),
         n_views=n_views,
         weights_id=weights_id,
         cache_dir=str(cache),
         max_bytes=MANY,
     )
+
+
+def once(rows: NDArray[np.int64]) -> Batch:
+    """Photographs that are drawn for the first time in their epoch."""
+    return Batch(rows, np.zeros_like(rows))
 
 
 def compute(views: ViewSource, train: NDArray[np.int64] = ROWS, plain: NDArray[np.int64] = ROWS) -> None:
@@ -134,7 +150,7 @@ def test_views_are_the_front_of_augmented_pixels_each_once_in_v_epochs(
     halves, pixels = cut(name, n_tail, features), make_pixels()
     views = make_views(tmp_path, halves, pixels)
     compute(views)
-    epochs = [rows_of(views.train_batch(ROWS, epoch, SIZE)()) for epoch in range(1, 4)]
+    epochs = [rows_of(views.train_batch(once(ROWS), epoch, SIZE)()) for epoch in range(1, 4)]
     for row in ROWS:
         expected = [expected_view(pixels, halves, int(row), view) for view in range(3)]
         shown = [[is_near(epoch[row], view) for view in expected].index(True) for epoch in epochs]
@@ -173,9 +189,9 @@ def test_a_batch_is_the_same_every_time(tmp_path: Path) -> None:
     again = make_views(tmp_path / "b", halves, make_pixels())
     compute(again)
     for epoch in (1, 2):
-        expected = views.train_batch(ROWS, epoch, SIZE)()
-        assert_equal(views.train_batch(ROWS, epoch, SIZE)(), expected)
-        assert_equal(again.train_batch(ROWS, epoch, SIZE)(), expected)
+        expected = views.train_batch(once(ROWS), epoch, SIZE)()
+        assert_equal(views.train_batch(once(ROWS), epoch, SIZE)(), expected)
+        assert_equal(again.train_batch(once(ROWS), epoch, SIZE)(), expected)
 
 
 def test_a_view_does_not_depend_on_those_computed_with_it(tmp_path: Path) -> None:
@@ -185,7 +201,9 @@ def test_a_view_does_not_depend_on_those_computed_with_it(tmp_path: Path) -> Non
     for rows in (np.array([7]), np.array([3, 8, 1, 0, 2]), ROWS):
         compute(in_parts, rows, rows)
     for epoch in (1, 2, 3):
-        assert_equal(in_parts.train_batch(ROWS, epoch, SIZE)(), views.train_batch(ROWS, epoch, SIZE)())
+        assert_equal(
+            in_parts.train_batch(once(ROWS), epoch, SIZE)(), views.train_batch(once(ROWS), epoch, SIZE)()
+        )
     assert_equal(in_parts.plain_batch(ROWS)(), views.plain_batch(ROWS)())
 
 
@@ -193,7 +211,10 @@ def test_rows_keep_their_order(tmp_path: Path) -> None:
     views = make_views(tmp_path, cut(), make_pixels())
     compute(views)
     mixed = np.array([5, 2, 7, 0])
-    for batch in (lambda rows: views.train_batch(rows, 2, SIZE)(), lambda rows: views.plain_batch(rows)()):
+    for batch in (
+        lambda rows: views.train_batch(once(rows), 2, SIZE)(),
+        lambda rows: views.plain_batch(rows)(),
+    ):
         together = rows_of(batch(mixed))
         for found, row in zip(together, mixed, strict=True):
             assert_equal(found, rows_of(batch(np.array([row])))[0])
@@ -202,19 +223,19 @@ def test_rows_keep_their_order(tmp_path: Path) -> None:
 def test_a_photograph_twice_in_a_batch_shows_two_views(tmp_path: Path) -> None:
     views = make_views(tmp_path, cut(), make_pixels())
     compute(views)
-    found = rows_of(views.train_batch(np.array([4, 1, 4, 4]), 1, SIZE)())
+    found = rows_of(views.train_batch(Batch(np.array([4, 1, 4, 4]), np.array([0, 0, 1, 2])), 1, SIZE)())
     assert not torch.equal(found[0][0], found[2][0])
     assert not torch.equal(found[0][0], found[3][0])
     assert not torch.equal(found[2][0], found[3][0])
-    later = rows_of(views.train_batch(np.array([4]), 2, SIZE)())
+    later = rows_of(views.train_batch(once(np.array([4])), 2, SIZE)())
     assert_equal(found[2], later[0])  # the next one is that of the next epoch
 
 
 def test_one_view_is_shown_in_every_epoch(tmp_path: Path) -> None:
     views = make_views(tmp_path, cut(), make_pixels(), n_views=1)
     compute(views)
-    assert_equal(views.train_batch(ROWS, 1, SIZE)(), views.train_batch(ROWS, 2, SIZE)())
-    found = rows_of(views.train_batch(np.array([4, 4]), 1, SIZE)())
+    assert_equal(views.train_batch(once(ROWS), 1, SIZE)(), views.train_batch(once(ROWS), 2, SIZE)())
+    found = rows_of(views.train_batch(Batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)())
     assert_equal(found[0], found[1])
 
 
@@ -226,7 +247,7 @@ def test_bf16_maps_are_kept_in_bf16_and_moments_in_fp32(
     halves, pixels = cut("test_efficientnet", 2, features), make_pixels(is_bf16=True)
     views = make_views(tmp_path, halves, pixels, n_views=1)
     compute(views)
-    maps, moments = views.train_batch(ROWS[:n_rows], 1, SIZE)()
+    maps, moments = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
     assert maps.dtype == torch.bfloat16
     assert maps.shape == (n_rows, *halves.shape)
     assert moments.dtype == torch.float32
@@ -269,7 +290,7 @@ def test_maps_of_odd_size_come_back_in_bf16(features: FeatureKind, n_rows: int, 
     halves, pixels = odd_halves(features), make_pixels(is_bf16=True)
     views = make_views(tmp_path, halves, pixels, n_views=1)
     compute(views)
-    maps, moments = views.train_batch(ROWS[:n_rows], 1, SIZE)()
+    maps, moments = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
     assert maps.shape == (n_rows, *halves.shape)
     for found, row in zip(rows_of((maps.float(), moments)), ROWS, strict=False):
         for own, other in zip(found, expected_view(pixels, halves, int(row), 0), strict=True):
@@ -298,12 +319,12 @@ def test_views_are_computed_once(tmp_path: Path) -> None:
     views = make_views(tmp_path, halves, make_pixels(store))
     compute(views)
     assert store.n_reads == dict.fromkeys(FILES, 1 + 3)  # the whole, and each view
-    expected = views.train_batch(ROWS, 1, SIZE)()
+    expected = views.train_batch(once(ROWS), 1, SIZE)()
     compute(views)
     again = make_views(tmp_path, halves, make_pixels(store))
     compute(again)
     assert n_reads(store) == 4 * N
-    assert_equal(again.train_batch(ROWS, 1, SIZE)(), expected)
+    assert_equal(again.train_batch(once(ROWS), 1, SIZE)(), expected)
 
 
 def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path: Path) -> None:
@@ -345,11 +366,11 @@ def test_another_way_to_vary_is_another_key_and_the_whole_stays(change: str, tmp
     changed = make_views(tmp_path, halves, CHANGES[change](make_pixels(store)))
     compute(changed)
     assert store.n_reads == dict.fromkeys(FILES, 3)
-    first, second = (source.train_batch(ROWS, 1, SIZE)()[0] for source in (views, changed))
+    first, second = (source.train_batch(once(ROWS), 1, SIZE)()[0] for source in (views, changed))
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("change", ["cut", "kind of features", "weights", "filter", "numbers"])
+@pytest.mark.parametrize("change", ["cut", "kind of features", "name", "weights", "filter", "numbers"])
 def test_another_network_is_another_key_for_all(change: str, tmp_path: Path) -> None:
     compute(make_views(tmp_path, cut(), make_pixels()))
     store = MemoryStore()
@@ -360,7 +381,8 @@ def test_another_network_is_another_key_for_all(change: str, tmp_path: Path) -> 
         n_tail=2 if change == "cut" else 1, features="pooled" if change == "kind of features" else "stages"
     )
     weights_id = "other" if change == "weights" else "w"
-    compute(make_views(tmp_path, halves, pixels, weights_id=weights_id))
+    name = "twin" if change == "name" else "net"
+    compute(make_views(tmp_path, halves, pixels, weights_id=weights_id, network=name))
     assert store.n_reads == dict.fromkeys(FILES, 4)
 
 
@@ -407,10 +429,13 @@ def test_another_way_to_decode_is_another_key(tmp_path: Path, monkeypatch: pytes
     assert store.n_reads == dict.fromkeys(FILES, 4)
 
 
-def test_views_that_cannot_be_kept_are_an_error_with_the_reason(tmp_path: Path) -> None:
+def test_views_that_cannot_be_kept_say_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"views cannot be kept: .*Not a directory"):
-        compute(make_views(tmp_path / "file", cut(), make_pixels()))
+    views = make_views(tmp_path / "file", cut(), make_pixels())
+    failure = views.compute(ROWS, ROWS, batch_size=4, num_workers=2)
+    assert failure is not None
+    assert failure.endswith(": Not a directory")
+    assert make_views(tmp_path, cut(), make_pixels()).compute(ROWS, ROWS, batch_size=4, num_workers=2) is None
 
 
 def test_a_try_keeps_nothing(tmp_path: Path) -> None:
@@ -425,11 +450,11 @@ def test_a_try_keeps_nothing(tmp_path: Path) -> None:
 
 def test_pixels_are_augmented_and_normalised() -> None:
     source = make_pixels()
-    images, moments = source.train_batch(ROWS[:3], 2, 24)()
+    images, moments = source.train_batch(once(ROWS[:3]), 2, 24)()
     assert images.shape == (3, 3, 24, 24)
     assert moments.shape == (3, 0)
     for place, row in enumerate(ROWS[:3]):
-        rng = np.random.default_rng([source.seed, 2, int(row), place])
+        rng = np.random.default_rng([source.seed, 2, int(row), 0])
         view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=24)
         shown = (view / 255 - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
         np.testing.assert_allclose(images[place].permute(1, 2, 0).numpy(), shown, atol=1e-5)
@@ -445,20 +470,32 @@ def test_whole_pixels_are_what_prediction_sees() -> None:
     assert moments.shape == (N, 0)
 
 
-def test_a_pixel_view_depends_on_seed_epoch_row_and_place_alone() -> None:
+def test_a_pixel_view_depends_on_seed_epoch_row_and_times_drawn_alone() -> None:
     source, again = make_pixels(), make_pixels()
     rows, others = np.array([3, 1, 4]), np.array([8, 1, 0, 5])
-    found = source.train_batch(rows, 1, SIZE)()[0]
-    torch.testing.assert_close(again.train_batch(rows, 1, SIZE)()[0], found, atol=0, rtol=0)
-    # row 1 stands at the same place among others
-    torch.testing.assert_close(source.train_batch(others, 1, SIZE)()[0][1], found[1], atol=0, rtol=0)
-    assert not torch.equal(source.train_batch(rows, 2, SIZE)()[0][1], found[1])
-    assert not torch.equal(replace(source, seed=6).train_batch(rows, 1, SIZE)()[0][1], found[1])
-    assert not torch.equal(source.train_batch(rows[[1, 0, 2]], 1, SIZE)()[0][0], found[1])
+    found = source.train_batch(once(rows), 1, SIZE)()[0]
+    torch.testing.assert_close(again.train_batch(once(rows), 1, SIZE)()[0], found, atol=0, rtol=0)
+    # row 1 stands among others
+    torch.testing.assert_close(source.train_batch(once(others), 1, SIZE)()[0][1], found[1], atol=0, rtol=0)
+    assert not torch.equal(source.train_batch(once(rows), 2, SIZE)()[0][1], found[1])
+    assert not torch.equal(replace(source, seed=6).train_batch(once(rows), 1, SIZE)()[0][1], found[1])
+    again_drawn = Batch(rows, np.array([0, 1, 0]))
+    assert not torch.equal(source.train_batch(again_drawn, 1, SIZE)()[0][1], found[1])
+
+
+def test_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
+    store = MemoryStore()
+    source = make_pixels(store, cache=tmp_path)
+    first = source.train_batch(once(ROWS), 1, SIZE)()[0]
+    source.pixels.flush()
+    for epoch in (2, 3):
+        source.train_batch(once(ROWS), epoch, SIZE)()
+    assert store.n_reads == dict.fromkeys(FILES, 1)
+    torch.testing.assert_close(source.train_batch(once(ROWS), 1, SIZE)()[0], first, atol=0, rtol=0)
 
 
 def test_a_photograph_twice_in_a_batch_is_varied_twice() -> None:
-    images = make_pixels().train_batch(np.array([4, 4]), 1, SIZE)()[0]
+    images = make_pixels().train_batch(Batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)()[0]
     assert not torch.equal(images[0], images[1])
 
 
@@ -473,11 +510,11 @@ def test_a_stream_gives_the_batches_in_order_whatever_the_threads(
         compute(source)
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, N, n) for n in (3, 1, 4, 2) * 6]
-    streamed = list(stream(batches, lambda rows: source.train_batch(rows, 1, SIZE), num_workers))
+    streamed = list(stream(batches, lambda rows: source.train_batch(once(rows), 1, SIZE), num_workers))
     assert len(streamed) == len(batches)
     for (rows, found), batch in zip(streamed, batches, strict=True):
-        np.testing.assert_array_equal(rows, batch)
-        assert_equal(found, source.train_batch(batch, 1, SIZE)())
+        assert rows is batch
+        assert_equal(found, source.train_batch(once(batch), 1, SIZE)())
 
 
 def test_an_error_of_a_thread_reaches_the_loop() -> None:

@@ -21,7 +21,6 @@ from pixelplay.training.checkpoint import (
     CHECKPOINT,
     State,
     Where,
-    as_rows,
     changing,
     copy_of,
     has_checkpoint,
@@ -286,15 +285,3 @@ def test_kept_copies_are_put_back() -> None:
         restore(state.network, kept)
     found = snapshot(state)
     assert all(torch.equal(found[name], before[name]) for name in found if name.startswith("network."))
-
-
-def test_rows_of_the_history_keep_six_digits_and_whole_numbers() -> None:
-    header, rows = as_rows(
-        [
-            {"epoch": 0, "val_loss": 1.23456789, "lr": 0.0},
-            {"epoch": 12, "val_loss": float("nan"), "lr": 1e-7},
-        ]
-    )
-    assert header == ["epoch", "val_loss", "lr"]
-    assert rows == [["0", "1.23457", "0"], ["12", "nan", "1e-07"]]
-    assert as_rows([]) == ([], [])

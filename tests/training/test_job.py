@@ -54,7 +54,7 @@ def make_job(
 
 
 def drawn_by(job: Job, epoch: int) -> NDArray[np.int64]:
-    return np.concatenate(job.batches(epoch))
+    return np.concatenate([batch.rows for batch in job.batches(epoch)])
 
 
 @given(
@@ -68,7 +68,7 @@ def test_an_epoch_shows_every_photograph_once_in_even_batches(
 ) -> None:
     job = make_job(sizes, imbalance=imbalance, batch_size=batch_size)
     np.testing.assert_array_equal(np.sort(drawn_by(job, epoch)), job.train)
-    lengths = [len(rows) for rows in job.batches(epoch)]
+    lengths = [len(batch.rows) for batch in job.batches(epoch)]
     assert max(lengths) - min(lengths) <= 1
     assert max(lengths) <= batch_size
     assert len(lengths) == job.batches_per_epoch == -(-sum(sizes) // batch_size)
@@ -87,7 +87,7 @@ def test_a_sampler_shows_classes_equally_often_in_even_batches(
     counts = np.bincount(job.labels[drawn], minlength=len(sizes))
     assert counts.max() - counts.min() <= 1
     assert np.isin(drawn, job.train).all()
-    lengths = [len(rows) for rows in job.batches(epoch)]
+    lengths = [len(batch.rows) for batch in job.batches(epoch)]
     assert len(lengths) == job.batches_per_epoch
     assert max(lengths) - min(lengths) <= 1
 
@@ -102,12 +102,23 @@ def test_smaller_classes_are_raised_to_what_is_asked(imbalance: Imbalance) -> No
         assert np.bincount(job.labels[drawn]).tolist() == [23, 12, 12]
 
 
+def test_each_time_a_photograph_is_drawn_is_numbered() -> None:
+    job = make_job(imbalance="sampler", batch_size=4)
+    seen: dict[int, list[int]] = {}
+    for batch in job.batches(1):
+        for row, time in zip(batch.rows.tolist(), batch.times.tolist(), strict=True):
+            seen.setdefault(row, []).append(time)
+    assert max(map(len, seen.values())) > 2
+    assert all(times == list(range(len(times))) for times in seen.values())
+
+
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
 def test_the_same_seed_gives_the_same_batches_and_another_others(imbalance: Imbalance) -> None:
     job, again, other = (make_job(imbalance=imbalance, seed=seed) for seed in (3, 3, 4))
     for epoch in (1, 2, 5):
-        for rows, expected in zip(again.batches(epoch), job.batches(epoch), strict=True):
-            np.testing.assert_array_equal(rows, expected)
+        for batch, expected in zip(again.batches(epoch), job.batches(epoch), strict=True):
+            np.testing.assert_array_equal(batch.rows, expected.rows)
+            np.testing.assert_array_equal(batch.times, expected.times)
         assert (drawn_by(other, epoch) != drawn_by(job, epoch)).any()
 
 
@@ -123,8 +134,8 @@ def test_epochs_differ_and_may_be_asked_for_in_any_order(imbalance: Imbalance) -
 
 def test_classes_are_mixed_within_batches() -> None:
     job = make_job((200, 200), batch_size=40)
-    for rows in job.batches(1):
-        assert np.bincount(job.labels[rows], minlength=2).min() > 5
+    for batch in job.batches(1):
+        assert np.bincount(job.labels[batch.rows], minlength=2).min() > 5
 
 
 @pytest.mark.parametrize(("accumulate", "steps_an_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)])
@@ -139,7 +150,7 @@ def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
     job = make_job(batch_size=1000)
     assert job.batches_per_epoch == 1
     assert job.n_steps == 6
-    assert [len(rows) for rows in job.batches(1)] == [sum(SIZES)]
+    assert [len(batch.rows) for batch in job.batches(1)] == [sum(SIZES)]
 
 
 @pytest.mark.parametrize("input_size", FULL_SIZES)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from conftest import TINY, draw_folder
+from networks import shared_backbone
 from pixelplay.config import ComputeConfig, FinetuneConfig, TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
@@ -197,6 +199,26 @@ def test_auto_fits_a_probe_where_too_few_can_choose(
     report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
     assert report.depth == "probe"
     assert any("6 validation photographs cannot tell which depth is better" in n for n in journal.notes)
+
+
+def test_auto_fits_a_probe_where_the_network_cannot_be_cut(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    weights = tmp_path / "vit.safetensors"
+    save_file(shared_backbone("test_vit").network.state_dict(), weights)
+    config = replace(tiny, backbone="test_vit", weights=str(weights), time_budget="2h")
+    journal = Journal(quiet=True)
+    assert train(drawn_photographs, tmp_path / "run", config, journal=journal).depth == "probe"
+    assert any(
+        n.startswith("test_vit cannot be cut") and n.endswith("a probe is fitted") for n in journal.notes
+    )
+    with pytest.raises(ConfigError, match="test_vit cannot be cut"):
+        train(
+            drawn_photographs,
+            tmp_path / "other",
+            replace(config, tune="partial"),
+            journal=Journal(quiet=True),
+        )
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class PhotographCache:
         self._max_bytes = max_bytes
         self.failure = ""
         self._rows: dict[bytes, tuple[NDArray[Any], int]] = {}
-        self._new: list[tuple[bytes, NDArray[Any]]] = []
+        self._new: dict[bytes, NDArray[Any]] = {}
         if max_bytes > 0:
             self._open_shards()
 
@@ -67,7 +67,7 @@ class PhotographCache:
     def add(self, digest: bytes, values: NDArray[Any]) -> None:
         """Remember an array; it reaches the disk with its shard, and can be had back from then on."""
         if self._max_bytes > 0:
-            self._new.append((digest, values))
+            self._new[digest] = values
             if len(self._new) >= SHARD_ROWS or len(self._new) * values.nbytes >= SHARD_BYTES:
                 self.flush()
 
@@ -75,9 +75,9 @@ class PhotographCache:
         """Write what is new, then drop the shards used longest ago until the bound is kept."""
         if not self._new:
             return
-        digests = np.frombuffer(b"".join(digest for digest, _ in self._new), np.uint8)
-        values = np.stack([array for _, array in self._new])
-        self._new = []
+        digests = np.frombuffer(b"".join(self._new), np.uint8)
+        values = np.stack(list(self._new.values()))
+        self._new = {}
         try:
             os.makedirs(self._folder, exist_ok=True)
             shard = os.path.join(self._folder, uuid.uuid4().hex)

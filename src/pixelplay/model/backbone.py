@@ -13,7 +13,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,6 @@ class Backbone(nn.Module):
     Attributes:
         name: timm's name of the architecture, with its weights tag.
         features: "stages", the moments of the last stages beside the pooled features; or "pooled".
-        n_features: D, the length of the feature vector.
     """
 
     def __init__(self, name: str, network: nn.Module, features: FeatureKind = "stages") -> None:
@@ -43,7 +43,6 @@ class Backbone(nn.Module):
         self.name = name
         self.network = network
         self.features = features
-        self.n_features = self._count_features()
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn normalised images (B, 3, H, W) into features (B, D) float32."""
@@ -55,7 +54,9 @@ class Backbone(nn.Module):
         n_stages = len(stage_modules(self.network))
         return tuple(range(max(0, n_stages - N_STAGES), n_stages)) if self.features == "stages" else ()
 
-    def _count_features(self) -> int:
+    @cached_property
+    def n_features(self) -> int:
+        """D, the length of the feature vector."""
         config: Any = self.network.pretrained_cfg
         was_training = self.training
         with torch.inference_mode():
@@ -76,10 +77,17 @@ def stage_modules(network: Any) -> tuple[str, ...]:
 
 def features_behind(network: Any, stages: Sequence[int], inputs: Tensor) -> Tensor:
     """Moments of some stages, then pooled features: (B, D) float32."""
-    last, maps = network.forward_intermediates(inputs, **_select_stages(network, stages or (-1,)))
+    return features_and_map(network, stages, inputs, stages[-1] if stages else -1)[0]
+
+
+def features_and_map(network: Any, stages: Sequence[int], inputs: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The same, and the map (B, C, H, W) at the end of one stage."""
+    wanted = sorted({*stages, kept})
+    last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
+    maps = dict(zip(wanted, found, strict=True))
     pooled = network.forward_head(last, pre_logits=True)  # (B, C)
-    moments = [moment for stage in maps for moment in _channel_moments(stage)] if stages else []
-    return torch.cat([*moments, pooled.float()], dim=1)  # (B, D)
+    moments = [moment for stage in stages for moment in _channel_moments(maps[stage])]
+    return torch.cat([*moments, pooled.float()], dim=1), maps[kept]  # (B, D)
 
 
 def maps_of(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
@@ -154,7 +162,12 @@ def check_backbone_name(name: str) -> None:
 
 
 def load_backbone(
-    name: str, weights: str | None, *, is_offline: bool, features: FeatureKind = "stages"
+    name: str,
+    weights: str | None,
+    *,
+    is_offline: bool,
+    features: FeatureKind = "stages",
+    input_size: int | None = None,
 ) -> LoadedBackbone:
     """Build a network by name and fill it with trained weights, strictly.
 
@@ -162,9 +175,10 @@ def load_backbone(
         name: "lite0", "lite2" or a timm model, with its tag if it has one.
         weights: local file that replaces the published weights.
         features: what the backbone gives of each photograph.
+        input_size: side of its images, px (default: as the weights were trained).
 
     Raises:
-        ConfigError: unknown name, or no weights to be had; the ways on are named.
+        ConfigError: unknown name, no weights to be had, or an image size that it refuses.
         BundleError: weights that do not fit; the keys are named.
     """
     check_backbone_name(name)
@@ -172,12 +186,30 @@ def load_backbone(
     network = create_network(timm_name)
     found = find_weights(name, network.pretrained_cfg, weights, is_offline=is_offline)
     fill_network(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
+    backbone, preprocessing = Backbone(timm_name, network, features), _preprocessing_of(network)
+    if input_size is not None:
+        if reason := why_refused(backbone, input_size):
+            raise ConfigError(
+                f"{backbone.name} takes no images of {input_size} px ({reason}); its weights were trained "
+                f"with {preprocessing.input_size} px"
+            )
+        preprocessing = replace(preprocessing, input_size=input_size)
     return LoadedBackbone(
-        backbone=Backbone(timm_name, network, features),
-        preprocessing=_preprocessing_of(network),
+        backbone=backbone,
+        preprocessing=preprocessing,
         weights_id=found.sha256,
         origin=found.origin,
     )
+
+
+def why_refused(backbone: Backbone, size_px: int) -> str | None:
+    """Say why a network takes no images of a size; None where it does."""
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size_px, size_px))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return " ".join(str(error).split())[:120]
+    return None
 
 
 def create_network(timm_name: str) -> Any:

@@ -2,6 +2,7 @@
 
 bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
 backbone.safetensors timm's own keys
+tuned.safetensors    likewise, of the stages that were tuned beside those of the backbone; where there are any
 head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
@@ -13,8 +14,9 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from pixelplay.config import Precision
+from pixelplay.config import MAX_INPUT_PX, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
 from pixelplay.model.backbone import (
@@ -24,14 +26,15 @@ from pixelplay.model.backbone import (
     check_backbone_name,
     create_network,
     fill_network,
+    stage_modules,
 )
 from pixelplay.model.head import LinearHead
+from pixelplay.model.tail import TwinBackbone
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 1
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
-MAX_INPUT_PX = 4096
-WEIGHT_FILES = ("backbone.safetensors", "head.safetensors")
+BACKBONE, TUNED, HEAD = (f"{name}.safetensors" for name in ("backbone", "tuned", "head"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +80,13 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
     from safetensors.torch import save as save_tensors
 
     os.makedirs(folder, exist_ok=True)
-    state = {key: value.contiguous().cpu() for key, value in bundle.backbone.network.state_dict().items()}
-    # written by Python, so that a full disk is an OSError like everywhere else
-    for name, data in zip(
-        WEIGHT_FILES, (save_tensors(state), save_arrays(bundle.head.arrays())), strict=True
-    ):
+    networks = {BACKBONE: bundle.backbone.network}
+    if isinstance(bundle.backbone, TwinBackbone):
+        networks[TUNED] = bundle.backbone.tail.network
+    files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
+    files[HEAD] = save_arrays(bundle.head.arrays())
+    for name, data in files.items():
+        # written by Python, so that a full disk is an OSError like everywhere else
         with open(os.path.join(folder, name), "wb") as file:
             file.write(data)
     content = {
@@ -91,6 +96,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
             "name": bundle.backbone.name,
             "features": bundle.backbone.features,
             "features_version": FEATURES_VERSION,
+            "n_front": bundle.backbone.tail.n_front if isinstance(bundle.backbone, TwinBackbone) else None,
         },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
@@ -100,7 +106,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
         "priors": [float(p) for p in bundle.priors],
         "metric": bundle.metric,
         "made_by": dict(bundle.made_by),
-        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in WEIGHT_FILES},
+        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in files},
         "trained_on": sorted(bundle.trained_on),
     }
     write_json(content, os.path.join(folder, "bundle.json"))
@@ -114,7 +120,7 @@ def read_bundle(folder: str) -> Bundle:
     """
     folder = find_bundle(folder)
     content = _read_content(os.path.join(folder, "bundle.json"))
-    for name in WEIGHT_FILES:
+    for name in (BACKBONE, HEAD, *({TUNED} & set(content["sha256"]))):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
             raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
@@ -184,15 +190,22 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         )
     check_backbone_name(name)  # only timm's own list: a name cannot reach out
     network = create_network(name)
-    path = os.path.join(folder, WEIGHT_FILES[0])
-    fill_network(network, read_state_dict(path), path)
+    _fill(network, folder, BACKBONE)
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
         raise ValueError(f"features {features!r}")
-    head = read_state_dict(os.path.join(folder, WEIGHT_FILES[1]))
+    backbone = Backbone(name, network, features)
+    if (n_front := content["backbone"]["n_front"]) is not None:
+        if n_front not in range(len(stage_modules(network))):
+            raise ValueError(f"n_front {n_front!r}")
+        if TUNED not in content["sha256"]:
+            raise ValueError(f"no digest of {TUNED}")
+        backbone = TwinBackbone(backbone, n_front)
+        _fill(backbone.tail.network, folder, TUNED)
+    head = read_state_dict(os.path.join(folder, HEAD))
     raw = dict(content["preprocessing"])
     preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
     return Bundle(
-        backbone=Backbone(name, network, features),
+        backbone=backbone,
         classes=tuple(map(str, content["classes"])),
         preprocessing=replace(preprocessing, input_size=int(preprocessing.input_size)),
         hflip=bool(content["hflip"]),
@@ -205,6 +218,15 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         head=LinearHead(**{name: value.float().numpy() for name, value in head.items()}),
         made_by=dict(content["made_by"]),
     )
+
+
+def _state_of(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
+
+
+def _fill(network: nn.Module, folder: str, name: str) -> None:
+    path = os.path.join(folder, name)
+    fill_network(network, read_state_dict(path), path)
 
 
 def _check(bundle: Bundle) -> None:

@@ -51,6 +51,18 @@ class LinearHead:
             hidden_bias=self.hidden_bias,
         )
 
+    def averaged_with(self, other: "LinearHead", n_shared: int) -> "LinearHead":
+        """The mean of this head's logits and another's, on the features of both side by side.
+
+        Args:
+            other: on its own features (N, D), of which the first are the first of this head's too.
+            n_shared: how many those are; they stand once in the joint features (N, 2 D - n_shared).
+        """
+        own, others = self.weight / 2, other.weight / 2
+        own[:, :n_shared] += others[:, :n_shared]
+        weight = np.concatenate([own, others[:, n_shared:]], axis=1)
+        return LinearHead(weight=weight, bias=((self.bias + other.bias) / 2).astype(np.float32))
+
     def arrays(self) -> dict[str, FloatArray]:
         """Its arrays by name, those that it has."""
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}

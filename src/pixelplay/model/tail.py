@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.backbone import Backbone, features_behind, maps_of, moments_of, stage_modules
+from pixelplay.model.backbone import (
+    Backbone,
+    features_and_map,
+    features_behind,
+    maps_of,
+    moments_of,
+    stage_modules,
+)
 from pixelplay.model.fuse import fuse_for_inference
 
 TOLERANCE = 1e-3  # of the largest feature: front and tail against the whole
@@ -55,6 +62,27 @@ class Tail(nn.Module):
         backbone.network.load_state_dict({**state, **self.network.state_dict()}, strict=True)
 
 
+class TwinBackbone(Backbone):
+    """A frozen backbone and, beside it, another tail for the same front.
+
+    Its features are those of the frozen network, then those of the tail: one linear head on both
+    adds up what two classifiers say, and the front runs once.
+    """
+
+    def __init__(self, backbone: Backbone, n_front: int) -> None:
+        super().__init__(backbone.name, backbone.network, backbone.features)
+        self.tail = Tail(backbone, n_front)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn normalised images (B, 3, H, W) into features (B, 2 D - D_front) float32."""
+        n_front = self.tail.n_front
+        none = images.new_empty(len(images), 0, dtype=torch.float32)
+        if not n_front:
+            return torch.cat([super().forward(images), self.tail(images, none)], dim=1)
+        features, maps = features_and_map(self.network, self.stages, images, n_front - 1)
+        return torch.cat([features, self.tail(maps, none)], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Halves:
     """A backbone in two parts.
@@ -72,6 +100,10 @@ class Halves:
     n_moments: int
 
 
+class UncuttableError(ConfigError):
+    """A network has no last stages that could be trained on their own."""
+
+
 def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Halves:
     """Cut a backbone in front of its last stages.
 
@@ -80,11 +112,14 @@ def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Hal
         input_size: side of its images, px.
 
     Raises:
-        ConfigError: the network cannot be cut there.
+        ConfigError: it has no such stages.
+        UncuttableError: the network cannot be cut there.
     """
     n_stages = len(stage_modules(backbone.network))
     if n_tail is None:
         return Halves(front=None, tail=Tail(backbone, 0), shape=(3, input_size, input_size), n_moments=0)
+    if n_stages < 2:
+        raise _uncuttable(backbone, "it has one stage")
     if not 1 <= n_tail < n_stages:
         raise ConfigError(
             f"n_stages={n_tail} is outside 1 to {n_stages - 1}, what partial can train of {backbone.name}; "
@@ -109,9 +144,9 @@ def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Hal
     return Halves(front=front, tail=tail, shape=shape, n_moments=moments.shape[1])
 
 
-def _uncuttable(backbone: Backbone, why: str) -> ConfigError:
+def _uncuttable(backbone: Backbone, why: str) -> UncuttableError:
     reason = " ".join(why.split())[:120]
-    return ConfigError(
+    return UncuttableError(
         f"{backbone.name} cannot be cut in front of its last stages ({reason}); use --tune full or probe"
     )
 

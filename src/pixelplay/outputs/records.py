@@ -67,6 +67,11 @@ class TrainReport:
         return self.held_out_part if self.test is None else "test"
 
     @property
+    def is_refitted(self) -> bool:
+        """Whether the validation part was learned from, once it had chosen and been measured."""
+        return bool(self.chosen.get("refit_epochs", {}).get("value"))
+
+    @property
     def evaluation(self) -> Evaluation:
         """The figures behind the headline."""
         return self.held_out if self.test is None else self.test
@@ -97,7 +102,7 @@ class TrainReport:
             "baseline": {
                 **self.baseline.to_json(),
                 "n": self.evaluation.n,
-                "chosen_on": "train" if self.held_out_part == "val" else "train+val",
+                "chosen_on": "train+val" if self.held_out_part == "oof" or self.is_refitted else "train",
                 "measured_on": self.measured_on,
             },
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
@@ -107,6 +112,7 @@ class TrainReport:
                 for name, part in parts.items()
                 if part is not None
             },
+            "val_is_before_refit": self.is_refitted,
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "notes": list(self.notes),

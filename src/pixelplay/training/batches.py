@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,13 +29,27 @@ from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
+AnyBatch = TypeVar("AnyBatch")
 VIEWS_VERSION = 1  # raise it when the same pixels yield other views
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photographs that are learned from in one step.
+
+    Attributes:
+        rows: (B,) positions in the material.
+        times: (B,) how often each has been drawn before in the same epoch.
+    """
+
+    rows: IntArray
+    times: IntArray
 
 
 class Source(Protocol):
     """Gives inputs of photographs, numbered as in the material."""
 
-    def train_batch(self, rows: IntArray, epoch: int, size_px: int) -> Callable[[], Inputs]:
+    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """Load one varied view of each row, in a thread; the result brings it to the device."""
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
@@ -43,12 +57,12 @@ class Source(Protocol):
 
 
 def stream(
-    batches: Sequence[IntArray], load: Callable[[IntArray], Callable[[], Inputs]], num_workers: int | None
-) -> Iterator[tuple[IntArray, Inputs]]:
+    batches: Sequence[AnyBatch], load: Callable[[AnyBatch], Callable[[], Inputs]], num_workers: int | None
+) -> Iterator[tuple[AnyBatch, Inputs]]:
     """Yield batches in order with their inputs, a few loaded ahead."""
     loaded = map_ahead(lambda i: load(batches[i]), len(batches), num_workers=num_workers, ahead=8)
-    for rows, bring in zip(batches, loaded, strict=True):
-        yield rows, bring()
+    for batch, bring in zip(batches, loaded, strict=True):
+        yield batch, bring()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +76,37 @@ class PixelSource:
     device: Device
     seed: int
 
-    def train_batch(self, rows: IntArray, epoch: int, size_px: int) -> Callable[[], Inputs]:
+    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """See `Source`."""
+        wholes = [self.pixels[i] for i in batch.rows]
         views = [
             augment_view(
-                self.pixels[i],
+                whole,
                 self.augmenting,
                 self.preprocessing,
-                # a row that is drawn twice in an epoch differs by its place in the batch
-                np.random.default_rng([self.seed, epoch, int(i), place]),
+                np.random.default_rng([self.seed, epoch, int(i), int(time)]),
                 hflip=self.hflip,
                 size_px=size_px,
             )
-            for place, i in enumerate(rows)
+            for whole, i, time in zip(wholes, batch.rows, batch.times, strict=True)
         ]
-        return self._bring(views)
+        return self._bring(views, batch.rows, wholes)
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
         """See `Source`."""
-        return self._bring([eval_view(self.pixels[i], self.preprocessing) for i in rows])
+        wholes = [self.pixels[i] for i in rows]
+        return self._bring([eval_view(whole, self.preprocessing) for whole in wholes], rows, wholes)
 
-    def _bring(self, views: Sequence[NDArray[np.uint8]]) -> Callable[[], Inputs]:
+    def _bring(
+        self, views: Sequence[NDArray[np.uint8]], rows: IntArray, wholes: Sequence[NDArray[np.uint8]]
+    ) -> Callable[[], Inputs]:
         pixels = torch.from_numpy(np.stack(views))
         if self.device.name == "cuda":
             pixels = pixels.pin_memory()
 
         def bring() -> Inputs:
+            for i, whole in zip(rows, wholes, strict=True):
+                self.pixels.keep(i, whole)  # here, since only one thread may
             images = Normaliser(self.preprocessing, self.device.name)(pixels)
             return images, images.new_empty(len(images), 0)
 
@@ -100,6 +119,7 @@ class ViewSource:
     Args:
         halves: the backbone, cut.
         digests: (N,) content of each photograph.
+        network: names the backbone's architecture and features.
         n_views: V, augmented views of each photograph that is learned from.
         weights_id: names the backbone's weights.
         cache_dir: where the views are kept; they are reused as long as nothing changes that they depend on.
@@ -111,6 +131,7 @@ class ViewSource:
         pixels: PixelSource,
         digests: Sequence[bytes],
         *,
+        network: tuple[str, str],
         n_views: int,
         weights_id: str,
         cache_dir: str,
@@ -126,6 +147,7 @@ class ViewSource:
         self._normalise = Normaliser(pixels.preprocessing, device.name)
         key = {
             "versions": [DECODE_VERSION, VIEWS_VERSION],
+            "network": network,
             "weights": weights_id,
             "cut": halves.tail.n_front,
             "shape": [*halves.shape, halves.n_moments],
@@ -152,35 +174,41 @@ class ViewSource:
         batch_size: int,
         num_workers: int | None,
         on_progress: Callable[[int], object] = lambda n: None,
-    ) -> None:
-        """Make what is not on the disk yet: V views of each `train` row, the whole of each `plain` row."""
+    ) -> str | None:
+        """Make what is not on the disk yet: V views of each `train` row, the whole of each `plain` row.
+
+        Returns:
+            Why they cannot be kept; None where they are.
+        """
         for cache, rows, view in [
             (self._plain, plain, None),
             *((cache, train, view) for view, cache in enumerate(self._varied)),
         ]:
             todo = np.array([i for i in rows if self._digests[i] not in cache], dtype=np.int64)
             on_progress(len(rows) - len(todo))
-            for chunk, pixels in self._read(todo, view, batch_size, num_workers):
-                for i, row in zip(chunk, self._run_front(pixels, batch_size), strict=True):
+            for chunk, wholes, pixels in self._read(todo, view, batch_size, num_workers):
+                for i, whole, row in zip(chunk, wholes, self._run_front(pixels, batch_size), strict=True):
+                    self._pixels.pixels.keep(i, whole)
                     cache.add(self._digests[i], row)
                 on_progress(len(chunk))
             cache.flush()
             if cache.failure:
-                raise OSError(28, f"views cannot be kept: {cache.failure}")
+                return cache.failure
         self._pixels.pixels.flush()
+        return None
 
     def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None) -> None:
         """Make one varied view of each row and keep nothing, to see how long it takes."""
-        for _, pixels in self._read(rows, 0, batch_size, num_workers):
+        for _, _, pixels in self._read(rows, 0, batch_size, num_workers):
             self._run_front(pixels, batch_size)
 
-    def train_batch(self, rows: IntArray, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `Source`; in each epoch a photograph shows its next view, and each starts with another."""
+    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+        """See `Source`; each time a photograph shows its next view, and each starts with another."""
         chosen = [
-            self._varied[(epoch + place + int.from_bytes(self._digests[i][:4])) % self.n_views]
-            for i, place in zip(rows, _occurrences(rows), strict=True)
+            self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.n_views]
+            for i, time in zip(batch.rows, batch.times, strict=True)
         ]
-        return self._bring([cache.get(self._digests[i]) for i, cache in zip(rows, chosen, strict=True)])
+        return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
         """See `Source`."""
@@ -188,7 +216,8 @@ class ViewSource:
 
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[tuple[IntArray, NDArray[np.uint8]]]:
+    ) -> Iterator[tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]]:
+        """Yield rows, their squares as they are kept, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
         def load(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -203,11 +232,11 @@ class ViewSource:
             return whole, view_pixels
 
         pending = []
-        for n, (whole, pixels) in enumerate(map_ahead(load, len(rows), num_workers=num_workers)):
-            source.pixels.keep(rows[n], whole)
-            pending.append(pixels)
+        for n, loaded in enumerate(map_ahead(load, len(rows), num_workers=num_workers)):
+            pending.append(loaded)
             if len(pending) == batch_size or n + 1 == len(rows):
-                yield rows[n + 1 - len(pending) : n + 1], np.stack(pending)
+                wholes, views = zip(*pending, strict=True)
+                yield rows[n + 1 - len(pending) : n + 1], list(wholes), np.stack(views)
                 pending = []
 
     @torch.inference_mode()
@@ -233,16 +262,6 @@ class ViewSource:
         if device == "cuda":
             maps, moments = maps.pin_memory(), moments.pin_memory()
         return lambda: (maps.to(device, non_blocking=True), moments.to(device, non_blocking=True))
-
-
-def _occurrences(rows: IntArray) -> list[int]:
-    """How often each row has come before in the same batch."""
-    seen: dict[int, int] = {}
-    places = []
-    for i in rows.tolist():
-        places.append(seen.get(i, 0))
-        seen[i] = places[-1] + 1
-    return places
 
 
 def _digest_of(content: object) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss
 from pixelplay.training.material import Material
 from pixelplay.training.plan import AIM, Amount, Plan
-from pixelplay.training.rare import FairProbe, fit_fair_probe
+from pixelplay.training.rare import FairProbe, fit_fair_probe, refit_fair_head
 
 IntArray = NDArray[np.int64]
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
@@ -57,6 +57,7 @@ class Bench:
     Attributes:
         train: positions in the material that are learned from.
         val: positions that choose.
+        learn: both, and the copies of `val` that are kept out of `train`.
         counts: (K,) photographs of each class in train.
         imbalance: how rare classes are helped; a re-trained head comes later.
         offset: (K,) added to logits to make them natural.
@@ -71,12 +72,17 @@ class Bench:
         config: TrainConfig,
         workplace: Workplace,
     ) -> None:
-        self.train, self.val = material.parts.split.train, material.parts.split.val
+        if config.imbalance == "auto":
+            # a class-weighted probe stands for even classes; raised ones are drawn evenly as they are
+            is_raised = config.min_per_class is not None and probe.imbalance != "none"
+            config = replace(config, imbalance="sampler" if is_raised else probe.imbalance)
+        self.train, self.val = train_apart(material), material.parts.split.val
+        self.learn = material.learn
         self.counts = np.bincount(material.labels[self.train], minlength=material.n_known)
         # a re-trained head comes later; until then nothing is corrected
         self.imbalance = "none" if config.imbalance == "crt" else config.imbalance
         self.offset = natural_offset(self.counts, self.imbalance, config.min_per_class, config.logit_tau)
-        self.material, self.loaded, self._probe = material, loaded, probe
+        self.material, self.loaded, self.probe = material, loaded, probe
         self.config, self.workplace = config, workplace
         self._cache_dir = config.cache_dir or default_cache_dir()
         self._max_bytes = int(config.cache_gb * 1e9)
@@ -96,13 +102,15 @@ class Bench:
             seed=config.seed,
         )
 
-    def views(self, halves: Halves, n_views: int) -> ViewSource:
+    def views(self, halves: Halves, n_views: int, *, has_cache: bool = True) -> ViewSource:
         """Views in front of a cut: in the cache, or beside the run where there is none."""
-        is_kept = self._max_bytes > 0
+        is_kept = has_cache and self._max_bytes > 0
+        backbone = self.loaded.backbone
         return ViewSource(
             halves,
             self.pixels,
             self.material.digests,
+            network=(backbone.name, backbone.features),
             n_views=n_views,
             weights_id=self.loaded.weights_id,
             cache_dir=self._cache_dir if is_kept else self.workplace.checkpoints,
@@ -124,21 +132,24 @@ class Bench:
                     features.std(0),
                     n_classes,
                     # the loop works on logits before they are made natural
-                    start=self._probe.probe.head.shifted(-self.offset) if settings.start == "probe" else None,
+                    start=self.probe.probe.head.shifted(-self.offset) if settings.start == "probe" else None,
                     dropout=settings.dropout,
                 )
         if halves.front is not None:
             freeze_spatial_filters(halves.tail, is_cpu=self.workplace.device.name == "cpu")
         return Classifier(halves.tail, head, drop_path=settings.drop_path)
 
-    def job(self, source: Source, plan: Plan) -> Job:
-        """What the loop does."""
+    def job(self, source: Source, plan: Plan, *, is_refit: bool = False) -> Job:
+        """What the loop does, before the short last epochs or in them."""
         config = self.config
         limit_s = None
         if self.workplace.plan is None and config.finetune.epochs is None:
             budget_s = parse_duration(config.time_budget)
             spent = time.monotonic() - self.workplace.started
-            limit_s = max(0.0, budget_s - spent - plan.seconds.get("reading and measuring", 0.0))
+            reading_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("reading and measuring", "refit"))
+            # validation has been read when the last epochs begin
+            to_come_s = reading_s * self._test_frac() if is_refit else reading_s + refit_s
+            limit_s = max(0.0, budget_s - spent - to_come_s)
         return Job(
             source=source,
             labels=self.material.labels,
@@ -162,16 +173,19 @@ class Bench:
             input_size=self.loaded.preprocessing.input_size,
         )
 
-    def refit_head(self, backbone: Backbone) -> LinearHead:
-        """Classifier re-training: a class-balanced head on what the tuned backbone makes of train.
+    def refit_probe(self, rows: IntArray) -> LinearHead:
+        """The probe's head, fitted again on other rows in the same way and with the same strength."""
+        return refit_fair_head(self.probe, self.material.features[rows], self.material.labels[rows])
+
+    def refit_head(self, backbone: Backbone, rows: IntArray) -> LinearHead:
+        """Classifier re-training: a class-balanced head on what the tuned backbone makes of some rows.
 
         Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
         ICLR 2020, arXiv:1910.09217, section 4.1.
         """
-        labels, groups = self.material.labels[self.train], self.material.parts.groups[self.train]
+        labels, groups = self.material.labels[rows], self.material.parts.groups[rows]
         folds = assign_folds(labels, groups, self.config.n_folds, self.config.seed)
-        features = self.read(backbone, self.train)
-        return fit_fair_probe(features, labels, groups, folds, self.config).probe.head
+        return fit_fair_probe(self.read(backbone, rows), labels, groups, folds, self.config).probe.head
 
     def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
         """Features (n, D) of photographs as prediction will make them."""
@@ -182,19 +196,42 @@ class Bench:
         """How much work there is."""
         config = self.config
         free = self._max_bytes if self._max_bytes > 0 else UNKEPT_BYTES
-        n_final = len(self.val) + len(self.material.parts.split.test)
+        # validation is read alone and together with the probe
+        n_final = 2 * len(self.val) + len(self.material.parts.split.test)
+        if self.config.imbalance == "crt":  # the head is fitted again before and after the last epochs
+            n_final += len(self.train) + len(self.learn)
+        n_epoch = epoch_length(self.counts, self.imbalance, config.min_per_class)
+        refit_epochs = config.finetune.refit_epochs
         return Amount(
-            n_train=len(self.train),
-            n_epoch=epoch_length(self.counts, self.imbalance, config.min_per_class),
+            n_train=len(self.learn if refit_epochs else self.train),
+            n_epoch=n_epoch,
+            n_refit=refit_epochs * round(n_epoch * len(self.learn) / len(self.train)),
             n_val=len(self.val),
             n_final=n_final * (2 if config.hflip else 1),
             max_view_bytes=free // 2,
         )
 
+    def _test_frac(self) -> float:
+        """Share of the test part in what is read with the finished network."""
+        n_test = len(self.material.parts.split.test)
+        return n_test / max(1, n_test + 2 * len(self.val))
+
     def left_s(self) -> float:
         """Seconds that are left of what is aimed at of the time budget."""
         spent = time.monotonic() - self.workplace.started
         return AIM * parse_duration(self.config.time_budget) - spent
+
+
+def train_apart(material: Material) -> IntArray:
+    """Training photographs that no validation photograph is a copy of.
+
+    A split made here has no such copies; a given one may, and what is known by heart cannot choose.
+    """
+    train, val = material.parts.split.train, material.parts.split.val
+    is_val = np.zeros(len(material.index), dtype=np.bool_)
+    is_val[val] = True
+    copies = [i for members in material.duplicates.sets if is_val[list(members)].any() for i in members]
+    return np.setdiff1d(train, copies)
 
 
 def read_rows(

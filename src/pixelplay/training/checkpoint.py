@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +20,8 @@ class Where:
     """Where a training is. All chance is derived from seed, epoch and batch, so none of it is kept here.
 
     Attributes:
-        epoch: epochs that are finished.
-        n_batches: batches of the next one that are done.
+        epoch: the one under way; 0 measures the weights before the first step.
+        n_batches: batches of it that are done.
         step: optimizer steps in all.
         seconds: time so far, that of earlier processes too.
         epoch_s: of the steps of this epoch.
@@ -94,9 +93,6 @@ def read_checkpoint(state: State, folder: str) -> None:
         with safe_open(path, framework="pt") as file:
             progress = Where(**json.loads(file.metadata()["progress"]))
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        state.best.update(
-            {name.removeprefix("best."): x for name, x in kept.items() if name.startswith("best.")}
-        )
         if any(name.startswith("optimizer.") for name in kept):  # else no step has been taken
             _prime(state.optimizer)
         for name, value in _tensors(state).items():
@@ -143,16 +139,6 @@ def _prime(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = 0.0
     optimizer.step()
     optimizer.zero_grad()
-
-
-def as_rows(history: list[dict[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of history.csv."""
-    header = list(history[0]) if history else []
-    return header, [[_show(row[name]) for name in header] for row in history]
-
-
-def _show(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{np.float64(value):.6g}"
 
 
 def copy_of(network: nn.Module) -> dict[str, Tensor]:

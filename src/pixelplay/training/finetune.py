@@ -25,6 +25,8 @@ from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 
 IntArray = NDArray[np.int64]
+NAN = float("nan")
+OUT_OF_TIME = "the time budget was used up"
 CHECKPOINT_EVERY_S = 20.0
 CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
 
@@ -77,14 +79,16 @@ class _Run:
 
     def __init__(self, job: Job, classifier: Classifier) -> None:
         self.job, self.classifier = job, classifier
-        finetune = job.config.finetune
-        optimizer = make_optimizer(classifier, finetune, job.batch_size * finetune.accumulate)
+        settings = job.config.finetune
+        optimizer = make_optimizer(
+            classifier, settings, job.batch_size * settings.accumulate, lr_frac=job.lr_frac
+        )
         names = [name for name, value in classifier.named_parameters() if value.requires_grad]
-        averaged = AveragedWeights(classifier, names, finetune.ema_frac * job.n_steps)
+        averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
         self.state = State(
             network=classifier,
             optimizer=optimizer,
-            averaged=averaged if finetune.ema_frac else None,
+            averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
             progress=Where(tally=_zeros(job.n_classes)),
         )
@@ -102,21 +106,24 @@ class _Run:
         self.classifier.train()
         size = job.size_px(epoch - 1)
         batches = stream(
-            todo, lambda rows: job.source.train_batch(rows, epoch, size), job.config.compute.num_workers
+            todo, lambda batch: job.source.train_batch(batch, epoch, size), job.config.compute.num_workers
         )
-        for rows, inputs in batches:
-            is_step = self._learn(rows, inputs)
+        for batch, inputs in batches:
+            is_step = self._learn(batch.rows, inputs)
             on_batch(1)
             now = time.monotonic()
             if job.device.name == "cpu" or len(self._losses) >= CHECK_EVERY:
                 self._look_at_losses()
             if where.stopped:
                 break
-            if job.limit_s is not None and where.seconds + now - start > job.limit_s:
-                where.stopped = f"the time budget was used up after step {where.step} of {job.n_steps}"
+            is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
+            if job.limit_s is not None and where.seconds + now - start > job.limit_s and not is_last:
+                where.stopped = f"{OUT_OF_TIME} after step {where.step} of {job.n_steps}"
                 break
             if is_step and now - saved > CHECKPOINT_EVERY_S:
                 self._look_at_losses()
+                if where.stopped:
+                    break  # what is spoilt is not saved
                 self._count_time(now - start)
                 save()
                 start = saved = time.monotonic()
@@ -175,13 +182,16 @@ class _Run:
         self._losses = []
 
     def finish_epoch(self, journal: Journal) -> None:
-        """Measure on the validation part, keep the best weights, write the history's row."""
+        """Measure on the validation part, keep the best weights, write the history's row.
+
+        Without a validation part the last weights are the best.
+        """
         job, where = self.job, self.state.progress
         start = time.monotonic()
         with self._deployed():
             logits = predict_logits(job, self.classifier)  # (n, K), natural
-            score = held_out_score(logits, job.labels[job.val], job.config.metric)
-            if score < where.best_score:
+            score = held_out_score(logits, job.labels[job.val], job.config.metric) if len(logits) else NAN
+            if score < where.best_score or not len(logits):
                 where.best_score, where.best_epoch = score, where.epoch
                 for name, value in copy_of(self.classifier).items():
                     self.state.best[name].copy_(value)
@@ -195,9 +205,14 @@ class _Run:
         where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
         where.seconds += time.monotonic() - start
         if where.epoch > 1:
+            held_out = (
+                f"val loss {row['val_loss']:.3f}, val accuracy {row['val_accuracy']:.3f}"
+                if len(logits)
+                else "train and val together"
+            )
             journal.tell(
-                f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, val loss "
-                f"{row['val_loss']:.3f}, val accuracy {row['val_accuracy']:.3f}, {row['img_per_s']:.0f} img/s"
+                f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
+                f"{row['img_per_s']:.0f} img/s"
             )
 
     @contextmanager
@@ -228,7 +243,7 @@ class _Run:
         size = self.job.size_px(epoch - 1)
         for _, inputs in stream(
             self.job.batches(epoch),
-            lambda rows: self.job.source.train_batch(rows, epoch, size),
+            lambda batch: self.job.source.train_batch(batch, epoch, size),
             self.job.config.compute.num_workers,
         ):
             with self.job.device.autocast():
@@ -244,9 +259,9 @@ class _Run:
             "epoch": where.epoch,
             "step": where.step,
             "lr": self._last_lr(),
-            "train_loss": where.loss_sum / where.n_seen if where.n_seen else float("nan"),
+            "train_loss": where.loss_sum / where.n_seen if where.n_seen else NAN,
             **_figures("train", np.array(where.tally)),
-            "val_loss": nll_of(logits, labels),
+            "val_loss": nll_of(logits, labels) if len(labels) else NAN,
             **_figures("val", held_out),
             "val_score": score,
             "img_per_s": where.n_seen / where.epoch_s if where.epoch_s else 0.0,
@@ -263,6 +278,8 @@ class _Run:
 @torch.no_grad()
 def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
     """Natural-prior logits (n, K) of the validation part, one view each."""
+    if not len(job.val):
+        return np.empty((0, job.n_classes), np.float32)
     classifier.eval()
     batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
     found = []

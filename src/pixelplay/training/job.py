@@ -1,5 +1,6 @@
 """What a training learns, and from what; its schedule follows from it."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import draw_epoch, epoch_length
 from pixelplay.model.features import Device
-from pixelplay.training.batches import Source
+from pixelplay.training.batches import Batch, Source
 from pixelplay.training.losses import LossFunction
 
 IntArray = NDArray[np.int64]
@@ -23,7 +24,7 @@ class Job:
         source: gives the inputs.
         labels: (N,) in [0, K) of all photographs of the material.
         train: positions that are learned from.
-        val: positions that choose the epoch.
+        val: positions that choose the epoch; empty where nothing is left to choose.
         offset: (K,) added to logits to make them natural.
         loss: of logits (B, K) and soft targets (B, K).
         imbalance: how rare classes are helped, "auto" resolved.
@@ -33,6 +34,7 @@ class Job:
         limit_s: training time after which it ends early; None for never.
         device: where it runs.
         input_size: side of the network's images, px.
+        lr_frac: factor on the peak learning rates.
         config: everything else.
     """
 
@@ -50,6 +52,7 @@ class Job:
     limit_s: float | None
     device: Device
     input_size: int
+    lr_frac: float = 1.0
 
     @property
     def n_classes(self) -> int:
@@ -68,11 +71,17 @@ class Job:
         """Optimizer steps in all."""
         return self.epochs * -(-self.batches_per_epoch // self.config.finetune.accumulate)
 
-    def batches(self, epoch: int) -> list[IntArray]:
-        """Positions of each batch of an epoch; their sizes differ by one at most."""
+    def batches(self, epoch: int) -> list[Batch]:
+        """What each batch of an epoch is made of; their sizes differ by one at most."""
         rng = np.random.default_rng([self.config.seed, epoch])
         drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
-        return np.array_split(self.train[drawn], self.batches_per_epoch)
+        seen: Counter[int] = Counter()
+        times = np.zeros(len(drawn), dtype=np.int64)
+        for n, i in enumerate(drawn.tolist()):
+            times[n] = seen[i]
+            seen[i] += 1
+        chunks = [np.array_split(values, self.batches_per_epoch) for values in (self.train[drawn], times)]
+        return [Batch(rows, times) for rows, times in zip(*chunks, strict=True)]
 
     def size_px(self, epoch: int) -> int:
         """Side of the images in an epoch: it grows in the first half, in steps of 32."""

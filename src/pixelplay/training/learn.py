@@ -14,12 +14,13 @@ from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
-from pixelplay.training.bench import Workplace
+from pixelplay.model.tail import UncuttableError
+from pixelplay.training.bench import Bench, Workplace, train_apart
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 from pixelplay.training.planning import TooShortError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
-from pixelplay.training.tune import tune
+from pixelplay.training.tune import finish, tune
 
 IntArray = NDArray[np.int64]
 Depth = Literal["probe", "partial", "full"]
@@ -35,6 +36,7 @@ class Learned:
         backbone: the network, its trained layers in their places.
         head: features → natural-prior logits.
         learned_from: positions in the material.
+        prior_from: positions whose class mix the logits have.
         held_out: (n,) positions that chose.
         logits: (n, K) of those, natural; NaN where none could be held out.
         folds: (n,) fold that each was held out in; None where they are a validation part.
@@ -47,6 +49,7 @@ class Learned:
     backbone: Backbone
     head: LinearHead
     learned_from: IntArray
+    prior_from: IntArray
     held_out: IntArray
     logits: NDArray[np.float32]
     folds: IntArray | None
@@ -72,12 +75,17 @@ def learn(
     depth = _pick_depth(config, workplace, material, journal)
     if depth == "probe":
         return learn_probe(material, loaded.backbone, config, journal)
-    _check_val(material)
-    train, val = material.parts.split.train, material.parts.split.val
+    train, val = train_apart(material), material.parts.split.val
+    _check_val(material, train)
+    if n_copies := len(material.parts.split.train) - len(train):
+        journal.note(
+            f"{n_copies} training photographs are copies of val photographs, and wait until those have chosen"
+        )
     probe, _ = _fit_probe(material, train, config, journal)
+    bench = Bench(material, loaded, probe, config, workplace)
     try:
-        tuned = tune(material, loaded, depth, probe, config, workplace, journal)
-    except TooShortError as error:
+        tuned = tune(bench, depth, journal)
+    except (TooShortError, UncuttableError) as error:
         if config.tune != "auto":
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")
@@ -87,20 +95,27 @@ def learn(
     journal.note(verdict.sentence.format(depth=depth))
     if config.tune == "auto" and not verdict.is_tuned_better:
         return learn_probe(material, loaded.backbone, config, journal)
+    finished = finish(tuned, journal)
+    by_val = {"chosen_on": "val", "n": len(val)}
+    asked = {"chosen_on": None}
+    way = config.finetune.with_probe
     return Learned(
         depth=depth,
-        backbone=tuned.backbone,
-        head=tuned.head,
-        learned_from=train,
+        backbone=finished.backbone,
+        head=finished.head,
+        learned_from=finished.learned_from,
+        prior_from=train,
         held_out=val,
         logits=tuned.logits,
         folds=None,
         chosen={
-            "depth": {"value": depth, "chosen_on": "val", "n": len(val), **verdict.evidence},
-            "epoch": {"value": tuned.best_epoch, "chosen_on": "val", "n": len(val)},
+            "depth": {"value": depth, **(by_val if config.tune == "auto" else asked), **verdict.evidence},
+            "epoch": {"value": tuned.best_epoch, **by_val},
+            "with_probe": {"value": tuned.is_with_probe, **(by_val if way == "auto" else asked)},
+            "refit_epochs": {"value": finished.refit_epochs, **asked},
             "imbalance": {**probe.evidence, "chosen_on": "train, out of fold"},
         },
-        history=tuned.history,
+        history=finished.history,
         plan=tuned.plan,
     )
 
@@ -112,6 +127,11 @@ def learn_probe(material: Material, backbone: Backbone, config: TrainConfig, jou
         n = len(material.parts.split.val)
         journal.note(f"the probe chooses by folds, so the {n} val photographs are learned from too")
     fair, folds = _fit_probe(material, rows, config, journal)
+    notes = list(fair.notes)
+    if config.min_per_class is not None:
+        notes.append("min_per_class needs augmented views, and a probe has none: it is left out")
+    for note in notes:
+        journal.note(note)
     fit = fair.probe
     evidence = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
     return Learned(
@@ -119,6 +139,7 @@ def learn_probe(material: Material, backbone: Backbone, config: TrainConfig, jou
         backbone=backbone,
         head=fit.head,
         learned_from=rows,
+        prior_from=rows,
         held_out=rows,
         logits=fit.oof_logits,
         folds=folds,
@@ -155,7 +176,7 @@ def compare_depths(
     """
     val = material.parts.split.val
     labels, groups = material.labels[val], material.parts.groups[val]
-    counts = np.bincount(material.labels[material.parts.split.train], minlength=material.n_known)
+    counts = material.counts_of(train_apart(material))
     priors = counts / counts.sum()
     is_right, values, scores = [], [], []
     for logits in (probe, tuned):
@@ -204,8 +225,6 @@ def _fit_probe(
     check_some_held_out(folds, material.index.source)
     with journal.progress("fitting", None, "strengths tried") as bar:
         fair = fit_fair_probe(material.features[rows], labels, groups, folds, config, on_progress=bar.update)
-    for note in fair.notes if config.tune == "probe" else []:
-        journal.note(note)
     return fair, folds
 
 
@@ -222,26 +241,25 @@ def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, j
         )
         return "probe"
     try:
-        _check_val(material)
+        _check_val(material, train_apart(material))
     except DataError as error:
         journal.note(f"{error}; a probe is fitted")
         return "probe"
     return "partial" if workplace.device.name == "cpu" else "full"
 
 
-def _check_val(material: Material) -> None:
+def _check_val(material: Material, train: IntArray) -> None:
     """Raise where there is nothing to choose on, or a class to choose on that is not learned.
 
     Raises:
         DataError: no validation photograph, or a class with none in train.
     """
-    split = material.parts.split
-    if not len(split.val):
+    if not len(material.parts.split.val):
         raise DataError(
             "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
         )
-    counts = np.bincount(material.labels[split.train], minlength=material.n_known)
-    absent = [material.classes[k] for k in np.flatnonzero(counts[: material.n_known] == 0)]
+    counts = material.counts_of(train)
+    absent = [material.classes[k] for k in np.flatnonzero(counts == 0)]
     if absent:
         raise DataError(
             f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"

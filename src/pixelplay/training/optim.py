@@ -13,14 +13,14 @@ USUAL_BATCH = 32  # photographs a step that the learning rates are meant for
 
 
 def make_optimizer(
-    classifier: Classifier, finetune: FinetuneConfig, photographs_a_step: int
+    classifier: Classifier, finetune: FinetuneConfig, photographs_a_step: int, *, lr_frac: float = 1.0
 ) -> torch.optim.AdamW:
     """Make AdamW with a learning rate for each stage, and no decay on norms, biases and layer scales.
 
     Each group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the gradient, so
     the rate goes with the root of the photographs a step (Malladi et al. 2022, arXiv:2205.10287).
     """
-    scale = math.sqrt(photographs_a_step / USUAL_BATCH)
+    scale = lr_frac * math.sqrt(photographs_a_step / USUAL_BATCH)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value, distance in classifier.distances():
         is_head = name.startswith("head.")

@@ -19,7 +19,7 @@ AIM = 0.85  # of the time budget; the rest is for a machine that gets slower mea
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
 EPOCHS_PER_VIEW = 2  # a view is seen so often before it costs less than it gives
-MAX_STAGES = 4  # of partial
+MAX_STAGES = 3  # of partial: a fourth costs accuracy on small data (benchmarks/LOG.md)
 REPEATS = 2
 
 
@@ -64,8 +64,8 @@ class Speed:
 
     @property
     def plain_s(self) -> float:
-        """Forward only, from photograph to logits: a third of a step behind the cut."""
-        return self.view_s + self.step_s / 3
+        """Forward only, from photograph to logits: a third of a step behind the cut, frozen and tuned."""
+        return self.view_s + 2 * self.step_s / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,17 @@ class Amount:
     """How much work there is.
 
     Attributes:
-        n_train: photographs that are learned from.
+        n_train: photographs that views are made of.
         n_epoch: photographs drawn in an epoch.
+        n_refit: photographs drawn in all the short last epochs together.
         n_val: photographs that choose.
-        n_final: views read once more with the finished network.
+        n_final: views read with the finished network.
         max_view_bytes: on the disk, for all views.
     """
 
     n_train: int
     n_epoch: int
+    n_refit: int
     n_val: int
     n_final: int
     max_view_bytes: int
@@ -121,7 +123,8 @@ def plan_partial(
     best: Plan | None = None
     for speed in speeds:
         room = max(1, amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train))
-        fixed_s = final_s(speed, amount) + speed.view_s * amount.n_val
+        refit_s = _steps_s(speed, amount.n_refit)
+        fixed_s = final_s(speed, amount) + speed.view_s * amount.n_val + refit_s
         view_s, epoch_s = speed.view_s * amount.n_train, _epoch_s(speed, amount)
 
         def views_for(n_epochs: int, room: int = room) -> int:
@@ -140,7 +143,8 @@ def plan_partial(
         seconds = {
             "views": views_for(fitting) * view_s,
             "training": fitting * epoch_s,
-            "reading and measuring": fixed_s,
+            "refit": refit_s,
+            "reading and measuring": fixed_s - refit_s,
         }
         best = Plan(
             depth="partial",
@@ -165,7 +169,8 @@ def plan_full(
 ) -> Plan | None:
     """Train everything for as many epochs as fit; None where too few do."""
     fixed_s, epoch_s = final_s(speed, amount), _epoch_s(speed, amount)
-    fitting = epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s) / epoch_s))
+    refit_s = _steps_s(speed, amount.n_refit)
+    fitting = epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s - refit_s) / epoch_s))
     if fitting < (1 if epochs else MIN_EPOCHS):
         return None
     return Plan(
@@ -175,7 +180,11 @@ def plan_full(
         epochs=fitting,
         batch_size=batch_size,
         is_compiled=is_compiled,
-        seconds={"training": round(fitting * epoch_s, 1), "reading and measuring": round(fixed_s, 1)},
+        seconds={
+            "training": round(fitting * epoch_s, 1),
+            "refit": round(refit_s, 1),
+            "reading and measuring": round(fixed_s, 1),
+        },
     )
 
 
@@ -183,7 +192,8 @@ def shortest_s(speed: Speed, amount: Amount, *, is_full: bool, n_views: int | No
     """Seconds that the shortest useful training takes."""
     shown = n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
     views_s = 0.0 if is_full else (amount.n_train * shown + amount.n_val) * speed.view_s
-    return final_s(speed, amount) + views_s + MIN_EPOCHS * _epoch_s(speed, amount)
+    steps_s = MIN_EPOCHS * _epoch_s(speed, amount) + _steps_s(speed, amount.n_refit)
+    return final_s(speed, amount) + views_s + steps_s
 
 
 def write_plan(plan: Plan, path: str) -> None:
@@ -247,10 +257,15 @@ def final_s(speed: Speed, amount: Amount) -> float:
 
 def _epoch_s(speed: Speed, amount: Amount) -> float:
     """An epoch and its look at the validation part."""
-    behind_cut = speed.step_s if speed.n_stages else speed.view_s + speed.step_s
-    return behind_cut * amount.n_epoch + speed.step_s / 3 * amount.n_val
+    return _steps_s(speed, amount.n_epoch) + speed.step_s / 3 * amount.n_val
+
+
+def _steps_s(speed: Speed, n: int) -> float:
+    return (speed.step_s if speed.n_stages else speed.view_s + speed.step_s) * n
 
 
 def _wait_for(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()

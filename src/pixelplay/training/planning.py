@@ -13,7 +13,7 @@ import torch
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
-from pixelplay.training.batches import ViewSource, stream
+from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
@@ -30,7 +30,6 @@ from pixelplay.training.plan import (
 )
 
 USUAL_BATCH, USUAL_GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
-USUAL_STAGES = 3  # of partial, where no time budget decides
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
 
@@ -71,7 +70,7 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
 def _plan_partial(bench: Bench) -> Plan | None:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
-    last = min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1)
+    last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
     plan_with = partial(
         plan_partial,
         epochs=settings.epochs,
@@ -80,7 +79,7 @@ def _plan_partial(bench: Bench) -> Plan | None:
         is_compiled=_is_compiled(bench, 0),
     )
     if settings.epochs is not None:  # nothing depends on speed, so none is measured
-        n_stages = settings.n_stages or min(USUAL_STAGES, last)
+        n_stages = settings.n_stages or last
         halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
         n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
         free = Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
@@ -164,10 +163,10 @@ def _speed_full(bench: Bench, batch_size: int) -> Speed:
     step = _step(bench, halves, images, images.new_empty(batch_size, 0))
 
     def work() -> None:
-        chunks = np.array_split(rows, MEASURED_BATCHES)
+        batches = [Batch(part, np.zeros_like(part)) for part in np.array_split(rows, MEASURED_BATCHES)]
         for _ in stream(
-            chunks,
-            lambda chunk: bench.pixels.train_batch(chunk, 0, size),
+            batches,
+            lambda batch: bench.pixels.train_batch(batch, 0, size),
             bench.config.compute.num_workers,
         ):
             step()

@@ -85,6 +85,15 @@ def fit_probe(
     return ProbeFit(head=scaled.undo(final), C=C, nll_by_C=nll_by_C, oof_logits=oof)
 
 
+def fit_head(
+    features: FloatArray, labels: IntArray, C: float, *, weights: FloatArray | None = None
+) -> LinearHead:
+    """Fit a head at a strength that is known; the arguments are those of `fit_probe`."""
+    scaled = _Standardised(features)
+    shares = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
+    return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
+
+
 class _Standardised:
     """Features with mean 0 and deviation 1 each, a column of ones, and the way back.
 

@@ -17,7 +17,8 @@ from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, im
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
-from pixelplay.training.probe import FloatArray, IntArray, ProbeFit, fit_probe
+from pixelplay.model.head import LinearHead
+from pixelplay.training.probe import FloatArray, IntArray, ProbeFit, fit_head, fit_probe
 
 Candidate = Literal["none", "class_weights"]
 
@@ -88,6 +89,16 @@ def fit_fair_probe(
         probe = _fit_candidate(chosen, features, labels, folds, on_progress)
     notes = [FOCAL_NOTE] if config.imbalance == "focal" else []
     return FairProbe(probe=probe, imbalance=chosen, evidence={"value": chosen, **evidence}, notes=notes)
+
+
+def refit_fair_head(fair: FairProbe, features: FloatArray, labels: IntArray) -> LinearHead:
+    """Fit a probe's head on other photographs, the same candidate at the same strength."""
+    if fair.imbalance == "none":
+        return fit_head(features, labels, fair.probe.C)
+    counts = np.bincount(labels)
+    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    head = fit_head(features, labels, fair.probe.C, weights=weights)
+    return head.shifted(natural_offset(counts, fair.imbalance, None, 0.0))
 
 
 def _fit_candidate(

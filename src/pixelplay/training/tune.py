@@ -5,85 +5,95 @@ import os
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError
+from pixelplay.evaluation.decision import held_out_score
 from pixelplay.journal import Journal
-from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.backbone import Backbone, why_refused
+from pixelplay.model.classifier import Classifier
 from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import cut_backbone
-from pixelplay.training.batches import Source
-from pixelplay.training.bench import Bench, Workplace
+from pixelplay.model.tail import Halves, TwinBackbone, cut_backbone
+from pixelplay.training.batches import Source, ViewSource
+from pixelplay.training.bench import Bench
 from pixelplay.training.checkpoint import has_checkpoint
-from pixelplay.training.finetune import finetune
+from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
-from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan, TunedDepth, write_plan
 from pixelplay.training.planning import make_plan
-from pixelplay.training.rare import FairProbe
+
+IntArray = NDArray[np.int64]
+
+Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
+REFIT_LR_FRAC = 0.25  # of the peak learning rates, once the validation part is learned from too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A tuned network.
+    """A tuned network that the validation part has chosen, and with what it can be trained further.
 
     Attributes:
-        backbone: whole, with what was trained in its place.
-        head: features → natural-prior logits.
-        logits: (n, K) of the validation part, as prediction will make them.
+        logits: (n, K) of the validation part, as prediction would make them.
         history: one row for each epoch, the first of the untrained classifier.
         best_epoch: whose weights these are.
+        is_with_probe: whether the probe answers beside it.
         plan: what was done.
+        own: the tuned network and its own head.
+    """
+
+    logits: NDArray[np.float32]
+    history: list[dict[str, float]]
+    best_epoch: int
+    is_with_probe: bool
+    plan: Plan
+    own: Answer
+    bench: Bench
+    halves: Halves
+    classifier: Classifier
+    job: Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What is deployed.
+
+    Attributes:
+        backbone: with what was trained in its place, or beside the frozen stages.
+        head: features → natural-prior logits.
+        history: that of tuning, and the epochs after it.
+        learned_from: positions in the material.
+        refit_epochs: epochs in which the validation part was learned from; 0 where it was not.
     """
 
     backbone: Backbone
     head: LinearHead
-    logits: NDArray[np.float32]
     history: list[dict[str, float]]
-    best_epoch: int
-    plan: Plan
+    learned_from: IntArray
+    refit_epochs: int
 
 
-def tune(
-    material: Material,
-    loaded: LoadedBackbone,
-    depth: TunedDepth,
-    probe: FairProbe,
-    config: TrainConfig,
-    workplace: Workplace,
-    journal: Journal,
-) -> Tuned:
-    """Train the last stages, or all, starting from the probe's head.
+def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
+    """Train the last stages, or all, starting from the probe's head; the validation part chooses.
 
     Raises:
         TooShortError: the time budget has no room for it; the message says what would fit.
-        ConfigError: the network cannot be cut, or training failed.
+        UncuttableError: the network has no last stages that could be trained on their own.
+        ConfigError: training failed.
     """
-    if config.imbalance == "auto":
-        config = replace(config, imbalance=probe.imbalance)
-    bench = Bench(material, loaded, probe, config, workplace)
+    config, workplace = bench.config, bench.workplace
     plan = make_plan(bench, depth)
     os.makedirs(workplace.checkpoints, exist_ok=True)
     write_plan(plan, os.path.join(workplace.folder, "plan.json"))
     journal.tell(_describe(plan, len(bench.train)))
-    halves = cut_backbone(loaded.backbone, plan.n_stages, loaded.preprocessing.input_size)
+    backbone = bench.loaded.backbone
+    halves = cut_backbone(backbone, plan.n_stages, bench.loaded.preprocessing.input_size)
     source: Source = bench.pixels
     if plan.n_views is not None:
-        source = views = bench.views(halves, plan.n_views)
-        n_views = plan.n_views * len(bench.train) + len(bench.val)
-        with journal.progress("preparing views", n_views, "views") as bar:
-            views.compute(
-                bench.train,
-                bench.val,
-                batch_size=config.compute.batch_size,
-                num_workers=config.compute.num_workers,
-                on_progress=bar.update,
-            )
+        source = _prepare_views(bench, halves, plan.n_views, journal)
     classifier, job = bench.classifier(halves), bench.job(source, plan)
     if halves.front is None:
-        _check_sizes(job, loaded.backbone)
+        _check_sizes(job, backbone)
     where = finetune(
         job,
         classifier,
@@ -93,24 +103,128 @@ def tune(
     )
     is_random = config.finetune.start != "probe" or config.finetune.head == "mlp"
     if where.stopped and where.best_epoch == 0 and is_random:
-        raise ConfigError(f"{where.stopped}, before anything was learned; lower --lr and --head-lr")
+        is_late = where.stopped.startswith(OUT_OF_TIME)
+        remedy = "raise --time-budget" if is_late else "lower --lr and --head-lr"
+        raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
     if where.stopped:
         journal.note(
             f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}"
         )
-    backbone = copy.deepcopy(loaded.backbone)
-    halves.tail.cpu().write_into(backbone)
-    head = classifier.head.cpu().export().shifted(bench.offset)
-    if config.imbalance == "crt":
-        head = bench.refit_head(backbone)
+    labels = bench.material.labels[bench.val]
+    own = _own_answer(bench, halves, classifier, bench.train)
+    answers: dict[bool, NDArray[np.float32]] = {}
+    for is_with_probe in _ways_to_answer(config):
+        whole, head = _beside(bench, halves, own, bench.probe.probe.head) if is_with_probe else own
+        answers[is_with_probe] = head.logits(bench.read(whole, bench.val))
+    chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, config.metric))
     return Tuned(
-        backbone=backbone.eval(),
-        head=head,
-        logits=head.logits(bench.read(backbone, bench.val)),
+        logits=answers[chosen],
         history=where.history,
         best_epoch=where.best_epoch,
+        is_with_probe=chosen,
         plan=plan,
+        own=own,
+        bench=bench,
+        halves=halves,
+        classifier=classifier,
+        job=job,
     )
+
+
+def finish(tuned: Tuned, journal: Journal) -> Finished:
+    """Learn from the validation part too, now that it has chosen, and put together what is deployed.
+
+    As a probe is refitted on everything once folds have chosen its strength. Temperature and tau stay
+    those of the classifier before, whose logits the validation part had not been learned by.
+    """
+    bench, classifier = tuned.bench, tuned.classifier
+    own, history, learned_from = tuned.own, tuned.history, bench.train
+    epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
+    if epochs:
+        folder = os.path.join(bench.workplace.checkpoints, "refit")
+        job = _refit_job(bench, tuned.job, tuned.plan, epochs)
+        where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder))
+        if where.stopped:
+            journal.note(f"the validation photographs are not learned from: {where.stopped}")
+            epochs = 0
+        else:
+            learned_from = bench.learn
+            own = _own_answer(bench, tuned.halves, classifier, learned_from)
+            done = history[-1]
+            history = history + [
+                {**row, "epoch": done["epoch"] + row["epoch"], "step": done["step"] + row["step"]}
+                for row in where.history[1:]
+            ]
+    backbone, head = own
+    if tuned.is_with_probe:
+        probe_head = bench.refit_probe(learned_from) if epochs else bench.probe.probe.head
+        backbone, head = _beside(bench, tuned.halves, own, probe_head)
+    return Finished(
+        backbone=backbone, head=head, history=history, learned_from=learned_from, refit_epochs=epochs
+    )
+
+
+def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal) -> ViewSource:
+    """Bring views of all photographs to be learned from as far as the cut.
+
+    Raises:
+        ConfigError: neither the cache nor the run's folder takes them.
+    """
+    rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
+    compute = bench.config.compute
+    for has_cache in (True, False):
+        views = bench.views(halves, n_views, has_cache=has_cache)
+        with journal.progress("preparing views", n_views * len(rows) + len(bench.val), "views") as bar:
+            failure = views.compute(
+                rows,
+                bench.val,
+                batch_size=compute.batch_size,
+                num_workers=compute.num_workers,
+                on_progress=bar.update,
+            )
+        if failure is None:
+            return views
+        if has_cache:
+            journal.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
+    raise ConfigError(f"views of the photographs cannot be kept: {failure}; free some space")
+
+
+def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
+    """The same training on train and val together, short and slow; nothing is left to choose by."""
+    settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
+    return replace(
+        bench.job(job.source, plan, is_refit=True),
+        train=bench.learn,
+        val=bench.val[:0],
+        epochs=epochs,
+        lr_frac=REFIT_LR_FRAC,
+        config=replace(bench.config, finetune=settings),
+    )
+
+
+def _ways_to_answer(config: TrainConfig) -> list[bool]:
+    """Whether the probe may answer beside the tuned network: both, where validation is to choose."""
+    if config.finetune.head == "mlp" or config.finetune.with_probe == "off":
+        return [False]
+    return [True] if config.finetune.with_probe == "on" else [True, False]
+
+
+def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, rows: IntArray) -> Answer:
+    """The tuned network as a whole, and its head; with crt one that is fitted to some rows anew."""
+    backbone = copy.deepcopy(bench.loaded.backbone)
+    halves.tail.cpu().write_into(backbone)
+    backbone.eval()
+    if bench.config.imbalance == "crt":
+        return backbone, bench.refit_head(backbone, rows)
+    return backbone, classifier.head.cpu().export().shifted(bench.offset)
+
+
+def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:
+    """The tuned stages beside the frozen ones, under a head that averages both logits."""
+    twin = TwinBackbone(bench.loaded.backbone, halves.tail.n_front)
+    tuned = own[0].network.state_dict()
+    twin.tail.network.load_state_dict({name: tuned[name] for name in twin.tail.network.state_dict()})
+    return twin.eval(), probe_head.averaged_with(own[1], halves.n_moments)
 
 
 def _check_sizes(job: Job, backbone: Backbone) -> None:
@@ -120,14 +234,11 @@ def _check_sizes(job: Job, backbone: Backbone) -> None:
         ConfigError: the size is named.
     """
     for size in sorted({job.size_px(epoch) for epoch in range(job.epochs)} - {job.input_size}):
-        try:
-            with torch.inference_mode():
-                backbone.eval()(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:
+        if reason := why_refused(backbone, size):
             raise ConfigError(
-                f"{backbone.name} takes no images of {size} px ({' '.join(str(error).split())[:120]}), with "
-                f"which first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
-            ) from None
+                f"{backbone.name} takes no images of {size} px ({reason}), with which "
+                f"first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
+            )
 
 
 def _describe(plan: Plan, n_train: int) -> str:

@@ -556,7 +556,18 @@ def test_a_plan_for_another_network(refuse_tuning: Refusal) -> None:
 
 
 # weights that this decay turns over and a hundredfold in each step
-RUNAWAY = ("--lr", "10", "--head-lr", "10", "--train-batch-size", "2", "--epochs", "2")
+RUNAWAY = (
+    "--lr",
+    "10",
+    "--head-lr",
+    "10",
+    "--weight-decay",
+    "10",
+    "--train-batch-size",
+    "2",
+    "--epochs",
+    "2",
+)
 
 
 def test_a_loss_that_is_no_number_ends_a_training_from_nothing(refuse_tuning: Refusal) -> None:

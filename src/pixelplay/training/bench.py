@@ -150,6 +150,7 @@ class Bench:
             # validation has been read when the last epochs begin
             to_come_s = reading_s * self._test_frac() if is_refit else reading_s + refit_s
             limit_s = max(0.0, budget_s - spent - to_come_s)
+        probe_logits = self.probe.probe.head.logits(self.material.features[self.val])
         return Job(
             source=source,
             labels=self.material.labels,
@@ -171,6 +172,7 @@ class Bench:
             limit_s=limit_s,
             device=self.workplace.device,
             input_size=self.loaded.preprocessing.input_size,
+            beside=probe_logits if may_answer_together(config) else None,
         )
 
     def refit_probe(self, rows: IntArray) -> LinearHead:
@@ -220,6 +222,11 @@ class Bench:
         """Seconds that are left of what is aimed at of the time budget."""
         spent = time.monotonic() - self.workplace.started
         return AIM * parse_duration(self.config.time_budget) - spent
+
+
+def may_answer_together(config: TrainConfig) -> bool:
+    """Whether the probe may answer beside the tuned network: both heads are linear then."""
+    return config.finetune.head == "linear" and config.finetune.with_probe != "off"
 
 
 def train_apart(material: Material) -> IntArray:

@@ -189,8 +189,7 @@ class _Run:
         job, where = self.job, self.state.progress
         start = time.monotonic()
         with self._deployed():
-            logits = predict_logits(job, self.classifier)  # (n, K), natural
-            score = held_out_score(logits, job.labels[job.val], job.config.metric) if len(logits) else NAN
+            logits, score = _best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
             if score < where.best_score or not len(logits):
                 where.best_score, where.best_epoch = score, where.epoch
                 for name, value in copy_of(self.classifier).items():
@@ -273,6 +272,22 @@ class _Run:
         job, step = self.job, self.state.progress.step
         peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
         return peak * lr_factor(step - 1, job.n_steps, job.config.finetune.warmup_frac) if step else 0.0
+
+
+def _best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """What would be deployed of these weights, the network alone or together with the probe, and its score.
+
+    Without validation part the network alone, and NaN.
+    """
+    if not len(logits):
+        return logits, NAN
+    answers = [logits]
+    if job.beside is not None:
+        alone = [] if job.config.finetune.with_probe == "on" else answers
+        answers = [*alone, (logits + job.beside) / np.float32(2)]
+    scored = [(held_out_score(answer, job.labels[job.val], job.config.metric), answer) for answer in answers]
+    score, answer = min(scored, key=lambda pair: pair[0])
+    return answer, score
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ class Job:
         limit_s: training time after which it ends early; None for never.
         device: where it runs.
         input_size: side of the network's images, px.
+        beside: (n, K) natural logits of the probe for `val`, where it may answer together with the
+            tuned network; None where it may not.
         lr_frac: factor on the peak learning rates.
         config: everything else.
     """
@@ -52,6 +54,7 @@ class Job:
     limit_s: float | None
     device: Device
     input_size: int
+    beside: NDArray[np.float32] | None = None
     lr_frac: float = 1.0
 
     @property

@@ -16,7 +16,7 @@ from pixelplay.model.classifier import Classifier
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves, TwinBackbone, cut_backbone
 from pixelplay.training.batches import Source, ViewSource
-from pixelplay.training.bench import Bench
+from pixelplay.training.bench import Bench, may_answer_together
 from pixelplay.training.checkpoint import has_checkpoint
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
@@ -196,6 +196,7 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
         bench.job(job.source, plan, is_refit=True),
         train=bench.learn,
         val=bench.val[:0],
+        beside=None,
         epochs=epochs,
         lr_frac=REFIT_LR_FRAC,
         config=replace(bench.config, finetune=settings),
@@ -204,7 +205,7 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
 
 def _ways_to_answer(config: TrainConfig) -> list[bool]:
     """Whether the probe may answer beside the tuned network: both, where validation is to choose."""
-    if config.finetune.head == "mlp" or config.finetune.with_probe == "off":
+    if not may_answer_together(config):
         return [False]
     return [True] if config.finetune.with_probe == "on" else [True, False]
 

@@ -17,7 +17,7 @@ test: .venv/with-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 slow: .venv/with-dev
 	$(BIN)/python -m pytest -m slow

@@ -528,6 +528,18 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
             (*PARTIAL, "--head", "mlp", "--with-probe", "on"),
             ["with_probe='on' averages linear heads", "head='mlp'", "leave one out"],
         ),
+        (
+            ("--tune", "auto", "--head", "mlp"),
+            ["head='mlp'", "not fitted by a probe", "--tune partial or full"],
+        ),
+        (
+            (*PARTIAL, "--head", "mlp", "--imbalance", "crt"),
+            ["imbalance='crt' ends with a linear head, not head='mlp'", "leave one out"],
+        ),
+        (
+            (*PARTIAL, "--head", "mlp", "--train-batch-size", "2"),
+            ["train_batch_size=2 is outside its range 3 to 10000"],
+        ),
         ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 1000"]),
         ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
         ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),

@@ -758,3 +758,15 @@ def test_a_second_run_takes_features_from_the_cache(
     )
     assert "cleared" in shell("cache", "--cache-dir", "cache", "--clear").out
     assert measure_cache("cache").n_files == 0
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_only_a_training_is_said_to_go_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelplay.cli._run_command", interrupt)
+    assert main([command]) == 130
+    assert ("--resume" in capsys.readouterr().err) == (command == "train")

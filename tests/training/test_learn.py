@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from conftest import TINY, draw_folder
+from materials import sort_out_folder
 from networks import shared_backbone
 from pixelplay.config import ComputeConfig, FinetuneConfig, TrainConfig
-from pixelplay.data.audit import digest_bytes
-from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.journal import Journal
-from pixelplay.model.features import PhotographFeatures
 from pixelplay.training.learn import ENOUGH_VAL, compare_depths
-from pixelplay.training.material import Material, sort_out
+from pixelplay.training.material import Material
 from pixelplay.workflow import train
 
 CONFIG = TrainConfig(tune="auto", val_frac=0.5)
@@ -27,13 +25,7 @@ CONFIG = TrainConfig(tune="auto", val_frac=0.5)
 @pytest.fixture(scope="module")
 def material(drawn_photographs: Path) -> Material:
     """Nineteen validation photographs; their features are of no interest."""
-    index = scan_source(str(drawn_photographs))
-    photographs = PhotographFeatures(
-        values=np.zeros((len(index), 2), dtype=np.float32),
-        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
-        errors={},
-    )
-    return sort_out(index, photographs, CONFIG)
+    return sort_out_folder(drawn_photographs, CONFIG)
 
 
 def logits_with(n_wrong: int, material: Material, sureness: float = 2.0) -> NDArray[np.float32]:
@@ -199,6 +191,22 @@ def test_auto_fits_a_probe_where_too_few_can_choose(
     report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
     assert report.depth == "probe"
     assert any("6 validation photographs cannot tell which depth is better" in n for n in journal.notes)
+
+
+def test_auto_fits_a_probe_where_no_epoch_is_better(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    runaway = FinetuneConfig(epochs=1, lr=10.0, head_lr=10.0, weight_decay=10.0, train_batch_size=2)
+    config = replace(tiny, finetune=runaway, min_per_class=8)
+    journal = Journal(quiet=True)
+    report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
+    assert report.depth == "probe"
+    said = "no epoch of partial tuning was better than the probe on"
+    assert [note for note in journal.notes if note.startswith(said)]
+    assert "min_per_class needs augmented views, and a probe has none: it is left out" in journal.notes
+    assert not {"plan.json", "history.csv", "val.csv"} & {p.name for p in (tmp_path / "run").iterdir()}
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
 def test_auto_fits_a_probe_where_the_network_cannot_be_cut(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import draw_of_class
+from materials import sort_out_folder
 from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig
 from pixelplay.data.audit import digest_bytes
@@ -23,13 +24,7 @@ CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3)
 
 def read(root: Path, config: TrainConfig = CONFIG) -> Material:
     """Sort out a folder without a network."""
-    index = scan_source(str(root))
-    photographs = PhotographFeatures(
-        values=np.zeros((len(index), 2), dtype=np.float32),
-        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
-        errors={},
-    )
-    return sort_out(index, photographs, config)
+    return sort_out_folder(root, config)
 
 
 def interrupt(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
-from pixelplay.training.bench import Bench, Workplace, train_apart
+from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 from pixelplay.training.planning import TooShortError
@@ -90,6 +90,11 @@ def learn(
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")
         return learn_probe(material, loaded.backbone, config, journal)
+    if config.tune == "auto" and not tuned.best_epoch:
+        journal.note(
+            f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
+        )
+        return learn_probe(material, loaded.backbone, config, journal)
     probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
     verdict = compare_depths(probe_logits, tuned.logits, material, config)
     journal.note(verdict.sentence.format(depth=depth))
@@ -98,7 +103,7 @@ def learn(
     finished = finish(tuned, journal)
     by_val = {"chosen_on": "val", "n": len(val)}
     asked = {"chosen_on": None}
-    way = config.finetune.with_probe
+    has_ways = may_answer_together(config) and config.finetune.with_probe == "auto"
     return Learned(
         depth=depth,
         backbone=finished.backbone,
@@ -111,7 +116,7 @@ def learn(
         chosen={
             "depth": {"value": depth, **(by_val if config.tune == "auto" else asked), **verdict.evidence},
             "epoch": {"value": tuned.best_epoch, **by_val},
-            "with_probe": {"value": tuned.is_with_probe, **(by_val if way == "auto" else asked)},
+            "with_probe": {"value": tuned.is_with_probe, **(by_val if has_ways else asked)},
             "refit_epochs": {"value": finished.refit_epochs, **asked},
             "imbalance": {**probe.evidence, "chosen_on": "train, out of fold"},
         },

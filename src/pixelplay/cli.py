@@ -27,7 +27,7 @@ from pixelplay.config import (
     TrainConfig,
     shown,
 )
-from pixelplay.errors import PixelPlayError, printable
+from pixelplay.errors import PixelPlayError, counted, printable
 from pixelplay.journal import Journal
 from pixelplay.parsing import find_recipe, registry_of_settings
 from pixelplay.recipes import Recipe
@@ -206,7 +206,9 @@ def predict(
     )
     print(f"wrote {printable(out)}")
     if n_bad and strict:
-        raise PixelPlayError(f"{n_bad} photographs could not be read, and --strict is set; {out} says why")
+        raise PixelPlayError(
+            f"{counted(n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
+        )
 
 
 def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
@@ -222,7 +224,8 @@ def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     use = measure_cache(folder)
     if clear:
         clear_cache(folder)
-    print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {use.n_files} files{', cleared' if clear else ''}")
+    done = ", cleared" if clear else ""
+    print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {counted(use.n_files, 'file')}{done}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

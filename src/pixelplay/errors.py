@@ -73,3 +73,8 @@ def name_some(items: Sequence[object]) -> str:
     shown = ", ".join(str(item) for item in items[:SHOWN])
     rest = len(items) - SHOWN
     return shown if rest <= 0 else f"{shown} and {rest} more"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: "1 photograph", "2,624 photographs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -45,7 +44,7 @@ from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace, read_rows
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material, sort_out
-from pixelplay.training.plan import read_plan
+from pixelplay.training.plan import follow, read_plan
 from pixelplay.training.resume import check_photographs, check_settings
 
 StrPath = str | os.PathLike[str]
@@ -77,7 +76,7 @@ def train(
     config, journal = config or TrainConfig(), journal or Journal()
     repeated = None if plan is None else read_plan(os.fspath(plan))
     if repeated is not None:
-        config = replace(config, tune=repeated.depth)  # a plan names its depth
+        config = follow(repeated, config)
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
         device = find_device(config.compute)

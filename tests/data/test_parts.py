@@ -88,7 +88,7 @@ def test_training_copies_of_test_photographs_are_removed_and_listed() -> None:
     np.testing.assert_array_equal(parts.split.val, [])
     np.testing.assert_array_equal(parts.split.test, [5, 6, 7])
     assert parts.notes == [
-        "3 training photographs are copies of test photographs and are not learned from: a0, b3, a4",
+        "3 training photographs not learned from, as copies of test photographs: a0, b3, a4",
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_test_folder_without_known_classes_is_unlabelled_and_that_is_said(
     index = scan_source(make(tmp_path, ["train/cat/1", "train/dog/1", flat]))
     assert rows(index)[0] == (flat, None, "test")
     assert index.classes == ("cat", "dog")
-    assert any("its 1 photographs are unlabelled and are not scored" in note for note in index.notes)
+    assert any("it holds 1 unlabelled photograph, not scored" in note for note in index.notes)
 
 
 @ALL
@@ -580,7 +580,7 @@ def test_group_by_folder_looks_below_the_class_folder_of_a_part(tmp_path: Path) 
     index = scan_source(make_folder(tmp_path, names), DataConfig(group_by_folder=True))
     assert index.groups is not None
     np.testing.assert_array_equal(index.groups, [0, 1, 2, 2, 3, 4])
-    assert index.notes == ("3 photographs are in no group: each stands alone",)
+    assert index.notes == ("3 photographs in no group: each stands alone",)
 
 
 @BOTH

@@ -313,7 +313,7 @@ def test_a_group_column_is_found_and_an_empty_cell_stands_alone(folder: Path) ->
     np.testing.assert_array_equal(index.groups, [0, 1, 0, 2, 3])
     assert index.notes[1:] == (
         f"{folder}/t.csv: column 'Patient_ID' groups what stays on one side of a split",
-        "2 photographs are in no group: each stands alone",
+        "2 photographs in no group: each stands alone",
     )
 
 

@@ -130,21 +130,42 @@ def draw_uneven(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray
 def test_tau_lifts_balanced_accuracy_of_uneven_classes() -> None:
     probs, labels, priors = draw_uneven(3000)
     fit = fit_tau(probs, labels, priors, None, metric="balanced_accuracy", seed=0)
-    assert 0.5 < fit.tau <= 1.1  # 1 is Bayes-optimal; the rule prefers less
+    assert 0.9 <= fit.tau <= 1.1  # 1 is Bayes-optimal
+    assert fit.tau == fit.expected_tau
     assert fit.value > fit.value_at_zero + 0.1
     assert fit.value == pytest.approx(balanced_accuracy(decide(probs, priors, fit.tau), labels))
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
-def test_tau_is_the_smallest_within_one_standard_error(metric: Metric) -> None:
+@pytest.mark.parametrize("cooling", [0.3, 1.0, 3.0])
+def test_tau_is_the_nearest_to_the_expected_within_one_standard_error(metric: Metric, cooling: float) -> None:
     probs, labels, priors = draw_uneven(600)
+    probs = softmax(np.log(probs) / cooling, axis=1)  # only at 1 do they mean what they say
     fit = fit_tau(probs, labels, priors, None, metric=metric, seed=0)
-    values = np.array(fit.values)
-    within = np.array(fit.grid)[values >= values.max() - fit.standard_error]
-    assert fit.tau == within.min()
+    values, grid = np.array(fit.values), np.array(fit.grid)
+    within = grid[values >= values.max() - fit.standard_error]
+    assert fit.tau in within
+    assert np.abs(fit.tau - fit.expected_tau) == pytest.approx(np.abs(within - fit.expected_tau).min())
     np.testing.assert_allclose(fit.grid, np.arange(0, 2.01, 0.05))
     assert fit.value_at_zero == values[0]
     assert fit.standard_error > 0
+
+
+def test_labels_overrule_probabilities_that_do_not_mean_what_they_say() -> None:
+    probs, _, priors = draw_uneven(3000)
+    labels = probs.argmax(axis=1)  # the most probable class is right each time
+    fit = fit_tau(probs, labels, priors, None, metric="balanced_accuracy", seed=0)
+    assert fit.expected_tau > 0.8
+    assert (fit.tau, fit.value) == (0, 1)
+
+
+def test_the_expected_tau_does_not_depend_on_labels() -> None:
+    probs, labels, priors = draw_uneven(600)
+    fits = [
+        fit_tau(probs, given, priors, None, metric="macro_f1", seed=0) for given in (labels, labels[::-1])
+    ]
+    assert fits[0].expected_tau == fits[1].expected_tau
+    assert fits[0].values != fits[1].values
 
 
 def test_accuracy_never_gets_a_tau() -> None:

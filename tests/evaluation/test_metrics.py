@@ -19,7 +19,7 @@ from pixelplay.evaluation.metrics import (
     macro_f1,
     majority_baseline,
 )
-from pixelplay.evaluation.weighted import count_labels, rank
+from pixelplay.evaluation.weighted import count_labels, expect_labels, rank
 
 FIGURES = [
     "accuracy",
@@ -387,3 +387,12 @@ def test_majority_baseline_answers_the_commonest_training_class() -> None:
     assert got["accuracy"]["method"] == "wilson"
     assert got["balanced_accuracy"] == pytest.approx(1 / 3)
     assert got["macro_f1"] == pytest.approx((0 + 6 / 8 + 0) / 3)
+
+
+def test_expected_counts_are_the_mean_over_labels_drawn_from_the_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([3, 1, 1], size=40)
+    pred = rng.integers(0, 2, 40)  # the third class is never named
+    drawn = (probs.cumsum(axis=1)[:, None] < rng.random((40, 4000, 1))).sum(axis=2)  # (N, R)
+    means = np.mean([np.stack(count_labels(pred, labels, 3)) for labels in drawn.T], axis=0)
+    np.testing.assert_allclose(np.stack(expect_labels(pred, probs)), means, atol=0.2)

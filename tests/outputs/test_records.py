@@ -170,9 +170,9 @@ def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, Journal]) -> None:
     notes = read_json(run / "metrics.json")["notes"]
     assert notes == list(report.notes) == journal.notes
     for said in (
-        "1 photographs cannot be used and are left out: train/dots/cut.jpg",
-        "1 training photographs are copies of test photographs",
-        "1 sets of identical photographs carry different labels",
+        "1 photograph cannot be used, hence left out: train/dots/cut.jpg",
+        "1 training photograph not learned from, as copies of test photographs",
+        "1 set of identical photographs with different labels",
         "one photograph only, so no held-out figure: single",
         "1 expected classes have no training photograph: rings",
         "can pass 75.0% accuracy",

@@ -82,7 +82,7 @@ def test_ids_with_and_without_extension_and_folder_are_matched(name: str, tmp_pa
 def test_part_of_a_name_is_no_match(tmp_path: Path) -> None:
     text, notes = submit("id,label\n1,x\n11,x\n", make_predictions("b/11.jpg"), tmp_path)
     assert text == "id,label\n1,x\n11,dog\n"
-    assert notes == ["1 ids have no readable photograph and keep the sample's value: 1"]
+    assert notes == ["the sample's value stays for 1 id without a readable photograph: 1"]
 
 
 def test_an_id_that_fits_two_images_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_ids_without_a_readable_image_keep_the_samples_value_and_are_listed(tmp_
     predictions = make_predictions("a.jpg", "b.jpg", broken=("b.jpg",))
     text, notes = submit("id,label\nghost,keep1\nb,keep2\na,x\n", predictions, tmp_path)
     assert text == "id,label\nghost,keep1\nb,keep2\na,dog\n"
-    assert notes[0] == "2 ids have no readable photograph and keep the sample's value: ghost, b"
+    assert notes[0] == "the sample's value stays for 2 ids without a readable photograph: ghost, b"
     text, _ = submit_in(tmp_path / "p", "id,owl,dog,cat\nghost,7,8,9\na,1,2,3\n", predictions)
     assert text == "id,owl,dog,cat\nghost,7,8,9\na,0.1,0.9,0\n"
 
@@ -115,7 +115,7 @@ def test_ids_without_a_readable_image_keep_the_samples_value_and_are_listed(tmp_
 def test_photographs_that_no_id_names_are_listed(tmp_path: Path) -> None:
     _, notes = submit("id,label\na,x\n", make_predictions("a.jpg", "extra.jpg"), tmp_path)
     assert len(notes) == 1
-    assert notes[0].startswith("1 photographs are not in the submission")
+    assert notes[0].startswith("the submission leaves out 1 photograph that no id names")
     assert notes[0].endswith("extra.jpg")
 
 

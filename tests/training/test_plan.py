@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.training.plan import (
     ENOUGH_EPOCHS,
@@ -18,6 +19,7 @@ from pixelplay.training.plan import (
     Amount,
     Plan,
     Speed,
+    follow,
     plan_full,
     plan_partial,
     read_plan,
@@ -52,15 +54,15 @@ def partial(
     epochs: int | None = None,
     n_views: int | None = None,
 ) -> Plan | None:
-    return plan_partial(
-        speeds, amount, left_s, epochs=epochs, n_views=n_views, batch_size=32, is_compiled=False
-    )
+    settings = FinetuneConfig(epochs=epochs, n_views=n_views)
+    return plan_partial(speeds, amount, left_s, settings, batch_size=32, is_compiled=False)
 
 
 def full(
     left_s: float | None, speed: Speed = FULL, amount: Amount = AMOUNT, epochs: int | None = None
 ) -> Plan | None:
-    return plan_full(speed, amount, left_s, epochs=epochs, batch_size=64, is_compiled=True)
+    settings = FinetuneConfig(epochs=epochs)
+    return plan_full(speed, amount, left_s, settings, batch_size=64, is_compiled=True)
 
 
 def cost_s(plan: Plan, speed: Speed, amount: Amount) -> float:
@@ -230,6 +232,37 @@ def test_a_plan_is_read_as_it_was_written(plan: Plan, tmp_path: Path) -> None:
     assert read_plan(str(path)) == plan
     assert json.loads(path.read_text()) == asdict(plan)
     assert [found.name for found in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tune": "partial", "time_budget": "1s"},
+        {"finetune": FinetuneConfig(epochs=8, n_stages=2, n_views=4, train_batch_size=32, compile="off")},
+    ],
+)
+def test_a_plan_is_followed_where_no_setting_says_otherwise(settings: dict[str, Any]) -> None:
+    config = TrainConfig(**settings)
+    assert follow(PLAN, config) == replace(config, tune="partial")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tune": "full"}, "the plan has tune='partial', not 'full'"),
+        ({"tune": "probe"}, "the plan has tune='partial', not 'probe'"),
+        ({"finetune": FinetuneConfig(epochs=9)}, "the plan has epochs=8, not 9"),
+        ({"finetune": FinetuneConfig(n_stages=1)}, "the plan has n_stages=2, not 1"),
+        ({"finetune": FinetuneConfig(n_views=1)}, "the plan has n_views=4, not 1"),
+        ({"finetune": FinetuneConfig(train_batch_size=8)}, "the plan has train_batch_size=32, not 8"),
+        ({"finetune": FinetuneConfig(compile="on")}, "the plan has compile='off', not 'on'"),
+    ],
+)
+def test_a_setting_that_says_otherwise_than_the_plan_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        follow(PLAN, TrainConfig(**settings))
+    assert str(caught.value) == f"{words}; leave out the plan or the setting"
 
 
 def refusal_of(path: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pixelplay.config import Part
-from pixelplay.errors import DataError, name_some
+from pixelplay.errors import DataError, counted, name_some
 
 PART_NAMES: Mapping[str, Part] = {
     "train": "train",
@@ -127,8 +127,8 @@ def _note_parts(
     n_unlabelled = sum(part == "test" for part in found.parts)
     if n_unlabelled and not is_test_labelled:
         found.notes.append(
-            f"no subfolder of test is named like a training class: its {n_unlabelled} photographs are "
-            "unlabelled and are not scored"
+            f"no subfolder of test is named like a training class: it holds "
+            f"{counted(n_unlabelled, 'unlabelled photograph')}, not scored"
         )
     if has_classes_beside and parts:
         found.notes.append(

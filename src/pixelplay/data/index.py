@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import PARTS, DataConfig, Part
 from pixelplay.data.store import ImageStore
-from pixelplay.errors import DataError
+from pixelplay.errors import DataError, counted
 
 NO_PART = -1
 NO_LABEL = -1
@@ -147,7 +147,7 @@ def _note_alike(classes: Sequence[str]) -> list[str]:
 
 def _note_ungrouped(names: Sequence[str] | None) -> list[str]:
     n = 0 if names is None else sum(not name for name in names)
-    return [f"{n} photographs are in no group: each stands alone"] if n else []
+    return [f"{counted(n, 'photograph')} in no group: each stands alone"] if n else []
 
 
 def _number_groups(names: Sequence[str]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from pixelplay.config import PARTS, TrainConfig
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import IntArray, Split, hold_out, merge_groups
-from pixelplay.errors import DataError, name_some
+from pixelplay.errors import DataError, counted, name_some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,9 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
     removed = _copies_of(duplicates, test, train | val)
     copied = _copies_of(duplicates, train | val, test)
     if len(removed):
-        notes.append(
-            f"{len(removed)} training photographs are copies of test photographs and are not learned from: "
-            f"{name_some([index.paths[i] for i in removed])}"
-        )
+        n_removed = counted(len(removed), "training photograph")
+        names = name_some([index.paths[i] for i in removed])
+        notes.append(f"{n_removed} not learned from, as copies of test photographs: {names}")
     notes += _note_lost(index, ~test, removed)
     keep = np.ones(len(index), dtype=np.bool_)
     keep[removed] = False

@@ -1,7 +1,7 @@
 """Natural-prior logits → probabilities that mean what they say, and answers for the metric that counts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from pixelplay.evaluation.weighted import (
     Metric,
     check_labels,
     count_labels,
+    expect_labels,
     expected_calibration_error,
 )
 
@@ -23,8 +24,11 @@ __all__ = [
     "expected_calibration_error",
     "fit_tau",
     "fit_temperature",
+    "log_softmax",
     "natural_probs",
 ]
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 _TAU_GRID = np.arange(41) / 20  # 0 to 2
@@ -55,7 +59,8 @@ class TauFit:
     """The strength of prior correction in `decide`, and how it was found.
 
     Attributes:
-        tau: the smallest on the grid within one standard error of the best value.
+        tau: of those within one standard error of the best value, the one nearest to `expected_tau`.
+        expected_tau: the best if the probabilities mean what they say.
         value: the metric at `tau`.
         value_at_zero: the metric without correction.
         standard_error: of the metric at its best τ.
@@ -65,12 +70,19 @@ class TauFit:
     """
 
     tau: float
+    expected_tau: float
     value: float
     value_at_zero: float
     standard_error: float
     n: int
     grid: tuple[float, ...]
     values: tuple[float, ...]
+
+
+def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Logits minus the log of the sum of their exponentials along the last axis, without overflow."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def natural_probs(logits: NDArray[Any], temperature: float) -> FloatArray:
@@ -88,7 +100,7 @@ def natural_probs(logits: NDArray[Any], temperature: float) -> FloatArray:
     """
     if not 0 < temperature < np.inf:
         raise DataError(f"temperature is {temperature}; it must be positive and finite; fit the model again")
-    return np.exp(_log_softmax(logits.astype(np.float64) / temperature))
+    return np.exp(log_softmax(logits.astype(np.float64) / temperature))
 
 
 def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
@@ -144,7 +156,7 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
     rows = np.arange(len(labels))
 
     def nll(log_temperature: float) -> float:
-        return float(-_log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
+        return float(-log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
 
     # searched in log T: T stays positive and the scale is symmetric; NLL is convex in 1/T, so unimodal here
     bounds = np.log(TEMPERATURE_RANGE)
@@ -171,10 +183,12 @@ def fit_tau(
     metric: Metric,
     seed: int,
 ) -> TauFit:
-    """Choose τ on held-out probabilities: the smallest within one standard error of the best.
+    """Choose τ on held-out images: what their probabilities call for, unless their labels speak against it.
 
-    The standard error is that of the metric at its best τ over bootstrap resamples of groups. For accuracy
-    τ is 0: natural probabilities need no correction there.
+    Were the probabilities right, they alone would tell which τ has the best metric: for balanced accuracy it
+    is 1, for macro-F1 less. A few images of a rare class say little about it. So their labels are heard only
+    where they are clear: τ stays within one standard error, by bootstrap of groups, of the best held-out
+    value. For accuracy τ is 0: natural probabilities need no correction there.
 
     Args:
         probs: (N, K) float with natural priors, at the model's temperature.
@@ -188,23 +202,27 @@ def fit_tau(
         DataError: no image, a label outside the model's classes, probabilities that are not finite, or priors
             that `decide` refuses.
 
-    Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984,
-    section 3.4.3.
+    Source: expected metrics as in Nan et al., "Optimizing F-measures: a tale of two approaches", ICML 2012,
+    arXiv:1206.4625; the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
+    1984, section 3.4.3.
     """
     _check_held_out(probs, labels)
     measure, n_classes = LABEL_METRICS[metric], probs.shape[1]
     grid = _TAU_GRID[:1] if metric == "accuracy" else _TAU_GRID
     preds = [decide(probs, priors, float(tau)) for tau in grid]
     values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
+    expected = int(np.argmax([float(measure(expect_labels(pred, probs))) for pred in preds]))
     best = int(np.argmax(values))
     samples = [
         measure(count_labels(preds[best], labels, n_classes, weights))
         for weights in bootstrap_weights(groups, len(labels), _TAU_RESAMPLES, seed)
     ]
     standard_error = float(np.std(np.concatenate(samples), ddof=1))
-    chosen = int(np.argmax(values >= values[best] - standard_error))  # the first that is
+    close = np.flatnonzero(values >= values[best] - standard_error)
+    chosen = close[np.argmin(np.abs(close - expected))]  # of two that are as near the smaller
     return TauFit(
         tau=float(grid[chosen]),
+        expected_tau=float(grid[expected]),
         value=float(values[chosen]),
         value_at_zero=float(values[0]),
         standard_error=standard_error,
@@ -212,13 +230,6 @@ def fit_tau(
         grid=tuple(grid.tolist()),
         values=tuple(values.tolist()),
     )
-
-
-def _log_softmax(logits: FloatArray) -> FloatArray:
-    """Return logits minus the log of the sum of their exponentials, by row, without overflow."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probs: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probs
 
 
 def _check_held_out(values: NDArray[Any], labels: IntArray) -> None:

@@ -12,6 +12,7 @@ from pixelplay.evaluation.calibration import (
     decide,
     fit_tau,
     fit_temperature,
+    log_softmax,
     natural_probs,
 )
 
@@ -72,7 +73,7 @@ def held_out_score(logits: NDArray[np.float32], labels: NDArray[np.int64], metri
     if not np.isfinite(logits).all():
         return float("inf")
     cooled = logits / fit_temperature(logits, labels).temperature
-    losses = -_log_softmax(cooled)[np.arange(len(labels)), labels]
+    losses = -log_softmax(cooled.astype(np.float64))[np.arange(len(labels)), labels]
     if metric == "accuracy":
         return float(losses.mean())
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
@@ -80,9 +81,4 @@ def held_out_score(logits: NDArray[np.float32], labels: NDArray[np.int64], metri
 
 def nll_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Mean negative log-likelihood in nats."""
-    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())

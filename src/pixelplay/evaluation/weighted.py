@@ -85,6 +85,14 @@ def count_labels(
     return Counts(*np.split(sums, 3, axis=-1))
 
 
+def expect_labels(pred: IntArray, probs: FloatArray) -> Counts:
+    """Counts (K,) to be expected if the probabilities (N, K) mean what they say; predictions are given."""
+    n_classes = probs.shape[1]
+    sure = probs[np.arange(len(pred)), pred]  # (N,)
+    n_correct = np.bincount(pred, sure, n_classes).astype(np.float64)
+    return Counts(n_correct, probs.sum(axis=0), np.bincount(pred, minlength=n_classes).astype(np.float64))
+
+
 def label_metric(metric: Metric, pred: IntArray, labels: IntArray) -> float:
     """Return one metric of predicted labels.
 

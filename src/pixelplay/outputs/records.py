@@ -14,7 +14,7 @@ from pixelplay.data.audit import describe_set, find_absent_classes
 from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import IntArray
-from pixelplay.errors import ImageError, name_some
+from pixelplay.errors import ImageError, counted, name_some
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
@@ -129,13 +129,11 @@ def say_what_was_found(
     """Note what a user must know about the data before believing a figure."""
     if errors:
         named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in errors.items()])
-        journal.note(f"{len(errors)} photographs cannot be used and are left out: {named}")
+        journal.note(f"{counted(len(errors), 'photograph')} cannot be used, hence left out: {named}")
     if material.duplicates.conflicts:
         first = " = ".join(index_path for index_path in _paths(material, material.duplicates.conflicts[0]))
-        journal.note(
-            f"{len(material.duplicates.conflicts)} sets of identical photographs carry different labels, "
-            f"for example {first}"
-        )
+        n_sets = counted(len(material.duplicates.conflicts), "set")
+        journal.note(f"{n_sets} of identical photographs with different labels, for example {first}")
     for note in material.parts.notes:
         journal.note(note)
     counts = material.learn_counts
@@ -260,6 +258,7 @@ def _describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, 
         "tau": {
             "value": tau.tau,
             **chosen,
+            "expected": tau.expected_tau,
             "metric_value": tau.value,
             "metric_at_zero": tau.value_at_zero,
             "standard_error": tau.standard_error,

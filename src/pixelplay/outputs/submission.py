@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from pixelplay.data.tables import Table
-from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.errors import ConfigError, DataError, counted, name_some
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs.table import csv_writer
 
@@ -112,13 +112,13 @@ def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Pre
     notes = []
     if without:
         notes.append(
-            f"{len(without)} ids have no readable photograph and keep the sample's value: "
+            f"the sample's value stays for {counted(len(without), 'id')} without a readable photograph: "
             f"{name_some(without)}"
         )
     if unasked:
         notes.append(
-            f"{len(unasked)} photographs are not in the submission, because no id names them "
-            f"or they cannot be read: {name_some(unasked)}"
+            f"the submission leaves out {counted(len(unasked), 'photograph')} that no id names "
+            f"or that cannot be read: {name_some(unasked)}"
         )
     return notes
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pixelplay.data.audit import Audit, count_kinds, describe_set, find_absent_classes
 from pixelplay.data.imbalance import imbalance_ratio
 from pixelplay.data.index import ImageIndex
-from pixelplay.errors import SHOWN, name_some, printable
+from pixelplay.errors import SHOWN, counted, name_some, printable
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Evaluation
 from pixelplay.evaluation.operating_point import OperatingPoint
@@ -69,7 +69,7 @@ def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
 def summarise_scan(index: ImageIndex, audit: Audit) -> str:
     """What scan found, for reading."""
     found = scan_to_json(index, audit)
-    lines = [f"{printable(index.source)}: {found['n']:,} photographs, {len(index.classes)} classes"]
+    lines = [f"{printable(index.source)}: {counted(found['n'], 'photograph')}, {len(index.classes)} classes"]
     if found["n_unlabelled"]:
         lines.append(f"  {found['n_unlabelled']:,} without a label")
     lines += _table(
@@ -107,7 +107,7 @@ def summarise_training(report: "TrainReport") -> str:
         "oof": "out of fold (no test part; slightly optimistic)",
         "val": "validation part (no test part; it also chose, so slightly optimistic)",
     }[report.measured_on]
-    lines = [f"{report.depth}: {where}, {evaluation.n} photographs; intervals are 95 %", ""]
+    lines = [f"{report.depth}: {where}, {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
     rows = [
         [TITLES[name], *_value_and_interval(getattr(evaluation, name)), _baseline(report, name)]
         for name in HEADLINES
@@ -133,7 +133,7 @@ def summarise_training(report: "TrainReport") -> str:
 def summarise_evaluation(report: "EvaluationReport") -> str:
     """All figures with intervals, each class, and the confusion matrix."""
     evaluation = report.evaluation
-    lines = [f"{report.part}: {evaluation.n} photographs; intervals are 95 %", ""]
+    lines = [f"{report.part}: {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
     columns = {"": evaluation}
     if evaluation.known_only is not None:
         columns["known classes only"] = evaluation.known_only
@@ -153,7 +153,9 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
             "log-loss, Brier score, ROC-AUC and average precision leave unknown classes out everywhere"
         )
     if report.n_trained_on:
-        lines.append(f"the tables below include {report.n_trained_on} photographs that were trained on")
+        lines.append(
+            f"the tables below include {counted(report.n_trained_on, 'photograph')} that were trained on"
+        )
     lines += ["", *_class_table(evaluation, None)]
     lines += ["", *_confusion_table(evaluation)]
     if evaluation.operating_point is not None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.split import assign_folds, check_some_held_out
-from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.errors import ConfigError, DataError, counted, name_some
 from pixelplay.evaluation.decision import fit_decision, held_out_score
 from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
 from pixelplay.journal import Journal
@@ -79,7 +79,8 @@ def learn(
     _check_val(material, train)
     if n_copies := len(material.parts.split.train) - len(train):
         journal.note(
-            f"{n_copies} training photographs are copies of val photographs, and wait until those have chosen"
+            f"{counted(n_copies, 'training photograph')} must wait until val has chosen, "
+            "as copies of val photographs"
         )
     probe, _ = _fit_probe(material, train, config, journal)
     bench = Bench(material, loaded, probe, config, workplace)

@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from pixelplay.config import suggest
+from pixelplay.config import FinetuneConfig, TrainConfig, suggest
 from pixelplay.errors import ConfigError, name_some
+from pixelplay.model.bundle import write_json
 
 TunedDepth = Literal["partial", "full"]
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
@@ -106,9 +106,8 @@ def plan_partial(
     speeds: list[Speed],
     amount: Amount,
     left_s: float | None,
+    settings: FinetuneConfig,
     *,
-    epochs: int | None,
-    n_views: int | None,
     batch_size: int,
     is_compiled: bool,
 ) -> Plan | None:
@@ -117,10 +116,9 @@ def plan_partial(
     Args:
         speeds: of one stage, of two, and so on.
         left_s: seconds that may be used; None where the epochs are asked for.
-        epochs: asked for; None: as many as fit.
-        n_views: asked for; None: as the epochs suggest.
+        settings: epochs and views that are asked for; None of them: as many as fit, as the epochs suggest.
     """
-    best: Plan | None = None
+    epochs, best = settings.epochs, None
     for speed in speeds:
         room = max(1, amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train))
         refit_s = _steps_s(speed, amount.n_refit)
@@ -128,7 +126,7 @@ def plan_partial(
         view_s, epoch_s = speed.view_s * amount.n_train, _epoch_s(speed, amount)
 
         def views_for(n_epochs: int, room: int = room) -> int:
-            return n_views or min(room, max(1, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
+            return settings.n_views or min(room, max(1, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
 
         fitting = epochs or next(
             (
@@ -162,16 +160,16 @@ def plan_full(
     speed: Speed,
     amount: Amount,
     left_s: float | None,
+    settings: FinetuneConfig,
     *,
-    epochs: int | None,
     batch_size: int,
     is_compiled: bool,
 ) -> Plan | None:
     """Train everything for as many epochs as fit; None where too few do."""
     fixed_s, epoch_s = final_s(speed, amount), _epoch_s(speed, amount)
     refit_s = _steps_s(speed, amount.n_refit)
-    fitting = epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s - refit_s) / epoch_s))
-    if fitting < (1 if epochs else MIN_EPOCHS):
+    fitting = settings.epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s - refit_s) / epoch_s))
+    if fitting < (1 if settings.epochs else MIN_EPOCHS):
         return None
     return Plan(
         depth="full",
@@ -197,11 +195,8 @@ def shortest_s(speed: Speed, amount: Amount, *, is_full: bool, n_views: int | No
 
 
 def write_plan(plan: Plan, path: str) -> None:
-    """Write plan.json under a temporary name, then rename."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(plan), file, indent=1)
-        file.write("\n")
-    os.replace(f"{path}.tmp", path)
+    """Write plan.json."""
+    write_json(dataclasses.asdict(plan), path)
 
 
 def read_plan(path: str) -> Plan:
@@ -227,6 +222,29 @@ def read_plan(path: str) -> Plan:
         raise ConfigError(f"plan {path} lacks {name_some(missing)}; give one as a run has written it")
     _check(content, path)
     return Plan(**content)
+
+
+def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
+    """Settings under which a plan is repeated: the plan's depth, and nothing that says otherwise than it.
+
+    Raises:
+        ConfigError: a setting asks for something else.
+    """
+    asked = config.finetune
+    wishes = {
+        "tune": (None if config.tune == "auto" else config.tune, plan.depth),
+        "epochs": (asked.epochs, plan.epochs),
+        "n_stages": (asked.n_stages, plan.n_stages),
+        "n_views": (asked.n_views, plan.n_views),
+        "train_batch_size": (asked.train_batch_size, plan.batch_size),
+        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.is_compiled else "off"),
+    }
+    for name, (wish, planned) in wishes.items():
+        if wish is not None and wish != planned:
+            raise ConfigError(
+                f"the plan has {name}={planned!r}, not {wish!r}; leave out the plan or the setting"
+            )
+    return replace(config, tune=plan.depth)
 
 
 def _check(content: dict[str, Any], path: str) -> None:

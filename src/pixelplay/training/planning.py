@@ -72,11 +72,7 @@ def _plan_partial(bench: Bench) -> Plan | None:
     batch_size = _batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
     plan_with = partial(
-        plan_partial,
-        epochs=settings.epochs,
-        n_views=settings.n_views,
-        batch_size=batch_size,
-        is_compiled=_is_compiled(bench, 0),
+        plan_partial, settings=settings, batch_size=batch_size, is_compiled=_is_compiled(bench, 0)
     )
     if settings.epochs is not None:  # nothing depends on speed, so none is measured
         n_stages = settings.n_stages or last
@@ -106,7 +102,7 @@ def _plan_full(bench: Bench) -> Plan | None:
         speed,
         bench.amount(),
         bench.left_s(),
-        epochs=settings.epochs,
+        settings,
         batch_size=batch_size,
         is_compiled=False,
     )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.head import LinearHead
 
 IntArray = NDArray[np.int64]
@@ -154,7 +155,7 @@ def _fit_heads(
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         heads = flat.reshape(shape)
         wide = heads.astype(np.float32).swapaxes(0, 1).reshape(shape[1], -1)  # (D+1, F*K)
-        log_probs = _log_softmax((rows @ wide).reshape(-1, shape[0], n_classes))  # (N, F, K)
+        log_probs = log_softmax((rows @ wide).reshape(-1, shape[0], n_classes))  # (N, F, K)
         loss = -float((log_probs[each, :, labels] * share[:, :, 0]).sum(dtype=np.float64))
         residual = np.exp(log_probs, out=log_probs)  # (N, F, K)
         residual[each, :, labels] -= 1
@@ -179,14 +180,9 @@ def _predict_held_out(rows: FloatArray, heads: FloatArray, folds: IntArray) -> F
     return oof
 
 
-def _log_softmax(logits: FloatArray) -> FloatArray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
 def _nll(oof: FloatArray, labels: IntArray, folds: IntArray, weights: NDArray[np.float64]) -> float:
     held_out = folds != NEVER_HELD_OUT
-    log_probs = _log_softmax(oof[held_out].astype(np.float64))
+    log_probs = log_softmax(oof[held_out].astype(np.float64))
     true = log_probs[np.arange(len(log_probs)), labels[held_out]]  # (n,)
     return float(-(true * weights[held_out]).sum() / weights[held_out].sum())
 

@@ -17,6 +17,7 @@ from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
+from pixelplay.model.features import find_device
 from pixelplay.training.resume import check_settings
 
 Refusal = Callable[..., str]
@@ -645,7 +646,8 @@ def test_an_interrupted_run_with_other_settings(
     drawn_photographs: Path, tiny_weights: Path, refuse_tuning: Refusal
 ) -> None:
     config = TrainConfig(tune="partial", backbone=TINY, weights=str(tiny_weights))
-    check_settings("run.partial/checkpoint", config)
+    device = find_device(config.compute)
+    check_settings("run.partial/checkpoint", config, device, None)
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()
     Path("run.partial/.lock").touch()
     line = refuse_tuning(*PARTIAL, "--resume", "--lr", "0.01", "--seed", "3", "--cache-gb", "1")

@@ -44,7 +44,7 @@ from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace, read_rows
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material, sort_out
-from pixelplay.training.plan import follow, read_plan
+from pixelplay.training.plan import check_depth, follow, read_plan
 from pixelplay.training.resume import check_photographs, check_settings
 
 StrPath = str | os.PathLike[str]
@@ -77,11 +77,12 @@ def train(
     repeated = None if plan is None else read_plan(os.fspath(plan))
     if repeated is not None:
         config = follow(repeated, config)
+    check_depth(config)
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
         device = find_device(config.compute)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
-        check_settings(workplace.checkpoints, config)
+        check_settings(workplace.checkpoints, config, device, repeated)
         index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
         index = select_labelled(index, journal)
         check_learnable(index, np.ones(len(index), dtype=np.bool_))

@@ -96,6 +96,12 @@ def test_perfect_held_out_logits_fix_no_temperature() -> None:
 METRICS: list[Metric] = ["accuracy", "balanced_accuracy", "macro_f1"]
 
 
+def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> float:
+    """The score where training had as many of each class."""
+    n_classes = logits.shape[1]
+    return held_out_score(logits, labels, np.full(n_classes, 1 / n_classes), metric)
+
+
 def plant_logits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Photographs whose labels are as frequent as their probabilities say: no temperature beats 1."""
     probs = np.repeat([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], [4, 10], axis=0)
@@ -110,14 +116,14 @@ def test_the_planted_score_is_found_at_any_temperature(temperature: float, metri
     first = 2 * np.log(2) - 8 * np.log(0.8)  # of the ten photographs of the first class
     others = np.log(4) + np.log(10)  # of the two of each other class
     expected = (first + 2 * others) / 14 if metric == "accuracy" else (first / 10 + others) / 3
-    found = held_out_score(logits * np.float32(temperature), labels, metric)
+    found = score(logits * np.float32(temperature), labels, metric)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_score_does_not_depend_on_how_sure_a_network_is(metric: Metric) -> None:
     logits, labels = draw_logits(2000, 1.0)
-    scores = [held_out_score(logits * np.float32(t), labels, metric) for t in (0.25, 1, 2, 6)]
+    scores = [score(logits * np.float32(t), labels, metric) for t in (0.25, 1, 2, 6)]
     np.testing.assert_allclose(scores, scores[1], atol=1e-5)
     assert nll_of(logits * np.float32(6), labels) > nll_of(logits, labels) + 0.5
 
@@ -125,15 +131,15 @@ def test_the_score_does_not_depend_on_how_sure_a_network_is(metric: Metric) -> N
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_score_does_not_depend_on_order_or_on_a_shift_of_all_logits(metric: Metric) -> None:
     logits, labels = draw_logits(500, 1.0)
-    expected = held_out_score(logits, labels, metric)
+    expected = score(logits, labels, metric)
     order = np.random.default_rng(0).permutation(500)
-    assert held_out_score(logits[order], labels[order], metric) == pytest.approx(expected, abs=1e-6)
-    assert held_out_score(logits + np.float32(7), labels, metric) == pytest.approx(expected, abs=1e-5)
+    assert score(logits[order], labels[order], metric) == pytest.approx(expected, abs=1e-6)
+    assert score(logits + np.float32(7), labels, metric) == pytest.approx(expected, abs=1e-5)
 
 
 def test_for_accuracy_the_score_is_the_nll_at_the_fitted_temperature() -> None:
     logits, labels = draw_logits(2000, 3.0)
-    found = held_out_score(logits, labels, "accuracy")
+    found = score(logits, labels, "accuracy")
     assert found == pytest.approx(fit(logits, labels).temperature.nll_after, abs=1e-6)
     assert found < nll_of(logits, labels)
 
@@ -143,15 +149,27 @@ def test_where_classes_count_alike_the_score_is_the_mean_of_theirs(metric: Metri
     logits, labels = draw_logits(2000, 2.0)
     cooled = logits / fit(logits, labels).temperature.temperature
     expected = np.mean([nll_of(cooled[labels == k], labels[labels == k]) for k in range(3)])
-    assert held_out_score(logits, labels, metric) == pytest.approx(expected, abs=1e-6)
-    assert expected > held_out_score(logits, labels, "accuracy") + 0.1  # rare classes are harder
+    assert score(logits, labels, metric) == pytest.approx(expected, abs=1e-6)
+    assert expected > score(logits, labels, "accuracy") + 0.1  # rare classes are harder
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("lean", [-0.7, 0.7])
+def test_no_score_prefers_logits_that_lean_towards_rare_or_common_classes(
+    lean: float, metric: Metric
+) -> None:
+    logits, labels = draw_logits(4000, 1.0)
+    priors = np.bincount(labels, minlength=3) / len(labels)
+    leaning = (logits - lean * np.log(priors)).astype(np.float32)
+    natural = held_out_score(logits, labels, priors, metric)
+    assert held_out_score(leaning, labels, priors, metric) > natural + 0.01
 
 
 def test_a_class_without_photographs_has_no_part_in_the_score() -> None:
     logits, labels = plant_logits()
     with_another = np.hstack([logits, np.full((14, 1), -100, np.float32)])
-    found = held_out_score(with_another, labels, "macro_f1")
-    assert found == pytest.approx(held_out_score(logits, labels, "macro_f1"), abs=1e-4)
+    found = score(with_another, labels, "macro_f1")
+    assert found == pytest.approx(score(logits, labels, "macro_f1"), abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -159,20 +177,20 @@ def test_a_class_without_photographs_has_no_part_in_the_score() -> None:
 def test_logits_that_are_not_finite_have_the_worst_score(broken: float, metric: Metric) -> None:
     logits, labels = draw_logits(100, 1.0)
     logits[17, 1] = broken
-    assert held_out_score(logits, labels, metric) == float("inf")
+    assert score(logits, labels, metric) == float("inf")
 
 
 def test_better_logits_have_a_lower_score() -> None:
     logits, labels = draw_logits(1000, 1.0)
     helped = logits + 0.5 * np.eye(3, dtype=np.float32)[labels]
     for metric in METRICS:
-        assert held_out_score(helped, labels, metric) < held_out_score(logits, labels, metric)
+        assert score(helped, labels, metric) < score(logits, labels, metric)
 
 
 def test_perfect_logits_score_almost_nothing() -> None:
     labels = np.arange(90) % 3
     logits = (np.eye(3)[labels] * 50).astype(np.float32)
-    assert held_out_score(logits, labels, "macro_f1") == pytest.approx(0, abs=1e-12)
+    assert score(logits, labels, "macro_f1") == pytest.approx(0, abs=1e-12)
 
 
 def test_the_nll_is_the_mean_log_loss() -> None:

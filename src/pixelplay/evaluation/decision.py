@@ -1,6 +1,7 @@
 """Held-out logits → how probabilities are made and how a class is decided."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,22 +64,30 @@ def fit_decision(
     return Decision(temperature=temperature, tau=tau, priors=priors)
 
 
-def held_out_score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> float:
+def held_out_score(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], priors: NDArray[np.float64], metric: Metric
+) -> float:
     """Negative log-likelihood after the best temperature, in nats; lower is better.
 
     It moves with every photograph, where accuracy moves with the few that change sides; and unlike the
     plain one it does not punish a network for being too sure, which the temperature mends anyway. For
-    metrics that count classes alike, the mean over classes.
+    metrics that count classes alike it is the mean over classes, of probabilities as they were if all
+    classes were as frequent; else it would prefer logits that lean towards rare classes.
+
+    Args:
+        logits: (N, K) with natural priors; where one is not finite the score is infinite.
+        labels: (N,) in [0, K).
+        priors: (K,) class frequencies in training, all > 0.
     """
     if not np.isfinite(logits).all():
         return float("inf")
-    cooled = logits / fit_temperature(logits, labels).temperature
-    losses = -log_softmax(cooled.astype(np.float64))[np.arange(len(labels)), labels]
+    cooled = logits.astype(np.float64) / fit_temperature(logits, labels).temperature
     if metric == "accuracy":
-        return float(losses.mean())
+        return nll_of(cooled, labels)
+    losses = -log_softmax(cooled - np.log(priors))[np.arange(len(labels)), labels]
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
 
 
-def nll_of(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def nll_of(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """Mean negative log-likelihood in nats."""
     return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())

@@ -16,7 +16,6 @@ from pixelplay.evaluation.intervals import Estimate, FloatArray, IntArray, Resam
 from pixelplay.evaluation.operating_point import OperatingPoint, find_positive, fit_operating_point
 from pixelplay.evaluation.weighted import (
     ECE_BINS,
-    Metric,
     accuracy,
     balanced_accuracy,
     check_labels,
@@ -28,7 +27,6 @@ __all__ = [
     "Baseline",
     "ClassScores",
     "Evaluation",
-    "Metric",
     "OperatingPoint",
     "accuracy",
     "balanced_accuracy",

@@ -6,15 +6,14 @@ resamples the same lines yield all resamples at once. Macro means run over the c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.config import Metric
 from pixelplay.errors import DataError
 from pixelplay.evaluation.intervals import FloatArray, IntArray
-
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
 ECE_BINS = 15
 

@@ -187,4 +187,4 @@ def _set_drop_path(tail: Tail, share: float) -> None:
 
 
 def _to_array(values: Tensor) -> NDArray[np.float32]:
-    return np.asarray(values.detach().float().cpu().numpy())
+    return np.array(values.detach().float().cpu().numpy())  # a copy: training may go on

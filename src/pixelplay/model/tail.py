@@ -126,6 +126,8 @@ def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Hal
             "--tune full trains everything"
         )
     n_front = n_stages - n_tail
+    if stage_modules(backbone.network)[n_front - 1] not in dict(backbone.network.named_modules()):
+        raise _uncuttable(backbone, "its stages are no modules of their own")
     images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = backbone.eval()(images)
@@ -135,7 +137,7 @@ def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Hal
         with torch.inference_mode():
             maps, moments = front(images)
             difference = (tail(maps, moments) - expected).abs().max()
-    except (RuntimeError, TypeError, AssertionError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
         raise _uncuttable(backbone, str(error)) from None
     if not difference <= TOLERANCE * expected.abs().max():
         raise _uncuttable(backbone, "its halves give other features than the whole")

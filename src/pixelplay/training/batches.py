@@ -30,6 +30,8 @@ from pixelplay.model.tail import Halves
 IntArray = NDArray[np.int64]
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 AnyBatch = TypeVar("AnyBatch")
+MIXES = ("mixup", "cutmix")
+MIX_SETTINGS = ("mix", "cutmix")  # what their names begin with
 VIEWS_VERSION = 1  # raise it when the same pixels yield other views
 
 
@@ -54,6 +56,9 @@ class Source(Protocol):
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
         """Load the whole of each row as prediction sees it, without its mirror image."""
+
+    def flush(self) -> None:
+        """Keep what was loaded, so that the next pass need not load it again."""
 
 
 def stream(
@@ -96,6 +101,10 @@ class PixelSource:
         """See `Source`."""
         wholes = [self.pixels[i] for i in rows]
         return self._bring([eval_view(whole, self.preprocessing) for whole in wholes], rows, wholes)
+
+    def flush(self) -> None:
+        """See `Source`."""
+        self.pixels.flush()
 
     def _bring(
         self, views: Sequence[NDArray[np.uint8]], rows: IntArray, wholes: Sequence[NDArray[np.uint8]]
@@ -154,7 +163,13 @@ class ViewSource:
             "preprocessing": asdict(pixels.preprocessing),
             "numbers": f"{device.name} {self._dtype}",
         }
-        varied = {**key, "augmenting": asdict(pixels.augmenting), "hflip": pixels.hflip, "seed": pixels.seed}
+        # mixing comes later, and changes no view
+        augmenting = {
+            name: [kind for kind in value if kind not in MIXES] if name == "augment" else value
+            for name, value in asdict(pixels.augmenting).items()
+            if not name.startswith(MIX_SETTINGS)
+        }
+        varied = {**key, "augmenting": augmenting, "hflip": pixels.hflip, "seed": pixels.seed}
         self._plain = PhotographCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)
         self._varied = [
             PhotographCache(cache_dir, "views", _digest_of({**varied, "view": view}), max_bytes=max_bytes)
@@ -192,9 +207,9 @@ class ViewSource:
                     cache.add(self._digests[i], row)
                 on_progress(len(chunk))
             cache.flush()
+            self._pixels.flush()
             if cache.failure:
                 return cache.failure
-        self._pixels.pixels.flush()
         return None
 
     def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None) -> None:
@@ -213,6 +228,9 @@ class ViewSource:
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
         """See `Source`."""
         return self._bring([self._plain.get(self._digests[i]) for i in rows])
+
+    def flush(self) -> None:
+        """See `Source`; all views are there already."""
 
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None

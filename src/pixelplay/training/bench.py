@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig, parse_duration
 from pixelplay.data.cache import PhotographCache, default_cache_dir
-from pixelplay.data.imbalance import epoch_length, natural_offset
+from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
@@ -26,6 +26,7 @@ from pixelplay.training.plan import AIM, Amount, Plan
 from pixelplay.training.rare import FairProbe, fit_fair_probe, refit_fair_head
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
 
 
@@ -60,7 +61,6 @@ class Bench:
         learn: both, and the copies of `val` that are kept out of `train`.
         counts: (K,) photographs of each class in train.
         imbalance: how rare classes are helped; a re-trained head comes later.
-        offset: (K,) added to logits to make them natural.
         pixels: source of augmented pixels.
     """
 
@@ -78,10 +78,9 @@ class Bench:
             config = replace(config, imbalance="sampler" if is_raised else probe.imbalance)
         self.train, self.val = train_apart(material), material.parts.split.val
         self.learn = material.learn
-        self.counts = np.bincount(material.labels[self.train], minlength=material.n_known)
+        self.counts = material.counts_of(self.train)
         # a re-trained head comes later; until then nothing is corrected
         self.imbalance = "none" if config.imbalance == "crt" else config.imbalance
-        self.offset = natural_offset(self.counts, self.imbalance, config.min_per_class, config.logit_tau)
         self.material, self.loaded, self.probe = material, loaded, probe
         self.config, self.workplace = config, workplace
         self._cache_dir = config.cache_dir or default_cache_dir()
@@ -132,7 +131,9 @@ class Bench:
                     features.std(0),
                     n_classes,
                     # the loop works on logits before they are made natural
-                    start=self.probe.probe.head.shifted(-self.offset) if settings.start == "probe" else None,
+                    start=self.probe.probe.head.shifted(-self.offset(self.train))
+                    if settings.start == "probe"
+                    else None,
                     dropout=settings.dropout,
                 )
         if halves.front is not None:
@@ -148,18 +149,19 @@ class Bench:
             spent = time.monotonic() - self.workplace.started
             reading_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("reading and measuring", "refit"))
             # validation has been read when the last epochs begin
-            to_come_s = reading_s * self._test_frac() if is_refit else reading_s + refit_s
+            to_come_s = reading_s * self._share_read_last() if is_refit else reading_s + refit_s
             limit_s = max(0.0, budget_s - spent - to_come_s)
         probe_logits = self.probe.probe.head.logits(self.material.features[self.val])
+        rows = self.learn if is_refit else self.train
         return Job(
             source=source,
             labels=self.material.labels,
-            train=self.train,
+            train=rows,
             val=self.val,
-            offset=self.offset,
+            offset=self.offset(rows),
             loss=make_loss(
                 self.imbalance,
-                self.counts,
+                self.material.counts_of(rows),
                 logit_tau=config.logit_tau,
                 focal_gamma=config.focal_gamma,
                 label_smoothing=config.finetune.label_smoothing,
@@ -175,9 +177,22 @@ class Bench:
             beside=probe_logits if may_answer_together(config) else None,
         )
 
+    def offset(self, rows: IntArray) -> FloatArray:
+        """What makes logits natural that were learned from some rows, (K,); natural is what train has."""
+        config = self.config
+        own = natural_offset(
+            self.material.counts_of(rows), self.imbalance, config.min_per_class, config.logit_tau
+        )
+        return own + self._shift(rows)
+
+    def _shift(self, rows: IntArray) -> FloatArray:
+        """From the class mix of some rows to that of train, (K,): temperature and tau belong to it."""
+        return np.log(class_priors(self.counts)) - np.log(class_priors(self.material.counts_of(rows)))
+
     def refit_probe(self, rows: IntArray) -> LinearHead:
         """The probe's head, fitted again on other rows in the same way and with the same strength."""
-        return refit_fair_head(self.probe, self.material.features[rows], self.material.labels[rows])
+        head = refit_fair_head(self.probe, self.material.features[rows], self.material.labels[rows])
+        return head.shifted(self._shift(rows))
 
     def refit_head(self, backbone: Backbone, rows: IntArray) -> LinearHead:
         """Classifier re-training: a class-balanced head on what the tuned backbone makes of some rows.
@@ -187,7 +202,8 @@ class Bench:
         """
         labels, groups = self.material.labels[rows], self.material.parts.groups[rows]
         folds = assign_folds(labels, groups, self.config.n_folds, self.config.seed)
-        return fit_fair_probe(self.read(backbone, rows), labels, groups, folds, self.config).probe.head
+        fair = fit_fair_probe(self.read(backbone, rows), labels, groups, folds, self.config)
+        return fair.probe.head.shifted(self._shift(rows))
 
     def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
         """Features (n, D) of photographs as prediction will make them."""
@@ -213,7 +229,7 @@ class Bench:
             max_view_bytes=free // 2,
         )
 
-    def _test_frac(self) -> float:
+    def _share_read_last(self) -> float:
         """Share of the test part in what is read with the finished network."""
         n_test = len(self.material.parts.split.test)
         return n_test / max(1, n_test + 2 * len(self.val))

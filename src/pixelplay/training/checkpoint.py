@@ -27,7 +27,7 @@ class Where:
         epoch_s: of the steps of this epoch.
         loss_sum: of the batches of this epoch, each times its photographs.
         n_seen: photographs behind it.
-        tally: (K, K) of this epoch: given class by predicted class.
+        tally: right, given and predicted photographs of each class in this epoch, (3, K).
         history: one row for each finished epoch.
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
@@ -41,7 +41,7 @@ class Where:
     epoch_s: float = 0.0
     loss_sum: float = 0.0
     n_seen: int = 0
-    tally: list[list[int]] = field(default_factory=list)
+    tally: list[list[float]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float = float("inf")
@@ -93,13 +93,12 @@ def read_checkpoint(state: State, folder: str) -> None:
         with safe_open(path, framework="pt") as file:
             progress = Where(**json.loads(file.metadata()["progress"]))
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if any(name.startswith("optimizer.") for name in kept):  # else no step has been taken
-            _prime(state.optimizer)
+        _prime(state.optimizer, kept)
         for name, value in _tensors(state).items():
             if kept[name].shape != value.shape:  # copying would spread one row over many
                 raise ValueError(f"{name} is {tuple(kept[name].shape)}, not {tuple(value.shape)}")
             value.copy_(kept[name])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with --force"
         ) from None
@@ -131,11 +130,15 @@ def changing(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _prime(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer make its moments, which it does in its first step; nothing moves."""
+def _prime(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
+    """Let the optimizer make the moments that were kept, as it does in its first step; nothing moves."""
+    numbers = {int(name.split(".")[1]) for name in kept if name.startswith("optimizer.")}
+    if not numbers:
+        return  # no step has been taken
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for n in numbers:
+        parameters[n].grad = torch.zeros_like(parameters[n])
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
         group["lr"] = 0.0
     optimizer.step()
     optimizer.zero_grad()

@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelplay.errors import ConfigError
 from pixelplay.evaluation.decision import held_out_score, nll_of
-from pixelplay.evaluation.weighted import LABEL_METRICS, Counts
+from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.job import Job
+from pixelplay.training.job import Job, memory_errors_explained
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 
@@ -46,39 +45,26 @@ def finetune(
         ConfigError: too little memory; the message says what to lower.
     """
     devices = [torch.cuda.current_device()] if job.device.name == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _numerics(job):
-        run = _Run(job, classifier.to(job.device.name, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    with (
+        torch.random.fork_rng(devices=devices),
+        _numerics(job),
+        memory_errors_explained(job.device.name, job.batch_size),
+    ):
+        run = _Run(job, classifier, checkpoints, journal)
         if is_resumed:
             read_checkpoint(run.state, checkpoints)
-        where = run.state.progress
-        n_all = job.epochs * job.batches_per_epoch
-        try:
-            if not where.history:
-                run.finish_epoch(journal)
-            with journal.progress("training", n_all, "batches") as bar:
-                bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
-                while where.epoch <= job.epochs and not where.stopped:
-                    run.train_epoch(bar.update, lambda: write_checkpoint(run.state, checkpoints))
-                    if where.stopped and not where.n_batches:
-                        break  # the weights are spoilt
-                    run.finish_epoch(journal)
-                    write_checkpoint(run.state, checkpoints)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"{job.device.name} has too little memory for steps of {job.batch_size} photographs; lower "
-                "--train-batch-size and raise --accumulate as much"
-            ) from None
+        run.train()
         restore(classifier, run.state.best)
-    return where
+    return run.state.progress
 
 
 class _Run:
     """A training under way."""
 
-    def __init__(self, job: Job, classifier: Classifier) -> None:
+    def __init__(self, job: Job, classifier: Classifier, checkpoints: str, journal: Journal) -> None:
+        classifier.to(job.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.job, self.classifier = job, classifier
+        self.checkpoints, self.journal = checkpoints, journal
         settings = job.config.finetune
         optimizer = make_optimizer(
             classifier, settings, job.batch_size * settings.accumulate, lr_frac=job.lr_frac
@@ -97,7 +83,28 @@ class _Run:
         )
         self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
 
-    def train_epoch(self, on_batch: Callable[[int], object], save: Callable[[], None]) -> None:
+    def train(self) -> None:
+        """Go through what is left of the plan, until something stops it."""
+        job, where = self.job, self.state.progress
+        if not where.history:
+            self.finish_epoch()
+        n_all = job.epochs * job.batches_per_epoch
+        with self.journal.progress("training", n_all, "batches") as bar:
+            bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
+            while where.epoch <= job.epochs and not where.stopped:
+                self.train_epoch(bar.update)
+                if where.stopped and not where.n_batches:
+                    break  # the weights are spoilt
+                self.finish_epoch()
+                self.save()
+
+    def save(self) -> None:
+        """Write the state down; the next one knows how long that took."""
+        start = time.monotonic()
+        write_checkpoint(self.state, self.checkpoints)
+        self.state.progress.seconds += time.monotonic() - start
+
+    def train_epoch(self, on_batch: Callable[[int], object]) -> None:
         """Go through what is left of an epoch."""
         job, where = self.job, self.state.progress
         epoch, start = where.epoch, time.monotonic()
@@ -106,44 +113,45 @@ class _Run:
         self.classifier.train()
         size = job.size_px(epoch - 1)
         batches = stream(
-            todo, lambda batch: job.source.train_batch(batch, epoch, size), job.config.compute.num_workers
+            todo,
+            lambda batch: job.source.train_batch(batch, job.epochs_before + epoch, size),
+            job.config.compute.num_workers,
         )
         for batch, inputs in batches:
             is_step = self._learn(batch.rows, inputs)
             on_batch(1)
             now = time.monotonic()
-            if job.device.name == "cpu" or len(self._losses) >= CHECK_EVERY:
+            is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
+            is_late = job.limit_s is not None and where.seconds + now - start > job.limit_s and not is_last
+            is_to_save = is_step and now - saved > CHECKPOINT_EVERY_S
+            if job.device.name == "cpu" or is_late or is_to_save or len(self._losses) >= CHECK_EVERY:
                 self._look_at_losses()
             if where.stopped:
-                break
-            is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
-            if job.limit_s is not None and where.seconds + now - start > job.limit_s and not is_last:
+                break  # what is spoilt is neither saved nor measured
+            if is_late:
                 where.stopped = f"{OUT_OF_TIME} after step {where.step} of {job.n_steps}"
                 break
-            if is_step and now - saved > CHECKPOINT_EVERY_S:
-                self._look_at_losses()
-                if where.stopped:
-                    break  # what is spoilt is not saved
-                self._count_time(now - start)
-                save()
+            if is_to_save:
+                where.seconds += now - start
+                where.epoch_s += now - start
+                self.save()
                 start = saved = time.monotonic()
         self._look_at_losses()
-        self._count_time(time.monotonic() - start)
-
-    def _count_time(self, seconds: float) -> None:
-        self.state.progress.seconds += seconds
-        self.state.progress.epoch_s += seconds
+        spent = time.monotonic() - start
+        where.seconds += spent
+        where.epoch_s += spent
 
     def _learn(self, rows: IntArray, inputs: Inputs) -> bool:
         """Take one batch; returns whether the weights have moved."""
         job, where, optimizer = self.job, self.state.progress, self.state.optimizer
         settings = job.config.finetune
-        torch.manual_seed(_seed_of(job.config.seed, where.epoch, where.n_batches))  # dropout, drop path
+        place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
+        torch.manual_seed(_seed_of(*place))  # dropout, drop path
         labels = torch.from_numpy(job.labels[rows]).to(job.device.name)
         targets = torch.nn.functional.one_hot(labels, job.n_classes).float()
         maps, moments = inputs
         mixing = job.config.augmenting
-        rng = np.random.default_rng([job.config.seed, where.epoch, where.n_batches])
+        rng = np.random.default_rng(place)
         if where.step < (1 - mixing.mix_off_frac) * job.n_steps and rng.random() < mixing.mix_prob:
             maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
         with job.device.autocast():
@@ -177,17 +185,18 @@ class _Run:
                 where.n_batches = 0  # what this epoch has made of the weights is worth nothing
             where.loss_sum += value * len(rows)
             where.n_seen += len(rows)
-            for given, found in zip(self.job.labels[rows].tolist(), pred.tolist(), strict=True):
-                where.tally[given][found] += 1
+            counts = count_labels(pred.cpu().numpy(), self.job.labels[rows], self.job.n_classes)
+            where.tally = (np.array(where.tally) + np.stack(counts)).tolist()
         self._losses = []
 
-    def finish_epoch(self, journal: Journal) -> None:
+    def finish_epoch(self) -> None:
         """Measure on the validation part, keep the best weights, write the history's row.
 
         Without a validation part the last weights are the best.
         """
         job, where = self.job, self.state.progress
         start = time.monotonic()
+        job.source.flush()
         with self._deployed():
             logits, score = _best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
             if score < where.best_score or not len(logits):
@@ -209,7 +218,7 @@ class _Run:
                 if len(logits)
                 else "train and val together"
             )
-            journal.tell(
+            self.journal.tell(
                 f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
                 f"{row['img_per_s']:.0f} img/s"
             )
@@ -242,7 +251,7 @@ class _Run:
         size = self.job.size_px(epoch - 1)
         for _, inputs in stream(
             self.job.batches(epoch),
-            lambda batch: self.job.source.train_batch(batch, epoch, size),
+            lambda batch: self.job.source.train_batch(batch, self.job.epochs_before + epoch, size),
             self.job.config.compute.num_workers,
         ):
             with self.job.device.autocast():
@@ -252,14 +261,13 @@ class _Run:
     def _describe(self, logits: NDArray[np.float32], score: float) -> dict[str, float]:
         job, where = self.job, self.state.progress
         labels = job.labels[job.val]
-        held_out = np.array(_zeros(job.n_classes))
-        np.add.at(held_out, (labels, logits.argmax(1)), 1)
+        held_out = count_labels(logits.argmax(1), labels, job.n_classes)
         return {
             "epoch": where.epoch,
             "step": where.step,
             "lr": self._last_lr(),
             "train_loss": where.loss_sum / where.n_seen if where.n_seen else NAN,
-            **_figures("train", np.array(where.tally)),
+            **_figures("train", Counts(*np.array(where.tally))),
             "val_loss": nll_of(logits, labels) if len(labels) else NAN,
             **_figures("val", held_out),
             "val_score": score,
@@ -285,7 +293,8 @@ def _best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.floa
     if job.beside is not None:
         alone = [] if job.config.finetune.with_probe == "on" else answers
         answers = [*alone, (logits + job.beside) / np.float32(2)]
-    scored = [(held_out_score(answer, job.labels[job.val], job.config.metric), answer) for answer in answers]
+    labels, metric = job.labels[job.val], job.config.metric
+    scored = [(held_out_score(answer, labels, job.priors, metric), answer) for answer in answers]
     score, answer = min(scored, key=lambda pair: pair[0])
     return answer, score
 
@@ -304,20 +313,13 @@ def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
     return (np.concatenate(found) + job.offset).astype(np.float32)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine itself had no more to give."""
-    is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_ours or "can't allocate memory" in str(error) or "not enough memory" in str(error)
-
-
-def _figures(part: str, tally: IntArray) -> dict[str, float]:
-    """Label metrics of a tally (K, K), given classes by predicted ones; NaN of an empty one."""
-    counts = Counts(np.diag(tally).astype(float), tally.sum(1).astype(float), tally.sum(0).astype(float))
+def _figures(part: str, counts: Counts) -> dict[str, float]:
+    """Label metrics of counts (K,); NaN where nothing was counted."""
     return {f"{part}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
 
 
-def _zeros(n_classes: int) -> list[list[int]]:
-    return [[0] * n_classes for _ in range(n_classes)]
+def _zeros(n_classes: int) -> list[list[float]]:
+    return [[0.0] * n_classes for _ in range(3)]
 
 
 def _seed_of(*numbers: int) -> int:
@@ -327,7 +329,9 @@ def _seed_of(*numbers: int) -> int:
 @contextmanager
 def _numerics(job: Job) -> Iterator[None]:
     """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    was_trying = torch.backends.cudnn.benchmark
     is_deterministic = job.config.finetune.deterministic and job.device.name == "cuda"
     if job.device.name == "cuda":
         torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
@@ -335,5 +339,5 @@ def _numerics(job: Job) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was[0])
-        torch.backends.cudnn.benchmark = was[1]
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)
+        torch.backends.cudnn.benchmark = was_trying

@@ -1,13 +1,18 @@
 """What a training learns, and from what; its schedule follows from it."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, TrainConfig
-from pixelplay.data.imbalance import draw_epoch, epoch_length
+from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
+from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.losses import LossFunction
@@ -37,6 +42,7 @@ class Job:
         beside: (n, K) natural logits of the probe for `val`, where it may answer together with the
             tuned network; None where it may not.
         lr_frac: factor on the peak learning rates.
+        epochs_before: epochs of an earlier job; what chance drew in them is not drawn again.
         config: everything else.
     """
 
@@ -56,27 +62,36 @@ class Job:
     input_size: int
     beside: NDArray[np.float32] | None = None
     lr_frac: float = 1.0
+    epochs_before: int = 0
 
     @property
     def n_classes(self) -> int:
         """K."""
         return len(self.offset)
 
-    @property
+    @cached_property
+    def priors(self) -> NDArray[np.float64]:
+        """Class mix (K,) of what is learned from."""
+        return class_priors(self._counts)
+
+    @cached_property
+    def _counts(self) -> IntArray:
+        return np.bincount(self.labels[self.train], minlength=self.n_classes)
+
+    @cached_property
     def batches_per_epoch(self) -> int:
         """Forward passes in an epoch."""
-        counts = np.bincount(self.labels[self.train], minlength=self.n_classes)
-        n = epoch_length(counts, self.imbalance, self.config.min_per_class)
+        n = epoch_length(self._counts, self.imbalance, self.config.min_per_class)
         return max(1, -(-n // self.batch_size))
 
-    @property
+    @cached_property
     def n_steps(self) -> int:
         """Optimizer steps in all."""
         return self.epochs * -(-self.batches_per_epoch // self.config.finetune.accumulate)
 
     def batches(self, epoch: int) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most."""
-        rng = np.random.default_rng([self.config.seed, epoch])
+        rng = np.random.default_rng([self.config.seed, self.epochs_before + epoch])
         drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
         seen: Counter[int] = Counter()
         times = np.zeros(len(drawn), dtype=np.int64)
@@ -95,3 +110,23 @@ class Job:
             return full  # which need not be a multiple of 32
         grown = share + (1 - share) * progress
         return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))
+
+
+def too_little_memory(device: str, batch_size: int) -> ConfigError:
+    """The error that says what to lower."""
+    return ConfigError(
+        f"{device} has too little memory for steps of {batch_size} photographs; lower --train-batch-size "
+        "and raise --accumulate as much"
+    )
+
+
+@contextmanager
+def memory_errors_explained(device: str, batch_size: int) -> Iterator[None]:
+    """Raise where memory runs out what says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (is_ours or "can't allocate memory" in str(error) or "not enough memory" in str(error)):
+            raise
+        raise too_little_memory(device, batch_size) from None

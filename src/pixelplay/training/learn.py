@@ -1,29 +1,30 @@
 """Material → one classifier: how deep to train, and what the choice rests on."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
+from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError, counted, name_some
+from pixelplay.evaluation.comparison import compare_preds
 from pixelplay.evaluation.decision import fit_decision, held_out_score
-from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.material import Material
-from pixelplay.training.plan import Plan
+from pixelplay.training.plan import Depth, Plan, unused_settings
 from pixelplay.training.planning import TooShortError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
 from pixelplay.training.tune import finish, tune
 
 IntArray = NDArray[np.int64]
-Depth = Literal["probe", "partial", "full"]
+CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
 ENOUGH_VAL = 30  # validation photographs, for auto to choose a depth on
 
 
@@ -75,8 +76,11 @@ def learn(
     depth = _pick_depth(config, workplace, material, journal)
     if depth == "probe":
         return learn_probe(material, loaded.backbone, config, journal)
+    if config.tune == "auto" and (unused := unused_settings(depth, config)):
+        journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
     train, val = train_apart(material), material.parts.split.val
-    _check_val(material, train)
+    if reason := _why_nothing_can_choose(material, train):
+        raise DataError(f"{reason}; add some or use --tune probe")
     if n_copies := len(material.parts.split.train) - len(train):
         journal.note(
             f"{counted(n_copies, 'training photograph')} must wait until val has chosen, "
@@ -106,7 +110,7 @@ def learn(
     asked = {"chosen_on": None}
     has_ways = may_answer_together(config) and config.finetune.with_probe == "auto"
     return Learned(
-        depth=depth,
+        depth=tuned.plan.depth,
         backbone=finished.backbone,
         head=finished.head,
         learned_from=finished.learned_from,
@@ -119,7 +123,11 @@ def learn(
             "epoch": {"value": tuned.best_epoch, **by_val},
             "with_probe": {"value": tuned.is_with_probe, **(by_val if has_ways else asked)},
             "refit_epochs": {"value": finished.refit_epochs, **asked},
-            "imbalance": {**probe.evidence, "chosen_on": "train, out of fold"},
+            "imbalance": {
+                **probe.evidence,
+                "value": bench.config.imbalance,
+                "chosen_on": "train, out of fold" if probe.was_compared else None,
+            },
         },
         history=finished.history,
         plan=tuned.plan,
@@ -155,7 +163,7 @@ def learn_probe(material: Material, backbone: Backbone, config: TrainConfig, jou
                 **evidence,
                 "nll_by_value": {str(c): nll for c, nll in fit.nll_by_C.items()},
             },
-            "imbalance": {**evidence, **fair.evidence},
+            "imbalance": {**fair.evidence, **(evidence if fair.was_compared else {"chosen_on": None})},
         },
         history=[],
         plan=None,
@@ -174,7 +182,7 @@ class Verdict:
 def compare_depths(
     probe: NDArray[np.float32], tuned: NDArray[np.float32], material: Material, config: TrainConfig
 ) -> Verdict:
-    """Compare the declared metric of both; within a standard error of each other, their calibrated NLL.
+    """Compare the declared metric of both; where that is not clear, their held-out score.
 
     Args:
         probe: (n, K) logits of the validation part from the probe that learned from train only.
@@ -182,41 +190,34 @@ def compare_depths(
     """
     val = material.parts.split.val
     labels, groups = material.labels[val], material.parts.groups[val]
-    counts = material.counts_of(train_apart(material))
-    priors = counts / counts.sum()
-    is_right, values, scores = [], [], []
-    for logits in (probe, tuned):
+    priors = class_priors(material.counts_of(train_apart(material)))
+
+    def decisions(logits: NDArray[np.float32]) -> IntArray:
         decision = fit_decision(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-        pred = decision.apply(logits)[1]
-        is_right.append(pred == labels)
-        values.append(float(LABEL_METRICS[config.metric](count_labels(pred, labels, material.n_known))))
-        scores.append(held_out_score(logits, labels, config.metric))
-    gain = values[1] - values[0]
-    # of accuracy, for balanced metrics a lower bound: enough to tell noise from a clear case
-    error = (
-        float(np.std(is_right[1].astype(float) - is_right[0], ddof=1) / np.sqrt(len(val)))
-        if len(val) > 1
-        else 1.0
-    )
-    is_clear = abs(gain) > error
-    is_better = gain > 0 if is_clear else scores[1] < scores[0]
+        return decision.apply(logits)[1]
+
+    preds = decisions(probe), decisions(tuned)
+    found = compare_preds(preds, labels, groups, material.n_known, metric=config.metric, seed=config.seed)
+    values, error = found.values, found.standard_error
+    scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
+    is_clear = abs(found.difference) > CLEAR * error
+    is_better = found.difference > 0 if is_clear else scores[1] < scores[0]
     name = config.metric.replace("_", " ").replace(" f1", "-F1")
     if is_better:
         verdict = "{depth} is taken"
     else:
         verdict = "the probe is taken" if config.tune == "auto" else "--tune auto would take the probe"
     sentence = (
-        f"on {len(val)} held-out photographs {{depth}} has {name} {values[1]:.3f} and NLL {scores[1]:.3f}, "
-        f"the probe {values[0]:.3f} and {scores[0]:.3f}: "
-        f"{verdict}"
+        f"on {len(val)} held-out photographs {{depth}} has {name} {values[1]:.3f} (loss {scores[1]:.3f}), "
+        f"the probe {values[0]:.3f} ({scores[0]:.3f}): {verdict}"
     )
     return Verdict(
         is_tuned_better=is_better,
         evidence={
             f"probe_{config.metric}": values[0],
             f"tuned_{config.metric}": values[1],
-            "probe_nll": scores[0],
-            "tuned_nll": scores[1],
+            "probe_score": scores[0],
+            "tuned_score": scores[1],
             "standard_error": error,
         },
         sentence=sentence,
@@ -246,27 +247,17 @@ def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, j
             "a probe is fitted"
         )
         return "probe"
-    try:
-        _check_val(material, train_apart(material))
-    except DataError as error:
-        journal.note(f"{error}; a probe is fitted")
+    if reason := _why_nothing_can_choose(material, train_apart(material)):
+        journal.note(f"{reason}; a probe is fitted")
         return "probe"
     return "partial" if workplace.device.name == "cpu" else "full"
 
 
-def _check_val(material: Material, train: IntArray) -> None:
-    """Raise where there is nothing to choose on, or a class to choose on that is not learned.
-
-    Raises:
-        DataError: no validation photograph, or a class with none in train.
-    """
+def _why_nothing_can_choose(material: Material, train: IntArray) -> str:
+    """What stands against choosing on the validation part; "" where nothing does."""
     if not len(material.parts.split.val):
-        raise DataError(
-            "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
-        )
-    counts = material.counts_of(train)
-    absent = [material.classes[k] for k in np.flatnonzero(counts == 0)]
+        return "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
+    absent = [material.classes[k] for k in np.flatnonzero(material.counts_of(train) == 0)]
     if absent:
-        raise DataError(
-            f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"
-        )
+        return f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"
+    return ""

@@ -40,9 +40,10 @@ def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
     """
-    n_warmup = warmup_frac * n_steps
-    rise = min(1.0, (step + 1) / n_warmup) if n_warmup else 1.0
-    return rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+    n_warmup = round(warmup_frac * n_steps)
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
 class AveragedWeights:

@@ -15,6 +15,8 @@ from pixelplay.errors import ConfigError, name_some
 from pixelplay.model.bundle import write_json
 
 TunedDepth = Literal["partial", "full"]
+Depth = Literal["probe", "partial", "full"]
+ONLY_PARTIAL, ONLY_FULL = ("n_stages", "n_views"), ("first_size_frac",)
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
@@ -245,6 +247,30 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
                 f"the plan has {name}={planned!r}, not {wish!r}; leave out the plan or the setting"
             )
     return replace(config, tune=plan.depth)
+
+
+def unused_settings(depth: Depth, config: TrainConfig) -> list[str]:
+    """Settings, as "name=value", that were changed and that training this deep has no use for."""
+    changed = [
+        f"{name}={value!r}"
+        for group in ("finetune", "augmenting")
+        for name, value in vars(getattr(config, group)).items()
+        if value != getattr(getattr(TrainConfig(), group), name)
+    ]
+    if depth == "probe":
+        return changed
+    foreign = ONLY_FULL if depth == "partial" else ONLY_PARTIAL
+    return [setting for setting in changed if setting.partition("=")[0] in foreign]
+
+
+def check_depth(config: TrainConfig) -> None:
+    """Refuse settings that mean nothing at the depth that is asked for.
+
+    Raises:
+        ConfigError: the first of them is named.
+    """
+    if config.tune != "auto" and (unused := unused_settings(config.tune, config)):
+        raise ConfigError(f"--tune {config.tune} has no use for {unused[0]}; leave one of them out")
 
 
 def _check(content: dict[str, Any], path: str) -> None:

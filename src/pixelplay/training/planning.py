@@ -5,16 +5,16 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 
-from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
+from pixelplay.training.job import too_little_memory
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
     AIM,
@@ -50,54 +50,60 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
         return read_plan(path)
     if bench.workplace.plan is not None:
         return bench.workplace.plan
-    plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
-    if plan is not None:
-        return plan
-    batch_size = _batch_size(bench)
-    asked, is_full = bench.config.finetune, depth == "full"
-    speed = (
-        _speed_full(bench, batch_size) if is_full else _speed_partial(bench, asked.n_stages or 1, batch_size)
-    )
+    return _plan_partial(bench) if depth == "partial" else _plan_full(bench)
+
+
+def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> TooShortError:
+    """The error that says what would fit."""
+    n_views = bench.config.finetune.n_views
     spent = time.monotonic() - bench.workplace.started
-    needed = (spent + shortest_s(speed, bench.amount(), is_full=is_full, n_views=asked.n_views)) / AIM
-    raise TooShortError(
+    needed = shortest_s(speed, bench.amount(), is_full=depth == "full", n_views=n_views)
+    return TooShortError(
         f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
-        f"{len(bench.train):,} photographs: about {_round_up(needed)} are needed here; "
+        f"{len(bench.train):,} photographs: about {_round_up((spent + needed) / AIM)} are needed here; "
         "raise --time-budget or use --tune probe"
     )
 
 
-def _plan_partial(bench: Bench) -> Plan | None:
+def _plan_partial(bench: Bench) -> Plan:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
-    plan_with = partial(
-        plan_partial, settings=settings, batch_size=batch_size, is_compiled=_is_compiled(bench, 0)
-    )
+    is_compiled = _is_compiled(bench, 0)
     if settings.epochs is not None:  # nothing depends on speed, so none is measured
         n_stages = settings.n_stages or last
         halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
         n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
         free = Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
-        return plan_with([free], bench.amount(), None)
-    asked = [settings.n_stages] if settings.n_stages else list(range(1, last + 1))
+        plan = plan_partial(
+            [free], bench.amount(), None, settings, batch_size=batch_size, is_compiled=is_compiled
+        )
+        assert plan is not None, "epochs that are asked for always fit"
+        return plan
     speeds: list[Speed] = []
-    plan: Plan | None = None
-    for n_stages in asked:
-        speeds.append(_speed_partial(bench, n_stages, batch_size))
-        found = plan_with(speeds, bench.amount(), bench.left_s())
-        if found is None or found == plan:
+    plan = None
+    for n_stages in [settings.n_stages] if settings.n_stages else range(1, last + 1):
+        batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
+        speeds.append(speed)
+        # measuring takes time too, so the plan is made anew each time
+        found = plan_partial(
+            speeds, bench.amount(), bench.left_s(), settings, batch_size=batch_size, is_compiled=is_compiled
+        )
+        plan = found or plan
+        if plan is None:
+            raise _too_short(bench, "partial", speed)
+        if plan.n_stages != n_stages:
             break
-        plan = found
+    assert plan is not None
     return plan
 
 
-def _plan_full(bench: Bench) -> Plan | None:
+def _plan_full(bench: Bench) -> Plan:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
     speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
     if settings.epochs is None or bench.workplace.device.name == "cuda":
-        batch_size, speed = _fitting_speed(bench, batch_size)
+        batch_size, speed = _fitting_speed(bench, None, batch_size)
     plan = plan_full(
         speed,
         bench.amount(),
@@ -107,21 +113,20 @@ def _plan_full(bench: Bench) -> Plan | None:
         is_compiled=False,
     )
     if plan is None:
-        return None
+        raise _too_short(bench, "full", speed)
     return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
 
 
-def _fitting_speed(bench: Bench, batch_size: int) -> tuple[int, Speed]:
-    """Find a batch that fits into the memory, by halving, and its speed."""
+def _fitting_speed(bench: Bench, n_stages: int | None, batch_size: int) -> tuple[int, Speed]:
+    """Find a batch that fits into the memory, by halving, and its speed; None: all stages are trained."""
     while True:
         try:
-            return batch_size, _speed_full(bench, batch_size)
+            if n_stages is None:
+                return batch_size, _speed_full(bench, batch_size)
+            return batch_size, _speed_partial(bench, n_stages, batch_size)
         except torch.OutOfMemoryError:
             if bench.config.finetune.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
-                raise ConfigError(
-                    f"{bench.workplace.device.name} has too little memory for steps of {batch_size} "
-                    "photographs; lower --train-batch-size and raise --accumulate as much"
-                ) from None
+                raise too_little_memory(bench.workplace.device.name, batch_size) from None
             batch_size //= 2
             torch.cuda.empty_cache()
 

@@ -14,9 +14,8 @@ import numpy as np
 
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
+from pixelplay.evaluation.comparison import N_RESAMPLES, compare_preds
 from pixelplay.evaluation.decision import fit_decision
-from pixelplay.evaluation.intervals import bootstrap_weights
-from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
 from pixelplay.model.head import LinearHead
 from pixelplay.training.probe import FloatArray, IntArray, ProbeFit, fit_head, fit_probe
 
@@ -33,7 +32,6 @@ CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "crt": "class_weights",
 }
 FOCAL_NOTE = "imbalance=focal needs trained layers; on frozen features the head is fitted without it"
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,11 @@ class FairProbe:
     imbalance: Candidate
     evidence: dict[str, Any]
     notes: list[str]
+
+    @property
+    def was_compared(self) -> bool:
+        """Whether held-out images had a say."""
+        return "difference" in self.evidence
 
 
 def fit_fair_probe(
@@ -130,23 +133,20 @@ def _compare(
     """
     priors = class_priors(np.bincount(labels))
     held_out = ~np.isnan(probes["none"].oof_logits).any(1)
-    labels, groups, n_classes = labels[held_out], groups[held_out], len(priors)
-    measure = LABEL_METRICS[metric]
-    preds: dict[Candidate, IntArray] = {}
-    for name, probe in probes.items():
-        logits = probe.oof_logits[held_out]
+    labels, groups = labels[held_out], groups[held_out]
+
+    def decisions(name: Candidate) -> IntArray:
+        logits = probes[name].oof_logits[held_out]
         decision = fit_decision(logits, labels, groups, priors, metric=metric, seed=seed)
-        preds[name] = decision.apply(logits)[1]
-    values = {name: float(measure(count_labels(pred, labels, n_classes))) for name, pred in preds.items()}
-    samples = []
-    for times in bootstrap_weights(groups, len(labels), _RESAMPLES, seed):
-        drawn = {name: measure(count_labels(pred, labels, n_classes, times)) for name, pred in preds.items()}
-        samples.append(drawn["class_weights"] - drawn["none"])
+        return decision.apply(logits)[1]
+
+    preds = decisions("none"), decisions("class_weights")
+    found = compare_preds(preds, labels, groups, len(priors), metric=metric, seed=seed)
     return {
         "metric": metric,
-        "metric_by_value": values,
-        "difference": values["class_weights"] - values["none"],
-        "standard_error": float(np.std(np.concatenate(samples), ddof=1)),
+        "metric_by_value": dict(zip(("none", "class_weights"), found.values, strict=True)),
+        "difference": found.difference,
+        "standard_error": found.standard_error,
         "n": len(labels),
-        "n_resamples": _RESAMPLES,
+        "n_resamples": N_RESAMPLES,
     }

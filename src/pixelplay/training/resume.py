@@ -3,25 +3,35 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.model.features import Device
 from pixelplay.training.checkpoint import has_checkpoint
 from pixelplay.training.material import Material
+from pixelplay.training.plan import Plan
 
 SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
 # they change nothing in the weights: the plan is made, and the cache holds what could be computed again
 FREE = {"cache_dir", "cache_gb", "offline", "time_budget", "compute.num_workers"}
 
 
-def check_settings(folder: str, config: TrainConfig) -> None:
+def check_settings(folder: str, config: TrainConfig, device: Device, plan: Plan | None) -> None:
     """Compare with the settings of the interrupted training, where there is one; else write them down.
+
+    Args:
+        device: where it runs, "auto" resolved.
+        plan: that it repeats; None where it makes its own.
 
     Raises:
         ConfigError: some differ; they are named with both values.
     """
     own = dict(_flatten(to_json(config)))
+    own |= {"compute.device": device.name, "compute.precision": device.precision}
+    repeated = {} if plan is None else asdict(plan)
+    own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
     kept = _read_or_write(folder, SETTINGS, own)
     changed = [
         f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"

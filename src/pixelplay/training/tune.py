@@ -111,12 +111,12 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
             f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}"
         )
     labels = bench.material.labels[bench.val]
-    own = _own_answer(bench, halves, classifier, bench.train)
+    own = _own_answer(bench, halves, classifier, job)
     answers: dict[bool, NDArray[np.float32]] = {}
     for is_with_probe in _ways_to_answer(config):
         whole, head = _beside(bench, halves, own, bench.probe.probe.head) if is_with_probe else own
         answers[is_with_probe] = head.logits(bench.read(whole, bench.val))
-    chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, config.metric))
+    chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, job.priors, config.metric))
     return Tuned(
         logits=answers[chosen],
         history=where.history,
@@ -149,7 +149,7 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
             epochs = 0
         else:
             learned_from = bench.learn
-            own = _own_answer(bench, tuned.halves, classifier, learned_from)
+            own = _own_answer(bench, tuned.halves, classifier, job)
             done = history[-1]
             history = history + [
                 {**row, "epoch": done["epoch"] + row["epoch"], "step": done["step"] + row["step"]}
@@ -194,10 +194,10 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
     settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
     return replace(
         bench.job(job.source, plan, is_refit=True),
-        train=bench.learn,
         val=bench.val[:0],
         beside=None,
         epochs=epochs,
+        epochs_before=plan.epochs,
         lr_frac=REFIT_LR_FRAC,
         config=replace(bench.config, finetune=settings),
     )
@@ -210,14 +210,14 @@ def _ways_to_answer(config: TrainConfig) -> list[bool]:
     return [True] if config.finetune.with_probe == "on" else [True, False]
 
 
-def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, rows: IntArray) -> Answer:
-    """The tuned network as a whole, and its head; with crt one that is fitted to some rows anew."""
+def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) -> Answer:
+    """The tuned network as a whole, and its head; with crt one that is fitted anew."""
     backbone = copy.deepcopy(bench.loaded.backbone)
     halves.tail.cpu().write_into(backbone)
     backbone.eval()
     if bench.config.imbalance == "crt":
-        return backbone, bench.refit_head(backbone, rows)
-    return backbone, classifier.head.cpu().export().shifted(bench.offset)
+        return backbone, bench.refit_head(backbone, job.train)
+    return backbone, classifier.head.cpu().export().shifted(job.offset)
 
 
 def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:

@@ -158,6 +158,20 @@ def test_an_mlp_is_exported_as_it_predicts() -> None:
     np.testing.assert_allclose(exported.logits(features) / scale, expected / scale, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_training_that_goes_on_leaves_an_exported_head_alone(kind: str) -> None:
+    features = draw_features()
+    head = TrainedMlp(D, K, dropout=0.0) if kind == "mlp" else make_linear(features, draw_head())
+    exported = head.export()
+    before = {name: value.copy() for name, value in exported.arrays().items()}
+    with torch.no_grad():
+        for value in (*head.parameters(), *head.buffers()):
+            value.add_(1)
+    assert {name: value.tolist() for name, value in exported.arrays().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+
+
 @pytest.mark.parametrize("n_hidden", [None, 7])
 def test_an_offset_is_added_to_the_logits(n_hidden: int | None) -> None:
     head, features, offset = draw_head(n_hidden), draw_features(), np.log([0.5, 0.3, 0.15, 0.05])

@@ -10,7 +10,7 @@ from networks import draw_backbone, shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.fuse import fuse_for_inference
-from pixelplay.model.tail import Halves, TwinBackbone, cut_backbone
+from pixelplay.model.tail import Halves, TwinBackbone, UncuttableError, cut_backbone
 
 SIZE = 64
 VIT_SIZE = 160  # test_vit takes no other
@@ -124,6 +124,13 @@ def test_a_network_that_cannot_be_cut_is_refused_with_the_ways_on(n_tail: int) -
     with pytest.raises(ConfigError, match=r"^test_vit cannot be cut .*; use --tune full or probe$") as caught:
         cut_backbone(shared_backbone("test_vit"), n_tail, VIT_SIZE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "mvitv2_tiny"])
+def test_whatever_goes_wrong_in_a_cut_network_is_said_in_the_same_words(name: str) -> None:
+    """Both unpack what is no longer there."""
+    with pytest.raises(UncuttableError, match=rf"^{name} cannot be cut .*; use --tune full or probe$"):
+        cut_backbone(draw_backbone(name, "pooled"), 1, 224)
 
 
 class Doubling(nn.Module):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -483,11 +484,22 @@ def test_a_pixel_view_depends_on_seed_epoch_row_and_times_drawn_alone() -> None:
     assert not torch.equal(source.train_batch(again_drawn, 1, SIZE)()[0][1], found[1])
 
 
+@pytest.mark.parametrize("change", [{"mixup_alpha": 0.9}, {"mix_prob": 0.1}, {"augment": "with mixup"}])
+def test_mixing_changes_no_view(change: dict[str, Any], tmp_path: Path) -> None:
+    store, halves = MemoryStore(), cut()
+    if "augment" in change:
+        change = {"augment": (*AUGMENTING.augment, "mixup", "cutmix")}
+    compute(make_views(tmp_path, halves, make_pixels()))
+    changed = replace(make_pixels(store), augmenting=replace(AUGMENTING, **change))
+    compute(make_views(tmp_path, halves, changed))
+    assert store.n_reads == {}
+
+
 def test_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
     store = MemoryStore()
     source = make_pixels(store, cache=tmp_path)
     first = source.train_batch(once(ROWS), 1, SIZE)()[0]
-    source.pixels.flush()
+    source.flush()
     for epoch in (2, 3):
         source.train_batch(once(ROWS), epoch, SIZE)()
     assert store.n_reads == dict.fromkeys(FILES, 1)

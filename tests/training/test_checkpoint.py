@@ -57,7 +57,7 @@ def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = 
         optimizer=make_optimizer(network, FinetuneConfig(), 8),
         averaged=AveragedWeights(network, names, 5) if is_averaged else None,
         best=copy_of(network),
-        progress=Where(tally=[[0] * n_classes for _ in range(n_classes)]),
+        progress=Where(tally=[[0] * n_classes for _ in range(3)]),
     )
 
 
@@ -142,6 +142,19 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not(
     take_steps(resumed, 4)
     assert_same(snapshot(resumed), snapshot(uninterrupted))
     assert same_text(resumed.progress) == same_text(uninterrupted.progress)
+
+
+def test_a_weight_that_never_had_a_gradient_is_no_obstacle(tmp_path: Path) -> None:
+    def with_idle_weight() -> State:
+        state = make_state("linear")
+        state.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "peak_lr": 0.1})
+        return state
+
+    state, fresh = with_idle_weight(), with_idle_weight()
+    take_steps(state, 2)
+    write_checkpoint(state, str(tmp_path))
+    read_checkpoint(fresh, str(tmp_path))
+    assert_same(snapshot(fresh), snapshot(state))
 
 
 def test_a_checkpoint_from_before_the_first_step_can_be_read(tmp_path: Path) -> None:

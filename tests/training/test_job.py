@@ -132,6 +132,13 @@ def test_epochs_differ_and_may_be_asked_for_in_any_order(imbalance: Imbalance) -
     assert len({tuple(rows) for rows in forwards}) == 6
 
 
+def test_the_epochs_of_a_later_job_are_others() -> None:
+    first, later = make_job(), make_job(epochs_before=6)
+    orders = [drawn_by(job, epoch).tolist() for job in (first, later) for epoch in (1, 2)]
+    assert len({tuple(order) for order in orders}) == 4
+    np.testing.assert_array_equal(drawn_by(first, 7), drawn_by(later, 1))
+
+
 def test_classes_are_mixed_within_batches() -> None:
     job = make_job((200, 200), batch_size=40)
     for batch in job.batches(1):

@@ -17,6 +17,7 @@ from pixelplay.training.plan import (
     MAX_EPOCHS,
     MIN_EPOCHS,
     Amount,
+    Depth,
     Plan,
     Speed,
     follow,
@@ -25,6 +26,7 @@ from pixelplay.training.plan import (
     read_plan,
     shortest_s,
     time_per_photograph,
+    unused_settings,
     write_plan,
 )
 
@@ -263,6 +265,23 @@ def test_a_setting_that_says_otherwise_than_the_plan_is_named(settings: dict[str
     with pytest.raises(ConfigError) as caught:
         follow(PLAN, TrainConfig(**settings))
     assert str(caught.value) == f"{words}; leave out the plan or the setting"
+
+
+@pytest.mark.parametrize(
+    ("depth", "settings", "unused"),
+    [
+        ("partial", FinetuneConfig(n_views=2, epochs=3), []),
+        ("full", FinetuneConfig(n_views=2, n_stages=1), ["n_views=2", "n_stages=1"]),
+        ("partial", FinetuneConfig(first_size_frac=0.5), ["first_size_frac=0.5"]),
+        ("full", FinetuneConfig(first_size_frac=0.5), []),
+        ("probe", FinetuneConfig(epochs=3, lr=0.1), ["epochs=3", "lr=0.1"]),
+        ("probe", FinetuneConfig(), []),
+    ],
+)
+def test_settings_that_a_depth_has_no_use_for(
+    depth: Depth, settings: FinetuneConfig, unused: list[str]
+) -> None:
+    assert unused_settings(depth, TrainConfig(finetune=settings)) == unused
 
 
 def refusal_of(path: str) -> str:

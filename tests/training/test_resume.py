@@ -17,6 +17,7 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.features import Device, PhotographFeatures
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
+from pixelplay.training.plan import Plan
 from pixelplay.training.resume import check_photographs, check_settings
 
 CPU = Device(name="cpu", precision="bf16")
@@ -99,6 +100,33 @@ def test_whatever_the_weights_depend_on_is_compared(changed: TrainConfig, words:
     check_settings(str(tmp_path), CONFIG, CPU, None)
     interrupt(tmp_path)
     assert words in refusal_of_settings(tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (Device(name="cuda", precision="bf16"), "compute.device was 'cpu', is 'cuda'"),
+        (Device(name="cpu", precision="fp32"), "compute.precision was 'bf16', is 'fp32'"),
+    ],
+)
+def test_what_auto_stands_for_is_compared(device: Device, words: str, tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG, CPU, None)
+    interrupt(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        check_settings(str(tmp_path), CONFIG, device, None)
+
+
+def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> None:
+    plan = Plan(
+        depth="partial", n_stages=2, n_views=1, epochs=3, batch_size=8, is_compiled=False, seconds={"a": 1.0}
+    )
+    check_settings(str(tmp_path), CONFIG, CPU, plan)
+    interrupt(tmp_path)
+    check_settings(str(tmp_path), CONFIG, CPU, replace(plan, seconds={}))
+    with pytest.raises(ConfigError, match=r"plan\.n_views was 1, is 5;"):
+        check_settings(str(tmp_path), CONFIG, CPU, replace(plan, n_views=5))
+    with pytest.raises(ConfigError, match=r"plan\.depth was 'partial', is None"):
+        check_settings(str(tmp_path), CONFIG, CPU, None)
 
 
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:

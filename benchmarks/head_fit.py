@@ -19,6 +19,7 @@ from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
+from pixelplay.model.head import feature_scale
 from pixelplay.training.probe import fit_probe
 
 
@@ -48,7 +49,8 @@ def main() -> None:
         probe = fit_probe(features, labels, folds)
         seconds.append(time.perf_counter() - start)
     print(f"{features.shape}: search and fit {np.median(seconds):.1f} s (median of 3), C {probe.C}")
-    scaled = (features - features.mean(0)) / features.std(0)
+    mean, scale = feature_scale(features)
+    scaled = (features - mean) / scale
     start = time.perf_counter()
     model = LogisticRegression(C=probe.C, max_iter=5000, tol=1e-7).fit(scaled.astype(np.float64), labels)
     took = time.perf_counter() - start

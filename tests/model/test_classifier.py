@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from networks import shared_backbone
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
-from pixelplay.model.head import LinearHead
+from pixelplay.model.head import LinearHead, feature_scale
 from pixelplay.model.tail import Tail
 
 FloatArray = NDArray[np.float32]
@@ -53,7 +53,7 @@ def draw_head(n_hidden: int | None = None) -> LinearHead:
 
 
 def make_linear(features: FloatArray, start: LinearHead | None, dropout: float = 0.0) -> TrainedLinear:
-    return TrainedLinear(features.mean(0), features.std(0), K, start=start, dropout=dropout)
+    return TrainedLinear(*feature_scale(features), K, start=start, dropout=dropout)
 
 
 @torch.no_grad()

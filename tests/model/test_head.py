@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.model.head import LinearHead
+from pixelplay.model.head import LinearHead, feature_scale
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,19 @@ def test_two_heads_joined_give_the_mean_of_their_logits(head: LinearHead, n_shar
     np.testing.assert_allclose(found, (head.logits(first) + other.logits(second)) / 2, atol=1e-3)
     np.testing.assert_array_equal(head.weight, before)
     assert joined.bias.dtype == np.float32
+
+
+def test_a_feature_counts_as_it_moves_up_to_the_median() -> None:
+    rng = np.random.default_rng(0)
+    std = np.array([1e-4, 0.5, 1.0, 2.0, 300.0, 0.0])  # the last never moves, and has no part in the median
+    features = (rng.normal(size=(4000, 6)) * std + [0, 5, -5, 0, 1e4, 7]).astype(np.float32)
+    mean, scale = feature_scale(features)
+    np.testing.assert_allclose(mean, features.mean(0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(scale, np.hypot(std, 1.0), rtol=0.05)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_features_of_which_none_moves_have_a_scale(value: float) -> None:
+    mean, scale = feature_scale(np.full((5, 3), value, np.float32))
+    np.testing.assert_array_equal(mean, value)
+    np.testing.assert_array_equal(scale, 1)

@@ -13,6 +13,7 @@ from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.imbalance import class_priors, class_weights, natural_offset
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
+from pixelplay.model.head import feature_scale
 from pixelplay.training.losses import make_loss
 from pixelplay.training.probe import fit_probe
 from pixelplay.training.rare import FOCAL_NOTE, FairProbe, fit_fair_probe
@@ -120,7 +121,8 @@ def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:
     # what sends it to the natural candidate: its own loss, minimised, gives the same probabilities
     features, labels = draw_gaussians([120, 10, 30], n_features=4)
     counts, probe = np.bincount(labels), fit((features, labels), imbalance="none").probe
-    rows = torch.from_numpy((features - features.mean(0)) / features.std(0))
+    mean, scale = feature_scale(features)
+    rows = torch.from_numpy((features - mean) / scale)
     weight, bias = torch.zeros(4, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
     loss = make_loss("balanced_softmax", counts, logit_tau=1.0, focal_gamma=0.0, label_smoothing=0.0)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-10)

@@ -16,49 +16,48 @@ HIDDEN = 512  # units of the original recipe's head
 
 
 class TrainedLinear(nn.Module):
-    """Linear head on standardised features: one learning rate then suits all of them.
+    """Linear head on scaled features: one learning rate then suits all of them.
 
     Args:
         mean: (D,) of each feature in training.
-        std: (D,) likewise.
+        scale: (D,) what each is divided by, > 0.
         n_classes: K.
         start: raw-feature head to start from; None starts from zero.
         dropout: share of the features left out in a training step.
     """
 
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
     def __init__(
         self,
         mean: NDArray[np.float32],
-        std: NDArray[np.float32],
+        scale: NDArray[np.float32],
         n_classes: int,
         *,
         start: LinearHead | None,
         dropout: float,
     ) -> None:
         super().__init__()
-        # a feature that never moved says nothing: it keeps weight 0
         self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("std", torch.from_numpy(np.where(std < 1e-6, np.float32(1), std)))
+        self.register_buffer("scale", torch.from_numpy(scale))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(len(mean), n_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         if start is not None:
             weight, bias = torch.from_numpy(start.weight), torch.from_numpy(start.bias)
-            self.linear.weight.data.copy_(weight * self.std)
+            self.linear.weight.data.copy_(weight * self.scale)
             self.linear.bias.data.copy_(bias + weight @ self.mean)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, D)."""
-        logits: Tensor = self.linear(self.dropout((features - self.mean) / self.std))
+        logits: Tensor = self.linear(self.dropout((features - self.mean) / self.scale))
         return logits
 
     def export(self) -> LinearHead:
         """The same map on raw features."""
-        weight = self.linear.weight.detach().double() / self.std  # (K, D)
+        weight = self.linear.weight.detach().double() / self.scale  # (K, D)
         bias = self.linear.bias.detach().double() - weight @ self.mean.double()  # (K,)
         return LinearHead(weight=_to_array(weight), bias=_to_array(bias))
 

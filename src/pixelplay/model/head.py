@@ -68,6 +68,21 @@ class LinearHead:
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}
 
 
+def feature_scale(features: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean (D,) of features (N, D), and what each is divided by: its deviation, softened by the median one.
+
+    On photographs that look alike many channels hardly move. Divided by their own deviation they would
+    count as much as all others, and a head leans on them a thousandfold: it fits noise, and the smallest
+    step of the backbone behind it throws its logits about. Here a channel counts as it moves, up to the
+    median; what moves more counts alike.
+    """
+    mean = features.mean(0, dtype=np.float64)
+    std = features.std(0, dtype=np.float64)
+    moves = std > 1e-6  # what never moves says nothing
+    scale = np.hypot(std, np.median(std[moves]) if moves.any() else 1.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
 def _linear(features: FloatArray, weight: FloatArray, bias: FloatArray) -> FloatArray:
     """Affine map of rows.
 

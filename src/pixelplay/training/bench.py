@@ -16,7 +16,7 @@ from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor, read_features
-from pixelplay.model.head import LinearHead
+from pixelplay.model.head import LinearHead, feature_scale
 from pixelplay.model.tail import Halves
 from pixelplay.training.batches import PixelSource, Source, ViewSource
 from pixelplay.training.job import Job
@@ -127,8 +127,7 @@ class Bench:
                 head = TrainedMlp(features.shape[1], n_classes, dropout=settings.dropout)
             else:
                 head = TrainedLinear(
-                    features.mean(0),
-                    features.std(0),
+                    *feature_scale(features),
                     n_classes,
                     # the loop works on logits before they are made natural
                     start=self.probe.probe.head.shifted(-self.offset(self.train))

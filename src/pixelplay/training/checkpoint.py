@@ -126,7 +126,7 @@ def changing(network: nn.Module) -> dict[str, Tensor]:
     return found | {
         name: value
         for name, value in network.named_buffers()
-        if name.startswith("head.") and name not in ("head.mean", "head.std")
+        if name.startswith("head.") and name not in ("head.mean", "head.scale")
     }
 
 

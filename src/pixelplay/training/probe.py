@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pixelplay.data.split import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
-from pixelplay.model.head import LinearHead
+from pixelplay.model.head import LinearHead, feature_scale
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -32,7 +32,7 @@ class ProbeFit:
 
     Attributes:
         head: fitted on all images given.
-        C: inverse regularisation strength, as scikit-learn defines it, on standardised features.
+        C: inverse regularisation strength, as scikit-learn defines it, on scaled features.
         nll_by_C: strength → mean out-of-fold negative log-likelihood in the search, nats; weighted as
             the fit was.
         oof_logits: (N, K) each from the head that did not see the image; NaN where none did not.
@@ -62,7 +62,7 @@ def fit_probe(
             ratios matter: in each fit the mean weight is 1, so C means the same as without.
         on_progress: called with 1 for each strength tried.
     """
-    scaled = _Standardised(features)
+    scaled = _Scaled(features)
     # divided by the largest, equal weights are exactly 1, and the fit is bit for bit that without any
     image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
@@ -90,28 +90,26 @@ def fit_head(
     features: FloatArray, labels: IntArray, C: float, *, weights: FloatArray | None = None
 ) -> LinearHead:
     """Fit a head at a strength that is known; the arguments are those of `fit_probe`."""
-    scaled = _Standardised(features)
+    scaled = _Scaled(features)
     shares = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
 
 
-class _Standardised:
-    """Features with mean 0 and deviation 1 each, a column of ones, and the way back.
+class _Scaled:
+    """Features with mean 0 and deviations near 1, a column of ones, and the way back.
 
     No label is looked at, so held-out rows may take part.
     """
 
     def __init__(self, features: FloatArray) -> None:
-        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)  # (D,)
-        std = features.std(0, dtype=np.float64).astype(np.float32)  # (D,)
-        self._std = np.where(std < 1e-6, np.float32(1), std)  # a channel that never moves says nothing
+        self._mean, self._scale = feature_scale(features)  # (D,) each
         self.rows = np.ones((len(features), features.shape[1] + 1), np.float32)  # (N, D+1)
         np.subtract(features, self._mean, out=self.rows[:, :-1])
-        self.rows[:, :-1] /= self._std
+        self.rows[:, :-1] /= self._scale
 
     def undo(self, head: FloatArray) -> LinearHead:
-        """Turn a head (D+1, K) on standardised features into one on raw features."""
-        weight = head[:-1].T.astype(np.float64) / self._std  # (K, D)
+        """Turn a head (D+1, K) on scaled features into one on raw features."""
+        weight = head[:-1].T.astype(np.float64) / self._scale  # (K, D)
         bias = head[-1] - weight @ self._mean  # (K,)
         return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
@@ -132,7 +130,7 @@ def _fit_heads(
     folds take a quarter of the time of five fits.
 
     Args:
-        rows: (N, D+1) standardised features and a column of ones.
+        rows: (N, D+1) scaled features and a column of ones.
         labels: (N,) in [0, K).
         shares: (N, F) >= 0, what each row counts in each regression; 0: it is not learned from.
         start: (F, D+1, K) heads to start from.

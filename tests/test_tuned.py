@@ -153,6 +153,7 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
         "temperature": "val",
         "tau": "val",
     }
+    assert chosen["imbalance"]["value"] == ("crt" if tuned.name == "crt" else "none")
     by_val = [value["n"] for value in chosen.values() if value["chosen_on"] == "val" and "n" in value]
     assert by_val
     assert set(by_val) == {sizes["val"]}

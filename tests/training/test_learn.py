@@ -209,6 +209,15 @@ def test_auto_fits_a_probe_where_no_epoch_is_better(
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
+def test_auto_says_which_settings_mean_nothing_at_the_depth_it_takes(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny, finetune=FinetuneConfig(epochs=1, n_views=1, first_size_frac=0.5))
+    journal = Journal(quiet=True)
+    train(drawn_photographs, tmp_path / "run", config, journal=journal)
+    assert "partial tuning has no use for first_size_frac=0.5" in journal.notes
+
+
 def test_auto_fits_a_probe_where_the_network_cannot_be_cut(
     drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:

@@ -37,9 +37,10 @@ def test_every_block_has_a_language_that_says_what_it_is() -> None:
 def test_every_command_and_every_python_block_runs(
     reader_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    session: dict[str, object] = {}  # of the one reader who types all of them
     for language, block in BLOCKS:
         if language == "python":
-            exec(compile(block, "README.md", "exec"), {})
+            exec(compile(block, "README.md", "exec"), session)
         for line in block.splitlines() if language == "sh" else []:
             words = shlex.split(line, comments=True)
             if words[0] != "pixelplay":

@@ -36,11 +36,13 @@ BANNED = {"utils", "common", "helpers", "base"}
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "pyarrow", "numpy", "PIL")
 
 PUBLIC = {
+    "AugmentConfig",
     "BundleError",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
     "DataError",
+    "FinetuneConfig",
     "ImageError",
     "MissingExtraError",
     "PixelPlayError",
@@ -48,6 +50,7 @@ PUBLIC = {
     "Predictor",
     "TrainConfig",
     "evaluate",
+    "original_recipe",
     "predict",
     "scan",
     "train",

@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 # public name → module that defines it; imported on first use, so that `import pixelplay` is instant
 _HOMES = {
+    "AugmentConfig": "pixelplay.config",
     "BundleError": "pixelplay.errors",
     "ComputeConfig": "pixelplay.config",
     "ConfigError": "pixelplay.errors",
     "DataConfig": "pixelplay.config",
     "DataError": "pixelplay.errors",
+    "FinetuneConfig": "pixelplay.config",
     "ImageError": "pixelplay.errors",
     "MissingExtraError": "pixelplay.errors",
     "PixelPlayError": "pixelplay.errors",
@@ -23,17 +25,20 @@ _HOMES = {
     "Predictor": "pixelplay.inference.predictor",
     "TrainConfig": "pixelplay.config",
     "evaluate": "pixelplay.workflow",
+    "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
     "scan": "pixelplay.data.scan",
     "train": "pixelplay.workflow",
 }
 
 __all__ = [
+    "AugmentConfig",
     "BundleError",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
     "DataError",
+    "FinetuneConfig",
     "ImageError",
     "MissingExtraError",
     "PixelPlayError",
@@ -41,13 +46,14 @@ __all__ = [
     "Predictor",
     "TrainConfig",
     "evaluate",
+    "original_recipe",
     "predict",
     "scan",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from pixelplay.config import ComputeConfig, DataConfig, TrainConfig
+    from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig
     from pixelplay.data.scan import scan
     from pixelplay.errors import (
         BundleError,
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
         PixelPlayError,
     )
     from pixelplay.inference.predictor import Predictions, Predictor
+    from pixelplay.recipes import original_recipe
     from pixelplay.workflow import evaluate, predict, train
 
 

@@ -185,7 +185,7 @@ class AugmentConfig:
 
     augment: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = ("crop",)
     """Any of crop, rotation, trivial_augment, erasing, mixup, cutmix; none named: no variation."""
-    crop_scale: Annotated[float, shown("FRACTION")] = 0.35
+    crop_scale: Annotated[float, shown("FRACTION")] = 0.7
     """crop: smallest share of the photograph's area that a view shows."""
     rotation_deg: Annotated[float, shown("DEGREES")] = 15.0
     """rotation: largest angle to either side, up to 180."""

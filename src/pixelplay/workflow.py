@@ -42,6 +42,7 @@ from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import check_depth, follow, read_plan
@@ -81,6 +82,7 @@ def train(
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
         device = find_device(config.compute)
+        fix_workspaces(config, device)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated)
         index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)

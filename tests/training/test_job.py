@@ -1,5 +1,6 @@
 """What job.py promises: every photograph once an epoch, in even batches, the same for the same seed."""
 
+import os
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Source
-from pixelplay.training.job import SIZE_STEP_PX, Job
+from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces
 from pixelplay.training.losses import make_loss
 
 SIZES = (23, 11, 4)
@@ -177,3 +178,23 @@ def test_the_size_grows_to_the_full_one_in_the_first_half(input_size: int, epoch
         assert abs(sizes[0] - share * input_size) <= SIZE_STEP_PX / 2
         assert sizes.min() >= SIZE_STEP_PX
         assert ((sizes % SIZE_STEP_PX == 0) | (sizes == input_size)).all()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_workspaces_of_a_gpu_are_fixed_where_that_is_asked(
+    is_asked: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    fix_workspaces(
+        TrainConfig(finetune=FinetuneConfig(deterministic=is_asked)), Device(name=device, precision="fp32")
+    )
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (is_asked and device == "cuda")
+
+
+def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"CUBLAS_WORKSPACE_CONFIG": ":16:8"})
+    fix_workspaces(
+        TrainConfig(finetune=FinetuneConfig(deterministic=True)), Device(name="cuda", precision="fp32")
+    )
+    assert os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}

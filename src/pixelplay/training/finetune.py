@@ -19,7 +19,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.job import Job, memory_errors_explained
+from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 
@@ -47,7 +47,7 @@ def finetune(
     devices = [torch.cuda.current_device()] if job.device.name == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        _numerics(job),
+        numerics(job),
         memory_errors_explained(job.device.name, job.batch_size),
     ):
         run = _Run(job, classifier, checkpoints, journal)
@@ -324,20 +324,3 @@ def _zeros(n_classes: int) -> list[list[float]]:
 
 def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def _numerics(job: Job) -> Iterator[None]:
-    """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_trying = torch.backends.cudnn.benchmark
-    is_deterministic = job.config.finetune.deterministic and job.device.name == "cuda"
-    if job.device.name == "cuda":
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
-        torch.backends.cudnn.benchmark = not is_deterministic
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)
-        torch.backends.cudnn.benchmark = was_trying

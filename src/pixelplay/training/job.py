@@ -1,5 +1,6 @@
 """What a training learns, and from what; its schedule follows from it."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,34 @@ class Job:
             return full  # which need not be a multiple of 32
         grown = share + (1 - share) * progress
         return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))
+
+
+def fix_workspaces(config: TrainConfig, device: Device) -> None:
+    """Let a GPU's matrix products be the same in every run, where that is wished.
+
+    It is heeded only before the first of them.
+
+    Source: cuBLAS documentation, "Results reproducibility".
+    """
+    if config.finetune.deterministic and device.name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def numerics(job: Job) -> Iterator[None]:
+    """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    was_trying = torch.backends.cudnn.benchmark
+    is_deterministic = job.config.finetune.deterministic and job.device.name == "cuda"
+    if job.device.name == "cuda":
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not is_deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)
+        torch.backends.cudnn.benchmark = was_trying
 
 
 def too_little_memory(device: str, batch_size: int) -> ConfigError:

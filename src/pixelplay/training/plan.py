@@ -21,7 +21,7 @@ AIM = 0.85  # of the time budget; the rest is for a machine that gets slower mea
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
 EPOCHS_PER_VIEW = 2  # a view is seen so often before it costs less than it gives
-MAX_STAGES = 3  # of partial: a fourth costs accuracy on small data (benchmarks/LOG.md)
+MAX_STAGES = 5  # of partial; more were not tried (benchmarks/LOG.md)
 REPEATS = 2
 
 

@@ -161,7 +161,7 @@ def run_timm(data: Path, n_classes: int, args: argparse.Namespace) -> Rate:
         command += ["--epochs", str(args.epochs), "--warmup-epochs", "0", "--log-interval", "10"]
         command += ["--amp", "--amp-dtype", "bfloat16", "--channels-last"]
         command += ["--torchcompile"] if args.compile == "on" else []
-        command += ["--opt", "adamw", "--lr", str(config.finetune.lr)]
+        command += ["--opt", "adamw", "--lr", str(config.finetune.rates(is_full=True)[0])]
         command += ["--weight-decay", str(config.finetune.weight_decay)]
         command += ["--clip-grad", str(config.finetune.clip_norm), "--smoothing", "0"]
         command += ["--scale", str(config.augmenting.crop_scale), "1.0", "--color-jitter", "0"]
@@ -217,7 +217,8 @@ def make_plain_network(n_classes: int) -> tuple[nn.Module, Optimizer]:
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return network, torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    lr, _ = settings.rates(is_full=True)
+    return network, torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay)
 
 
 def run_resident(

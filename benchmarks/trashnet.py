@@ -27,7 +27,7 @@ def run_once(data: str, settings: str, seed: int) -> tuple[dict[str, Any], float
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "pixelplay", "train", data, "--out", str(out), "--quiet"]
-        command += ["--seed", str(seed), "--cache-gb", "4", "--cache-dir", str(Path(folder) / "cache")]
+        command += ["--seed", str(seed), "--cache-dir", str(Path(folder) / "cache")]
         start = time.perf_counter()
         subprocess.run([*command, *shlex.split(settings)], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start

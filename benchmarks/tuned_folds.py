@@ -51,7 +51,7 @@ def run_fold(
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pixelplay", "train", str(table), "--images-dir", images_dir]
         command += ["--out", f"{folder}/run", "--quiet", *shlex.split(settings)]
-        command += ["--cache-gb", "8", "--cache-dir", f"{folder}/cache"]  # no fold helps the next one
+        command += ["--cache-dir", f"{folder}/cache"]  # no fold helps the next one
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start

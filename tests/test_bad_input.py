@@ -500,7 +500,7 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
         ),
         (
             (*PARTIAL, "--imbalance", "class_weights", "--min-per-class", "20"),
-            ["min_per_class and imbalance='class_weights'", "both correct for class sizes", "give one"],
+            ["min_per_class=20 and imbalance='class_weights'", "both correct for class sizes", "give one"],
         ),
         (
             (*PARTIAL, "--imbalance", "focal", "--augment", "crop", "mixup"),
@@ -655,7 +655,7 @@ def test_an_interrupted_run_with_other_settings(
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()
     Path("run.partial/.lock").touch()
     line = refuse_tuning(*PARTIAL, "--resume", "--lr", "0.01", "--seed", "3", "--cache-gb", "1")
-    _assert_says(line, "finetune.lr was 0.002, is 0.01", "seed was 0, is 3", "give the same", "--force")
+    _assert_says(line, "finetune.lr was None, is 0.01", "seed was 0, is 3", "give the same", "--force")
     assert "cache_gb" not in line
 
 

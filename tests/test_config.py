@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from pixelplay.config import ComputeConfig, DataConfig, TrainConfig, suggest, to_json
+from pixelplay.config import (
+    ComputeConfig,
+    DataConfig,
+    FinetuneConfig,
+    TrainConfig,
+    suggest,
+    to_json,
+)
 from pixelplay.errors import ConfigError
 
 
@@ -114,3 +121,13 @@ def test_settings_cannot_be_changed_behind_their_checks(kind: type) -> None:
 def test_suggestions_name_the_nearest_or_nothing() -> None:
     assert suggest("lable", ["label", "path"]) == "; did you mean 'label'?"
     assert suggest("qqq", ["label", "path"]) == ""
+
+
+def test_classes_are_raised_to_a_number_or_to_the_largest() -> None:
+    with pytest.raises(ConfigError, match="min_per_class='max' is not one of largest"):
+        TrainConfig(tune="partial", min_per_class="max")  # type: ignore[arg-type]
+
+
+def test_rates_follow_the_depth_where_none_are_given() -> None:
+    assert FinetuneConfig().rates(is_full=False) != FinetuneConfig().rates(is_full=True)
+    assert FinetuneConfig(lr=0.5, layer_decay=0.9).rates(is_full=True) == (0.5, 0.9)

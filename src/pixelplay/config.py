@@ -118,12 +118,12 @@ class FinetuneConfig:
     """Last stages of the backbone that partial trains (default: as many as the time budget allows)."""
     train_batch_size: Annotated[int | None, shown("N")] = None
     """Photographs a training step (default: 32; on a GPU 128, or what fits)."""
-    lr: Annotated[float, shown("LR")] = 2e-3
-    """Peak learning rate of AdamW for the last stage at 32 photographs a step; scaled by the root of more."""
+    lr: Annotated[float | None, shown("LR")] = None
+    """Peak rate of AdamW for the last stage, for 32 photographs a step (default: 2e-3; full: 2e-4)."""
     head_lr: Annotated[float, shown("LR")] = 5e-4
-    """Peak learning rate for the head, likewise."""
-    layer_decay: Annotated[float, shown("FACTOR")] = 1.0
-    """Factor on the learning rate from each stage to the one in front of it, up to 1."""
+    """Peak learning rate for the head; both go with the root of the photographs a step."""
+    layer_decay: Annotated[float | None, shown("FACTOR")] = None
+    """Factor on the learning rate from each stage to the one in front of it (default: 1; full: 0.7)."""
     weight_decay: Annotated[float, shown("RATE")] = 0.05
     """AdamW's decay; norms, biases and layer scales have none."""
     warmup_frac: Annotated[float, shown("FRACTION")] = 0.1
@@ -131,7 +131,7 @@ class FinetuneConfig:
     ema_frac: Annotated[float, shown("FRACTION")] = 0.0
     """Horizon of the averaged weights as a fraction of all steps; 0 averages nothing."""
     label_smoothing: Annotated[float, shown("FRACTION")] = 0.0
-    """Share of each label that is spread over all classes, below 1."""
+    """Share of each label that is spread over all classes, as frequent as they are drawn, below 1."""
     dropout: Annotated[float, shown("FRACTION")] = 0.0
     """Share of the features that the head does not see in a step, below 1."""
     drop_path: Annotated[float, shown("FRACTION")] = 0.0
@@ -168,15 +168,18 @@ class FinetuneConfig:
             _check_count("train_batch_size", self.train_batch_size, 3, 10_000)
         if self.head == "mlp" and self.with_probe == "on":
             raise ConfigError("with_probe='on' averages linear heads, and head='mlp' is none; leave one out")
-        _check_range("lr", self.lr, 1e-8, 10)
         _check_range("head_lr", self.head_lr, 1e-8, 10)
-        _check_range("layer_decay", self.layer_decay, 0.01, 1)
         _check_range("weight_decay", self.weight_decay, 0, 10)
         _check_range("first_size_frac", self.first_size_frac, 0.25, 1)
-        if self.clip_norm is not None:
-            _check_range("clip_norm", self.clip_norm, 1e-6, 1e6)
+        for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_norm", 1e-6, 1e6)):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), low, high)
         for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
             _check_range(name, getattr(self, name), 0, 0.99)
+
+    def rates(self, *, is_full: bool) -> tuple[float, float]:
+        """`lr` and `layer_decay`, the defaults of the depth in place of None."""
+        return self.lr or (2e-4 if is_full else 2e-3), self.layer_decay or (0.7 if is_full else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +227,7 @@ class TrainConfig:
     tune: Tune = "auto"
     """Depth: a probe on frozen features, partial (last stages too), full; auto: the best that time allows."""
     time_budget: Annotated[str, shown("TIME")] = "10m"
-    """Time that partial, full and auto may take in all, as 90s, 5m or 2h; a probe takes what it needs."""
+    """Time for partial, full and auto in all: 90s, 5m or 2h; a probe, --epochs and --plan take their own."""
     backbone: Annotated[str, shown("NAME")] = "auto"
     """auto, lite0, lite2 (both offline), or any timm model name."""
     weights: File = None
@@ -253,7 +256,7 @@ class TrainConfig:
     """Seed of everything random."""
     cache_dir: Folder = None
     """Folder of the cache (default: the user's cache folder)."""
-    cache_gb: Annotated[float, shown("GB")] = 2.0
+    cache_gb: Annotated[float, shown("GB")] = 4.0
     """Upper bound of the cache in gigabytes; 0 neither reads nor writes it."""
     offline: Flag = False
     """Never touch the network, even where weights are missing."""
@@ -279,12 +282,14 @@ class TrainConfig:
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
-        if isinstance(self.min_per_class, int):
+        if isinstance(self.min_per_class, str):
+            _check_choice("min_per_class", self.min_per_class, ("largest",))
+        elif self.min_per_class is not None:
             _check_count("min_per_class", self.min_per_class, 1, 1_000_000)
         if self.min_per_class is not None and self.imbalance not in ("auto", "none", "sampler"):
             raise ConfigError(
-                f"min_per_class and imbalance={self.imbalance!r} both correct for class sizes while "
-                "learning; give one of them"
+                f"min_per_class={self.min_per_class!r} and imbalance={self.imbalance!r} both correct for "
+                "class sizes while learning; give one of them (None switches the first off)"
             )
         if self.tune == "probe" and self.min_per_class is not None:
             raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")

@@ -9,7 +9,7 @@ Recipe = Literal["pixelplay", "pixelplay25"]
 
 
 def original_recipe(**settings: Any) -> TrainConfig:
-    """Settings of PixelPlay's first competition entry; those given replace them.
+    """Settings of PixelPlay's first competition entry; those given replace them, `finetune` as a whole.
 
     ConvNeXt-Tiny fine-tuned in full under a two-layer head, weighted sampling over classes raised
     to equal size, label smoothing, AdamW with cosine annealing, early stopping on validation loss.

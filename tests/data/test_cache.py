@@ -1,5 +1,6 @@
 """What cache.py promises: bit-exact features, a bound that holds, and nobody else's files touched."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -259,3 +260,17 @@ def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == str(tmp_path / "pixelplay")
     assert not (tmp_path / "pixelplay").exists()
+
+
+def test_a_shard_that_cannot_be_read_back_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    cache = PhotographCache(str(tmp_path), "views", "key", max_bytes=10**9)
+    cache.add(b"d" * 16, np.zeros(3))
+    monkeypatch.setattr(np, "load", refuse)
+    cache.flush()
+    assert b"d" * 16 not in cache
+    assert "cannot be read back" in cache.failure

@@ -9,6 +9,7 @@ import pytest
 
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.outputs.run_dir import new_run_dir
+from pixelplay.training.checkpoint import CHECKPOINT
 
 
 def make_run(path: Path, content: str) -> None:
@@ -339,3 +340,40 @@ def test_a_kill_while_runs_are_exchanged_blocks_no_later_one(leaves: str, tmp_pa
     make_run(tmp_path / "run", "last")
     assert content_of(tmp_path / "run") == "last"
     assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("leaves", ["checkpoint", ".lock"])
+def test_a_kill_after_the_renames_leaves_a_whole_run_that_is_tidied_later(
+    leaves: str, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", "done")
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "run" / "checkpoint" / CHECKPOINT).touch()
+    (tmp_path / "run" / ".lock").touch()
+    with (
+        pytest.raises(ConfigError, match="run exists"),
+        new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert content_of(tmp_path / "run") == "done"
+    assert not (tmp_path / "run" / leaves).exists()
+
+
+def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    rename = os.replace
+
+    def watch(source: str, target: str) -> None:
+        if target == str(tmp_path / "run"):
+            moved.append(os.path.isfile(os.path.join(source, "checkpoint", CHECKPOINT)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+        fill(folder, "new")
+        Path(folder, "checkpoint").mkdir()
+        Path(folder, "checkpoint", CHECKPOINT).touch()
+    assert moved == [True]
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model"]

@@ -32,7 +32,7 @@ def test_what_is_learned_from_another_class_mix_gets_that_of_train(
     material = replace(material, features=features)
     head = LinearHead(weight=np.zeros((2, 2), np.float32), bias=np.zeros(2, np.float32))
     fit = ProbeFit(head=head, C=1.0, nll_by_C={1.0: 0.7}, oof_logits=np.zeros((15, 2), np.float32))
-    probe = FairProbe(probe=fit, imbalance="none", evidence={}, notes=[])
+    probe = FairProbe(probe=fit, imbalance="none", evidence={}, notes=[], seconds=0.0)
     workplace = Workplace(
         folder=str(tmp_path), device=Device(name="cpu", precision="fp32"), started=time.monotonic(), plan=None
     )

@@ -39,8 +39,9 @@ def mixed() -> Tensor:
     return share * hard() + (1 - share) * hard().flip(0)
 
 
-@pytest.mark.parametrize("imbalance", ["none", "sampler", "crt"])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("imbalance", "label_smoothing"), [("none", 0.0), ("sampler", 0.0), ("sampler", 0.1), ("crt", 0.1)]
+)
 def test_plain_losses_equal_torchs(imbalance: Imbalance, label_smoothing: float) -> None:
     loss, logits = make(imbalance, label_smoothing=label_smoothing), draw_logits()
     expected = cross_entropy(logits, LABELS, label_smoothing=label_smoothing)
@@ -106,6 +107,7 @@ def test_logit_adjusted_at_tau_zero_is_cross_entropy() -> None:
     ("imbalance", "label_smoothing"),
     [
         ("none", 0.0),
+        ("none", 0.1),
         ("class_weights", 0.0),
         ("class_weights", 0.1),
         ("balanced_softmax", 0.0),
@@ -130,6 +132,15 @@ def test_smoothing_after_resampling_spreads_towards_the_resampled_mix() -> None:
     constant.requires_grad_()
     loss = make("sampler", label_smoothing=0.3)(constant.expand(20, 4), one_hot(balanced, 4))
     torch.testing.assert_close(torch.autograd.grad(loss, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
+
+
+def test_smoothing_spreads_towards_classes_as_they_are_raised() -> None:
+    raised = torch.tensor(np.repeat(np.arange(4), np.maximum(COUNTS, 20)))
+    constant = torch.tensor(np.log(effective_prior(COUNTS, "none", 20)), dtype=torch.float32)
+    constant.requires_grad_()
+    loss = make("none", label_smoothing=0.3, min_per_class=20)
+    mean = loss(constant.expand(len(raised), 4), one_hot(raised, 4))
+    torch.testing.assert_close(torch.autograd.grad(mean, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
 
 
 def test_focal_at_gamma_zero_is_cross_entropy() -> None:

@@ -84,27 +84,36 @@ class PhotographCache:
             # values first: a shard counts only once its digests are there
             _save(f"{shard}.values.npy", values)
             _save(f"{shard}.digests.npy", digests.reshape(-1, DIGEST_BYTES))
-            self._open_shard(f"{shard}.digests.npy")
+            is_back = self._open_shard(f"{shard}.digests.npy")
             prune_cache(self._root, self._max_bytes)
         except OSError as error:
-            self._max_bytes = 0  # disk full or read-only: stop trying
-            self.failure = f"{self._folder}: {error.strerror}"
+            self._stop(error.strerror or str(error))  # disk full or read-only
+        else:
+            if not is_back:
+                self._stop("what was written cannot be read back; too many files may be open")
+
+    def _stop(self, why: str) -> None:
+        self._max_bytes = 0
+        self.failure = f"{self._folder}: {why}"
 
     def _open_shards(self) -> None:
         for name in sorted(_list(self._folder)):
             if name.endswith(".digests.npy"):
                 self._open_shard(os.path.join(self._folder, name))
 
-    def _open_shard(self, path: str) -> None:
+    def _open_shard(self, path: str) -> bool:
+        """Map a shard into memory; returns whether its rows can be had."""
         try:
             digests = np.load(path, allow_pickle=False)
             values = np.load(path.replace(".digests.", ".values."), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):  # cut short by a crash, or deleted meanwhile
-            return
-        if len(digests) == len(values):
-            self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
-            with contextlib.suppress(OSError):  # a read-only cache can be read all the same
-                os.utime(path)
+            return False
+        if len(digests) != len(values):
+            return False
+        self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
+        with contextlib.suppress(OSError):  # a read-only cache can be read all the same
+            os.utime(path)
+        return True
 
 
 def default_cache_dir() -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pixelplay.errors import ConfigError
 from pixelplay.training.checkpoint import CHECKPOINT
@@ -24,6 +24,7 @@ RUN_NAMES = frozenset(
     }
 )  # what a run holds, and so what may be replaced
 PARTIAL, CHECKPOINTS, LOCK, OLD = ".partial", "checkpoint", ".lock", "-old"
+MADE_NAMES = {*RUN_NAMES, CHECKPOINTS, LOCK}
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 
@@ -43,6 +44,8 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
     parent = os.path.dirname(out_dir)
     if not os.path.lexists(out_dir) and _is_run(partial + OLD):  # a kill came between the two renames
         os.replace(partial + OLD, out_dir)
+    if _is_run(out_dir):
+        _tidy_up(out_dir)  # a kill came after them
     _check_target(out_dir, is_forced=is_forced)
     if os.path.isdir(partial):  # before the lock, which would be one more file in it
         _check_ours(partial)
@@ -61,9 +64,8 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
                 )
             yield partial
             _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
-            shutil.rmtree(os.path.join(partial, CHECKPOINTS), ignore_errors=True)
-            os.remove(os.path.join(partial, LOCK))
-            _put_in_place(partial, out_dir)
+            _put_in_place(partial, out_dir)  # with all that is resumable: a kill may come at any instant
+            _tidy_up(out_dir)
         except OSError as error:
             error.filename = error.filename or out_dir  # a full disk names no file by itself
             raise
@@ -118,7 +120,7 @@ def _check_ours(partial: str) -> None:
 
 def _is_ours(partial: str) -> bool:
     names = {name.removesuffix(".tmp").removesuffix(PARTIAL) for name in os.listdir(partial)}
-    return names <= {*RUN_NAMES, CHECKPOINTS, LOCK}
+    return names <= MADE_NAMES
 
 
 def _put_in_place(temporary: str, out_dir: str) -> None:
@@ -137,6 +139,13 @@ def _put_in_place(temporary: str, out_dir: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _tidy_up(run: str) -> None:
+    """Remove from a finished run what only its making needed."""
+    shutil.rmtree(os.path.join(run, CHECKPOINTS), ignore_errors=True)
+    with suppress(OSError):
+        os.remove(os.path.join(run, LOCK))
+
+
 def _is_run(folder: str) -> bool:
     """Whether a folder is a run of ours and holds nothing else, so that replacing it loses nothing."""
     try:
@@ -144,7 +153,7 @@ def _is_run(folder: str) -> bool:
             config = json.load(file)
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and "pixelplay" in config and set(os.listdir(folder)) <= RUN_NAMES
+    return isinstance(config, dict) and "pixelplay" in config and set(os.listdir(folder)) <= MADE_NAMES
 
 
 def _check_target(out_dir: str, *, is_forced: bool) -> None:

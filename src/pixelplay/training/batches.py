@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -106,6 +107,10 @@ class PixelSource:
         """See `Source`."""
         self.pixels.flush()
 
+    @cached_property
+    def _normalise(self) -> Normaliser:
+        return Normaliser(self.preprocessing, self.device.name)
+
     def _bring(
         self, views: Sequence[NDArray[np.uint8]], rows: IntArray, wholes: Sequence[NDArray[np.uint8]]
     ) -> Callable[[], Inputs]:
@@ -116,7 +121,7 @@ class PixelSource:
         def bring() -> Inputs:
             for i, whole in zip(rows, wholes, strict=True):
                 self.pixels.keep(i, whole)  # here, since only one thread may
-            images = Normaliser(self.preprocessing, self.device.name)(pixels)
+            images = self._normalise(pixels)
             return images, images.new_empty(len(images), 0)
 
         return bring

@@ -27,6 +27,7 @@ from pixelplay.training.rare import FairProbe, fit_fair_probe, refit_fair_head
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+ONE_FIT = 0.3  # of the time of a probe, whose strength is searched in folds
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
 
 
@@ -149,7 +150,7 @@ class Bench:
             reading_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("reading and measuring", "refit"))
             # validation has been read when the last epochs begin
             to_come_s = reading_s * self._share_read_last() if is_refit else reading_s + refit_s
-            limit_s = max(0.0, budget_s - spent - to_come_s)
+            limit_s = max(0.0, budget_s - spent - to_come_s - self._fits_to_come_s())
         probe_logits = self.probe.probe.head.logits(self.material.features[self.val])
         rows = self.learn if is_refit else self.train
         return Job(
@@ -164,6 +165,8 @@ class Bench:
                 logit_tau=config.logit_tau,
                 focal_gamma=config.focal_gamma,
                 label_smoothing=config.finetune.label_smoothing,
+                min_per_class=config.min_per_class,
+                device=self.workplace.device.name,
             ),
             imbalance=self.imbalance,
             config=config,
@@ -233,10 +236,14 @@ class Bench:
         n_test = len(self.material.parts.split.test)
         return n_test / max(1, n_test + 2 * len(self.val))
 
+    def _fits_to_come_s(self) -> float:
+        """Seconds of fitting heads after the training; crt searches for a strength again, twice."""
+        return self.probe.seconds * (2.0 if self.config.imbalance == "crt" else ONE_FIT)
+
     def left_s(self) -> float:
         """Seconds that are left of what is aimed at of the time budget."""
         spent = time.monotonic() - self.workplace.started
-        return AIM * parse_duration(self.config.time_budget) - spent
+        return AIM * parse_duration(self.config.time_budget) - spent - self._fits_to_come_s()
 
 
 def may_answer_together(config: TrainConfig) -> bool:

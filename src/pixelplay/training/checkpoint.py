@@ -31,6 +31,7 @@ class Where:
         history: one row for each finished epoch.
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
+        limit_s: of `seconds`, at which training ends early; that of the first process, whose clock counts.
         stopped: why training ended before its plan; "" while it has not.
     """
 
@@ -45,6 +46,7 @@ class Where:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float = float("inf")
+    limit_s: float | None = None
     stopped: str = ""
 
 

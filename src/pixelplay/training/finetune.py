@@ -65,9 +65,10 @@ class _Run:
         classifier.to(job.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.job, self.classifier = job, classifier
         self.checkpoints, self.journal = checkpoints, journal
+        classifier.zero_grad()  # a training that was stopped between two steps leaves some
         settings = job.config.finetune
         optimizer = make_optimizer(
-            classifier, settings, job.batch_size * settings.accumulate, lr_frac=job.lr_frac
+            classifier, settings, job.batch_size * job.batches_per_step, lr_frac=job.lr_frac
         )
         names = [name for name, value in classifier.named_parameters() if value.requires_grad]
         averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
@@ -76,10 +77,10 @@ class _Run:
             optimizer=optimizer,
             averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
-            progress=Where(tally=_zeros(job.n_classes)),
+            progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s),
         )
         self._forward: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(classifier, dynamic=False) if job.is_compiled else classifier
+            torch.compile(classifier) if job.is_compiled else classifier
         )
         self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
 
@@ -122,7 +123,9 @@ class _Run:
             on_batch(1)
             now = time.monotonic()
             is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
-            is_late = job.limit_s is not None and where.seconds + now - start > job.limit_s and not is_last
+            is_late = (
+                where.limit_s is not None and where.seconds + now - start > where.limit_s and not is_last
+            )
             is_to_save = is_step and now - saved > CHECKPOINT_EVERY_S
             if job.device.name == "cpu" or is_late or is_to_save or len(self._losses) >= CHECK_EVERY:
                 self._look_at_losses()
@@ -147,7 +150,7 @@ class _Run:
         settings = job.config.finetune
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = torch.from_numpy(job.labels[rows]).to(job.device.name)
+        labels = torch.from_numpy(job.labels[rows]).to(job.device.name, non_blocking=True)
         targets = torch.nn.functional.one_hot(labels, job.n_classes).float()
         maps, moments = inputs
         mixing = job.config.augmenting
@@ -157,10 +160,12 @@ class _Run:
         with job.device.autocast():
             logits = self._forward(maps, moments)
         loss = job.loss(logits, targets)
-        (loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        first = where.n_batches - where.n_batches % job.batches_per_step
+        n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
+        (loss / n_together).backward()  # type: ignore[no-untyped-call]
         self._losses.append((where.step, loss.detach(), rows, logits.detach().argmax(1)))
         where.n_batches += 1
-        if where.n_batches % settings.accumulate and where.n_batches < job.batches_per_epoch:
+        if where.n_batches < first + n_together:
             return False
         factor = lr_factor(where.step, job.n_steps, settings.warmup_frac)
         for group in optimizer.param_groups:

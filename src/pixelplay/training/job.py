@@ -85,10 +85,15 @@ class Job:
         n = epoch_length(self._counts, self.imbalance, self.config.min_per_class)
         return max(1, -(-n // self.batch_size))
 
+    @property
+    def batches_per_step(self) -> int:
+        """Forward passes behind an optimizer step; none reaches over the end of an epoch."""
+        return min(self.config.finetune.accumulate, self.batches_per_epoch)
+
     @cached_property
     def n_steps(self) -> int:
         """Optimizer steps in all."""
-        return self.epochs * -(-self.batches_per_epoch // self.config.finetune.accumulate)
+        return self.epochs * -(-self.batches_per_epoch // self.batches_per_step)
 
     def batches(self, epoch: int) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most."""
@@ -155,7 +160,13 @@ def memory_errors_explained(device: str, batch_size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (is_ours or "can't allocate memory" in str(error) or "not enough memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
         raise too_little_memory(device, batch_size) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: CUDA has an error of its own, a CPU and MPS say it in words."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or any(said in str(error) for said in words)

@@ -19,7 +19,7 @@ from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Depth, Plan, unused_settings
-from pixelplay.training.planning import TooShortError
+from pixelplay.training.planning import NoPlanError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
 from pixelplay.training.tune import finish, tune
 
@@ -78,6 +78,9 @@ def learn(
         return learn_probe(material, loaded.backbone, config, journal)
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
         journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
+    is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
+    if is_long_as_asked and config.time_budget != TrainConfig().time_budget:
+        journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
     train, val = train_apart(material), material.parts.split.val
     if reason := _why_nothing_can_choose(material, train):
         raise DataError(f"{reason}; add some or use --tune probe")
@@ -90,7 +93,7 @@ def learn(
     bench = Bench(material, loaded, probe, config, workplace)
     try:
         tuned = tune(bench, depth, journal)
-    except (TooShortError, UncuttableError) as error:
+    except (NoPlanError, UncuttableError) as error:
         if config.tune != "auto":
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")

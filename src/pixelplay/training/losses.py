@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixelplay.config import Imbalance
-from pixelplay.data.imbalance import class_priors, class_weights, natural_offset
+from pixelplay.data.imbalance import (
+    MinPerClass,
+    class_priors,
+    class_weights,
+    effective_prior,
+    natural_offset,
+)
 from pixelplay.errors import ConfigError
 
 IntArray = NDArray[np.int64]
@@ -26,12 +32,14 @@ def make_loss(
     logit_tau: float,
     focal_gamma: float,
     label_smoothing: float,
+    min_per_class: MinPerClass = None,
+    device: str = "cpu",
 ) -> LossFunction:
     """Build the loss (B, K) logits, (B, K) targets → mean over the batch.
 
     Targets are class probabilities: one-hot, or mixed by MixUp and CutMix. Logits are those of the
     network; `natural_offset` gives them natural priors afterwards. Smoothing spreads towards the mix
-    that the loss fits, so it does not move priors: uniform, or π_data where log π_data is added.
+    that the loss fits, so it does not move priors: π_eff, or π_data where log π_data is added.
     none, sampler and crt have the plain loss; they differ in what is drawn.
 
     Args:
@@ -39,6 +47,8 @@ def make_loss(
         logit_tau: τ of logit_adjusted.
         focal_gamma: γ of focal.
         label_smoothing: share of each label that is spread, in [0, 1).
+        min_per_class: to which smaller classes are repeated.
+        device: where the logits will be.
 
     Raises:
         ConfigError: focal with smoothed labels; its loss raises the same for mixed ones.
@@ -54,10 +64,16 @@ def make_loss(
     is_adjusted = imbalance in ("balanced_softmax", "logit_adjusted")
     is_weighted = imbalance == "class_weights"
     neutral = np.zeros(len(counts))
+
+    def constant(values: NDArray[np.float64]) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=device)
+
     return SoftCrossEntropy(
-        shift=_constant(natural_offset(counts, imbalance, None, logit_tau) if is_adjusted else neutral),
-        weights=_constant(class_weights(counts) if is_weighted else neutral + 1),
-        spread=_constant(class_priors(counts) if is_adjusted else neutral + 1 / len(counts)),
+        shift=constant(natural_offset(counts, imbalance, None, logit_tau) if is_adjusted else neutral),
+        weights=constant(class_weights(counts) if is_weighted else neutral + 1),
+        spread=constant(
+            class_priors(counts) if is_adjusted else effective_prior(counts, imbalance, min_per_class)
+        ),
         label_smoothing=label_smoothing,
     )
 
@@ -84,10 +100,10 @@ class SoftCrossEntropy:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) under targets (B, K), a float32 scalar."""
-        log_probs = torch.log_softmax(logits.float() + self.shift.to(logits.device), dim=1)  # (B, K)
+        log_probs = torch.log_softmax(logits.float() + self.shift, dim=1)  # (B, K)
         # weighted before smoothing: the mix to smooth towards is that of the weighted labels
-        weighted = targets.float() * self.weights.to(logits.device)  # (B, K)
-        smooth = weighted.sum(1, keepdim=True) * self.spread.to(logits.device)  # (B, K)
+        weighted = targets.float() * self.weights  # (B, K)
+        smooth = weighted.sum(1, keepdim=True) * self.spread  # (B, K)
         return -(torch.lerp(weighted, smooth, self.label_smoothing) * log_probs).sum(1).mean()
 
 
@@ -117,7 +133,3 @@ class FocalLoss:
         log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)
         log_p = log_probs.masked_fill(~is_true, 0).sum(1)  # (B,)
         return -((self.gamma * log_rest).exp() * log_p).mean()
-
-
-def _constant(values: NDArray[np.float64]) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32)

@@ -21,10 +21,11 @@ def make_optimizer(
     the rate goes with the root of the photographs a step (Malladi et al. 2022, arXiv:2205.10287).
     """
     scale = lr_frac * math.sqrt(photographs_a_step / USUAL_BATCH)
+    top_lr, layer_decay = finetune.rates(is_full=not classifier.tail.n_front)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value, distance in classifier.distances():
         is_head = name.startswith("head.")
-        lr = finetune.head_lr if is_head else finetune.lr * finetune.layer_decay**distance
+        lr = finetune.head_lr if is_head else top_lr * layer_decay**distance
         decay = finetune.weight_decay if value.ndim > 1 else 0.0
         groups.setdefault((lr * scale, decay), []).append(value)
     return torch.optim.AdamW(

@@ -17,6 +17,15 @@ from pixelplay.model.bundle import write_json
 TunedDepth = Literal["partial", "full"]
 Depth = Literal["probe", "partial", "full"]
 ONLY_PARTIAL, ONLY_FULL = ("n_stages", "n_views"), ("first_size_frac",)
+HEEDED_BY = {  # setting → augmentations
+    "crop_scale": ("crop",),
+    "rotation_deg": ("rotation",),
+    "erasing_prob": ("erasing",),
+    "mixup_alpha": ("mixup",),
+    "cutmix_alpha": ("cutmix",),
+    "mix_prob": ("mixup", "cutmix"),
+    "mix_off_frac": ("mixup", "cutmix"),
+}
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
@@ -111,7 +120,6 @@ def plan_partial(
     settings: FinetuneConfig,
     *,
     batch_size: int,
-    is_compiled: bool,
 ) -> Plan | None:
     """Train as many stages as leave time for enough epochs; None where not even one stage does.
 
@@ -122,26 +130,30 @@ def plan_partial(
     """
     epochs, best = settings.epochs, None
     for speed in speeds:
-        room = max(1, amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train))
+        room = room_for_views(speed, amount)
+        if best is not None and room < (settings.n_views or 1):
+            break  # the maps in front of this cut are too large to be kept
         refit_s = _steps_s(speed, amount.n_refit)
-        fixed_s = final_s(speed, amount) + speed.view_s * amount.n_val + refit_s
-        view_s, epoch_s = speed.view_s * amount.n_train, _epoch_s(speed, amount)
+        fixed_s, epoch_s = final_s(speed, amount) + refit_s, _epoch_s(speed, amount)
 
         def views_for(n_epochs: int, room: int = room) -> int:
-            return settings.n_views or min(room, max(1, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
+            return settings.n_views or max(1, min(room, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
+
+        def views_s(n_epochs: int, speed: Speed = speed) -> float:
+            return speed.view_s * (views_for(n_epochs) * amount.n_train + amount.n_val)
 
         fitting = epochs or next(
             (
                 n
                 for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1)
-                if fixed_s + views_for(n) * view_s + n * epoch_s <= (left_s or 0)
+                if fixed_s + views_s(n) + n * epoch_s <= (left_s or 0)
             ),
             0,
         )
         if not fitting or (best is not None and fitting < min(ENOUGH_EPOCHS, epochs or ENOUGH_EPOCHS)):
             break
         seconds = {
-            "views": views_for(fitting) * view_s,
+            "views": views_s(fitting),
             "training": fitting * epoch_s,
             "refit": refit_s,
             "reading and measuring": fixed_s - refit_s,
@@ -152,7 +164,7 @@ def plan_partial(
             n_views=views_for(fitting),
             epochs=fitting,
             batch_size=batch_size,
-            is_compiled=is_compiled,
+            is_compiled=False,
             seconds={name: round(value, 1) for name, value in seconds.items()},
         )
     return best
@@ -165,7 +177,6 @@ def plan_full(
     settings: FinetuneConfig,
     *,
     batch_size: int,
-    is_compiled: bool,
 ) -> Plan | None:
     """Train everything for as many epochs as fit; None where too few do."""
     fixed_s, epoch_s = final_s(speed, amount), _epoch_s(speed, amount)
@@ -179,13 +190,18 @@ def plan_full(
         n_views=None,
         epochs=fitting,
         batch_size=batch_size,
-        is_compiled=is_compiled,
+        is_compiled=False,
         seconds={
             "training": round(fitting * epoch_s, 1),
             "refit": round(refit_s, 1),
             "reading and measuring": round(fixed_s, 1),
         },
     )
+
+
+def room_for_views(speed: Speed, amount: Amount) -> int:
+    """How many views of each photograph can be kept."""
+    return amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train)
 
 
 def shortest_s(speed: Speed, amount: Amount, *, is_full: bool, n_views: int | None = None) -> float:
@@ -264,13 +280,26 @@ def unused_settings(depth: Depth, config: TrainConfig) -> list[str]:
 
 
 def check_depth(config: TrainConfig) -> None:
-    """Refuse settings that mean nothing at the depth that is asked for.
+    """Refuse settings that mean nothing at the depth, or without another setting, that is asked for.
 
     Raises:
         ConfigError: the first of them is named.
     """
     if config.tune != "auto" and (unused := unused_settings(config.tune, config)):
         raise ConfigError(f"--tune {config.tune} has no use for {unused[0]}; leave one of them out")
+    usual, augmenting = TrainConfig(), config.augmenting
+    for name, ways in HEEDED_BY.items():
+        is_heeded = bool({*ways} & {*augmenting.augment})
+        if getattr(augmenting, name) != getattr(usual.augmenting, name) and not is_heeded:
+            raise ConfigError(
+                f"{name}={getattr(augmenting, name)!r} says nothing without {' or '.join(ways)}; "
+                "name it in --augment"
+            )
+    for name, way in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
+        if getattr(config, name) != getattr(usual, name) and config.imbalance != way:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} says nothing without --imbalance {way}; give both"
+            )
 
 
 def _check(content: dict[str, Any], path: str) -> None:

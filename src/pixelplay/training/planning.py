@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pixelplay.errors import PixelPlayError
+from pixelplay.errors import PixelPlayError, counted
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
-from pixelplay.training.job import too_little_memory
+from pixelplay.training.job import is_out_of_memory, too_little_memory
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
     AIM,
@@ -25,6 +25,7 @@ from pixelplay.training.plan import (
     plan_full,
     plan_partial,
     read_plan,
+    room_for_views,
     shortest_s,
     time_per_photograph,
 )
@@ -34,15 +35,15 @@ COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
 
 
-class TooShortError(PixelPlayError):
-    """The time budget has no room for a useful training."""
+class NoPlanError(PixelPlayError):
+    """Time budget or cache have no room for a useful training."""
 
 
 def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
     """Repeat the plan at hand, or make one from the time that is left.
 
     Raises:
-        TooShortError: no useful training fits; the message says what would.
+        NoPlanError: no useful training fits, or its views do not; the message says what would.
         ConfigError: the plan cannot be read, or the network cannot be cut.
     """
     path = os.path.join(bench.workplace.folder, "plan.json")
@@ -53,12 +54,12 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
     return _plan_partial(bench) if depth == "partial" else _plan_full(bench)
 
 
-def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> TooShortError:
+def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
     """The error that says what would fit."""
     n_views = bench.config.finetune.n_views
     spent = time.monotonic() - bench.workplace.started
     needed = shortest_s(speed, bench.amount(), is_full=depth == "full", n_views=n_views)
-    return TooShortError(
+    return NoPlanError(
         f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
         f"{len(bench.train):,} photographs: about {_round_up((spent + needed) / AIM)} are needed here; "
         "raise --time-budget or use --tune probe"
@@ -69,33 +70,61 @@ def _plan_partial(bench: Bench) -> Plan:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
-    is_compiled = _is_compiled(bench, 0)
-    if settings.epochs is not None:  # nothing depends on speed, so none is measured
-        n_stages = settings.n_stages or last
-        halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
-        n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
-        free = Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
-        plan = plan_partial(
-            [free], bench.amount(), None, settings, batch_size=batch_size, is_compiled=is_compiled
-        )
-        assert plan is not None, "epochs that are asked for always fit"
-        return plan
     speeds: list[Speed] = []
     plan = None
-    for n_stages in [settings.n_stages] if settings.n_stages else range(1, last + 1):
-        batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
+    asked = settings.n_stages or (_deepest_kept(bench, last) if settings.epochs is not None else None)
+    for n_stages in [asked] if asked else range(1, last + 1):
+        if settings.epochs is not None and bench.workplace.device.name != "cuda":
+            speed = _free_speed(bench, n_stages)  # nothing depends on it, so it is not measured
+        else:
+            batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
+        if not speeds:
+            _check_room(bench, speed)
         speeds.append(speed)
         # measuring takes time too, so the plan is made anew each time
-        found = plan_partial(
-            speeds, bench.amount(), bench.left_s(), settings, batch_size=batch_size, is_compiled=is_compiled
-        )
+        found = plan_partial(speeds, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
         plan = found or plan
         if plan is None:
             raise _too_short(bench, "partial", speed)
         if plan.n_stages != n_stages:
             break
     assert plan is not None
-    return plan
+    return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+
+
+def _deepest_kept(bench: Bench, last: int) -> int:
+    """The most stages, up to `last`, in front of which views can be kept; one where there are none."""
+    n_views = bench.config.finetune.n_views or 1
+    for n_stages in range(last, 1, -1):
+        if room_for_views(_free_speed(bench, n_stages), bench.amount()) >= n_views:
+            return n_stages
+    return 1
+
+
+def _free_speed(bench: Bench, n_stages: int) -> Speed:
+    """That of work whose time does not matter."""
+    halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
+    n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
+    return Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
+
+
+def _check_room(bench: Bench, speed: Speed) -> None:
+    """Raise where the views that are needed at least cannot be kept.
+
+    Raises:
+        NoPlanError: what they take is named.
+    """
+    amount, n_views = bench.amount(), bench.config.finetune.n_views or 1
+    if room_for_views(speed, amount) >= n_views:
+        return
+    asked = bench.config.finetune.n_views is not None
+    needed = n_views * speed.bytes_per_view * amount.n_train
+    place = "half of the cache" if bench.config.cache_gb else "the run's folder"
+    raise NoPlanError(
+        f"{counted(n_views, 'view')} of {amount.n_train:,} photographs take {needed / 1e9:.1f} GB, and "
+        f"{place} has {amount.max_view_bytes / 1e9:.1f}; "
+        f"{'lower --n-views, ' if asked else ''}raise --cache-gb{'' if asked else ' or use --tune probe'}"
+    )
 
 
 def _plan_full(bench: Bench) -> Plan:
@@ -104,14 +133,7 @@ def _plan_full(bench: Bench) -> Plan:
     speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
     if settings.epochs is None or bench.workplace.device.name == "cuda":
         batch_size, speed = _fitting_speed(bench, None, batch_size)
-    plan = plan_full(
-        speed,
-        bench.amount(),
-        bench.left_s(),
-        settings,
-        batch_size=batch_size,
-        is_compiled=False,
-    )
+    plan = plan_full(speed, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
     if plan is None:
         raise _too_short(bench, "full", speed)
     return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
@@ -124,11 +146,14 @@ def _fitting_speed(bench: Bench, n_stages: int | None, batch_size: int) -> tuple
             if n_stages is None:
                 return batch_size, _speed_full(bench, batch_size)
             return batch_size, _speed_partial(bench, n_stages, batch_size)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if bench.config.finetune.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
                 raise too_little_memory(bench.workplace.device.name, batch_size) from None
             batch_size //= 2
-            torch.cuda.empty_cache()
+            if bench.workplace.device.name == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _speed_partial(bench: Bench, n_stages: int, batch_size: int) -> Speed:

@@ -6,6 +6,7 @@ back. Sampling, class weights and classifier re-training fit the same weighted l
 candidates: the natural and the class-weighted head, both made to answer with natural priors.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -43,12 +44,14 @@ class FairProbe:
         imbalance: which candidate it is.
         evidence: plain values for metrics.json: what was asked, what was chosen, what that rests on.
         notes: what the user must know.
+        seconds: that it took.
     """
 
     probe: ProbeFit
     imbalance: Candidate
     evidence: dict[str, Any]
     notes: list[str]
+    seconds: float
 
     @property
     def was_compared(self) -> bool:
@@ -76,7 +79,7 @@ def fit_fair_probe(
         folds: (N,) fold in which an image is held out, -1 for never.
         on_progress: called with 1 for each strength tried, of either candidate.
     """
-    ratio = imbalance_ratio(np.bincount(labels))
+    start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
     evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
     if config.imbalance == "auto" and ratio > HINT_RATIO:
         probes: dict[Candidate, ProbeFit] = {
@@ -91,7 +94,13 @@ def fit_fair_probe(
         chosen = CANDIDATE_OF[config.imbalance]
         probe = _fit_candidate(chosen, features, labels, folds, on_progress)
     notes = [FOCAL_NOTE] if config.imbalance == "focal" else []
-    return FairProbe(probe=probe, imbalance=chosen, evidence={"value": chosen, **evidence}, notes=notes)
+    return FairProbe(
+        probe=probe,
+        imbalance=chosen,
+        evidence={"value": chosen, **evidence},
+        notes=notes,
+        seconds=time.monotonic() - start,
+    )
 
 
 def refit_fair_head(fair: FairProbe, features: FloatArray, labels: IntArray) -> LinearHead:

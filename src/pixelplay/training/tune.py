@@ -77,7 +77,7 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     """Train the last stages, or all, starting from the probe's head; the validation part chooses.
 
     Raises:
-        TooShortError: the time budget has no room for it; the message says what would fit.
+        NoPlanError: the time budget or the cache has no room for it; the message says what would fit.
         UncuttableError: the network has no last stages that could be trained on their own.
         ConfigError: training failed.
     """
@@ -104,7 +104,9 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     is_random = config.finetune.start != "probe" or config.finetune.head == "mlp"
     if where.stopped and where.best_epoch == 0 and is_random:
         is_late = where.stopped.startswith(OUT_OF_TIME)
-        remedy = "raise --time-budget" if is_late else "lower --lr and --head-lr"
+        remedy = (
+            "start anew with --force and a longer --time-budget" if is_late else "lower --lr and --head-lr"
+        )
         raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
     if where.stopped:
         journal.note(
@@ -192,6 +194,7 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
 def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
     """The same training on train and val together, short and slow; nothing is left to choose by."""
     settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
+    unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # photographs end as they are
     return replace(
         bench.job(job.source, plan, is_refit=True),
         val=bench.val[:0],
@@ -199,7 +202,7 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
         epochs=epochs,
         epochs_before=plan.epochs,
         lr_frac=REFIT_LR_FRAC,
-        config=replace(bench.config, finetune=settings),
+        config=replace(bench.config, finetune=settings, augmenting=unmixed),
     )
 
 

@@ -337,7 +337,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert 0 < sum(plan.seconds.values()) < 60
     assert plan.seconds["training"] > 0
-    assert len(_read(run / "history.csv")) == 1 + plan.epochs + 2
+    assert len(_read(run / "history.csv")) == 1 + plan.epochs + plan.refit_epochs
 
 
 def test_tuning_leaves_the_users_random_numbers_alone(
@@ -435,8 +435,10 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
 def test_size_grows_and_gradients_add_up(train: Train) -> None:
     run = train(
         "run", "--tune", "full", "--epochs", "2", "--first-size-frac", "0.4", "--train-batch-size", "8",
-        "--accumulate", "2", "--refit-epochs", "0",
+        "--accumulate", "2", "--refit-epochs", "0", "--time-budget", "9h",
     )  # fmt: skip
+    notes = _json(run / "metrics.json")["notes"]
+    assert "--time-budget 9h does not count, as the number of epochs is given" in notes
     assert [row["step"] for row in _read(run / "history.csv")] == ["0", "2", "4"]
     assert _json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
 
@@ -445,12 +447,13 @@ def test_size_grows_and_gradients_add_up(train: Train) -> None:
 
 
 def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
-    run = train("run", "--recipe", "pixelplay25", "--epochs", "1")
+    run = train("run", "--recipe", "pixelplay25", "--epochs", "1", "--patience", "None")
     config = _json(run / "config.json")
     assert (config["backbone"], config["tune"], config["min_per_class"]) == (TINY, "full", "largest")
     finetune = config["finetune"]
     assert (finetune["epochs"], finetune["head"], finetune["dropout"]) == (1, "mlp", 0.6)
     assert (finetune["clip_norm"], finetune["label_smoothing"]) == (None, 0.1)
+    assert finetune["patience"] is None  # what a recipe switches on can be switched off
     assert read_bundle(str(run)).head.hidden_weight is not None
     assert read_bundle(str(run)).backbone.features == "pooled"
 

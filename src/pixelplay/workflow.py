@@ -42,10 +42,11 @@ from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.depth import check_depth
 from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material, sort_out
-from pixelplay.training.plan import check_depth, follow, read_plan
+from pixelplay.training.plan import follow, read_plan
 from pixelplay.training.resume import check_photographs, check_settings
 
 StrPath = str | os.PathLike[str]

@@ -9,24 +9,33 @@ import pytest
 
 from conftest import TINY, draw_folder
 from materials import sort_out_folder
-from pixelplay.config import Imbalance, TrainConfig
+from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.imbalance import natural_offset
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.training.bench import Bench, Workplace
+from pixelplay.training.plan import Plan
 from pixelplay.training.probe import ProbeFit
 from pixelplay.training.rare import FairProbe, refit_fair_head
+from pixelplay.training.tune import _refit_job
+
+PLAN = Plan(
+    depth="partial",
+    n_stages=1,
+    n_views=1,
+    epochs=3,
+    refit_epochs=2,
+    batch_size=8,
+    is_compiled=False,
+    seconds={"refit": 1.0},
+)
 
 
-@pytest.mark.parametrize("imbalance", ["none", "balanced_softmax", "sampler"])
-def test_what_is_learned_from_another_class_mix_gets_that_of_train(
-    imbalance: Imbalance, tmp_path: Path, tiny_weights: Path
-) -> None:
-    """Temperature and tau belong to the mix of train; the last epochs learn from val too."""
+def make_bench(config: TrainConfig, tmp_path: Path, tiny_weights: Path) -> Bench:
+    """A bench with a probe that knows nothing; 12 and 3 photographs to train on, 3 and 9 to choose on."""
     draw_folder(tmp_path / "photos/train", {"bars": 12, "dots": 3})
     draw_folder(tmp_path / "photos/val", {"bars": 3, "dots": 9}, first_seed=50)
-    config = TrainConfig(tune="partial", imbalance=imbalance, test_frac=0.0)
     material = sort_out_folder(tmp_path / "photos", config)
     features = np.random.default_rng(0).normal(size=material.features.shape).astype(np.float32)
     material = replace(material, features=features)
@@ -37,13 +46,44 @@ def test_what_is_learned_from_another_class_mix_gets_that_of_train(
         folder=str(tmp_path), device=Device(name="cpu", precision="fp32"), started=time.monotonic(), plan=None
     )
     loaded = load_backbone(TINY, str(tiny_weights), is_offline=True)
-    bench = Bench(material, loaded, probe, config, workplace)
+    return Bench(material, loaded, probe, config, workplace)
+
+
+@pytest.mark.parametrize("imbalance", ["none", "balanced_softmax", "sampler"])
+def test_what_is_learned_from_another_class_mix_gets_that_of_train(
+    imbalance: Imbalance, tmp_path: Path, tiny_weights: Path
+) -> None:
+    """Temperature and tau belong to the mix of train; the last epochs learn from val too."""
+    config = TrainConfig(tune="partial", imbalance=imbalance, test_frac=0.0)
+    bench = make_bench(config, tmp_path, tiny_weights)
     shift = np.log(np.array([12, 3]) / 15) - np.log(np.array([15, 12]) / 27)
     of_train = natural_offset(np.array([12, 3]), imbalance, None, 1.0)
     of_both = natural_offset(np.array([15, 12]), imbalance, None, 1.0)
     np.testing.assert_allclose(bench.offset(bench.train), of_train, atol=1e-12)
     np.testing.assert_allclose(bench.offset(bench.learn), of_both + shift, atol=1e-12)
-    own = refit_fair_head(probe, features[bench.learn], material.labels[bench.learn])
+    own = refit_fair_head(
+        bench.probe, bench.material.features[bench.learn], bench.material.labels[bench.learn]
+    )
     found = bench.refit_probe(bench.learn)
     np.testing.assert_array_equal(found.weight, own.weight)
     np.testing.assert_allclose(found.bias - own.bias, shift, atol=1e-5)
+
+
+def test_the_last_epochs_see_photographs_as_they_are(tmp_path: Path, tiny_weights: Path) -> None:
+    augmenting = AugmentConfig(augment=("crop", "mixup"), mix_prob=1.0)
+    config = TrainConfig(tune="partial", imbalance="none", test_frac=0.0, augmenting=augmenting)
+    bench = make_bench(config, tmp_path, tiny_weights)
+    job = bench.job(bench.pixels, PLAN)
+    assert job.config.augmenting.mix_prob == 1.0
+    refit = _refit_job(bench, job, PLAN, 2)
+    assert refit.config.augmenting.mix_prob == 0.0
+    assert (refit.epochs, refit.epochs_before, len(refit.train), len(refit.val)) == (2, 3, 27, 0)
+
+
+def test_fitting_heads_after_a_training_counts_against_the_budget(tmp_path: Path, tiny_weights: Path) -> None:
+    config = TrainConfig(tune="partial", imbalance="crt", test_frac=0.0, time_budget="1h")
+    bench = make_bench(config, tmp_path, tiny_weights)
+    left_s, limit_s = bench.left_s(), bench.job(bench.pixels, PLAN).limit_s
+    bench.probe = replace(bench.probe, seconds=600.0)
+    assert bench.left_s() == pytest.approx(left_s - 1200, abs=5)
+    assert bench.job(bench.pixels, PLAN).limit_s == pytest.approx(limit_s - 1200, abs=5)

@@ -1,7 +1,6 @@
 """What fits into a time budget, and the file that says what was decided."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.recipes import RECIPES
 from pixelplay.training.plan import (
     ENOUGH_EPOCHS,
     EPOCHS_PER_VIEW,
     MAX_EPOCHS,
     MIN_EPOCHS,
     Amount,
-    Depth,
     Plan,
     Speed,
-    check_depth,
     follow,
     plan_full,
     plan_partial,
     read_plan,
     shortest_s,
     time_per_photograph,
-    unused_settings,
     write_plan,
 )
 
@@ -46,6 +41,7 @@ PLAN = Plan(
     n_stages=2,
     n_views=4,
     epochs=8,
+    refit_epochs=2,
     batch_size=32,
     is_compiled=False,
     seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
@@ -75,7 +71,7 @@ def cost_s(plan: Plan, speed: Speed, amount: Amount) -> float:
     n_views = plan.n_views or 0
     ahead = speed.view_s * (amount.n_train * n_views + (amount.n_val if n_views else 0))
     learning = speed.step_s * (amount.n_epoch + amount.n_val / 3) * plan.epochs
-    learning += speed.step_s * amount.n_refit
+    learning += speed.step_s * amount.n_refit * plan.refit_epochs
     return ahead + learning + (speed.view_s + 2 * speed.step_s / 3) * amount.n_final
 
 
@@ -98,7 +94,7 @@ def test_with_less_time_fewer_stages_are_trained() -> None:
 
 
 def test_one_stage_is_trained_for_a_few_epochs_before_nothing_is() -> None:
-    needed = shortest_s(SPEEDS[0], AMOUNT, is_full=False)
+    needed = shortest_s(SPEEDS[0], AMOUNT, FinetuneConfig())
     plan = partial(needed + 0.1)
     assert plan is not None
     assert (plan.n_stages, plan.epochs, plan.n_views) == (1, MIN_EPOCHS, 2)
@@ -109,10 +105,10 @@ def test_one_stage_is_trained_for_a_few_epochs_before_nothing_is() -> None:
 
 def test_the_time_that_is_said_to_be_needed_is_enough() -> None:
     for n_views in (None, 1, 9):
-        needed = shortest_s(SPEEDS[2], AMOUNT, is_full=False, n_views=n_views)
+        needed = shortest_s(SPEEDS[2], AMOUNT, FinetuneConfig(n_views=n_views))
         assert partial(needed + 0.01, speeds=SPEEDS[2:], n_views=n_views) is not None
         assert partial(needed - 0.01, speeds=SPEEDS[2:], n_views=n_views) is None
-    needed = shortest_s(FULL, AMOUNT, is_full=True)
+    needed = shortest_s(FULL, AMOUNT, FinetuneConfig())
     assert full(needed + 0.01) is not None
     assert full(needed - 0.01) is None
 
@@ -174,7 +170,7 @@ def test_a_partial_plan_never_takes_more_than_the_time_given(
     speeds = [replace(speed, n_stages=n) for n, speed in enumerate(speeds, start=1)]
     plan = partial(left_s, speeds, amount)
     if plan is None:
-        assert shortest_s(speeds[0], amount, is_full=False) > left_s * (1 - 1e-9)
+        assert shortest_s(speeds[0], amount, FinetuneConfig()) > left_s * (1 - 1e-9)
         return
     assert plan.n_stages is not None
     speed = speeds[plan.n_stages - 1]
@@ -196,13 +192,13 @@ def test_a_full_plan_takes_as_many_epochs_as_fit(speed: Speed, amount: Amount, l
     speed = replace(speed, n_stages=None, view_s=0.0)
     plan = full(left_s, speed, amount)
     if plan is None:
-        assert shortest_s(speed, amount, is_full=True) > left_s * (1 - 1e-9)
+        assert shortest_s(speed, amount, FinetuneConfig()) > left_s * (1 - 1e-9)
         return
     assert (plan.depth, plan.n_stages, plan.n_views) == ("full", None, None)
     assert (plan.batch_size, plan.is_compiled) == (64, False)
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert cost_s(plan, speed, amount) <= left_s * (1 + 1e-9)
-    longer = replace(plan, epochs=plan.epochs + 1)
+    longer = replace(plan, epochs=plan.epochs + 1, refit_epochs=max(2, (plan.epochs + 4) // 4))
     assert plan.epochs == MAX_EPOCHS or cost_s(longer, speed, amount) > left_s * (1 - 1e-9)
 
 
@@ -258,6 +254,7 @@ def test_a_plan_is_followed_where_no_setting_says_otherwise(settings: dict[str, 
         ({"tune": "full"}, "the plan has tune='partial', not 'full'"),
         ({"tune": "probe"}, "the plan has tune='partial', not 'probe'"),
         ({"finetune": FinetuneConfig(epochs=9)}, "the plan has epochs=8, not 9"),
+        ({"finetune": FinetuneConfig(refit_epochs=0)}, "the plan has refit_epochs=2, not 0"),
         ({"finetune": FinetuneConfig(n_stages=1)}, "the plan has n_stages=2, not 1"),
         ({"finetune": FinetuneConfig(n_views=1)}, "the plan has n_views=4, not 1"),
         ({"finetune": FinetuneConfig(train_batch_size=8)}, "the plan has train_batch_size=32, not 8"),
@@ -268,23 +265,6 @@ def test_a_setting_that_says_otherwise_than_the_plan_is_named(settings: dict[str
     with pytest.raises(ConfigError) as caught:
         follow(PLAN, TrainConfig(**settings))
     assert str(caught.value) == f"{words}; leave out the plan or the setting"
-
-
-@pytest.mark.parametrize(
-    ("depth", "settings", "unused"),
-    [
-        ("partial", FinetuneConfig(n_views=2, epochs=3), []),
-        ("full", FinetuneConfig(n_views=2, n_stages=1), ["n_views=2", "n_stages=1"]),
-        ("partial", FinetuneConfig(first_size_frac=0.5), ["first_size_frac=0.5"]),
-        ("full", FinetuneConfig(first_size_frac=0.5), []),
-        ("probe", FinetuneConfig(epochs=3, lr=0.1), ["epochs=3", "lr=0.1"]),
-        ("probe", FinetuneConfig(), []),
-    ],
-)
-def test_settings_that_a_depth_has_no_use_for(
-    depth: Depth, settings: FinetuneConfig, unused: list[str]
-) -> None:
-    assert unused_settings(depth, TrainConfig(finetune=settings)) == unused
 
 
 def refusal_of(path: str) -> str:
@@ -380,33 +360,9 @@ def test_a_cut_whose_maps_cannot_be_kept_is_not_made() -> None:
     assert (fewer.n_stages, fewer.n_views) == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"mixup_alpha": 0.4}, "mixup_alpha=0.4 says nothing without mixup; name it in --augment"),
-        ({"mix_prob": 0.1}, "mix_prob=0.1 says nothing without mixup or cutmix; name it in --augment"),
-        (
-            {"augment": (), "crop_scale": 0.2},
-            "crop_scale=0.2 says nothing without crop; name it in --augment",
-        ),
-    ],
-)
-def test_the_strength_of_a_variation_that_is_not_named_is_refused(
-    settings: dict[str, Any], line: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_depth(TrainConfig(augmenting=AugmentConfig(**settings)))
-    assert str(caught.value) == line
-
-
-@pytest.mark.parametrize(("name", "way"), [("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")])
-def test_the_strength_of_a_correction_that_is_not_chosen_is_refused(name: str, way: Imbalance) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_depth(TrainConfig(**{name: 0.5}))
-    assert str(caught.value) == f"{name}=0.5 says nothing without --imbalance {way}; give both"
-    check_depth(TrainConfig(imbalance=way, **{name: 0.5}))
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values())
-def test_every_recipe_means_something(recipe: Callable[[], TrainConfig]) -> None:
-    check_depth(recipe())
+def test_the_last_epochs_are_a_quarter_of_the_others_and_two_at_least_unless_told() -> None:
+    plans = [partial(None, epochs=epochs) for epochs in (1, 8, 9, 24)]
+    assert [plan and plan.refit_epochs for plan in plans] == [2, 2, 3, 6]
+    told = plan_full(FULL, AMOUNT, None, FinetuneConfig(epochs=8, refit_epochs=0), batch_size=8)
+    assert told is not None
+    assert (told.refit_epochs, told.seconds["refit"]) == (0, 0.0)

@@ -118,7 +118,14 @@ def test_what_auto_stands_for_is_compared(device: Device, words: str, tmp_path: 
 
 def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> None:
     plan = Plan(
-        depth="partial", n_stages=2, n_views=1, epochs=3, batch_size=8, is_compiled=False, seconds={"a": 1.0}
+        depth="partial",
+        n_stages=2,
+        n_views=1,
+        epochs=3,
+        refit_epochs=2,
+        batch_size=8,
+        is_compiled=False,
+        seconds={"a": 1.0},
     )
     check_settings(str(tmp_path), CONFIG, CPU, plan)
     interrupt(tmp_path)

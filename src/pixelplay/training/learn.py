@@ -17,8 +17,9 @@ from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
+from pixelplay.training.depth import Depth, unused_settings
 from pixelplay.training.material import Material
-from pixelplay.training.plan import Depth, Plan, unused_settings
+from pixelplay.training.plan import Plan
 from pixelplay.training.planning import NoPlanError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
 from pixelplay.training.tune import finish, tune

@@ -6,30 +6,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from pixelplay.config import FinetuneConfig, TrainConfig, suggest
 from pixelplay.errors import ConfigError, name_some
 from pixelplay.model.bundle import write_json
+from pixelplay.training.depth import TunedDepth
 
-TunedDepth = Literal["partial", "full"]
-Depth = Literal["probe", "partial", "full"]
-ONLY_PARTIAL, ONLY_FULL = ("n_stages", "n_views"), ("first_size_frac",)
-HEEDED_BY = {  # setting → augmentations
-    "crop_scale": ("crop",),
-    "rotation_deg": ("rotation",),
-    "erasing_prob": ("erasing",),
-    "mixup_alpha": ("mixup",),
-    "cutmix_alpha": ("cutmix",),
-    "mix_prob": ("mixup", "cutmix"),
-    "mix_off_frac": ("mixup", "cutmix"),
-}
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
 EPOCHS_PER_VIEW = 2  # a view is seen so often before it costs less than it gives
+MIN_REFIT, EPOCHS_PER_REFIT = 2, 4  # last epochs, on the validation part too (benchmarks/LOG.md)
 MAX_STAGES = 5  # of partial; more were not tried (benchmarks/LOG.md)
 REPEATS = 2
 
@@ -43,6 +33,7 @@ class Plan:
         n_stages: last stages that partial trains; None for full.
         n_views: views that partial keeps of each photograph; None for full.
         epochs: passes over what an epoch draws.
+        refit_epochs: short last ones, which draw from the validation part too.
         batch_size: photographs a batch.
         is_compiled: compile the network.
         seconds: estimates of what each piece of work takes.
@@ -52,6 +43,7 @@ class Plan:
     n_stages: int | None
     n_views: int | None
     epochs: int
+    refit_epochs: int
     batch_size: int
     is_compiled: bool
     seconds: dict[str, float]
@@ -86,7 +78,7 @@ class Amount:
     Attributes:
         n_train: photographs that views are made of.
         n_epoch: photographs drawn in an epoch.
-        n_refit: photographs drawn in all the short last epochs together.
+        n_refit: photographs drawn in one of the short last epochs.
         n_val: photographs that choose.
         n_final: views read with the finished network.
         max_view_bytes: on the disk, for all views.
@@ -128,44 +120,30 @@ def plan_partial(
         left_s: seconds that may be used; None where the epochs are asked for.
         settings: epochs and views that are asked for; None of them: as many as fit, as the epochs suggest.
     """
-    epochs, best = settings.epochs, None
+    best = None
     for speed in speeds:
         room = room_for_views(speed, amount)
         if best is not None and room < (settings.n_views or 1):
             break  # the maps in front of this cut are too large to be kept
-        refit_s = _steps_s(speed, amount.n_refit)
-        fixed_s, epoch_s = final_s(speed, amount) + refit_s, _epoch_s(speed, amount)
 
-        def views_for(n_epochs: int, room: int = room) -> int:
-            return settings.n_views or max(1, min(room, math.ceil(n_epochs / EPOCHS_PER_VIEW)))
+        def n_views_for(epochs: int, room: int = room) -> int:
+            return settings.n_views or max(1, min(room, math.ceil(epochs / EPOCHS_PER_VIEW)))
 
-        def views_s(n_epochs: int, speed: Speed = speed) -> float:
-            return speed.view_s * (views_for(n_epochs) * amount.n_train + amount.n_val)
+        def cost_s(epochs: int, speed: Speed = speed) -> dict[str, float]:
+            return _cost_s(speed, amount, settings, epochs, n_views_for(epochs))
 
-        fitting = epochs or next(
-            (
-                n
-                for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1)
-                if fixed_s + views_s(n) + n * epoch_s <= (left_s or 0)
-            ),
-            0,
-        )
-        if not fitting or (best is not None and fitting < min(ENOUGH_EPOCHS, epochs or ENOUGH_EPOCHS)):
+        epochs = settings.epochs or _most_epochs(cost_s, left_s)
+        if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, settings.epochs or ENOUGH_EPOCHS)):
             break
-        seconds = {
-            "views": views_s(fitting),
-            "training": fitting * epoch_s,
-            "refit": refit_s,
-            "reading and measuring": fixed_s - refit_s,
-        }
         best = Plan(
             depth="partial",
             n_stages=speed.n_stages,
-            n_views=views_for(fitting),
-            epochs=fitting,
+            n_views=n_views_for(epochs),
+            epochs=epochs,
+            refit_epochs=_refit_epochs(settings, epochs),
             batch_size=batch_size,
             is_compiled=False,
-            seconds={name: round(value, 1) for name, value in seconds.items()},
+            seconds=_rounded(cost_s(epochs)),
         )
     return best
 
@@ -179,23 +157,22 @@ def plan_full(
     batch_size: int,
 ) -> Plan | None:
     """Train everything for as many epochs as fit; None where too few do."""
-    fixed_s, epoch_s = final_s(speed, amount), _epoch_s(speed, amount)
-    refit_s = _steps_s(speed, amount.n_refit)
-    fitting = settings.epochs or min(MAX_EPOCHS, int(((left_s or 0) - fixed_s - refit_s) / epoch_s))
-    if fitting < (1 if settings.epochs else MIN_EPOCHS):
+
+    def cost_s(epochs: int) -> dict[str, float]:
+        return _cost_s(speed, amount, settings, epochs, None)
+
+    epochs = settings.epochs or _most_epochs(cost_s, left_s)
+    if not epochs:
         return None
     return Plan(
         depth="full",
         n_stages=None,
         n_views=None,
-        epochs=fitting,
+        epochs=epochs,
+        refit_epochs=_refit_epochs(settings, epochs),
         batch_size=batch_size,
         is_compiled=False,
-        seconds={
-            "training": round(fitting * epoch_s, 1),
-            "refit": round(refit_s, 1),
-            "reading and measuring": round(fixed_s, 1),
-        },
+        seconds=_rounded(cost_s(epochs)),
     )
 
 
@@ -204,12 +181,39 @@ def room_for_views(speed: Speed, amount: Amount) -> int:
     return amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train)
 
 
-def shortest_s(speed: Speed, amount: Amount, *, is_full: bool, n_views: int | None = None) -> float:
+def shortest_s(speed: Speed, amount: Amount, settings: FinetuneConfig) -> float:
     """Seconds that the shortest useful training takes."""
-    shown = n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
-    views_s = 0.0 if is_full else (amount.n_train * shown + amount.n_val) * speed.view_s
-    steps_s = MIN_EPOCHS * _epoch_s(speed, amount) + _steps_s(speed, amount.n_refit)
-    return final_s(speed, amount) + views_s + steps_s
+    n_views = (settings.n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)) if speed.n_stages else None
+    return sum(_cost_s(speed, amount, settings, MIN_EPOCHS, n_views).values())
+
+
+def _cost_s(
+    speed: Speed, amount: Amount, settings: FinetuneConfig, epochs: int, n_views: int | None
+) -> dict[str, float]:
+    """Seconds of each piece of work; without views everything is trained."""
+    views_s = 0.0 if n_views is None else speed.view_s * (n_views * amount.n_train + amount.n_val)
+    epoch_s = _steps_s(speed, amount.n_epoch) + speed.step_s / 3 * amount.n_val
+    return {
+        "views": views_s,
+        "training": epochs * epoch_s,
+        "refit": _refit_epochs(settings, epochs) * _steps_s(speed, amount.n_refit),
+        "reading and measuring": speed.plain_s * amount.n_final,
+    }
+
+
+def _most_epochs(cost_s: Callable[[int], dict[str, float]], left_s: float | None) -> int:
+    """As many as fit; 0 where too few do."""
+    fitting = (n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0))
+    return next(fitting, 0)
+
+
+def _refit_epochs(settings: FinetuneConfig, epochs: int) -> int:
+    asked = settings.refit_epochs
+    return max(MIN_REFIT, math.ceil(epochs / EPOCHS_PER_REFIT)) if asked is None else asked
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in seconds.items()}
 
 
 def write_plan(plan: Plan, path: str) -> None:
@@ -252,6 +256,7 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
     wishes = {
         "tune": (None if config.tune == "auto" else config.tune, plan.depth),
         "epochs": (asked.epochs, plan.epochs),
+        "refit_epochs": (asked.refit_epochs, plan.refit_epochs),
         "n_stages": (asked.n_stages, plan.n_stages),
         "n_views": (asked.n_views, plan.n_views),
         "train_batch_size": (asked.train_batch_size, plan.batch_size),
@@ -265,48 +270,12 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
     return replace(config, tune=plan.depth)
 
 
-def unused_settings(depth: Depth, config: TrainConfig) -> list[str]:
-    """Settings, as "name=value", that were changed and that training this deep has no use for."""
-    changed = [
-        f"{name}={value!r}"
-        for group in ("finetune", "augmenting")
-        for name, value in vars(getattr(config, group)).items()
-        if value != getattr(getattr(TrainConfig(), group), name)
-    ]
-    if depth == "probe":
-        return changed
-    foreign = ONLY_FULL if depth == "partial" else ONLY_PARTIAL
-    return [setting for setting in changed if setting.partition("=")[0] in foreign]
-
-
-def check_depth(config: TrainConfig) -> None:
-    """Refuse settings that mean nothing at the depth, or without another setting, that is asked for.
-
-    Raises:
-        ConfigError: the first of them is named.
-    """
-    if config.tune != "auto" and (unused := unused_settings(config.tune, config)):
-        raise ConfigError(f"--tune {config.tune} has no use for {unused[0]}; leave one of them out")
-    usual, augmenting = TrainConfig(), config.augmenting
-    for name, ways in HEEDED_BY.items():
-        is_heeded = bool({*ways} & {*augmenting.augment})
-        if getattr(augmenting, name) != getattr(usual.augmenting, name) and not is_heeded:
-            raise ConfigError(
-                f"{name}={getattr(augmenting, name)!r} says nothing without {' or '.join(ways)}; "
-                "name it in --augment"
-            )
-    for name, way in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
-        if getattr(config, name) != getattr(usual, name) and config.imbalance != way:
-            raise ConfigError(
-                f"{name}={getattr(config, name)!r} says nothing without --imbalance {way}; give both"
-            )
-
-
 def _check(content: dict[str, Any], path: str) -> None:
     is_partial, seconds = content["depth"] == "partial", content["seconds"]
     is_sound = {
         "depth": content["depth"] in ("partial", "full"),
         **{name: _is_count(content[name]) for name in ("epochs", "batch_size")},
+        "refit_epochs": _is_count(content["refit_epochs"], least=0),
         **{
             name: _is_count(content[name]) if is_partial else content[name] is None
             for name in ("n_stages", "n_views")
@@ -319,18 +288,8 @@ def _check(content: dict[str, Any], path: str) -> None:
         raise ConfigError(f"plan {path} has {wrong[0]}={content[wrong[0]]!r}, which no run has written")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def final_s(speed: Speed, amount: Amount) -> float:
-    """Seconds of reading validation and test photographs with the finished network."""
-    return speed.plain_s * amount.n_final
-
-
-def _epoch_s(speed: Speed, amount: Amount) -> float:
-    """An epoch and its look at the validation part."""
-    return _steps_s(speed, amount.n_epoch) + speed.step_s / 3 * amount.n_val
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _steps_s(speed: Speed, n: int) -> float:

@@ -14,6 +14,7 @@ from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
+from pixelplay.training.depth import TunedDepth
 from pixelplay.training.job import is_out_of_memory, too_little_memory
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
@@ -21,7 +22,6 @@ from pixelplay.training.plan import (
     MAX_STAGES,
     Plan,
     Speed,
-    TunedDepth,
     plan_full,
     plan_partial,
     read_plan,
@@ -56,9 +56,8 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
 
 def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
     """The error that says what would fit."""
-    n_views = bench.config.finetune.n_views
     spent = time.monotonic() - bench.workplace.started
-    needed = shortest_s(speed, bench.amount(), is_full=depth == "full", n_views=n_views)
+    needed = shortest_s(speed, bench.amount(), bench.config.finetune)
     return NoPlanError(
         f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
         f"{len(bench.train):,} photographs: about {_round_up((spent + needed) / AIM)} are needed here; "
@@ -121,8 +120,8 @@ def _check_room(bench: Bench, speed: Speed) -> None:
     needed = n_views * speed.bytes_per_view * amount.n_train
     place = "half of the cache" if bench.config.cache_gb else "the run's folder"
     raise NoPlanError(
-        f"{counted(n_views, 'view')} of {amount.n_train:,} photographs take {needed / 1e9:.1f} GB, and "
-        f"{place} has {amount.max_view_bytes / 1e9:.1f}; "
+        f"{counted(n_views, 'view')} of {amount.n_train:,} photographs take {needed / 1e6:,.1f} MB, and "
+        f"{place} has {amount.max_view_bytes / 1e6:,.1f}; "
         f"{'lower --n-views, ' if asked else ''}raise --cache-gb{'' if asked else ' or use --tune probe'}"
     )
 

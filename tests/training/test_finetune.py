@@ -1,0 +1,136 @@
+"""What the loop promises of steps, of what an earlier training leaves behind, and of the time limit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from networks import shared_backbone
+from pixelplay.config import FinetuneConfig, TrainConfig
+from pixelplay.journal import Journal
+from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.features import Device
+from pixelplay.model.tail import Tail
+from pixelplay.training.batches import Batch, Inputs
+from pixelplay.training.checkpoint import Where
+from pixelplay.training.finetune import OUT_OF_TIME, finetune
+from pixelplay.training.job import Job
+from pixelplay.training.losses import make_loss
+
+LABELS = np.arange(24) % 3  # the last four choose the epoch
+NONE = np.arange(0)  # nothing chooses: the last weights are kept
+
+
+class InMemory:
+    """A source of fixed inputs at the cut."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._maps = torch.randn(len(LABELS), 32, 8, 8, generator=generator)
+        self._moments = torch.randn(len(LABELS), 144, generator=generator)
+
+    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+        return self.plain_batch(batch.rows)
+
+    def plain_batch(self, rows: NDArray[np.int64]) -> Callable[[], Inputs]:
+        return lambda: (self._maps[rows], self._moments[rows])
+
+    def flush(self) -> None:
+        pass
+
+
+def make_job(accumulate: int = 1, **changes: Any) -> Job:
+    config = TrainConfig(tune="partial", finetune=FinetuneConfig(accumulate=accumulate))
+    job = Job(
+        source=InMemory(),
+        labels=LABELS,
+        train=np.arange(20),
+        val=np.arange(20, 24),
+        offset=np.zeros(3),
+        loss=make_loss("none", np.array([7, 7, 6]), logit_tau=1, focal_gamma=2, label_smoothing=0),
+        imbalance="none",
+        config=config,
+        epochs=2,
+        batch_size=5,
+        is_compiled=False,
+        limit_s=None,
+        device=Device(name="cpu", precision="fp32"),
+        input_size=160,
+    )
+    return replace(job, **changes)
+
+
+def make_classifier() -> Classifier:
+    backbone = shared_backbone("test_efficientnet")
+    n = backbone.n_features
+    head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0.0)
+    return Classifier(Tail(backbone, 3), head)
+
+
+def tuned(
+    job: Job, folder: Path, classifier: Classifier | None = None, *, is_resumed: bool = False
+) -> tuple[dict[str, Tensor], Where]:
+    """Weights of the best epoch, and where the training ended."""
+    classifier = classifier or make_classifier()
+    where = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
+    return {name: value.clone() for name, value in classifier.state_dict().items()}, where
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_gradients_that_an_earlier_training_left_do_not_count(tmp_path: Path) -> None:
+    clean, _ = tuned(make_job(val=NONE), tmp_path / "clean")
+    classifier = make_classifier()
+    for value in classifier.parameters():
+        value.grad = torch.full_like(value, 100.0)
+    left, where = tuned(make_job(val=NONE), tmp_path / "left", classifier)
+    assert where.best_epoch == 2
+    assert_same(left, clean)
+
+
+def test_more_gradients_than_an_epoch_has_make_one_step_of_it(tmp_path: Path) -> None:
+    all_four, _ = tuned(make_job(accumulate=4, val=NONE), tmp_path / "four")
+    more, where = tuned(make_job(accumulate=1000, val=NONE), tmp_path / "more")
+    assert (where.step, where.best_epoch) == (2, 2)
+    assert_same(more, all_four)
+
+
+def test_a_step_weighs_the_same_where_the_end_of_an_epoch_cuts_it_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: dict[int, list[float]] = {1: [], 3: []}
+    for accumulate, found in norms.items():
+        job = make_job(accumulate, epochs=1)
+        still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8)  # so that steps compare
+        job = replace(job, config=replace(job.config, finetune=still))
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watch(found))
+        tuned(job, tmp_path / str(accumulate))
+    assert [len(found) for found in norms.values()] == [4, 2]
+    assert norms[3][1] == pytest.approx(norms[1][3], rel=1e-3)
+
+
+def watch(found: list[float]) -> Callable[[list[Tensor], float], None]:
+    """Writes down the gradients' norm in place of clipping it."""
+    return lambda values, limit: found.append(
+        float(torch.cat([value.grad.flatten() for value in values if value.grad is not None]).norm())
+    )
+
+
+def test_a_time_limit_stops_a_training_and_says_so(tmp_path: Path) -> None:
+    _, where = tuned(make_job(limit_s=0.0), tmp_path)
+    assert where.stopped == f"{OUT_OF_TIME} after step 1 of 8"
+
+
+def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Path) -> None:
+    _, where = tuned(make_job(epochs=1, limit_s=1e9), tmp_path)
+    assert where.stopped == ""
+    _, where = tuned(make_job(epochs=3, limit_s=0.0), tmp_path, is_resumed=True)
+    assert (where.stopped, where.limit_s, where.step) == ("", 1e9, 12)

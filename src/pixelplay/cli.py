@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from pixelplay import __version__
 from pixelplay.config import (
@@ -125,9 +125,9 @@ def evaluate(
     *,
     reading: DataSection = DataConfig(),  # noqa: B008 - frozen
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    part: Annotated[Part | None, shown("{train,val,test}")] = None,
+    part: DisallowNone[Annotated[Part | None, shown()]] = None,
     at_precision: Annotated[float | None, shown("PRECISION")] = None,
-    positive: Annotated[str | None, shown("CLASS")] = None,
+    positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     json: Flag = False,
     quiet: Flag = False,
 ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from tyro.conf import arg
+from tyro.conf import DisallowNone, arg
 
 from pixelplay.errors import ConfigError
 
@@ -44,9 +44,10 @@ def shown(metavar: str | None = None) -> object:
 TELL_MIRRORED = "Tell a photograph from its mirror image, as digits, arrows and text need."
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Count = Annotated[int, shown("N")]
-File = Annotated[str | None, shown("FILE")]
-Folder = Annotated[str | None, shown("FOLDER")]
-Column = Annotated[str | None, shown("COLUMN")]
+# a name may well be "None"; a number that is None is switched off
+File = DisallowNone[Annotated[str | None, shown("FILE")]]
+Folder = DisallowNone[Annotated[str | None, shown("FOLDER")]]
+Column = DisallowNone[Annotated[str | None, shown("COLUMN")]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class DataConfig:
     """Column of a table that says train, val or test; found by its usual names when not given."""
     group_column: Column = None
     """Column of a table naming what must stay on one side of a split: patient, camera, burst."""
-    group_regex: Annotated[str | None, shown("REGEX")] = None
+    group_regex: DisallowNone[Annotated[str | None, shown("REGEX")]] = None
     """Regular expression on the path; its first bracket (or whole match) names the group."""
     group_by_folder: Flag = False
     """Photographs of one folder below the class folder are one group."""

@@ -377,3 +377,18 @@ def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
         Path(folder, "checkpoint", CHECKPOINT).touch()
     assert moved == [True]
     assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model"]
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_a_users_folder_in_a_finished_run_is_neither_tidied_nor_replaced(
+    is_forced: bool, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", "done")
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "run" / "checkpoint" / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(ConfigError, match="holds other files too"),
+        new_run_dir(str(tmp_path / "run"), is_forced=is_forced),
+    ):
+        pytest.fail("the block must not begin")
+    assert (tmp_path / "run" / "checkpoint" / "thesis.txt").exists()

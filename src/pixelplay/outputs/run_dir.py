@@ -24,7 +24,7 @@ RUN_NAMES = frozenset(
     }
 )  # what a run holds, and so what may be replaced
 PARTIAL, CHECKPOINTS, LOCK, OLD = ".partial", "checkpoint", ".lock", "-old"
-MADE_NAMES = {*RUN_NAMES, CHECKPOINTS, LOCK}
+MADE_NAMES = RUN_NAMES | {CHECKPOINTS, LOCK}  # while it is being made
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 
@@ -44,7 +44,7 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
     parent = os.path.dirname(out_dir)
     if not os.path.lexists(out_dir) and _is_run(partial + OLD):  # a kill came between the two renames
         os.replace(partial + OLD, out_dir)
-    if _is_run(out_dir):
+    if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, MADE_NAMES):
         _tidy_up(out_dir)  # a kill came after them
     _check_target(out_dir, is_forced=is_forced)
     if os.path.isdir(partial):  # before the lock, which would be one more file in it
@@ -140,20 +140,20 @@ def _put_in_place(temporary: str, out_dir: str) -> None:
 
 
 def _tidy_up(run: str) -> None:
-    """Remove from a finished run what only its making needed."""
+    """Remove from a finished run what only its making needed, the lock last: it tells that this is ours."""
     shutil.rmtree(os.path.join(run, CHECKPOINTS), ignore_errors=True)
     with suppress(OSError):
         os.remove(os.path.join(run, LOCK))
 
 
-def _is_run(folder: str) -> bool:
+def _is_run(folder: str, names: frozenset[str] = RUN_NAMES) -> bool:
     """Whether a folder is a run of ours and holds nothing else, so that replacing it loses nothing."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and "pixelplay" in config and set(os.listdir(folder)) <= MADE_NAMES
+    return isinstance(config, dict) and "pixelplay" in config and set(os.listdir(folder)) <= names
 
 
 def _check_target(out_dir: str, *, is_forced: bool) -> None:

@@ -547,10 +547,14 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
         (("--tune", "probe", "--crop-scale", "0.5"), ["--tune probe has no use for crop_scale=0.5"]),
         (
             (*PARTIAL, "--epochs", "1", "--n-views", "90", "--cache-gb", "0.001"),
-            ["90 views of 38 photographs take ", " MB, and half of the cache has 0.5; lower --n-views"],
+            [" MB are needed for 90 views of 38 photographs, and", "room for 0.5 MB", "lower --n-views"],
+        ),
+        (
+            (*PARTIAL, "--epochs", "1", "--cache-gb", "0.00001"),
+            ["MB are needed for 1 view of 38 photographs, and", "raise --cache-gb or use --tune probe"],
         ),
         ((*PARTIAL, "--mixup-alpha", "0.4"), ["mixup_alpha=0.4 says nothing without mixup"]),
-        ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 10000"]),
+        ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 1000"]),
         ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
         ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),
         ((*PARTIAL, "--plan", "nowhere.json"), ["plan nowhere.json cannot be read: No such file"]),
@@ -571,7 +575,7 @@ def test_a_time_budget_that_is_too_short(depth: tuple[str, str], refuse_tuning: 
 
 
 def test_a_plan_for_another_network(refuse_tuning: Refusal) -> None:
-    plan = {"depth": "partial", "n_stages": 7, "n_views": 1, "epochs": 1, "batch_size": 8, "refit_epochs": 0}
+    plan = {"depth": "partial", "n_stages": 7, "n_views": 1, "epochs": 1, "batch_size": 8}
     Path("plan.json").write_text(json.dumps({**plan, "is_compiled": False, "seconds": {}}))
     line = refuse_tuning(*PARTIAL, "--plan", "plan.json")
     _assert_says(line, "n_stages=7 is outside 1 to 3", TINY, "--tune full trains everything")

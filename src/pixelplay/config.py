@@ -44,8 +44,7 @@ def shown(metavar: str | None = None) -> object:
 TELL_MIRRORED = "Tell a photograph from its mirror image, as digits, arrows and text need."
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Count = Annotated[int, shown("N")]
-# a name may well be "None"; a number that is None is switched off
-File = DisallowNone[Annotated[str | None, shown("FILE")]]
+File = DisallowNone[Annotated[str | None, shown("FILE")]]  # a name may be "None"; a number is then off
 Folder = DisallowNone[Annotated[str | None, shown("FOLDER")]]
 Column = DisallowNone[Annotated[str | None, shown("COLUMN")]]
 
@@ -145,8 +144,8 @@ class FinetuneConfig:
     """Full only: image size at the start as a fraction of the last; it grows in between."""
     with_probe: Switch = "auto"
     """Answer with the mean of the tuned network's and the probe's logits; auto: validation chooses."""
-    refit_epochs: Annotated[int | None, shown("N")] = None
-    """Last epochs, with validation photographs too, once they have chosen (default: a quarter as many)."""
+    refit_epochs: Annotated[int, shown("N")] = 2
+    """Short last epochs that learn from validation photographs too, once they have chosen; 0: none."""
     patience: Annotated[int | None, shown("EPOCHS")] = None
     """Stop once validation loss has not fallen for so many epochs (default: never)."""
     compile: Switch = "auto"
@@ -159,10 +158,11 @@ class FinetuneConfig:
         _check_choice("head", self.head, get_args(HeadKind))
         _check_choice("with_probe", self.with_probe, get_args(Switch))
         _check_choice("compile", self.compile, get_args(Switch))
-        for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience", "refit_epochs"):
+        for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), int(name != "refit_epochs"), 10_000)
+                _check_count(name, getattr(self, name), 1, 10_000)
         _check_count("accumulate", self.accumulate, 1, 1024)
+        _check_count("refit_epochs", self.refit_epochs, 0, 1000)
         if self.head == "mlp" and self.train_batch_size is not None:
             # its batch norm needs two, and the last batch may hold one photograph less than the others
             _check_count("train_batch_size", self.train_batch_size, 3, 10_000)

@@ -25,7 +25,6 @@ PLAN = Plan(
     n_stages=1,
     n_views=1,
     epochs=3,
-    refit_epochs=2,
     batch_size=8,
     is_compiled=False,
     seconds={"refit": 1.0},

@@ -41,7 +41,6 @@ PLAN = Plan(
     n_stages=2,
     n_views=4,
     epochs=8,
-    refit_epochs=2,
     batch_size=32,
     is_compiled=False,
     seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
@@ -71,7 +70,7 @@ def cost_s(plan: Plan, speed: Speed, amount: Amount) -> float:
     n_views = plan.n_views or 0
     ahead = speed.view_s * (amount.n_train * n_views + (amount.n_val if n_views else 0))
     learning = speed.step_s * (amount.n_epoch + amount.n_val / 3) * plan.epochs
-    learning += speed.step_s * amount.n_refit * plan.refit_epochs
+    learning += speed.step_s * amount.n_refit
     return ahead + learning + (speed.view_s + 2 * speed.step_s / 3) * amount.n_final
 
 
@@ -94,7 +93,7 @@ def test_with_less_time_fewer_stages_are_trained() -> None:
 
 
 def test_one_stage_is_trained_for_a_few_epochs_before_nothing_is() -> None:
-    needed = shortest_s(SPEEDS[0], AMOUNT, FinetuneConfig())
+    needed = shortest_s(SPEEDS[0], AMOUNT)
     plan = partial(needed + 0.1)
     assert plan is not None
     assert (plan.n_stages, plan.epochs, plan.n_views) == (1, MIN_EPOCHS, 2)
@@ -105,10 +104,10 @@ def test_one_stage_is_trained_for_a_few_epochs_before_nothing_is() -> None:
 
 def test_the_time_that_is_said_to_be_needed_is_enough() -> None:
     for n_views in (None, 1, 9):
-        needed = shortest_s(SPEEDS[2], AMOUNT, FinetuneConfig(n_views=n_views))
+        needed = shortest_s(SPEEDS[2], AMOUNT, n_views)
         assert partial(needed + 0.01, speeds=SPEEDS[2:], n_views=n_views) is not None
         assert partial(needed - 0.01, speeds=SPEEDS[2:], n_views=n_views) is None
-    needed = shortest_s(FULL, AMOUNT, FinetuneConfig())
+    needed = shortest_s(FULL, AMOUNT)
     assert full(needed + 0.01) is not None
     assert full(needed - 0.01) is None
 
@@ -170,7 +169,7 @@ def test_a_partial_plan_never_takes_more_than_the_time_given(
     speeds = [replace(speed, n_stages=n) for n, speed in enumerate(speeds, start=1)]
     plan = partial(left_s, speeds, amount)
     if plan is None:
-        assert shortest_s(speeds[0], amount, FinetuneConfig()) > left_s * (1 - 1e-9)
+        assert shortest_s(speeds[0], amount) > left_s * (1 - 1e-9)
         return
     assert plan.n_stages is not None
     speed = speeds[plan.n_stages - 1]
@@ -192,13 +191,13 @@ def test_a_full_plan_takes_as_many_epochs_as_fit(speed: Speed, amount: Amount, l
     speed = replace(speed, n_stages=None, view_s=0.0)
     plan = full(left_s, speed, amount)
     if plan is None:
-        assert shortest_s(speed, amount, FinetuneConfig()) > left_s * (1 - 1e-9)
+        assert shortest_s(speed, amount) > left_s * (1 - 1e-9)
         return
     assert (plan.depth, plan.n_stages, plan.n_views) == ("full", None, None)
     assert (plan.batch_size, plan.is_compiled) == (64, False)
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert cost_s(plan, speed, amount) <= left_s * (1 + 1e-9)
-    longer = replace(plan, epochs=plan.epochs + 1, refit_epochs=max(2, (plan.epochs + 4) // 4))
+    longer = replace(plan, epochs=plan.epochs + 1)
     assert plan.epochs == MAX_EPOCHS or cost_s(longer, speed, amount) > left_s * (1 - 1e-9)
 
 
@@ -254,7 +253,6 @@ def test_a_plan_is_followed_where_no_setting_says_otherwise(settings: dict[str, 
         ({"tune": "full"}, "the plan has tune='partial', not 'full'"),
         ({"tune": "probe"}, "the plan has tune='partial', not 'probe'"),
         ({"finetune": FinetuneConfig(epochs=9)}, "the plan has epochs=8, not 9"),
-        ({"finetune": FinetuneConfig(refit_epochs=0)}, "the plan has refit_epochs=2, not 0"),
         ({"finetune": FinetuneConfig(n_stages=1)}, "the plan has n_stages=2, not 1"),
         ({"finetune": FinetuneConfig(n_views=1)}, "the plan has n_views=4, not 1"),
         ({"finetune": FinetuneConfig(train_batch_size=8)}, "the plan has train_batch_size=32, not 8"),
@@ -358,11 +356,3 @@ def test_a_cut_whose_maps_cannot_be_kept_is_not_made() -> None:
     fewer = partial(10_000, amount=room, n_views=2)
     assert fewer is not None
     assert (fewer.n_stages, fewer.n_views) == (1, 2)
-
-
-def test_the_last_epochs_are_a_quarter_of_the_others_and_two_at_least_unless_told() -> None:
-    plans = [partial(None, epochs=epochs) for epochs in (1, 8, 9, 24)]
-    assert [plan and plan.refit_epochs for plan in plans] == [2, 2, 3, 6]
-    told = plan_full(FULL, AMOUNT, None, FinetuneConfig(epochs=8, refit_epochs=0), batch_size=8)
-    assert told is not None
-    assert (told.refit_epochs, told.seconds["refit"]) == (0, 0.0)

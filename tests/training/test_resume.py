@@ -122,7 +122,6 @@ def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> No
         n_stages=2,
         n_views=1,
         epochs=3,
-        refit_epochs=2,
         batch_size=8,
         is_compiled=False,
         seconds={"a": 1.0},

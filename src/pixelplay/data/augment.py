@@ -14,6 +14,15 @@ from pixelplay.data.transforms import FILTERS, Preprocessing
 Colour = tuple[int, ...]
 Operation = Callable[[Image.Image, float, Colour], Image.Image]
 
+HEEDED_BY = {  # setting → the variations whose strength it is
+    "crop_scale": ("crop",),
+    "rotation_deg": ("rotation",),
+    "erasing_prob": ("erasing",),
+    "mixup_alpha": ("mixup",),
+    "cutmix_alpha": ("cutmix",),
+    "mix_prob": ("mixup", "cutmix"),
+    "mix_off_frac": ("mixup", "cutmix"),
+}
 _CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the photograph's own shape
 _ERASING_AREA = (0.02, 0.33)
 _ERASING_ASPECT = 3.3

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixelplay.config import AugmentConfig
-from pixelplay.data.augment import augment_view
+from pixelplay.data.augment import HEEDED_BY, augment_view
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.loader import map_ahead
@@ -32,7 +32,6 @@ IntArray = NDArray[np.int64]
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 AnyBatch = TypeVar("AnyBatch")
 MIXES = ("mixup", "cutmix")
-MIX_SETTINGS = ("mix", "cutmix")  # what their names begin with
 VIEWS_VERSION = 1  # raise it when the same pixels yield other views
 
 
@@ -172,7 +171,7 @@ class ViewSource:
         augmenting = {
             name: [kind for kind in value if kind not in MIXES] if name == "augment" else value
             for name, value in asdict(pixels.augmenting).items()
-            if not name.startswith(MIX_SETTINGS)
+            if not {*HEEDED_BY.get(name, ("any",))} <= {*MIXES}
         }
         varied = {**key, "augmenting": augmenting, "hflip": pixels.hflip, "seed": pixels.seed}
         self._plain = PhotographCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)

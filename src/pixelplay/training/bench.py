@@ -221,10 +221,11 @@ class Bench:
         if self.config.imbalance == "crt":  # the head is fitted again before and after the last epochs
             n_final += len(self.train) + len(self.learn)
         n_epoch = epoch_length(self.counts, self.imbalance, config.min_per_class)
+        refit_epochs = config.finetune.refit_epochs
         return Amount(
-            n_train=len(self.train if config.finetune.refit_epochs == 0 else self.learn),
+            n_train=len(self.learn if refit_epochs else self.train),
             n_epoch=n_epoch,
-            n_refit=round(n_epoch * len(self.learn) / len(self.train)),
+            n_refit=refit_epochs * round(n_epoch * len(self.learn) / len(self.train)),
             n_val=len(self.val),
             n_final=n_final * (2 if config.hflip else 1),
             max_view_bytes=free // 2,

@@ -3,20 +3,12 @@
 from typing import Literal
 
 from pixelplay.config import TrainConfig
+from pixelplay.data.augment import HEEDED_BY
 from pixelplay.errors import ConfigError
 
 TunedDepth = Literal["partial", "full"]
 Depth = Literal["probe", "partial", "full"]
 ONLY_PARTIAL, ONLY_FULL = ("n_stages", "n_views"), ("first_size_frac",)
-HEEDED_BY = {  # setting → augmentations
-    "crop_scale": ("crop",),
-    "rotation_deg": ("rotation",),
-    "erasing_prob": ("erasing",),
-    "mixup_alpha": ("mixup",),
-    "cutmix_alpha": ("cutmix",),
-    "mix_prob": ("mixup", "cutmix"),
-    "mix_off_frac": ("mixup", "cutmix"),
-}
 
 
 def unused_settings(depth: Depth, config: TrainConfig) -> list[str]:

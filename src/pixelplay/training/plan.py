@@ -19,7 +19,6 @@ AIM = 0.85  # of the time budget; the rest is for a machine that gets slower mea
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
 EPOCHS_PER_VIEW = 2  # a view is seen so often before it costs less than it gives
-MIN_REFIT, EPOCHS_PER_REFIT = 2, 4  # last epochs, on the validation part too (benchmarks/LOG.md)
 MAX_STAGES = 5  # of partial; more were not tried (benchmarks/LOG.md)
 REPEATS = 2
 
@@ -33,7 +32,6 @@ class Plan:
         n_stages: last stages that partial trains; None for full.
         n_views: views that partial keeps of each photograph; None for full.
         epochs: passes over what an epoch draws.
-        refit_epochs: short last ones, which draw from the validation part too.
         batch_size: photographs a batch.
         is_compiled: compile the network.
         seconds: estimates of what each piece of work takes.
@@ -43,7 +41,6 @@ class Plan:
     n_stages: int | None
     n_views: int | None
     epochs: int
-    refit_epochs: int
     batch_size: int
     is_compiled: bool
     seconds: dict[str, float]
@@ -78,7 +75,7 @@ class Amount:
     Attributes:
         n_train: photographs that views are made of.
         n_epoch: photographs drawn in an epoch.
-        n_refit: photographs drawn in one of the short last epochs.
+        n_refit: photographs drawn in all the short last epochs together.
         n_val: photographs that choose.
         n_final: views read with the finished network.
         max_view_bytes: on the disk, for all views.
@@ -130,7 +127,7 @@ def plan_partial(
             return settings.n_views or max(1, min(room, math.ceil(epochs / EPOCHS_PER_VIEW)))
 
         def cost_s(epochs: int, speed: Speed = speed) -> dict[str, float]:
-            return _cost_s(speed, amount, settings, epochs, n_views_for(epochs))
+            return _cost_s(speed, amount, epochs, n_views_for(epochs))
 
         epochs = settings.epochs or _most_epochs(cost_s, left_s)
         if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, settings.epochs or ENOUGH_EPOCHS)):
@@ -140,7 +137,6 @@ def plan_partial(
             n_stages=speed.n_stages,
             n_views=n_views_for(epochs),
             epochs=epochs,
-            refit_epochs=_refit_epochs(settings, epochs),
             batch_size=batch_size,
             is_compiled=False,
             seconds=_rounded(cost_s(epochs)),
@@ -159,7 +155,7 @@ def plan_full(
     """Train everything for as many epochs as fit; None where too few do."""
 
     def cost_s(epochs: int) -> dict[str, float]:
-        return _cost_s(speed, amount, settings, epochs, None)
+        return _cost_s(speed, amount, epochs, None)
 
     epochs = settings.epochs or _most_epochs(cost_s, left_s)
     if not epochs:
@@ -169,7 +165,6 @@ def plan_full(
         n_stages=None,
         n_views=None,
         epochs=epochs,
-        refit_epochs=_refit_epochs(settings, epochs),
         batch_size=batch_size,
         is_compiled=False,
         seconds=_rounded(cost_s(epochs)),
@@ -181,22 +176,20 @@ def room_for_views(speed: Speed, amount: Amount) -> int:
     return amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train)
 
 
-def shortest_s(speed: Speed, amount: Amount, settings: FinetuneConfig) -> float:
+def shortest_s(speed: Speed, amount: Amount, n_views: int | None = None) -> float:
     """Seconds that the shortest useful training takes."""
-    n_views = (settings.n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)) if speed.n_stages else None
-    return sum(_cost_s(speed, amount, settings, MIN_EPOCHS, n_views).values())
+    shown = n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
+    return sum(_cost_s(speed, amount, MIN_EPOCHS, shown if speed.n_stages else None).values())
 
 
-def _cost_s(
-    speed: Speed, amount: Amount, settings: FinetuneConfig, epochs: int, n_views: int | None
-) -> dict[str, float]:
+def _cost_s(speed: Speed, amount: Amount, epochs: int, n_views: int | None) -> dict[str, float]:
     """Seconds of each piece of work; without views everything is trained."""
     views_s = 0.0 if n_views is None else speed.view_s * (n_views * amount.n_train + amount.n_val)
     epoch_s = _steps_s(speed, amount.n_epoch) + speed.step_s / 3 * amount.n_val
     return {
         "views": views_s,
         "training": epochs * epoch_s,
-        "refit": _refit_epochs(settings, epochs) * _steps_s(speed, amount.n_refit),
+        "refit": _steps_s(speed, amount.n_refit),
         "reading and measuring": speed.plain_s * amount.n_final,
     }
 
@@ -205,11 +198,6 @@ def _most_epochs(cost_s: Callable[[int], dict[str, float]], left_s: float | None
     """As many as fit; 0 where too few do."""
     fitting = (n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0))
     return next(fitting, 0)
-
-
-def _refit_epochs(settings: FinetuneConfig, epochs: int) -> int:
-    asked = settings.refit_epochs
-    return max(MIN_REFIT, math.ceil(epochs / EPOCHS_PER_REFIT)) if asked is None else asked
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -256,7 +244,6 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
     wishes = {
         "tune": (None if config.tune == "auto" else config.tune, plan.depth),
         "epochs": (asked.epochs, plan.epochs),
-        "refit_epochs": (asked.refit_epochs, plan.refit_epochs),
         "n_stages": (asked.n_stages, plan.n_stages),
         "n_views": (asked.n_views, plan.n_views),
         "train_batch_size": (asked.train_batch_size, plan.batch_size),
@@ -275,7 +262,6 @@ def _check(content: dict[str, Any], path: str) -> None:
     is_sound = {
         "depth": content["depth"] in ("partial", "full"),
         **{name: _is_count(content[name]) for name in ("epochs", "batch_size")},
-        "refit_epochs": _is_count(content["refit_epochs"], least=0),
         **{
             name: _is_count(content[name]) if is_partial else content[name] is None
             for name in ("n_stages", "n_views")
@@ -288,8 +274,8 @@ def _check(content: dict[str, Any], path: str) -> None:
         raise ConfigError(f"plan {path} has {wrong[0]}={content[wrong[0]]!r}, which no run has written")
 
 
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _steps_s(speed: Speed, n: int) -> float:

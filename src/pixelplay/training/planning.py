@@ -57,7 +57,7 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
 def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
     """The error that says what would fit."""
     spent = time.monotonic() - bench.workplace.started
-    needed = shortest_s(speed, bench.amount(), bench.config.finetune)
+    needed = shortest_s(speed, bench.amount(), bench.config.finetune.n_views)
     return NoPlanError(
         f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
         f"{len(bench.train):,} photographs: about {_round_up((spent + needed) / AIM)} are needed here; "
@@ -69,16 +69,15 @@ def _plan_partial(bench: Bench) -> Plan:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
+    stages = [settings.n_stages] if settings.n_stages else list(range(1, last + 1))
+    if settings.epochs is not None:
+        return _plan_asked(bench, stages, batch_size)
     speeds: list[Speed] = []
     plan = None
-    asked = settings.n_stages or (_deepest_kept(bench, last) if settings.epochs is not None else None)
-    for n_stages in [asked] if asked else range(1, last + 1):
-        if settings.epochs is not None and bench.workplace.device.name != "cuda":
-            speed = _free_speed(bench, n_stages)  # nothing depends on it, so it is not measured
-        else:
-            batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
-        if not speeds:
-            _check_room(bench, speed)
+    for n_stages in stages:
+        batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
+        if not speeds and not _has_room(bench, speed):
+            raise _no_room(bench, speed)
         speeds.append(speed)
         # measuring takes time too, so the plan is made anew each time
         found = plan_partial(speeds, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
@@ -91,38 +90,36 @@ def _plan_partial(bench: Bench) -> Plan:
     return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
 
 
-def _deepest_kept(bench: Bench, last: int) -> int:
-    """The most stages, up to `last`, in front of which views can be kept; one where there are none."""
-    n_views = bench.config.finetune.n_views or 1
-    for n_stages in range(last, 1, -1):
-        if room_for_views(_free_speed(bench, n_stages), bench.amount()) >= n_views:
-            return n_stages
-    return 1
+def _plan_asked(bench: Bench, stages: list[int], batch_size: int) -> Plan:
+    """So many epochs as are asked for, on the deepest cut whose views can be kept; time plays no part."""
+    loaded, device = bench.loaded, bench.workplace.device
+    for n_stages in reversed(stages):
+        halves = cut_backbone(loaded.backbone, n_stages, loaded.preprocessing.input_size)
+        n_bytes = ViewSource.bytes_per_view(halves, device)
+        speed = Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
+        if _has_room(bench, speed):
+            break
+    else:
+        raise _no_room(bench, speed)
+    if device.name == "cuda":  # which batch fits, and whether compiling repays, is found by trying
+        batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
+    plan = plan_partial([speed], bench.amount(), None, bench.config.finetune, batch_size=batch_size)
+    assert plan is not None, "epochs that are asked for always fit"
+    return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
 
 
-def _free_speed(bench: Bench, n_stages: int) -> Speed:
-    """That of work whose time does not matter."""
-    halves = cut_backbone(bench.loaded.backbone, n_stages, bench.loaded.preprocessing.input_size)
-    n_bytes = ViewSource.bytes_per_view(halves, bench.workplace.device)
-    return Speed(n_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
+def _has_room(bench: Bench, speed: Speed) -> bool:
+    return room_for_views(speed, bench.amount()) >= (bench.config.finetune.n_views or 1)
 
 
-def _check_room(bench: Bench, speed: Speed) -> None:
-    """Raise where the views that are needed at least cannot be kept.
-
-    Raises:
-        NoPlanError: what they take is named.
-    """
-    amount, n_views = bench.amount(), bench.config.finetune.n_views or 1
-    if room_for_views(speed, amount) >= n_views:
-        return
-    asked = bench.config.finetune.n_views is not None
-    needed = n_views * speed.bytes_per_view * amount.n_train
-    place = "half of the cache" if bench.config.cache_gb else "the run's folder"
-    raise NoPlanError(
-        f"{counted(n_views, 'view')} of {amount.n_train:,} photographs take {needed / 1e6:,.1f} MB, and "
-        f"{place} has {amount.max_view_bytes / 1e6:,.1f}; "
-        f"{'lower --n-views, ' if asked else ''}raise --cache-gb{'' if asked else ' or use --tune probe'}"
+def _no_room(bench: Bench, speed: Speed) -> NoPlanError:
+    """The error that says what views take, and what to change."""
+    amount, asked = bench.amount(), bench.config.finetune.n_views
+    needed = (asked or 1) * speed.bytes_per_view * amount.n_train
+    return NoPlanError(
+        f"{needed / 1e6:,.1f} MB are needed for {counted(asked or 1, 'view')} of {amount.n_train:,} "
+        f"photographs, and there is room for {amount.max_view_bytes / 1e6:,.1f} MB; raise --cache-gb or "
+        f"{'lower --n-views' if asked else 'use --tune probe'}"
     )
 
 

@@ -91,7 +91,7 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     halves = cut_backbone(backbone, plan.n_stages, bench.loaded.preprocessing.input_size)
     source: Source = bench.pixels
     if plan.n_views is not None:
-        source = _prepare_views(bench, halves, plan, plan.n_views, journal)
+        source = _prepare_views(bench, halves, plan.n_views, journal)
     classifier, job = bench.classifier(halves), bench.job(source, plan)
     if halves.front is None:
         _check_sizes(job, backbone)
@@ -142,7 +142,7 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
     """
     bench, classifier = tuned.bench, tuned.classifier
     own, history, learned_from = tuned.own, tuned.history, bench.train
-    epochs = tuned.plan.refit_epochs if tuned.best_epoch else 0
+    epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
     if epochs:
         folder = os.path.join(bench.workplace.checkpoints, "refit")
         job = _refit_job(bench, tuned.job, tuned.plan, epochs)
@@ -167,13 +167,13 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
     )
 
 
-def _prepare_views(bench: Bench, halves: Halves, plan: Plan, n_views: int, journal: Journal) -> ViewSource:
+def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal) -> ViewSource:
     """Bring views of all photographs to be learned from as far as the cut.
 
     Raises:
         ConfigError: neither the cache nor the run's folder takes them.
     """
-    rows = bench.learn if plan.refit_epochs else bench.train
+    rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
     compute = bench.config.compute
     for has_cache in (True, False):
         views = bench.views(halves, n_views, has_cache=has_cache)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY, draw_folder
+from jobs import PLAN
 from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.imbalance import natural_offset
@@ -15,20 +16,9 @@ from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.training.bench import Bench, Workplace
-from pixelplay.training.plan import Plan
 from pixelplay.training.probe import ProbeFit
 from pixelplay.training.rare import FairProbe, refit_fair_head
 from pixelplay.training.tune import _refit_job
-
-PLAN = Plan(
-    depth="partial",
-    n_stages=1,
-    n_views=1,
-    epochs=3,
-    batch_size=8,
-    is_compiled=False,
-    seconds={"refit": 1.0},
-)
 
 
 def make_bench(config: TrainConfig, tmp_path: Path, tiny_weights: Path) -> Bench:
@@ -76,7 +66,7 @@ def test_the_last_epochs_see_photographs_as_they_are(tmp_path: Path, tiny_weight
     assert job.config.augmenting.mix_prob == 1.0
     refit = _refit_job(bench, job, PLAN, 2)
     assert refit.config.augmenting.mix_prob == 0.0
-    assert (refit.epochs, refit.epochs_before, len(refit.train), len(refit.val)) == (2, 3, 27, 0)
+    assert (refit.epochs, refit.epochs_before, len(refit.train), len(refit.val)) == (2, PLAN.epochs, 27, 0)
 
 
 def test_fitting_heads_after_a_training_counts_against_the_budget(tmp_path: Path, tiny_weights: Path) -> None:

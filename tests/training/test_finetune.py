@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs import plain_job
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.features import Device
 from pixelplay.model.tail import Tail
 from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.checkpoint import Where
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
-from pixelplay.training.losses import make_loss
 
 LABELS = np.arange(24) % 3  # the last four choose the epoch
 NONE = np.arange(0)  # nothing chooses: the last weights are kept
@@ -47,23 +46,7 @@ class InMemory:
 
 def make_job(accumulate: int = 1, **changes: Any) -> Job:
     config = TrainConfig(tune="partial", finetune=FinetuneConfig(accumulate=accumulate))
-    job = Job(
-        source=InMemory(),
-        labels=LABELS,
-        train=np.arange(20),
-        val=np.arange(20, 24),
-        offset=np.zeros(3),
-        loss=make_loss("none", np.array([7, 7, 6]), logit_tau=1, focal_gamma=2, label_smoothing=0),
-        imbalance="none",
-        config=config,
-        epochs=2,
-        batch_size=5,
-        is_compiled=False,
-        limit_s=None,
-        device=Device(name="cpu", precision="fp32"),
-        input_size=160,
-    )
-    return replace(job, **changes)
+    return plain_job(InMemory(), LABELS, 4, config, **{"batch_size": 5, **changes})
 
 
 def make_classifier() -> Classifier:

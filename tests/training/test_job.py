@@ -6,15 +6,17 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from jobs import plain_job
 from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Source
-from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces
-from pixelplay.training.losses import make_loss
+from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, memory_errors_explained
 
 SIZES = (23, 11, 4)
 FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32
@@ -35,23 +37,14 @@ def make_job(
     )
     labels = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rng.integers(0, len(sizes), n_val)])
     order = rng.permutation(len(labels))
-    job = Job(
-        source=cast(Source, None),  # a schedule asks it for nothing
-        labels=labels[order],
-        train=np.flatnonzero(order < sum(sizes)),
-        val=np.flatnonzero(order >= sum(sizes)),
-        offset=np.zeros(len(sizes)),
-        loss=make_loss("none", np.array(sizes), logit_tau=1, focal_gamma=2, label_smoothing=0),
-        imbalance=imbalance,
-        config=config,
-        epochs=6,
-        batch_size=8,
-        is_compiled=False,
-        limit_s=None,
-        device=Device(name="cpu", precision="fp32"),
-        input_size=160,
-    )
-    return replace(job, **changes)
+    schedule = {
+        "train": np.flatnonzero(order < sum(sizes)),
+        "val": np.flatnonzero(order >= sum(sizes)),
+        "imbalance": imbalance,
+        "epochs": 6,
+    }
+    # a schedule asks its source for nothing
+    return plain_job(cast(Source, None), labels[order], n_val, config, **{**schedule, **changes})
 
 
 def drawn_by(job: Job, epoch: int) -> NDArray[np.int64]:
@@ -198,3 +191,28 @@ def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.
         TrainConfig(finetune=FinetuneConfig(deterministic=True)), Device(name="cuda", precision="fp32")
     )
     assert os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)."),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
+def test_too_little_memory_says_what_to_lower(error: Exception) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"has too little memory for steps of 64 .*lower --train-batch-size"),
+        memory_errors_explained("cpu", 64),
+    ):
+        raise error
+
+
+def test_another_error_is_not_taken_for_too_little_memory() -> None:
+    with pytest.raises(RuntimeError, match="sizes do not match"), memory_errors_explained("cpu", 64):
+        raise RuntimeError("sizes do not match")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.training.plan import (
@@ -36,15 +37,6 @@ SPEEDS = [
     Speed(n_stages=3, view_s=0.005, step_s=0.030, bytes_per_view=40_000),
 ]
 FULL = Speed(n_stages=None, view_s=0.0, step_s=0.05, bytes_per_view=0)
-PLAN = Plan(
-    depth="partial",
-    n_stages=2,
-    n_views=4,
-    epochs=8,
-    batch_size=32,
-    is_compiled=False,
-    seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
-)
 
 
 def partial(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import draw_of_class
+from jobs import PLAN
 from materials import sort_out_folder
 from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig
@@ -17,7 +18,6 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.features import Device, PhotographFeatures
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
-from pixelplay.training.plan import Plan
 from pixelplay.training.resume import check_photographs, check_settings
 
 CPU = Device(name="cpu", precision="bf16")
@@ -117,20 +117,11 @@ def test_what_auto_stands_for_is_compared(device: Device, words: str, tmp_path: 
 
 
 def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> None:
-    plan = Plan(
-        depth="partial",
-        n_stages=2,
-        n_views=1,
-        epochs=3,
-        batch_size=8,
-        is_compiled=False,
-        seconds={"a": 1.0},
-    )
-    check_settings(str(tmp_path), CONFIG, CPU, plan)
+    check_settings(str(tmp_path), CONFIG, CPU, PLAN)
     interrupt(tmp_path)
-    check_settings(str(tmp_path), CONFIG, CPU, replace(plan, seconds={}))
-    with pytest.raises(ConfigError, match=r"plan\.n_views was 1, is 5;"):
-        check_settings(str(tmp_path), CONFIG, CPU, replace(plan, n_views=5))
+    check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, seconds={}))
+    with pytest.raises(ConfigError, match=r"plan\.n_views was 4, is 5;"):
+        check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, n_views=5))
     with pytest.raises(ConfigError, match=r"plan\.depth was 'partial', is None"):
         check_settings(str(tmp_path), CONFIG, CPU, None)
 

@@ -1,0 +1,50 @@
+"""A small plan and a small job, for tests to change."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig
+from pixelplay.model.features import Device
+from pixelplay.training.batches import Source
+from pixelplay.training.job import Job
+from pixelplay.training.losses import make_loss
+from pixelplay.training.plan import Plan
+
+PLAN = Plan(
+    depth="partial",
+    n_stages=2,
+    n_views=4,
+    epochs=8,
+    batch_size=32,
+    is_compiled=False,
+    seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
+)
+
+
+def plain_job(
+    source: Source, labels: NDArray[np.int64], n_val: int, config: TrainConfig, **changes: Any
+) -> Job:
+    """A job with a plain loss on the CPU, whose last `n_val` photographs choose."""
+    n_classes = int(labels.max()) + 1
+    n_train = len(labels) - n_val
+    counts = np.bincount(labels[:n_train], minlength=n_classes)
+    job = Job(
+        source=source,
+        labels=labels,
+        train=np.arange(n_train),
+        val=np.arange(n_train, len(labels)),
+        offset=np.zeros(n_classes),
+        loss=make_loss("none", counts, logit_tau=1, focal_gamma=2, label_smoothing=0),
+        imbalance="none",
+        config=config,
+        epochs=2,
+        batch_size=8,
+        is_compiled=False,
+        limit_s=None,
+        device=Device(name="cpu", precision="fp32"),
+        input_size=160,
+    )
+    return replace(job, **changes)

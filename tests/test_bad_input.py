@@ -429,6 +429,11 @@ def test_run_that_does_not_exist(drawn_photographs: Path, refuse: Refusal) -> No
     _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
 
 
+def test_other_run_that_does_not_exist(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_photographs, "--against", "nowhere")
+    _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
+
+
 # --- settings ---
 
 

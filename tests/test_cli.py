@@ -471,6 +471,36 @@ def test_evaluate_scores_the_asked_part_else_the_given_test_part(
     assert shell("evaluate", tiny_run, root, "--json", "--part", "train").json["n"] == 48
 
 
+def test_evaluate_against_another_run_shows_the_paired_difference(
+    drawn_photographs: Path, tiny_run: Path, two_class_run: Path, shell: Shell
+) -> None:
+    done = shell("evaluate", tiny_run, drawn_photographs, "--against", two_class_run)
+    assert done.status == 0
+    assert f"{tiny_run} less {two_class_run}: " in done.out
+    assert "that neither model was trained on" in done.out
+    assert f"{two_class_run} does not know rings, which the other model does" in done.err
+    found = shell("evaluate", tiny_run, drawn_photographs, "--against", two_class_run, "--json").json
+    against = found["against"]
+    assert against["runs"] == [str(tiny_run), str(two_class_run)]
+    values, difference = against["accuracy"]["values"], against["accuracy"]["difference"]
+    assert values[0] == pytest.approx(found["accuracy"]["value"])
+    assert difference["value"] == pytest.approx(values[0] - values[1])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert against["n"] - against["n_trained_on"] == against["unseen"]["n"]
+    swapped = shell("evaluate", two_class_run, drawn_photographs, "--against", tiny_run, "--json").json
+    assert swapped["against"]["accuracy"]["difference"]["value"] == pytest.approx(-difference["value"])
+    assert swapped["against"]["n_only_first_right"] == against["n_only_second_right"]
+
+
+def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12}, first_seed=600)
+    done = shell("evaluate", tiny_run, photos, "--against", tiny_run)
+    assert "right by" in done.out
+    assert "(McNemar's p = 1)" in done.out
+    assert "accuracy: no difference is shown, for its interval holds 0" in done.out
+    assert done.out.count("+0.000") >= 4
+
+
 # --- predict ---
 
 

@@ -128,6 +128,7 @@ def evaluate(
     part: DisallowNone[Annotated[Part | None, shown()]] = None,
     at_precision: Annotated[float | None, shown("PRECISION")] = None,
     positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
+    against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
     json: Flag = False,
     quiet: Flag = False,
 ) -> None:
@@ -139,6 +140,7 @@ def evaluate(
         part: Given part to score (default: test where the data has one, else everything).
         at_precision: For two classes: report the recall at this precision, 0 to 1.
         positive: Class that precision and recall are about (default: the second).
+        against: Another run: how far both are apart, photograph by photograph, and whether that is real.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
     """
@@ -152,6 +154,7 @@ def evaluate(
         part=part,
         at_precision=at_precision,
         positive=positive,
+        against=against,
         compute=compute,
         journal=Journal(quiet=quiet),
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -36,7 +37,13 @@ from pixelplay.model.features import (
     make_extractor,
     read_features,
 )
-from pixelplay.outputs.judged import EvaluationReport, choose_scored, evaluate_predictions, judge
+from pixelplay.outputs.judged import (
+    EvaluationReport,
+    choose_scored,
+    compare_runs,
+    evaluate_predictions,
+    judge,
+)
 from pixelplay.outputs.records import TrainReport, make_report, say_what_was_found, write_records
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
@@ -138,6 +145,7 @@ def evaluate(
     part: Part | None = None,
     at_precision: float | None = None,
     positive: str | None = None,
+    against: StrPath | None = None,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> EvaluationReport:
@@ -147,11 +155,12 @@ def evaluate(
         part: the given part to score (default: test where the data has one, else everything).
         at_precision: report the recall that a two-class model reaches at this precision.
         positive: the class that precision and recall are about (default: the second).
+        against: another run, whose figures are subtracted photograph by photograph.
 
     Raises:
         DataError: no labelled photograph to score, or not two classes for a precision.
         ConfigError: a precision outside (0, 1], or `positive` without one.
-        BundleError: no model in `run`.
+        BundleError: no model in `run` or `against`.
     """
     journal = journal or Journal()
     if positive is not None and at_precision is None:
@@ -161,10 +170,11 @@ def evaluate(
     index = say_what_was_assumed(scan_source(os.fspath(source), data), journal)
     index, scored_part = choose_scored(index, part)
     predictor = Predictor(run, compute)
+    other = None if against is None else Predictor(against, compute)
     if at_precision is not None:  # refuse before the first expensive second
         find_positive(_labels_of(predictor, index), predictor.classes, positive, at_precision)
     predictions = _collect(predictor, index, journal)
-    return evaluate_predictions(
+    report = evaluate_predictions(
         predictions,
         index,
         predictor.bundle,
@@ -173,6 +183,11 @@ def evaluate(
         at_precision=at_precision,
         positive=positive,
     )
+    if against is None or other is None:
+        return report
+    answers = predictions, _collect(other, index, journal)
+    bundles, runs = (predictor.bundle, other.bundle), (os.fspath(run), os.fspath(against))
+    return replace(report, against=compare_runs(answers, bundles, runs, index, journal))
 
 
 def predict(

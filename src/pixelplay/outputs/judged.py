@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pixelplay.config import PARTS, Part
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import DataError, name_some
+from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
 from pixelplay.journal import Journal
@@ -90,6 +91,7 @@ class EvaluationReport:
         n_unreadable: labelled photographs that could not be read and are not in the figures.
         n_trained_on: scored photographs that the model has learned from.
         unseen: the same figures without those; None where there are none, or nothing else.
+        against: the difference to another model, if one was named.
     """
 
     evaluation: Evaluation
@@ -97,6 +99,7 @@ class EvaluationReport:
     n_unreadable: int
     n_trained_on: int
     unseen: Evaluation | None
+    against: "RunComparison | None" = None
 
     def to_json(self) -> dict[str, object]:
         """Return the figures at the top level, and what they rest on beside them."""
@@ -104,6 +107,41 @@ class EvaluationReport:
             **self.evaluation.to_json(),
             "part": self.part,
             "n_unreadable": self.n_unreadable,
+            "n_trained_on": self.n_trained_on,
+            "unseen": None if self.unseen is None else self.unseen.to_json(),
+            "against": None if self.against is None else self.against.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """One model less another on the same photographs.
+
+    Attributes:
+        runs: the model that was measured, and the other.
+        metric: what the first decides for.
+        everything: all scored photographs.
+        n_trained_on: photographs that either model has learned from.
+        unseen: the same without those; None where there are none, or nothing else.
+    """
+
+    runs: tuple[str, str]
+    metric: str
+    everything: PairedComparison
+    n_trained_on: int
+    unseen: PairedComparison | None
+
+    @property
+    def fairest(self) -> PairedComparison:
+        """Without photographs that either has learned from, where there are others."""
+        return self.everything if self.unseen is None else self.unseen
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {
+            "runs": list(self.runs),
+            "metric": self.metric,
+            **self.everything.to_json(),
             "n_trained_on": self.n_trained_on,
             "unseen": None if self.unseen is None else self.unseen.to_json(),
         }
@@ -152,9 +190,8 @@ def evaluate_predictions(
         )
     if n_unreadable:
         journal.note(f"{n_unreadable} labelled photographs could not be read and are not in the figures")
-    classes = (*bundle.classes, *(name for name in index.classes if name not in bundle.classes))
-    position = {name: k for k, name in enumerate(classes)}
-    labels = np.array([position[index.classes[k]] for k in index.labels], dtype=np.int64)
+    classes = _all_names(bundle.classes, index.classes)
+    labels = _renumbered(index.classes, classes)[index.labels]
     unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
     if unknown:
         journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
@@ -171,7 +208,7 @@ def evaluate_predictions(
             positive=positive,
         )
 
-    seen = np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests]) & is_ok
+    seen = _was_learned(predictions, bundle) & is_ok
     if seen.any():
         journal.note(
             f"{seen.sum()} of {is_ok.sum()} scored photographs were trained on: the figures are too good; "
@@ -184,3 +221,65 @@ def evaluate_predictions(
         n_trained_on=int(seen.sum()),
         unseen=measure(is_ok & ~seen) if seen.any() and (is_ok & ~seen).any() else None,
     )
+
+
+def compare_runs(
+    answers: tuple[Predictions, Predictions],
+    bundles: tuple[Bundle, Bundle],
+    runs: tuple[str, str],
+    index: ImageIndex,
+    journal: Journal,
+) -> RunComparison:
+    """Measure one model less another, row by row of the same index, some of which could be read."""
+    classes = _all_names(*(bundle.classes for bundle in bundles), index.classes)
+    labels = _renumbered(index.classes, classes)[index.labels]
+    places = [_renumbered(bundle.classes, classes) for bundle in bundles]  # (K of each,)
+    for run, own, others in zip(runs, bundles, reversed(bundles), strict=True):
+        if lacking := sorted(set(others.classes) - set(own.classes)):
+            journal.note(f"{run} does not know {name_some(lacking)}, which the other model does")
+    probs = [np.zeros((len(labels), len(classes))) for _ in answers]
+    for wide, place, answer in zip(probs, places, answers, strict=True):
+        wide[:, place] = answer.probs
+    preds = [place[answer.pred] for place, answer in zip(places, answers, strict=True)]
+    is_known = np.isin(labels, places[0]) & np.isin(labels, places[1])
+    is_ok = (answers[0].pred >= 0) & (answers[1].pred >= 0)
+    seen = [_was_learned(answer, bundle) for answer, bundle in zip(answers, bundles, strict=True)]
+    is_seen = (seen[0] | seen[1]) & is_ok
+
+    def measure(keep: NDArray[np.bool_]) -> PairedComparison:
+        return compare_models(
+            (preds[0][keep], preds[1][keep]),
+            (probs[0][keep], probs[1][keep]),
+            labels[keep],
+            None if index.groups is None else index.groups[keep],
+            is_known=is_known[keep],
+        )
+
+    if is_seen.any() and not is_seen[is_ok].all():
+        journal.note(
+            f"the difference is shown for the {(is_ok & ~is_seen).sum()} photographs that neither model has "
+            "learned from"
+        )
+    return RunComparison(
+        runs=runs,
+        metric=bundles[0].metric,
+        everything=measure(is_ok),
+        n_trained_on=int(is_seen.sum()),
+        unseen=measure(is_ok & ~is_seen) if is_seen.any() and (is_ok & ~is_seen).any() else None,
+    )
+
+
+def _all_names(*lists: tuple[str, ...]) -> tuple[str, ...]:
+    """Every name once, in the order of the lists."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> NDArray[np.int64]:
+    """Positions (K,) of names in a longer list."""
+    position = {name: k for k, name in enumerate(among)}
+    return np.array([position[name] for name in names], dtype=np.int64)
+
+
+def _was_learned(predictions: Predictions, bundle: Bundle) -> NDArray[np.bool_]:
+    """Which rows (N,) a model has learned from."""
+    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])

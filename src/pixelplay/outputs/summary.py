@@ -15,7 +15,7 @@ from pixelplay.evaluation.operating_point import OperatingPoint
 from pixelplay.evaluation.weighted import ECE_BINS
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
-    from pixelplay.outputs.judged import EvaluationReport
+    from pixelplay.outputs.judged import EvaluationReport, RunComparison
     from pixelplay.outputs.records import TrainReport
 
 # figure → its name in tables
@@ -160,7 +160,38 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
     lines += ["", *_confusion_table(evaluation)]
     if evaluation.operating_point is not None:
         lines += ["", _operating_point(evaluation.operating_point)]
+    if report.against is not None:
+        lines += ["", *_comparison(report.against)]
     return "\n".join(lines)
+
+
+def _comparison(found: "RunComparison") -> list[str]:
+    """Both models' figures, how far they are apart, and whether that is shown."""
+    first, second = found.runs
+    fairest = found.fairest
+    where = "" if found.unseen is None else " that neither model was trained on"
+    lines = [f"{first} less {second}: {counted(fairest.n, 'photograph')}{where}"]
+    rows = []
+    for name, difference in fairest.differences.items():
+        values = [f"{value:.3f}" for value in fairest.values[name]]
+        doubt = "" if difference.reliable else " ?"
+        interval = f"{difference.low:+.3f} to {difference.high:+.3f}{doubt}"
+        mark = " ←" if name == found.metric else ""
+        rows.append([TITLES[name] + mark, *values, f"{difference.value:+.3f}", interval])
+    lines += _table(["", first, second, "difference", "interval"], rows)
+    has_doubt = any(row[-1].endswith("?") for row in rows)
+    lines += ["? few photographs of a class, or few on which they differ: a rough interval"] * has_doubt
+    evidence = "" if fairest.p_value is None else f" (McNemar's p = {fairest.p_value:.2g})"
+    lines.append(
+        f"right by {first} alone: {fairest.n_only_first_right}, by {second} alone: "
+        f"{fairest.n_only_second_right}{evidence}"
+    )
+    difference = fairest.differences[found.metric]
+    if difference.low > 0 or difference.high < 0:
+        lines.append(f"{TITLES[found.metric]}: {first if difference.low > 0 else second} is better")
+    else:
+        lines.append(f"{TITLES[found.metric]}: no difference is shown, for its interval holds 0")
+    return [printable(line) for line in lines]
 
 
 def _operating_point(point: OperatingPoint) -> str:

@@ -202,9 +202,9 @@ def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_photographs: Path
 def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) -> None:
     before = load_file(tiny_weights)
     after = load_file(tuned / "model/backbone.safetensors")
-    if (tuned / "model/tuned.safetensors").exists():  # the probe answers beside it, on the frozen network
+    if (tuned / "model/tuned.00.safetensors").exists():  # the probe answers beside it, on the frozen network
         assert all(np.array_equal(before[name], after[name]) for name in before)
-        after |= load_file(tuned / "model/tuned.safetensors")
+        after |= load_file(tuned / "model/tuned.00.safetensors")
     differ = {name for name in before if not np.array_equal(before[name], after[name])}
     first = {name for name in before if name.startswith(("stem.", "stages.0."))}
     # a network is not moved where no epoch was better than the start
@@ -217,7 +217,7 @@ def test_the_probe_answers_beside_the_tuned_network_where_asked(way: str, train:
     options = ["--tune", "partial", "--epochs", "1", "--n-views", "1", "--n-stages", "1", "--lr", "0.0002"]
     run = train("run", *options, "--with-probe", way)
     assert _json(run / "metrics.json")["chosen"]["with_probe"]["value"] is (way == "on")
-    assert (run / "model/tuned.safetensors").exists() == (way == "on")
+    assert (run / "model/tuned.00.safetensors").exists() == (way == "on")
 
 
 @pytest.mark.parametrize("depth", ["probe", "partial", "full"])

@@ -18,7 +18,7 @@ from pixelplay.errors import BundleError
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
 from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import TwinBackbone
+from pixelplay.model.tail import BranchedBackbone, Tail
 
 FILES = ["backbone.safetensors", "bundle.json", "head.safetensors"]
 
@@ -199,10 +199,11 @@ def test_a_head_that_is_no_safetensors_is_refused(folder: Path) -> None:
 @pytest.fixture
 def twin_folder(bundle: Bundle, tmp_path: Path) -> Path:
     """A bundle whose last two stages stand there twice, frozen and tuned."""
-    twin = TwinBackbone(bundle.backbone, 2)
+    tail = Tail(bundle.backbone, 2)
     with torch.no_grad():
-        for value in twin.tail.parameters():
+        for value in tail.parameters():
             value.mul_(1.5)
+    twin = BranchedBackbone(bundle.backbone, [tail])
     rng = np.random.default_rng(1)
     head = replace(bundle.head, weight=rng.normal(size=(3, twin.n_features)).astype(np.float32))
     write_bundle(replace(bundle, backbone=twin, head=head), str(tmp_path / "twin"))
@@ -211,35 +212,35 @@ def twin_folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def test_a_tuned_tail_is_read_back_beside_the_frozen_one(twin_folder: Path, tmp_path: Path) -> None:
     again = read_bundle(str(twin_folder))
-    assert isinstance(again.backbone, TwinBackbone)
-    assert again.backbone.tail.n_front == 2
-    kept = load_file(twin_folder / "tuned.safetensors")
+    assert isinstance(again.backbone, BranchedBackbone)
+    assert [tail.n_front for tail in again.backbone.tails] == [2]
+    kept = load_file(twin_folder / "tuned.00.safetensors")
     assert kept
     assert not any(name.startswith(("stem.", "stages.0.", "stages.1.")) for name in kept)
     frozen = load_file(twin_folder / "backbone.safetensors")
     weights = [name for name in kept if name.endswith("weight")]
     assert all(np.allclose(kept[name], 1.5 * frozen[name]) for name in weights)
     write_bundle(again, str(tmp_path / "again"))
-    assert {path.name for path in twin_folder.iterdir()} == {*FILES, "tuned.safetensors"}
+    assert {path.name for path in twin_folder.iterdir()} == {*FILES, "tuned.00.safetensors"}
     for path in twin_folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_damaged_missing_or_unvouched_tail_is_refused(twin_folder: Path) -> None:
-    path = twin_folder / "tuned.safetensors"
+    path = twin_folder / "tuned.00.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "SHA-256" in refused(twin_folder)
     path.unlink()
-    assert "lacks tuned.safetensors" in refused(twin_folder)
+    assert "lacks tuned.00.safetensors" in refused(twin_folder)
     path.write_bytes(data)
-    change(twin_folder, lambda content: content["sha256"].pop("tuned.safetensors"))
-    assert "no digest of tuned.safetensors" in refused(twin_folder)
+    change(twin_folder, lambda content: content["sha256"].pop("tuned.00.safetensors"))
+    assert "no digest of tuned.00.safetensors" in refused(twin_folder)
 
 
 @pytest.mark.parametrize("n_front", [-1, 4, 1.5, "2", True, [], 1])
 def test_a_tail_that_cannot_be_is_refused(n_front: object, twin_folder: Path) -> None:
-    change(twin_folder, lambda content: content["backbone"].update(n_front=n_front))
+    change(twin_folder, lambda content: content["backbone"].update(n_fronts=[n_front]))
     refused(twin_folder)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.model.head import LinearHead, feature_scale
+from pixelplay.model.head import LinearHead, average_heads, feature_scale
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,38 @@ def test_two_heads_joined_give_the_mean_of_their_logits(head: LinearHead, n_shar
         weight=rng.normal(size=(5, 700)).astype(np.float32), bias=np.arange(5, dtype=np.float32)
     )
     before = head.weight.copy()
-    joined = head.averaged_with(other, n_shared)
+    n_joint = 700 + 700 - n_shared
+    own = np.concatenate([np.arange(n_shared), np.arange(700, n_joint)])
+    joined = average_heads([head.placed(np.arange(700), n_joint), other.placed(own, n_joint)])
     found = joined.logits(np.concatenate([first, second[:, n_shared:]], axis=1))
     np.testing.assert_allclose(found, (head.logits(first) + other.logits(second)) / 2, atol=1e-3)
     np.testing.assert_array_equal(head.weight, before)
     assert joined.bias.dtype == np.float32
+
+
+@pytest.mark.parametrize("n_hidden", [None, 7])
+def test_a_mean_of_heads_answers_like_the_mean_of_their_cooled_logits(n_hidden: int | None) -> None:
+    rng = np.random.default_rng(3)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    heads = [
+        LinearHead(weight=draw(4, 30), bias=draw(4))
+        if n_hidden is None
+        else LinearHead(
+            weight=draw(4, n_hidden),
+            bias=draw(4),
+            hidden_weight=draw(n_hidden, 30),
+            hidden_bias=draw(n_hidden),
+        )
+        for _ in range(3)
+    ]
+    features, temperatures = draw(20, 30), [0.5, 1.0, 2.0]
+    joined = average_heads(heads, temperatures)
+    expected = np.mean([h.logits(features) / t for h, t in zip(heads, temperatures, strict=True)], axis=0)
+    np.testing.assert_allclose(joined.logits(features), expected, atol=1e-4)
+    assert joined.fits(30, 4)
 
 
 def test_a_feature_counts_as_it_moves_up_to_the_median() -> None:

@@ -10,7 +10,7 @@ from networks import draw_backbone, shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.fuse import fuse_for_inference
-from pixelplay.model.tail import Halves, TwinBackbone, UncuttableError, cut_backbone
+from pixelplay.model.tail import BranchedBackbone, Halves, Tail, UncuttableError, cut_backbone
 
 SIZE = 64
 VIT_SIZE = 160  # test_vit takes no other
@@ -214,15 +214,14 @@ def test_gradients_reach_every_weight_of_the_tail() -> None:
 
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_front"), [(name, n) for name in N_STAGES for n in (0, 2)])
-def test_a_twin_gives_frozen_and_tuned_features(name: str, n_front: int, features: FeatureKind) -> None:
+def test_a_branch_gives_frozen_and_tuned_features(name: str, n_front: int, features: FeatureKind) -> None:
     frozen, images = draw_backbone(name, features).eval(), draw_images(3)
     n_tail = N_STAGES[name] - n_front if n_front else None
     halves = cut_backbone(frozen, n_tail, SIZE)
     train_by_hand(halves)
     tuned = copy.deepcopy(frozen)
     halves.tail.write_into(tuned)
-    twin = TwinBackbone(frozen, n_front).eval()
-    twin.tail.network.load_state_dict(halves.tail.network.state_dict(), strict=True)
+    twin = BranchedBackbone(frozen, [halves.tail]).eval()
     with torch.inference_mode():
         first, second = frozen(images), tuned(images)
         found, fused = twin(images), fuse_for_inference(twin, SIZE)(images)
@@ -233,14 +232,15 @@ def test_a_twin_gives_frozen_and_tuned_features(name: str, n_front: int, feature
     assert twin.n_features == expected.shape[1]
 
 
-def test_a_twin_runs_the_front_once() -> None:
-    twin = TwinBackbone(draw_backbone("test_convnext"), 2).eval()
+def test_branches_run_what_they_share_once() -> None:
+    frozen = draw_backbone("test_convnext")
+    branched = BranchedBackbone(frozen, [Tail(frozen, 2), Tail(frozen, 3)]).eval()
     runs: list[str] = []
-    for network in (twin.network, twin.tail.network):
+    for network in (branched.network, *(tail.network for tail in branched.tails)):
         for name in ("stages.0", "stages.3"):
             layer = network.get_submodule(name)
             if not isinstance(layer, nn.Identity):
                 layer.register_forward_hook(lambda *_, name=name: runs.append(name))
     with torch.inference_mode():
-        twin(draw_images(1))
-    assert sorted(runs) == ["stages.0", "stages.3", "stages.3"]
+        branched(draw_images(1))
+    assert sorted(runs) == ["stages.0", "stages.3", "stages.3", "stages.3"]

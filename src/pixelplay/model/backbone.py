@@ -11,7 +11,7 @@ Learning", ICML 2022, arXiv:2201.03529.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,17 +77,19 @@ def stage_modules(network: Any) -> tuple[str, ...]:
 
 def features_behind(network: Any, stages: Sequence[int], inputs: Tensor) -> Tensor:
     """Moments of some stages, then pooled features: (B, D) float32."""
-    return features_and_map(network, stages, inputs, stages[-1] if stages else -1)[0]
+    return features_and_maps(network, stages, inputs, ())[0]
 
 
-def features_and_map(network: Any, stages: Sequence[int], inputs: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The same, and the map (B, C, H, W) at the end of one stage."""
-    wanted = sorted({*stages, kept})
+def features_and_maps(
+    network: Any, stages: Sequence[int], inputs: Tensor, kept: Iterable[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The same, and the maps (B, C_s, H_s, W_s) at the end of some stages."""
+    wanted = sorted({*stages, *kept}) or [-1]
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
     pooled = network.forward_head(last, pre_logits=True)  # (B, C)
     moments = [moment for stage in stages for moment in _channel_moments(maps[stage])]
-    return torch.cat([*moments, pooled.float()], dim=1), maps[kept]  # (B, D)
+    return torch.cat([*moments, pooled.float()], dim=1), maps  # (B, D)
 
 
 def maps_of(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:

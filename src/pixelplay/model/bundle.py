@@ -2,12 +2,13 @@
 
 bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
 backbone.safetensors timm's own keys
-tuned.safetensors    likewise, of the stages that were tuned beside those of the backbone; where there are any
+tuned.NN.safetensors likewise, of stages that were tuned beside those of the backbone; one for each branch
 head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
@@ -29,12 +30,14 @@ from pixelplay.model.backbone import (
     stage_modules,
 )
 from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import TwinBackbone
+from pixelplay.model.tail import BranchedBackbone, Tail
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 1
+_BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
-BACKBONE, TUNED, HEAD = (f"{name}.safetensors" for name in ("backbone", "tuned", "head"))
+BACKBONE, HEAD = (f"{name}.safetensors" for name in ("backbone", "head"))
+MAX_BRANCHES = 100  # two digits in a file name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +84,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
 
     os.makedirs(folder, exist_ok=True)
     networks = {BACKBONE: bundle.backbone.network}
-    if isinstance(bundle.backbone, TwinBackbone):
-        networks[TUNED] = bundle.backbone.tail.network
+    networks |= {_branch_file(i): tail.network for i, tail in enumerate(_tails_of(bundle.backbone))}
     files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
     files[HEAD] = save_arrays(bundle.head.arrays())
     for name, data in files.items():
@@ -96,7 +98,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
             "name": bundle.backbone.name,
             "features": bundle.backbone.features,
             "features_version": FEATURES_VERSION,
-            "n_front": bundle.backbone.tail.n_front if isinstance(bundle.backbone, TwinBackbone) else None,
+            "n_fronts": [tail.n_front for tail in _tails_of(bundle.backbone)],
         },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
@@ -120,7 +122,7 @@ def read_bundle(folder: str) -> Bundle:
     """
     folder = find_bundle(folder)
     content = _read_content(os.path.join(folder, "bundle.json"))
-    for name in (BACKBONE, HEAD, *({TUNED} & set(content["sha256"]))):
+    for name in sorted({BACKBONE, HEAD} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
             raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
@@ -194,13 +196,8 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
         raise ValueError(f"features {features!r}")
     backbone = Backbone(name, network, features)
-    if (n_front := content["backbone"]["n_front"]) is not None:
-        if n_front not in range(len(stage_modules(network))):
-            raise ValueError(f"n_front {n_front!r}")
-        if TUNED not in content["sha256"]:
-            raise ValueError(f"no digest of {TUNED}")
-        backbone = TwinBackbone(backbone, n_front)
-        _fill(backbone.tail.network, folder, TUNED)
+    if n_fronts := content["backbone"]["n_fronts"]:
+        backbone = _with_branches(backbone, n_fronts, content, folder)
     head = read_state_dict(os.path.join(folder, HEAD))
     raw = dict(content["preprocessing"])
     preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
@@ -218,6 +215,31 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         head=LinearHead(**{name: value.float().numpy() for name, value in head.items()}),
         made_by=dict(content["made_by"]),
     )
+
+
+def _with_branches(
+    backbone: Backbone, n_fronts: Any, content: Mapping[str, Any], folder: str
+) -> BranchedBackbone:
+    cuts = range(len(stage_modules(backbone.network)))
+    if not isinstance(n_fronts, list) or len(n_fronts) > MAX_BRANCHES:
+        raise ValueError(f"n_fronts {n_fronts!r}")
+    if wrong := [n for n in n_fronts if type(n) is not int or n not in cuts]:
+        raise ValueError(f"n_front {wrong[0]!r}")
+    names = [_branch_file(i) for i in range(len(n_fronts))]
+    if unvouched := [name for name in names if name not in content["sha256"]]:
+        raise ValueError(f"no digest of {unvouched[0]}")
+    tails = [Tail(backbone, n_front) for n_front in n_fronts]
+    for name, tail in zip(names, tails, strict=True):
+        _fill(tail.network, folder, name)
+    return BranchedBackbone(backbone, tails)
+
+
+def _tails_of(backbone: Backbone) -> list[Tail]:
+    return backbone.tails if isinstance(backbone, BranchedBackbone) else []
+
+
+def _branch_file(i: int) -> str:
+    return f"tuned.{i:02}.safetensors"
 
 
 def _state_of(network: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Features → logits."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,21 +52,41 @@ class LinearHead:
             hidden_bias=self.hidden_bias,
         )
 
-    def averaged_with(self, other: "LinearHead", n_shared: int) -> "LinearHead":
-        """The mean of this head's logits and another's, on the features of both side by side.
-
-        Args:
-            other: on its own features (N, D), of which the first are the first of this head's too.
-            n_shared: how many those are; they stand once in the joint features (N, 2 D - n_shared).
-        """
-        own, others = self.weight / 2, other.weight / 2
-        own[:, :n_shared] += others[:, :n_shared]
-        weight = np.concatenate([own, others[:, n_shared:]], axis=1)
-        return LinearHead(weight=weight, bias=((self.bias + other.bias) / 2).astype(np.float32))
+    def placed(self, columns: NDArray[np.int64], n_features: int) -> "LinearHead":
+        """The same logits from wider features (N, n_features), of which `columns` (D,) are its own."""
+        name = "weight" if self.hidden_weight is None else "hidden_weight"
+        first = getattr(self, name)
+        wide = np.zeros((len(first), n_features), np.float32)
+        wide[:, columns] = first
+        return replace(self, **{name: wide})
 
     def arrays(self) -> dict[str, FloatArray]:
         """Its arrays by name, those that it has."""
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}
+
+
+def average_heads(heads: Sequence[LinearHead], temperatures: Sequence[float] | None = None) -> LinearHead:
+    """One head whose logits are the mean of those of M heads, each divided by its temperature.
+
+    Args:
+        heads: on the same features; all have a hidden layer, or none.
+        temperatures: (M,) > 0; None: 1 for all.
+    """
+    shares = [1 / (len(heads) * T) for T in temperatures or [1.0] * len(heads)]  # (M,)
+    biases = [np.float32(share) * head.bias for share, head in zip(shares, heads, strict=True)]
+    weights = [np.float32(share) * head.weight for share, head in zip(shares, heads, strict=True)]
+    hidden = [(h.hidden_weight, h.hidden_bias) for h in heads if h.hidden_weight is not None]
+    assert len(hidden) in (0, len(heads)), "a head with a hidden layer and one without have no mean"
+    bias: FloatArray = np.sum(biases, axis=0)  # (K,)
+    if not hidden:
+        return LinearHead(weight=np.sum(weights, axis=0), bias=bias)
+    units, offsets = zip(*hidden, strict=True)
+    return LinearHead(
+        weight=np.concatenate(weights, axis=1),  # (K, M H)
+        bias=bias,
+        hidden_weight=np.concatenate(units),  # (M H, D)
+        hidden_bias=np.concatenate(offsets),
+    )
 
 
 def feature_scale(features: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -5,6 +5,7 @@ kept on disk; the tail turns it into the same features as the whole backbone.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import (
     Backbone,
-    features_and_map,
+    features_and_maps,
     features_behind,
     maps_of,
     moments_of,
@@ -62,25 +63,34 @@ class Tail(nn.Module):
         backbone.network.load_state_dict({**state, **self.network.state_dict()}, strict=True)
 
 
-class TwinBackbone(Backbone):
-    """A frozen backbone and, beside it, another tail for the same front.
+class BranchedBackbone(Backbone):
+    """A frozen backbone and, beside it, other tails that branch off from its stages.
 
-    Its features are those of the frozen network, then those of the tail: one linear head on both
-    adds up what two classifiers say, and the front runs once.
+    Its features are those of the frozen network, then those of each tail: one head on all of them
+    averages what several classifiers say, and what they share runs once.
+
+    Args:
+        backbone: frozen.
+        tails: of backbones like it.
     """
 
-    def __init__(self, backbone: Backbone, n_front: int) -> None:
+    def __init__(self, backbone: Backbone, tails: Iterable[Tail]) -> None:
         super().__init__(backbone.name, backbone.network, backbone.features)
-        self.tail = Tail(backbone, n_front)
+        self._tails = nn.ModuleList(tails)
+
+    @property
+    def tails(self) -> list[Tail]:
+        """In the order of their features."""
+        return [tail for tail in self._tails if isinstance(tail, Tail)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn normalised images (B, 3, H, W) into features (B, 2 D - D_front) float32."""
-        n_front = self.tail.n_front
+        """Turn normalised images (B, 3, H, W) into features (B, D plus D - D_front of each tail) float32."""
+        tails = self.tails
+        cuts = [tail.n_front - 1 for tail in tails if tail.n_front]
+        features, maps = features_and_maps(self.network, self.stages, images, cuts)
+        maps[-1] = images  # what a tail starts from that shares nothing
         none = images.new_empty(len(images), 0, dtype=torch.float32)
-        if not n_front:
-            return torch.cat([super().forward(images), self.tail(images, none)], dim=1)
-        features, maps = features_and_map(self.network, self.stages, images, n_front - 1)
-        return torch.cat([features, self.tail(maps, none)], dim=1)
+        return torch.cat([features, *(tail(maps[tail.n_front - 1], none) for tail in tails)], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from pixelplay.evaluation.decision import held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, why_refused
 from pixelplay.model.classifier import Classifier
+from pixelplay.model.ensemble import Member, join_members
 from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import Halves, TwinBackbone, cut_backbone
+from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Source, ViewSource
 from pixelplay.training.bench import Bench, may_answer_together
 from pixelplay.training.checkpoint import has_checkpoint
@@ -226,10 +227,9 @@ def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) 
 
 def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:
     """The tuned stages beside the frozen ones, under a head that averages both logits."""
-    twin = TwinBackbone(bench.loaded.backbone, halves.tail.n_front)
-    tuned = own[0].network.state_dict()
-    twin.tail.network.load_state_dict({name: tuned[name] for name in twin.tail.network.state_dict()})
-    return twin.eval(), probe_head.averaged_with(own[1], halves.n_moments)
+    frozen = bench.loaded.backbone
+    probe = Member(backbone=frozen, head=probe_head, n_front=None)
+    return join_members(frozen, [probe, Member(backbone=own[0], head=own[1], n_front=halves.tail.n_front)])
 
 
 def _check_sizes(job: Job, backbone: Backbone) -> None:

@@ -1,0 +1,76 @@
+"""One network and one head answer as all members of an ensemble do on average."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from networks import draw_backbone
+from pixelplay.model.backbone import Backbone
+from pixelplay.model.ensemble import Member, join_members
+from pixelplay.model.head import LinearHead
+from pixelplay.model.tail import BranchedBackbone, Tail
+
+
+def _tuned(frozen: Backbone, n_front: int, factor: float) -> Backbone:
+    """A copy whose stages behind the cut have other weights."""
+    tuned, tail = copy.deepcopy(frozen), Tail(frozen, n_front)
+    with torch.no_grad():
+        for value in tail.parameters():
+            value.mul_(factor)
+    tail.write_into(tuned)
+    return tuned.eval()
+
+
+def _head(backbone: Backbone, seed: int, n_hidden: int | None = None) -> LinearHead:
+    rng, n = np.random.default_rng(seed), backbone.n_features
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape, scale=0.1).astype(np.float32)
+
+    if n_hidden is None:
+        return LinearHead(weight=draw(3, n), bias=draw(3))
+    return LinearHead(
+        weight=draw(3, n_hidden), bias=draw(3), hidden_weight=draw(n_hidden, n), hidden_bias=draw(n_hidden)
+    )
+
+
+def _logits(backbone: Backbone, head: LinearHead) -> np.ndarray:
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return head.logits(backbone(images).numpy())
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0"])
+def test_members_of_every_kind_have_their_mean(name: str) -> None:
+    frozen = draw_backbone(name).eval()
+    beside = BranchedBackbone(frozen, [Tail(_tuned(frozen, 2, 1.2), 2)]).eval()
+    tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
+    kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (beside, None), (tuned, 3), (full, 0)]
+    members = [Member(backbone=b, head=_head(b, i), n_front=n) for i, (b, n) in enumerate(kinds)]
+    temperatures = [1.0, 0.5, 2.0, 1.5]
+    joined, head = join_members(frozen, members, temperatures)
+    each = [_logits(m.backbone, m.head) / t for m, t in zip(members, temperatures, strict=True)]
+    scale = np.abs(each).max()
+    np.testing.assert_allclose(_logits(joined, head), np.mean(each, axis=0), atol=1e-4 * scale)
+
+
+def test_probes_alone_need_no_other_network() -> None:
+    frozen = draw_backbone("test_convnext").eval()
+    members = [Member(backbone=frozen, head=_head(frozen, i), n_front=None) for i in range(3)]
+    joined, head = join_members(frozen, members)
+    assert joined is frozen
+    assert head.weight.shape == members[0].head.weight.shape
+
+
+def test_heads_with_a_hidden_layer_stand_side_by_side() -> None:
+    frozen = draw_backbone("test_convnext", "pooled").eval()
+    networks = [_tuned(frozen, 0, factor) for factor in (0.9, 1.1)]
+    members = [
+        Member(backbone=network, head=_head(network, i, n_hidden=5), n_front=0)
+        for i, network in enumerate(networks)
+    ]
+    joined, head = join_members(frozen, members)
+    expected = np.mean([_logits(member.backbone, member.head) for member in members], axis=0)
+    np.testing.assert_allclose(_logits(joined, head), expected, atol=1e-4 * np.abs(expected).max())

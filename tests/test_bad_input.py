@@ -434,6 +434,38 @@ def test_other_run_that_does_not_exist(drawn_photographs: Path, tiny_run: Path, 
     _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
 
 
+# --- cross-validation ---
+
+
+@pytest.fixture
+def refuse_crossval(tiny_weights: Path, refuse: Refusal) -> Refusal:
+    def run(data: Path, *argv: object) -> str:
+        tiny = ["--out", "run", "--tune", "probe", "--backbone", TINY, "--weights", tiny_weights]
+        return refuse("crossval", data, *tiny, *argv)
+
+    return run
+
+
+def test_more_folds_than_photographs_of_a_class(drawn_photographs: Path, refuse_crossval: Refusal) -> None:
+    line = refuse_crossval(drawn_photographs, "--n-folds", "10")
+    assert line == ("class 'rings' has 9 photographs but n_folds=10 needs 10; add some or use --n-folds 9")
+
+
+def test_groups_that_hold_a_class_together(tmp_path: Path, refuse_crossval: Refusal) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12})
+    for name in ("bars", "dots"):
+        for i, path in enumerate(sorted((photos / name).iterdir())):
+            path.rename(path.with_name(f"night{i % 3}_{path.name}"))
+    line = refuse_crossval(photos, "--group-regex", r"night\d")
+    _assert_says(line, "12 photographs in 3 groups that stay together", "n_folds=5 needs 5", "--n-folds 3")
+
+
+@pytest.mark.parametrize("repeats", ["0", "21"])
+def test_repeats_out_of_range(repeats: str, drawn_photographs: Path, refuse_crossval: Refusal) -> None:
+    line = refuse_crossval(drawn_photographs, "--repeats", repeats)
+    assert line == f"repeats={repeats} is outside its range 1 to 20"
+
+
 # --- settings ---
 
 

@@ -249,6 +249,29 @@ def test_a_kill_before_any_change_of_a_file_loses_nothing(
     assert n > 30
 
 
+@pytest.mark.parametrize(("ending", "n"), [("fold.safetensors.tmp", 2), (f"{CHECKPOINT}.tmp", 4)])
+def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
+    ending: str, n: int, photos: list[str], start: Start, tmp_path: Path
+) -> None:
+    """Killed while the second fold is written, or trained; what the first has found is not made again."""
+    settings = ["crossval", *photos[1:], *TRAININGS["partial"], "--n-stages", "1", "--n-folds", "3"]
+    left_alone, run = tmp_path / "left_alone", tmp_path / "killed/run"
+    run.parent.mkdir()
+    assert main([*settings, "--out", str(left_alone), "--cache-dir", str(tmp_path / "cache")]) == 0
+    command = [*settings, "--out", str(run), "--cache-dir", str(run.parent / "cache"), "--resume"]
+    second = run.parent / "run.partial/checkpoint/fold-00-01"
+    _await_death(start(command, checkpoint_every_s=0, death=Death(str(second), n, ending)))
+    first = run.parent / "run.partial/checkpoint/fold-00-00/fold.safetensors"
+    before = first.stat().st_mtime_ns
+    _await_death(start(command, death=Death(f"{run}.partial", 1, "oof.csv.partial")))
+    assert first.stat().st_mtime_ns == before
+    assert main(command) == 0
+    assert sorted(path.name for path in run.parent.iterdir()) == ["cache", "run"]
+    found, expected = _content(run), _content(left_alone)
+    assert set(found) == set(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
 # --- what is left of a killed run, and who may touch it ---
 
 

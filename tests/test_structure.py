@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from pixelplay.cli import COMMANDS, main
+from pixelplay.cli import main
+from pixelplay.commands import COMMANDS
 
 PACKAGE = Path(pixelplay.__file__).parent
 README = PACKAGE.parents[1] / "README.md"
@@ -31,7 +32,13 @@ STAGES = (
     "workflow",
     "cli",
 )
-SAME_STAGE = {"journal": "config", "recipes": "config", "parsing": "cli", "__main__": "cli"}
+SAME_STAGE = {
+    "journal": "config",
+    "recipes": "config",
+    "parsing": "cli",
+    "commands": "cli",
+    "__main__": "cli",
+}
 BANNED = {"utils", "common", "helpers", "base"}
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "pyarrow", "numpy", "PIL")
 
@@ -49,6 +56,7 @@ PUBLIC = {
     "Predictions",
     "Predictor",
     "TrainConfig",
+    "cross_validate",
     "evaluate",
     "original_recipe",
     "predict",

@@ -24,6 +24,7 @@ _HOMES = {
     "Predictions": "pixelplay.inference.predictor",
     "Predictor": "pixelplay.inference.predictor",
     "TrainConfig": "pixelplay.config",
+    "cross_validate": "pixelplay.workflow",
     "evaluate": "pixelplay.workflow",
     "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
@@ -45,6 +46,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "TrainConfig",
+    "cross_validate",
     "evaluate",
     "original_recipe",
     "predict",
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     )
     from pixelplay.inference.predictor import Predictions, Predictor
     from pixelplay.recipes import original_recipe
-    from pixelplay.workflow import evaluate, predict, train
+    from pixelplay.workflow import cross_validate, evaluate, predict, train
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ A reader of stderr that has gone away stops neither.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -34,14 +34,20 @@ class Journal:
         self.started = time.monotonic()
         self.notes: list[str] = []
         self._quiet = quiet
+        self._chapter = ""
         self._bar: Any = None
 
     def note(self, text: str) -> None:
         """Say one line on stderr and keep it; a repeated line is said once."""
+        text = f"{self._chapter}{text}"
         if text in self.notes:
             return
         self.notes.append(text)
         self.tell(f"note: {text}")
+
+    def keep(self, notes: Sequence[str]) -> None:
+        """Take over notes that another process has said."""
+        self.notes += [note for note in notes if note not in self.notes]
 
     def tell(self, text: str) -> None:
         """Say one line on stderr that nobody needs later."""
@@ -50,6 +56,15 @@ class Journal:
         if self._bar is not None:
             self._bar.clear()
         _say(text)
+
+    @contextmanager
+    def chapter(self, name: str) -> Iterator[None]:
+        """Let every note and every progress say which of several like pieces of work it is about."""
+        before, self._chapter = self._chapter, f"{name}: "
+        try:
+            yield
+        finally:
+            self._chapter = before
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "photographs") -> Iterator[Progress]:
@@ -65,6 +80,7 @@ class Journal:
         if self._quiet:
             yield _Silence()
             return
+        what = f"{self._chapter}{what}"
         start = time.monotonic()
         if sys.stderr.isatty():
             counter = self._bar = _make_bar(what, total, unit)

@@ -1,58 +1,54 @@
-"""The story: train, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
+"""The story: train, cross-validate, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pixelplay import __version__
 from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig
-from pixelplay.data.cache import PhotographCache, default_cache_dir
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.scan import say_what_was_assumed, select_labelled
-from pixelplay.data.source import list_files, list_images, scan_source
+from pixelplay.data.source import list_all, scan_source
 from pixelplay.data.tables import read_table
-from pixelplay.errors import ConfigError, DataError, name_some
-from pixelplay.evaluation.decision import Decision, fit_decision
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.operating_point import find_positive
-from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
+from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.journal import Journal
-from pixelplay.model.backbone import (
-    FeatureKind,
-    LoadedBackbone,
-    load_backbone,
-    pick_backbone_name,
-)
-from pixelplay.model.bundle import Bundle, shorten_digest, write_bundle
-from pixelplay.model.features import (
-    Device,
-    FeatureExtractor,
-    PhotographFeatures,
-    find_device,
-    make_extractor,
-    read_features,
-)
+from pixelplay.model.backbone import Backbone, LoadedBackbone, load_backbone, pick_backbone_name
+from pixelplay.model.bundle import write_bundle
+from pixelplay.model.ensemble import join_members
+from pixelplay.model.features import Device, find_device, make_extractor
+from pixelplay.model.head import LinearHead
+from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
 from pixelplay.outputs.judged import (
     EvaluationReport,
+    Judged,
     choose_scored,
     compare_runs,
     evaluate_predictions,
     judge,
+    labels_among,
 )
 from pixelplay.outputs.records import TrainReport, make_report, say_what_was_found, write_records
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.deploy import decide_by_held_out, make_bundle
 from pixelplay.training.depth import check_depth
+from pixelplay.training.folds import (
+    check_repeats,
+    decide_alone,
+    decide_together,
+    learn_alone,
+    learn_folds,
+    without_test,
+)
 from pixelplay.training.job import fix_workspaces
-from pixelplay.training.learn import Learned, learn
-from pixelplay.training.material import Material, sort_out
+from pixelplay.training.learn import learn
+from pixelplay.training.material import Material, read_photographs, sort_out
 from pixelplay.training.plan import follow, read_plan
 from pixelplay.training.resume import check_photographs, check_settings
 
@@ -93,47 +89,84 @@ def train(
         fix_workspaces(config, device)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated)
-        index = say_what_was_assumed(scan_source(os.fspath(source), config.data, config.classes), journal)
-        index = select_labelled(index, journal)
-        check_learnable(index, np.ones(len(index), dtype=np.bool_))
-        name = pick_backbone_name(config.backbone, device.name)
-        features: FeatureKind = "stages" if config.finetune.head == "linear" else "pooled"
-        backbone = load_backbone(
-            name,
-            config.weights,
-            is_offline=config.offline,
-            features=features,
-            input_size=config.input_size,
-        )
-
-        # Every photograph is seen once by the backbone as it came. Nothing is learned here.
-        extractor = make_extractor(backbone.backbone, backbone.preprocessing, config, device)
-        photographs = _read(index, extractor, backbone.weights_id, config, journal)
-        material = sort_out(index, photographs, config)
-        say_what_was_found(material, index, photographs.errors, config, journal)
-        check_photographs(workplace.checkpoints, material, backbone.weights_id)
+        material, backbone = _see(os.fspath(source), config, workplace, journal)
 
         # Held-out photographs of the learning part choose how deep to train, then T and tau.
         learned = learn(material, backbone, config, workplace, journal)
-        decision = _decide(learned, material, config, journal)
-        bundle = _make_bundle(learned, decision, material, backbone, config, device)
+        decision = decide_by_held_out(learned, material, config, journal)
+        answer = learned.backbone, learned.head
+        bundle = make_bundle(answer, decision, learned.learned_from, material, backbone, config, device)
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
-        test = material.parts.split.test
         held_out = judge(material, learned.held_out, decision.apply(learned.logits), config.seed)
-        measured = None
-        if len(test):
-            tuned = make_extractor(learned.backbone, backbone.preprocessing, config, device)
-            is_probe = learned.depth == "probe"
-            test_features = material.features[test] if is_probe else read_rows(material, test, tuned, config)
-            logits = learned.head.logits(test_features)
-            measured = judge(material, test, decision.apply(logits), config.seed)
-        judged = held_out, measured
-        report = make_report(
-            os.fspath(out_dir), config, material, photographs.errors, learned, decision, judged, journal.notes
-        )
+        judged = held_out, _measure_test(answer, decision, material, backbone, config, device)
+        report = make_report(os.fspath(out_dir), config, material, learned, decision, judged, journal.notes)
         write_records(folder, config, material, learned, report, judged)
+    return report
+
+
+def cross_validate(
+    source: StrPath,
+    out_dir: StrPath,
+    config: TrainConfig | None = None,
+    *,
+    n_repeats: int = 1,
+    is_single: bool = False,
+    is_forced: bool = False,
+    is_resumed: bool = False,
+    journal: Journal | None = None,
+) -> CrossvalReport:
+    """Learn a classifier without each of `config.n_folds` folds in turn; every photograph measures once.
+
+    The figures are of the procedure: of classifiers that learn from all but a fold. What is deployed,
+    the mean of all of them or one that learned from everything, is measured on a given test part only.
+
+    Args:
+        source: folder, table or zip archive of labelled photographs; a given test part takes no part.
+        out_dir: folder of the run; it appears once everything in it is there.
+        config: as for `train`; its time budget is that of each fold.
+        n_repeats: deal the photographs into folds so often, 1 to 20.
+        is_single: deploy one classifier that learned from everything instead of the folds' mean.
+        is_forced: replace an existing run.
+        is_resumed: go on where a killed process stopped.
+
+    Raises:
+        DataError: the photographs cannot make classifiers, or a class has fewer of them than folds.
+        ConfigError: a setting, the output folder or the backbone cannot be used.
+    """
+    config, journal = config or TrainConfig(), journal or Journal()
+    check_repeats(n_repeats)
+    check_depth(config)
+    with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
+        device = find_device(config.compute)
+        fix_workspaces(config, device)
+        workplace = Workplace(folder=folder, device=device, started=journal.started, plan=None)
+        also = {"n_repeats": n_repeats, "is_single": is_single}
+        check_settings(workplace.checkpoints, config, device, None, also)
+        material, backbone = _see(os.fspath(source), without_test(config, journal), workplace, journal)
+
+        # Each fold is predicted by a classifier that has not seen it, and decided by what the others say.
+        validation = learn_folds(material, backbone, config, workplace, n_repeats, journal)
+
+        # All folds together choose how the deployed model decides.
+        if is_single:
+            learned = learn_alone(validation, material, backbone, config, workplace, journal)
+            answer, decision = (learned.backbone, learned.head), decide_alone(validation, material, config)
+        else:
+            temperatures, decision = decide_together(validation, material, config)
+            members = [part.member for part in validation.parts]
+            answer = join_members(backbone.backbone, members, temperatures)
+        bundle = make_bundle(answer, decision, material.learn, material, backbone, config, device)
+        write_bundle(bundle, os.path.join(folder, "model"))
+
+        # A test part that the data gives is read once, here, and chooses nothing.
+        test = _measure_test(answer, decision, material, backbone, config, device)
+        deployed = "single" if is_single else "ensemble", decision
+        report = make_crossval_report(
+            os.fspath(out_dir), config, material, validation, deployed, test, journal.notes
+        )
+        write_crossval_records(folder, config, material, validation, report, test)
     return report
 
 
@@ -172,8 +205,8 @@ def evaluate(
     predictor = Predictor(run, compute)
     other = None if against is None else Predictor(against, compute)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive(_labels_of(predictor, index), predictor.classes, positive, at_precision)
-    predictions = _collect(predictor, index, journal)
+        find_positive(labels_among(predictor.classes, index), predictor.classes, positive, at_precision)
+    predictions = collect_predictions(predictor, index, journal)
     report = evaluate_predictions(
         predictions,
         index,
@@ -185,7 +218,7 @@ def evaluate(
     )
     if against is None or other is None:
         return report
-    answers = predictions, _collect(other, index, journal)
+    answers = predictions, collect_predictions(other, index, journal)
     bundles, runs = (predictor.bundle, other.bundle), (os.fspath(run), os.fspath(against))
     return replace(report, against=compare_runs(answers, bundles, runs, index, journal))
 
@@ -225,7 +258,8 @@ def predict(
     check_new_file(out, is_forced=is_forced)
     sample = None if submission is None else read_table(os.fspath(submission))
     data = DataConfig(path_column=path_column, images_dir=images_dir)
-    indexes = _list_all([os.fspath(source) for source in images], data, journal)
+    sources = [os.fspath(source) for source in images]
+    indexes = [say_what_was_assumed(index, journal) for index in list_all(sources, data)]
     n_images = sum(len(index) for index in indexes)
     predictor = Predictor(run, compute)
     if sample is not None:
@@ -256,99 +290,46 @@ def predict(
     return n_bad
 
 
-def _list_all(sources: Sequence[str], data: DataConfig, journal: Journal) -> list[ImageIndex]:
-    """Name all photographs in order; single files in a row share an index, and so share batches.
+def _see(
+    source: str, config: TrainConfig, workplace: Workplace, journal: Journal
+) -> tuple[Material, LoadedBackbone]:
+    """Name the photographs, see each once with the backbone as it came, and sort them into parts.
 
-    Raises:
-        DataError: there are none.
+    Nothing is learned here.
     """
-    listed = (say_what_was_assumed(list_images(source, data), journal) for source in sources)
-    indexes: list[ImageIndex] = []
-    for is_file, neighbours in groupby(listed, key=lambda index: not index.source):
-        together = list(neighbours)
-        indexes += [list_files([index.paths[0] for index in together])] if is_file else together
-    if not any(len(index) for index in indexes):
-        where = f"in {name_some(sources)}" if sources else "named"
-        raise DataError(f"no photographs {where}; give files, tables, zip archives or folders that hold some")
-    return indexes
-
-
-def _labels_of(predictor: Predictor, index: ImageIndex) -> NDArray[np.int64]:
-    """Labels (N,) as the model numbers them, -1 for a class that it does not know."""
-    position = {name: k for k, name in enumerate(predictor.classes)}
-    return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
-
-
-def _decide(learned: Learned, material: Material, config: TrainConfig, journal: Journal) -> Decision:
-    decision = fit_decision(
-        learned.logits,
-        material.labels[learned.held_out],
-        material.parts.groups[learned.held_out],
-        class_priors(material.counts_of(learned.prior_from)),
-        metric=config.metric,
-        seed=config.seed,
+    index = say_what_was_assumed(scan_source(source, config.data, config.classes), journal)
+    index = select_labelled(index, journal)
+    check_learnable(index, np.ones(len(index), dtype=np.bool_))
+    device = workplace.device
+    backbone = load_backbone(
+        pick_backbone_name(config.backbone, device.name),
+        config.weights,
+        is_offline=config.offline,
+        features="stages" if config.finetune.head == "linear" else "pooled",
+        input_size=config.input_size,
     )
-    if decision.temperature.at_bound:
-        journal.note(
-            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
-        )
-    return decision
+    photographs = read_photographs(index, backbone, config, device, journal)
+    material = sort_out(index, photographs, config)
+    say_what_was_found(material, config, journal)
+    check_photographs(workplace.checkpoints, material, backbone.weights_id)
+    return material, backbone
 
 
-def _make_bundle(
-    learned: Learned,
+def _measure_test(
+    answer: tuple[Backbone, LinearHead],
     decision: Decision,
     material: Material,
     loaded: LoadedBackbone,
     config: TrainConfig,
     device: Device,
-) -> Bundle:
-    return Bundle(
-        backbone=learned.backbone,
-        classes=material.known_classes,
-        preprocessing=loaded.preprocessing,
-        hflip=config.hflip,
-        precision=device.precision,
-        temperature=decision.temperature.temperature,
-        tau=decision.tau.tau,
-        priors=decision.priors,
-        metric=config.metric,
-        trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned.learned_from),
-        head=learned.head,
-        made_by=_made_by(loaded),
-    )
-
-
-def _read(
-    index: ImageIndex,
-    extractor: FeatureExtractor,
-    weights_id: str,
-    config: TrainConfig,
-    journal: Journal,
-) -> PhotographFeatures:
-    cache = PhotographCache(
-        config.cache_dir or default_cache_dir(),
-        "features",
-        extractor.cache_key(weights_id),
-        max_bytes=int(config.cache_gb * 1e9),
-    )
-    with journal.progress("reading", len(index)) as bar:
-        photographs = read_features(
-            index, extractor, cache, num_workers=config.compute.num_workers, on_progress=bar.update
+) -> Judged | None:
+    """Measure the test part; None where there is none."""
+    test, (backbone, head) = material.parts.split.test, answer
+    if not len(test):
+        return None
+    features = material.features[test]
+    if backbone is not loaded.backbone:
+        features = read_rows(
+            material, test, make_extractor(backbone, loaded.preprocessing, config, device), config
         )
-    if cache.failure:
-        journal.note(f"features cannot be kept in the cache: {cache.failure}")
-    return photographs
-
-
-def _collect(predictor: Predictor, index: ImageIndex, journal: Journal) -> Predictions:
-    chunks = []
-    with journal.progress("predicting", len(index)) as bar:
-        for chunk in predictor.predict_stream(index):
-            bar.update(len(chunk))
-            chunks.append(chunk)
-    return join_predictions(chunks, predictor.classes)
-
-
-def _made_by(backbone: LoadedBackbone) -> dict[str, str]:
-    return {"pixelplay": __version__, "weights": backbone.origin, "weights_sha256": backbone.weights_id}
+    return judge(material, test, decision.apply(head.logits(features)), config.seed)

@@ -8,7 +8,7 @@ import torch
 
 from networks import draw_backbone
 from pixelplay.model.backbone import Backbone
-from pixelplay.model.ensemble import Member, join_members
+from pixelplay.model.ensemble import as_member, join_members
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
 
@@ -48,17 +48,19 @@ def test_members_of_every_kind_have_their_mean(name: str) -> None:
     beside = BranchedBackbone(frozen, [Tail(_tuned(frozen, 2, 1.2), 2)]).eval()
     tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
     kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (beside, None), (tuned, 3), (full, 0)]
-    members = [Member(backbone=b, head=_head(b, i), n_front=n) for i, (b, n) in enumerate(kinds)]
+    heads = [_head(backbone, i) for i, (backbone, _) in enumerate(kinds)]
+    members = [as_member(b, head, n) for (b, n), head in zip(kinds, heads, strict=True)]
     temperatures = [1.0, 0.5, 2.0, 1.5]
     joined, head = join_members(frozen, members, temperatures)
-    each = [_logits(m.backbone, m.head) / t for m, t in zip(members, temperatures, strict=True)]
+    alone = [_logits(backbone, own) for (backbone, _), own in zip(kinds, heads, strict=True)]
+    each = [logits / T for logits, T in zip(alone, temperatures, strict=True)]
     scale = np.abs(each).max()
     np.testing.assert_allclose(_logits(joined, head), np.mean(each, axis=0), atol=1e-4 * scale)
 
 
 def test_probes_alone_need_no_other_network() -> None:
     frozen = draw_backbone("test_convnext").eval()
-    members = [Member(backbone=frozen, head=_head(frozen, i), n_front=None) for i in range(3)]
+    members = [as_member(frozen, _head(frozen, i), None) for i in range(3)]
     joined, head = join_members(frozen, members)
     assert joined is frozen
     assert head.weight.shape == members[0].head.weight.shape
@@ -67,10 +69,9 @@ def test_probes_alone_need_no_other_network() -> None:
 def test_heads_with_a_hidden_layer_stand_side_by_side() -> None:
     frozen = draw_backbone("test_convnext", "pooled").eval()
     networks = [_tuned(frozen, 0, factor) for factor in (0.9, 1.1)]
-    members = [
-        Member(backbone=network, head=_head(network, i, n_hidden=5), n_front=0)
-        for i, network in enumerate(networks)
-    ]
-    joined, head = join_members(frozen, members)
-    expected = np.mean([_logits(member.backbone, member.head) for member in members], axis=0)
+    heads = [_head(network, i, n_hidden=5) for i, network in enumerate(networks)]
+    joined, head = join_members(
+        frozen, [as_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]
+    )
+    expected = np.mean([_logits(*answer) for answer in zip(networks, heads, strict=True)], axis=0)
     np.testing.assert_allclose(_logits(joined, head), expected, atol=1e-4 * np.abs(expected).max())

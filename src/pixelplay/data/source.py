@@ -2,9 +2,10 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 from pixelplay.config import DataConfig
 from pixelplay.data.expected import (
@@ -65,6 +66,23 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageIndex:
     if os.path.exists(source) and _is_archive(source):
         return _unlabelled(source, ZipStore(source))
     return list_files([source])
+
+
+def list_all(sources: Sequence[str], config: DataConfig) -> list[ImageIndex]:
+    """Name all photographs in order; single files in a row share an index, and so share batches.
+
+    Raises:
+        DataError: there are none.
+    """
+    listed = (list_images(source, config) for source in sources)
+    indexes: list[ImageIndex] = []
+    for is_file, neighbours in groupby(listed, key=lambda index: not index.source):
+        together = list(neighbours)
+        indexes += [list_files([index.paths[0] for index in together])] if is_file else together
+    if not any(len(index) for index in indexes):
+        where = f"in {name_some(sources)}" if sources else "named"
+        raise DataError(f"no photographs {where}; give files, tables, zip archives or folders that hold some")
+    return indexes
 
 
 def list_files(paths: Iterable[str]) -> ImageIndex:

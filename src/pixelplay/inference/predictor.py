@@ -17,6 +17,7 @@ from pixelplay.data.source import list_files, list_images
 from pixelplay.data.transforms import eval_view
 from pixelplay.errors import DataError, ImageError
 from pixelplay.evaluation.calibration import decide, natural_probs
+from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.features import FeatureExtractor, Loaded, pick_device, pick_precision, stream_features
 
@@ -161,6 +162,16 @@ def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) ->
         classes=classes,
         digests=tuple(digest for chunk in chunks for digest in chunk.digests),
     )
+
+
+def collect_predictions(predictor: Predictor, index: ImageIndex, journal: Journal) -> Predictions:
+    """Classify photographs and show how far it is."""
+    chunks = []
+    with journal.progress("predicting", len(index)) as bar:
+        for chunk in predictor.predict_stream(index):
+            bar.update(len(chunk))
+            chunks.append(chunk)
+    return join_predictions(chunks, predictor.classes)
 
 
 def _gather(images: Images) -> tuple[ImageIndex, dict[int, InMemoryImage]]:

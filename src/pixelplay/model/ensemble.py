@@ -15,20 +15,35 @@ from pixelplay.model.head import LinearHead, average_heads
 from pixelplay.model.tail import BranchedBackbone, Tail
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One classifier of an ensemble.
+    """One classifier of an ensemble, as the ways in which it differs from the frozen backbone.
 
     Attributes:
-        backbone: the frozen one, one with branches beside it, or one whose last stages were tuned.
-        head: on its features, D or more of them.
+        tails: its own, beside the frozen one.
+        head: on the frozen features and those of its tails; where it is not `beside`, on those only
+            of the frozen features that come from in front of its one tail.
+        is_beside: whether its head sees the frozen features too.
+    """
+
+    tails: list[Tail]
+    head: LinearHead
+    is_beside: bool
+
+
+def as_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Member:
+    """See a classifier as a member.
+
+    Args:
+        backbone: the frozen one, one with tails beside it, or one whose last stages were tuned.
+        head: on its features.
         n_front: stages in front of the tuned ones, where they stand in the place of the frozen ones;
             None where they do not.
     """
-
-    backbone: Backbone
-    head: LinearHead
-    n_front: int | None
+    if n_front is not None:
+        return Member(tails=[Tail(backbone, n_front)], head=head, is_beside=False)
+    tails = backbone.tails if isinstance(backbone, BranchedBackbone) else []
+    return Member(tails=tails, head=head, is_beside=True)
 
 
 def join_members(
@@ -45,18 +60,11 @@ def join_members(
     columns: list[NDArray[np.int64]] = []  # of each member's features among those of all
     n_features = n_frozen
     for member in members:
-        own = _tails_of(member)
-        n_own = BranchedBackbone(frozen, own).n_features - n_frozen
-        n_shared = n_frozen if member.n_front is None else n_frozen - n_own
+        n_own = BranchedBackbone(frozen, member.tails).n_features - n_frozen
+        n_shared = n_frozen if member.is_beside else n_frozen - n_own
         columns.append(np.concatenate([np.arange(n_shared), n_features + np.arange(n_own)]))
         n_features += n_own
-        tails += own
+        tails += member.tails
     heads = [member.head.placed(own, n_features) for member, own in zip(members, columns, strict=True)]
     backbone = BranchedBackbone(frozen, tails) if tails else frozen
     return backbone.eval(), average_heads(heads, temperatures)
-
-
-def _tails_of(member: Member) -> list[Tail]:
-    if member.n_front is not None:
-        return [Tail(member.backbone, member.n_front)]
-    return member.backbone.tails if isinstance(member.backbone, BranchedBackbone) else []

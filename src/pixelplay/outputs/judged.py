@@ -167,6 +167,12 @@ def choose_scored(index: ImageIndex, part: Part | None) -> tuple[ImageIndex, str
     return index.select(where), chosen or "all"
 
 
+def labels_among(classes: tuple[str, ...], index: ImageIndex) -> NDArray[np.int64]:
+    """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
+    position = {name: k for k, name in enumerate(classes)}
+    return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
+
+
 def evaluate_predictions(
     predictions: Predictions,
     index: ImageIndex,

@@ -14,7 +14,7 @@ from pixelplay.data.audit import describe_set, find_absent_classes
 from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import IntArray
-from pixelplay.errors import ImageError, counted, name_some
+from pixelplay.errors import counted, name_some
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
@@ -119,17 +119,12 @@ class TrainReport:
         }
 
 
-def say_what_was_found(
-    material: Material,
-    index: ImageIndex,
-    errors: Mapping[int, ImageError],
-    config: TrainConfig,
-    journal: Journal,
-) -> None:
+def say_what_was_found(material: Material, config: TrainConfig, journal: Journal) -> None:
     """Note what a user must know about the data before believing a figure."""
-    if errors:
-        named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in errors.items()])
-        journal.note(f"{counted(len(errors), 'photograph')} cannot be used, hence left out: {named}")
+    index = material.scanned
+    if material.errors:
+        named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in material.errors.items()])
+        journal.note(f"{counted(len(material.errors), 'photograph')} cannot be used, hence left out: {named}")
     if material.duplicates.conflicts:
         first = " = ".join(index_path for index_path in _paths(material, material.duplicates.conflicts[0]))
         n_sets = counted(len(material.duplicates.conflicts), "set")
@@ -153,7 +148,6 @@ def make_report(
     run_dir: str,
     config: TrainConfig,
     material: Material,
-    errors: Mapping[int, ImageError],
     learned: Learned,
     decision: Decision,
     judged: tuple[Judged, Judged | None],
@@ -181,8 +175,8 @@ def make_report(
         held_out_part=learned.part,
         baseline=majority_baseline(counts, material.labels[headline.positions], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
-        chosen={**learned.chosen, **_describe_decision(decision, CHOOSERS[learned.part])},
-        data=_describe_data(material, errors),
+        chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
+        data=describe_data(material),
         notes=tuple(notes),
     )
 
@@ -198,13 +192,9 @@ def write_records(
     """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
     held_out, test = judged
     write_json({"pixelplay": "train", **to_json(config)}, os.path.join(folder, "config.json"))
-    split: dict[str, list[str]] = {
-        part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
-    }
-    split["removed"] = list(_paths(material, material.parts.removed))
-    write_json(split, os.path.join(folder, "split.json"))
+    write_split(folder, material)
     if learned.history:
-        _write_history(os.path.join(folder, "history.csv"), learned.history)
+        write_history(os.path.join(folder, "history.csv"), learned.history)
     else:  # a plan that came to nothing
         with suppress(FileNotFoundError):
             os.remove(os.path.join(folder, "plan.json"))
@@ -212,13 +202,23 @@ def write_records(
     if learned.folds is not None:
         fold_of = dict(zip(learned.held_out, learned.folds, strict=True))
         columns = {"fold": [str(fold_of[i]) for i in held_out.positions], **columns}
-    _write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
+    write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
     if test is not None:
-        _write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def _write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
+def write_split(folder: str, material: Material) -> None:
+    """Write split.json: who is in which part."""
+    split: dict[str, list[str]] = {
+        part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
+    }
+    split["removed"] = list(_paths(material, material.parts.removed))
+    write_json(split, os.path.join(folder, "split.json"))
+
+
+def write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Write one row for each epoch; the first names the columns."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(history[0])
@@ -226,7 +226,8 @@ def _write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
             writer.writerow(f"{value:.6g}" if np.isfinite(value) else "" for value in row.values())
 
 
-def _write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
+def write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
+    """Write the predictions of a part beside what was given."""
     write_predictions([judged.predictions], judged.predictions.classes, path, columns)
 
 
@@ -244,7 +245,8 @@ def _say_what_is_absent(index: ImageIndex, journal: Journal) -> None:
         )
 
 
-def _describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, Any]]:
+def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, Any]]:
+    """T and tau with the evidence for them."""
     temperature, tau = decision.temperature, decision.tau
     chosen = {"chosen_on": chooser, "n": temperature.n}
     return {
@@ -266,12 +268,14 @@ def _describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, 
     }
 
 
-def _describe_data(material: Material, errors: Mapping[int, ImageError]) -> dict[str, Any]:
+def describe_data(material: Material) -> dict[str, Any]:
+    """What the data showed: unreadable files, duplicates, conflicts, copies of test photographs."""
     index, duplicates = material.index, material.duplicates
     return {
         "n_usable": len(index),
         "unreadable": [
-            {"path": error.path, "status": error.status, "reason": error.reason} for error in errors.values()
+            {"path": error.path, "status": error.status, "reason": error.reason}
+            for error in material.errors.values()
         ],
         "skipped": dict(index.skipped),
         "duplicates": [describe_set(index, members) for members in duplicates.sets],

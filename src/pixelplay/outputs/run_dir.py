@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from pixelplay.errors import ConfigError
-from pixelplay.training.checkpoint import CHECKPOINT
+from pixelplay.training.checkpoint import has_progress
 
 RUN_NAMES = frozenset(
     {
@@ -17,6 +17,7 @@ RUN_NAMES = frozenset(
         "metrics.json",
         "history.csv",
         "oof.csv",
+        "oof.safetensors",
         "val.csv",
         "predictions.csv",
         "model",
@@ -110,7 +111,7 @@ def _clear_the_ground(partial: str, out_dir: str, *, is_forced: bool, is_resumed
 
 
 def _is_resumable(partial: str) -> bool:
-    return os.path.isfile(os.path.join(partial, CHECKPOINTS, CHECKPOINT))
+    return has_progress(os.path.join(partial, CHECKPOINTS))
 
 
 def _check_ours(partial: str) -> None:

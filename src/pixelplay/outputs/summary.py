@@ -15,6 +15,7 @@ from pixelplay.evaluation.operating_point import OperatingPoint
 from pixelplay.evaluation.weighted import ECE_BINS
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
+    from pixelplay.outputs.crossval import CrossvalReport
     from pixelplay.outputs.judged import EvaluationReport, RunComparison
     from pixelplay.outputs.records import TrainReport
 
@@ -108,26 +109,50 @@ def summarise_training(report: "TrainReport") -> str:
         "val": "validation part (no test part; it also chose, so slightly optimistic)",
     }[report.measured_on]
     lines = [f"{report.depth}: {where}, {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
-    rows = [
-        [TITLES[name], *_value_and_interval(getattr(evaluation, name)), _baseline(report, name)]
-        for name in HEADLINES
-    ]
-    rows[HEADLINES.index(report.metric)][0] += " ←"
+    rows = _headline_rows(report)
     lines += _table(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
     lines += ["", *_class_table(evaluation, report.train_counts)]
     if report.test_without_copies is not None:
         value, interval = _value_and_interval(report.test_without_copies.accuracy)
         lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
-    run = shlex.quote(report.run_dir)
+    return "\n".join([*lines, "", *_what_next(report.run_dir)])
+
+
+def summarise_crossval(report: "CrossvalReport") -> str:
+    """The headline with its interval, the baseline, the spread of the folds, each class, what is deployed."""
+    evaluation = report.evaluation
+    n_all = report.n_folds * report.n_repeats
+    depths = ", ".join(f"{n} {depth}" for depth, n in report.depths.items())
+    often = "" if report.n_repeats == 1 else f", each {report.n_repeats} times"
+    lines = [
+        f"{n_all} folds ({depths}): {counted(evaluation.n // report.n_repeats, 'photograph')}{often}, "
+        "predicted by classifiers that had not seen them; intervals are 95 %",
+        "",
+    ]
+    rows = _headline_rows(report)
+    lines += _table(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
+    lines += _legend(rows, "← what decisions are tuned for")
+    low, high = min(report.fold_values), max(report.fold_values)
     lines += [
         "",
-        f"model and records are in {report.run_dir}; try next:",
-        f"  pixelplay predict {run} PHOTOS --out predictions.csv",
-        f"  pixelplay evaluate {run} LABELLED_PHOTOS",
-        "  pixelplay scan PHOTOS",
+        f"{TITLES[report.metric]} of single folds: {low:.3f} to {high:.3f} (sd {report.fold_sd:.3f})",
+        "",
+        *_class_table(evaluation, report.train_counts),
+        "",
     ]
-    return "\n".join(lines)
+    what = {
+        "ensemble": f"the mean of all {n_all} classifiers",
+        "single": "one classifier that learned from everything",
+    }[report.deployed]
+    if report.test is None:
+        lines.append(f"deployed: {what}; the figures above are of classifiers like it, not of itself")
+    else:
+        value, interval = _value_and_interval(getattr(report.test, report.metric))
+        n = counted(report.test.n, "photograph")
+        title = TITLES[report.metric]
+        lines.append(f"deployed: {what}; on the given test part, {n}: {title} {value}  {interval}")
+    return "\n".join([*lines, "", *_what_next(report.run_dir)])
 
 
 def summarise_evaluation(report: "EvaluationReport") -> str:
@@ -255,7 +280,26 @@ def _value_and_interval(estimate: Estimate | None) -> tuple[str, str]:
     return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{doubt}"
 
 
-def _baseline(report: "TrainReport", name: str) -> str:
+def _headline_rows(report: "TrainReport | CrossvalReport") -> list[list[str]]:
+    rows = [
+        [TITLES[name], *_value_and_interval(getattr(report.evaluation, name)), _baseline(report, name)]
+        for name in HEADLINES
+    ]
+    rows[HEADLINES.index(report.metric)][0] += " ←"
+    return rows
+
+
+def _what_next(run_dir: str) -> list[str]:
+    run = shlex.quote(run_dir)
+    return [
+        f"model and records are in {run_dir}; try next:",
+        f"  pixelplay predict {run} PHOTOS --out predictions.csv",
+        f"  pixelplay evaluate {run} LABELLED_PHOTOS",
+        "  pixelplay scan PHOTOS",
+    ]
+
+
+def _baseline(report: "TrainReport | CrossvalReport", name: str) -> str:
     value = getattr(report.baseline, name)
     return f"{value.value if isinstance(value, Estimate) else value:.3f}"
 

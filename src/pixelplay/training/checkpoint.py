@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pixelplay.errors import DataError
 from pixelplay.training.optim import AveragedWeights
 
-CHECKPOINT = "checkpoint.safetensors"
+SUFFIX = ".safetensors"
+CHECKPOINT = f"checkpoint{SUFFIX}"
 
 
 @dataclass
@@ -79,6 +80,11 @@ def write_checkpoint(state: State, folder: str) -> None:
 def has_checkpoint(folder: str) -> bool:
     """Whether a training can be continued from there."""
     return os.path.isfile(os.path.join(folder, CHECKPOINT))
+
+
+def has_progress(folder: str) -> bool:
+    """Whether something is there that a killed process has finished or begun, in a folder or below it."""
+    return any(name.endswith(SUFFIX) for _, _, names in os.walk(folder) for name in names)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What a classifier is made from: usable photographs, their features, labels and parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,13 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
+from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import Parts, check_learnable, make_parts
-from pixelplay.model.features import PhotographFeatures
+from pixelplay.errors import ImageError
+from pixelplay.journal import Journal
+from pixelplay.model.backbone import LoadedBackbone
+from pixelplay.model.features import Device, PhotographFeatures, make_extractor, read_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +22,9 @@ class Material:
     """N labelled, readable photographs, sorted into parts.
 
     Attributes:
-        index: their names.
+        scanned: all labelled photographs, those that cannot be read too.
+        errors: position in `scanned` → why it cannot be read.
+        index: names of the readable ones.
         features: (N, D) float32.
         digests: (N,) content of each file.
         duplicates: sets of equal photographs.
@@ -28,6 +35,8 @@ class Material:
         learn: positions that are learned from, train and val together, ascending.
     """
 
+    scanned: ImageIndex
+    errors: Mapping[int, ImageError]
     index: ImageIndex
     features: NDArray[np.float32]
     digests: tuple[bytes, ...]
@@ -53,6 +62,26 @@ class Material:
         return np.bincount(self.labels[positions], minlength=self.n_known).astype(np.int64)
 
 
+def read_photographs(
+    index: ImageIndex, loaded: LoadedBackbone, config: TrainConfig, device: Device, journal: Journal
+) -> PhotographFeatures:
+    """See every photograph once with the backbone as it came; what was seen before comes from the cache."""
+    extractor = make_extractor(loaded.backbone, loaded.preprocessing, config, device)
+    cache = PhotographCache(
+        config.cache_dir or default_cache_dir(),
+        "features",
+        extractor.cache_key(loaded.weights_id),
+        max_bytes=int(config.cache_gb * 1e9),
+    )
+    with journal.progress("reading", len(index)) as bar:
+        photographs = read_features(
+            index, extractor, cache, num_workers=config.compute.num_workers, on_progress=bar.update
+        )
+    if cache.failure:
+        journal.note(f"features cannot be kept in the cache: {cache.failure}")
+    return photographs
+
+
 def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainConfig) -> Material:
     """Leave out what cannot be read, and sort the rest into parts.
 
@@ -70,6 +99,8 @@ def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainCo
     known, unknown = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)
     order = np.concatenate([known, unknown])
     return Material(
+        scanned=index,
+        errors=photographs.errors,
         index=usable,
         features=photographs.values[is_readable],
         digests=digests,

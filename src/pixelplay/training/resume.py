@@ -9,7 +9,7 @@ from typing import Any
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.model.features import Device
-from pixelplay.training.checkpoint import has_checkpoint
+from pixelplay.training.checkpoint import has_progress
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 
@@ -18,12 +18,19 @@ SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
 FREE = {"cache_dir", "cache_gb", "offline", "time_budget", "compute.num_workers"}
 
 
-def check_settings(folder: str, config: TrainConfig, device: Device, plan: Plan | None) -> None:
+def check_settings(
+    folder: str,
+    config: TrainConfig,
+    device: Device,
+    plan: Plan | None,
+    also: Mapping[str, Any] | None = None,
+) -> None:
     """Compare with the settings of the interrupted training, where there is one; else write them down.
 
     Args:
         device: where it runs, "auto" resolved.
         plan: that it repeats; None where it makes its own.
+        also: settings of the command that stand in no configuration.
 
     Raises:
         ConfigError: some differ; they are named with both values.
@@ -32,6 +39,7 @@ def check_settings(folder: str, config: TrainConfig, device: Device, plan: Plan 
     own |= {"compute.device": device.name, "compute.precision": device.precision}
     repeated = {} if plan is None else asdict(plan)
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
+    own |= also or {}
     kept = _read_or_write(folder, SETTINGS, own)
     changed = [
         f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
@@ -78,7 +86,7 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
 
 def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
     path = os.path.join(folder, name)
-    if has_checkpoint(folder):
+    if has_progress(folder):
         try:
             with open(path, encoding="utf-8") as file:
                 kept: dict[str, Any] = json.load(file)

@@ -13,7 +13,7 @@ from pixelplay.evaluation.decision import held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, why_refused
 from pixelplay.model.classifier import Classifier
-from pixelplay.model.ensemble import Member, join_members
+from pixelplay.model.ensemble import as_member, join_members
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Source, ViewSource
@@ -228,8 +228,8 @@ def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) 
 def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:
     """The tuned stages beside the frozen ones, under a head that averages both logits."""
     frozen = bench.loaded.backbone
-    probe = Member(backbone=frozen, head=probe_head, n_front=None)
-    return join_members(frozen, [probe, Member(backbone=own[0], head=own[1], n_front=halves.tail.n_front)])
+    probe, tuned = as_member(frozen, probe_head, None), as_member(*own, halves.tail.n_front)
+    return join_members(frozen, [probe, tuned])
 
 
 def _check_sizes(job: Job, backbone: Backbone) -> None:

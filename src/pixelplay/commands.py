@@ -1,0 +1,281 @@
+"""One sub-command for each public function: parse, call, print.
+
+Options come from the configuration classes, so help, defaults and the JSON beside a model are
+the same. Heavy modules are imported inside the commands: help must answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
+
+from pixelplay.config import (
+    Column,
+    ComputeConfig,
+    DataConfig,
+    File,
+    Flag,
+    Folder,
+    Part,
+    TrainConfig,
+    shown,
+)
+from pixelplay.errors import PixelPlayError, counted, printable
+from pixelplay.journal import Journal
+from pixelplay.recipes import Recipe
+
+Data = Annotated[Positional[str], arg(metavar="DATA")]
+Run = Annotated[Positional[str], arg(metavar="RUN")]
+Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
+# the name of a group of settings is the title of its section in the help
+DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
+ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
+TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
+Decode = Annotated[
+    bool, arg(help="Open no photograph; look at names and for duplicates only.", help_behavior_hint="")
+]
+
+
+def scan(
+    data: Data,
+    /,
+    *,
+    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
+    classes: File = None,
+    decode: Decode = True,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Say what is in a folder, table or zip archive, and what is wrong with it.
+
+    Args:
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        classes: File of the classes that the test side expects.
+        decode: Open every photograph; --no-decode reads names and looks for duplicates only.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay.data import scan as scanning
+    from pixelplay.outputs.summary import scan_to_json, summarise_scan
+
+    index, audit = scanning.scan(
+        data, reading, classes=classes, is_decoded=decode, journal=Journal(quiet=quiet)
+    )
+    _print_result(json, lambda: scan_to_json(index, audit), lambda: summarise_scan(index, audit))
+
+
+def train(
+    data: Data,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="RUN")],
+    config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
+    recipe: Annotated[Recipe, shown()] = "pixelplay",
+    plan: File = None,
+    resume: Flag = False,
+    force: Flag = False,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Learn a classifier from labelled photographs.
+
+    Args:
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        out: Folder of the run, made by this command.
+        recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
+        plan: plan.json of another run, to be repeated whatever the clock says.
+        resume: Go on where a killed run stopped.
+        force: Replace an existing run.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    journal = Journal(quiet=quiet)  # before the heavy imports: they count against the time budget
+    from pixelplay import workflow
+    from pixelplay.outputs.summary import summarise_training
+
+    report = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
+    _print_result(json, report.to_json, lambda: summarise_training(report))
+
+
+def crossval(
+    data: Data,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="RUN")],
+    config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
+    recipe: Annotated[Recipe, shown()] = "pixelplay",
+    repeats: Annotated[int, shown("N")] = 1,
+    single: Flag = False,
+    resume: Flag = False,
+    force: Flag = False,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Learn one classifier for each fold, and measure every photograph by one that has not seen it.
+
+    Args:
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        out: Folder of the run, made by this command.
+        recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
+        repeats: Deal the photographs into folds so often, 1 to 20.
+        single: Deploy one classifier that learned from everything, instead of the mean of all folds'.
+        resume: Go on where a killed run stopped, fold by fold.
+        force: Replace an existing run.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    journal = Journal(quiet=quiet)
+    from pixelplay import workflow
+    from pixelplay.outputs.summary import summarise_crossval
+
+    report = workflow.cross_validate(
+        data,
+        out,
+        config,
+        n_repeats=repeats,
+        is_single=single,
+        is_forced=force,
+        is_resumed=resume,
+        journal=journal,
+    )
+    _print_result(json, report.to_json, lambda: summarise_crossval(report))
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    /,
+    *,
+    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    part: DisallowNone[Annotated[Part | None, shown()]] = None,
+    at_precision: Annotated[float | None, shown("PRECISION")] = None,
+    positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
+    against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
+    json: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Measure a trained classifier on labelled photographs.
+
+    Args:
+        run: Folder of a run, or of its model.
+        data: Folder of class folders, table or zip archive.
+        part: Given part to score (default: test where the data has one, else everything).
+        at_precision: For two classes: report the recall at this precision, 0 to 1.
+        positive: Class that precision and recall are about (default: the second).
+        against: Another run: how far both are apart, photograph by photograph, and whether that is real.
+        json: Print JSON for programs.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay import workflow
+    from pixelplay.outputs.summary import summarise_evaluation
+
+    report = workflow.evaluate(
+        run,
+        data,
+        reading,
+        part=part,
+        at_precision=at_precision,
+        positive=positive,
+        against=against,
+        compute=compute,
+        journal=Journal(quiet=quiet),
+    )
+    _print_result(json, report.to_json, lambda: summarise_evaluation(report))
+
+
+def predict(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FILE")],
+    submission: File = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    strict: Flag = False,
+    force: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Classify photographs into a table, one row for each.
+
+    Args:
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Table to write, .csv or .parquet.
+        submission: Sample submission whose header, ids and order the output takes exactly.
+        path_column: Column of a table that names the photograph.
+        images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        strict: Exit with status 1 if any photograph could not be read.
+        force: Replace an existing table.
+        quiet: Say nothing on stderr but errors.
+    """
+    if not images:
+        print(
+            "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    from pixelplay import workflow
+
+    n_bad = workflow.predict(
+        run,
+        list(_expand_stdin(images)),
+        out,
+        submission=submission,
+        path_column=path_column,
+        images_dir=images_dir,
+        is_forced=force,
+        compute=compute,
+        journal=Journal(quiet=quiet),
+    )
+    print(f"wrote {printable(out)}")
+    if n_bad and strict:
+        raise PixelPlayError(
+            f"{counted(n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
+        )
+
+
+def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
+    """Show or clear the cache: features, decoded pixels and views of photographs.
+
+    Args:
+        cache_dir: Folder of the cache (default: the user's cache folder).
+        clear: Delete what the cache holds.
+    """
+    from pixelplay.data.cache import clear_cache, default_cache_dir, measure_cache
+
+    folder = cache_dir or default_cache_dir()
+    use = measure_cache(folder)
+    if clear:
+        clear_cache(folder)
+    done = ", cleared" if clear else ""
+    print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {counted(use.n_files, 'file')}{done}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "scan": scan,
+    "train": train,
+    "crossval": crossval,
+    "evaluate": evaluate,
+    "predict": predict,
+    "cache": cache,
+}
+
+
+def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
+    print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
+
+
+def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
+    """Put the lines of stdin where the sign for it stands."""
+    for source in images:
+        if source != "-":
+            yield source
+            continue
+        data = sys.stdin.buffer.read()  # a file name need not be valid text
+        yield from (line for line in os.fsdecode(data).replace("\r\n", "\n").split("\n") if line)

@@ -1,0 +1,272 @@
+"""What a cross-validation writes down about itself, beside its model."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import Metric, TrainConfig, to_json
+from pixelplay.evaluation.decision import Decision
+from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.metrics import Baseline, Evaluation, evaluate_probs, majority_baseline
+from pixelplay.evaluation.weighted import label_metric
+from pixelplay.inference.predictor import Predictions
+from pixelplay.model.bundle import write_json
+from pixelplay.outputs.judged import Judged
+from pixelplay.outputs.records import (
+    METRICS_VERSION,
+    describe_data,
+    describe_decision,
+    write_history,
+    write_part,
+    write_split,
+)
+from pixelplay.outputs.table import write_predictions
+from pixelplay.training.fold_state import Fold
+from pixelplay.training.folds import CrossValidation
+from pixelplay.training.material import Material
+
+CHOOSER = "the other folds"
+NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossvalReport:
+    """How good classifiers are that are learned like this, and what is deployed of them.
+
+    Attributes:
+        run_dir: where the run lies.
+        metric: the declared one.
+        n_folds: in each repeat.
+        n_repeats: how often the photographs were dealt anew.
+        oof: figures of all photographs, each predicted by a classifier, a temperature and a tau that had
+            not seen it. With R repeats each photograph stands there R times, and counts as one.
+        fold_values: the declared metric in each fold, repeat by repeat.
+        depths: how deep the folds were trained → how many.
+        deployed: "ensemble", the mean of all folds' classifiers, or "single", one that learned from all.
+        test: figures of the given test part for what is deployed; None where the data gives none.
+        baseline: what always guessing the commonest class scores.
+        train_counts: class → photographs that took part.
+        folds: what each fold has chosen.
+        chosen: how the deployed model decides, and what chose it.
+        data: unreadable files, duplicates and what else the data showed.
+        notes: what was skipped, assumed or downgraded.
+    """
+
+    run_dir: str
+    metric: Metric
+    n_folds: int
+    n_repeats: int
+    oof: Evaluation
+    fold_values: tuple[float, ...]
+    depths: Mapping[str, int]
+    deployed: str
+    test: Evaluation | None
+    baseline: Baseline
+    train_counts: Mapping[str, int]
+    folds: Sequence[Mapping[str, Any]]
+    chosen: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+    notes: Sequence[str]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures behind the headline."""
+        return self.oof
+
+    @property
+    def headline(self) -> Estimate:
+        """The declared metric, out of fold: an estimate of the procedure, not of the deployed model."""
+        estimate: Estimate = getattr(self.oof, self.metric)
+        return estimate
+
+    @property
+    def fold_sd(self) -> float:
+        """Standard deviation of the declared metric between folds."""
+        return float(np.std(self.fold_values, ddof=1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn the report into metrics.json: every number with who chose and who measured."""
+        by = {"chosen_on": CHOOSER, "measured_on": "oof"}
+        test = None
+        if self.test is not None:
+            test = {"chosen_on": "oof", "measured_on": "test", **self.test.to_json()}
+        return {
+            "format_version": METRICS_VERSION,
+            "headline": {"metric": self.metric, **self.headline.to_json(), **by},
+            "n_folds": self.n_folds,
+            "n_repeats": self.n_repeats,
+            "depths": dict(self.depths),
+            "by_fold": {
+                "metric": self.metric,
+                "values": list(self.fold_values),
+                "mean": float(np.mean(self.fold_values)),
+                "sd": self.fold_sd,
+            },
+            "baseline": {**self.baseline.to_json(), "n": self.oof.n, "measured_on": "oof"},
+            "oof": {**by, **self.oof.to_json()},
+            "deployed": self.deployed,
+            "chosen": {name: dict(value) for name, value in self.chosen.items()},
+            **({} if test is None else {"test": test}),
+            "folds": [dict(fold) for fold in self.folds],
+            "train_counts": dict(self.train_counts),
+            "data": dict(self.data),
+            "notes": list(self.notes),
+        }
+
+
+def make_crossval_report(
+    run_dir: str,
+    config: TrainConfig,
+    material: Material,
+    validation: CrossValidation,
+    deployed: tuple[str, Decision],
+    test: Judged | None,
+    notes: Sequence[str],
+) -> CrossvalReport:
+    """Put together what is known about a cross-validation.
+
+    Args:
+        deployed: its kind, and how it decides.
+        test: the given test part under what is deployed.
+    """
+    kind, decision = deployed
+    counts = material.learn_counts
+    oof = _evaluate(validation, material, config.seed)
+    held_out = validation.folds[0] >= 0
+    labels = material.labels[validation.rows]
+    return CrossvalReport(
+        run_dir=run_dir,
+        metric=config.metric,
+        n_folds=config.n_folds,
+        n_repeats=len(validation.folds),
+        oof=oof,
+        fold_values=tuple(_fold_values(validation, labels, config.metric)),
+        depths=Counter(part.depth for part in validation.parts),
+        deployed=kind,
+        test=None if test is None else test.evaluation,
+        baseline=majority_baseline(counts, labels[held_out], oof.classes),
+        train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
+        folds=[_describe_fold(part, validation) for part in validation.parts],
+        chosen=describe_decision(decision, "oof"),
+        data=describe_data(material),
+        notes=tuple(notes),
+    )
+
+
+def write_crossval_records(
+    folder: str,
+    config: TrainConfig,
+    material: Material,
+    validation: CrossValidation,
+    report: CrossvalReport,
+    test: Judged | None,
+) -> None:
+    """Write config.json, split.json, history.csv, oof.csv, oof.safetensors, predictions.csv, metrics.json."""
+    about = {"n_repeats": report.n_repeats, "deployed": report.deployed}
+    write_json({"pixelplay": "crossval", **about, **to_json(config)}, os.path.join(folder, "config.json"))
+    write_split(folder, material)
+    history = [
+        {"repeat": part.repeat, "fold": part.fold, **row} for part in validation.parts for row in part.history
+    ]
+    if history:
+        write_history(os.path.join(folder, "history.csv"), history)
+    elif os.path.isfile(plan := os.path.join(folder, "plan.json")):
+        os.remove(plan)  # it came to nothing
+    _write_oof(folder, material, validation)
+    if test is not None:
+        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+    write_json(report.to_json(), os.path.join(folder, "metrics.json"))
+
+
+def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Evaluation:
+    """Figures of all repeats together; a photograph's repeats are no independent evidence."""
+    n_repeats = len(validation.folds)
+    held_out = [np.flatnonzero(folds >= 0) for folds in validation.folds]
+    rows = np.concatenate([validation.rows[places] for places in held_out])
+    groups = None if material.index.groups is None else material.index.groups[rows]
+    if groups is None and n_repeats > 1:
+        groups = rows
+    return evaluate_probs(
+        np.concatenate([fit.probs[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
+        np.concatenate([fit.pred[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
+        material.labels[rows],
+        material.known_classes,
+        n_known=material.n_known,
+        groups=groups,
+        seed=seed,
+    )
+
+
+def _fold_values(validation: CrossValidation, labels: NDArray[np.int64], metric: Metric) -> list[float]:
+    return [
+        label_metric(metric, validation.fits[part.repeat].pred[own], labels[own])
+        for part in validation.parts
+        if (own := validation.folds[part.repeat] == part.fold).any()
+    ]
+
+
+def _describe_fold(part: Fold, validation: CrossValidation) -> dict[str, Any]:
+    decision = validation.fits[part.repeat].decisions.get(part.fold)
+    return {
+        "repeat": part.repeat,
+        "fold": part.fold,
+        "n": len(part.rows),
+        "depth": part.depth,
+        "chosen": {**part.chosen, **({} if decision is None else describe_decision(decision, CHOOSER))},
+    }
+
+
+def _write_oof(folder: str, material: Material, validation: CrossValidation) -> None:
+    """One row for each photograph and repeat, a given test part left out; the same rows as logits."""
+    from safetensors.numpy import save
+
+    index, errors = material.scanned, material.errors
+    usable = np.full(len(index), -1)  # position in the material of each photograph
+    usable[np.setdiff1d(np.arange(len(index)), list(errors))] = np.arange(len(material.index))
+    shown = np.flatnonzero(~index.in_part("test"))
+    place = np.full(len(material.index), -1)
+    place[validation.rows] = np.arange(len(validation.rows))
+    where = np.where(usable[shown] >= 0, place[usable[shown]], -1)  # row of the cross-validation, or -1
+    removed = set(material.parts.removed.tolist())
+
+    def status(i: int, pred: int) -> tuple[str, str]:
+        if (error := errors.get(i)) is not None:
+            return error.status, error.reason
+        if pred >= 0:
+            return "ok", ""
+        if usable[i] in removed:
+            return NOT_HELD_OUT, "a copy of a test photograph, not learned from"
+        return NOT_HELD_OUT, "nothing else of its class to learn from"
+
+    chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
+    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.fits, strict=True)):
+        # a row of NaN and -1 at the end is what position -1 takes
+        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
+        pred = np.append(fit.pred, -1)[where]
+        states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
+        chunks.append(
+            Predictions(
+                paths=tuple(index.paths[i] for i in shown),
+                status=tuple(state for state, _ in states),
+                errors=tuple(why for _, why in states),
+                probs=probs,
+                pred=pred,
+                classes=material.known_classes,
+                digests=(b"",) * len(shown),
+            )
+        )
+        own = np.append(folds, -1)[where]
+        columns["repeat"] += [str(repeat)] * len(shown)
+        columns["fold"] += ["" if fold < 0 else str(fold) for fold in own]
+        columns["given"] += [index.classes[k] for k in index.labels[shown]]
+        none = np.full(material.n_known, np.nan, np.float32)
+        logits.append(np.vstack([validation.logits[repeat], none])[where])
+    write_predictions(chunks, material.known_classes, os.path.join(folder, "oof.csv"), columns)
+    data = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
+    with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
+        file.write(data)

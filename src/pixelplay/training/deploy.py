@@ -1,0 +1,72 @@
+"""What was learned → how it decides, and the bundle that carries it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay import __version__
+from pixelplay.config import TrainConfig
+from pixelplay.data.imbalance import class_priors
+from pixelplay.evaluation.decision import Decision, fit_decision
+from pixelplay.journal import Journal
+from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.model.features import Device
+from pixelplay.model.head import LinearHead
+from pixelplay.training.learn import Learned
+from pixelplay.training.material import Material
+
+
+def decide_by_held_out(
+    learned: Learned, material: Material, config: TrainConfig, journal: Journal
+) -> Decision:
+    """Fit T and tau on the photographs that were held out."""
+    decision = fit_decision(
+        learned.logits,
+        material.labels[learned.held_out],
+        material.parts.groups[learned.held_out],
+        class_priors(material.counts_of(learned.prior_from)),
+        metric=config.metric,
+        seed=config.seed,
+    )
+    if decision.temperature.at_bound:
+        journal.note(
+            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
+        )
+    return decision
+
+
+def make_bundle(
+    answer: tuple[Backbone, LinearHead],
+    decision: Decision,
+    learned_from: NDArray[np.int64],
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    device: Device,
+) -> Bundle:
+    """Put together all that prediction needs.
+
+    Args:
+        answer: network, and the head on its features.
+        learned_from: positions in the material.
+    """
+    return Bundle(
+        backbone=answer[0],
+        classes=material.known_classes,
+        preprocessing=loaded.preprocessing,
+        hflip=config.hflip,
+        precision=device.precision,
+        temperature=decision.temperature.temperature,
+        tau=decision.tau.tau,
+        priors=decision.priors,
+        metric=config.metric,
+        trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned_from),
+        head=answer[1],
+        made_by=_made_by(loaded),
+    )
+
+
+def _made_by(loaded: LoadedBackbone) -> Mapping[str, str]:
+    return {"pixelplay": __version__, "weights": loaded.origin, "weights_sha256": loaded.weights_id}

@@ -1,0 +1,274 @@
+"""Cross-validation: as many classifiers as folds, each asked about what it has not seen."""
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig
+from pixelplay.data.imbalance import class_priors
+from pixelplay.data.split import Split, assign_folds, check_some_held_out, hold_out
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.evaluation.calibration import fit_temperature
+from pixelplay.evaluation.crossfit import CrossFit, cross_fit
+from pixelplay.evaluation.decision import Decision, fit_decision
+from pixelplay.journal import Journal
+from pixelplay.model.backbone import LoadedBackbone, stage_modules
+from pixelplay.model.ensemble import as_member
+from pixelplay.model.features import make_extractor
+from pixelplay.model.tail import BranchedBackbone
+from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold
+from pixelplay.training.learn import Learned, learn
+from pixelplay.training.material import Material
+
+IntArray = NDArray[np.int64]
+MAX_REPEATS = 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossValidation:
+    """All folds of all repeats.
+
+    Attributes:
+        rows: (N,) positions in the material that take part, ascending.
+        folds: (R, N) in which each was held out; -1 for never.
+        logits: (R, N, K) from the classifier that had not seen it; NaN for never.
+        fits: (R) decisions, each fold's by what the others have chosen.
+        parts: the folds, repeat by repeat.
+    """
+
+    rows: IntArray
+    folds: IntArray
+    logits: NDArray[np.float32]
+    fits: list[CrossFit]
+    parts: list[Fold]
+
+
+def learn_folds(
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    workplace: Workplace,
+    n_repeats: int,
+    journal: Journal,
+) -> CrossValidation:
+    """Learn a classifier without each fold in turn, as deep as the settings say.
+
+    What a killed process has finished is taken over. The first tuned fold makes a plan, and all others
+    repeat it, so that they are trained alike.
+
+    Args:
+        material: its train and val parts take part; its test part does not.
+
+    Raises:
+        DataError: a class has fewer photographs or groups than there are folds.
+    """
+    rows, n_folds = material.learn, config.n_folds
+    seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(n_repeats)]
+    dealt = np.stack([_deal(material, seeded) for seeded in seeds])  # (R, N)
+    parts: list[Fold] = []
+    for repeat, seeded in enumerate(seeds):
+        for fold in range(n_folds):
+            name = f"fold {fold + 1} of {n_folds}"
+            if n_repeats > 1:
+                name += f", repeat {repeat + 1} of {n_repeats}"
+            with journal.chapter(name):
+                held_out = rows[dealt[repeat] == fold]
+                parts.append(
+                    _learn_fold(material, held_out, loaded, seeded, workplace, (repeat, fold), journal)
+                )
+    logits = np.full((n_repeats, len(rows), material.n_known), np.nan, np.float32)
+    for part in parts:
+        logits[part.repeat, np.searchsorted(rows, part.rows)] = part.logits
+    labels, groups = material.labels[rows], material.parts.groups[rows]
+    priors = class_priors(material.learn_counts)
+    fits = [
+        cross_fit(each, labels, groups, folds, priors, metric=config.metric, seed=config.seed)
+        for each, folds in zip(logits, dealt, strict=True)
+    ]
+    return CrossValidation(rows=rows, folds=dealt, logits=logits, fits=fits, parts=parts)
+
+
+def check_repeats(n_repeats: int) -> None:
+    """Raise ConfigError unless photographs can be dealt so often."""
+    if not 1 <= n_repeats <= MAX_REPEATS:
+        raise ConfigError(f"repeats={n_repeats} is outside its range 1 to {MAX_REPEATS}")
+
+
+def without_test(config: TrainConfig, journal: Journal) -> TrainConfig:
+    """Settings under which no test part is made: every photograph is held out once, in its fold."""
+    if config.test_frac != TrainConfig().test_frac:
+        journal.note(
+            f"--test-frac {config.test_frac} does not count: every photograph is held out in its fold"
+        )
+    return replace(config, test_frac=0.0)
+
+
+def learn_alone(
+    validation: CrossValidation,
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    workplace: Workplace,
+    journal: Journal,
+) -> Learned:
+    """Learn one more classifier, from everything, as most folds were: their depth, plan and way to answer."""
+    depth = _commonest([part.depth for part in validation.parts])
+    settings = config.finetune
+    if depth != "probe":
+        ways = [part.chosen["with_probe"]["value"] for part in validation.parts if part.depth == depth]
+        settings = replace(settings, with_probe="on" if _commonest(ways) else "off")
+    alike = replace(config, tune=depth, finetune=settings)
+    with journal.chapter("everything"):
+        return learn(material, loaded, alike, replace(workplace, started=time.monotonic()), journal)
+
+
+def _commonest(values: Sequence[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def decide_together(
+    validation: CrossValidation, material: Material, config: TrainConfig
+) -> tuple[list[float], Decision]:
+    """How the mean of all members decides: their temperatures, then T and tau of what is cooled by them.
+
+    Each temperature comes from the fold that its member has not seen.
+    """
+    fits = [fit_temperature(part.logits, material.labels[part.rows]) for part in validation.parts]
+    fixed = [fit.temperature for fit in fits if not fit.at_bound]
+    usual = float(np.median(fixed)) if fixed else 1.0  # a fold that is all right fixes none
+    temperatures = [usual if fit.at_bound else fit.temperature for fit in fits]
+    cooled = validation.logits.copy()
+    for part, T in zip(validation.parts, temperatures, strict=True):
+        cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
+    return temperatures, _decide(cooled, validation.rows, material, config)
+
+
+def decide_alone(validation: CrossValidation, material: Material, config: TrainConfig) -> Decision:
+    """How one classifier decides that was learned as the folds were."""
+    return _decide(validation.logits, validation.rows, material, config)
+
+
+def _decide(logits: NDArray[np.float32], rows: IntArray, material: Material, config: TrainConfig) -> Decision:
+    n_repeats = len(logits)
+    return fit_decision(
+        logits.reshape(-1, logits.shape[2]),
+        np.tile(material.labels[rows], n_repeats),
+        np.tile(material.parts.groups[rows], n_repeats),
+        class_priors(material.learn_counts),
+        metric=config.metric,
+        seed=config.seed,
+    )
+
+
+def _deal(material: Material, config: TrainConfig) -> IntArray:
+    """Fold (N,) of each photograph that takes part; -1 for the only one of its class.
+
+    Raises:
+        DataError: a class has fewer photographs or groups than folds, or groups leave a fold without
+            one of the classes to learn from.
+    """
+    rows, n_folds = material.learn, config.n_folds
+    labels, groups = material.labels[rows], material.parts.groups[rows]
+    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
+    n_groups = np.bincount(pairs[:, 0], minlength=material.n_known)  # (K,)
+    counts = material.learn_counts
+    short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
+    if len(short):
+        k = int(short[n_groups[short].argmin()])
+        has = (
+            f"{counts[k]} photographs"
+            if counts[k] == n_groups[k]
+            else (f"{counts[k]} photographs in {n_groups[k]} groups that stay together")
+        )
+        raise DataError(
+            f"class {material.classes[k]!r} has {has} but n_folds={n_folds} needs {n_folds}; "
+            f"add some or use --n-folds {n_groups[k]}"
+        )
+    folds = assign_folds(labels, groups, n_folds, config.seed)
+    check_some_held_out(folds, material.index.source)
+    for fold in range(n_folds):
+        left = np.bincount(labels[folds != fold], minlength=material.n_known)
+        if (left == 0).any():
+            name = material.classes[int((left == 0).argmax())]
+            raise DataError(
+                f"groups put every photograph of class {name!r} into one fold of {n_folds}, so that "
+                "nothing is left to learn it from; use fewer folds or smaller groups"
+            )
+    return folds
+
+
+def _learn_fold(
+    material: Material,
+    held_out: IntArray,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    workplace: Workplace,
+    place: tuple[int, int],
+    journal: Journal,
+) -> Fold:
+    folder = os.path.join(workplace.checkpoints, f"fold-{place[0]:02}-{place[1]:02}")
+    if has_fold(folder):
+        kept = read_fold(folder, held_out, place, loaded.backbone)
+        journal.keep(kept.notes)
+        return kept
+    os.makedirs(folder, exist_ok=True)
+    _share_plan(workplace.folder, folder)
+    n_notes = len(journal.notes)
+    own = replace(workplace, folder=folder, started=time.monotonic())
+    learned = learn(_without(material, held_out, config), loaded, config, own, journal)
+    features = material.features[held_out]
+    if learned.depth != "probe":
+        extractor = make_extractor(learned.backbone, loaded.preprocessing, config, workplace.device)
+        with journal.progress("predicting", len(held_out)) as bar:
+            features = read_rows(material, held_out, extractor, config)
+            bar.update(len(held_out))
+    found = Fold(
+        repeat=place[0],
+        fold=place[1],
+        rows=held_out,
+        logits=learned.head.logits(features),
+        member=as_member(learned.backbone, learned.head, _n_front(learned)),
+        depth=learned.depth,
+        chosen=learned.chosen,
+        history=learned.history,
+        notes=journal.notes[n_notes:],
+    )
+    write_fold(folder, found)
+    _share_plan(folder, workplace.folder)
+    shutil.rmtree(own.checkpoints, ignore_errors=True)  # the training is over
+    return found
+
+
+def _share_plan(source: str, target: str) -> None:
+    """Copy a plan to where there is none yet."""
+    there, here = os.path.join(source, "plan.json"), os.path.join(target, "plan.json")
+    if os.path.isfile(there) and not os.path.isfile(here):
+        shutil.copyfile(there, f"{here}.tmp")
+        os.replace(f"{here}.tmp", here)
+
+
+def _without(material: Material, held_out: IntArray, config: TrainConfig) -> Material:
+    """The material with one fold in the place of the test part, and a validation part of the rest."""
+    rest = np.setdiff1d(material.learn, held_out)
+    is_val = np.zeros(len(rest), dtype=np.bool_)
+    if config.tune != "probe":
+        is_val = hold_out(material.labels[rest], material.parts.groups[rest], config.val_frac, config.seed)
+    split = Split(train=rest[~is_val], val=rest[is_val], test=held_out)
+    return replace(material, parts=replace(material.parts, split=split), learn=rest)
+
+
+def _n_front(learned: Learned) -> int | None:
+    """Stages in front of tuned ones that stand in the place of the frozen ones; None where none do."""
+    if learned.plan is None or isinstance(learned.backbone, BranchedBackbone):
+        return None
+    if learned.plan.n_stages is None:
+        return 0
+    return len(stage_modules(learned.backbone.network)) - learned.plan.n_stages

@@ -1,0 +1,263 @@
+"""Cross-validation from the command line: each photograph is predicted by who has not seen it."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import pixelplay
+from conftest import TINY, TINY_COUNTS, draw_folder
+from pixelplay.cli import main
+from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.inference.predictor import Predictor
+from pixelplay.model.bundle import read_bundle
+
+N = sum(TINY_COUNTS.values())
+PARTIAL = [
+    "--tune",
+    "partial",
+    "--epochs",
+    "2",
+    "--n-stages",
+    "1",
+    "--n-folds",
+    "3",
+    "--train-batch-size",
+    "8",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> list[str]:
+    return ["--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def probes(drawn_photographs: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: five folds of probes, with one photograph that cannot be read and one class of one."""
+    root = tmp_path_factory.mktemp("crossval")
+    photos = Path(shutil.copytree(drawn_photographs, root / "photos"))
+    (photos / "bars/broken.jpg").write_bytes(b"")
+    draw_folder(photos, {"spirals": 0})
+    shutil.copy(photos / "dots/000.jpg", photos / "spirals/alone.jpg")
+    (photos / "spirals/alone.jpg").write_bytes((photos / "dots/001.png").read_bytes() + b"\0")
+    assert main(["crossval", str(photos), "--out", str(root / "run"), "--tune", "probe", *tiny]) == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def tuned(drawn_photographs: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: three tuned folds."""
+    run = tmp_path_factory.mktemp("tuned") / "run"
+    assert main(["crossval", str(drawn_photographs), "--out", str(run), *PARTIAL, *tiny]) == 0
+    return run
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _classes(run: Path) -> list[str]:
+    return [name.removeprefix("prob_") for name in _read(run / "oof.csv")[0] if name.startswith("prob_")]
+
+
+# --- the table ---
+
+
+def test_every_photograph_has_one_row_with_the_fold_that_held_it_out(probes: Path) -> None:
+    rows = _read(probes / "oof.csv")
+    assert Counter(row["given"] for row in rows) == {**TINY_COUNTS, "bars": 25, "spirals": 1}
+    assert len({row["path"] for row in rows}) == len(rows) == N + 2
+    states = {row["path"]: (row["status"], row["error"]) for row in rows if row["status"] != "ok"}
+    assert states == {
+        "bars/broken.jpg": ("unreadable", "empty file"),
+        "spirals/alone.jpg": ("not_held_out", "nothing else of its class to learn from"),
+    }
+    held_out = [row for row in rows if row["status"] == "ok"]
+    assert Counter(row["fold"] for row in held_out).keys() == set("01234")
+    for row in held_out:
+        assert sum(float(row[f"prob_{name}"]) for name in _classes(probes)) == pytest.approx(1, abs=1e-5)
+    assert all(row["label"] == row["fold"] == "" for row in rows if row["status"] != "ok")
+
+
+def test_folds_are_stratified(probes: Path) -> None:
+    rows = [row for row in _read(probes / "oof.csv") if row["status"] == "ok"]
+    for name, n in TINY_COUNTS.items():
+        sizes = Counter(row["fold"] for row in rows if row["given"] == name).values()
+        assert max(sizes) - min(sizes) <= 1, name
+        assert sum(sizes) == n
+
+
+def test_logits_stand_in_the_order_of_the_table(probes: Path) -> None:
+    rows = _read(probes / "oof.csv")
+    logits = load_file(probes / "oof.safetensors")["logits"]
+    assert logits.shape == (len(rows), len(_classes(probes)))
+    temperatures = {
+        str(fold["fold"]): fold["chosen"]["temperature"]["value"]
+        for fold in _json(probes / "metrics.json")["folds"]
+    }
+    for row, logit in zip(rows, logits, strict=True):
+        if row["status"] != "ok":
+            assert np.isnan(logit).all()
+            continue
+        probs = natural_probs(logit[None], temperatures[row["fold"]])[0]
+        np.testing.assert_allclose(probs, [float(row[f"prob_{c}"]) for c in _classes(probes)], atol=2e-6)
+
+
+def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
+    probes: Path, drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    held_out = [row for row in _read(probes / "oof.csv") if row["fold"] == "0"]
+    rest = Path(shutil.copytree(probes.parent / "photos", tmp_path / "rest"))
+    for row in held_out:
+        (rest / row["path"]).unlink()
+    command = ["train", str(rest), "--out", str(tmp_path / "run"), "--tune", "probe", "--test-frac", "0"]
+    assert main([*command, *tiny]) == 0
+    predictor = Predictor(tmp_path / "run")
+    found = predictor.predict([probes.parent / "photos" / row["path"] for row in held_out])
+    logits = load_file(probes / "oof.safetensors")["logits"]
+    rows = [i for i, row in enumerate(_read(probes / "oof.csv")) if row["fold"] == "0"]
+    expected = natural_probs(logits[rows], predictor.bundle.temperature)
+    np.testing.assert_allclose(found.probs, expected, atol=1e-4)
+
+
+# --- figures ---
+
+
+def test_headline_is_what_the_table_says(probes: Path) -> None:
+    metrics = _json(probes / "metrics.json")
+    rows = [row for row in _read(probes / "oof.csv") if row["status"] == "ok"]
+    right = np.mean([row["label"] == row["given"] for row in rows])
+    headline = metrics["headline"]
+    assert headline["value"] == pytest.approx(right)
+    assert (headline["n"], headline["measured_on"], headline["chosen_on"]) == (N, "oof", "the other folds")
+    by_fold = [
+        np.mean([row["label"] == row["given"] for row in rows if row["fold"] == str(fold)])
+        for fold in range(5)
+    ]
+    np.testing.assert_allclose(metrics["by_fold"]["values"], by_fold)
+    assert "test" not in metrics
+    assert metrics["depths"] == {"probe": 5}
+
+
+def test_t_and_tau_of_a_fold_come_from_the_others(probes: Path) -> None:
+    found = _json(probes / "metrics.json")
+    for fold in found["folds"]:
+        for name in ("temperature", "tau"):
+            assert fold["chosen"][name]["n"] == N - fold["n"]
+            assert fold["chosen"][name]["chosen_on"] == "the other folds"
+    assert found["chosen"]["tau"]["n"] == N
+
+
+# --- what is deployed ---
+
+
+def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_photographs: Path) -> None:
+    assert {path.name for path in (probes / "model").iterdir()} == {
+        "bundle.json",
+        "backbone.safetensors",
+        "head.safetensors",
+    }
+    assert pixelplay.evaluate(probes, drawn_photographs).n_trained_on == N
+
+
+def test_tuned_folds_answer_together(tuned: Path, drawn_photographs: Path) -> None:
+    tails = sorted(path.name for path in (tuned / "model").glob("tuned.*"))
+    assert tails == [f"tuned.{i:02}.safetensors" for i in range(3)]
+    bundle = read_bundle(str(tuned))
+    assert bundle.head.fits(bundle.backbone.n_features, 3)
+    accuracy = pixelplay.evaluate(tuned, drawn_photographs).evaluation.accuracy.value
+    assert accuracy > 0.9  # it has learned from them
+    history = _read(tuned / "history.csv")
+    assert {(row["repeat"], row["fold"]) for row in history} == {("0", "0"), ("0", "1"), ("0", "2")}
+    assert (tuned / "plan.json").exists()
+
+
+@pytest.mark.parametrize("depth", [["--tune", "probe", "--n-folds", "3"], PARTIAL], ids=["probe", "partial"])
+def test_single_deploys_one_classifier_of_the_folds_kind(
+    depth: list[str], drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["crossval", str(drawn_photographs), "--out", str(run), "--single", *depth, *tiny]
+    assert main(command) == 0
+    metrics = _json(run / "metrics.json")
+    assert metrics["deployed"] == "single"
+    assert metrics["headline"]["n"] == N
+    assert len(list((run / "model").glob("tuned.*"))) <= 1
+    assert pixelplay.evaluate(run, drawn_photographs).n_trained_on == N
+    assert read_bundle(str(run)).temperature == pytest.approx(metrics["chosen"]["temperature"]["value"])
+
+
+def test_repeats_deal_anew_and_count_a_photograph_once(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["crossval", str(drawn_photographs), "--out", str(run), "--tune", "probe", "--n-folds", "3"]
+    assert main([*command, "--repeats", "2", *tiny]) == 0
+    assert "48 photographs, each 2 times" in capsys.readouterr().out
+    rows = _read(run / "oof.csv")
+    assert Counter(row["repeat"] for row in rows) == {"0": N, "1": N}
+    folds = [[row["fold"] for row in rows if row["repeat"] == repeat] for repeat in "01"]
+    assert folds[0] != folds[1]
+    metrics = _json(run / "metrics.json")
+    assert len(metrics["folds"]) == len(metrics["by_fold"]["values"]) == 6
+    assert metrics["oof"]["bootstrap"]["by"] == "group"
+    assert load_file(run / "oof.safetensors")["logits"].shape == (2 * N, 3)
+
+
+def test_a_given_test_part_is_measured_and_not_dealt(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn_photographs, photos / "train")
+    draw_folder(photos / "test", {"bars": 5, "dots": 5, "rings": 5}, first_seed=700)
+    shutil.copy(photos / "train/bars/002.jpg", photos / "test/bars/copy.jpg")
+    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]
+    assert main(command) == 0
+    assert "on the given test part, 16 photographs: accuracy" in capsys.readouterr().out
+    rows = {row["path"]: row for row in _read(tmp_path / "run/oof.csv")}
+    assert len(rows) == N
+    assert rows["train/bars/002.jpg"]["error"] == "a copy of a test photograph, not learned from"
+    metrics = _json(tmp_path / "run/metrics.json")
+    assert metrics["headline"]["n"] == N - 1
+    assert metrics["test"]["n"] == 16
+    again = pixelplay.evaluate(tmp_path / "run", photos).evaluation.accuracy.value
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx(again)
+
+
+def test_the_same_command_gives_the_same_model(
+    tuned: Path, drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    assert main(["crossval", str(drawn_photographs), "--out", str(again), *PARTIAL, *tiny]) == 0
+    for name in ("oof.csv", "oof.safetensors", *(f"model/{p.name}" for p in (tuned / "model").iterdir())):
+        assert (again / name).read_bytes() == (tuned / name).read_bytes(), name
+
+
+def test_asking_for_a_test_part_is_said_not_to_count(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    command = ["crossval", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe"]
+    assert main([*command, "--test-frac", "0.5", *tiny]) == 0
+    metrics = _json(tmp_path / "run/metrics.json")
+    assert metrics["headline"]["n"] == N
+    assert any(note.startswith("--test-frac 0.5 does not count") for note in metrics["notes"])
+
+
+def test_python_takes_the_same_settings(drawn_photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    config = pixelplay.TrainConfig(tune="probe", n_folds=3, backbone=TINY, weights=str(tiny_weights))
+    report = pixelplay.cross_validate(drawn_photographs, tmp_path / "run", config)
+    assert report.to_json() == _json(tmp_path / "run/metrics.json")
+    assert report.headline.low <= report.headline.value <= report.headline.high
+    assert len(report.fold_values) == 3

@@ -434,6 +434,30 @@ def test_other_run_that_does_not_exist(drawn_photographs: Path, tiny_run: Path, 
     _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: shutil.rmtree(run), "run does not exist"),
+        (lambda run: (run / "suspects.csv").unlink(), "run has no suspects.csv"),
+        (lambda run: (run / "suspects.csv").write_text("path\n1\n"), "missing or damaged"),
+        (lambda run: (run / "metrics.json").write_text("{}"), "missing or damaged"),
+    ],
+)
+def test_suspects_of_a_run_without_records(
+    damage: Callable[[Path], object],
+    words: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    damage(run)
+    assert main(["suspects", str(run)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    _assert_says(err, words)
+
+
 # --- cross-validation ---
 
 

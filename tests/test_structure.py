@@ -60,6 +60,7 @@ PUBLIC = {
     "evaluate",
     "original_recipe",
     "predict",
+    "read_suspects",
     "scan",
     "train",
 }

@@ -28,6 +28,7 @@ _HOMES = {
     "evaluate": "pixelplay.workflow",
     "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
+    "read_suspects": "pixelplay.outputs.suspects",
     "scan": "pixelplay.data.scan",
     "train": "pixelplay.workflow",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "original_recipe",
     "predict",
+    "read_suspects",
     "scan",
     "train",
 ]
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
         PixelPlayError,
     )
     from pixelplay.inference.predictor import Predictions, Predictor
+    from pixelplay.outputs.suspects import read_suspects
     from pixelplay.recipes import original_recipe
     from pixelplay.workflow import cross_validate, evaluate, predict, train
 

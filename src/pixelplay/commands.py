@@ -187,6 +187,20 @@ def evaluate(
     _print_result(json, report.to_json, lambda: summarise_evaluation(report))
 
 
+def suspects(run: Run, /, *, json: Flag = False) -> None:
+    """Show the labels that look wrong to a model that had not learned from them.
+
+    Args:
+        run: Folder of a run of train or crossval.
+        json: Print JSON for programs.
+    """
+    from pixelplay.outputs.summary import summarise_suspects
+    from pixelplay.outputs.suspects import read_suspects
+
+    report = read_suspects(run)
+    _print_result(json, report.to_json, lambda: summarise_suspects(report))
+
+
 def predict(
     run: Run,
     images: Images,
@@ -262,6 +276,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "crossval": crossval,
     "evaluate": evaluate,
+    "suspects": suspects,
     "predict": predict,
     "cache": cache,
 }

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.outputs.table import check_new_file, safe_label, safe_path, write_predictions
+from pixelplay.outputs.table import check_new_file, write_predictions
 
 CLASSES = ("cat", "dog")
 

@@ -25,6 +25,7 @@ from pixelplay.outputs.records import (
     write_part,
     write_split,
 )
+from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
 from pixelplay.training.fold_state import Fold
 from pixelplay.training.folds import CrossValidation
@@ -55,6 +56,7 @@ class CrossvalReport:
         chosen: how the deployed model decides, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
+        suspects: labels that look wrong; with repeats by the mean of their probabilities.
     """
 
     run_dir: str
@@ -72,6 +74,7 @@ class CrossvalReport:
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     notes: Sequence[str]
+    suspects: SuspectReport
 
     @property
     def evaluation(self) -> Evaluation:
@@ -115,6 +118,7 @@ class CrossvalReport:
             "folds": [dict(fold) for fold in self.folds],
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
+            "suspects": self.suspects.summary(),
             "notes": list(self.notes),
         }
 
@@ -155,6 +159,7 @@ def make_crossval_report(
         chosen=describe_decision(decision, "oof"),
         data=describe_data(material),
         notes=tuple(notes),
+        suspects=_find_suspects(run_dir, material, validation, test),
     )
 
 
@@ -180,6 +185,7 @@ def write_crossval_records(
     _write_oof(folder, material, validation)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+    write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
@@ -200,6 +206,17 @@ def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Eva
         groups=groups,
         seed=seed,
     )
+
+
+def _find_suspects(
+    run_dir: str, material: Material, validation: CrossValidation, test: Judged | None
+) -> SuspectReport:
+    held_out = (validation.folds >= 0).all(axis=0)  # (N,) the only one of a class never is
+    probs = np.mean([fit.probs[held_out] for fit in validation.fits], axis=0)
+    found = {"oof": (validation.rows[held_out], probs)}
+    if test is not None:
+        found["test"] = (test.positions, test.predictions.probs)
+    return find_suspects_in(run_dir, material, found)
 
 
 def _fold_values(validation: CrossValidation, labels: NDArray[np.int64], metric: Metric) -> list[float]:

@@ -21,6 +21,7 @@ from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
+from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
@@ -46,6 +47,7 @@ class TrainReport:
         chosen: setting → its value, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
+        suspects: labels that look wrong among the photographs held out.
     """
 
     run_dir: str
@@ -60,6 +62,7 @@ class TrainReport:
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     notes: Sequence[str]
+    suspects: SuspectReport
 
     @property
     def measured_on(self) -> str:
@@ -115,6 +118,7 @@ class TrainReport:
             "val_is_before_refit": self.is_refitted,
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
+            "suspects": self.suspects.summary(),
             "notes": list(self.notes),
         }
 
@@ -178,6 +182,15 @@ def make_report(
         chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
         data=describe_data(material),
         notes=tuple(notes),
+        suspects=find_suspects_in(
+            run_dir,
+            material,
+            {
+                name: (part.positions, part.predictions.probs)
+                for name, part in ((learned.part, held_out), ("test", test))
+                if part is not None
+            },
+        ),
     )
 
 
@@ -205,6 +218,7 @@ def write_records(
     write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+    write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 

@@ -18,6 +18,7 @@ RUN_NAMES = frozenset(
         "history.csv",
         "oof.csv",
         "oof.safetensors",
+        "suspects.csv",
         "val.csv",
         "predictions.csv",
         "model",

@@ -1,7 +1,7 @@
 """Results as text for people and JSON for programs."""
 
+import os
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Evaluation
 from pixelplay.evaluation.operating_point import OperatingPoint
 from pixelplay.evaluation.weighted import ECE_BINS
+from pixelplay.outputs.columns import align
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
     from pixelplay.outputs.crossval import CrossvalReport
     from pixelplay.outputs.judged import EvaluationReport, RunComparison
     from pixelplay.outputs.records import TrainReport
+    from pixelplay.outputs.suspects import SuspectReport
 
 # figure → its name in tables
 TITLES: Mapping[str, str] = {
@@ -32,6 +34,7 @@ TITLES: Mapping[str, str] = {
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
 MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
 MAX_CONFUSION = 12
+MAX_SUSPECTS = 20
 
 
 def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def summarise_scan(index: ImageIndex, audit: Audit) -> str:
     lines = [f"{printable(index.source)}: {counted(found['n'], 'photograph')}, {len(index.classes)} classes"]
     if found["n_unlabelled"]:
         lines.append(f"  {found['n_unlabelled']:,} without a label")
-    lines += _table(
+    lines += align(
         ["class", "n", "share"],
         [
             [name, f"{n:,}", f"{n / max(sum(found['classes'].values()), 1):.1%}"]
@@ -110,9 +113,9 @@ def summarise_training(report: "TrainReport") -> str:
     }[report.measured_on]
     lines = [f"{report.depth}: {where}, {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
     rows = _headline_rows(report)
-    lines += _table(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
+    lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
-    lines += ["", *_class_table(evaluation, report.train_counts)]
+    lines += ["", *_classalign(evaluation, report.train_counts)]
     if report.test_without_copies is not None:
         value, interval = _value_and_interval(report.test_without_copies.accuracy)
         lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
@@ -131,14 +134,14 @@ def summarise_crossval(report: "CrossvalReport") -> str:
         "",
     ]
     rows = _headline_rows(report)
-    lines += _table(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
+    lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
     low, high = min(report.fold_values), max(report.fold_values)
     lines += [
         "",
         f"{TITLES[report.metric]} of single folds: {low:.3f} to {high:.3f} (sd {report.fold_sd:.3f})",
         "",
-        *_class_table(evaluation, report.train_counts),
+        *_classalign(evaluation, report.train_counts),
         "",
     ]
     what = {
@@ -172,7 +175,7 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
     rows.append(
         [f"ECE ({ECE_BINS} bins)", *(cell for e in columns.values() for cell in (f"{e.ece:.3f}", ""))]
     )
-    lines += [*_table(header, rows), *_legend(rows)]
+    lines += [*align(header, rows), *_legend(rows)]
     if evaluation.known_only is not None:
         lines.append(
             "log-loss, Brier score, ROC-AUC and average precision leave unknown classes out everywhere"
@@ -181,8 +184,8 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
         lines.append(
             f"the tables below include {counted(report.n_trained_on, 'photograph')} that were trained on"
         )
-    lines += ["", *_class_table(evaluation, None)]
-    lines += ["", *_confusion_table(evaluation)]
+    lines += ["", *_classalign(evaluation, None)]
+    lines += ["", *_confusionalign(evaluation)]
     if evaluation.operating_point is not None:
         lines += ["", _operating_point(evaluation.operating_point)]
     if report.against is not None:
@@ -203,7 +206,7 @@ def _comparison(found: "RunComparison") -> list[str]:
         interval = f"{difference.low:+.3f} to {difference.high:+.3f}{doubt}"
         mark = " ←" if name == found.metric else ""
         rows.append([TITLES[name] + mark, *values, f"{difference.value:+.3f}", interval])
-    lines += _table(["", first, second, "difference", "interval"], rows)
+    lines += align(["", first, second, "difference", "interval"], rows)
     has_doubt = any(row[-1].endswith("?") for row in rows)
     lines += ["? few photographs of a class, or few on which they differ: a rough interval"] * has_doubt
     evidence = "" if fairest.p_value is None else f" (McNemar's p = {fairest.p_value:.2g})"
@@ -217,6 +220,30 @@ def _comparison(found: "RunComparison") -> list[str]:
     else:
         lines.append(f"{TITLES[found.metric]}: no difference is shown, for its interval holds 0")
     return [printable(line) for line in lines]
+
+
+def summarise_suspects(report: "SuspectReport") -> str:
+    """The most suspicious labels, and where all of them stand."""
+    n_checked = sum(report.n_checked.values())
+    where = ", ".join(f"{n:,} {part}" for part, n in report.n_checked.items())
+    found = report.suspects
+    share = len(found) / max(n_checked, 1)
+    lines = [
+        f"{len(found):,} of {n_checked:,} held-out photographs ({where}) have a label that looks wrong, "
+        f"{share:.1%}"
+    ]
+    if "val" in report.n_checked:
+        lines.append("what a tuned network learned from is not checked; pixelplay crossval checks everything")
+    rows = [
+        [s.path, s.part, s.label, f"{s.prob_label:.2f}", s.proposed, f"{s.prob_proposed:.2f}"]
+        for s in found[:MAX_SUSPECTS]
+    ]
+    if rows:
+        lines += ["", *align(["path", "part", "label", "prob", "looks like", "prob"], rows)]
+    if len(found) > MAX_SUSPECTS:
+        lines.append(f"… and {len(found) - MAX_SUSPECTS} more")
+    table = os.path.join(report.run_dir, "suspects.csv")
+    return "\n".join([*lines, "", f"all of them, with reasons, are in {printable(table)}"])
 
 
 def _operating_point(point: OperatingPoint) -> str:
@@ -239,7 +266,7 @@ def _legend(rows: Sequence[Sequence[str]], *also: str) -> list[str]:
     return ["   ".join(signs)] if signs else []
 
 
-def _class_table(evaluation: Evaluation, train_counts: Any) -> list[str]:
+def _classalign(evaluation: Evaluation, train_counts: Any) -> list[str]:
     rows, shown = [], list(evaluation.per_class)
     if len(shown) > MAX_CLASS_ROWS:
         measured = [scores for scores in shown if scores.recall is not None]
@@ -260,17 +287,17 @@ def _class_table(evaluation: Evaluation, train_counts: Any) -> list[str]:
     ]
     rest = len(evaluation.per_class) - len(shown)
     more = [f"… and {rest} more; these have the lowest recall (--json lists all)"] if rest else []
-    return [*_table(header, rows), *more]
+    return [*align(header, rows), *more]
 
 
-def _confusion_table(evaluation: Evaluation) -> list[str]:
+def _confusionalign(evaluation: Evaluation) -> list[str]:
     names = list(evaluation.classes)
     if len(names) > MAX_CONFUSION:
         return [f"confusion matrix of {len(names)} classes: see --json"]
     rows = [[name, *map(str, row)] for name, row in zip(names, evaluation.confusion, strict=True)]
     short = [name[:9] for name in names]
     columns = short if len(set(short)) == len(names) else names
-    return ["rows are given labels, columns decisions", *_table(["", *columns], rows)]
+    return ["rows are given labels, columns decisions", *align(["", *columns], rows)]
 
 
 def _value_and_interval(estimate: Estimate | None) -> tuple[str, str]:
@@ -313,23 +340,3 @@ def _findings(name: str, items: Sequence[str]) -> list[str]:
 
 def _name(member: dict[str, Any], finding: str) -> str:
     return f"{member['path']} ({member['label']})" if finding == "conflicts" else str(member["path"])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned: the first to the left, the others to the right."""
-    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(_pad, row, widths, [True, *[False] * len(row)])).rstrip() for row in cells]
-
-
-def _pad(cell: str, width: int, is_left: bool) -> str:
-    space = " " * (width - _width(cell))
-    return cell + space if is_left else space + cell
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal needs: two for a wide letter, none for an accent of its own."""
-    return sum(
-        0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")
-        for sign in text
-    )

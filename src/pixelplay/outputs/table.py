@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
+from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.inference.predictor import Predictions
 
 DECIMALS = 6
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_predictions(
@@ -98,16 +98,6 @@ class _Newlines:
     def write(self, line: str) -> None:
         """Write one line."""
         self._file.write(line.removesuffix("\r\n") + "\n")
-
-
-def safe_path(path: str) -> str:
-    """A path that a spreadsheet does not run as a formula and that still opens the same file."""
-    return f"./{path}" if path.startswith(_FORMULA_STARTS) else path
-
-
-def safe_label(label: str) -> str:
-    """A text cell that a spreadsheet does not run as a formula."""
-    return f"'{label}" if label.startswith(_FORMULA_STARTS) else label
 
 
 def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: str) -> None:

@@ -1,0 +1,175 @@
+"""Labels that look wrong: found where photographs were held out, written as suspects.csv, read back."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.data.cells import plain_label, plain_path, safe_label, safe_path
+from pixelplay.errors import BundleError
+from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.outputs.table import csv_writer
+from pixelplay.training.material import Material
+
+SUSPECTS = "suspects.csv"
+COLUMNS = ("path", "part", "label", "proposed", "quality", "prob_label", "prob_proposed", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A photograph whose given label looks wrong.
+
+    Attributes:
+        path: as in the data.
+        part: where it was held out: "oof", "val" or "test".
+        label: the given class.
+        proposed: the class that it looks like.
+        quality: how well the given label fits, 0 to 1.
+        prob_label: probability of the given class.
+        prob_proposed: probability of the proposed one.
+        reason: why, in words.
+    """
+
+    path: str
+    part: str
+    label: str
+    proposed: str
+    quality: float
+    prob_label: float
+    prob_proposed: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectReport:
+    """What a run has found wrong with labels.
+
+    Attributes:
+        run_dir: the run.
+        suspects: the most suspicious first.
+        n_checked: part → photographs that were held out in it, and so could be checked.
+    """
+
+    run_dir: str
+    suspects: tuple[Suspect, ...]
+    n_checked: Mapping[str, int]
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many there are, as metrics.json has it."""
+        return {"n": len(self.suspects), "n_checked": dict(self.n_checked)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of them as plain values."""
+        return {**self.summary(), "suspects": [asdict(suspect) for suspect in self.suspects]}
+
+
+HeldOut = tuple[
+    NDArray[np.int64], NDArray[np.float64]
+]  # positions (n,) in the material, probabilities (n, K)
+
+
+def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, HeldOut]) -> SuspectReport:
+    """Find the suspects among held-out photographs, the most suspicious first.
+
+    Beside those that the probabilities accuse, files that stand in the data with two labels are suspects.
+    Photographs of classes that the model does not know cannot be judged.
+
+    Args:
+        held_out: part → its photographs and what a model that has not seen them says.
+    """
+    parts = np.repeat(list(held_out), [len(rows) for rows, _ in held_out.values()])  # (N,)
+    positions, probs = (np.concatenate(arrays) for arrays in zip(*held_out.values(), strict=True))
+    is_known = material.labels[positions] < material.n_known
+    parts, positions, probs = parts[is_known], positions[is_known], probs[is_known]
+    labels = material.labels[positions]
+    found = find_suspects(probs, labels)
+    twins = _twins(material)
+    suspects = []
+    for row in found.order:
+        label, proposed = int(labels[row]), int(found.proposed[row])
+        reasons = []
+        if found.is_suspect[row]:
+            usual = f"{found.thresholds[proposed]:.2f}, what its own usually have"
+            reasons.append(f"{probs[row, proposed]:.2f} for {material.classes[proposed]!r}: at least {usual}")
+        if (twin := twins.get(int(positions[row]))) is not None:
+            other = int(material.labels[twin])
+            reasons.append(f"the same file as {material.index.paths[twin]}, a {material.classes[other]!r}")
+            proposed = proposed if found.is_suspect[row] or other >= material.n_known else other
+        if reasons:
+            suspects.append(
+                Suspect(
+                    path=material.index.paths[positions[row]],
+                    part=str(parts[row]),
+                    label=material.classes[label],
+                    proposed=material.classes[proposed],
+                    quality=float(found.quality[row]),
+                    prob_label=float(probs[row, label]),
+                    prob_proposed=float(probs[row, proposed]),
+                    reason="; ".join(reasons),
+                )
+            )
+    checked = Counter(parts.tolist())
+    return SuspectReport(run_dir=run_dir, suspects=tuple(suspects), n_checked=dict(checked))
+
+
+def _twins(material: Material) -> dict[int, int]:
+    """Position → another of the same file with another label."""
+    twins: dict[int, int] = {}
+    for members in material.duplicates.conflicts:
+        for i in members:
+            twins[i] = next(j for j in members if material.labels[j] != material.labels[i])
+    return twins
+
+
+def write_suspects(suspects: Sequence[Suspect], path: str) -> None:
+    """Write one row for each, the most suspicious first; `label` may be mended and given to --relabel."""
+    temporary = f"{path}.partial"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv_writer(file)
+        writer.writerow(COLUMNS)
+        for suspect in suspects:
+            cells = [getattr(suspect, name) for name in COLUMNS]
+            shown = [f"{cell:.6f}" if isinstance(cell, float) else safe_label(cell) for cell in cells]
+            writer.writerow([safe_path(suspect.path), *shown[1:]])
+    os.replace(temporary, path)
+
+
+def read_suspects(run: str) -> SuspectReport:
+    """Read what a run has found.
+
+    Raises:
+        BundleError: no run there, or one whose records are missing or damaged.
+    """
+    table, metrics = os.path.join(run, SUSPECTS), os.path.join(run, "metrics.json")
+    if not os.path.isfile(table):
+        what = "has no suspects.csv" if os.path.isdir(run) else "does not exist"
+        raise BundleError(f"{run} {what}; give the folder that pixelplay train or crossval has made")
+    try:
+        with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            suspects = tuple(_suspect(row) for row in csv.DictReader(file, strict=True))
+        with open(metrics, encoding="utf-8") as file:
+            n_checked = {str(part): int(n) for part, n in json.load(file)["suspects"]["n_checked"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+        raise BundleError(
+            f"the records of {run} are missing or damaged ({type(error).__name__}: {error}); train again"
+        ) from None
+    return SuspectReport(run_dir=run, suspects=suspects, n_checked=n_checked)
+
+
+def _suspect(row: Mapping[str, str]) -> Suspect:
+    return Suspect(
+        path=plain_path(row["path"]),
+        part=row["part"],
+        label=plain_label(row["label"]),
+        proposed=plain_label(row["proposed"]),
+        quality=float(row["quality"]),
+        prob_label=float(row["prob_label"]),
+        prob_proposed=float(row["prob_proposed"]),
+        reason=plain_label(row["reason"]),
+    )

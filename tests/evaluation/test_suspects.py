@@ -1,0 +1,62 @@
+"""Planted wrong labels are found and come first; right ones of hard classes are left alone."""
+
+import numpy as np
+import pytest
+
+from pixelplay.evaluation.suspects import find_suspects, label_quality
+
+
+def _noisy(n: int, n_classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Calibrated probabilities, labels of which some are flipped, and which those are."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 4, (n, n_classes))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (probs.cumsum(1) > rng.random((n, 1))).argmax(1)
+    is_flipped = rng.random(n) < share
+    labels = np.where(is_flipped, (labels + rng.integers(1, n_classes, n)) % n_classes, labels)
+    return probs, labels, is_flipped
+
+
+def test_planted_flips_come_first() -> None:
+    probs, labels, is_flipped = _noisy(4000, 5, 0.05, seed=0)
+    found = find_suspects(probs, labels)
+    first = found.order[: is_flipped.sum()]
+    assert is_flipped[first].mean() > 0.5  # where the truth itself is uncertain nobody can tell
+    assert is_flipped[found.is_suspect].mean() > 0.3
+    assert found.is_suspect[is_flipped].mean() > 0.6
+    assert is_flipped[found.order[:50]].mean() > 0.8
+
+
+def test_what_is_proposed_is_a_class_that_passes_its_threshold() -> None:
+    probs, labels, _ = _noisy(500, 4, 0.1, seed=1)
+    found = find_suspects(probs, labels)
+    rows = np.flatnonzero(found.is_suspect)
+    assert len(rows)
+    assert (probs[rows, found.proposed[rows]] >= found.thresholds[found.proposed[rows]]).all()
+    np.testing.assert_array_equal(found.proposed[~found.is_suspect], labels[~found.is_suspect])
+
+
+def test_thresholds_are_the_mean_probability_of_a_class_among_its_own_images() -> None:
+    probs = np.array([[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.4, 0.6, 0.0]])
+    found = find_suspects(probs, np.array([0, 0, 1]))
+    np.testing.assert_allclose(found.thresholds, [0.8, 0.6, np.nan])
+    np.testing.assert_array_equal(found.is_suspect, [False, False, False])
+    wrong = find_suspects(probs, np.array([1, 0, 1]))
+    np.testing.assert_array_equal(wrong.is_suspect, [True, False, False])
+    assert wrong.proposed[0] == 0
+    assert wrong.order[0] == 0
+
+
+def test_quality_is_half_at_a_tie_and_runs_from_0_to_1() -> None:
+    probs = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(label_quality(probs, np.array([0, 0, 0])), [0.5, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_does_not_depend_on_how_classes_are_numbered(seed: int) -> None:
+    probs, labels, _ = _noisy(200, 4, 0.1, seed)
+    turned = find_suspects(probs[:, ::-1].copy(), 3 - labels)
+    found = find_suspects(probs, labels)
+    np.testing.assert_array_equal(turned.order, found.order)
+    np.testing.assert_array_equal(turned.is_suspect, found.is_suspect)
+    np.testing.assert_array_equal(3 - turned.proposed, found.proposed)

@@ -1,0 +1,78 @@
+"""suspects.csv and its command: planted wrong labels, files with two labels, hostile names."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import pixelplay
+from conftest import TINY, draw_folder
+from pixelplay.cli import main
+
+COUNTS = {"bars": 24, "=dots": 24, "rings": 24}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a cross-validated run with three planted wrong labels and one file with two labels."""
+    root = tmp_path_factory.mktemp("suspects")
+    photos = draw_folder(root / "photos", {"bars": 24, "dots": 24, "rings": 24})
+    for i in (3, 5, 7):
+        shutil.move(photos / f"dots/{i:03}.png", photos / f"bars/wrong{i}.png")
+    (photos / "dots").rename(photos / "=dots")
+    shutil.copy(photos / "rings/002.jpg", photos / "bars/twin.jpg")
+    tiny = ["--backbone", TINY, "--weights", str(tiny_weights), "--tune", "probe", "--quiet"]
+    assert main(["crossval", str(photos), "--out", str(root / "run"), *tiny]) == 0
+    return root / "run"
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "suspects.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_planted_wrong_labels_are_listed_with_what_they_are(run: Path) -> None:
+    wrong = [row for row in _rows(run) if "wrong" in row["path"]]
+    assert wrong  # random layers tell few of them
+    assert _rows(run)[0] == wrong[0]
+    for row in wrong:
+        assert (row["label"], row["proposed"]) == ("bars", "'=dots")
+        assert "what its own usually have" in row["reason"]
+
+
+def test_a_file_with_two_labels_is_listed_under_both(run: Path) -> None:
+    found = {row["path"]: row for row in _rows(run)}
+    assert "the same file as rings/002.jpg, a 'rings'" in found["bars/twin.jpg"]["reason"]
+    assert "the same file as bars/twin.jpg, a 'bars'" in found["rings/002.jpg"]["reason"]
+
+
+def test_rows_stand_in_the_order_of_suspicion(run: Path) -> None:
+    quality = [float(row["quality"]) for row in _rows(run)]
+    assert quality == sorted(quality)
+    assert {row["part"] for row in _rows(run)} == {"oof"}
+
+
+def test_command_and_python_read_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suspects", str(run), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    report = pixelplay.read_suspects(str(run))
+    assert shown == report.to_json()
+    assert shown["n_checked"] == {"oof": 73}
+    assert [suspect.label for suspect in report.suspects if suspect.path.startswith("=")] == [
+        "=dots" for suspect in report.suspects if suspect.path.startswith("=")
+    ]
+    assert json.loads((run / "metrics.json").read_text())["suspects"]["n"] == len(report.suspects)
+    assert main(["suspects", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(report.suspects)} of 73 held-out photographs (73 oof) have a label that looks wrong" in text
+    assert "bars/twin.jpg" in text
+
+
+def test_a_trained_run_checks_what_it_held_out(
+    drawn_photographs: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["suspects", str(tiny_run), "--json"]) == 0
+    n_checked = json.loads(capsys.readouterr().out)["n_checked"]
+    assert n_checked == {"oof": 38, "test": 10}

@@ -504,6 +504,18 @@ def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: S
 # --- predict ---
 
 
+def test_predict_with_another_run_and_other_views(
+    drawn_photographs: Path, tiny_run: Path, shell: Shell
+) -> None:
+    folder = drawn_photographs / "rings"
+    assert shell("predict", tiny_run, folder, "--out", "alone.csv", "--tta", "none").status == 0
+    twice = ("--with", tiny_run, "--tta", "none")
+    assert shell("predict", tiny_run, folder, "--out", "twice.csv", *twice).status == 0
+    assert Path("twice.csv").read_bytes() == Path("alone.csv").read_bytes()
+    assert shell("predict", tiny_run, folder, "--out", "views.csv", "--tta", "multicrop").status == 0
+    assert Path("views.csv").read_bytes() != Path("alone.csv").read_bytes()
+
+
 def test_predict_gives_each_photograph_its_row_in_order(
     drawn_photographs: Path, tiny_run: Path, shell: Shell
 ) -> None:

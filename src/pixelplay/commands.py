@@ -21,6 +21,7 @@ from pixelplay.config import (
     Folder,
     Part,
     TrainConfig,
+    Tta,
     shown,
 )
 from pixelplay.errors import PixelPlayError, counted, printable
@@ -155,6 +156,7 @@ def evaluate(
     at_precision: Annotated[float | None, shown("PRECISION")] = None,
     positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
+    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
     json: Flag = False,
     quiet: Flag = False,
 ) -> None:
@@ -167,6 +169,7 @@ def evaluate(
         at_precision: For two classes: report the recall at this precision, 0 to 1.
         positive: Class that precision and recall are about (default: the second).
         against: Another run: how far both are apart, photograph by photograph, and whether that is real.
+        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
     """
@@ -181,6 +184,7 @@ def evaluate(
         at_precision=at_precision,
         positive=positive,
         against=against,
+        tta=tta,
         compute=compute,
         journal=Journal(quiet=quiet),
     )
@@ -210,6 +214,8 @@ def predict(
     submission: File = None,
     path_column: Column = None,
     images_dir: Folder = None,
+    with_runs: Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]")] = (),
+    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     strict: Flag = False,
     force: Flag = False,
@@ -224,6 +230,8 @@ def predict(
         submission: Sample submission whose header, ids and order the output takes exactly.
         path_column: Column of a table that names the photograph.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        with_runs: Other runs that answer with this one, by the mean of their probabilities.
+        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
         strict: Exit with status 1 if any photograph could not be read.
         force: Replace an existing table.
         quiet: Say nothing on stderr but errors.
@@ -244,6 +252,8 @@ def predict(
         path_column=path_column,
         images_dir=images_dir,
         is_forced=force,
+        with_runs=with_runs,
+        tta=tta,
         compute=compute,
         journal=Journal(quiet=quiet),
     )

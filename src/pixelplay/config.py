@@ -5,7 +5,6 @@ they cannot differ. Off is None.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import DisallowNone, arg
 
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, suggest
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -27,6 +26,7 @@ Start = Literal["probe", "random"]
 HeadKind = Literal["linear", "mlp"]
 Switch = Literal["auto", "on", "off"]
 AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
+Tta = Literal["none", "flip", "multicrop"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 MAX_INPUT_PX = 4096
@@ -326,12 +326,6 @@ def parse_duration(text: str) -> float:
 def to_json(config: Any) -> dict[str, Any]:
     """Turn a configuration into the nested dictionary that is stored beside a model."""
     return dataclasses.asdict(config)
-
-
-def suggest(name: str, known: Sequence[str], n: int = 3) -> str:
-    """Name the closest known words: "; did you mean 'a' or 'b'?", or nothing."""
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ A message says what is wrong with the value and the place, then the limit, then 
 in one sentence.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -78,3 +79,9 @@ def name_some(items: Sequence[object]) -> str:
 def counted(n: int, noun: str) -> str:
     """A number and its noun: "1 photograph", "2,624 photographs"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def suggest(name: str, known: Sequence[str], n: int = 3) -> str:
+    """Name the closest known words: "; did you mean 'a' or 'b'?", or nothing."""
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

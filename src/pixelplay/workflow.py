@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig
+from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig, Tta
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.scan import say_what_was_assumed, select_labelled
 from pixelplay.data.source import list_all, scan_source
@@ -14,6 +14,7 @@ from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.operating_point import find_positive
+from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone, load_backbone, pick_backbone_name
@@ -179,6 +180,7 @@ def evaluate(
     at_precision: float | None = None,
     positive: str | None = None,
     against: StrPath | None = None,
+    tta: Tta | None = None,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> EvaluationReport:
@@ -189,6 +191,7 @@ def evaluate(
         at_precision: report the recall that a two-class model reaches at this precision.
         positive: the class that precision and recall are about (default: the second).
         against: another run, whose figures are subtracted photograph by photograph.
+        tta: views of each photograph that are answered for together, as of `Predictor`.
 
     Raises:
         DataError: no labelled photograph to score, or not two classes for a precision.
@@ -202,8 +205,8 @@ def evaluate(
         )
     index = say_what_was_assumed(scan_source(os.fspath(source), data), journal)
     index, scored_part = choose_scored(index, part)
-    predictor = Predictor(run, compute)
-    other = None if against is None else Predictor(against, compute)
+    predictor = Predictor(run, compute, tta=tta)
+    other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
         find_positive(labels_among(predictor.classes, index), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, index, journal)
@@ -232,6 +235,8 @@ def predict(
     path_column: str | None = None,
     images_dir: str | None = None,
     is_forced: bool = False,
+    with_runs: Sequence[StrPath] = (),
+    tta: Tta | None = None,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> int:
@@ -247,10 +252,12 @@ def predict(
         path_column: column of a table that names the photographs.
         images_dir: folder that the names in a table are looked up in.
         is_forced: replace an existing table.
+        with_runs: other runs that answer with this one, by the mean of their probabilities.
+        tta: views of each photograph that are answered for together, as of `Predictor`.
 
     Raises:
         DataError: nothing there, or none of it can be read.
-        ConfigError: the table cannot be written.
+        ConfigError: the table cannot be written, or the runs know different classes.
         BundleError: no model in `run`.
     """
     journal = journal or Journal()
@@ -261,7 +268,8 @@ def predict(
     sources = [os.fspath(source) for source in images]
     indexes = [say_what_was_assumed(index, journal) for index in list_all(sources, data)]
     n_images = sum(len(index) for index in indexes)
-    predictor = Predictor(run, compute)
+    together = [run, *with_runs]
+    predictor = JointPredictor(together, compute, tta=tta) if with_runs else Predictor(run, compute, tta=tta)
     if sample is not None:
         check_submission(sample, predictor.classes, out)
     n_bad = 0

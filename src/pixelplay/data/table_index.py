@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 
-from pixelplay.config import PARTS, DataConfig, Part, suggest
+from pixelplay.config import PARTS, DataConfig, Part
 from pixelplay.data.folders import PART_NAMES, part_named
 from pixelplay.data.index import ImageIndex, group_names, make_index
 from pixelplay.data.names import list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.tables import Table, need_column, pick_column
-from pixelplay.errors import DataError, name_some
+from pixelplay.errors import DataError, name_some, suggest
 
 FIRST_ROW = 2  # as a spreadsheet counts: the header is row 1
 

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixelplay.config import suggest
-from pixelplay.errors import DataError
+from pixelplay.errors import DataError, suggest
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 

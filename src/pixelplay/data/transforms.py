@@ -13,6 +13,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+CORNER_FRAC = 0.85  # of each side, what a view in a corner shows
+Box = tuple[float, float, float, float]  # left, top, right, bottom in px
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -38,11 +41,29 @@ class Preprocessing:
 def eval_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
     image = Image.fromarray(pixels)
+    return _resize(image, _whole(image, preprocessing), preprocessing)
+
+
+def corner_views(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The same view and one in each of its corners: decoded pixels (H, W, 3) to (5, S, S, 3), all uint8."""
+    image = Image.fromarray(pixels)
+    left, top, right, bottom = whole = _whole(image, preprocessing)
+    width, height = CORNER_FRAC * (right - left), CORNER_FRAC * (bottom - top)
+    boxes = [whole] + [
+        (x, y, x + width, y + height) for x in (left, right - width) for y in (top, bottom - height)
+    ]
+    return np.stack([_resize(image, box, preprocessing) for box in boxes])
+
+
+def _whole(image: Image.Image, preprocessing: Preprocessing) -> Box:
     width, height = image.size
-    box: tuple[float, float, float, float] | None = None
-    if preprocessing.crop_mode == "center":
-        side = min(width, height) * preprocessing.crop_pct
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
+    if preprocessing.crop_mode != "center":
+        return 0, 0, width, height
+    side = min(width, height) * preprocessing.crop_pct
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     size = (preprocessing.input_size, preprocessing.input_size)
     return np.asarray(image.resize(size, FILTERS[preprocessing.interpolation], box=box))

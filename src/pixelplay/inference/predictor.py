@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelplay.config import ComputeConfig, DataConfig
+from pixelplay.config import ComputeConfig, DataConfig, Tta
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.source import list_files, list_images
-from pixelplay.data.transforms import eval_view
-from pixelplay.errors import DataError, ImageError
+from pixelplay.data.transforms import corner_views, eval_view
+from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.evaluation.calibration import decide, natural_probs
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
@@ -63,14 +63,30 @@ class Predictor:
     Args:
         run: folder of a run, or of its model.
         compute: device, precision, batch size, threads.
+        tta: views of each photograph that are answered for together: "none", it alone; "flip", its mirror
+            image too; "multicrop", four corners too, each mirrored where the model was learned so. None:
+            as the model was learned.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
+        ConfigError: mirror images asked of a model to which they mean something else.
     """
 
-    def __init__(self, run: "str | os.PathLike[str]", compute: ComputeConfig | None = None) -> None:
+    def __init__(
+        self,
+        run: "str | os.PathLike[str]",
+        compute: ComputeConfig | None = None,
+        *,
+        tta: Tta | None = None,
+    ) -> None:
         compute = compute or ComputeConfig()
         self._bundle = read_bundle(os.fspath(run))
+        self._prepare = corner_views if tta == "multicrop" else eval_view
+        if tta == "flip" and not self._bundle.hflip:
+            raise ConfigError(
+                f"tta='flip' mirrors photographs, and {os.fspath(run)} was trained with --no-hflip; "
+                "use none or multicrop"
+            )
         self._num_workers = compute.num_workers
         device = pick_device(compute.device)
         asked = compute.precision
@@ -79,7 +95,7 @@ class Predictor:
         self._extractor = FeatureExtractor(
             self._bundle.backbone,
             self._bundle.preprocessing,
-            hflip=self._bundle.hflip,
+            hflip=self._bundle.hflip and tta != "none",
             device=device,
             precision=pick_precision(asked, device),
             batch_size=compute.batch_size,
@@ -120,7 +136,7 @@ class Predictor:
                     assert isinstance(data, bytes)
                     digest = digest_bytes(data)
                     pixels = decode_image(data, path=index.paths[i], target_px=size)
-                return Loaded(digest=digest, pixels=eval_view(pixels, self._bundle.preprocessing))
+                return Loaded(digest=digest, pixels=self._prepare(pixels, self._bundle.preprocessing))
             except ImageError as error:
                 return Loaded(digest=digest, error=error.detached())
 

@@ -20,9 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pixelplay.config import suggest
 from pixelplay.data.transforms import FILTERS, Preprocessing
-from pixelplay.errors import BundleError, ConfigError, name_some
+from pixelplay.errors import BundleError, ConfigError, name_some, suggest
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
 FEATURES_VERSION = 1  # of bundles and cache keys: raise it when the same pixels yield other features

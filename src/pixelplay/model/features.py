@@ -143,8 +143,12 @@ class FeatureExtractor:
     def __call__(self, pixels: PixelArray) -> FeatureArray:
         """Features (B, D) of prepared photographs (B, S, S, 3); B at most the batch size.
 
-        With hflip they are the mean over the photograph and its mirror image.
+        With hflip they are the mean over the photograph and its mirror image; of several views of each,
+        (B, V, S, S, 3), the mean over those.
         """
+        if pixels.ndim == 5:
+            views = np.stack([self(pixels[:, v]) for v in range(pixels.shape[1])])  # (V, B, D)
+            return np.asarray(views.mean(axis=0))
         n = len(pixels)
         if n < self.batch_size:
             padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)

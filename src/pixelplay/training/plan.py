@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pixelplay.config import FinetuneConfig, TrainConfig, suggest
-from pixelplay.errors import ConfigError, name_some
+from pixelplay.config import FinetuneConfig, TrainConfig
+from pixelplay.errors import ConfigError, name_some, suggest
 from pixelplay.model.bundle import write_json
 from pixelplay.training.depth import TunedDepth
 

@@ -1,0 +1,81 @@
+"""Probabilities → sets of classes that hold the true one as often as asked."""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.evaluation.intervals import FloatArray, IntArray
+
+SetMethod = Literal["lac", "aps"]
+
+
+def class_scores(probs: FloatArray, method: SetMethod) -> FloatArray:
+    """How badly each class fits each image, (N, K) in [0, 1]; lower fits better.
+
+    LAC: one less its probability. Its sets are the smallest on average, and the smallest where the model is
+    sure. APS: the probability of it and all more probable classes; its sets adapt to how hard an image is.
+
+    Source: Sadinle, Lei and Wasserman, "Least ambiguous set-valued classifiers with bounded error levels",
+    JASA 114 (2019); Romano, Sesia and Candès, "Classification with valid and adaptive coverage", NeurIPS
+    2020, without its random part, which makes sets a little too large.
+    """
+    if method == "lac":
+        return 1 - probs
+    order = np.argsort(-probs, axis=1, kind="stable")
+    mass = np.cumsum(np.take_along_axis(probs, order, axis=1), axis=1)
+    scores = np.empty_like(probs)
+    np.put_along_axis(scores, order, np.minimum(mass, 1.0), axis=1)
+    return scores
+
+
+def held_out_scores(probs: FloatArray, labels: IntArray, method: SetMethod) -> FloatArray:
+    """Scores (N,) of the true classes, ascending: what thresholds are taken from.
+
+    Args:
+        probs: (N, K) of images that the model has not learned from.
+        labels: (N,) in [0, K).
+    """
+    return np.sort(class_scores(probs, method)[np.arange(len(labels)), labels])
+
+
+def fit_threshold(scores: FloatArray, coverage: float) -> float:
+    """The score up to which classes belong to a set.
+
+    Args:
+        scores: (n,) of true classes of held-out images, ascending.
+        coverage: share of new images like these whose set is to hold the true class, in (0, 1).
+
+    Raises:
+        ConfigError: `coverage` is outside (0, 1).
+        DataError: there are too few scores to promise so much.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), split conformal
+    prediction: the ⌈(n + 1) coverage⌉-th smallest score.
+    """
+    if not 0 < coverage < 1:
+        raise ConfigError(f"coverage={coverage} is outside its range, above 0 and below 1; ask for 0.9, say")
+    n = len(scores)
+    rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 * 10 is not to become 10
+    if rank > n:
+        needed = math.ceil(1 / (1 - coverage) - 1e-9) - 1
+        raise DataError(
+            f"coverage={coverage} needs {needed} held-out photographs and the model has {n}; "
+            f"ask for at most {n / (n + 1):.3g}"
+        )
+    return float(scores[max(rank, 1) - 1])
+
+
+def prediction_sets(probs: FloatArray, threshold: float, method: SetMethod) -> NDArray[np.bool_]:
+    """Which classes (N, K) belong to each image's set; the most probable one always does.
+
+    A row of NaN has an empty set.
+    """
+    is_in = class_scores(probs, method) <= threshold
+    is_known = ~np.isnan(probs).any(axis=1)
+    rows = np.flatnonzero(is_known)
+    is_in[rows, probs[rows].argmax(axis=1)] = True  # an empty set would help nobody
+    is_in[~is_known] = False
+    return np.asarray(is_in)

@@ -33,7 +33,8 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelplay.config import PARTS, parse_duration
+from pixelplay.checks import parse_duration
+from pixelplay.config import PARTS
 from pixelplay.data.decode import decode_image
 from pixelplay.data.source import scan_source
 from pixelplay.model.backbone import load_backbone

@@ -167,6 +167,7 @@ def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_photographs: P
     assert {path.name for path in (probes / "model").iterdir()} == {
         "bundle.json",
         "backbone.safetensors",
+        "calibration.safetensors",
         "head.safetensors",
     }
     assert pixelplay.evaluate(probes, drawn_photographs).n_trained_on == N

@@ -34,6 +34,7 @@ STAGES = (
 )
 SAME_STAGE = {
     "journal": "config",
+    "checks": "config",
     "recipes": "config",
     "parsing": "cli",
     "commands": "cli",
@@ -45,6 +46,7 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "pyarrow", "numpy",
 PUBLIC = {
     "AugmentConfig",
     "BundleError",
+    "CautionConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",

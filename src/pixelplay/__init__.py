@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AugmentConfig": "pixelplay.config",
     "BundleError": "pixelplay.errors",
+    "CautionConfig": "pixelplay.config",
     "ComputeConfig": "pixelplay.config",
     "ConfigError": "pixelplay.errors",
     "DataConfig": "pixelplay.config",
@@ -36,6 +37,7 @@ _HOMES = {
 __all__ = [
     "AugmentConfig",
     "BundleError",
+    "CautionConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -57,7 +59,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig
+    from pixelplay.config import (
+        AugmentConfig,
+        CautionConfig,
+        ComputeConfig,
+        DataConfig,
+        FinetuneConfig,
+        TrainConfig,
+    )
     from pixelplay.data.scan import scan
     from pixelplay.errors import (
         BundleError,

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
 
 from pixelplay.config import (
+    CautionConfig,
     Column,
     ComputeConfig,
     DataConfig,
@@ -33,6 +34,7 @@ Run = Annotated[Positional[str], arg(metavar="RUN")]
 Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
 # the name of a group of settings is the title of its section in the help
 DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
+CautionSection = Annotated[OmitArgPrefixes[CautionConfig], arg(name="caution")]
 ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
 TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
 Decode = Annotated[
@@ -214,8 +216,9 @@ def predict(
     submission: File = None,
     path_column: Column = None,
     images_dir: Folder = None,
-    with_runs: Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]")] = (),
+    with_runs: Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")] = (),
     tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
+    caution: CautionSection = CautionConfig(),  # noqa: B008 - frozen
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     strict: Flag = False,
     force: Flag = False,
@@ -254,6 +257,7 @@ def predict(
         is_forced=force,
         with_runs=with_runs,
         tta=tta,
+        caution=caution,
         compute=compute,
         journal=Journal(quiet=quiet),
     )

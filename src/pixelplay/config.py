@@ -5,14 +5,13 @@ they cannot differ. Off is None.
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import DisallowNone, arg
 
+from pixelplay.checks import check_choice, check_count, check_range, check_share, parse_duration
 from pixelplay.errors import ConfigError, suggest
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
@@ -26,6 +25,7 @@ Start = Literal["probe", "random"]
 HeadKind = Literal["linear", "mlp"]
 Switch = Literal["auto", "on", "off"]
 AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
+SetMethod = Literal["lac", "aps"]
 Tta = Literal["none", "flip", "multicrop"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -95,11 +95,37 @@ class ComputeConfig:
     """Threads that read and decode (default: one a core, at most 16)."""
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, get_args(Device))
-        _check_choice("precision", self.precision, get_args(Precision))
-        _check_count("batch_size", self.batch_size, 1, 4096)
+        check_choice("device", self.device, get_args(Device))
+        check_choice("precision", self.precision, get_args(Precision))
+        check_count("batch_size", self.batch_size, 1, 4096)
         if self.num_workers is not None:
-            _check_count("num_workers", self.num_workers, 1, 256)
+            check_count("num_workers", self.num_workers, 1, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CautionConfig:
+    """What a prediction says about its own worth; each setting adds a column to the table."""
+
+    coverage: Annotated[float | None, shown("SHARE")] = None
+    """prediction_set: classes among which the true one is, for this share of photographs."""
+    set_method: SetMethod = "lac"
+    """lac: the smallest sets on average; aps: sets that grow with how hard a photograph is."""
+    min_confidence: Annotated[float | None, shown("PROB")] = None
+    """answered: false where the label's probability is lower."""
+    target_accuracy: Annotated[float | None, shown("SHARE")] = None
+    """answered: likewise, at the probability from which held-out photographs promise this accuracy."""
+
+    def __post_init__(self) -> None:
+        check_choice("set_method", self.set_method, get_args(SetMethod))
+        if self.min_confidence is not None:
+            check_range("min_confidence", self.min_confidence, 0, 1)
+            if self.target_accuracy is not None:
+                raise ConfigError("min_confidence and target_accuracy both say when to answer; give one")
+        if self.set_method != "lac" and self.coverage is None:
+            raise ConfigError(f"set_method={self.set_method!r} needs a coverage; add --coverage 0.9")
+        for name in ("coverage", "target_accuracy"):
+            if getattr(self, name) is not None:
+                check_share(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,28 +180,28 @@ class FinetuneConfig:
     """On a GPU: the same weights from every run, at some cost in speed. A CPU always does."""
 
     def __post_init__(self) -> None:
-        _check_choice("start", self.start, get_args(Start))
-        _check_choice("head", self.head, get_args(HeadKind))
-        _check_choice("with_probe", self.with_probe, get_args(Switch))
-        _check_choice("compile", self.compile, get_args(Switch))
+        check_choice("start", self.start, get_args(Start))
+        check_choice("head", self.head, get_args(HeadKind))
+        check_choice("with_probe", self.with_probe, get_args(Switch))
+        check_choice("compile", self.compile, get_args(Switch))
         for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1, 10_000)
-        _check_count("accumulate", self.accumulate, 1, 1024)
-        _check_count("refit_epochs", self.refit_epochs, 0, 1000)
+                check_count(name, getattr(self, name), 1, 10_000)
+        check_count("accumulate", self.accumulate, 1, 1024)
+        check_count("refit_epochs", self.refit_epochs, 0, 1000)
         if self.head == "mlp" and self.train_batch_size is not None:
             # its batch norm needs two, and the last batch may hold one photograph less than the others
-            _check_count("train_batch_size", self.train_batch_size, 3, 10_000)
+            check_count("train_batch_size", self.train_batch_size, 3, 10_000)
         if self.head == "mlp" and self.with_probe == "on":
             raise ConfigError("with_probe='on' averages linear heads, and head='mlp' is none; leave one out")
-        _check_range("head_lr", self.head_lr, 1e-8, 10)
-        _check_range("weight_decay", self.weight_decay, 0, 10)
-        _check_range("first_size_frac", self.first_size_frac, 0.25, 1)
+        check_range("head_lr", self.head_lr, 1e-8, 10)
+        check_range("weight_decay", self.weight_decay, 0, 10)
+        check_range("first_size_frac", self.first_size_frac, 0.25, 1)
         for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_norm", 1e-6, 1e6)):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), low, high)
+                check_range(name, getattr(self, name), low, high)
         for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
-            _check_range(name, getattr(self, name), 0, 0.99)
+            check_range(name, getattr(self, name), 0, 0.99)
 
     def rates(self, *, is_full: bool) -> tuple[float, float]:
         """`lr` and `layer_decay`, the defaults of the depth in place of None."""
@@ -210,12 +236,12 @@ class AugmentConfig:
                 raise ConfigError(
                     f"augmentation {name!r} is unknown{hint}; there are {', '.join(AUGMENTATIONS)}"
                 )
-        _check_range("crop_scale", self.crop_scale, 0.01, 1)
-        _check_range("rotation_deg", self.rotation_deg, 0, 180)
+        check_range("crop_scale", self.crop_scale, 0.01, 1)
+        check_range("rotation_deg", self.rotation_deg, 0, 180)
         for name in ("erasing_prob", "mix_prob", "mix_off_frac"):
-            _check_range(name, getattr(self, name), 0, 1)
+            check_range(name, getattr(self, name), 0, 1)
         for name in ("mixup_alpha", "cutmix_alpha"):
-            _check_range(name, getattr(self, name), 0.01, 100)
+            check_range(name, getattr(self, name), 0.01, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,26 +292,26 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
-        _check_choice("metric", self.metric, get_args(Metric))
-        _check_choice("tune", self.tune, get_args(Tune))
-        _check_choice("imbalance", self.imbalance, get_args(Imbalance))
+        check_choice("metric", self.metric, get_args(Metric))
+        check_choice("tune", self.tune, get_args(Tune))
+        check_choice("imbalance", self.imbalance, get_args(Imbalance))
         parse_duration(self.time_budget)
-        _check_range("test_frac", self.test_frac, 0, 0.9)
-        _check_range("val_frac", self.val_frac, 0.01, 0.9)
+        check_range("test_frac", self.test_frac, 0, 0.9)
+        check_range("val_frac", self.val_frac, 0.01, 0.9)
         if self.input_size is not None:
-            _check_count("input_size", self.input_size, 16, MAX_INPUT_PX)
-        _check_range("logit_tau", self.logit_tau, 0, 10)
-        _check_range("focal_gamma", self.focal_gamma, 0, 20)
-        _check_count("n_folds", self.n_folds, 2, 20)
-        _check_count("seed", self.seed, 0, 2**32 - 1)
-        _check_range("cache_gb", self.cache_gb, 0, 1_000_000)
+            check_count("input_size", self.input_size, 16, MAX_INPUT_PX)
+        check_range("logit_tau", self.logit_tau, 0, 10)
+        check_range("focal_gamma", self.focal_gamma, 0, 20)
+        check_count("n_folds", self.n_folds, 2, 20)
+        check_count("seed", self.seed, 0, 2**32 - 1)
+        check_range("cache_gb", self.cache_gb, 0, 1_000_000)
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
         if isinstance(self.min_per_class, str):
-            _check_choice("min_per_class", self.min_per_class, ("largest",))
+            check_choice("min_per_class", self.min_per_class, ("largest",))
         elif self.min_per_class is not None:
-            _check_count("min_per_class", self.min_per_class, 1, 1_000_000)
+            check_count("min_per_class", self.min_per_class, 1, 1_000_000)
         if self.min_per_class is not None and self.imbalance not in ("auto", "none", "sampler"):
             raise ConfigError(
                 f"min_per_class={self.min_per_class!r} and imbalance={self.imbalance!r} both correct for "
@@ -310,35 +336,6 @@ class TrainConfig:
             )
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a duration written 90s, 5m or 2h.
-
-    Raises:
-        ConfigError: written otherwise, or nothing.
-    """
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
-    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600}[matched[2]] if matched else 0.0
-    if not seconds:
-        raise ConfigError(f"time_budget={text!r} is no duration; write 90s, 5m or 2h")
-    return seconds
-
-
 def to_json(config: Any) -> dict[str, Any]:
     """Turn a configuration into the nested dictionary that is stored beside a model."""
     return dataclasses.asdict(config)
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"{name}={value!r} is outside its range {low} to {high}")
-
-
-def _check_count(name: str, value: int, low: int, high: int) -> None:
-    _check_range(name, value, low, high)
-    if not isinstance(value, int):
-        raise ConfigError(f"{name}={value!r} is no whole number; its range is {low} to {high}")

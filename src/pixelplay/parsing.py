@@ -8,11 +8,18 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
-from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig
+from pixelplay.config import (
+    AugmentConfig,
+    CautionConfig,
+    ComputeConfig,
+    DataConfig,
+    FinetuneConfig,
+    TrainConfig,
+)
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.recipes import RECIPES, Recipe
 
-SETTINGS = (DataConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
+SETTINGS = (DataConfig, CautionConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
 
 
 def find_recipe(argv: Sequence[str]) -> Recipe:

@@ -6,37 +6,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.config import ComputeConfig, DataConfig, Part, TrainConfig, Tta
+from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Part, TrainConfig, Tta
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.scan import say_what_was_assumed, select_labelled
 from pixelplay.data.source import list_all, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.decision import Decision
+from pixelplay.evaluation.held_out import score_held_out
 from pixelplay.evaluation.operating_point import find_positive
+from pixelplay.inference.caution import Caution
 from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.journal import Journal
-from pixelplay.model.backbone import Backbone, LoadedBackbone, load_backbone, pick_backbone_name
+from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
 from pixelplay.model.bundle import write_bundle
 from pixelplay.model.ensemble import join_members
-from pixelplay.model.features import Device, find_device, make_extractor
-from pixelplay.model.head import LinearHead
+from pixelplay.model.features import find_device
 from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
 from pixelplay.outputs.judged import (
     EvaluationReport,
-    Judged,
     choose_scored,
     compare_runs,
     evaluate_predictions,
     judge,
+    judge_test,
     labels_among,
 )
 from pixelplay.outputs.records import TrainReport, make_report, say_what_was_found, write_records
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
-from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.bench import Workplace
 from pixelplay.training.deploy import decide_by_held_out, make_bundle
 from pixelplay.training.depth import check_depth
 from pixelplay.training.folds import (
@@ -45,6 +45,7 @@ from pixelplay.training.folds import (
     decide_together,
     learn_alone,
     learn_folds,
+    score_folds,
     without_test,
 )
 from pixelplay.training.job import fix_workspaces
@@ -95,13 +96,17 @@ def train(
         # Held-out photographs of the learning part choose how deep to train, then T and tau.
         learned = learn(material, backbone, config, workplace, journal)
         decision = decide_by_held_out(learned, material, config, journal)
+        decided = decision.apply(learned.logits)
+        scores = score_held_out(*decided, material.labels[learned.held_out], learned.part)
         answer = learned.backbone, learned.head
-        bundle = make_bundle(answer, decision, learned.learned_from, material, backbone, config, device)
+        bundle = make_bundle(
+            answer, decision, scores, learned.learned_from, material, backbone, config, device
+        )
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
-        held_out = judge(material, learned.held_out, decision.apply(learned.logits), config.seed)
-        judged = held_out, _measure_test(answer, decision, material, backbone, config, device)
+        held_out = judge(material, learned.held_out, decided, config.seed)
+        judged = held_out, judge_test(answer, decision, material, backbone, config, device)
         report = make_report(os.fspath(out_dir), config, material, learned, decision, judged, journal.notes)
         write_records(folder, config, material, learned, report, judged)
     return report
@@ -158,11 +163,12 @@ def cross_validate(
             temperatures, decision = decide_together(validation, material, config)
             members = [part.member for part in validation.parts]
             answer = join_members(backbone.backbone, members, temperatures)
-        bundle = make_bundle(answer, decision, material.learn, material, backbone, config, device)
+        scores = score_folds(validation, material)
+        bundle = make_bundle(answer, decision, scores, material.learn, material, backbone, config, device)
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # A test part that the data gives is read once, here, and chooses nothing.
-        test = _measure_test(answer, decision, material, backbone, config, device)
+        test = judge_test(answer, decision, material, backbone, config, device)
         deployed = "single" if is_single else "ensemble", decision
         report = make_crossval_report(
             os.fspath(out_dir), config, material, validation, deployed, test, journal.notes
@@ -237,6 +243,7 @@ def predict(
     is_forced: bool = False,
     with_runs: Sequence[StrPath] = (),
     tta: Tta | None = None,
+    caution: CautionConfig | None = None,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> int:
@@ -254,15 +261,17 @@ def predict(
         is_forced: replace an existing table.
         with_runs: other runs that answer with this one, by the mean of their probabilities.
         tta: views of each photograph that are answered for together, as of `Predictor`.
+        caution: what each prediction is to say about its own worth.
 
     Raises:
-        DataError: nothing there, or none of it can be read.
+        DataError: nothing there, none of it can be read, or held-out photographs cannot support the caution.
         ConfigError: the table cannot be written, or the runs know different classes.
         BundleError: no model in `run`.
     """
     journal = journal or Journal()
     out = os.fspath(out)
     check_new_file(out, is_forced=is_forced)
+    caution = caution or CautionConfig()
     sample = None if submission is None else read_table(os.fspath(submission))
     data = DataConfig(path_column=path_column, images_dir=images_dir)
     sources = [os.fspath(source) for source in images]
@@ -271,7 +280,10 @@ def predict(
     together = [run, *with_runs]
     predictor = JointPredictor(together, compute, tta=tta) if with_runs else Predictor(run, compute, tta=tta)
     if sample is not None:
-        check_submission(sample, predictor.classes, out)
+        check_submission(sample, predictor.classes, out, caution)
+    careful = Caution(caution, predictor.held_out)
+    for note in careful.notes:
+        journal.note(note)
     n_bad = 0
 
     def watch() -> Iterator[Predictions]:
@@ -280,7 +292,7 @@ def predict(
             for chunk in predictor.predict_stream(index):
                 bar.update(len(chunk))
                 n_bad += sum(status != "ok" for status in chunk.status)
-                yield chunk
+                yield careful.apply(chunk)
         if n_bad == n_images:
             raise DataError(
                 f"none of the {n_images} photographs can be read; last: {chunk.paths[-1]}: {chunk.errors[-1]}"
@@ -321,23 +333,3 @@ def _see(
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)
     return material, backbone
-
-
-def _measure_test(
-    answer: tuple[Backbone, LinearHead],
-    decision: Decision,
-    material: Material,
-    loaded: LoadedBackbone,
-    config: TrainConfig,
-    device: Device,
-) -> Judged | None:
-    """Measure the test part; None where there is none."""
-    test, (backbone, head) = material.parts.split.test, answer
-    if not len(test):
-        return None
-    features = material.features[test]
-    if backbone is not loaded.backbone:
-        features = read_rows(
-            material, test, make_extractor(backbone, loaded.preprocessing, config, device), config
-        )
-    return judge(material, test, decision.apply(head.logits(features)), config.seed)

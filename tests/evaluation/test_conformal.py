@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from pixelplay.config import SetMethod
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.conformal import (
-    SetMethod,
     class_scores,
     fit_threshold,
     held_out_scores,

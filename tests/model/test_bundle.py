@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from conftest import TINY
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import BundleError
+from pixelplay.evaluation.held_out import HeldOut
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
 
-FILES = ["backbone.safetensors", "bundle.json", "head.safetensors"]
+FILES = ["backbone.safetensors", "bundle.json", "calibration.safetensors", "head.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,13 @@ def bundle(tiny_weights: Path) -> Bundle:
             bias=rng.normal(size=3).astype(np.float32),
         ),
         made_by={"pixelplay": "0", "weights": loaded.origin},
+        held_out=HeldOut(
+            part="val",
+            lac=np.array([0.1, 0.4]),
+            aps=np.array([0.6, 1.0]),
+            confidence=np.array([0.9, 0.5]),
+            is_right=np.array([True, False]),
+        ),
     )
 
 
@@ -78,7 +86,7 @@ def refused(folder: Path) -> str:
 
 def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
     again = read_bundle(str(folder))
-    for name in {field.name for field in fields(Bundle)} - {"backbone", "head", "priors"}:
+    for name in {field.name for field in fields(Bundle)} - {"backbone", "head", "priors", "held_out"}:
         assert getattr(again, name) == getattr(bundle, name), name
     np.testing.assert_array_equal(again.priors, bundle.priors)
     np.testing.assert_array_equal(again.head.weight, bundle.head.weight)
@@ -194,6 +202,21 @@ def test_a_head_that_is_no_safetensors_is_refused(folder: Path) -> None:
     path.write_bytes(b"not a tensor")
     change(folder, lambda content: content["sha256"].update({path.name: file_sha256(str(path))}))
     assert "cannot be read" in refused(folder)
+
+
+def test_held_out_scores_are_read_back(folder: Path, bundle: Bundle) -> None:
+    again = read_bundle(str(folder)).held_out
+    assert again.part == bundle.held_out.part
+    for name in ("lac", "aps", "confidence", "is_right"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(bundle.held_out, name))
+
+
+@pytest.mark.parametrize("values", [np.empty(0), np.array([0.1]), np.array([0.1, np.nan])])
+def test_held_out_scores_that_cannot_be_are_refused(values: np.ndarray, folder: Path) -> None:
+    path = folder / "calibration.safetensors"
+    save_file({**load_file(path), "lac": values}, path)
+    change(folder, lambda content: content["sha256"].update({path.name: file_sha256(str(path))}))
+    assert "calibration.safetensors of shapes" in refused(folder)
 
 
 @pytest.fixture

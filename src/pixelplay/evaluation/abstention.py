@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.errors import ConfigError, DataError
+from pixelplay.checks import check_share
+from pixelplay.errors import DataError
 from pixelplay.evaluation.intervals import FloatArray
 
 CONFIDENCE = 0.95  # with which an asked accuracy is promised
@@ -83,10 +84,7 @@ def fit_cut(confidence: FloatArray, is_right: NDArray[np.bool_], target_accuracy
     Source: Angelopoulos et al., "Learn then test: calibrating predictive algorithms to achieve risk control",
     2021, arXiv:2110.01052, with Bonferroni's correction and Clopper and Pearson's bound.
     """
-    if not 0 < target_accuracy < 1:
-        raise ConfigError(
-            f"target_accuracy={target_accuracy} is outside its range, above 0 and below 1; ask for 0.95, say"
-        )
+    check_share("target_accuracy", target_accuracy)
     n = len(confidence)
     if n == 0:
         raise DataError("no held-out photographs to choose a confidence on; at least 1 is needed")

@@ -1,15 +1,14 @@
 """Probabilities → sets of classes that hold the true one as often as asked."""
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.errors import ConfigError, DataError
+from pixelplay.checks import check_share
+from pixelplay.config import SetMethod
+from pixelplay.errors import DataError
 from pixelplay.evaluation.intervals import FloatArray, IntArray
-
-SetMethod = Literal["lac", "aps"]
 
 
 def class_scores(probs: FloatArray, method: SetMethod) -> FloatArray:
@@ -55,8 +54,7 @@ def fit_threshold(scores: FloatArray, coverage: float) -> float:
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), split conformal
     prediction: the ⌈(n + 1) coverage⌉-th smallest score.
     """
-    if not 0 < coverage < 1:
-        raise ConfigError(f"coverage={coverage} is outside its range, above 0 and below 1; ask for 0.9, say")
+    check_share("coverage", coverage)
     n = len(scores)
     rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 * 10 is not to become 10
     if rank > n:

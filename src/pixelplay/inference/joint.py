@@ -46,6 +46,10 @@ class JointPredictor:
         lean = [p.bundle.tau * np.log(p.bundle.priors[self._order(p)]) for p in self._predictors]  # (M, K)
         self._lean = np.exp(np.mean(lean, axis=0))  # (K,)
 
+    @property
+    def held_out(self) -> None:
+        """Nothing: what each model had not learned from says little about all of them together."""
+
     def predict(self, images: Images) -> Predictions:
         """Classify photographs as `Predictor.predict` does."""
         return join_predictions(list(self.predict_stream(images)), self.classes)

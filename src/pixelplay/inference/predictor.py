@@ -17,6 +17,7 @@ from pixelplay.data.source import list_files, list_images
 from pixelplay.data.transforms import corner_views, eval_view
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.evaluation.calibration import decide, natural_probs
+from pixelplay.evaluation.held_out import HeldOut
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.features import FeatureExtractor, Loaded, pick_device, pick_precision, stream_features
@@ -38,6 +39,8 @@ class Predictions:
             the most probable one.
         classes: (K,) names.
         digests: (N,) content digest of each file, b"" where it could not be read.
+        answered: (N,) whether the model is sure enough; None where nothing was asked.
+        sets: (N, K) classes among which the true one is, as often as asked; None likewise.
     """
 
     paths: tuple[str, ...]
@@ -47,6 +50,8 @@ class Predictions:
     pred: NDArray[np.int64]
     classes: tuple[str, ...]
     digests: tuple[bytes, ...]
+    answered: NDArray[np.bool_] | None = None
+    sets: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -106,6 +111,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """(K,) class names."""
         return self._bundle.classes
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Scores of photographs that the model had not learned from."""
+        return self._bundle.held_out
 
     @property
     def bundle(self) -> Bundle:

@@ -3,6 +3,7 @@
 bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
 backbone.safetensors timm's own keys
 tuned.NN.safetensors likewise, of stages that were tuned beside those of the backbone; one for each branch
+calibration.safetensors  scores of held-out photographs, for prediction sets and abstention
 head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from pixelplay.config import MAX_INPUT_PX, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
+from pixelplay.evaluation.held_out import HeldOut
 from pixelplay.model.backbone import (
     FEATURES_VERSION,
     Backbone,
@@ -36,7 +38,8 @@ from pixelplay.model.weights import file_sha256, read_state_dict
 FORMAT_VERSION = 1
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
-BACKBONE, HEAD = (f"{name}.safetensors" for name in ("backbone", "head"))
+BACKBONE, HEAD, CALIBRATION = (f"{name}.safetensors" for name in ("backbone", "head", "calibration"))
+HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of the last
 MAX_BRANCHES = 100  # two digits in a file name
 
 
@@ -56,6 +59,7 @@ class Bundle:
         trained_on: hexadecimal digests of the training photographs, shortened.
         head: from features to logits.
         made_by: PixelPlay's version and the weights' origin.
+        held_out: scores of photographs that were held out.
     """
 
     backbone: Backbone
@@ -70,6 +74,7 @@ class Bundle:
     trained_on: frozenset[str]
     head: LinearHead
     made_by: Mapping[str, str]
+    held_out: HeldOut
 
 
 def shorten_digest(digest: bytes) -> str:
@@ -87,6 +92,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
     networks |= {_branch_file(i): tail.network for i, tail in enumerate(_tails_of(bundle.backbone))}
     files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
     files[HEAD] = save_arrays(bundle.head.arrays())
+    files[CALIBRATION] = save_arrays({name: getattr(bundle.held_out, name) for name in HELD_OUT})
     for name, data in files.items():
         # written by Python, so that a full disk is an OSError like everywhere else
         with open(os.path.join(folder, name), "wb") as file:
@@ -108,6 +114,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
         "priors": [float(p) for p in bundle.priors],
         "metric": bundle.metric,
         "made_by": dict(bundle.made_by),
+        "held_out": bundle.held_out.part,
         "sha256": {name: file_sha256(os.path.join(folder, name)) for name in files},
         "trained_on": sorted(bundle.trained_on),
     }
@@ -122,7 +129,9 @@ def read_bundle(folder: str) -> Bundle:
     """
     folder = find_bundle(folder)
     content = _read_content(os.path.join(folder, "bundle.json"))
-    for name in sorted({BACKBONE, HEAD} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))):
+    for name in sorted(
+        {BACKBONE, HEAD, CALIBRATION} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))
+    ):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
             raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
@@ -214,7 +223,17 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         trained_on=frozenset(content["trained_on"]),
         head=LinearHead(**{name: value.float().numpy() for name, value in head.items()}),
         made_by=dict(content["made_by"]),
+        held_out=_read_held_out(content["held_out"], os.path.join(folder, CALIBRATION)),
     )
+
+
+def _read_held_out(part: str, path: str) -> HeldOut:
+    kept = {name: value.numpy() for name, value in read_state_dict(path).items()}
+    held_out = HeldOut(part=str(part), **{name: kept[name] for name in HELD_OUT})
+    n = len(held_out.lac)
+    if not n or any(kept[name].shape != (n,) or not np.isfinite(kept[name]).all() for name in HELD_OUT):
+        raise ValueError(f"{CALIBRATION} of shapes {[kept[name].shape for name in HELD_OUT]}")
+    return held_out
 
 
 def _with_branches(

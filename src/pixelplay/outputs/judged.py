@@ -5,14 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.config import PARTS, Part
+from pixelplay.config import PARTS, Part, TrainConfig
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import DataError, name_some
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
+from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
 from pixelplay.journal import Journal
+from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.model.features import Device, make_extractor
+from pixelplay.model.head import LinearHead
+from pixelplay.training.bench import read_rows
 from pixelplay.training.material import Material
 
 
@@ -71,6 +76,26 @@ def judge(
             seed=seed,
         ),
     )
+
+
+def judge_test(
+    answer: tuple[Backbone, LinearHead],
+    decision: Decision,
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    device: Device,
+) -> Judged | None:
+    """Measure the test part; None where there is none."""
+    test, (backbone, head) = material.parts.split.test, answer
+    if not len(test):
+        return None
+    features = material.features[test]
+    if backbone is not loaded.backbone:
+        features = read_rows(
+            material, test, make_extractor(backbone, loaded.preprocessing, config, device), config
+        )
+    return judge(material, test, decision.apply(head.logits(features)), config.seed)
 
 
 def judge_again(material: Material, judged: Judged, keep: NDArray[np.bool_], seed: int) -> Evaluation | None:

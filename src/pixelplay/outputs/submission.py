@@ -3,21 +3,28 @@
 import os
 from collections.abc import Sequence
 
+from pixelplay.config import CautionConfig
 from pixelplay.data.tables import Table
 from pixelplay.errors import ConfigError, DataError, counted, name_some
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs.table import csv_writer
 
 
-def check_submission(sample: Table, classes: Sequence[str], path: str) -> None:
+def check_submission(
+    sample: Table, classes: Sequence[str], path: str, caution: CautionConfig | None = None
+) -> None:
     """Raise unless a sample submission can be filled in by a model of these classes.
 
     Raises:
-        ConfigError: `path` is no CSV file.
+        ConfigError: `path` is no CSV file, or something is asked for that would add a column.
         DataError: the sample has neither one column of labels nor a column of a known class.
     """
     if not path.lower().endswith(".csv"):
         raise ConfigError(f"--out {path} does not end in .csv; a submission is a CSV file")
+    if caution not in (None, CautionConfig()):
+        raise ConfigError(
+            "a submission has exactly its sample's columns; leave out coverage and what says when to answer"
+        )
     columns = list(sample.columns)
     if len(columns) < 2:
         raise DataError(
@@ -41,7 +48,7 @@ def write_submission(predictions: Predictions, sample: Table, path: str) -> list
         What could not be filled in, one sentence each.
 
     Raises:
-        ConfigError: `path` is no CSV file.
+        ConfigError: `path` is no CSV file, or something is asked for that would add a column.
         DataError: the columns fit neither form, an id fits two images, or no id fits any.
     """
     check_submission(sample, predictions.classes, path)

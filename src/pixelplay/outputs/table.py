@@ -1,8 +1,10 @@
 """Predictions → CSV or Parquet, written as they come, complete or not there at all."""
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import IO, Any
 
 from pixelplay.data.cells import safe_label, safe_path
@@ -19,6 +21,8 @@ def write_predictions(
     extra: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write one row for each prediction as chunks arrive; the file's ending names the format.
+
+    Where predictions say whether they are answers, or which classes stand beside them, columns follow.
 
     Args:
         extra: further text columns (N,), put before the label; CSV only.
@@ -67,9 +71,11 @@ def _write_csv(
 ) -> None:
     writer = csv_writer(file)
     names = [f"prob_{name}" for name in classes]
-    writer.writerow(["path", "status", "error", *extra, "label", "probability", *names])
+    cautious, chunks = _peek(chunks)
+    writer.writerow(["path", "status", "error", *extra, "label", "probability", *names, *cautious])
     row = 0
     for chunk in chunks:
+        cautious = _cautious(chunk)
         for i, path in enumerate(chunk.paths):
             k = int(chunk.pred[i])
             if k < 0:
@@ -78,9 +84,33 @@ def _write_csv(
                 shown = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
                 cells = [safe_label(classes[k]), shown[k], *shown]
             first = [safe_path(path), chunk.status[i], safe_label(chunk.errors[i])]
+            cells += ["" if k < 0 else _as_json(column[i]) for column in cautious.values()]
             writer.writerow([*first, *(safe_label(column[row]) for column in extra.values()), *cells])
             row += 1
         file.flush()
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _peek(chunks: Iterable[Predictions]) -> tuple[dict[str, list[Any]], Iterable[Predictions]]:
+    """Which further columns there are, by the first chunk, and all chunks."""
+    rest = iter(chunks)
+    first = list(islice(rest, 1))
+    return (_cautious(first[0]) if first else {}), chain(first, rest)
+
+
+def _cautious(chunk: Predictions) -> dict[str, list[Any]]:
+    """Columns about a prediction's own worth, those that were asked for."""
+    found: dict[str, list[Any]] = {}
+    if chunk.answered is not None:
+        found["answered"] = [bool(x) for x in chunk.answered]
+    if chunk.sets is not None:
+        found["prediction_set"] = [
+            [name for name, is_in in zip(chunk.classes, row, strict=True) if is_in] for row in chunk.sets
+        ]
+    return found
 
 
 def csv_writer(file: IO[str]) -> Any:
@@ -106,7 +136,9 @@ def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: 
 
     fields = [(name, pa.string()) for name in ("path", "status", "error", "label")]
     fields += [("probability", pa.float64()), *((_as_text(f"prob_{name}"), pa.float64()) for name in classes)]
-    schema = pa.schema(fields)
+    kinds = {"answered": pa.bool_(), "prediction_set": pa.list_(pa.string())}
+    cautious, chunks = _peek(chunks)
+    schema = pa.schema([*fields, *((name, kinds[name]) for name in cautious)])
     with pq.ParquetWriter(path, schema) as writer:
         for chunk in chunks:
             writer.write_table(pa.table(_columns(chunk), schema=schema))
@@ -123,6 +155,8 @@ def _columns(chunk: Predictions) -> dict[str, list[Any]]:
     }
     for j, name in enumerate(chunk.classes):
         columns[_as_text(f"prob_{name}")] = [chunk.probs[i, j] if ok else None for i, ok in enumerate(is_ok)]
+    for name, values in _cautious(chunk).items():
+        columns[name] = [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
     return columns
 
 

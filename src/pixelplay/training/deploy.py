@@ -9,6 +9,7 @@ from pixelplay import __version__
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.evaluation.decision import Decision, fit_decision
+from pixelplay.evaluation.held_out import HeldOut
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest
@@ -40,6 +41,7 @@ def decide_by_held_out(
 def make_bundle(
     answer: tuple[Backbone, LinearHead],
     decision: Decision,
+    held_out: HeldOut,
     learned_from: NDArray[np.int64],
     material: Material,
     loaded: LoadedBackbone,
@@ -50,6 +52,7 @@ def make_bundle(
 
     Args:
         answer: network, and the head on its features.
+        held_out: scores of the photographs that it, or classifiers like it, had not learned from.
         learned_from: positions in the material.
     """
     return Bundle(
@@ -65,6 +68,7 @@ def make_bundle(
         trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned_from),
         head=answer[1],
         made_by=_made_by(loaded),
+        held_out=held_out,
     )
 
 

@@ -18,6 +18,7 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.crossfit import CrossFit, cross_fit
 from pixelplay.evaluation.decision import Decision, fit_decision
+from pixelplay.evaluation.held_out import HeldOut, score_held_out
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, stage_modules
 from pixelplay.model.ensemble import as_member
@@ -149,6 +150,16 @@ def decide_together(
     for part, T in zip(validation.parts, temperatures, strict=True):
         cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
     return temperatures, _decide(cooled, validation.rows, material, config)
+
+
+def score_folds(validation: CrossValidation, material: Material) -> HeldOut:
+    """What the held-out photographs of all folds teach, each decided by what the other folds say."""
+    return score_held_out(
+        np.concatenate([fit.probs for fit in validation.fits]),
+        np.concatenate([fit.pred for fit in validation.fits]),
+        np.tile(material.labels[validation.rows], len(validation.fits)),
+        "oof",
+    )
 
 
 def decide_alone(validation: CrossValidation, material: Material, config: TrainConfig) -> Decision:

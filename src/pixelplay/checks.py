@@ -1,0 +1,45 @@
+"""Whether a setting is legal."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from pixelplay.errors import ConfigError
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration written 90s, 5m or 2h.
+
+    Raises:
+        ConfigError: written otherwise, or nothing.
+    """
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600}[matched[2]] if matched else 0.0
+    if not seconds:
+        raise ConfigError(f"time_budget={text!r} is no duration; write 90s, 5m or 2h")
+    return seconds
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless a setting has one of the values that there are."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless a setting is a number in its range, ends included."""
+    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{name}={value!r} is outside its range {low} to {high}")
+
+
+def check_count(name: str, value: int, low: int, high: int) -> None:
+    """Raise ConfigError unless a setting is a whole number in its range."""
+    check_range(name, value, low, high)
+    if not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} is no whole number; its range is {low} to {high}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ConfigError unless a setting lies between 0 and 1, both excluded."""
+    if not 0 < value < 1:
+        raise ConfigError(f"{name}={value} is outside its range, above 0 and below 1; ask for 0.9, say")

@@ -1,0 +1,55 @@
+"""What held-out images teach about how far a model can be trusted; it travels with the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import SetMethod
+from pixelplay.evaluation.conformal import held_out_scores
+from pixelplay.evaluation.intervals import FloatArray, IntArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+    """Scores of images that the model, or one like it, had not learned from.
+
+    Attributes:
+        part: "oof": each was predicted by a model of its own fold, so that what follows for the deployed
+            one holds approximately; "val": a validation part.
+        lac: (n,) ascending, scores of the true classes (`conformal.class_scores`).
+        aps: (n,) likewise.
+        confidence: (n,) probability of each answer, descending.
+        is_right: (n,) whether it was right.
+    """
+
+    part: str
+    lac: FloatArray
+    aps: FloatArray
+    confidence: FloatArray
+    is_right: NDArray[np.bool_]
+
+    def set_scores(self, method: SetMethod) -> FloatArray:
+        """What the thresholds of prediction sets are taken from."""
+        return self.lac if method == "lac" else self.aps
+
+
+def score_held_out(probs: FloatArray, pred: IntArray, labels: IntArray, part: str) -> HeldOut:
+    """Keep of held-out images what prediction sets and abstention need.
+
+    Args:
+        probs: (N, K); rows of NaN were not held out and take no part.
+        pred: (N,) answers; -1 likewise.
+        labels: (N,) in [0, K).
+    """
+    kept = pred >= 0
+    probs, pred, labels = probs[kept], pred[kept], labels[kept]
+    confidence = probs[np.arange(len(pred)), pred]
+    order = np.argsort(-confidence, kind="stable")
+    return HeldOut(
+        part=part,
+        lac=held_out_scores(probs, labels, "lac"),
+        aps=held_out_scores(probs, labels, "aps"),
+        confidence=confidence[order],
+        is_right=(pred == labels)[order],
+    )

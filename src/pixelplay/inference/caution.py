@@ -1,0 +1,72 @@
+"""Predictions → what they say about their own worth."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from pixelplay.config import CautionConfig
+from pixelplay.errors import DataError
+from pixelplay.evaluation.abstention import fit_cut
+from pixelplay.evaluation.conformal import fit_threshold, prediction_sets
+from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.inference.predictor import Predictions
+
+
+class Caution:
+    """Decides which predictions are answers, and which classes stand beside them.
+
+    Args:
+        config: what is asked for.
+        held_out: the model's scores of photographs that it had not learned from; None where there are
+            none, as of several models together.
+
+    Attributes:
+        notes: what rests on what, one sentence each.
+
+    Raises:
+        DataError: the held-out photographs cannot support what is asked for.
+    """
+
+    def __init__(self, config: CautionConfig, held_out: HeldOut | None) -> None:
+        self._method = config.set_method
+        self._set_threshold: float | None = None
+        self._cut = config.min_confidence
+        self.notes: list[str] = []
+        if held_out is None:
+            asked = {"coverage": config.coverage, "target_accuracy": config.target_accuracy}
+            if names := [name for name, value in asked.items() if value is not None]:
+                raise DataError(
+                    f"{names[0]} rests on held-out photographs, and several models together have none; "
+                    "use one model, or --min-confidence"
+                )
+            return
+        if config.coverage is not None:
+            self._set_threshold = fit_threshold(held_out.set_scores(config.set_method), config.coverage)
+            how = (
+                "approximately, for they were predicted out of fold"
+                if held_out.part == "oof"
+                else ("approximately, for the model has learned from them since")
+            )
+            self.notes.append(
+                f"prediction sets rest on {len(held_out.lac)} held-out photographs, {how}; "
+                "for photographs unlike those they promise nothing"
+            )
+        if config.target_accuracy is not None:
+            cut = fit_cut(held_out.confidence, held_out.is_right, config.target_accuracy)
+            self._cut = cut.threshold
+            self.notes.append(
+                f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of "
+                f"{len(held_out.confidence)} held-out photographs, {cut.accuracy:.3f} of them right; "
+                f"with 95 % confidence at least {cut.bound:.3f}"
+            )
+
+    def apply(self, predictions: Predictions) -> Predictions:
+        """Add what was asked for."""
+        probs, pred = predictions.probs, predictions.pred
+        answered = sets = None
+        if self._cut is not None:
+            rows = np.arange(len(pred))
+            answered = (pred >= 0) & (probs[rows, np.maximum(pred, 0)] >= self._cut)
+        if self._set_threshold is not None:
+            sets = prediction_sets(probs, self._set_threshold, self._method)
+        return replace(predictions, answered=answered, sets=sets)

@@ -1,0 +1,146 @@
+"""What predictions say about their own worth, from the held-out scores that travel with the model."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import pixelplay
+from pixelplay.cli import main
+from pixelplay.config import CautionConfig
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.evaluation.held_out import HeldOut, score_held_out
+from pixelplay.inference.caution import Caution
+from pixelplay.inference.predictor import Predictions
+
+
+def _held_out(n: int = 400, seed: int = 0) -> HeldOut:
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet((0.3, 0.3, 0.3), n)
+    labels = (probs.cumsum(1) > rng.random((n, 1))).argmax(1)
+    return score_held_out(probs, probs.argmax(1), labels, "oof")
+
+
+def _predictions(probs: np.ndarray) -> Predictions:
+    n = len(probs)
+    known = ~np.isnan(probs).any(axis=1)
+    return Predictions(
+        paths=tuple(f"{i}.jpg" for i in range(n)),
+        status=tuple("ok" if ok else "unreadable" for ok in known),
+        errors=("",) * n,
+        probs=probs,
+        pred=np.where(known, np.nan_to_num(probs).argmax(1), -1),
+        classes=("a", "b", "c"),
+        digests=(b"",) * n,
+    )
+
+
+def test_answers_start_at_the_asked_confidence() -> None:
+    probs = np.array([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [np.nan] * 3])
+    found = Caution(CautionConfig(min_confidence=0.5), _held_out()).apply(_predictions(probs))
+    assert found.answered is not None
+    assert found.answered.tolist() == [True, True, False]
+    found = Caution(CautionConfig(min_confidence=0.51), _held_out()).apply(_predictions(probs))
+    assert found.answered is not None
+    assert found.answered.tolist() == [True, False, False]
+
+
+def test_an_asked_accuracy_becomes_a_confidence_and_is_explained() -> None:
+    caution = Caution(CautionConfig(target_accuracy=0.8), _held_out(2000))
+    assert len(caution.notes) == 1
+    assert "of 2000 held-out photographs" in caution.notes[0]
+    rng = np.random.default_rng(1)
+    fresh = rng.dirichlet((0.3, 0.3, 0.3), 5000)
+    found = caution.apply(_predictions(fresh))
+    assert found.answered is not None
+    assert 0.2 < found.answered.mean() < 1
+    assert fresh.max(axis=1)[found.answered].mean() >= 0.8
+
+
+@pytest.mark.parametrize("method", ["lac", "aps"])
+def test_sets_hold_the_true_class_as_often_as_asked(method: str) -> None:
+    caution = Caution(CautionConfig(coverage=0.9, set_method=method), _held_out(2000))  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    fresh = rng.dirichlet((0.3, 0.3, 0.3), 5000)
+    labels = (fresh.cumsum(1) > rng.random((5000, 1))).argmax(1)
+    sets = caution.apply(_predictions(fresh)).sets
+    assert sets is not None
+    assert sets.any(axis=1).all()
+    assert sets[np.arange(5000), labels].mean() >= 0.885
+    assert "approximately" in caution.notes[0]
+
+
+def test_nothing_asked_adds_nothing() -> None:
+    predictions = _predictions(np.array([[0.9, 0.1, 0.0]]))
+    caution = Caution(CautionConfig(), _held_out())
+    assert caution.notes == []
+    assert caution.apply(predictions) == predictions
+
+
+def test_what_held_out_photographs_cannot_support_is_refused() -> None:
+    with pytest.raises(DataError, match=r"coverage=0\.95 needs 19 held-out photographs and the model has 10"):
+        Caution(CautionConfig(coverage=0.95), _held_out(10))
+    with pytest.raises(DataError, match="several models together have none; use one model"):
+        Caution(CautionConfig(coverage=0.9), None)
+    assert Caution(CautionConfig(min_confidence=0.9), None).notes == []
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both say when to answer"):
+        CautionConfig(min_confidence=0.5, target_accuracy=0.9)
+    with pytest.raises(ConfigError, match="needs a coverage"):
+        CautionConfig(set_method="aps")
+    with pytest.raises(ConfigError, match=r"coverage=1\.0 is outside its range"):
+        CautionConfig(coverage=1.0)
+
+
+def test_held_out_scores_are_sorted_and_leave_out_what_was_not_held_out() -> None:
+    probs = np.array([[0.6, 0.4], [np.nan, np.nan], [0.1, 0.9]])
+    found = score_held_out(probs, np.array([0, -1, 1]), np.array([1, 0, 1]), "oof")
+    np.testing.assert_allclose(found.lac, [0.1, 0.6])
+    np.testing.assert_allclose(found.confidence, [0.9, 0.6])
+    assert found.is_right.tolist() == [True, False]
+
+
+# --- the whole program ---
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_the_table_has_the_columns_that_were_asked_for(
+    ending: str, drawn_photographs: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = Path(shutil.copytree(drawn_photographs / "rings", tmp_path / "photos"))
+    (photos / "broken.jpg").write_bytes(b"")
+    out = tmp_path / f"p.{ending}"
+    command = ["predict", str(tiny_run), str(photos), "--out", str(out)]
+    assert main([*command, "--coverage", "0.8", "--min-confidence", "0.9"]) == 0
+    assert "prediction sets rest on 38 held-out photographs, approximately" in capsys.readouterr().err
+    if ending == "csv":
+        with open(out, newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[-2:] == ["answered", "prediction_set"]
+        broken = next(row for row in rows if row["status"] != "ok")
+        assert (broken["answered"], broken["prediction_set"]) == ("", "")
+        read = [
+            (json.loads(row["answered"]), json.loads(row["prediction_set"]), row)
+            for row in rows
+            if row is not broken
+        ]
+    else:
+        rows = pq.read_table(out).to_pylist()
+        broken = next(row for row in rows if row["status"] != "ok")
+        assert broken["answered"] is broken["prediction_set"] is None
+        read = [(row["answered"], row["prediction_set"], row) for row in rows if row is not broken]
+    for answered, classes, row in read:
+        assert answered == (float(row["probability"]) >= 0.9)
+        assert row["label"] in classes
+
+
+def test_python_asks_the_same_way(drawn_photographs: Path, tiny_run: Path, tmp_path: Path) -> None:
+    caution = pixelplay.CautionConfig(min_confidence=0.5)
+    pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.csv", caution=caution)
+    assert (tmp_path / "p.csv").read_text().splitlines()[0].endswith(",answered")

@@ -160,6 +160,13 @@ def test_t_and_tau_of_a_fold_come_from_the_others(probes: Path) -> None:
     assert found["chosen"]["tau"]["n"] == N
 
 
+def test_calibration_is_measured_on_folds_that_did_not_choose_it(probes: Path) -> None:
+    found = _json(probes / "metrics.json")["calibration"]
+    assert found["measured_on"] == "oof"
+    assert found["before"]["n"] == found["after"]["n"] == N
+    assert sum(b["n"] for b in found["after"]["bins"]) == N
+
+
 # --- what is deployed ---
 
 

@@ -142,9 +142,14 @@ def expected_calibration_error(
     """
     check_some(labels)
     confidence = probs[np.arange(len(labels)), pred]
-    bins = np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
+    bins = confidence_bins(confidence, n_bins)
     gaps = np.bincount(bins, weights=(pred == labels) - confidence, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def confidence_bins(confidence: FloatArray, n_bins: int) -> IntArray:
+    """Bin (N,) of each confidence: equal widths on [0, 1], closed on the right, the first on the left too."""
+    return np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
 
 
 def log_losses(probs: FloatArray, labels: IntArray) -> FloatArray:

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import Metric, TrainConfig, to_json
+from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, evaluate_probs, majority_baseline
+from pixelplay.evaluation.reliability import compare_reliability
 from pixelplay.evaluation.weighted import label_metric
 from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import write_json
@@ -57,6 +59,7 @@ class CrossvalReport:
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
         suspects: labels that look wrong; with repeats by the mean of their probabilities.
+        calibration: what the temperatures do, each on the fold that did not choose it.
     """
 
     run_dir: str
@@ -75,6 +78,7 @@ class CrossvalReport:
     data: Mapping[str, Any]
     notes: Sequence[str]
     suspects: SuspectReport
+    calibration: Mapping[str, Any] | None
 
     @property
     def evaluation(self) -> Evaluation:
@@ -118,6 +122,7 @@ class CrossvalReport:
             "folds": [dict(fold) for fold in self.folds],
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "suspects": self.suspects.summary(),
             "notes": list(self.notes),
         }
@@ -160,6 +165,7 @@ def make_crossval_report(
         data=describe_data(material),
         notes=tuple(notes),
         suspects=_find_suspects(run_dir, material, validation, test),
+        calibration=_compare_reliability(validation, labels),
     )
 
 
@@ -206,6 +212,14 @@ def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Eva
         groups=groups,
         seed=seed,
     )
+
+
+def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64]) -> dict[str, Any] | None:
+    held_out = [folds >= 0 for folds in validation.folds]
+    before = [natural_probs(z[kept], 1.0) for z, kept in zip(validation.logits, held_out, strict=True)]
+    after = [fit.probs[kept] for fit, kept in zip(validation.fits, held_out, strict=True)]
+    own = np.concatenate([labels[kept] for kept in held_out])
+    return compare_reliability(np.concatenate(before), np.concatenate(after), own, "oof")
 
 
 def _find_suspects(

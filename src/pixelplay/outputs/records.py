@@ -18,6 +18,7 @@ from pixelplay.errors import counted, name_some
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
+from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
@@ -48,6 +49,7 @@ class TrainReport:
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
         suspects: labels that look wrong among the photographs held out.
+        calibration: what the temperature does on the test part, which did not choose it; None without one.
     """
 
     run_dir: str
@@ -63,6 +65,7 @@ class TrainReport:
     data: Mapping[str, Any]
     notes: Sequence[str]
     suspects: SuspectReport
+    calibration: Mapping[str, Any] | None
 
     @property
     def measured_on(self) -> str:
@@ -116,6 +119,7 @@ class TrainReport:
                 if part is not None
             },
             "val_is_before_refit": self.is_refitted,
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "suspects": self.suspects.summary(),
@@ -168,6 +172,11 @@ def make_report(
     without = None
     if test is not None and len(copied):
         without = judge_again(material, test, ~np.isin(test.positions, copied), config.seed)
+    calibration = None
+    if test is not None:
+        probs = test.predictions.probs
+        before = uncalibrated(probs, decision.temperature.temperature)
+        calibration = compare_reliability(before, probs, material.labels[test.positions], "test")
     counts = material.counts_of(learned.learned_from)
     return TrainReport(
         run_dir=run_dir,
@@ -191,6 +200,7 @@ def make_report(
                 if part is not None
             },
         ),
+        calibration=calibration,
     )
 
 
@@ -267,6 +277,7 @@ def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, A
         "temperature": {
             "value": temperature.temperature,
             **chosen,
+            "source": "held_out" if chooser == CHOOSERS["val"] else "oof",
             "nll_before": temperature.nll_before,
             "nll_after": temperature.nll_after,
             "at_bound": temperature.at_bound,

@@ -262,6 +262,8 @@ class TrainConfig:
     """Side of the square that the network sees, px (default: as its weights were trained)."""
     classes: File = None
     """File of the classes that the test side expects: a list, `class,count` rows, a sample submission."""
+    relabel: File = None
+    """Table of path and label (suspects.csv, mended): other labels to learn from; an empty one leaves out."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
     """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
     imbalance: Imbalance = "auto"

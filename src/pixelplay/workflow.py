@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Part, TrainConfig, Tta
+from pixelplay.data.corrections import read_corrections
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.scan import say_what_was_assumed, select_labelled
 from pixelplay.data.source import list_all, scan_source
@@ -22,13 +24,14 @@ from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbon
 from pixelplay.model.bundle import write_bundle
 from pixelplay.model.ensemble import join_members
 from pixelplay.model.features import find_device
+from pixelplay.outputs.compared import compare_runs
 from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
 from pixelplay.outputs.judged import (
     EvaluationReport,
+    answer_rows,
     choose_scored,
-    compare_runs,
     evaluate_predictions,
-    judge,
+    judge_held_out,
     judge_test,
     labels_among,
 )
@@ -46,6 +49,7 @@ from pixelplay.training.folds import (
     learn_alone,
     learn_folds,
     score_folds,
+    with_left_out,
     without_test,
 )
 from pixelplay.training.job import fix_workspaces
@@ -105,8 +109,9 @@ def train(
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
-        held_out = judge(material, learned.held_out, decided, config.seed)
-        judged = held_out, judge_test(answer, decision, material, backbone, config, device)
+        ask = partial(answer_rows, answer, material, backbone, config, device)
+        held_out = judge_held_out(material, learned.held_out, decided, ask, decision, config.seed)
+        judged = held_out, judge_test(material, ask, decision, config.seed)
         report = make_report(os.fspath(out_dir), config, material, learned, decision, judged, journal.notes)
         write_records(folder, config, material, learned, report, judged)
     return report
@@ -168,7 +173,9 @@ def cross_validate(
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # A test part that the data gives is read once, here, and chooses nothing.
-        test = judge_test(answer, decision, material, backbone, config, device)
+        ask = partial(answer_rows, answer, material, backbone, config, device)
+        test = judge_test(material, ask, decision, config.seed)
+        validation = with_left_out(validation, material.left_out, ask(material.left_out), decision)
         deployed = "single" if is_single else "ensemble", decision
         report = make_crossval_report(
             os.fspath(out_dir), config, material, validation, deployed, test, journal.notes
@@ -320,6 +327,7 @@ def _see(
     index = say_what_was_assumed(scan_source(source, config.data, config.classes), journal)
     index = select_labelled(index, journal)
     check_learnable(index, np.ones(len(index), dtype=np.bool_))
+    corrected = None if config.relabel is None else read_corrections(config.relabel, index)
     device = workplace.device
     backbone = load_backbone(
         pick_backbone_name(config.backbone, device.name),
@@ -329,7 +337,7 @@ def _see(
         input_size=config.input_size,
     )
     photographs = read_photographs(index, backbone, config, device, journal)
-    material = sort_out(index, photographs, config)
+    material = sort_out(index, photographs, config, corrected)
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)
     return material, backbone

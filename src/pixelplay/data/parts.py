@@ -105,10 +105,11 @@ def check_learnable(index: ImageIndex, is_readable: NDArray[np.bool_]) -> None:
             f"all {test.sum()} photographs of the given test part are unreadable; "
             f"replace or remove them {remedy}"
         )
-    _check_two_classes(index, readable)
+    check_two_classes(index, readable)
 
 
-def _check_two_classes(index: ImageIndex, learning: IntArray) -> None:
+def check_two_classes(index: ImageIndex, learning: IntArray) -> None:
+    """Raise DataError unless at least two classes have something to learn from, (K,) counts."""
     n_classes = int((learning > 0).sum())
     if n_classes < 2:
         named = f", {index.classes[int(learning.argmax())]!r}," if n_classes else ""
@@ -139,7 +140,7 @@ def _note_lost(index: ImageIndex, learning: NDArray[np.bool_], removed: IntArray
     if not lost:
         return []
     try:
-        _check_two_classes(index, after)
+        check_two_classes(index, after)
     except DataError as error:
         raise DataError(f"without the {len(removed)} copies of test photographs {error}") from None
     return [f"all training photographs of {name_some(lost)} are copies of test photographs: not learned"]

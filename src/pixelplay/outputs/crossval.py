@@ -48,6 +48,7 @@ class CrossvalReport:
         n_repeats: how often the photographs were dealt anew.
         oof: figures of all photographs, each predicted by a classifier, a temperature and a tau that had
             not seen it. With R repeats each photograph stands there R times, and counts as one.
+        oof_corrected: the same on the labels as the user has corrected them; None where none differs.
         fold_values: the declared metric in each fold, repeat by repeat.
         depths: how deep the folds were trained → how many.
         deployed: "ensemble", the mean of all folds' classifiers, or "single", one that learned from all.
@@ -67,6 +68,7 @@ class CrossvalReport:
     n_folds: int
     n_repeats: int
     oof: Evaluation
+    oof_corrected: Evaluation | None
     fold_values: tuple[float, ...]
     depths: Mapping[str, int]
     deployed: str
@@ -99,9 +101,11 @@ class CrossvalReport:
     def to_json(self) -> dict[str, Any]:
         """Turn the report into metrics.json: every number with who chose and who measured."""
         by = {"chosen_on": CHOOSER, "measured_on": "oof"}
-        test = None
+        more: dict[str, Any] = {}
+        if self.oof_corrected is not None:
+            more["oof_corrected"] = {**by, **self.oof_corrected.to_json()}
         if self.test is not None:
-            test = {"chosen_on": "oof", "measured_on": "test", **self.test.to_json()}
+            more["test"] = {"chosen_on": "oof", "measured_on": "test", **self.test.to_json()}
         return {
             "format_version": METRICS_VERSION,
             "headline": {"metric": self.metric, **self.headline.to_json(), **by},
@@ -116,9 +120,14 @@ class CrossvalReport:
             },
             "baseline": {**self.baseline.to_json(), "n": self.oof.n, "measured_on": "oof"},
             "oof": {**by, **self.oof.to_json()},
+            **(
+                {}
+                if self.oof_corrected is None
+                else {"oof_corrected": {**by, **self.oof_corrected.to_json()}}
+            ),
             "deployed": self.deployed,
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
-            **({} if test is None else {"test": test}),
+            **more,
             "folds": [dict(fold) for fold in self.folds],
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
@@ -145,15 +154,19 @@ def make_crossval_report(
     """
     kind, decision = deployed
     counts = material.learn_counts
-    oof = _evaluate(validation, material, config.seed)
-    held_out = validation.folds[0] >= 0
-    labels = material.labels[validation.rows]
+    oof = _evaluate(validation, material, material.given, config.seed)
+    is_corrected = bool((material.corrected != material.given)[validation.rows].any())
+    held_out = validation.fits[0].pred >= 0
+    labels = material.given[validation.rows]
     return CrossvalReport(
         run_dir=run_dir,
         metric=config.metric,
         n_folds=config.n_folds,
         n_repeats=len(validation.folds),
         oof=oof,
+        oof_corrected=_evaluate(validation, material, material.corrected, config.seed)
+        if is_corrected
+        else None,
         fold_values=tuple(_fold_values(validation, labels, config.metric)),
         depths=Counter(part.depth for part in validation.parts),
         deployed=kind,
@@ -195,10 +208,17 @@ def write_crossval_records(
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Evaluation:
-    """Figures of all repeats together; a photograph's repeats are no independent evidence."""
+def _evaluate(
+    validation: CrossValidation, material: Material, labels: NDArray[np.int64], seed: int
+) -> Evaluation:
+    """Figures of all repeats together; a photograph's repeats are no independent evidence.
+
+    Args:
+        labels: of the whole material; photographs with -1 are left out.
+    """
     n_repeats = len(validation.folds)
-    held_out = [np.flatnonzero(folds >= 0) for folds in validation.folds]
+    is_labelled = labels[validation.rows] >= 0
+    held_out = [np.flatnonzero((fit.pred >= 0) & is_labelled) for fit in validation.fits]
     rows = np.concatenate([validation.rows[places] for places in held_out])
     groups = None if material.index.groups is None else material.index.groups[rows]
     if groups is None and n_repeats > 1:
@@ -206,8 +226,8 @@ def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Eva
     return evaluate_probs(
         np.concatenate([fit.probs[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
         np.concatenate([fit.pred[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
-        material.labels[rows],
-        material.known_classes,
+        labels[rows],
+        material.classes,
         n_known=material.n_known,
         groups=groups,
         seed=seed,
@@ -215,7 +235,7 @@ def _evaluate(validation: CrossValidation, material: Material, seed: int) -> Eva
 
 
 def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64]) -> dict[str, Any] | None:
-    held_out = [folds >= 0 for folds in validation.folds]
+    held_out = [folds >= 0 for folds in validation.folds]  # what was left out has the deployed temperature
     before = [natural_probs(z[kept], 1.0) for z, kept in zip(validation.logits, held_out, strict=True)]
     after = [fit.probs[kept] for fit, kept in zip(validation.fits, held_out, strict=True)]
     own = np.concatenate([labels[kept] for kept in held_out])
@@ -225,7 +245,7 @@ def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64])
 def _find_suspects(
     run_dir: str, material: Material, validation: CrossValidation, test: Judged | None
 ) -> SuspectReport:
-    held_out = (validation.folds >= 0).all(axis=0)  # (N,) the only one of a class never is
+    held_out = validation.fits[0].pred >= 0  # (N,) the only one of a class never is
     probs = np.mean([fit.probs[held_out] for fit in validation.fits], axis=0)
     found = {"oof": (validation.rows[held_out], probs)}
     if test is not None:

@@ -1,5 +1,6 @@
 """Logits of labelled photographs → figures, and rows that show them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,17 +9,19 @@ from numpy.typing import NDArray
 from pixelplay.config import PARTS, Part, TrainConfig
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import DataError, name_some
-from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.model.bundle import Bundle
 from pixelplay.model.features import Device, make_extractor
 from pixelplay.model.head import LinearHead
+from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was_learned
 from pixelplay.training.bench import read_rows
 from pixelplay.training.material import Material
+
+Ask = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # positions (n,) to logits (n, K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +32,16 @@ class Judged:
         positions: (N,) which photographs of the material.
         predictions: one row for each.
         given: (N,) given class names.
-        evaluation: its figures.
+        evaluation: its figures, on the given labels.
+        corrected: the same on the labels as the user has corrected them, without those that are to be
+            left out; None where that is no difference.
     """
 
     positions: NDArray[np.int64]
     predictions: Predictions
     given: tuple[str, ...]
     evaluation: Evaluation
+    corrected: Evaluation | None
 
 
 def judge(
@@ -52,7 +58,8 @@ def judge(
     """
     scored = decided[1] >= 0
     positions, probs, pred = positions[scored], decided[0][scored], decided[1][scored]
-    labels, index = material.labels[positions], material.index
+    given, corrected = material.given[positions], material.corrected[positions]
+    index = material.index
     predictions = Predictions(
         paths=tuple(index.paths[i] for i in positions),
         status=("ok",) * len(positions),
@@ -62,40 +69,76 @@ def judge(
         classes=material.known_classes,
         digests=tuple(material.digests[i] for i in positions),
     )
+
+    def measure(kept: NDArray[np.bool_], labels: NDArray[np.int64]) -> Evaluation:
+        return evaluate_probs(
+            probs[kept],
+            pred[kept],
+            labels[kept],
+            material.classes,
+            n_known=material.n_known,
+            groups=None if index.groups is None else index.groups[positions[kept]],
+            seed=seed,
+        )
+
+    has_label = corrected >= 0
+    is_changed = bool((corrected != given).any()) and bool(has_label.any())
     return Judged(
         positions=positions,
         predictions=predictions,
-        given=tuple(material.classes[k] for k in labels),
-        evaluation=evaluate_probs(
-            probs,
-            pred,
-            labels,
-            material.classes,
-            n_known=material.n_known,
-            groups=None if index.groups is None else index.groups[positions],
-            seed=seed,
-        ),
+        given=tuple(material.classes[k] for k in given),
+        evaluation=measure(np.ones(len(given), dtype=np.bool_), given),
+        corrected=measure(has_label, corrected) if is_changed else None,
     )
 
 
-def judge_test(
+def answer_rows(
     answer: tuple[Backbone, LinearHead],
-    decision: Decision,
     material: Material,
     loaded: LoadedBackbone,
     config: TrainConfig,
     device: Device,
-) -> Judged | None:
+    rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Logits (n, K) of some photographs of the material from a finished network and its head."""
+    backbone, head = answer
+    if not len(rows):
+        return np.empty((0, material.n_known), np.float32)
+    if backbone is loaded.backbone:
+        return head.logits(material.features[rows])
+    extractor = make_extractor(backbone, loaded.preprocessing, config, device)
+    return head.logits(read_rows(material, rows, extractor, config))
+
+
+def judge_held_out(
+    material: Material,
+    held_out: NDArray[np.int64],
+    decided: tuple[NDArray[np.float64], NDArray[np.int64]],
+    ask: Ask,
+    decision: Decision,
+    seed: int,
+) -> Judged:
+    """Measure the photographs that chose, and those that were left out of learning.
+
+    Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
+
+    Args:
+        held_out: (n,) positions that chose.
+        decided: their probabilities (n, K) and classes (n,).
+        ask: positions to logits, by the finished classifier, which has not learned from what was left out.
+    """
+    left_out = material.left_out
+    probs, pred = decision.apply(ask(left_out))
+    positions = np.concatenate([held_out, left_out])
+    return judge(
+        material, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
+    )
+
+
+def judge_test(material: Material, ask: Ask, decision: Decision, seed: int) -> Judged | None:
     """Measure the test part; None where there is none."""
-    test, (backbone, head) = material.parts.split.test, answer
-    if not len(test):
-        return None
-    features = material.features[test]
-    if backbone is not loaded.backbone:
-        features = read_rows(
-            material, test, make_extractor(backbone, loaded.preprocessing, config, device), config
-        )
-    return judge(material, test, decision.apply(head.logits(features)), config.seed)
+    test = material.parts.split.test
+    return judge(material, test, decision.apply(ask(test)), seed) if len(test) else None
 
 
 def judge_again(material: Material, judged: Judged, keep: NDArray[np.bool_], seed: int) -> Evaluation | None:
@@ -124,7 +167,7 @@ class EvaluationReport:
     n_unreadable: int
     n_trained_on: int
     unseen: Evaluation | None
-    against: "RunComparison | None" = None
+    against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the figures at the top level, and what they rest on beside them."""
@@ -135,40 +178,6 @@ class EvaluationReport:
             "n_trained_on": self.n_trained_on,
             "unseen": None if self.unseen is None else self.unseen.to_json(),
             "against": None if self.against is None else self.against.to_json(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunComparison:
-    """One model less another on the same photographs.
-
-    Attributes:
-        runs: the model that was measured, and the other.
-        metric: what the first decides for.
-        everything: all scored photographs.
-        n_trained_on: photographs that either model has learned from.
-        unseen: the same without those; None where there are none, or nothing else.
-    """
-
-    runs: tuple[str, str]
-    metric: str
-    everything: PairedComparison
-    n_trained_on: int
-    unseen: PairedComparison | None
-
-    @property
-    def fairest(self) -> PairedComparison:
-        """Without photographs that either has learned from, where there are others."""
-        return self.everything if self.unseen is None else self.unseen
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain values."""
-        return {
-            "runs": list(self.runs),
-            "metric": self.metric,
-            **self.everything.to_json(),
-            "n_trained_on": self.n_trained_on,
-            "unseen": None if self.unseen is None else self.unseen.to_json(),
         }
 
 
@@ -221,8 +230,8 @@ def evaluate_predictions(
         )
     if n_unreadable:
         journal.note(f"{n_unreadable} labelled photographs could not be read and are not in the figures")
-    classes = _all_names(bundle.classes, index.classes)
-    labels = _renumbered(index.classes, classes)[index.labels]
+    classes = all_names(bundle.classes, index.classes)
+    labels = renumbered(index.classes, classes)[index.labels]
     unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
     if unknown:
         journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
@@ -239,7 +248,7 @@ def evaluate_predictions(
             positive=positive,
         )
 
-    seen = _was_learned(predictions, bundle) & is_ok
+    seen = was_learned(predictions, bundle) & is_ok
     if seen.any():
         journal.note(
             f"{seen.sum()} of {is_ok.sum()} scored photographs were trained on: the figures are too good; "
@@ -252,65 +261,3 @@ def evaluate_predictions(
         n_trained_on=int(seen.sum()),
         unseen=measure(is_ok & ~seen) if seen.any() and (is_ok & ~seen).any() else None,
     )
-
-
-def compare_runs(
-    answers: tuple[Predictions, Predictions],
-    bundles: tuple[Bundle, Bundle],
-    runs: tuple[str, str],
-    index: ImageIndex,
-    journal: Journal,
-) -> RunComparison:
-    """Measure one model less another, row by row of the same index, some of which could be read."""
-    classes = _all_names(*(bundle.classes for bundle in bundles), index.classes)
-    labels = _renumbered(index.classes, classes)[index.labels]
-    places = [_renumbered(bundle.classes, classes) for bundle in bundles]  # (K of each,)
-    for run, own, others in zip(runs, bundles, reversed(bundles), strict=True):
-        if lacking := sorted(set(others.classes) - set(own.classes)):
-            journal.note(f"{run} does not know {name_some(lacking)}, which the other model does")
-    probs = [np.zeros((len(labels), len(classes))) for _ in answers]
-    for wide, place, answer in zip(probs, places, answers, strict=True):
-        wide[:, place] = answer.probs
-    preds = [place[answer.pred] for place, answer in zip(places, answers, strict=True)]
-    is_known = np.isin(labels, places[0]) & np.isin(labels, places[1])
-    is_ok = (answers[0].pred >= 0) & (answers[1].pred >= 0)
-    seen = [_was_learned(answer, bundle) for answer, bundle in zip(answers, bundles, strict=True)]
-    is_seen = (seen[0] | seen[1]) & is_ok
-
-    def measure(keep: NDArray[np.bool_]) -> PairedComparison:
-        return compare_models(
-            (preds[0][keep], preds[1][keep]),
-            (probs[0][keep], probs[1][keep]),
-            labels[keep],
-            None if index.groups is None else index.groups[keep],
-            is_known=is_known[keep],
-        )
-
-    if is_seen.any() and not is_seen[is_ok].all():
-        journal.note(
-            f"the difference is shown for the {(is_ok & ~is_seen).sum()} photographs that neither model has "
-            "learned from"
-        )
-    return RunComparison(
-        runs=runs,
-        metric=bundles[0].metric,
-        everything=measure(is_ok),
-        n_trained_on=int(is_seen.sum()),
-        unseen=measure(is_ok & ~is_seen) if is_seen.any() and (is_ok & ~is_seen).any() else None,
-    )
-
-
-def _all_names(*lists: tuple[str, ...]) -> tuple[str, ...]:
-    """Every name once, in the order of the lists."""
-    return tuple(dict.fromkeys(name for names in lists for name in names))
-
-
-def _renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> NDArray[np.int64]:
-    """Positions (K,) of names in a longer list."""
-    position = {name: k for k, name in enumerate(among)}
-    return np.array([position[name] for name in names], dtype=np.int64)
-
-
-def _was_learned(predictions: Predictions, bundle: Bundle) -> NDArray[np.bool_]:
-    """Which rows (N,) a model has learned from."""
-    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])

@@ -40,6 +40,7 @@ class TrainReport:
         metric: the declared one.
         test: figures of the test part, if there is one.
         test_without_copies: the same without test photographs that had a copy in training.
+        corrected: part → its figures on the labels as the user has corrected them, where some differ.
         depth: how deep it was trained: "probe", "partial" or "full".
         held_out: figures of the photographs that also chose: out of fold, or of the validation part.
         held_out_part: "oof" or "val".
@@ -56,6 +57,7 @@ class TrainReport:
     metric: Metric
     test: Evaluation | None
     test_without_copies: Evaluation | None
+    corrected: Mapping[str, Evaluation]
     depth: str
     held_out: Evaluation
     held_out_part: str
@@ -95,6 +97,7 @@ class TrainReport:
             "test": self.test,
             "test_without_copies": self.test_without_copies,
             self.held_out_part: self.held_out,
+            **{f"{part}_corrected": evaluation for part, evaluation in self.corrected.items()},
         }
         return {
             "format_version": METRICS_VERSION,
@@ -139,6 +142,14 @@ def say_what_was_found(material: Material, config: TrainConfig, journal: Journal
         journal.note(f"{n_sets} of identical photographs with different labels, for example {first}")
     for note in material.parts.notes:
         journal.note(note)
+    n_changed = int((material.labels != material.given).sum())
+    if config.relabel is not None:
+        n_left = len(material.left_out)
+        journal.note(
+            f"{config.relabel}: {counted(n_changed, 'label')} to learn from changed, "
+            f"{counted(n_left, 'photograph')} left out; figures are on the labels as given, those on the "
+            "corrected ones stand beside in metrics.json"
+        )
     counts = material.learn_counts
     lone = [name for name, n in zip(material.known_classes, counts, strict=True) if n == 1]
     if lone:
@@ -176,17 +187,22 @@ def make_report(
     if test is not None:
         probs = test.predictions.probs
         before = uncalibrated(probs, decision.temperature.temperature)
-        calibration = compare_reliability(before, probs, material.labels[test.positions], "test")
+        calibration = compare_reliability(before, probs, material.given[test.positions], "test")
     counts = material.counts_of(learned.learned_from)
     return TrainReport(
         run_dir=run_dir,
         metric=config.metric,
         test=None if test is None else test.evaluation,
         test_without_copies=without,
+        corrected={
+            name: part.corrected
+            for name, part in ((learned.part, held_out), ("test", test))
+            if part is not None and part.corrected is not None
+        },
         depth=learned.depth,
         held_out=held_out.evaluation,
         held_out_part=learned.part,
-        baseline=majority_baseline(counts, material.labels[headline.positions], headline.evaluation.classes),
+        baseline=majority_baseline(counts, material.given[headline.positions], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
         chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
         data=describe_data(material),
@@ -224,7 +240,8 @@ def write_records(
     columns: dict[str, Sequence[str]] = {"given": held_out.given}
     if learned.folds is not None:
         fold_of = dict(zip(learned.held_out, learned.folds, strict=True))
-        columns = {"fold": [str(fold_of[i]) for i in held_out.positions], **columns}
+        # what a correction leaves out is in no fold
+        columns = {"fold": [str(fold_of.get(i, "")) for i in held_out.positions], **columns}
     write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
@@ -306,6 +323,14 @@ def describe_data(material: Material) -> dict[str, Any]:
         "duplicates": [describe_set(index, members) for members in duplicates.sets],
         "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
         "removed_from_training": list(_paths(material, material.parts.removed)),
+        "corrections": [
+            {
+                "path": index.paths[i],
+                "given": material.classes[material.given[i]],
+                "corrected": material.classes[k] if (k := int(material.corrected[i])) >= 0 else None,
+            }
+            for i in np.flatnonzero(material.corrected != material.given)
+        ],
     }
 
 

@@ -16,8 +16,9 @@ from pixelplay.evaluation.weighted import ECE_BINS
 from pixelplay.outputs.columns import align
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
+    from pixelplay.outputs.compared import RunComparison
     from pixelplay.outputs.crossval import CrossvalReport
-    from pixelplay.outputs.judged import EvaluationReport, RunComparison
+    from pixelplay.outputs.judged import EvaluationReport
     from pixelplay.outputs.records import TrainReport
     from pixelplay.outputs.suspects import SuspectReport
 

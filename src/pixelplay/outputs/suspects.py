@@ -85,9 +85,9 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, He
     """
     parts = np.repeat(list(held_out), [len(rows) for rows, _ in held_out.values()])  # (N,)
     positions, probs = (np.concatenate(arrays) for arrays in zip(*held_out.values(), strict=True))
-    is_known = material.labels[positions] < material.n_known
-    parts, positions, probs = parts[is_known], positions[is_known], probs[is_known]
-    labels = material.labels[positions]
+    labels = material.corrected[positions]  # what the user has mended or left out is no suspect any more
+    is_known = (labels >= 0) & (labels < material.n_known)
+    parts, positions, probs, labels = parts[is_known], positions[is_known], probs[is_known], labels[is_known]
     found = find_suspects(probs, labels)
     twins = _twins(material)
     suspects = []
@@ -98,7 +98,7 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, He
             usual = f"{found.thresholds[proposed]:.2f}, what its own usually have"
             reasons.append(f"{probs[row, proposed]:.2f} for {material.classes[proposed]!r}: at least {usual}")
         if (twin := twins.get(int(positions[row]))) is not None:
-            other = int(material.labels[twin])
+            other = int(material.corrected[twin])
             reasons.append(f"the same file as {material.index.paths[twin]}, a {material.classes[other]!r}")
             proposed = proposed if found.is_suspect[row] or other >= material.n_known else other
         if reasons:
@@ -121,9 +121,12 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, He
 def _twins(material: Material) -> dict[int, int]:
     """Position → another of the same file with another label."""
     twins: dict[int, int] = {}
+    labels = material.corrected
     for members in material.duplicates.conflicts:
-        for i in members:
-            twins[i] = next(j for j in members if material.labels[j] != material.labels[i])
+        kept = [i for i in members if labels[i] >= 0]
+        for i in kept:
+            others = [j for j in kept if labels[j] != labels[i]]
+            twins |= {i: others[0]} if others else {}
     return twins
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
-from pixelplay.data.split import Split, assign_folds, check_some_held_out, hold_out
+from pixelplay.data.split import NEVER_HELD_OUT, Split, assign_folds, check_some_held_out, hold_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.crossfit import CrossFit, cross_fit
@@ -150,6 +150,34 @@ def decide_together(
     for part, T in zip(validation.parts, temperatures, strict=True):
         cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
     return temperatures, _decide(cooled, validation.rows, material, config)
+
+
+def with_left_out(
+    validation: CrossValidation, left_out: IntArray, logits: NDArray[np.float32], decision: Decision
+) -> CrossValidation:
+    """Add what no fold has learned from, as the deployed model sees and decides it; it is in no fold.
+
+    Args:
+        left_out: (n,) positions in the material.
+        logits: (n, K).
+    """
+    if not len(left_out):
+        return validation
+    rows = np.union1d(validation.rows, left_out)
+    old, new = np.searchsorted(rows, validation.rows), np.searchsorted(rows, left_out)
+    n_repeats, n_classes = len(validation.folds), logits.shape[1]
+    folds = np.full((n_repeats, len(rows)), NEVER_HELD_OUT)
+    folds[:, old] = validation.folds
+    every = np.empty((n_repeats, len(rows), n_classes), np.float32)
+    every[:, old], every[:, new] = validation.logits, logits
+    probs, pred = decision.apply(logits)
+    fits = []
+    for fit in validation.fits:
+        all_probs, all_pred = np.empty((len(rows), n_classes)), np.empty(len(rows), np.int64)
+        all_probs[old], all_probs[new] = fit.probs, probs
+        all_pred[old], all_pred[new] = fit.pred, pred
+        fits.append(replace(fit, probs=all_probs, pred=all_pred))
+    return replace(validation, rows=rows, folds=folds, logits=every, fits=fits)
 
 
 def score_folds(validation: CrossValidation, material: Material) -> HeldOut:

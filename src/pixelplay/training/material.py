@@ -1,7 +1,7 @@
 """What a classifier is made from: usable photographs, their features, labels and parts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.cache import PhotographCache, default_cache_dir
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.parts import Parts, check_learnable, make_parts
+from pixelplay.data.index import NO_LABEL, ImageIndex
+from pixelplay.data.parts import Parts, check_learnable, check_two_classes, make_parts
 from pixelplay.errors import ImageError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone
@@ -31,8 +31,11 @@ class Material:
         parts: who is learned from, who is measured on.
         classes: names, the K that are learned first, then those that only other parts know.
         n_known: K.
-        labels: (N,) int64 positions in `classes`.
+        given: (N,) int64 positions in `classes`, as the data has them: what is scored on.
+        corrected: (N,) likewise, as the user has corrected them; -1 where one is to be left out.
+        labels: (N,) what is learned: in train and val as corrected, in test as given.
         learn: positions that are learned from, train and val together, ascending.
+        left_out: positions of train and val that a correction leaves out.
     """
 
     scanned: ImageIndex
@@ -44,8 +47,11 @@ class Material:
     parts: Parts
     classes: tuple[str, ...]
     n_known: int
+    given: NDArray[np.int64]
+    corrected: NDArray[np.int64]
     labels: NDArray[np.int64]
     learn: NDArray[np.int64]
+    left_out: NDArray[np.int64]
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -82,8 +88,18 @@ def read_photographs(
     return photographs
 
 
-def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainConfig) -> Material:
+def sort_out(
+    index: ImageIndex,
+    photographs: PhotographFeatures,
+    config: TrainConfig,
+    corrected: NDArray[np.int64] | None = None,
+) -> Material:
     """Leave out what cannot be read, and sort the rest into parts.
+
+    Args:
+        index: all labelled photographs.
+        corrected: labels of all of them, -1 to leave one out; None: as given. The parts are made by the
+            given ones.
 
     Raises:
         DataError: too little is left to learn from or to measure on.
@@ -94,10 +110,16 @@ def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainCo
     digests = tuple(digest for digest, ok in zip(photographs.digests, is_readable, strict=True) if ok)
     duplicates = find_duplicates(usable, digests)
     parts = make_parts(usable, duplicates, config)
+    wanted = usable.labels if corrected is None else corrected[is_readable]
+    parts, left_out = _leave_out(parts, wanted)
     learn = np.union1d(parts.split.train, parts.split.val)
-    counts = np.bincount(usable.labels[learn], minlength=len(usable.classes))
+    taught = usable.labels.copy()
+    taught[learn] = wanted[learn]
+    counts = np.bincount(taught[learn], minlength=len(usable.classes))
+    check_two_classes(usable, counts)
     known, unknown = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)
     order = np.concatenate([known, unknown])
+    place = np.append(np.argsort(order), NO_LABEL)  # of each class in the new order; -1 stays -1
     return Material(
         scanned=index,
         errors=photographs.errors,
@@ -108,6 +130,18 @@ def sort_out(index: ImageIndex, photographs: PhotographFeatures, config: TrainCo
         parts=parts,
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
-        labels=np.argsort(order)[usable.labels],
+        given=place[usable.labels],
+        corrected=place[wanted],
+        labels=place[taught],
         learn=learn,
+        left_out=left_out,
     )
+
+
+def _leave_out(parts: Parts, wanted: NDArray[np.int64]) -> tuple[Parts, NDArray[np.int64]]:
+    """Take what has no label any more out of train and val; returns its positions."""
+    split = parts.split
+    learn = np.union1d(split.train, split.val)
+    left_out = learn[wanted[learn] == NO_LABEL]
+    kept = replace(split, train=np.setdiff1d(split.train, left_out), val=np.setdiff1d(split.val, left_out))
+    return replace(parts, split=kept), left_out

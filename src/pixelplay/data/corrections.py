@@ -1,0 +1,45 @@
+"""A table of path and label → other labels to learn from."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.data.cells import plain_label, plain_path
+from pixelplay.data.index import NO_LABEL, ImageIndex
+from pixelplay.data.tables import need_column, read_table
+from pixelplay.errors import DataError, name_some, suggest
+
+
+def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
+    """Labels (N,) of an index as a table corrects them; -1, to leave a photograph out, where it gives none.
+
+    Photographs that the table does not name keep the label that the data gives. A run's suspects.csv is
+    such a table.
+
+    Raises:
+        DataError: it cannot be read, or names a photograph or class that the data does not have.
+    """
+    table = read_table(file)
+    paths = [plain_path(cell) for cell in table.columns[need_column(table, "path", None)]]
+    names = [plain_label(cell) for cell in table.columns[need_column(table, "label", None)]]
+    position = {path: i for i, path in enumerate(index.paths)}
+    if unknown := [path for path in paths if path not in position]:
+        raise DataError(
+            f"{file} names {name_some(unknown)}, of which {index.source} has no labelled photograph; "
+            "give paths as the data has them"
+        )
+    classes = {name: k for k, name in enumerate(index.classes)}
+    if strange := sorted({name for name in names if name and name not in classes}):
+        raise DataError(
+            f"{file} names the class {strange[0]!r}, of which {index.source} has no photograph"
+            f"{suggest(strange[0], index.classes)}; leave the label empty to leave a photograph out"
+        )
+    wanted: dict[str, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        if wanted.setdefault(path, name) != name:
+            raise DataError(
+                f"{file} gives {path} two labels, {wanted[path]!r} and {name!r}; leave one of them"
+            )
+    labels = index.labels.copy()
+    for path, name in wanted.items():
+        labels[position[path]] = classes[name] if name else NO_LABEL
+    return labels

@@ -1,0 +1,173 @@
+"""Corrected labels are learned from; figures stay on the given ones, the corrected beside."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pixelplay
+from conftest import TINY, draw_folder
+from materials import sort_out_folder
+from pixelplay.cli import main
+from pixelplay.config import TrainConfig
+from pixelplay.data.audit import digest_bytes
+from pixelplay.data.corrections import read_corrections
+from pixelplay.data.source import scan_source
+from pixelplay.model.features import PhotographFeatures
+from pixelplay.training.material import sort_out
+
+N = 48
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> list[str]:
+    return ["--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def mislabelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Photographs of which four dots stand among the bars, and the table that mends it."""
+    root = tmp_path_factory.mktemp("mislabelled")
+    photos = draw_folder(root / "photos", {"bars": 20, "dots": 20, "rings": 8})
+    rows = []
+    for i in (1, 3, 5, 7):
+        shutil.move(photos / f"dots/{i:03}.png", photos / f"bars/dot{i}.png")
+        rows.append((f"bars/dot{i}.png", "dots"))
+    rows.append(("rings/000.jpg", ""))
+    with open(root / "mended.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *rows])
+    return photos, root / "mended.csv"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("command", ["train", "crossval"])
+def test_figures_stay_on_the_given_labels(
+    command: str, mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, table = mislabelled
+    given, mended = tmp_path / "given", tmp_path / "mended"
+    options = ["--n-folds", "4", *(["--test-frac", "0"] if command == "train" else []), *tiny]
+    assert main([command, str(photos), "--out", str(given), *options]) == 0
+    assert main([command, str(photos), "--out", str(mended), "--relabel", str(table), *options]) == 0
+    metrics = _json(mended / "metrics.json")
+    assert metrics["oof"]["n"] == N  # what is left out of learning is measured all the same
+    assert metrics["oof_corrected"]["n"] == N - 1
+    assert metrics["oof_corrected"]["accuracy"]["value"] > metrics["oof"]["accuracy"]["value"]
+    rows = {row["path"]: row for row in _rows(mended / "oof.csv")}
+    assert rows["bars/dot1.png"]["given"] == "bars"
+    assert (rows["rings/000.jpg"]["status"], rows["rings/000.jpg"]["fold"]) == ("ok", "")
+    right = np.mean([row["label"] == row["given"] for row in rows.values()])
+    assert metrics["oof"]["accuracy"]["value"] == pytest.approx(right)
+    corrections = {c["path"]: (c["given"], c["corrected"]) for c in metrics["data"]["corrections"]}
+    assert corrections["bars/dot3.png"] == ("bars", "dots")
+    assert corrections["rings/000.jpg"] == ("rings", None)
+    assert "oof_corrected" not in _json(given / "metrics.json")
+    assert any("4 labels to learn from changed, 1 photograph left out" in note for note in metrics["notes"])
+
+
+def test_what_is_left_out_is_not_learned_from(
+    mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, table = mislabelled
+    run = tmp_path / "run"
+    command = ["train", str(photos), "--out", str(run), "--relabel", str(table), "--test-frac", "0"]
+    assert main([*command, *tiny]) == 0
+    assert pixelplay.evaluate(run, photos).n_trained_on == N - 1
+    assert _json(run / "metrics.json")["train_counts"] == {"bars": 20, "dots": 20, "rings": 7}
+
+
+def test_what_the_user_has_mended_is_no_suspect_any_more(
+    mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, table = mislabelled
+    run = tmp_path / "run"
+    assert main(["crossval", str(photos), "--out", str(run), "--relabel", str(table), *tiny]) == 0
+    listed = {suspect.path for suspect in pixelplay.read_suspects(str(run)).suspects}
+    assert "rings/000.jpg" not in listed
+    for suspect in pixelplay.read_suspects(str(run)).suspects:
+        assert not (suspect.path.startswith("bars/dot") and suspect.label == "bars")
+
+
+def test_a_runs_own_suspects_are_such_a_table(
+    mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, _ = mislabelled
+    assert main(["crossval", str(photos), "--out", str(tmp_path / "first"), *tiny]) == 0
+    table = tmp_path / "first/suspects.csv"
+    again = ["crossval", str(photos), "--out", str(tmp_path / "again"), "--relabel", str(table), *tiny]
+    assert main(again) == 0  # nothing was mended in it, so nothing changes
+    same = [(tmp_path / run / "oof.csv").read_bytes() for run in ("first", "again")]
+    assert same[0] == same[1]
+
+
+def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    draw_folder(root / "train", {"bars": 4, "dots": 4})
+    draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=50)
+    (tmp_path / "mended.csv").write_text(
+        "path,label\ntest/bars/000.jpg,dots\ntrain/bars/000.jpg,dots\ntest/dots/000.jpg,\n"
+    )
+    index = scan_source(str(root))
+    corrected = read_corrections(str(tmp_path / "mended.csv"), index)
+    photographs = PhotographFeatures(
+        values=np.zeros((len(index), 2), dtype=np.float32),
+        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
+        errors={},
+    )
+    material = sort_out(index, photographs, TrainConfig(tune="probe"), corrected)
+    plain = sort_out_folder(root, TrainConfig(tune="probe"))
+    np.testing.assert_array_equal(material.parts.split.test, plain.parts.split.test)
+    test = material.parts.split.test
+    np.testing.assert_array_equal(material.labels[test], material.given[test])
+    names = {index.paths[i]: material.classes[material.labels[i]] for i in material.learn}
+    assert names["train/bars/000.jpg"] == "dots"
+    assert len(material.left_out) == 0
+    assert (material.corrected[test] == -1).sum() == 1
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("path,label\nbars/nowhere.jpg,dots\n", "names bars/nowhere.jpg, of which"),
+        ("path,label\nbars/000.jpg,dotz\n", "names the class 'dotz'"),
+        ("path,label\nbars/000.jpg,dotz\n", "did you mean 'dots'"),
+        ("path,label\nbars/000.jpg,dots\nbars/000.jpg,rings\n", "gives bars/000.jpg two labels"),
+        ("path,colour\nbars/000.jpg,red\n", "no column that looks like a label"),
+        ("", "has no rows"),
+        (None, "cannot be read"),
+        ("path,label\n" + "".join(f"dots/{i:03}.{'jpg' if i % 2 == 0 else 'png'},\n" for i in range(15))
+         + "".join(f"rings/{i:03}.{'jpg' if i % 2 == 0 else 'png'},\n" for i in range(9)), "has 1 class"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be(
+    table: str | None,
+    words: str,
+    drawn_photographs: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if table is not None:
+        (tmp_path / "mended.csv").write_text(table)
+    command = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), *tiny]
+    assert main([*command, "--relabel", str(tmp_path / "mended.csv")]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run.partial").exists()

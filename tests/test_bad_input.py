@@ -490,6 +490,41 @@ def test_repeats_out_of_range(repeats: str, drawn_photographs: Path, refuse_cros
     assert line == f"repeats={repeats} is outside its range 1 to 20"
 
 
+def test_groups_that_leave_a_fold_empty(tmp_path: Path, refuse_crossval: Refusal) -> None:
+    photos = tmp_path / "photos"
+    for camera in range(5):  # three of which have each a class that is nowhere else
+        draw_folder(photos, {"bars": 4, "dots": 4}, first_seed=10 * camera)
+        for name in ("bars", "dots"):
+            for path in sorted((photos / name).glob("0*")):
+                path.rename(path.with_name(f"camera{camera}_{path.name}"))
+        if camera < 3:
+            folder = draw_folder(photos, {"rings": 3}, first_seed=500 + 10 * camera) / "rings"
+            lone = photos / f"lone{camera}"
+            folder.rename(lone)
+            for path in sorted(lone.iterdir()):
+                path.rename(path.with_name(f"camera{camera}_{path.name}"))
+    line = refuse_crossval(photos, "--group-regex", r"camera\d")
+    _assert_says(line, "without a photograph to hold out", "use --n-folds 2 or smaller groups")
+
+
+def test_more_networks_than_a_model_holds(drawn_photographs: Path, refuse: Refusal) -> None:
+    line = refuse(
+        "crossval",
+        drawn_photographs,
+        "--out",
+        "run",
+        "--tune",
+        "partial",
+        "--n-folds",
+        "10",
+        "--repeats",
+        "11",
+    )
+    _assert_says(
+        line, "10 folds, 11 times, are 110 networks", "a model holds 100", "--single or --tune probe"
+    )
+
+
 # --- settings ---
 
 

@@ -72,6 +72,13 @@ def _classes(run: Path) -> list[str]:
     return [name.removeprefix("prob_") for name in _read(run / "oof.csv")[0] if name.startswith("prob_")]
 
 
+def _once(command: list[str], run: Path, tiny: list[str]) -> Path:
+    """The same command into another folder, without repeats."""
+    again = [str(run) if word == command[command.index("--out") + 1] else word for word in command]
+    assert main([*again, *tiny]) == 0
+    return run
+
+
 # --- the table ---
 
 
@@ -82,7 +89,10 @@ def test_every_photograph_has_one_row_with_the_fold_that_held_it_out(probes: Pat
     states = {row["path"]: (row["status"], row["error"]) for row in rows if row["status"] != "ok"}
     assert states == {
         "bars/broken.jpg": ("unreadable", "empty file"),
-        "spirals/alone.jpg": ("not_held_out", "nothing else of its class to learn from"),
+        "spirals/alone.jpg": (
+            "not_held_out",
+            "without it, or its group, nothing would be left to learn a class from",
+        ),
     }
     held_out = [row for row in rows if row["status"] == "ok"]
     assert Counter(row["fold"] for row in held_out).keys() == set("01234")
@@ -202,7 +212,12 @@ def test_single_deploys_one_classifier_of_the_folds_kind(
     metrics = _json(run / "metrics.json")
     assert metrics["deployed"] == "single"
     assert metrics["headline"]["n"] == N
-    assert len(list((run / "model").glob("tuned.*"))) <= 1
+    if depth == PARTIAL:
+        assert metrics["chosen"]["depth"]["value"] == "partial"
+        assert metrics["chosen"]["epoch"]["value"] > 0
+        assert [row["fold"] for row in _read(run / "history.csv")].count("") > 2  # its own epochs
+    else:
+        assert metrics["chosen"]["C"]["value"] > 0
     assert pixelplay.evaluate(run, drawn_photographs).n_trained_on == N
     assert read_bundle(str(run)).temperature == pytest.approx(metrics["chosen"]["temperature"]["value"])
 
@@ -220,7 +235,11 @@ def test_repeats_deal_anew_and_count_a_photograph_once(
     assert folds[0] != folds[1]
     metrics = _json(run / "metrics.json")
     assert len(metrics["folds"]) == len(metrics["by_fold"]["values"]) == 6
-    assert metrics["oof"]["bootstrap"]["by"] == "group"
+    assert metrics["oof"]["n"] == N  # measured twice, and no more evidence for it
+    widths = [metrics["oof"]["accuracy"][end] for end in ("low", "high")]
+    once = _json(_once(command, tmp_path / "once", tiny) / "metrics.json")["oof"]["accuracy"]
+    assert widths[1] - widths[0] > 0.8 * (once["high"] - once["low"])
+    assert read_bundle(str(run)).held_out.lac.shape == (N,)
     assert load_file(run / "oof.safetensors")["logits"].shape == (2 * N, 3)
 
 
@@ -261,6 +280,48 @@ def test_asking_for_a_test_part_is_said_not_to_count(
     metrics = _json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N
     assert any(note.startswith("--test-frac 0.5 does not count") for note in metrics["notes"])
+
+
+def test_split_json_names_the_photographs_of_each_fold(probes: Path) -> None:
+    split = _json(probes / "split.json")
+    rows = _read(probes / "oof.csv")
+    for fold in range(5):
+        expected = [row["path"] for row in rows if row["fold"] == str(fold)]
+        assert split[f"repeat 0, fold {fold}"] == expected
+    assert split["never_held_out"] == ["spirals/alone.jpg"]
+    assert _json(probes / "config.json")["test_frac"] == 0
+
+
+def test_bursts_stay_in_one_fold(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["crossval", str(drawn_photographs), "--out", str(run), "--tune", "probe", "--n-folds", "3"]
+    assert main([*command, "--group-regex", r"(\w+/\d\d)\d", *tiny]) == 1  # nine rings are one burst of ten
+    assert main([*command, "--group-regex", r"\w+/0[012]\d", *tiny]) == 0
+    rows = _read(run / "oof.csv")
+    assert len({row["fold"] for row in rows if row["status"] == "ok"}) == 3
+
+
+def test_auto_goes_as_deep_as_held_out_photographs_approve(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["crossval", str(drawn_photographs), "--out", str(run), "--n-folds", "3"]
+    assert main([*command, "--min-per-class", "5", "--single", *tiny]) == 0
+    metrics = _json(run / "metrics.json")
+    assert metrics["depths"] == {"probe": 3}  # five photographs cannot choose a depth
+    assert metrics["chosen"]["C"]["value"] > 0
+
+
+def test_a_given_val_part_is_dealt_and_that_is_said(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn_photographs, photos / "train")
+    draw_folder(photos / "val", {"bars": 4, "dots": 4, "rings": 4}, first_seed=800)
+    assert main(["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]) == 0
+    metrics = _json(tmp_path / "run/metrics.json")
+    assert metrics["headline"]["n"] == N + 12
+    assert "the given val part is dealt into the folds like train" in metrics["notes"]
 
 
 def test_python_takes_the_same_settings(drawn_photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ class TrainConfig:
     tune: Tune = "auto"
     """Depth: a probe on frozen features, partial (last stages too), full; auto: the best that time allows."""
     time_budget: Annotated[str, shown("TIME")] = "10m"
-    """Time for partial, full and auto in all: 90s, 5m or 2h; a probe, --epochs and --plan take their own."""
+    """Time for partial, full and auto: 90s, 5m or 2h, in crossval for each fold; --epochs take their own."""
     backbone: Annotated[str, shown("NAME")] = "auto"
     """auto, lite0, lite2 (both offline), or any timm model name."""
     weights: File = None
@@ -275,11 +275,11 @@ class TrainConfig:
     min_per_class: Annotated[int | Literal["largest"] | None, shown("N")] = None
     """Raise smaller classes to N samples an epoch by augmented views; largest: to the largest class."""
     test_frac: Annotated[float, shown("FRACTION")] = 0.2
-    """Fraction held out as test part when the data gives none, 0 to 0.9; 0 holds out nothing."""
+    """Fraction held out as test part when the data gives none, 0 to 0.9; 0 and crossval hold out nothing."""
     val_frac: Annotated[float, shown("FRACTION")] = 0.15
     """Fraction of the rest that partial and full hold out to choose on, where the data gives none."""
     n_folds: Count = 5
-    """Folds inside the learning part that choose regularisation, temperature and tau, 2 to 20."""
+    """Folds of crossval, and inside a learning part those that choose strength, T and tau, 2 to 20."""
     seed: Count = 0
     """Seed of everything random."""
     cache_dir: Folder = None

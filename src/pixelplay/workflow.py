@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Part, TrainConfig, Tta
 from pixelplay.data.corrections import read_corrections
-from pixelplay.data.parts import check_learnable
-from pixelplay.data.scan import say_what_was_assumed, select_labelled
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.scan import name_labelled, say_what_was_assumed
 from pixelplay.data.source import list_all, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
@@ -22,10 +20,13 @@ from pixelplay.inference.predictor import Predictions, Predictor, collect_predic
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
 from pixelplay.model.bundle import write_bundle
-from pixelplay.model.ensemble import join_members
 from pixelplay.model.features import find_device
 from pixelplay.outputs.compared import compare_runs
-from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
+from pixelplay.outputs.crossval import (
+    CrossvalReport,
+    make_crossval_report,
+    write_crossval_records,
+)
 from pixelplay.outputs.judged import (
     EvaluationReport,
     answer_rows,
@@ -40,13 +41,11 @@ from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace
-from pixelplay.training.deploy import decide_by_held_out, make_bundle
+from pixelplay.training.deal import check_enough
+from pixelplay.training.deploy import decide_by_held_out, deploy_folds, make_bundle
 from pixelplay.training.depth import check_depth
 from pixelplay.training.folds import (
     check_repeats,
-    decide_alone,
-    decide_together,
-    learn_alone,
     learn_folds,
     score_folds,
     with_left_out,
@@ -95,13 +94,15 @@ def train(
         fix_workspaces(config, device)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated)
-        material, backbone = _see(os.fspath(source), config, workplace, journal)
+        index = name_labelled(os.fspath(source), config, journal)
+        material, backbone = _see(index, config, workplace, journal)
 
         # Held-out photographs of the learning part choose how deep to train, then T and tau.
         learned = learn(material, backbone, config, workplace, journal)
         decision = decide_by_held_out(learned, material, config, journal)
         decided = decision.apply(learned.logits)
-        scores = score_held_out(*decided, material.labels[learned.held_out], learned.part)
+        rows = learned.held_out
+        scores = score_held_out(*decided, material.labels[rows], material.parts.groups[rows], learned.part)
         answer = learned.backbone, learned.head
         bundle = make_bundle(
             answer, decision, scores, learned.learned_from, material, backbone, config, device
@@ -147,7 +148,8 @@ def cross_validate(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     config, journal = config or TrainConfig(), journal or Journal()
-    check_repeats(n_repeats)
+    config = without_test(config, journal)
+    check_repeats(config, n_repeats, is_single=is_single)
     check_depth(config)
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         device = find_device(config.compute)
@@ -155,32 +157,32 @@ def cross_validate(
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=None)
         also = {"n_repeats": n_repeats, "is_single": is_single}
         check_settings(workplace.checkpoints, config, device, None, also)
-        material, backbone = _see(os.fspath(source), without_test(config, journal), workplace, journal)
+        index = name_labelled(os.fspath(source), config, journal)
+        check_enough(index.select(~index.in_part("test")), config.n_folds)
+        material, backbone = _see(index, config, workplace, journal)
 
         # Each fold is predicted by a classifier that has not seen it, and decided by what the others say.
         validation = learn_folds(material, backbone, config, workplace, n_repeats, journal)
 
         # All folds together choose how the deployed model decides.
-        if is_single:
-            learned = learn_alone(validation, material, backbone, config, workplace, journal)
-            answer, decision = (learned.backbone, learned.head), decide_alone(validation, material, config)
-        else:
-            temperatures, decision = decide_together(validation, material, config)
-            members = [part.member for part in validation.parts]
-            answer = join_members(backbone.backbone, members, temperatures)
+        deployed = deploy_folds(
+            validation, material, backbone, config, workplace, journal, is_single=is_single
+        )
+        answer, decision = deployed.answer, deployed.decision
         scores = score_folds(validation, material)
-        bundle = make_bundle(answer, decision, scores, material.learn, material, backbone, config, device)
+        bundle = make_bundle(
+            answer, decision, scores, deployed.learned_from, material, backbone, config, device
+        )
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # A test part that the data gives is read once, here, and chooses nothing.
         ask = partial(answer_rows, answer, material, backbone, config, device)
         test = judge_test(material, ask, decision, config.seed)
         validation = with_left_out(validation, material.left_out, ask(material.left_out), decision)
-        deployed = "single" if is_single else "ensemble", decision
         report = make_crossval_report(
             os.fspath(out_dir), config, material, validation, deployed, test, journal.notes
         )
-        write_crossval_records(folder, config, material, validation, report, test)
+        write_crossval_records(folder, config, material, validation, report, deployed, test)
     return report
 
 
@@ -318,15 +320,12 @@ def predict(
 
 
 def _see(
-    source: str, config: TrainConfig, workplace: Workplace, journal: Journal
+    index: ImageIndex, config: TrainConfig, workplace: Workplace, journal: Journal
 ) -> tuple[Material, LoadedBackbone]:
-    """Name the photographs, see each once with the backbone as it came, and sort them into parts.
+    """See each photograph once with the backbone as it came, and sort them into parts.
 
     Nothing is learned here.
     """
-    index = say_what_was_assumed(scan_source(source, config.data, config.classes), journal)
-    index = select_labelled(index, journal)
-    check_learnable(index, np.ones(len(index), dtype=np.bool_))
     corrected = None if config.relabel is None else read_corrections(config.relabel, index)
     device = workplace.device
     backbone = load_backbone(

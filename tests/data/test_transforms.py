@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from photographs import draw
-from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.data.transforms import Preprocessing, corner_views, eval_view
 
 
 def settings(size: int, **values: object) -> Preprocessing:
@@ -52,3 +52,16 @@ def test_a_single_pixel_fills_the_square() -> None:
     pixels = np.full((1, 1, 3), 77, np.uint8)
     for mode in ("squash", "center"):
         np.testing.assert_array_equal(eval_view(pixels, settings(8, crop_mode=mode)), np.full((8, 8, 3), 77))
+
+
+def test_corner_views_show_the_whole_and_each_corner() -> None:
+    preprocessing = Preprocessing(input_size=20, mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")
+    y, x = np.mgrid[0:100, 0:200]
+    pixels = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
+    views = corner_views(pixels, preprocessing)
+    assert views.shape == (5, 20, 20, 3)
+    np.testing.assert_array_equal(views[0], eval_view(pixels, preprocessing))
+    corners = {(int(view[..., 0].min()) > 15, int(view[..., 1].min()) > 7) for view in views[1:]}
+    assert corners == {(False, False), (False, True), (True, False), (True, True)}
+    spans = [int(view[..., 0].max()) - int(view[..., 0].min()) for view in views]
+    assert all(abs(span - 0.85 * spans[0]) <= 3 for span in spans[1:])

@@ -22,7 +22,7 @@ def _held_out(n: int = 400, seed: int = 0) -> HeldOut:
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet((0.3, 0.3, 0.3), n)
     labels = (probs.cumsum(1) > rng.random((n, 1))).argmax(1)
-    return score_held_out(probs, probs.argmax(1), labels, "oof")
+    return score_held_out(probs, probs.argmax(1), labels, np.arange(n), "oof")
 
 
 def _predictions(probs: np.ndarray) -> Predictions:
@@ -84,7 +84,7 @@ def test_nothing_asked_adds_nothing() -> None:
 def test_what_held_out_photographs_cannot_support_is_refused() -> None:
     with pytest.raises(DataError, match=r"coverage=0\.95 needs 19 held-out photographs and the model has 10"):
         Caution(CautionConfig(coverage=0.95), _held_out(10))
-    with pytest.raises(DataError, match="several models together have none; use one model"):
+    with pytest.raises(DataError, match="several models together, or other views"):
         Caution(CautionConfig(coverage=0.9), None)
     assert Caution(CautionConfig(min_confidence=0.9), None).notes == []
 
@@ -100,10 +100,16 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 def test_held_out_scores_are_sorted_and_leave_out_what_was_not_held_out() -> None:
     probs = np.array([[0.6, 0.4], [np.nan, np.nan], [0.1, 0.9]])
-    found = score_held_out(probs, np.array([0, -1, 1]), np.array([1, 0, 1]), "oof")
+    found = score_held_out(probs, np.array([0, -1, 1]), np.array([1, 0, 1]), np.arange(3), "oof")
     np.testing.assert_allclose(found.lac, [0.1, 0.6])
     np.testing.assert_allclose(found.confidence, [0.9, 0.6])
     assert found.is_right.tolist() == [True, False]
+
+
+def test_of_a_group_one_image_stands_for_all() -> None:
+    probs = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8]])
+    found = score_held_out(probs, probs.argmax(1), np.array([0, 1, 1]), np.array([7, 3, 7]), "oof")
+    np.testing.assert_allclose(found.lac, [0.1, 0.4])
 
 
 # --- the whole program ---

@@ -58,7 +58,7 @@ def test_two_heads_joined_give_the_mean_of_their_logits(head: LinearHead, n_shar
     before = head.weight.copy()
     n_joint = 700 + 700 - n_shared
     own = np.concatenate([np.arange(n_shared), np.arange(700, n_joint)])
-    joined = average_heads([head.placed(np.arange(700), n_joint), other.placed(own, n_joint)])
+    joined = average_heads([head, other], [np.arange(700), own], n_joint)
     found = joined.logits(np.concatenate([first, second[:, n_shared:]], axis=1))
     np.testing.assert_allclose(found, (head.logits(first) + other.logits(second)) / 2, atol=1e-3)
     np.testing.assert_array_equal(head.weight, before)
@@ -84,7 +84,7 @@ def test_a_mean_of_heads_answers_like_the_mean_of_their_cooled_logits(n_hidden: 
         for _ in range(3)
     ]
     features, temperatures = draw(20, 30), [0.5, 1.0, 2.0]
-    joined = average_heads(heads, temperatures)
+    joined = average_heads(heads, [np.arange(30)] * 3, 30, temperatures)
     expected = np.mean([h.logits(features) / t for h, t in zip(heads, temperatures, strict=True)], axis=0)
     np.testing.assert_allclose(joined.logits(features), expected, atol=1e-4)
     assert joined.fits(30, 4)

@@ -10,7 +10,7 @@ def safe_path(path: str) -> str:
 
 def safe_label(label: str) -> str:
     """A text cell that is no formula."""
-    return f"'{label}" if label.startswith(_FORMULA_STARTS) else label
+    return f"'{label}" if label.lstrip("'").startswith(_FORMULA_STARTS) else label
 
 
 def plain_path(cell: str) -> str:
@@ -20,4 +20,4 @@ def plain_path(cell: str) -> str:
 
 def plain_label(cell: str) -> str:
     """The text behind a safe one."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS) else cell
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS) else cell

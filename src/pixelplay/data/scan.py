@@ -5,9 +5,12 @@ It stands apart from `workflow.py` because it needs no network: a scan starts at
 
 import os
 
-from pixelplay.config import DataConfig
+import numpy as np
+
+from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import Audit, audit_images
 from pixelplay.data.index import ImageIndex
+from pixelplay.data.parts import check_learnable
 from pixelplay.data.source import scan_source
 from pixelplay.journal import Journal
 
@@ -33,6 +36,18 @@ def scan(
     index = say_what_was_assumed(scan_source(os.fspath(source), data, classes), journal)
     with journal.progress("reading", len(index)) as bar:
         return index, audit_images(index, is_decoded=is_decoded, on_progress=bar.update)
+
+
+def name_labelled(source: str, config: TrainConfig, journal: Journal) -> ImageIndex:
+    """Name all labelled photographs, and check what names alone can show.
+
+    Raises:
+        DataError: nothing there, or not two classes to learn from.
+    """
+    index = say_what_was_assumed(scan_source(source, config.data, config.classes), journal)
+    index = select_labelled(index, journal)
+    check_learnable(index, np.ones(len(index), dtype=np.bool_))
+    return index
 
 
 def select_labelled(index: ImageIndex, journal: Journal) -> ImageIndex:

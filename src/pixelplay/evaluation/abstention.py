@@ -1,5 +1,6 @@
 """Confidence on held-out images → when not to answer, and what that is worth."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ class RiskCoverage:
     coverage: FloatArray
     risk: FloatArray
     aurc: float
+
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """Coverage and risk where each further 5 % of the images is reached."""
+        steps = np.searchsorted(self.coverage, np.arange(1, N_CUTS + 1) / N_CUTS - 1e-9)
+        return tuple((float(self.coverage[i]), float(self.risk[i])) for i in np.unique(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ def fit_cut(confidence: FloatArray, is_right: NDArray[np.bool_], target_accuracy
     if not len(kept):
         raise DataError(
             f"no confidence promises an accuracy of {target_accuracy} on {n} held-out photographs; "
-            f"the best that can be promised is {bounds.max():.3f}; ask for less, or hold out more"
+            f"the best that can be promised is {math.floor(1000 * bounds.max()) / 1000}; ask for less"
         )
     cut = int(kept[-1])
     return Cut(

@@ -61,7 +61,7 @@ def fit_threshold(scores: FloatArray, coverage: float) -> float:
         needed = math.ceil(1 / (1 - coverage) - 1e-9) - 1
         raise DataError(
             f"coverage={coverage} needs {needed} held-out photographs and the model has {n}; "
-            f"ask for at most {n / (n + 1):.3g}"
+            f"ask for at most {math.floor(1000 * n / (n + 1)) / 1000}"
         )
     return float(scores[max(rank, 1) - 1])
 

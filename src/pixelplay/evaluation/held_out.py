@@ -34,15 +34,21 @@ class HeldOut:
         return self.lac if method == "lac" else self.aps
 
 
-def score_held_out(probs: FloatArray, pred: IntArray, labels: IntArray, part: str) -> HeldOut:
+def score_held_out(
+    probs: FloatArray, pred: IntArray, labels: IntArray, groups: IntArray, part: str
+) -> HeldOut:
     """Keep of held-out images what prediction sets and abstention need.
+
+    Both count on independent images, so of each group the first one stands for all.
 
     Args:
         probs: (N, K); rows of NaN were not held out and take no part.
         pred: (N,) answers; -1 likewise.
         labels: (N,) in [0, K).
+        groups: (N,) equal for images that are not independent.
     """
-    kept = pred >= 0
+    held = np.flatnonzero(pred >= 0)
+    kept = held[np.unique(groups[held], return_index=True)[1]]
     probs, pred, labels = probs[kept], pred[kept], labels[kept]
     confidence = probs[np.arange(len(pred)), pred]
     order = np.argsort(-confidence, kind="stable")

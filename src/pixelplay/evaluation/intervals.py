@@ -31,7 +31,7 @@ class Estimate:
         high: upper end of the interval, at least `value`.
         n: number of images that the figure is about.
         reliable: False where the interval rests on too little to be believed.
-        method: "wilson", "wilson by class", "bootstrap by image" or "bootstrap by group".
+        method: "wilson", "wilson by class", "newcombe, paired", "bootstrap by image" or "bootstrap by group".
         n_classes: number of classes that a macro mean runs over; None for other figures.
     """
 

@@ -4,6 +4,7 @@ Images of classes that the model does not know count as errors wherever a label 
 score, ROC-AUC and average precision are about the images of known classes only, and their `n` says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.errors import DataError
+from pixelplay.evaluation.abstention import risk_coverage
 from pixelplay.evaluation.estimates import JudgedProbs, judge_labels, judge_probs
 from pixelplay.evaluation.intervals import Estimate, FloatArray, IntArray, Resampling, wilson
 from pixelplay.evaluation.operating_point import OperatingPoint, find_positive, fit_operating_point
@@ -29,6 +31,7 @@ __all__ = [
     "Evaluation",
     "OperatingPoint",
     "accuracy",
+    "average_evaluations",
     "balanced_accuracy",
     "evaluate_probs",
     "expected_calibration_error",
@@ -36,6 +39,10 @@ __all__ = [
     "majority_baseline",
 ]
 
+_OF_CLASS = ("precision", "recall", "f1", "roc_auc", "average_precision")
+_ESTIMATES = (
+    "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision",
+)  # fmt: skip
 _MIN_RESAMPLES, _MAX_RESAMPLES = 100, 1000
 _MAX_DRAWS = 10**9  # resamples × images × classes: some seconds of work
 
@@ -70,6 +77,8 @@ class Evaluation:
         log_loss: mean negative log-likelihood, nats.
         brier: squared error summed over the classes; halved for two classes, as scikit-learn has it.
         ece: over all images, unknown classes included; equal-width bins, L1 norm.
+        aurc: mean share of wrong answers over all shares of the surest images answered; lower is better.
+        risk_coverage: (share of the images answered, share of wrong answers among them), in some 20 steps.
         roc_auc: mean of the one-vs-rest areas of the classes present.
         per_class: in the order of `classes`.
         confusion: (K, K) int64, rows are true classes, columns predicted ones.
@@ -84,6 +93,8 @@ class Evaluation:
     log_loss: Estimate | None
     brier: Estimate | None
     ece: float
+    aurc: float
+    risk_coverage: tuple[tuple[float, float], ...]
     roc_auc: Estimate | None
     average_precision: Estimate | None
     per_class: tuple[ClassScores, ...]
@@ -106,6 +117,8 @@ class Evaluation:
             "log_loss": _plain(self.log_loss),
             "brier": _plain(self.brier),
             "ece": {"value": self.ece, "n_bins": ECE_BINS},
+            "aurc": self.aurc,
+            "risk_coverage": [{"coverage": c, "risk": r} for c, r in self.risk_coverage],
             "roc_auc": _plain(self.roc_auc),
             "average_precision": _plain(self.average_precision),
             "per_class": [_plain(scores) for scores in self.per_class],
@@ -198,6 +211,46 @@ def evaluate_probs(
     return _measure(scored, judged, known_only, asked)
 
 
+def average_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The mean of every figure over R evaluations of the same images, the ends of intervals too.
+
+    A mean of intervals holds for one evaluation like these; nothing is gained by measuring the same images
+    again. The confusion matrix adds up all R, and the risk-coverage curve is that of the first.
+    """
+    if len(evaluations) == 1:
+        return evaluations[0]
+    known = [e.known_only for e in evaluations if e.known_only is not None]
+    first = evaluations[0]
+
+    def mean(name: str, k: int | None = None) -> Any:
+        of = evaluations if k is None else [e.per_class[k] for e in evaluations]
+        return _average([getattr(figures, name) for figures in of])
+
+    per_class = tuple(
+        ClassScores(name=scores.name, n=scores.n, **{name: mean(name, k) for name in _OF_CLASS})
+        for k, scores in enumerate(first.per_class)
+    )
+    return replace(
+        first,
+        **{name: mean(name) for name in _ESTIMATES},
+        ece=float(np.mean([e.ece for e in evaluations])),
+        aurc=float(np.mean([e.aurc for e in evaluations])),
+        per_class=per_class,
+        confusion=np.sum([e.confusion for e in evaluations], axis=0),
+        known_only=average_evaluations(known) if known else None,
+    )
+
+
+def _average(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean of value and interval; None where one is undefined. Unreliable where one is."""
+    defined = [estimate for estimate in estimates if estimate is not None]
+    if len(defined) < len(estimates):
+        return None
+    value, low, high = np.mean([(e.value, e.low, e.high) for e in defined], axis=0)
+    is_reliable = all(e.reliable for e in defined)
+    return replace(defined[0], value=float(value), low=float(low), high=float(high), reliable=is_reliable)
+
+
 def _check_inputs(
     probs: NDArray[Any], pred: IntArray, labels: IntArray, n_classes: int, n_known: int
 ) -> None:
@@ -247,6 +300,8 @@ def _measure(
     answers = judge_labels(scored.pred, scored.labels, n_classes, scored.resampling)
     support = np.bincount(scored.labels, minlength=n_classes)
     confusion = np.bincount(scored.labels * n_classes + scored.pred, minlength=n_classes**2)
+    confidence = scored.probs[np.arange(len(scored.pred)), scored.pred]
+    curve = risk_coverage(confidence, scored.pred == scored.labels)
     point = None
     if asked is not None:
         point = fit_operating_point(
@@ -266,6 +321,8 @@ def _measure(
         brier=judged.brier,
         # of the most probable class, whatever tau decides
         ece=expected_calibration_error(scored.probs, scored.probs.argmax(1), scored.labels),
+        aurc=curve.aurc,
+        risk_coverage=curve.points(),
         roc_auc=judged.roc_auc,
         average_precision=judged.average_precision,
         per_class=tuple(

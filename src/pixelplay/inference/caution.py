@@ -36,28 +36,20 @@ class Caution:
             asked = {"coverage": config.coverage, "target_accuracy": config.target_accuracy}
             if names := [name for name, value in asked.items() if value is not None]:
                 raise DataError(
-                    f"{names[0]} rests on held-out photographs, and several models together have none; "
-                    "use one model, or --min-confidence"
+                    f"{names[0]} rests on held-out photographs, and several models together, or other views "
+                    "than a model was learned with, have none; leave --with and --tta out"
                 )
             return
         if config.coverage is not None:
             self._set_threshold = fit_threshold(held_out.set_scores(config.set_method), config.coverage)
-            how = (
-                "approximately, for they were predicted out of fold"
-                if held_out.part == "oof"
-                else ("approximately, for the model has learned from them since")
-            )
-            self.notes.append(
-                f"prediction sets rest on {len(held_out.lac)} held-out photographs, {how}; "
-                "for photographs unlike those they promise nothing"
-            )
+            self.notes.append(f"prediction sets rest on {_basis(held_out)}")
         if config.target_accuracy is not None:
             cut = fit_cut(held_out.confidence, held_out.is_right, config.target_accuracy)
             self._cut = cut.threshold
             self.notes.append(
-                f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of "
-                f"{len(held_out.confidence)} held-out photographs, {cut.accuracy:.3f} of them right; "
-                f"with 95 % confidence at least {cut.bound:.3f}"
+                f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of the held-out "
+                f"photographs, {cut.accuracy:.3f} of them right, at least {cut.bound:.3f} with 95 % "
+                f"confidence, by {_basis(held_out)}"
             )
 
     def apply(self, predictions: Predictions) -> Predictions:
@@ -70,3 +62,15 @@ class Caution:
         if self._set_threshold is not None:
             sets = prediction_sets(probs, self._set_threshold, self._method)
         return replace(predictions, answered=answered, sets=sets)
+
+
+def _basis(held_out: HeldOut) -> str:
+    """What a promise rests on, and how far it goes."""
+    why = {
+        "oof": "they were predicted by the classifiers of their folds",
+        "val": "they have also chosen the epoch and the temperature",
+    }[held_out.part]
+    return (
+        f"{len(held_out.lac)} held-out photographs, approximately, for {why}; "
+        "for photographs unlike those it promises nothing"
+    )

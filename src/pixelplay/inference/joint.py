@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import ComputeConfig, Tta
-from pixelplay.data.index import ImageIndex
-from pixelplay.errors import ConfigError, name_some
+from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.evaluation.calibration import decide
 from pixelplay.inference.predictor import Images, Predictions, Predictor, join_predictions
 
@@ -56,16 +55,27 @@ class JointPredictor:
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
         """Classify photographs, a chunk at a time."""
-        if not isinstance(images, str | os.PathLike | ImageIndex):
-            images = list(images)  # an iterator can be read only once
+        if isinstance(images, Iterator):
+            images = list(images)  # it can be read only once
         streams = [predictor.predict_stream(images) for predictor in self._predictors]
         for chunks in zip(*streams, strict=True):
+            if len({len(chunk) for chunk in chunks}) > 1:
+                raise DataError("photographs changed while they were read; predict again")
+            n = len(chunks[0])
+            # what one model could not read has no answer
+            worst = [next((c for c in chunks if c.status[i] != "ok"), chunks[0]) for i in range(n)]
             probs = np.mean(
                 [chunk.probs[:, self._order(p)] for chunk, p in zip(chunks, self._predictors, strict=True)],
                 axis=0,
             )
             pred = decide(probs, self._lean, 1.0)
-            yield replace(chunks[0], probs=probs, pred=pred)
+            yield replace(
+                chunks[0],
+                probs=probs,
+                pred=pred,
+                status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
+                errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
+            )
 
     def _order(self, predictor: Predictor) -> NDArray[np.int64]:
         """Where each of our classes stands among those of one model."""

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixelplay.checks import check_choice
 from pixelplay.config import ComputeConfig, DataConfig, Tta
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.decode import check_array, decode_image, to_rgb
@@ -86,6 +87,9 @@ class Predictor:
     ) -> None:
         compute = compute or ComputeConfig()
         self._bundle = read_bundle(os.fspath(run))
+        if tta is not None:
+            check_choice("tta", tta, get_args(Tta))
+        self._is_as_learned = tta in (None, "flip" if self._bundle.hflip else "none")
         self._prepare = corner_views if tta == "multicrop" else eval_view
         if tta == "flip" and not self._bundle.hflip:
             raise ConfigError(
@@ -114,8 +118,8 @@ class Predictor:
 
     @property
     def held_out(self) -> HeldOut | None:
-        """Scores of photographs that the model had not learned from."""
-        return self._bundle.held_out
+        """Scores of photographs that the model had not learned from; None where it sees other views now."""
+        return self._bundle.held_out if self._is_as_learned else None
 
     @property
     def bundle(self) -> Bundle:
@@ -187,7 +191,15 @@ def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) ->
         pred=np.concatenate([np.empty(0, np.int64), *(chunk.pred for chunk in chunks)]),
         classes=classes,
         digests=tuple(digest for chunk in chunks for digest in chunk.digests),
+        answered=_join([chunk.answered for chunk in chunks]),
+        sets=_join([chunk.sets for chunk in chunks]),
     )
+
+
+def _join(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Put columns together; None where none was asked for."""
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if there else None
 
 
 def collect_predictions(predictor: Predictor, index: ImageIndex, journal: Journal) -> Predictions:

@@ -35,7 +35,7 @@ from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
 from pixelplay.model.weights import file_sha256, read_state_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
 BACKBONE, HEAD, CALIBRATION = (f"{name}.safetensors" for name in ("backbone", "head", "calibration"))
@@ -89,6 +89,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
 
     os.makedirs(folder, exist_ok=True)
     networks = {BACKBONE: bundle.backbone.network}
+    assert len(_tails_of(bundle.backbone)) <= MAX_BRANCHES
     networks |= {_branch_file(i): tail.network for i, tail in enumerate(_tails_of(bundle.backbone))}
     files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
     files[HEAD] = save_arrays(bundle.head.arrays())
@@ -178,7 +179,7 @@ def _read_content(path: str) -> dict[str, Any]:
         version = content["format_version"]
         if not isinstance(version, int) or version < 1:
             raise ValueError(f"format_version {version!r}")
-        if version <= FORMAT_VERSION and not isinstance(content["sha256"], dict):
+        if version == FORMAT_VERSION and not isinstance(content["sha256"], dict):
             raise ValueError("sha256")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
@@ -186,8 +187,12 @@ def _read_content(path: str) -> dict[str, Any]:
         ) from None
     if version > FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format version {version}, this PixelPlay reads up to {FORMAT_VERSION}; "
-            "update PixelPlay"
+            f"{path} has format version {version}, this PixelPlay reads {FORMAT_VERSION}; update PixelPlay"
+        )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version}, of an older PixelPlay; this one reads {FORMAT_VERSION}: "
+            "train it again"
         )
     return dict(content)
 

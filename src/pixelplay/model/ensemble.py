@@ -65,6 +65,6 @@ def join_members(
         columns.append(np.concatenate([np.arange(n_shared), n_features + np.arange(n_own)]))
         n_features += n_own
         tails += member.tails
-    heads = [member.head.placed(own, n_features) for member, own in zip(members, columns, strict=True)]
+    heads = [member.head for member in members]
     backbone = BranchedBackbone(frozen, tails) if tails else frozen
-    return backbone.eval(), average_heads(heads, temperatures)
+    return backbone.eval(), average_heads(heads, columns, n_features, temperatures)

@@ -1,7 +1,7 @@
 """Features → logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,41 +52,44 @@ class LinearHead:
             hidden_bias=self.hidden_bias,
         )
 
-    def placed(self, columns: NDArray[np.int64], n_features: int) -> "LinearHead":
-        """The same logits from wider features (N, n_features), of which `columns` (D,) are its own."""
-        name = "weight" if self.hidden_weight is None else "hidden_weight"
-        first = getattr(self, name)
-        wide = np.zeros((len(first), n_features), np.float32)
-        wide[:, columns] = first
-        return replace(self, **{name: wide})
-
     def arrays(self) -> dict[str, FloatArray]:
         """Its arrays by name, those that it has."""
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}
 
 
-def average_heads(heads: Sequence[LinearHead], temperatures: Sequence[float] | None = None) -> LinearHead:
+def average_heads(
+    heads: Sequence[LinearHead],
+    columns: Sequence[NDArray[np.int64]],
+    n_features: int,
+    temperatures: Sequence[float] | None = None,
+) -> LinearHead:
     """One head whose logits are the mean of those of M heads, each divided by its temperature.
 
     Args:
-        heads: on the same features; all have a hidden layer, or none.
+        heads: all have a hidden layer, or none.
+        columns: of each head, where its features (D_m,) stand among those of all.
+        n_features: D, of all.
         temperatures: (M,) > 0; None: 1 for all.
     """
-    shares = [1 / (len(heads) * T) for T in temperatures or [1.0] * len(heads)]  # (M,)
-    biases = [np.float32(share) * head.bias for share, head in zip(shares, heads, strict=True)]
-    weights = [np.float32(share) * head.weight for share, head in zip(shares, heads, strict=True)]
-    hidden = [(h.hidden_weight, h.hidden_bias) for h in heads if h.hidden_weight is not None]
-    assert len(hidden) in (0, len(heads)), "a head with a hidden layer and one without have no mean"
-    bias: FloatArray = np.sum(biases, axis=0)  # (K,)
-    if not hidden:
-        return LinearHead(weight=np.sum(weights, axis=0), bias=bias)
-    units, offsets = zip(*hidden, strict=True)
-    return LinearHead(
-        weight=np.concatenate(weights, axis=1),  # (K, M H)
-        bias=bias,
-        hidden_weight=np.concatenate(units),  # (M H, D)
-        hidden_bias=np.concatenate(offsets),
-    )
+    n_hidden = [0 if head.hidden_weight is None else len(head.hidden_weight) for head in heads]
+    assert all(n_hidden) or not any(n_hidden), "a head with a hidden layer and one without have no mean"
+    n_classes, starts = len(heads[0].bias), np.cumsum([0, *n_hidden])
+    first = np.zeros((starts[-1] or n_classes, n_features), np.float32)  # what meets the features
+    second = np.zeros((n_classes, starts[-1]), np.float32)  # behind the hidden units, if there are any
+    bias, hidden_bias = np.zeros(n_classes, np.float32), np.zeros(starts[-1], np.float32)
+    for m, (head, places) in enumerate(zip(heads, columns, strict=True)):
+        share = np.float32(1 / (len(heads) * (1.0 if temperatures is None else temperatures[m])))
+        bias += share * head.bias
+        if head.hidden_weight is None or head.hidden_bias is None:
+            first[:, places] += share * head.weight
+            continue
+        units = slice(starts[m], starts[m + 1])
+        first[units, places] = head.hidden_weight
+        hidden_bias[units] = head.hidden_bias
+        second[:, units] = share * head.weight
+    if not any(n_hidden):
+        return LinearHead(weight=first, bias=bias)
+    return LinearHead(weight=second, bias=bias, hidden_weight=first, hidden_bias=hidden_bias)
 
 
 def feature_scale(features: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -11,30 +11,33 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Metric, TrainConfig, to_json
 from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
-from pixelplay.evaluation.metrics import Baseline, Evaluation, evaluate_probs, majority_baseline
+from pixelplay.evaluation.metrics import (
+    Baseline,
+    Evaluation,
+    average_evaluations,
+    evaluate_probs,
+    majority_baseline,
+)
 from pixelplay.evaluation.reliability import compare_reliability
 from pixelplay.evaluation.weighted import label_metric
-from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged
+from pixelplay.outputs.oof import write_oof
 from pixelplay.outputs.records import (
     METRICS_VERSION,
     describe_data,
     describe_decision,
     write_history,
     write_part,
-    write_split,
 )
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
-from pixelplay.outputs.table import write_predictions
+from pixelplay.training.deploy import Deployed
 from pixelplay.training.fold_state import Fold
 from pixelplay.training.folds import CrossValidation
 from pixelplay.training.material import Material
 
 CHOOSER = "the other folds"
-NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class CrossvalReport:
         n_folds: in each repeat.
         n_repeats: how often the photographs were dealt anew.
         oof: figures of all photographs, each predicted by a classifier, a temperature and a tau that had
-            not seen it. With R repeats each photograph stands there R times, and counts as one.
+            not seen it; with repeats the mean over them, intervals too.
         oof_corrected: the same on the labels as the user has corrected them; None where none differs.
         fold_values: the declared metric in each fold, repeat by repeat.
         depths: how deep the folds were trained → how many.
@@ -142,17 +145,16 @@ def make_crossval_report(
     config: TrainConfig,
     material: Material,
     validation: CrossValidation,
-    deployed: tuple[str, Decision],
+    deployed: Deployed,
     test: Judged | None,
     notes: Sequence[str],
 ) -> CrossvalReport:
     """Put together what is known about a cross-validation.
 
     Args:
-        deployed: its kind, and how it decides.
+        deployed: what predicts from now on.
         test: the given test part under what is deployed.
     """
-    kind, decision = deployed
     counts = material.learn_counts
     oof = _evaluate(validation, material, material.given, config.seed)
     is_corrected = bool((material.corrected != material.given)[validation.rows].any())
@@ -169,12 +171,12 @@ def make_crossval_report(
         else None,
         fold_values=tuple(_fold_values(validation, labels, config.metric)),
         depths=Counter(part.depth for part in validation.parts),
-        deployed=kind,
+        deployed="ensemble" if deployed.alone is None else "single",
         test=None if test is None else test.evaluation,
         baseline=majority_baseline(counts, labels[held_out], oof.classes),
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
         folds=[_describe_fold(part, validation) for part in validation.parts],
-        chosen=describe_decision(decision, "oof"),
+        chosen=_describe_deployed(deployed),
         data=describe_data(material),
         notes=tuple(notes),
         suspects=_find_suspects(run_dir, material, validation, test),
@@ -188,50 +190,77 @@ def write_crossval_records(
     material: Material,
     validation: CrossValidation,
     report: CrossvalReport,
+    deployed: Deployed,
     test: Judged | None,
 ) -> None:
-    """Write config.json, split.json, history.csv, oof.csv, oof.safetensors, predictions.csv, metrics.json."""
+    """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json.
+
+    Args:
+        test: the given test part under what is deployed; None where there is none.
+    """
     about = {"n_repeats": report.n_repeats, "deployed": report.deployed}
     write_json({"pixelplay": "crossval", **about, **to_json(config)}, os.path.join(folder, "config.json"))
-    write_split(folder, material)
-    history = [
+    _write_split(folder, material, validation)
+    history: list[Mapping[str, float]] = [
         {"repeat": part.repeat, "fold": part.fold, **row} for part in validation.parts for row in part.history
     ]
+    if deployed.alone is not None:  # in no fold
+        history += [{"repeat": np.nan, "fold": np.nan, **row} for row in deployed.alone.history]
     if history:
         write_history(os.path.join(folder, "history.csv"), history)
     elif os.path.isfile(plan := os.path.join(folder, "plan.json")):
         os.remove(plan)  # it came to nothing
-    _write_oof(folder, material, validation)
+    write_oof(folder, material, validation)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
     write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
+def _describe_deployed(deployed: Deployed) -> dict[str, Mapping[str, Any]]:
+    """Setting → its value, and what chose it."""
+    decided = describe_decision(deployed.decision, "oof")
+    if deployed.alone is not None:
+        return {**deployed.alone.chosen, **decided}
+    own = {"value": list(deployed.temperatures), "chosen_on": "the fold that each member has not seen"}
+    return {"member_temperatures": own, **decided}
+
+
+def _write_split(folder: str, material: Material, validation: CrossValidation) -> None:
+    """Write split.json: the photographs of each fold, and those that took no part."""
+    paths = material.index.paths
+    folds = {
+        f"repeat {part.repeat}, fold {part.fold}": [paths[i] for i in part.rows] for part in validation.parts
+    }
+    never = validation.rows[validation.folds[0] < 0]
+    others = {"never_held_out": never, "test": material.parts.split.test, "removed": material.parts.removed}
+    named = {name: [paths[i] for i in rows] for name, rows in others.items()}
+    write_json({**folds, **named}, os.path.join(folder, "split.json"))
+
+
 def _evaluate(
     validation: CrossValidation, material: Material, labels: NDArray[np.int64], seed: int
 ) -> Evaluation:
-    """Figures of all repeats together; a photograph's repeats are no independent evidence.
+    """Figures of the procedure: the mean of all repeats, each of which measures every photograph once.
 
     Args:
         labels: of the whole material; photographs with -1 are left out.
     """
-    n_repeats = len(validation.folds)
-    is_labelled = labels[validation.rows] >= 0
-    held_out = [np.flatnonzero((fit.pred >= 0) & is_labelled) for fit in validation.fits]
-    rows = np.concatenate([validation.rows[places] for places in held_out])
-    groups = None if material.index.groups is None else material.index.groups[rows]
-    if groups is None and n_repeats > 1:
-        groups = rows
-    return evaluate_probs(
-        np.concatenate([fit.probs[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
-        np.concatenate([fit.pred[places] for fit, places in zip(validation.fits, held_out, strict=True)]),
-        labels[rows],
-        material.classes,
-        n_known=material.n_known,
-        groups=groups,
-        seed=seed,
-    )
+    groups, found = material.index.groups, []
+    for fit in validation.fits:
+        kept = (fit.pred >= 0) & (labels[validation.rows] >= 0)
+        rows = validation.rows[kept]
+        evaluation = evaluate_probs(
+            fit.probs[kept],
+            fit.pred[kept],
+            labels[rows],
+            material.classes,
+            n_known=material.n_known,
+            groups=None if groups is None else groups[rows],
+            seed=seed,
+        )
+        found.append(evaluation)
+    return average_evaluations(found)
 
 
 def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64]) -> dict[str, Any] | None:
@@ -270,54 +299,3 @@ def _describe_fold(part: Fold, validation: CrossValidation) -> dict[str, Any]:
         "depth": part.depth,
         "chosen": {**part.chosen, **({} if decision is None else describe_decision(decision, CHOOSER))},
     }
-
-
-def _write_oof(folder: str, material: Material, validation: CrossValidation) -> None:
-    """One row for each photograph and repeat, a given test part left out; the same rows as logits."""
-    from safetensors.numpy import save
-
-    index, errors = material.scanned, material.errors
-    usable = np.full(len(index), -1)  # position in the material of each photograph
-    usable[np.setdiff1d(np.arange(len(index)), list(errors))] = np.arange(len(material.index))
-    shown = np.flatnonzero(~index.in_part("test"))
-    place = np.full(len(material.index), -1)
-    place[validation.rows] = np.arange(len(validation.rows))
-    where = np.where(usable[shown] >= 0, place[usable[shown]], -1)  # row of the cross-validation, or -1
-    removed = set(material.parts.removed.tolist())
-
-    def status(i: int, pred: int) -> tuple[str, str]:
-        if (error := errors.get(i)) is not None:
-            return error.status, error.reason
-        if pred >= 0:
-            return "ok", ""
-        if usable[i] in removed:
-            return NOT_HELD_OUT, "a copy of a test photograph, not learned from"
-        return NOT_HELD_OUT, "nothing else of its class to learn from"
-
-    chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
-    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.fits, strict=True)):
-        # a row of NaN and -1 at the end is what position -1 takes
-        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
-        pred = np.append(fit.pred, -1)[where]
-        states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
-        chunks.append(
-            Predictions(
-                paths=tuple(index.paths[i] for i in shown),
-                status=tuple(state for state, _ in states),
-                errors=tuple(why for _, why in states),
-                probs=probs,
-                pred=pred,
-                classes=material.known_classes,
-                digests=(b"",) * len(shown),
-            )
-        )
-        own = np.append(folds, -1)[where]
-        columns["repeat"] += [str(repeat)] * len(shown)
-        columns["fold"] += ["" if fold < 0 else str(fold) for fold in own]
-        columns["given"] += [index.classes[k] for k in index.labels[shown]]
-        none = np.full(material.n_known, np.nan, np.float32)
-        logits.append(np.vstack([validation.logits[repeat], none])[where])
-    write_predictions(chunks, material.known_classes, os.path.join(folder, "oof.csv"), columns)
-    data = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
-    with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
-        file.write(data)

@@ -116,7 +116,7 @@ def summarise_training(report: "TrainReport") -> str:
     rows = _headline_rows(report)
     lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
-    lines += ["", *_classalign(evaluation, report.train_counts)]
+    lines += ["", *_class_table(evaluation, report.train_counts)]
     if report.test_without_copies is not None:
         value, interval = _value_and_interval(report.test_without_copies.accuracy)
         lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
@@ -130,7 +130,7 @@ def summarise_crossval(report: "CrossvalReport") -> str:
     depths = ", ".join(f"{n} {depth}" for depth, n in report.depths.items())
     often = "" if report.n_repeats == 1 else f", each {report.n_repeats} times"
     lines = [
-        f"{n_all} folds ({depths}): {counted(evaluation.n // report.n_repeats, 'photograph')}{often}, "
+        f"{n_all} folds ({depths}): {counted(evaluation.n, 'photograph')}{often}, "
         "predicted by classifiers that had not seen them; intervals are 95 %",
         "",
     ]
@@ -142,7 +142,7 @@ def summarise_crossval(report: "CrossvalReport") -> str:
         "",
         f"{TITLES[report.metric]} of single folds: {low:.3f} to {high:.3f} (sd {report.fold_sd:.3f})",
         "",
-        *_classalign(evaluation, report.train_counts),
+        *_class_table(evaluation, report.train_counts),
         "",
     ]
     what = {
@@ -176,6 +176,7 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
     rows.append(
         [f"ECE ({ECE_BINS} bins)", *(cell for e in columns.values() for cell in (f"{e.ece:.3f}", ""))]
     )
+    rows.append(["AURC", *(cell for e in columns.values() for cell in (f"{e.aurc:.3f}", ""))])
     lines += [*align(header, rows), *_legend(rows)]
     if evaluation.known_only is not None:
         lines.append(
@@ -185,8 +186,8 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
         lines.append(
             f"the tables below include {counted(report.n_trained_on, 'photograph')} that were trained on"
         )
-    lines += ["", *_classalign(evaluation, None)]
-    lines += ["", *_confusionalign(evaluation)]
+    lines += ["", *_class_table(evaluation, None)]
+    lines += ["", *_confusion_table(evaluation)]
     if evaluation.operating_point is not None:
         lines += ["", _operating_point(evaluation.operating_point)]
     if report.against is not None:
@@ -206,7 +207,8 @@ def _comparison(found: "RunComparison") -> list[str]:
         doubt = "" if difference.reliable else " ?"
         interval = f"{difference.low:+.3f} to {difference.high:+.3f}{doubt}"
         mark = " ←" if name == found.metric else ""
-        rows.append([TITLES[name] + mark, *values, f"{difference.value:+.3f}", interval])
+        title = "log-loss (less is better)" if name == "log_loss" else TITLES[name]
+        rows.append([title + mark, *values, f"{difference.value:+.3f}", interval])
     lines += align(["", first, second, "difference", "interval"], rows)
     has_doubt = any(row[-1].endswith("?") for row in rows)
     lines += ["? few photographs of a class, or few on which they differ: a rough interval"] * has_doubt
@@ -217,7 +219,8 @@ def _comparison(found: "RunComparison") -> list[str]:
     )
     difference = fairest.differences[found.metric]
     if difference.low > 0 or difference.high < 0:
-        lines.append(f"{TITLES[found.metric]}: {first if difference.low > 0 else second} is better")
+        verdict = "is better" if difference.reliable else "seems better, on few photographs"
+        lines.append(f"{TITLES[found.metric]}: {first if difference.low > 0 else second} {verdict}")
     else:
         lines.append(f"{TITLES[found.metric]}: no difference is shown, for its interval holds 0")
     return [printable(line) for line in lines]
@@ -267,7 +270,7 @@ def _legend(rows: Sequence[Sequence[str]], *also: str) -> list[str]:
     return ["   ".join(signs)] if signs else []
 
 
-def _classalign(evaluation: Evaluation, train_counts: Any) -> list[str]:
+def _class_table(evaluation: Evaluation, train_counts: Any) -> list[str]:
     rows, shown = [], list(evaluation.per_class)
     if len(shown) > MAX_CLASS_ROWS:
         measured = [scores for scores in shown if scores.recall is not None]
@@ -291,7 +294,7 @@ def _classalign(evaluation: Evaluation, train_counts: Any) -> list[str]:
     return [*align(header, rows), *more]
 
 
-def _confusionalign(evaluation: Evaluation) -> list[str]:
+def _confusion_table(evaluation: Evaluation) -> list[str]:
     names = list(evaluation.classes)
     if len(names) > MAX_CONFUSION:
         return [f"confusion matrix of {len(names)} classes: see --json"]

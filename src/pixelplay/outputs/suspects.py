@@ -69,12 +69,12 @@ class SuspectReport:
         return {**self.summary(), "suspects": [asdict(suspect) for suspect in self.suspects]}
 
 
-HeldOut = tuple[
+Answers = tuple[
     NDArray[np.int64], NDArray[np.float64]
 ]  # positions (n,) in the material, probabilities (n, K)
 
 
-def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, HeldOut]) -> SuspectReport:
+def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, Answers]) -> SuspectReport:
     """Find the suspects among held-out photographs, the most suspicious first.
 
     Beside those that the probabilities accuse, files that stand in the data with two labels are suspects.

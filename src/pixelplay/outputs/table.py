@@ -157,6 +157,10 @@ def _columns(chunk: Predictions) -> dict[str, list[Any]]:
         columns[_as_text(f"prob_{name}")] = [chunk.probs[i, j] if ok else None for i, ok in enumerate(is_ok)]
     for name, values in _cautious(chunk).items():
         columns[name] = [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
+    if chunk.sets is not None:
+        columns["prediction_set"] = [
+            names and [_as_text(name) for name in names] for names in columns["prediction_set"]
+        ]
     return columns
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -265,7 +266,11 @@ def train_apart(material: Material) -> IntArray:
 
 
 def read_rows(
-    material: Material, rows: IntArray, extractor: FeatureExtractor, config: TrainConfig
+    material: Material,
+    rows: IntArray,
+    extractor: FeatureExtractor,
+    config: TrainConfig,
+    on_progress: Callable[[int], object] = lambda n: None,
 ) -> NDArray[np.float32]:
     """Features (n, D) of some photographs of the material, read anew.
 
@@ -276,7 +281,11 @@ def read_rows(
     where[rows] = True
     no_cache = PhotographCache("", "features", "", max_bytes=0)
     found = read_features(
-        material.index.select(where), extractor, no_cache, num_workers=config.compute.num_workers
+        material.index.select(where),
+        extractor,
+        no_cache,
+        num_workers=config.compute.num_workers,
+        on_progress=on_progress,
     )
     for error in found.errors.values():
         raise error

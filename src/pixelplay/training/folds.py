@@ -11,23 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.checks import check_count
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
-from pixelplay.data.split import NEVER_HELD_OUT, Split, assign_folds, check_some_held_out, hold_out
-from pixelplay.errors import ConfigError, DataError
+from pixelplay.data.split import NEVER_HELD_OUT, Split, hold_out
+from pixelplay.errors import ConfigError, counted
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.crossfit import CrossFit, cross_fit
 from pixelplay.evaluation.decision import Decision, fit_decision
 from pixelplay.evaluation.held_out import HeldOut, score_held_out
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, stage_modules
+from pixelplay.model.bundle import MAX_BRANCHES
 from pixelplay.model.ensemble import as_member
 from pixelplay.model.features import make_extractor
 from pixelplay.model.tail import BranchedBackbone
 from pixelplay.training.bench import Workplace, read_rows
+from pixelplay.training.deal import deal_photographs
 from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material
+from pixelplay.training.plan import read_plan
 
 IntArray = NDArray[np.int64]
 MAX_REPEATS = 20
@@ -73,7 +77,13 @@ def learn_folds(
     """
     rows, n_folds = material.learn, config.n_folds
     seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(n_repeats)]
-    dealt = np.stack([_deal(material, seeded) for seeded in seeds])  # (R, N)
+    dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
+    if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
+        journal.note(
+            f"{counted(n_never, 'photograph')} in no fold: without them nothing would be left of a class"
+        )
+    if material.index.in_part("val").any():
+        journal.note("the given val part is dealt into the folds like train")
     parts: list[Fold] = []
     for repeat, seeded in enumerate(seeds):
         for fold in range(n_folds):
@@ -97,10 +107,15 @@ def learn_folds(
     return CrossValidation(rows=rows, folds=dealt, logits=logits, fits=fits, parts=parts)
 
 
-def check_repeats(n_repeats: int) -> None:
-    """Raise ConfigError unless photographs can be dealt so often."""
-    if not 1 <= n_repeats <= MAX_REPEATS:
-        raise ConfigError(f"repeats={n_repeats} is outside its range 1 to {MAX_REPEATS}")
+def check_repeats(config: TrainConfig, n_repeats: int, *, is_single: bool) -> None:
+    """Raise ConfigError unless photographs can be dealt so often, and all folds be deployed."""
+    check_count("repeats", n_repeats, 1, MAX_REPEATS)
+    n_members = config.n_folds * n_repeats
+    if config.tune != "probe" and not is_single and n_members > MAX_BRANCHES:
+        raise ConfigError(
+            f"{config.n_folds} folds, {n_repeats} times, are {n_members} networks, and a model holds "
+            f"{MAX_BRANCHES}; lower --repeats, or use --single or --tune probe"
+        )
 
 
 def without_test(config: TrainConfig, journal: Journal) -> TrainConfig:
@@ -120,15 +135,24 @@ def learn_alone(
     workplace: Workplace,
     journal: Journal,
 ) -> Learned:
-    """Learn one more classifier, from everything, as most folds were: their depth, plan and way to answer."""
+    """Learn one more classifier, from everything, as most folds were: their depth, plan and way to answer.
+
+    Raises:
+        ConfigError: training failed.
+    """
     depth = _commonest([part.depth for part in validation.parts])
     settings = config.finetune
+    plan = None
     if depth != "probe":
         ways = [part.chosen["with_probe"]["value"] for part in validation.parts if part.depth == depth]
         settings = replace(settings, with_probe="on" if _commonest(ways) else "off")
-    alike = replace(config, tune=depth, finetune=settings)
+        plan = read_plan(os.path.join(workplace.folder, "plan.json"))
+    raised = config.min_per_class if depth != "probe" else None  # a probe has no views to raise classes by
+    alike = replace(config, tune=depth, finetune=settings, min_per_class=raised)
+    everything = _without(material, np.empty(0, dtype=np.int64), alike)
+    place = replace(workplace, started=time.monotonic(), plan=plan)
     with journal.chapter("everything"):
-        return learn(material, loaded, alike, replace(workplace, started=time.monotonic()), journal)
+        return learn(everything, loaded, alike, place, journal)
 
 
 def _commonest(values: Sequence[Any]) -> Any:
@@ -136,16 +160,21 @@ def _commonest(values: Sequence[Any]) -> Any:
 
 
 def decide_together(
-    validation: CrossValidation, material: Material, config: TrainConfig
+    validation: CrossValidation, material: Material, config: TrainConfig, journal: Journal
 ) -> tuple[list[float], Decision]:
-    """How the mean of all members decides: their temperatures, then T and tau of what is cooled by them.
+    """How the mean of all M members decides: their temperatures, then T and tau of what is cooled by them.
 
-    Each temperature comes from the fold that its member has not seen.
+    Each of the M temperatures comes from the fold that its member has not seen.
     """
     fits = [fit_temperature(part.logits, material.labels[part.rows]) for part in validation.parts]
     fixed = [fit.temperature for fit in fits if not fit.at_bound]
     usual = float(np.median(fixed)) if fixed else 1.0  # a fold that is all right fixes none
     temperatures = [usual if fit.at_bound else fit.temperature for fit in fits]
+    if n_free := len(fits) - len(fixed):
+        journal.note(
+            f"{counted(n_free, 'fold')} all right, or no better than chance, which fixes no temperature: "
+            f"T = {usual:.2f}, as the others have it"
+        )
     cooled = validation.logits.copy()
     for part, T in zip(validation.parts, temperatures, strict=True):
         cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
@@ -181,13 +210,12 @@ def with_left_out(
 
 
 def score_folds(validation: CrossValidation, material: Material) -> HeldOut:
-    """What the held-out photographs of all folds teach, each decided by what the other folds say."""
-    return score_held_out(
-        np.concatenate([fit.probs for fit in validation.fits]),
-        np.concatenate([fit.pred for fit in validation.fits]),
-        np.tile(material.labels[validation.rows], len(validation.fits)),
-        "oof",
-    )
+    """What the held-out photographs teach, each decided by what the other folds say.
+
+    Those of the first repeat: another time the same photographs are no further evidence.
+    """
+    rows, fit = validation.rows, validation.fits[0]
+    return score_held_out(fit.probs, fit.pred, material.labels[rows], material.parts.groups[rows], "oof")
 
 
 def decide_alone(validation: CrossValidation, material: Material, config: TrainConfig) -> Decision:
@@ -207,43 +235,6 @@ def _decide(logits: NDArray[np.float32], rows: IntArray, material: Material, con
     )
 
 
-def _deal(material: Material, config: TrainConfig) -> IntArray:
-    """Fold (N,) of each photograph that takes part; -1 for the only one of its class.
-
-    Raises:
-        DataError: a class has fewer photographs or groups than folds, or groups leave a fold without
-            one of the classes to learn from.
-    """
-    rows, n_folds = material.learn, config.n_folds
-    labels, groups = material.labels[rows], material.parts.groups[rows]
-    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=material.n_known)  # (K,)
-    counts = material.learn_counts
-    short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
-    if len(short):
-        k = int(short[n_groups[short].argmin()])
-        has = (
-            f"{counts[k]} photographs"
-            if counts[k] == n_groups[k]
-            else (f"{counts[k]} photographs in {n_groups[k]} groups that stay together")
-        )
-        raise DataError(
-            f"class {material.classes[k]!r} has {has} but n_folds={n_folds} needs {n_folds}; "
-            f"add some or use --n-folds {n_groups[k]}"
-        )
-    folds = assign_folds(labels, groups, n_folds, config.seed)
-    check_some_held_out(folds, material.index.source)
-    for fold in range(n_folds):
-        left = np.bincount(labels[folds != fold], minlength=material.n_known)
-        if (left == 0).any():
-            name = material.classes[int((left == 0).argmax())]
-            raise DataError(
-                f"groups put every photograph of class {name!r} into one fold of {n_folds}, so that "
-                "nothing is left to learn it from; use fewer folds or smaller groups"
-            )
-    return folds
-
-
 def _learn_fold(
     material: Material,
     held_out: IntArray,
@@ -255,6 +246,7 @@ def _learn_fold(
 ) -> Fold:
     folder = os.path.join(workplace.checkpoints, f"fold-{place[0]:02}-{place[1]:02}")
     if has_fold(folder):
+        _share_plan(folder, workplace.folder)
         kept = read_fold(folder, held_out, place, loaded.backbone)
         journal.keep(kept.notes)
         return kept
@@ -267,8 +259,7 @@ def _learn_fold(
     if learned.depth != "probe":
         extractor = make_extractor(learned.backbone, loaded.preprocessing, config, workplace.device)
         with journal.progress("predicting", len(held_out)) as bar:
-            features = read_rows(material, held_out, extractor, config)
-            bar.update(len(held_out))
+            features = read_rows(material, held_out, extractor, config, on_progress=bar.update)
     found = Fold(
         repeat=place[0],
         fold=place[1],

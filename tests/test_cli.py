@@ -27,8 +27,8 @@ from pixelplay.cli import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.journal import Journal
 
-RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "model"}
-BUNDLE = {"bundle.json", "backbone.safetensors", "head.safetensors"}
+RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "suspects.csv", "model"}
+BUNDLE = {"bundle.json", "backbone.safetensors", "calibration.safetensors", "head.safetensors"}
 
 
 @dataclass(frozen=True)

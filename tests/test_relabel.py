@@ -137,6 +137,12 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
     assert (material.corrected[test] == -1).sum() == 1
 
 
+def test_a_table_without_rows_corrects_nothing(drawn_photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("path,part,label\n")
+    index = scan_source(str(drawn_photographs))
+    np.testing.assert_array_equal(read_corrections(str(tmp_path / "none.csv"), index), index.labels)
+
+
 # --- bad input ---
 
 

@@ -24,7 +24,7 @@ from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
-RECORDS |= {"history.csv", "val.csv", "predictions.csv"}
+RECORDS |= {"history.csv", "val.csv", "predictions.csv", "suspects.csv"}
 FIGURES = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
 KINDS = {
     "partial": ["--tune", "partial"],

@@ -7,12 +7,12 @@ from pixelplay.evaluation.crossfit import CrossFit, cross_fit
 
 
 def _draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits twice too large, labels and folds of 300 images; the last is in no fold."""
+    """Logits twice too large, labels and folds of 900 images; the last is in no fold."""
     rng = np.random.default_rng(seed)
-    mild = rng.normal(0, 1.5, (300, 3))
+    mild = rng.normal(0, 1.5, (900, 3))
     probs = np.exp(mild) / np.exp(mild).sum(1, keepdims=True)
-    labels = (probs.cumsum(1) > rng.random((300, 1))).argmax(1)
-    folds = rng.permutation(np.arange(300) % 3)
+    labels = (probs.cumsum(1) > rng.random((900, 1))).argmax(1)
+    folds = rng.permutation(np.arange(900) % 3)
     folds[-1] = -1
     logits = (2 * mild).astype(np.float32)
     logits[-1] = np.nan
@@ -21,7 +21,7 @@ def _draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _fit(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> CrossFit:
     priors = np.full(3, 1 / 3)
-    return cross_fit(logits, labels, np.arange(300), folds, priors, metric="macro_f1", seed=0)
+    return cross_fit(logits, labels, np.arange(900), folds, priors, metric="macro_f1", seed=0)
 
 
 def test_labels_of_a_fold_do_not_move_its_own_decision() -> None:

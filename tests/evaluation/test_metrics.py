@@ -190,6 +190,8 @@ def test_json_has_the_documented_keys() -> None:
         "n",
         *FIGURES[:5],
         "ece",
+        "aurc",
+        "risk_coverage",
         *FIGURES[5:],
         "per_class",
         "confusion",

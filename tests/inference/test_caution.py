@@ -52,7 +52,7 @@ def test_answers_start_at_the_asked_confidence() -> None:
 def test_an_asked_accuracy_becomes_a_confidence_and_is_explained() -> None:
     caution = Caution(CautionConfig(target_accuracy=0.8), _held_out(2000))
     assert len(caution.notes) == 1
-    assert "of 2000 held-out photographs" in caution.notes[0]
+    assert "by 2000 held-out photographs, approximately" in caution.notes[0]
     rng = np.random.default_rng(1)
     fresh = rng.dirichlet((0.3, 0.3, 0.3), 5000)
     found = caution.apply(_predictions(fresh))

@@ -158,7 +158,7 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "3", '{"classes": []}', '{"format_version": "1", "sha256": {}}', "[" * 100_000,
-     '{"format_version": 1}', '{"format_version": 0, "sha256": {}}', "\udcff"],
+     '{"format_version": 2}', '{"format_version": 0, "sha256": {}}', "\udcff"],
 )  # fmt: skip
 def test_foreign_or_truncated_json_is_one_line(text: str, folder: Path) -> None:
     (folder / "bundle.json").write_text(text, "utf-8", errors="surrogateescape")
@@ -171,9 +171,14 @@ def test_json_cut_short_is_one_line(folder: Path) -> None:
     assert "no bundle of PixelPlay, or damaged" in refused(folder)
 
 
+def test_an_older_version_says_to_train_again(folder: Path) -> None:
+    change(folder, lambda content: content.update(format_version=1))
+    assert "format version 1, of an older PixelPlay; this one reads 2: train it again" in refused(folder)
+
+
 def test_a_newer_version_says_to_update(folder: Path) -> None:
     change(folder, lambda content: (content.clear(), content.update(format_version=99)))
-    assert "format version 99, this PixelPlay reads up to 1; update PixelPlay" in refused(folder)
+    assert "format version 99, this PixelPlay reads 2; update PixelPlay" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,15 @@ def test_auto_fits_a_probe_where_time_is_short_and_says_so(
     assert note.startswith("time_budget=0.1s is too short for partial tuning on ")
     assert note.endswith("; raise --time-budget or use --tune probe; a probe is fitted")
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert files == ["config.json", "metrics.json", "model", "oof.csv", "predictions.csv", "split.json"]
+    assert files == [
+        "config.json",
+        "metrics.json",
+        "model",
+        "oof.csv",
+        "predictions.csv",
+        "split.json",
+        "suspects.csv",
+    ]
     assert note in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
     # who could not choose learns
     split = json.loads((tmp_path / "run/split.json").read_text())

@@ -18,7 +18,7 @@ def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
     Raises:
         DataError: it cannot be read, or names a photograph or class that the data does not have.
     """
-    table = read_table(file)
+    table = read_table(file, may_be_empty=True)  # a run may have no suspects
     paths = [plain_path(cell) for cell in table.columns[need_column(table, "path", None)]]
     names = [plain_label(cell) for cell in table.columns[need_column(table, "label", None)]]
     position = {path: i for i, path in enumerate(index.paths)}

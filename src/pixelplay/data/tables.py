@@ -49,20 +49,23 @@ def is_table(path: str) -> bool:
     return path.lower().endswith(TABLE_EXTENSIONS)
 
 
-def read_table(path: str) -> Table:
+def read_table(path: str, *, may_be_empty: bool = False) -> Table:
     """Read a CSV, TSV or Parquet file with a header.
+
+    Args:
+        may_be_empty: a header without a row is no error.
 
     Raises:
         DataError: not readable as its extension says, no header, no row, or a row of another length.
     """
     try:
         with open(path, "rb") as file:
-            return parse_table(file.read(), path)
+            return parse_table(file.read(), path, may_be_empty=may_be_empty)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def parse_table(data: bytes, name: str) -> Table:
+def parse_table(data: bytes, name: str, *, may_be_empty: bool = False) -> Table:
     """Parse the content of a table whose name says which kind it is.
 
     Raises:
@@ -75,9 +78,10 @@ def parse_table(data: bytes, name: str) -> Table:
     repeated = sorted({cell for cell in header if header.count(cell) > 1})
     if repeated:
         raise DataError(f"{name} has the column {repeated[0]!r} more than once; rename one of them")
-    if not rows:
+    if not rows and not (may_be_empty and header):
         raise DataError(f"{name} has no rows; a table needs a header and at least one row")
-    return Table(name=name, columns=dict(zip(header, zip(*rows, strict=True), strict=True)))
+    cells = zip(*rows, strict=True) if rows else [()] * len(header)
+    return Table(name=name, columns=dict(zip(header, cells, strict=True)))
 
 
 def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:

@@ -57,7 +57,8 @@ def main() -> None:
         decision = fit_decision(
             fit.oof_logits, labels[known], groups[known], priors, metric="accuracy", seed=seed
         )
-        held_out = score_held_out(*decision.apply(fit.oof_logits), labels[known], "oof")
+        decided = decision.apply(fit.oof_logits)
+        held_out = score_held_out(*decided, labels[known], groups[known], "oof")
         probs, pred = decision.apply(fit.head.logits(features[is_new]))
         truth, rows = labels[is_new], np.arange(int(is_new.sum()))
         found.setdefault("accuracy", []).append(float((pred == truth).mean()))

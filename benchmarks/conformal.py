@@ -5,8 +5,7 @@ from the out-of-fold scores that travel with the model, and measures on the othe
 no part. Raw sets may be empty; those that PixelPlay gives never are.
 
 Expected (20 splits, target 0.9): raw LAC sets hold the true class in 0.90 ± 0.02, shipped ones at least in
-0.89 with about one class each, for the probe is right about as often as asked; APS sets hold more and are
-larger.
+0.89 with about one class each, for the probe is right more often than asked; APS sets likewise.
 
 Usage: python benchmarks/conformal.py TRASHNET [--splits 20] [--coverage 0.9]
 """

@@ -4,8 +4,8 @@ Learns from train (and val, as the depth has it) and reads the test part once pe
 process without cache.
 
 Expected (two CPU cores, bf16): a probe of lite0 about 0.92 test accuracy and 0.90 macro-F1 in a minute;
-tuned within 5 minutes 0.935 to 0.945, within 15 minutes 0.945 to 0.955; the original recipe with lite0's weights
-about 0.93 after more than half an hour.
+tuned within 5 minutes 0.935 to 0.945, within 15 minutes 0.945 to 0.955; the original recipe on lite0 about
+0.93 after more than half an hour.
 
 Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2]
        --settings "--tune probe" "--tune auto --time-budget 5m"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.evaluation.suspects import find_suspects, label_quality
+from pixelplay.evaluation.suspects import find_suspects
 
 
 def _noisy(n: int, n_classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,29 +27,21 @@ def test_planted_flips_come_first() -> None:
     assert is_flipped[found.order[:50]].mean() > 0.8
 
 
-def test_what_is_proposed_is_a_class_that_passes_its_threshold() -> None:
+def test_what_is_proposed_is_the_best_other_class() -> None:
     probs, labels, _ = _noisy(500, 4, 0.1, seed=1)
     found = find_suspects(probs, labels)
+    assert found.is_suspect.any()
+    assert (found.proposed != labels).all()
     rows = np.flatnonzero(found.is_suspect)
-    assert len(rows)
-    assert (probs[rows, found.proposed[rows]] >= found.thresholds[found.proposed[rows]]).all()
-    np.testing.assert_array_equal(found.proposed[~found.is_suspect], labels[~found.is_suspect])
+    np.testing.assert_array_equal(found.proposed[rows], probs[rows].argmax(1))
+    assert (probs[rows, found.proposed[rows]] > 9 * probs[rows, labels[rows]]).all()
 
 
-def test_thresholds_are_the_mean_probability_of_a_class_among_its_own_images() -> None:
-    probs = np.array([[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.4, 0.6, 0.0]])
-    found = find_suspects(probs, np.array([0, 0, 1]))
-    np.testing.assert_allclose(found.thresholds, [0.8, 0.6, np.nan])
-    np.testing.assert_array_equal(found.is_suspect, [False, False, False])
-    wrong = find_suspects(probs, np.array([1, 0, 1]))
-    np.testing.assert_array_equal(wrong.is_suspect, [True, False, False])
-    assert wrong.proposed[0] == 0
-    assert wrong.order[0] == 0
-
-
-def test_quality_is_half_at_a_tie_and_runs_from_0_to_1() -> None:
-    probs = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    np.testing.assert_allclose(label_quality(probs, np.array([0, 0, 0])), [0.5, 1.0, 0.0])
+def test_quality_compares_the_given_label_with_the_best_other_one() -> None:
+    probs = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.3, 0.6], [0.0, 0.0, 1.0]])
+    found = find_suspects(probs, np.array([0, 0, 0, 0, 1]))
+    np.testing.assert_allclose(found.quality, [0.5, 1.0, 0.0, 1 / 7, 0.0])
+    np.testing.assert_array_equal(found.is_suspect, [False, False, True, False, True])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -95,8 +95,8 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, An
         label, proposed = int(labels[row]), int(found.proposed[row])
         reasons = []
         if found.is_suspect[row]:
-            usual = f"{found.thresholds[proposed]:.2f}, what its own usually have"
-            reasons.append(f"{probs[row, proposed]:.2f} for {material.classes[proposed]!r}: at least {usual}")
+            times = f"{probs[row, proposed]:.2f} for {material.classes[proposed]!r}"
+            reasons.append(f"{times}, {probs[row, label]:.2f} for {material.classes[label]!r}")
         if (twin := twins.get(int(positions[row]))) is not None:
             other = int(material.corrected[twin])
             reasons.append(f"the same file as {material.index.paths[twin]}, a {material.classes[other]!r}")

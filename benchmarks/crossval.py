@@ -2,7 +2,7 @@
 
 The test part that TrashNet gives takes no part in either, and is read once by each run.
 
-Expected (two CPU cores): five folds take at most 1.5 times as long as one probe, for the backbone sees every
+Expected (two CPU cores): five folds take about 1.5 times as long as one probe, for the backbone sees every
 photograph once in both; the table has one row for each photograph of train and val.
 
 Usage: python benchmarks/crossval.py TRASHNET [--repeats 3] [--n-folds 5]

@@ -80,7 +80,7 @@ def learn_folds(
     dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
     if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
         journal.note(
-            f"{counted(n_never, 'photograph')} in no fold: without them nothing would be left of a class"
+            f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class"
         )
     if material.index.in_part("val").any():
         journal.note("the given val part is dealt into the folds like train")

@@ -79,9 +79,7 @@ def learn_folds(
     seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(n_repeats)]
     dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
     if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
-        journal.note(
-            f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class"
-        )
+        journal.note(f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class")
     if material.index.in_part("val").any():
         journal.note("the given val part is dealt into the folds like train")
     parts: list[Fold] = []

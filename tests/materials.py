@@ -7,7 +7,7 @@ import numpy as np
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
-from pixelplay.model.features import PhotographFeatures
+from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.material import Material, sort_out
 
 

@@ -184,3 +184,38 @@ def _overwrite_header(data: bytes, rng: np.random.Generator) -> bytes:
     start, length = int(rng.integers(0, 64)), int(rng.integers(1, 16))
     noise = rng.integers(0, 256, length, dtype=np.uint8).tobytes()
     return data[:start] + noise + data[start + length :]
+
+
+def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
+    """Draw a picture with detail at every scale, as photographs have; another seed, another picture.
+
+    Args:
+        seed: decides every pixel.
+        size: width and height in pixels.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    spectrum = 1 / np.maximum(frequency, 1 / max(size)) ** 1.2
+    noise = np.fft.fft2(rng.standard_normal((4, height, width)))  # one for each colour, one for all
+    fields = np.fft.ifft2(noise * spectrum).real  # (4, H, W)
+    fields /= fields.std(axis=(1, 2), keepdims=True)
+    pixels = 120 + 40 * (fields[3] + 0.4 * fields[:3])  # (3, H, W)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def altered(image: Image.Image) -> dict[str, bytes]:
+    """Encode copies of a picture as they turn up in collected data: kind → file."""
+    width, height = image.size
+    small = image.resize((round(0.6 * width), round(0.6 * height)), Image.Resampling.BICUBIC)
+    marked = image.copy()
+    marked.paste((255, 255, 255), (width // 8, height // 2, width // 2, height // 2 + height // 12))
+    brighter = image.point(lambda value: min(255, round(1.3 * value)))
+    return {
+        "re-encoded": encode(image, "JPEG", quality=50),
+        "resized": encode(small, "JPEG", quality=90),
+        "cut": encode(image.crop((width // 10, 0, width, height - height // 10)), "JPEG", quality=90),
+        "mirrored": encode(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG", quality=90),
+        "watermarked": encode(marked, "JPEG", quality=90),
+        "brightened": encode(brighter, "JPEG", quality=90),
+    }

@@ -404,7 +404,7 @@ def _change_json(path: Path, **values: object) -> None:
         (lambda m: _change_json(m / "bundle.json", classes=["one"]), ("bundle.json is damaged", "copy it")),
         (
             lambda m: _change_json(m / "bundle.json", format_version=99),
-            ("format version 99", "reads 2", "update PixelPlay"),
+            ("format version 99", "reads 3", "update PixelPlay"),
         ),
     ],
     ids=["head", "backbone", "missing file", "no json", "foreign", "no bundle", "wrong content", "newer"],

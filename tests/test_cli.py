@@ -22,13 +22,13 @@ import pytest
 
 import pixelplay
 from conftest import TINY, TINY_COUNTS, draw_folder, draw_of_class
-from photographs import draw, encode
+from photographs import altered, draw, encode, scene
 from pixelplay.cli import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.journal import Journal
 
 RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "suspects.csv", "model"}
-BUNDLE = {"bundle.json", "backbone.safetensors", "calibration.safetensors", "head.safetensors"}
+BUNDLE = {"bundle.json"} | {f"{name}.safetensors" for name in ("backbone", "calibration", "head", "novelty")}
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,24 @@ def test_scan_shows_the_same_to_people(flawed: Path, shell: Shell) -> None:
     assert "conflicts: 1\n  train/bars/doubt.jpg (bars) = train/dots/000.jpg (dots)" in done.out
     assert "leaks: 1\n  " in done.out
     assert "1 hidden" in done.err
+
+
+def test_scan_finds_altered_copies_when_asked(shell: Shell) -> None:
+    for i in range(4):
+        Path(f"photos/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        Path(f"photos/{'ab'[i % 2]}/{i}.png").write_bytes(encode(scene(i), "PNG"))
+    Path("photos/b/again.jpg").write_bytes(altered(scene(0))["mirrored"])
+    assert shell("scan", "photos", "--json", "--quiet").json["near_duplicates"] == []
+    found = shell("scan", "photos", "--near-duplicates", "--json", "--quiet").json
+    for name in ("near_duplicates", "conflicts"):
+        assert [{member["path"] for member in members} for members in found[name]] == [
+            {"a/0.png", "b/again.jpg"}
+        ]
+    shown = shell("scan", "photos", "--near-duplicates", "--quiet").out
+    assert "near duplicates: 1\n  a/0.png = b/again.jpg" in shown
+    refused = shell("scan", "photos", "--near-duplicates", "--no-decode")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "altered copies show in pixels only" in refused.err
 
 
 def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
@@ -523,7 +541,8 @@ def test_predict_gives_each_photograph_its_row_in_order(
     assert (done.status, done.out) == (0, "wrote p.csv\n")
     rows = _read("p.csv")
     assert list(rows[0]) == [
-        "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings"
+        "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings",
+        "novelty",
     ]  # fmt: skip
     assert [row["path"] for row in rows] == sorted(map(str, drawn_photographs.rglob("*.*")))
     for row in rows:

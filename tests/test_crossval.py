@@ -139,7 +139,8 @@ def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
     logits = load_file(probes / "oof.safetensors")["logits"]
     rows = [i for i, row in enumerate(_read(probes / "oof.csv")) if row["fold"] == "0"]
     expected = natural_probs(logits[rows], predictor.bundle.temperature)
-    np.testing.assert_allclose(found.probs, expected, atol=1e-4)
+    # both heads end where the objective hardly falls any more, from different starts
+    np.testing.assert_allclose(found.probs, expected, atol=2e-3)
 
 
 # --- figures ---
@@ -186,6 +187,7 @@ def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_photographs: P
         "backbone.safetensors",
         "calibration.safetensors",
         "head.safetensors",
+        "novelty.safetensors",
     }
     assert pixelplay.evaluate(probes, drawn_photographs).n_trained_on == N
 

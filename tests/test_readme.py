@@ -55,7 +55,7 @@ def test_every_command_and_every_python_block_runs(
     assert names - held[0] == {"val.csv", "plan.json", "history.csv"}
     assert names - held[1] == {"oof.csv"}
     header = (reader_folder / "predictions.csv").read_text().splitlines()[0]
-    assert header == "path,status,error,label,probability,prob_bars,prob_dots"
+    assert header == "path,status,error,label,probability,prob_bars,prob_dots,novelty"
 
 
 def test_the_other_commands_exist() -> None:

@@ -17,7 +17,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.corrections import read_corrections
 from pixelplay.data.source import scan_source
-from pixelplay.model.features import PhotographFeatures
+from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.material import sort_out
 
 N = 48
@@ -86,6 +86,31 @@ def test_what_is_left_out_is_not_learned_from(
     assert main([*command, *tiny]) == 0
     assert pixelplay.evaluate(run, photos).n_trained_on == N - 1
     assert _json(run / "metrics.json")["train_counts"] == {"bars": 20, "dots": 20, "rings": 7}
+
+
+@pytest.mark.parametrize("command", ["train", "crossval"])
+def test_dropped_suspects_are_recorded_and_still_measured(
+    command: str, mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, run = mislabelled[0], tmp_path / "run"
+    options = ["--test-frac", "0"] if command == "train" else []
+    assert main([command, str(photos), "--out", str(run), "--drop-suspects", *options, *tiny]) == 0
+    metrics = _json(run / "metrics.json")
+    assert metrics["oof"]["n"] == N  # on the labels as given
+    assert _json(run / "config.json")["drop_suspects"] is True
+    listed = {suspect.path for suspect in pixelplay.read_suspects(str(run)).suspects}
+    if command == "train":
+        dropped = set(metrics["data"]["dropped_suspects"])
+        assert dropped == set(_json(run / "split.json")["dropped"])
+        assert len({f"bars/dot{i}.png" for i in (1, 3, 5, 7)} & dropped) >= 2
+        assert dropped & listed
+        assert pixelplay.evaluate(run, photos).n_trained_on == N - len(dropped)
+        assert sum(metrics["train_counts"].values()) == N - len(dropped)
+    else:
+        each = [fold["chosen"]["dropped_suspects"]["value"] for fold in metrics["folds"]]
+        assert len(each) == 5
+        assert sum(each) > 0
+    assert any("not learned from, as their labels look wrong" in note for note in metrics["notes"])
 
 
 def test_what_the_user_has_mended_is_no_suspect_any_more(

@@ -64,6 +64,7 @@ PUBLIC = {
     "predict",
     "read_suspects",
     "scan",
+    "scan_closely",
     "train",
 }
 

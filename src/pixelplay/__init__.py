@@ -31,6 +31,7 @@ _HOMES = {
     "predict": "pixelplay.workflow",
     "read_suspects": "pixelplay.outputs.suspects",
     "scan": "pixelplay.data.scan",
+    "scan_closely": "pixelplay.model.copies",
     "train": "pixelplay.workflow",
 }
 
@@ -55,6 +56,7 @@ __all__ = [
     "predict",
     "read_suspects",
     "scan",
+    "scan_closely",
     "train",
 ]
 
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
         PixelPlayError,
     )
     from pixelplay.inference.predictor import Predictions, Predictor
+    from pixelplay.model.copies import scan_closely
     from pixelplay.outputs.suspects import read_suspects
     from pixelplay.recipes import original_recipe
     from pixelplay.workflow import cross_validate, evaluate, predict, train

@@ -25,7 +25,7 @@ from pixelplay.config import (
     Tta,
     shown,
 )
-from pixelplay.errors import PixelPlayError, counted, printable
+from pixelplay.errors import ConfigError, PixelPlayError, counted, printable
 from pixelplay.journal import Journal
 from pixelplay.recipes import Recipe
 
@@ -49,6 +49,7 @@ def scan(
     reading: DataSection = DataConfig(),  # noqa: B008 - frozen
     classes: File = None,
     decode: Decode = True,
+    near_duplicates: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
 ) -> None:
@@ -58,15 +59,24 @@ def scan(
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         classes: File of the classes that the test side expects.
         decode: Open every photograph; --no-decode reads names and looks for duplicates only.
+        near_duplicates: Find resized, cut, mirrored and otherwise altered copies too.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
     """
     from pixelplay.data import scan as scanning
-    from pixelplay.outputs.summary import scan_to_json, summarise_scan
+    from pixelplay.outputs.scanned import scan_to_json, summarise_scan
 
-    index, audit = scanning.scan(
-        data, reading, classes=classes, is_decoded=decode, journal=Journal(quiet=quiet)
-    )
+    journal = Journal(quiet=quiet)
+    if near_duplicates:
+        if not decode:
+            raise ConfigError(
+                "altered copies show in pixels only; leave --no-decode or --near-duplicates out"
+            )
+        from pixelplay.model.copies import scan_closely
+
+        index, audit = scan_closely(data, reading, classes=classes, journal=journal)
+    else:
+        index, audit = scanning.scan(data, reading, classes=classes, is_decoded=decode, journal=journal)
     _print_result(json, lambda: scan_to_json(index, audit), lambda: summarise_scan(index, audit))
 
 

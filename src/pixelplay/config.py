@@ -264,8 +264,12 @@ class TrainConfig:
     """File of the classes that the test side expects: a list, `class,count` rows, a sample submission."""
     relabel: File = None
     """Table of path and label (suspects.csv, mended): other labels to learn from; an empty one leaves out."""
+    drop_suspects: Flag = False
+    """Do not learn from training photographs whose labels look wrong to a probe that has not seen them."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
     """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
+    near_duplicates: Flag = False
+    """Keep resized, cut, mirrored and otherwise altered copies of a photograph on one side of each split."""
     imbalance: Imbalance = "auto"
     """How rare classes are helped while learning; auto compares on held-out features."""
     logit_tau: Annotated[float, shown("TAU")] = 1.0

@@ -12,7 +12,6 @@ from pixelplay.data.scan import name_labelled, say_what_was_assumed
 from pixelplay.data.source import list_all, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.held_out import score_held_out
 from pixelplay.evaluation.operating_point import find_positive
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.joint import JointPredictor
@@ -20,7 +19,9 @@ from pixelplay.inference.predictor import Predictions, Predictor, collect_predic
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
 from pixelplay.model.bundle import write_bundle
+from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
+from pixelplay.model.reading import read_photographs
 from pixelplay.outputs.compared import compare_runs
 from pixelplay.outputs.crossval import (
     CrossvalReport,
@@ -36,26 +37,27 @@ from pixelplay.outputs.judged import (
     judge_test,
     labels_among,
 )
-from pixelplay.outputs.records import TrainReport, make_report, say_what_was_found, write_records
+from pixelplay.outputs.records import TrainReport, make_report, write_records
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.training.bench import Workplace
 from pixelplay.training.deal import check_enough
-from pixelplay.training.deploy import decide_by_held_out, deploy_folds, make_bundle
+from pixelplay.training.deploy import deploy_folds, deploy_learned, make_bundle
 from pixelplay.training.depth import check_depth
+from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.folds import (
     check_repeats,
     learn_folds,
-    score_folds,
     with_left_out,
     without_test,
 )
 from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import learn
-from pixelplay.training.material import Material, read_photographs, sort_out
+from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import follow, read_plan
 from pixelplay.training.resume import check_photographs, check_settings
+from pixelplay.training.suspected import without_suspects
 
 StrPath = str | os.PathLike[str]
 
@@ -97,21 +99,20 @@ def train(
         index = name_labelled(os.fspath(source), config, journal)
         material, backbone = _see(index, config, workplace, journal)
 
+        if config.drop_suspects:
+            material = without_suspects(material, config, journal)
+
         # Held-out photographs of the learning part choose how deep to train, then T and tau.
         learned = learn(material, backbone, config, workplace, journal)
-        decision = decide_by_held_out(learned, material, config, journal)
-        decided = decision.apply(learned.logits)
-        rows = learned.held_out
-        scores = score_held_out(*decided, material.labels[rows], material.parts.groups[rows], learned.part)
-        answer = learned.backbone, learned.head
-        bundle = make_bundle(
-            answer, decision, scores, learned.learned_from, material, backbone, config, device
-        )
+        deployed = deploy_learned(learned, material, backbone, config, device, journal)
+        bundle = make_bundle(deployed, material, backbone, config, device)
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # The test part is read once, here, and chooses nothing.
+        answer, decision = deployed.answer, deployed.decision
         ask = partial(answer_rows, answer, material, backbone, config, device)
-        held_out = judge_held_out(material, learned.held_out, decided, ask, decision, config.seed)
+        decided = decision.apply(learned.logits)
+        held_out = judge_held_out(material, learned, decided, ask, decision, config.seed)
         judged = held_out, judge_test(material, ask, decision, config.seed)
         report = make_report(os.fspath(out_dir), config, material, learned, decision, judged, journal.notes)
         write_records(folder, config, material, learned, report, judged)
@@ -168,14 +169,11 @@ def cross_validate(
         deployed = deploy_folds(
             validation, material, backbone, config, workplace, journal, is_single=is_single
         )
-        answer, decision = deployed.answer, deployed.decision
-        scores = score_folds(validation, material)
-        bundle = make_bundle(
-            answer, decision, scores, deployed.learned_from, material, backbone, config, device
-        )
+        bundle = make_bundle(deployed, material, backbone, config, device)
         write_bundle(bundle, os.path.join(folder, "model"))
 
         # A test part that the data gives is read once, here, and chooses nothing.
+        answer, decision = deployed.answer, deployed.decision
         ask = partial(answer_rows, answer, material, backbone, config, device)
         test = judge_test(material, ask, decision, config.seed)
         validation = with_left_out(validation, material.left_out, ask(material.left_out), decision)
@@ -336,7 +334,10 @@ def _see(
         input_size=config.input_size,
     )
     photographs = read_photographs(index, backbone, config, device, journal)
-    material = sort_out(index, photographs, config, corrected)
+    near = []
+    if config.near_duplicates:
+        near = look_for_copies(index, photographs, config.compute.num_workers, journal)
+    material = sort_out(index, photographs, config, corrected, [pair.members for pair in near])
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)
     return material, backbone

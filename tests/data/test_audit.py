@@ -12,16 +12,19 @@ import pytest
 
 from photographs import bomb_png, draw, encode
 from pixelplay.data.audit import (
+    ClassCoverage,
     Duplicates,
     audit_images,
     count_kinds,
     describe_set,
     digest_bytes,
     find_duplicates,
-    name_absent_classes,
+    first_of_each,
+    measure_coverage,
 )
 from pixelplay.data.decode import ImageInfo
 from pixelplay.data.index import ImageIndex, make_index
+from pixelplay.data.near import form_sets
 from pixelplay.data.source import scan_source
 from pixelplay.data.store import FolderStore, ImageStore
 
@@ -84,6 +87,11 @@ def planted(tmp_path: Path) -> ImageIndex:
             "train/dog/empty.png": b"",
         },
     )
+
+
+def audit_digests(index: ImageIndex) -> list[bytes]:
+    contents = [index.store.read(path) if index.store.size(path) else b"" for path in index.paths]
+    return [digest_bytes(content) if content else b"" for content in contents]
 
 
 def check_planted(index: ImageIndex, duplicates: Duplicates) -> None:
@@ -193,6 +201,45 @@ def test_an_empty_digest_equals_none(planted: ImageIndex) -> None:
     assert find_duplicates(planted, [b""] * len(planted)).sets == ()
 
 
+def test_near_copies_form_sets_with_their_equals(planted: ImageIndex) -> None:
+    position = {path: i for i, path in enumerate(planted.paths)}
+    digests = audit_digests(planted)
+    firsts = first_of_each(digests)
+    assert len(firsts) == 5
+    first_cat, fifth = position["train/cat/1.png"], position["train/cat/9.png"]
+    duplicates = find_duplicates(planted, digests, [(first_cat, fifth)])
+    check_exact = find_duplicates(planted, digests)
+    assert duplicates.sets == check_exact.sets
+    assert named(planted, duplicates.near) == [{"train/cat/1.png", "train/cat/2.png", "train/cat/9.png"}]
+    assert duplicates.copies == duplicates.sets + duplicates.near
+    assert (duplicates.conflicts, duplicates.leaks) == (check_exact.conflicts, check_exact.leaks)
+
+
+def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageIndex) -> None:
+    position = {path: i for i, path in enumerate(planted.paths)}
+    pairs = [(position["train/cat/1.png"], position["test/7.png"])]
+    duplicates = find_duplicates(planted, audit_digests(planted), pairs)
+    near = {"train/cat/1.png", "train/cat/2.png", "test/7.png", "train/dog/8.png"}
+    assert named(planted, duplicates.near) == [near]
+    assert near in named(planted, duplicates.conflicts)
+    assert near in named(planted, duplicates.leaks)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_linked", "is_large"), [(40, 10, False), (40, 11, True), (2000, 20, False), (2000, 21, True)]
+)
+def test_what_hangs_together_with_too_many_is_shown_not_kept_together(
+    n: int, n_linked: int, is_large: bool
+) -> None:
+    index = make_index("none", FolderStore("nowhere"), [f"{i}" for i in range(n)], ["a"] * n, [None] * n)
+    digests = [f"{i}".encode() for i in range(n)]
+    chain = [(i, i + 1) for i in range(n_linked - 1)]
+    duplicates = find_duplicates(index, digests, [*chain, (n - 2, n - 1)])
+    assert (len(duplicates.large) > 0) == is_large
+    assert (n - 2, n - 1) in duplicates.near
+    assert len(duplicates.near) == (1 if is_large else 1 + len(form_sets(chain)))
+
+
 def test_a_digest_is_16_bytes_of_blake2b() -> None:
     assert digest_bytes(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
 
@@ -219,26 +266,34 @@ def test_a_set_is_described_by_path_label_and_part(planted: ImageIndex) -> None:
     ]
 
 
-# Absent classes
+# What the test side expects
 
 
 def test_ten_absent_classes_of_fifty_with_40_percent_of_the_test_images_bound_accuracy_to_60() -> None:
     classes = [f"c{k}" for k in range(50)]
     counts = np.array([100] * 40 + [0] * 10)
     expected = dict.fromkeys(classes[:40], 30) | dict.fromkeys(classes[40:], 80)
-    absent, reachable = name_absent_classes(classes, counts, expected)
-    assert absent == classes[40:]
-    assert reachable == pytest.approx(0.6)
+    coverage = measure_coverage(classes, counts, expected)
+    assert coverage.absent == tuple(classes[40:])
+    assert coverage.reachable == pytest.approx(0.6)
+    assert (coverage.few, coverage.in_few) == ({}, 0.0)
     # a class that the training side has never heard of is as absent as one without photographs
-    assert name_absent_classes(classes[:40], counts[:40], expected) == (absent, reachable)
+    assert measure_coverage(classes[:40], counts[:40], expected) == coverage
 
 
-def test_without_counts_absent_classes_are_named_and_nothing_is_bounded() -> None:
-    expected = {"a": 3, "b": None, "c": 4}
-    assert name_absent_classes(["a", "b"], np.array([1, 0]), expected) == (["b", "c"], None)
-    assert name_absent_classes(["a"], np.array([1]), {}) == ([], None)
-    assert name_absent_classes(["a"], np.array([1]), {"a": 0}) == ([], None)
+def test_without_counts_absent_and_rare_classes_are_named_and_nothing_is_bounded() -> None:
+    coverage = measure_coverage(["a", "b"], np.array([1, 0]), {"a": 3, "b": None, "c": 4})
+    assert coverage == ClassCoverage(absent=("b", "c"), few={"a": 1}, reachable=None, in_few=None)
+    nothing = ClassCoverage(absent=(), few={}, reachable=None, in_few=None)
+    assert measure_coverage(["a"], np.array([1]), {}) == nothing
+    assert measure_coverage(["a"], np.array([10]), {"a": 0}) == nothing
 
 
-def test_with_every_class_present_nothing_is_absent() -> None:
-    assert name_absent_classes(["a", "b"], np.array([1, 2]), {"a": 1, "b": 9}) == ([], 1.0)
+def test_classes_with_few_photographs_are_counted_with_their_share_of_the_test_side() -> None:
+    coverage = measure_coverage(["a", "b", "c"], np.array([9, 10, 1]), {"a": 1, "b": 6, "c": 3})
+    assert coverage == ClassCoverage(absent=(), few={"a": 9, "c": 1}, reachable=1.0, in_few=0.4)
+
+
+def test_with_enough_of_every_class_nothing_is_missing() -> None:
+    coverage = measure_coverage(["a", "b"], np.array([10, 20]), {"a": 1, "b": 9})
+    assert coverage == ClassCoverage(absent=(), few={}, reachable=1.0, in_few=0.0)

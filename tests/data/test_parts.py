@@ -92,6 +92,30 @@ def test_training_copies_of_test_photographs_are_removed_and_listed() -> None:
     ]
 
 
+def near(index: ImageIndex, *pairs: tuple[int, int]) -> Duplicates:
+    """No two files equal, but these pairs altered copies of each other."""
+    return find_duplicates(index, [f"only {i}".encode() for i in range(len(index))], pairs)
+
+
+def test_altered_copies_of_test_photographs_are_removed_too() -> None:
+    index = index_of("aabbaabb", "ttttvsss")
+    # the second set hangs together over a photograph of the test part
+    parts = make_parts(index, near(index, (0, 5), (1, 6), (2, 6)), CONFIG)
+    np.testing.assert_array_equal(parts.removed, [0, 1, 2])
+    np.testing.assert_array_equal(parts.copied, [5, 6])
+
+
+@given(st.integers(0, 50))
+def test_altered_copies_never_straddle_a_split(seed: int) -> None:
+    index = index_of("ab" * 30)
+    rng = np.random.default_rng(seed)
+    pairs = [(int(i), int(i + 30)) for i in rng.choice(30, 6, replace=False)]
+    parts = make_parts(index, near(index, *pairs), TrainConfig(tune="partial", seed=seed))
+    side = np.zeros(60, dtype=np.int64)
+    side[parts.split.val], side[parts.split.test] = 1, 2
+    assert all(side[i] == side[j] for i, j in pairs)
+
+
 def test_copies_inside_one_part_are_no_leak() -> None:
     index = index_of("aabb" * 2, "ttttssss")
     parts = make_parts(index, copies(index, (0, 1), (4, 5)), CONFIG)

@@ -128,9 +128,10 @@ def test_the_table_has_the_columns_that_were_asked_for(
     if ending == "csv":
         with open(out, newline="") as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0])[-2:] == ["answered", "prediction_set"]
+        assert list(rows[0])[-3:] == ["answered", "novelty", "prediction_set"]
         broken = next(row for row in rows if row["status"] != "ok")
-        assert (broken["answered"], broken["prediction_set"]) == ("", "")
+        assert (broken["answered"], broken["novelty"], broken["prediction_set"]) == ("", "", "")
+        assert all(0 < float(row["novelty"]) < 1 for row in rows if row is not broken)
         read = [
             (json.loads(row["answered"]), json.loads(row["prediction_set"]), row)
             for row in rows
@@ -139,7 +140,8 @@ def test_the_table_has_the_columns_that_were_asked_for(
     else:
         rows = pq.read_table(out).to_pylist()
         broken = next(row for row in rows if row["status"] != "ok")
-        assert broken["answered"] is broken["prediction_set"] is None
+        assert broken["answered"] is broken["novelty"] is broken["prediction_set"] is None
+        assert all(0 < row["novelty"] < 1 for row in rows if row is not broken)
         read = [(row["answered"], row["prediction_set"], row) for row in rows if row is not broken]
     for answered, classes, row in read:
         assert answered == (float(row["probability"]) >= 0.9)
@@ -149,4 +151,4 @@ def test_the_table_has_the_columns_that_were_asked_for(
 def test_python_asks_the_same_way(drawn_photographs: Path, tiny_run: Path, tmp_path: Path) -> None:
     caution = pixelplay.CautionConfig(min_confidence=0.5)
     pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.csv", caution=caution)
-    assert (tmp_path / "p.csv").read_text().splitlines()[0].endswith(",answered")
+    assert (tmp_path / "p.csv").read_text().splitlines()[0].endswith(",answered,novelty")

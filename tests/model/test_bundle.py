@@ -16,12 +16,19 @@ from conftest import TINY
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
 
-FILES = ["backbone.safetensors", "bundle.json", "calibration.safetensors", "head.safetensors"]
+FILES = [
+    "backbone.safetensors",
+    "bundle.json",
+    "calibration.safetensors",
+    "head.safetensors",
+    "novelty.safetensors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,14 @@ def bundle(tiny_weights: Path) -> Bundle:
             aps=np.array([0.6, 1.0]),
             confidence=np.array([0.9, 0.5]),
             is_right=np.array([True, False]),
+        ),
+        novelty=Novelty(
+            mean=rng.normal(size=n_features).astype(np.float32),
+            scale=np.ones(n_features, np.float32),
+            references=rng.normal(size=(5, n_features)).astype(np.float16),
+            centre=np.array([0.3, -2.0]),
+            spread=np.array([1.0, 0.5]),
+            scores=np.array([-1.0, 0.0, 2.5]),
         ),
     )
 
@@ -86,9 +101,18 @@ def refused(folder: Path) -> str:
 
 def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
     again = read_bundle(str(folder))
-    for name in {field.name for field in fields(Bundle)} - {"backbone", "head", "priors", "held_out"}:
+    for name in {field.name for field in fields(Bundle)} - {
+        "backbone",
+        "head",
+        "priors",
+        "held_out",
+        "novelty",
+    }:
         assert getattr(again, name) == getattr(bundle, name), name
     np.testing.assert_array_equal(again.priors, bundle.priors)
+    for part in ("held_out", "novelty"):
+        for name, values in vars(getattr(bundle, part)).items():
+            np.testing.assert_array_equal(getattr(getattr(again, part), name), values, strict=True)
     np.testing.assert_array_equal(again.head.weight, bundle.head.weight)
     np.testing.assert_array_equal(again.head.bias, bundle.head.bias)
     old, new = bundle.backbone.state_dict(), again.backbone.state_dict()
@@ -158,7 +182,7 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "3", '{"classes": []}', '{"format_version": "1", "sha256": {}}', "[" * 100_000,
-     '{"format_version": 2}', '{"format_version": 0, "sha256": {}}', "\udcff"],
+     '{"format_version": 3}', '{"format_version": 0, "sha256": {}}', "\udcff"],
 )  # fmt: skip
 def test_foreign_or_truncated_json_is_one_line(text: str, folder: Path) -> None:
     (folder / "bundle.json").write_text(text, "utf-8", errors="surrogateescape")
@@ -173,12 +197,12 @@ def test_json_cut_short_is_one_line(folder: Path) -> None:
 
 def test_an_older_version_says_to_train_again(folder: Path) -> None:
     change(folder, lambda content: content.update(format_version=1))
-    assert "format version 1, of an older PixelPlay; this one reads 2: train it again" in refused(folder)
+    assert "format version 1, of an older PixelPlay; this one reads 3: train it again" in refused(folder)
 
 
 def test_a_newer_version_says_to_update(folder: Path) -> None:
     change(folder, lambda content: (content.clear(), content.update(format_version=99)))
-    assert "format version 99, this PixelPlay reads 2; update PixelPlay" in refused(folder)
+    assert "format version 99, this PixelPlay reads 3; update PixelPlay" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,8 @@ from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import list_files
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
-from pixelplay.model.features import (
-    FeatureExtractor,
-    PhotographFeatures,
-    pick_device,
-    pick_precision,
-    read_features,
-)
+from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
+from pixelplay.model.reading import PhotographFeatures, read_features
 
 MakeExtractor = Callable[..., FeatureExtractor]
 

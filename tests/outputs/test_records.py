@@ -133,7 +133,7 @@ def test_predictions_csv_gives_the_figures_of_metrics_json(
 def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, Journal]) -> None:
     run = odd[1]
     split = read_json(run / "split.json")
-    assert list(split) == ["train", "val", "test", "removed"]
+    assert list(split) == ["train", "val", "test", "removed", "dropped"]
     assert split["removed"] == ["train/bars/copy.jpg"]
     assert {path.split("/")[0] for path in split["train"]} == {"train"}
     assert {path.split("/")[0] for path in split["test"]} == {"test"}
@@ -175,7 +175,7 @@ def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, Journal]) -> None:
     for said in (
         "1 photograph cannot be used, hence left out: train/dots/cut.jpg",
         "1 training photograph not learned from, as copies of test photographs",
-        "1 set of identical photographs with different labels",
+        "1 set of copies with different labels",
         "one photograph only, so no held-out figure: single",
         "1 expected classes have no training photograph: rings",
         "can pass 75.0% accuracy",

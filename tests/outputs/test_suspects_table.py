@@ -45,8 +45,8 @@ def test_planted_wrong_labels_are_listed_with_what_they_are(run: Path) -> None:
 
 def test_a_file_with_two_labels_is_listed_under_both(run: Path) -> None:
     found = {row["path"]: row for row in _rows(run)}
-    assert "the same file as rings/002.jpg, a 'rings'" in found["bars/twin.jpg"]["reason"]
-    assert "the same file as bars/twin.jpg, a 'bars'" in found["rings/002.jpg"]["reason"]
+    assert "the same photograph as rings/002.jpg, a 'rings'" in found["bars/twin.jpg"]["reason"]
+    assert "the same photograph as bars/twin.jpg, a 'bars'" in found["rings/002.jpg"]["reason"]
 
 
 def test_rows_stand_in_the_order_of_suspicion(run: Path) -> None:

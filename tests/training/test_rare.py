@@ -225,6 +225,7 @@ def test_progress_counts_the_strengths_of_both_candidates() -> None:
     for imbalance in ("none", "class_weights", "auto"):
         calls[imbalance] = []
         config = TrainConfig(imbalance=imbalance)
-        fit_fair_probe(features, labels, np.arange(len(labels)), folds, config, calls[imbalance].append)
+        groups, count = np.arange(len(labels)), calls[imbalance].append
+        fit_fair_probe(features, labels, groups, folds, config, on_progress=count)
     assert calls["auto"] == calls["none"] + calls["class_weights"]
     assert set(calls["auto"]) == {1}

@@ -15,7 +15,8 @@ from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, Train
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.model.features import Device, PhotographFeatures
+from pixelplay.model.features import Device
+from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.resume import check_photographs, check_settings

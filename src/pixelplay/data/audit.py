@@ -14,25 +14,39 @@ from pixelplay.data.cache import DIGEST_BYTES
 from pixelplay.data.decode import ImageInfo, decode_image, probe_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
+from pixelplay.data.near import form_sets
+from pixelplay.data.split import merge_groups
 from pixelplay.errors import ImageError
 
+FEW = 10  # photographs of a class: with fewer, neither a classifier nor its figures can be relied on
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
+MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
 BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Sets of positions whose photographs are the same, byte for byte.
+    """Sets of positions whose photographs are the same.
 
     Attributes:
-        sets: every set of two or more.
-        conflicts: those whose members carry different labels.
-        leaks: those that lie in more than one given part.
+        sets: byte for byte, every set of two or more.
+        near: re-encoded, resized, cut, mirrored, brightened or watermarked copies; a photograph may be in
+            several of these sets.
+        large: likewise, sets so large that they rather are a kind of photograph; nothing follows from them.
+        conflicts: those of `sets` and `near` whose members carry different labels.
+        leaks: those of them that lie in more than one given part.
     """
 
     sets: tuple[tuple[int, ...], ...]
+    near: tuple[tuple[int, ...], ...]
+    large: tuple[tuple[int, ...], ...]
     conflicts: tuple[tuple[int, ...], ...]
     leaks: tuple[tuple[int, ...], ...]
+
+    @property
+    def copies(self) -> tuple[tuple[int, ...], ...]:
+        """Sets, exact and near, that must not lie on two sides of a split."""
+        return self.sets + self.near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,57 +107,92 @@ def audit_images(
     return Audit(errors=dict(sorted(errors.items())), duplicates=duplicates, infos=infos)
 
 
-def find_duplicates(index: ImageIndex, digests: Sequence[bytes]) -> Duplicates:
-    """Group photographs with equal digests (N,); an empty digest equals none."""
+def find_duplicates(
+    index: ImageIndex, digests: Sequence[bytes], pairs: Sequence[tuple[int, int]] = ()
+) -> Duplicates:
+    """Group photographs with equal digests (N,), and copies that were found otherwise.
+
+    Args:
+        digests: an empty one equals none.
+        pairs: near copies, by the position of one photograph of each digest.
+    """
     by_digest: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         if digest:
             by_digest.setdefault(digest, []).append(i)
     sets = tuple(tuple(members) for members in by_digest.values() if len(members) > 1)
+    near, large = (
+        tuple(tuple(j for i in members for j in by_digest[digests[i]]) for members in found)
+        for found in _split_by_size(form_sets(pairs), len(index))
+    )
     return Duplicates(
         sets=sets,
-        conflicts=tuple(s for s in sets if _n_distinct(index.labels, s) > 1),
-        leaks=tuple(s for s in sets if _n_distinct(index.parts, s) > 1),
+        near=near,
+        large=large,
+        conflicts=tuple(s for s in sets + near if _n_distinct(index.labels, s) > 1),
+        leaks=tuple(s for s in sets + near if _n_distinct(index.parts, s) > 1),
     )
 
 
-def name_absent_classes(
+def first_of_each(digests: Sequence[bytes]) -> NDArray[np.int64]:
+    """Positions of one photograph for each digest, ascending; an empty digest has none."""
+    firsts = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest}
+    return np.array(sorted(firsts.values()), dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCoverage:
+    """What there is to learn from of the classes that the test side expects.
+
+    Attributes:
+        absent: classes without a photograph.
+        few: class with fewer than FEW → how many.
+        reachable: share of the test photographs that any classifier of the others can get right; None where
+            their counts are unknown.
+        in_few: share of them that belong to classes with few; None likewise.
+    """
+
+    absent: tuple[str, ...]
+    few: Mapping[str, int]
+    reachable: float | None
+    in_few: float | None
+
+
+def measure_coverage(
     classes: Sequence[str], counts: NDArray[np.int64], expected: Mapping[str, int | None]
-) -> tuple[list[str], float | None]:
-    """Find the expected classes without a training image, and what they bound accuracy to.
+) -> ClassCoverage:
+    """Find the expected classes that have no or too few training photographs.
 
     Args:
         classes: (K,) names of the classes.
-        counts: (K,) training images of each.
-        expected: class → number of test images, None where unknown.
-
-    Returns:
-        The absent classes, and the share of test images that any classifier of the present
-        classes can get right; None where the counts are unknown.
+        counts: (K,) training photographs of each.
+        expected: class → number of test photographs, None where unknown.
     """
-    trained = {name for name, n in zip(classes, counts, strict=True) if n > 0}
-    absent = [name for name in expected if name not in trained]
-    known = [n for n in expected.values() if n is not None]
-    if len(known) < len(expected) or sum(known) == 0:
-        return absent, None
-    reachable = sum(n for name, n in expected.items() if n is not None and name in trained)
-    return absent, reachable / sum(known)
+    learned = dict(zip(classes, counts.tolist(), strict=True))
+    trained = {name: learned.get(name, 0) for name in expected}
+    few = {name: n for name, n in trained.items() if 0 < n < FEW}
+    tested = {name: n for name, n in expected.items() if n is not None}
+    n_tested = sum(tested.values())
+    is_known = len(tested) == len(expected) and n_tested > 0
+    return ClassCoverage(
+        absent=tuple(name for name, n in trained.items() if n == 0),
+        few=few,
+        reachable=sum(n for name, n in tested.items() if trained[name]) / n_tested if is_known else None,
+        in_few=sum(tested[name] for name in few) / n_tested if is_known else None,
+    )
 
 
-def find_absent_classes(index: ImageIndex) -> tuple[list[str], float | None]:
-    """Find the classes that the test side expects and training has no photograph of.
+def find_coverage(index: ImageIndex) -> ClassCoverage:
+    """Find the classes that the test side expects and training has no or too few photographs of.
 
     What is expected is what a list or sample submission names, else what a given test part holds.
-
-    Returns:
-        As `name_absent_classes`.
     """
     is_test = index.in_part("test")
     expected = dict(index.expected)
     if not expected:
         tested = index.class_counts(is_test)
         expected = {name: int(n) for name, n in zip(index.classes, tested, strict=True) if n}
-    return name_absent_classes(index.classes, index.class_counts(~is_test), expected)
+    return measure_coverage(index.classes, index.class_counts(~is_test), expected)
 
 
 def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:
@@ -191,6 +240,20 @@ def _worth_reading(index: ImageIndex, errors: dict[int, ImageError]) -> list[int
             errors[i] = error
     _, position, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     return [int(i) for i in np.flatnonzero((counts[position] > 1) & (sizes > 0))]
+
+
+def _split_by_size(
+    sets: Sequence[tuple[int, ...]], n: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Tell sets of copies from those that hang together with too many others to be any."""
+    groups = merge_groups(n, sets)
+    sizes = np.bincount(groups, minlength=1)
+    limit = max(MAX_COPIES, MAX_COPIES_FRAC * n)
+    is_large = [bool(sizes[groups[members[0]]] > limit) for members in sets]
+    return (
+        [members for members, large in zip(sets, is_large, strict=True) if not large],
+        [members for members, large in zip(sets, is_large, strict=True) if large],
+    )
 
 
 def _n_distinct(values: NDArray[Any], members: Sequence[int]) -> int:

@@ -34,8 +34,8 @@ class Parts:
 def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -> Parts:
     """Honour given parts; hold out a test part where the data has none.
 
-    Exact duplicates never straddle a split made here. A given split is kept, and training
-    copies of its test images are removed from training.
+    Copies never straddle a split made here. A given split is kept, and training copies of its test
+    images are removed from training.
 
     Args:
         index: N labelled, readable images.
@@ -73,13 +73,13 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
 
 
 def join_groups(index: ImageIndex, duplicates: Duplicates) -> IntArray:
-    """Number (N,) what must stay together: the user's groups, joined by exact duplicates."""
+    """Number (N,) what must stay together: the user's groups, joined by copies."""
     given: list[list[int]] = []
     if index.groups is not None:
         order = np.argsort(index.groups, kind="stable")
         borders = np.flatnonzero(np.diff(index.groups[order])) + 1
         given = [[int(i) for i in rows] for rows in np.split(order, borders) if len(rows) > 1]
-    return merge_groups(len(index), duplicates.sets, given)
+    return merge_groups(len(index), duplicates.copies, given)
 
 
 def check_learnable(index: ImageIndex, is_readable: NDArray[np.bool_]) -> None:
@@ -147,9 +147,11 @@ def _note_lost(index: ImageIndex, learning: NDArray[np.bool_], removed: IntArray
 
 
 def _copies_of(duplicates: Duplicates, those: NDArray[np.bool_], among: NDArray[np.bool_]) -> IntArray:
-    """Positions in `among` that are exact copies of something in `those`."""
-    found = [i for members in duplicates.sets if any(those[j] for j in members) for i in members if among[i]]
-    return np.array(sorted(found), dtype=np.int64)
+    """Positions in `among` that are copies of something in `those`."""
+    found = [
+        i for members in duplicates.copies if any(those[j] for j in members) for i in members if among[i]
+    ]
+    return np.array(sorted(set(found)), dtype=np.int64)
 
 
 def _note_straddling(index: ImageIndex, test: NDArray[np.bool_]) -> list[str]:

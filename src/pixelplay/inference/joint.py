@@ -73,6 +73,7 @@ class JointPredictor:
                 chunks[0],
                 probs=probs,
                 pred=pred,
+                novelty=np.mean([chunk.novelty for chunk in chunks], axis=0),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
             )

@@ -21,7 +21,8 @@ from pixelplay.evaluation.calibration import decide, natural_probs
 from pixelplay.evaluation.held_out import HeldOut
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
-from pixelplay.model.features import FeatureExtractor, Loaded, pick_device, pick_precision, stream_features
+from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
+from pixelplay.model.reading import Loaded, stream_features
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
 Images = str | os.PathLike[str] | ImageIndex | Sequence[str | os.PathLike[str] | InMemoryImage]
@@ -40,6 +41,8 @@ class Predictions:
             the most probable one.
         classes: (K,) names.
         digests: (N,) content digest of each file, b"" where it could not be read.
+        novelty: (N,) in [0, 1], share of held-out photographs that are less unlike what was learned from;
+            NaN in a row without prediction, None for what was predicted in training.
         answered: (N,) whether the model is sure enough; None where nothing was asked.
         sets: (N, K) classes among which the true one is, as often as asked; None likewise.
     """
@@ -51,6 +54,7 @@ class Predictions:
     pred: NDArray[np.int64]
     classes: tuple[str, ...]
     digests: tuple[bytes, ...]
+    novelty: NDArray[np.float64] | None = None
     answered: NDArray[np.bool_] | None = None
     sets: NDArray[np.bool_] | None = None
 
@@ -169,6 +173,8 @@ class Predictor:
         probs = np.full(logits.shape, np.nan)
         is_ok = np.array([loaded.error is None for loaded in chunk])
         probs[is_ok] = natural_probs(logits[is_ok], bundle.temperature)
+        novelty = np.full(len(logits), np.nan)
+        novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
         return Predictions(
             paths=tuple(paths),
             status=tuple("ok" if loaded.error is None else loaded.error.status for loaded in chunk),
@@ -177,6 +183,7 @@ class Predictor:
             pred=decide(probs, bundle.priors, bundle.tau),
             classes=bundle.classes,
             digests=tuple(loaded.digest for loaded in chunk),
+            novelty=novelty,
         )
 
 
@@ -191,12 +198,13 @@ def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) ->
         pred=np.concatenate([np.empty(0, np.int64), *(chunk.pred for chunk in chunks)]),
         classes=classes,
         digests=tuple(digest for chunk in chunks for digest in chunk.digests),
+        novelty=_join([chunk.novelty for chunk in chunks]),
         answered=_join([chunk.answered for chunk in chunks]),
         sets=_join([chunk.sets for chunk in chunks]),
     )
 
 
-def _join(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+def _join(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
     """Put columns together; None where none was asked for."""
     there = [part for part in parts if part is not None]
     return np.concatenate(there) if there else None

@@ -4,6 +4,7 @@ bundle.json          format_version, classes, backbone, preprocessing, decision,
 backbone.safetensors timm's own keys
 tuned.NN.safetensors likewise, of stages that were tuned beside those of the backbone; one for each branch
 calibration.safetensors  scores of held-out photographs, for prediction sets and abstention
+novelty.safetensors      features of photographs learned from, and the scale of novelty set by held-out ones
 head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
@@ -22,6 +23,7 @@ from pixelplay.config import MAX_INPUT_PX, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
 from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import (
     FEATURES_VERSION,
     Backbone,
@@ -35,11 +37,14 @@ from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
 from pixelplay.model.weights import file_sha256, read_state_dict
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
-BACKBONE, HEAD, CALIBRATION = (f"{name}.safetensors" for name in ("backbone", "head", "calibration"))
-HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of the last
+BACKBONE, HEAD, CALIBRATION, NOVELTY = (
+    f"{name}.safetensors" for name in ("backbone", "head", "calibration", "novelty")
+)
+HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of calibration
+NOVELTY_ARRAYS = ("mean", "scale", "references", "centre", "spread", "scores")
 MAX_BRANCHES = 100  # two digits in a file name
 
 
@@ -60,6 +65,7 @@ class Bundle:
         head: from features to logits.
         made_by: PixelPlay's version and the weights' origin.
         held_out: scores of photographs that were held out.
+        novelty: the scale on which a photograph is unlike what was learned from.
     """
 
     backbone: Backbone
@@ -75,6 +81,7 @@ class Bundle:
     head: LinearHead
     made_by: Mapping[str, str]
     held_out: HeldOut
+    novelty: Novelty
 
 
 def shorten_digest(digest: bytes) -> str:
@@ -94,6 +101,7 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
     files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
     files[HEAD] = save_arrays(bundle.head.arrays())
     files[CALIBRATION] = save_arrays({name: getattr(bundle.held_out, name) for name in HELD_OUT})
+    files[NOVELTY] = save_arrays({name: getattr(bundle.novelty, name) for name in NOVELTY_ARRAYS})
     for name, data in files.items():
         # written by Python, so that a full disk is an OSError like everywhere else
         with open(os.path.join(folder, name), "wb") as file:
@@ -131,7 +139,7 @@ def read_bundle(folder: str) -> Bundle:
     folder = find_bundle(folder)
     content = _read_content(os.path.join(folder, "bundle.json"))
     for name in sorted(
-        {BACKBONE, HEAD, CALIBRATION} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))
+        {BACKBONE, HEAD, CALIBRATION, NOVELTY} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))
     ):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
@@ -228,17 +236,40 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         trained_on=frozenset(content["trained_on"]),
         head=LinearHead(**{name: value.float().numpy() for name, value in head.items()}),
         made_by=dict(content["made_by"]),
-        held_out=_read_held_out(content["held_out"], os.path.join(folder, CALIBRATION)),
+        held_out=_read_held_out(content["held_out"], _read_arrays(os.path.join(folder, CALIBRATION))),
+        novelty=_read_novelty(_read_arrays(os.path.join(folder, NOVELTY))),
     )
 
 
-def _read_held_out(part: str, path: str) -> HeldOut:
-    kept = {name: value.numpy() for name, value in read_state_dict(path).items()}
+def _read_held_out(part: str, kept: Mapping[str, NDArray[Any]]) -> HeldOut:
     held_out = HeldOut(part=str(part), **{name: kept[name] for name in HELD_OUT})
     n = len(held_out.lac)
     if not n or any(kept[name].shape != (n,) or not np.isfinite(kept[name]).all() for name in HELD_OUT):
         raise ValueError(f"{CALIBRATION} of shapes {[kept[name].shape for name in HELD_OUT]}")
     return held_out
+
+
+def _read_novelty(kept: Mapping[str, NDArray[Any]]) -> Novelty:
+    novelty = Novelty(**{name: kept[name] for name in NOVELTY_ARRAYS})
+    n_features, n = len(novelty.mean), len(novelty.scores)
+    shapes = {
+        "mean": (n_features,),
+        "scale": (n_features,),
+        "references": (len(novelty.references), n_features),
+        "centre": (2,),
+        "spread": (2,),
+        "scores": (n,),
+    }
+    wrong = [name for name, shape in shapes.items() if kept[name].shape != shape]
+    wrong += [name for name in NOVELTY_ARRAYS if not kept[name].size or not np.isfinite(kept[name]).all()]
+    wrong += [name for name in ("scale", "spread") if not (kept[name] > 0).all()]
+    if wrong:
+        raise ValueError(f"{NOVELTY}: {wrong[0]}")
+    return novelty
+
+
+def _read_arrays(path: str) -> dict[str, NDArray[Any]]:
+    return {name: value.numpy() for name, value in read_state_dict(path).items()}
 
 
 def _with_branches(
@@ -282,6 +313,7 @@ def _check(bundle: Bundle) -> None:
         raise ValueError(f"head of shape {head.weight.shape} for {n_classes} classes, {n_features} features")
     is_sound = {
         "head": all(bool(np.isfinite(values).all()) for values in head.arrays().values()),
+        "novelty": len(bundle.novelty.mean) <= n_features,
         "classes": len(set(bundle.classes)) == n_classes >= 2,
         "priors": bundle.priors.shape == (n_classes,) and bool((bundle.priors > 0).all()),
         "temperature": 0 < bundle.temperature < np.inf,

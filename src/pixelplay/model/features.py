@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from pixelplay.config import ComputeConfig, Precision, TrainConfig
-from pixelplay.data.audit import digest_bytes
-from pixelplay.data.cache import PhotographCache
-from pixelplay.data.decode import DECODE_VERSION, decode_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.loader import map_ahead
-from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.errors import BundleError, ConfigError, ImageError
+from pixelplay.data.decode import DECODE_VERSION
+from pixelplay.data.transforms import Preprocessing
+from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone
 from pixelplay.model.fuse import fuse_for_inference
 
@@ -207,120 +203,3 @@ def _with_bf16_weights(backbone: Backbone) -> Backbone:
             for values in layer.parameters(recurse=False):
                 values.data = values.data.bfloat16().float()
     return rounded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """One photograph as it leaves the loader: prepared pixels, cached features, or an error."""
-
-    digest: bytes = b""
-    pixels: PixelArray | None = None
-    error: ImageError | None = None
-
-
-def stream_features(
-    extractor: FeatureExtractor,
-    load: Callable[[int], Loaded],
-    n: int,
-    *,
-    cache: PhotographCache | None = None,
-    num_workers: int | None = None,
-) -> Iterator[tuple[list[Loaded], FeatureArray]]:
-    """Yield photographs in order with their features, in chunks of any size.
-
-    Args:
-        load: gives photograph i; it runs in threads. One without pixels or error is in the cache.
-        n: number of photographs.
-
-    Yields:
-        Photographs of the chunk and their features (chunk, D); the row of an error is NaN.
-    """
-    waiting: list[Loaded] = []
-    n_pixels = 0
-    for loaded in map_ahead(load, n, num_workers=num_workers, ahead=2 * extractor.batch_size):
-        waiting.append(loaded)
-        n_pixels += loaded.pixels is not None
-        if n_pixels == extractor.batch_size or len(waiting) >= 1024:
-            yield waiting, _features_of(waiting, extractor, cache)
-            waiting, n_pixels = [], 0
-    if waiting:
-        yield waiting, _features_of(waiting, extractor, cache)
-
-
-def _features_of(
-    chunk: list[Loaded], extractor: FeatureExtractor, cache: PhotographCache | None
-) -> FeatureArray:
-    features = np.full((len(chunk), extractor.n_features), np.nan, np.float32)
-    fresh = [i for i, loaded in enumerate(chunk) if loaded.pixels is not None]
-    if fresh:
-        features[fresh] = extractor(np.stack([_pixels(chunk[i]) for i in fresh]))
-        if not np.isfinite(features[fresh]).all():
-            raise BundleError(
-                "the network gives features that are not finite; its weights are damaged, "
-                "or it needs --precision fp32"
-            )
-    for i, loaded in enumerate(chunk):
-        if cache is not None and loaded.error is None:
-            if loaded.pixels is None:
-                features[i] = cache.get(loaded.digest)
-            else:
-                cache.add(loaded.digest, features[i])
-    return features
-
-
-def _pixels(loaded: Loaded) -> PixelArray:
-    assert loaded.pixels is not None
-    return loaded.pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotographFeatures:
-    """What reading N photographs once has given.
-
-    Attributes:
-        values: (N, D) float32; NaN where a photograph could not be used.
-        digests: (N,) content of each file in 16 bytes; b"" where it could not be read.
-        errors: position → why a photograph could not be used.
-    """
-
-    values: FeatureArray
-    digests: list[bytes]
-    errors: dict[int, ImageError]
-
-
-def read_features(
-    index: ImageIndex,
-    extractor: FeatureExtractor,
-    cache: PhotographCache,
-    *,
-    num_workers: int | None = None,
-    on_progress: Callable[[int], object] = lambda n: None,
-) -> PhotographFeatures:
-    """Read, decode and extract every photograph once, in index order; known ones come from the cache."""
-
-    def load(i: int) -> Loaded:
-        path, digest = index.paths[i], b""
-        try:
-            data = index.store.read(path)
-            digest = digest_bytes(data)
-            if digest in cache:
-                return Loaded(digest=digest)
-            pixels = decode_image(data, path=path, target_px=extractor.preprocessing.input_size)
-            return Loaded(digest=digest, pixels=eval_view(pixels, extractor.preprocessing))
-        except ImageError as error:
-            return Loaded(digest=digest, error=error.detached())
-
-    values = np.empty((len(index), extractor.n_features), np.float32)
-    digests: list[bytes] = []
-    errors: dict[int, ImageError] = {}
-    try:
-        stream = stream_features(extractor, load, len(index), cache=cache, num_workers=num_workers)
-        for chunk, features in stream:
-            start = len(digests)
-            values[start : start + len(chunk)] = features
-            errors |= {start + i: seen.error for i, seen in enumerate(chunk) if seen.error is not None}
-            digests += [seen.digest for seen in chunk]
-            on_progress(len(chunk))
-    finally:
-        cache.flush()  # also when interrupted: what is computed is kept
-    return PhotographFeatures(values=values, digests=digests, errors=errors)

@@ -32,7 +32,7 @@ from pixelplay.outputs.records import (
     write_part,
 )
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
-from pixelplay.training.deploy import Deployed
+from pixelplay.training.deploy import DeployedFolds
 from pixelplay.training.fold_state import Fold
 from pixelplay.training.folds import CrossValidation
 from pixelplay.training.material import Material
@@ -145,7 +145,7 @@ def make_crossval_report(
     config: TrainConfig,
     material: Material,
     validation: CrossValidation,
-    deployed: Deployed,
+    deployed: DeployedFolds,
     test: Judged | None,
     notes: Sequence[str],
 ) -> CrossvalReport:
@@ -190,7 +190,7 @@ def write_crossval_records(
     material: Material,
     validation: CrossValidation,
     report: CrossvalReport,
-    deployed: Deployed,
+    deployed: DeployedFolds,
     test: Judged | None,
 ) -> None:
     """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json.
@@ -217,7 +217,7 @@ def write_crossval_records(
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def _describe_deployed(deployed: Deployed) -> dict[str, Mapping[str, Any]]:
+def _describe_deployed(deployed: DeployedFolds) -> dict[str, Mapping[str, Any]]:
     """Setting → its value, and what chose it."""
     decided = describe_decision(deployed.decision, "oof")
     if deployed.alone is not None:

@@ -15,10 +15,11 @@ from pixelplay.inference.predictor import Predictions
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle
-from pixelplay.model.features import Device, make_extractor
+from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was_learned
-from pixelplay.training.bench import read_rows
+from pixelplay.training.familiar import see_rows
+from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 
 Ask = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # positions (n,) to logits (n, K)
@@ -104,15 +105,12 @@ def answer_rows(
     backbone, head = answer
     if not len(rows):
         return np.empty((0, material.n_known), np.float32)
-    if backbone is loaded.backbone:
-        return head.logits(material.features[rows])
-    extractor = make_extractor(backbone, loaded.preprocessing, config, device)
-    return head.logits(read_rows(material, rows, extractor, config))
+    return head.logits(see_rows(backbone, material, loaded, config, device, rows))
 
 
 def judge_held_out(
     material: Material,
-    held_out: NDArray[np.int64],
+    learned: Learned,
     decided: tuple[NDArray[np.float64], NDArray[np.int64]],
     ask: Ask,
     decision: Decision,
@@ -123,13 +121,14 @@ def judge_held_out(
     Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
 
     Args:
-        held_out: (n,) positions that chose.
-        decided: their probabilities (n, K) and classes (n,).
+        decided: probabilities (n, K) and classes (n,) of the photographs that chose.
         ask: positions to logits, by the finished classifier, which has not learned from what was left out.
     """
     left_out = material.left_out
+    if learned.part == "oof":  # what was dropped is no part of a validation part
+        left_out = np.union1d(left_out, material.dropped)
     probs, pred = decision.apply(ask(left_out))
-    positions = np.concatenate([held_out, left_out])
+    positions = np.concatenate([learned.held_out, left_out])
     return judge(
         material, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
     )

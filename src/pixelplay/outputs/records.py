@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
-from pixelplay.data.audit import describe_set, find_absent_classes
-from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.audit import describe_set
 from pixelplay.data.split import IntArray
-from pixelplay.errors import counted, name_some
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
@@ -130,39 +126,6 @@ class TrainReport:
         }
 
 
-def say_what_was_found(material: Material, config: TrainConfig, journal: Journal) -> None:
-    """Note what a user must know about the data before believing a figure."""
-    index = material.scanned
-    if material.errors:
-        named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in material.errors.items()])
-        journal.note(f"{counted(len(material.errors), 'photograph')} cannot be used, hence left out: {named}")
-    if material.duplicates.conflicts:
-        first = " = ".join(index_path for index_path in _paths(material, material.duplicates.conflicts[0]))
-        n_sets = counted(len(material.duplicates.conflicts), "set")
-        journal.note(f"{n_sets} of identical photographs with different labels, for example {first}")
-    for note in material.parts.notes:
-        journal.note(note)
-    n_changed = int((material.labels != material.given).sum())
-    if config.relabel is not None:
-        n_left = len(material.left_out)
-        journal.note(
-            f"{config.relabel}: {counted(n_changed, 'label')} to learn from changed, "
-            f"{counted(n_left, 'photograph')} left out; figures are on the labels as given, those on the "
-            "corrected ones stand beside in metrics.json"
-        )
-    counts = material.learn_counts
-    lone = [name for name, n in zip(material.known_classes, counts, strict=True) if n == 1]
-    if lone:
-        journal.note(f"one photograph only, so no held-out figure: {name_some(lone)}")
-    _say_what_is_absent(index, journal)
-    ratio = imbalance_ratio(counts)
-    if ratio > HINT_RATIO and config.metric == "accuracy":
-        journal.note(
-            f"the largest class has {ratio:.0f} times the photographs of the smallest; "
-            "if rare classes count, train with --metric balanced_accuracy or macro_f1"
-        )
-
-
 def make_report(
     run_dir: str,
     config: TrainConfig,
@@ -205,7 +168,7 @@ def make_report(
         baseline=majority_baseline(counts, material.given[headline.positions], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
         chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
-        data=describe_data(material),
+        data={**describe_data(material), "dropped_suspects": list(_paths(material, material.dropped))},
         notes=tuple(notes),
         suspects=find_suspects_in(
             run_dir,
@@ -255,6 +218,7 @@ def write_split(folder: str, material: Material) -> None:
         part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
     }
     split["removed"] = list(_paths(material, material.parts.removed))
+    split["dropped"] = list(_paths(material, material.dropped))
     write_json(split, os.path.join(folder, "split.json"))
 
 
@@ -270,20 +234,6 @@ def write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
 def write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
     """Write the predictions of a part beside what was given."""
     write_predictions([judged.predictions], judged.predictions.classes, path, columns)
-
-
-def _say_what_is_absent(index: ImageIndex, journal: Journal) -> None:
-    """Name expected classes without a training photograph, and what that bounds accuracy to."""
-    absent, reachable = find_absent_classes(index)
-    if absent:
-        bound = (
-            ""
-            if reachable is None
-            else f"; no classifier of the others can pass {reachable:.1%} accuracy there"
-        )
-        journal.note(
-            f"{len(absent)} expected classes have no training photograph: {name_some(absent)}{bound}"
-        )
 
 
 def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, Any]]:
@@ -321,6 +271,8 @@ def describe_data(material: Material) -> dict[str, Any]:
         ],
         "skipped": dict(index.skipped),
         "duplicates": [describe_set(index, members) for members in duplicates.sets],
+        "near_duplicates": [describe_set(index, members) for members in duplicates.near],
+        "look_alikes": [describe_set(index, members) for members in duplicates.large],
         "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
         "removed_from_training": list(_paths(material, material.parts.removed)),
         "corrections": [

@@ -5,10 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixelplay.data.audit import Audit, count_kinds, describe_set, find_absent_classes
-from pixelplay.data.imbalance import imbalance_ratio
-from pixelplay.data.index import ImageIndex
-from pixelplay.errors import SHOWN, counted, name_some, printable
+from pixelplay.errors import counted, printable
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Evaluation
 from pixelplay.evaluation.operating_point import OperatingPoint
@@ -36,72 +33,6 @@ HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
 MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
 MAX_CONFUSION = 12
 MAX_SUSPECTS = 20
-
-
-def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
-    """Everything that scan found, each finding with its files."""
-    counts = index.class_counts()
-    formats, smallest, largest = count_kinds(audit)
-    duplicates = audit.duplicates
-    absent, reachable = find_absent_classes(index)
-    return {
-        "source": index.source,
-        "n": len(index),
-        "n_unlabelled": int((index.labels < 0).sum()),
-        "classes": {name: int(n) for name, n in zip(index.classes, counts, strict=True)},
-        "parts": {
-            part: int(index.in_part(part).sum())
-            for part in ("train", "val", "test")
-            if index.in_part(part).any()
-        },
-        "imbalance_ratio": imbalance_ratio(counts),
-        "formats": dict(formats.most_common()),
-        "smallest_px": smallest,
-        "largest_px": largest,
-        "unreadable": [
-            {"path": e.path, "status": e.status, "reason": e.reason} for e in audit.errors.values()
-        ],
-        "duplicates": [describe_set(index, members) for members in duplicates.sets],
-        "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
-        "leaks": [describe_set(index, members) for members in duplicates.leaks],
-        "expected_without_images": absent,
-        "reachable_accuracy": reachable,
-        "skipped": dict(index.skipped),
-        "notes": list(index.notes),
-    }
-
-
-def summarise_scan(index: ImageIndex, audit: Audit) -> str:
-    """What scan found, for reading."""
-    found = scan_to_json(index, audit)
-    lines = [f"{printable(index.source)}: {counted(found['n'], 'photograph')}, {len(index.classes)} classes"]
-    if found["n_unlabelled"]:
-        lines.append(f"  {found['n_unlabelled']:,} without a label")
-    lines += align(
-        ["class", "n", "share"],
-        [
-            [name, f"{n:,}", f"{n / max(sum(found['classes'].values()), 1):.1%}"]
-            for name, n in found["classes"].items()
-        ],
-    )
-    lines += ["", f"imbalance  {found['imbalance_ratio']:.1f} : 1"]
-    if found["parts"]:
-        lines.append("parts      " + ", ".join(f"{part} {n:,}" for part, n in found["parts"].items()))
-    if found["formats"]:
-        lines.append("formats    " + ", ".join(f"{name} {n:,}" for name, n in found["formats"].items()))
-        sizes = [f"{width} × {height}" for width, height in (found["smallest_px"], found["largest_px"])]
-        lines.append(f"sizes      {sizes[0]} to {sizes[1]} px")
-    if found["expected_without_images"]:
-        bound = found["reachable_accuracy"]
-        lines.append(
-            f"absent     {len(found['expected_without_images'])} expected classes have no photograph: "
-            + printable(name_some(found["expected_without_images"]))
-            + ("" if bound is None else f"; accuracy cannot pass {bound:.1%}")
-        )
-    lines += _findings("unreadable", [f"{e['path']}: {e['reason']}" for e in found["unreadable"]])
-    for name in ("duplicates", "conflicts", "leaks"):
-        lines += _findings(name, [" = ".join(_name(member, name) for member in s) for s in found[name]])
-    return "\n".join(lines)
 
 
 def summarise_training(report: "TrainReport") -> str:
@@ -333,14 +264,3 @@ def _what_next(run_dir: str) -> list[str]:
 def _baseline(report: "TrainReport | CrossvalReport", name: str) -> str:
     value = getattr(report.baseline, name)
     return f"{value.value if isinstance(value, Estimate) else value:.3f}"
-
-
-def _findings(name: str, items: Sequence[str]) -> list[str]:
-    if not items:
-        return []
-    more = [f"  … and {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
-    return [f"{name}: {len(items)}", *(f"  {printable(item)}" for item in items[:SHOWN]), *more]
-
-
-def _name(member: dict[str, Any], finding: str) -> str:
-    return f"{member['path']} ({member['label']})" if finding == "conflicts" else str(member["path"])

@@ -99,7 +99,9 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, An
             reasons.append(f"{times}, {probs[row, label]:.2f} for {material.classes[label]!r}")
         if (twin := twins.get(int(positions[row]))) is not None:
             other = int(material.corrected[twin])
-            reasons.append(f"the same file as {material.index.paths[twin]}, a {material.classes[other]!r}")
+            reasons.append(
+                f"the same photograph as {material.index.paths[twin]}, a {material.classes[other]!r}"
+            )
             proposed = proposed if found.is_suspect[row] or other >= material.n_known else other
         if reasons:
             suspects.append(
@@ -119,7 +121,7 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, An
 
 
 def _twins(material: Material) -> dict[int, int]:
-    """Position → another of the same file with another label."""
+    """Position → a copy of it with another label."""
     twins: dict[int, int] = {}
     labels = material.corrected
     for members in material.duplicates.conflicts:

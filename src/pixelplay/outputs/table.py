@@ -22,7 +22,8 @@ def write_predictions(
 ) -> None:
     """Write one row for each prediction as chunks arrive; the file's ending names the format.
 
-    Where predictions say whether they are answers, or which classes stand beside them, columns follow.
+    Where predictions say whether they are answers, how novel their photographs are, or which classes stand
+    beside them, columns follow.
 
     Args:
         extra: further text columns (N,), put before the label; CSV only.
@@ -102,10 +103,12 @@ def _peek(chunks: Iterable[Predictions]) -> tuple[dict[str, list[Any]], Iterable
 
 
 def _cautious(chunk: Predictions) -> dict[str, list[Any]]:
-    """Columns about a prediction's own worth, those that were asked for."""
+    """Columns about a prediction's own worth, those that there are."""
     found: dict[str, list[Any]] = {}
     if chunk.answered is not None:
         found["answered"] = [bool(x) for x in chunk.answered]
+    if chunk.novelty is not None:
+        found["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
     if chunk.sets is not None:
         found["prediction_set"] = [
             [name for name, is_in in zip(chunk.classes, row, strict=True) if is_in] for row in chunk.sets
@@ -136,7 +139,7 @@ def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: 
 
     fields = [(name, pa.string()) for name in ("path", "status", "error", "label")]
     fields += [("probability", pa.float64()), *((_as_text(f"prob_{name}"), pa.float64()) for name in classes)]
-    kinds = {"answered": pa.bool_(), "prediction_set": pa.list_(pa.string())}
+    kinds = {"answered": pa.bool_(), "novelty": pa.float64(), "prediction_set": pa.list_(pa.string())}
     cautious, chunks = _peek(chunks)
     schema = pa.schema([*fields, *((name, kinds[name]) for name in cautious)])
     with pq.ParquetWriter(path, schema) as writer:

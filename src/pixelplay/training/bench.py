@@ -17,8 +17,9 @@ from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
-from pixelplay.model.features import Device, FeatureExtractor, make_extractor, read_features
+from pixelplay.model.features import Device, FeatureExtractor, make_extractor
 from pixelplay.model.head import LinearHead, feature_scale
+from pixelplay.model.reading import read_features
 from pixelplay.model.tail import Halves
 from pixelplay.training.batches import PixelSource, Source, ViewSource
 from pixelplay.training.job import Job
@@ -206,7 +207,9 @@ class Bench:
         """
         labels, groups = self.material.labels[rows], self.material.parts.groups[rows]
         folds = assign_folds(labels, groups, self.config.n_folds, self.config.seed)
-        fair = fit_fair_probe(self.read(backbone, rows), labels, groups, folds, self.config)
+        fair = fit_fair_probe(
+            self.read(backbone, rows), labels, groups, folds, self.config, is_head_only=True
+        )
         return fair.probe.head.shifted(self._shift(rows))
 
     def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
@@ -261,7 +264,7 @@ def train_apart(material: Material) -> IntArray:
     train, val = material.parts.split.train, material.parts.split.val
     is_val = np.zeros(len(material.index), dtype=np.bool_)
     is_val[val] = True
-    copies = [i for members in material.duplicates.sets if is_val[list(members)].any() for i in members]
+    copies = [i for members in material.duplicates.copies if is_val[list(members)].any() for i in members]
     return np.setdiff1d(train, copies)
 
 

@@ -10,7 +10,8 @@ from pixelplay import __version__
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.evaluation.decision import Decision, fit_decision
-from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.held_out import HeldOut, score_held_out
+from pixelplay.evaluation.novelty import Novelty
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest
@@ -18,47 +19,75 @@ from pixelplay.model.ensemble import join_members
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.training.bench import Workplace
-from pixelplay.training.folds import CrossValidation, decide_alone, decide_together, learn_alone
+from pixelplay.training.familiar import make_novelty
+from pixelplay.training.folds import (
+    CrossValidation,
+    decide_alone,
+    decide_together,
+    learn_alone,
+    score_folds,
+)
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 
 
-def decide_by_held_out(
-    learned: Learned, material: Material, config: TrainConfig, journal: Journal
-) -> Decision:
-    """Fit T and tau on the photographs that were held out."""
-    decision = fit_decision(
-        learned.logits,
-        material.labels[learned.held_out],
-        material.parts.groups[learned.held_out],
-        class_priors(material.counts_of(learned.prior_from)),
-        metric=config.metric,
-        seed=config.seed,
-    )
-    if decision.temperature.at_bound:
-        journal.note(
-            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
-        )
-    return decision
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Deployed:
-    """What a cross-validation leaves behind to predict with.
+    """What predicts from now on.
 
     Attributes:
         answer: network, and the head on its features.
         decision: how it decides.
         learned_from: positions in the material.
-        temperatures: of the M members of an ensemble; none where there is no ensemble.
-        alone: the classifier that learned from everything, in the ensemble's place.
+        held_out: scores of photographs that it, or classifiers like it, had not learned from.
+        novelty: how unlike what it learned from a photograph is, on a scale that those have set.
     """
 
     answer: tuple[Backbone, LinearHead]
     decision: Decision
     learned_from: NDArray[np.int64]
+    held_out: HeldOut
+    novelty: Novelty
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeployedFolds(Deployed):
+    """What a cross-validation leaves behind to predict with.
+
+    Attributes:
+        temperatures: of the M members of an ensemble; none where there is no ensemble.
+        alone: the classifier that learned from everything, in the ensemble's place.
+    """
+
     temperatures: Sequence[float] = ()
     alone: Learned | None = None
+
+
+def deploy_learned(
+    learned: Learned,
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    device: Device,
+    journal: Journal,
+) -> Deployed:
+    """Let the photographs that were held out decide how one classifier answers."""
+    rows = learned.held_out
+    labels, groups = material.labels[rows], material.parts.groups[rows]
+    priors = class_priors(material.counts_of(learned.prior_from))
+    decision = fit_decision(learned.logits, labels, groups, priors, metric=config.metric, seed=config.seed)
+    if decision.temperature.at_bound:
+        journal.note(
+            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
+        )
+    held_out_logits = rows, learned.logits, learned.folds
+    return Deployed(
+        answer=(learned.backbone, learned.head),
+        decision=decision,
+        learned_from=learned.learned_from,
+        held_out=score_held_out(*decision.apply(learned.logits), labels, groups, learned.part),
+        novelty=make_novelty(learned.backbone, material, loaded, config, device, held_out_logits),
+    )
 
 
 def deploy_folds(
@@ -70,49 +99,41 @@ def deploy_folds(
     journal: Journal,
     *,
     is_single: bool,
-) -> Deployed:
+) -> DeployedFolds:
     """The mean of all folds' classifiers, or one more that learns from everything as they did.
 
     Raises:
         ConfigError: that one cannot be trained.
     """
+    alone: Learned | None = None
+    temperatures: Sequence[float] = ()
+    logits = validation.logits  # (R, N, K)
     if is_single:
         alone = learn_alone(validation, material, loaded, config, workplace, journal)
-        return Deployed(
-            answer=(alone.backbone, alone.head),
-            decision=decide_alone(validation, material, config),
-            learned_from=alone.learned_from,
-            alone=alone,
-        )
-    temperatures, decision = decide_together(validation, material, config, journal)
-    members = [part.member for part in validation.parts]
-    return Deployed(
-        answer=join_members(loaded.backbone, members, temperatures),
+        answer, decision = (alone.backbone, alone.head), decide_alone(validation, material, config)
+    else:
+        temperatures, logits, decision = decide_together(validation, material, config, journal)
+        answer = join_members(loaded.backbone, [part.member for part in validation.parts], temperatures)
+    held_out_logits = validation.rows, logits[0], validation.folds[0]
+    return DeployedFolds(
+        answer=answer,
         decision=decision,
-        learned_from=material.learn,
+        learned_from=material.learn if alone is None else alone.learned_from,
+        held_out=score_folds(validation, material),
+        novelty=make_novelty(answer[0], material, loaded, config, workplace.device, held_out_logits),
         temperatures=temperatures,
+        alone=alone,
     )
 
 
 def make_bundle(
-    answer: tuple[Backbone, LinearHead],
-    decision: Decision,
-    held_out: HeldOut,
-    learned_from: NDArray[np.int64],
-    material: Material,
-    loaded: LoadedBackbone,
-    config: TrainConfig,
-    device: Device,
+    deployed: Deployed, material: Material, loaded: LoadedBackbone, config: TrainConfig, device: Device
 ) -> Bundle:
-    """Put together all that prediction needs.
-
-    Args:
-        answer: network, and the head on its features.
-        held_out: scores of the photographs that it, or classifiers like it, had not learned from.
-        learned_from: positions in the material.
-    """
+    """Put together all that prediction needs."""
+    decision = deployed.decision
+    backbone, head = deployed.answer
     return Bundle(
-        backbone=answer[0],
+        backbone=backbone,
         classes=material.known_classes,
         preprocessing=loaded.preprocessing,
         hflip=config.hflip,
@@ -121,10 +142,11 @@ def make_bundle(
         tau=decision.tau.tau,
         priors=decision.priors,
         metric=config.metric,
-        trained_on=frozenset(shorten_digest(material.digests[i]) for i in learned_from),
-        head=answer[1],
+        trained_on=frozenset(shorten_digest(material.digests[i]) for i in deployed.learned_from),
+        head=head,
         made_by=_made_by(loaded),
-        held_out=held_out,
+        held_out=deployed.held_out,
+        novelty=deployed.novelty,
     )
 
 

@@ -32,6 +32,7 @@ from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold
 from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material
 from pixelplay.training.plan import read_plan
+from pixelplay.training.suspected import without_suspects
 
 IntArray = NDArray[np.int64]
 MAX_REPEATS = 20
@@ -147,9 +148,9 @@ def learn_alone(
         plan = read_plan(os.path.join(workplace.folder, "plan.json"))
     raised = config.min_per_class if depth != "probe" else None  # a probe has no views to raise classes by
     alike = replace(config, tune=depth, finetune=settings, min_per_class=raised)
-    everything = _without(material, np.empty(0, dtype=np.int64), alike)
     place = replace(workplace, started=time.monotonic(), plan=plan)
     with journal.chapter("everything"):
+        everything = _without(material, np.empty(0, dtype=np.int64), alike, journal)
         return learn(everything, loaded, alike, place, journal)
 
 
@@ -159,8 +160,10 @@ def _commonest(values: Sequence[Any]) -> Any:
 
 def decide_together(
     validation: CrossValidation, material: Material, config: TrainConfig, journal: Journal
-) -> tuple[list[float], Decision]:
+) -> tuple[list[float], NDArray[np.float32], Decision]:
     """How the mean of all M members decides: their temperatures, then T and tau of what is cooled by them.
+
+    What is cooled comes in between, (R, N, K).
 
     Each of the M temperatures comes from the fold that its member has not seen.
     """
@@ -176,7 +179,7 @@ def decide_together(
     cooled = validation.logits.copy()
     for part, T in zip(validation.parts, temperatures, strict=True):
         cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
-    return temperatures, _decide(cooled, validation.rows, material, config)
+    return temperatures, cooled, _decide(cooled, validation.rows, material, config)
 
 
 def with_left_out(
@@ -252,12 +255,16 @@ def _learn_fold(
     _share_plan(workplace.folder, folder)
     n_notes = len(journal.notes)
     own = replace(workplace, folder=folder, started=time.monotonic())
-    learned = learn(_without(material, held_out, config), loaded, config, own, journal)
+    rest = _without(material, held_out, config, journal)
+    learned = learn(rest, loaded, config, own, journal, is_fold=True)
     features = material.features[held_out]
     if learned.depth != "probe":
         extractor = make_extractor(learned.backbone, loaded.preprocessing, config, workplace.device)
         with journal.progress("predicting", len(held_out)) as bar:
             features = read_rows(material, held_out, extractor, config, on_progress=bar.update)
+    chosen = dict(learned.chosen)
+    if config.drop_suspects:
+        chosen["dropped_suspects"] = {"value": len(rest.dropped), "chosen_on": "the other folds"}
     found = Fold(
         repeat=place[0],
         fold=place[1],
@@ -265,7 +272,7 @@ def _learn_fold(
         logits=learned.head.logits(features),
         member=as_member(learned.backbone, learned.head, _n_front(learned)),
         depth=learned.depth,
-        chosen=learned.chosen,
+        chosen=chosen,
         history=learned.history,
         notes=journal.notes[n_notes:],
     )
@@ -283,14 +290,18 @@ def _share_plan(source: str, target: str) -> None:
         os.replace(f"{here}.tmp", here)
 
 
-def _without(material: Material, held_out: IntArray, config: TrainConfig) -> Material:
-    """The material with one fold in the place of the test part, and a validation part of the rest."""
+def _without(material: Material, held_out: IntArray, config: TrainConfig, journal: Journal) -> Material:
+    """The material with one fold in the place of the test part, and a validation part of the rest.
+
+    Which labels look wrong is judged without the fold too.
+    """
     rest = np.setdiff1d(material.learn, held_out)
     is_val = np.zeros(len(rest), dtype=np.bool_)
     if config.tune != "probe":
         is_val = hold_out(material.labels[rest], material.parts.groups[rest], config.val_frac, config.seed)
     split = Split(train=rest[~is_val], val=rest[is_val], test=held_out)
-    return replace(material, parts=replace(material.parts, split=split), learn=rest)
+    apart = replace(material, parts=replace(material.parts, split=split), learn=rest)
+    return without_suspects(apart, config, journal) if config.drop_suspects else apart
 
 
 def _n_front(learned: Learned) -> int | None:

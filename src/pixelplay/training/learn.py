@@ -1,6 +1,7 @@
 """Material → one classifier: how deep to train, and what the choice rests on."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,17 +67,27 @@ class Learned:
 
 
 def learn(
-    material: Material, loaded: LoadedBackbone, config: TrainConfig, workplace: Workplace, journal: Journal
+    material: Material,
+    loaded: LoadedBackbone,
+    config: TrainConfig,
+    workplace: Workplace,
+    journal: Journal,
+    *,
+    is_fold: bool = False,
 ) -> Learned:
     """Train as deep as is asked for; with auto, as deep as time allows and held-out photographs approve.
+
+    Args:
+        is_fold: what is learned is measured elsewhere, so that a probe's `logits` may be coarse.
 
     Raises:
         ConfigError: the time budget is too short for the depth that is asked for.
         DataError: nothing to choose on.
     """
+    probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
     depth = _pick_depth(config, workplace, material, journal)
     if depth == "probe":
-        return learn_probe(material, loaded.backbone, config, journal)
+        return probe_instead()
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
         journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
     is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
@@ -90,7 +101,7 @@ def learn(
             f"{counted(n_copies, 'training photograph')} must wait until val has chosen, "
             "as copies of val photographs"
         )
-    probe, _ = _fit_probe(material, train, config, journal)
+    probe, _ = _fit_probe(material, train, config, journal, is_head_only=True)
     bench = Bench(material, loaded, probe, config, workplace)
     try:
         tuned = tune(bench, depth, journal)
@@ -98,17 +109,17 @@ def learn(
         if config.tune != "auto":
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")
-        return learn_probe(material, loaded.backbone, config, journal)
+        return probe_instead()
     if config.tune == "auto" and not tuned.best_epoch:
         journal.note(
             f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
         )
-        return learn_probe(material, loaded.backbone, config, journal)
+        return probe_instead()
     probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
     verdict = compare_depths(probe_logits, tuned.logits, material, config)
     journal.note(verdict.sentence.format(depth=depth))
     if config.tune == "auto" and not verdict.is_tuned_better:
-        return learn_probe(material, loaded.backbone, config, journal)
+        return probe_instead()
     finished = finish(tuned, journal)
     by_val = {"chosen_on": "val", "n": len(val)}
     asked = {"chosen_on": None}
@@ -138,13 +149,15 @@ def learn(
     )
 
 
-def learn_probe(material: Material, backbone: Backbone, config: TrainConfig, journal: Journal) -> Learned:
+def learn_probe(
+    material: Material, backbone: Backbone, config: TrainConfig, journal: Journal, *, is_fold: bool = False
+) -> Learned:
     """Fit a head on frozen features; folds of train and val choose everything."""
     rows = material.learn
     if len(material.parts.split.val):
         n = len(material.parts.split.val)
         journal.note(f"the probe chooses by folds, so the {n} val photographs are learned from too")
-    fair, folds = _fit_probe(material, rows, config, journal)
+    fair, folds = _fit_probe(material, rows, config, journal, is_head_only=is_fold)
     notes = list(fair.notes)
     if config.min_per_class is not None:
         notes.append("min_per_class needs augmented views, and a probe has none: it is left out")
@@ -229,13 +242,21 @@ def compare_depths(
 
 
 def _fit_probe(
-    material: Material, rows: IntArray, config: TrainConfig, journal: Journal
+    material: Material, rows: IntArray, config: TrainConfig, journal: Journal, *, is_head_only: bool
 ) -> tuple[FairProbe, IntArray]:
     labels, groups = material.labels[rows], material.parts.groups[rows]
     folds = assign_folds(labels, groups, config.n_folds, config.seed)
     check_some_held_out(folds, material.index.source)
     with journal.progress("fitting", None, "strengths tried") as bar:
-        fair = fit_fair_probe(material.features[rows], labels, groups, folds, config, on_progress=bar.update)
+        fair = fit_fair_probe(
+            material.features[rows],
+            labels,
+            groups,
+            folds,
+            config,
+            is_head_only=is_head_only,
+            on_progress=bar.update,
+        )
     return fair, folds
 
 

@@ -1,6 +1,6 @@
 """What a classifier is made from: usable photographs, their features, labels and parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,13 +8,10 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
-from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.index import NO_LABEL, ImageIndex
 from pixelplay.data.parts import Parts, check_learnable, check_two_classes, make_parts
 from pixelplay.errors import ImageError
-from pixelplay.journal import Journal
-from pixelplay.model.backbone import LoadedBackbone
-from pixelplay.model.features import Device, PhotographFeatures, make_extractor, read_features
+from pixelplay.model.reading import PhotographFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +24,7 @@ class Material:
         index: names of the readable ones.
         features: (N, D) float32.
         digests: (N,) content of each file.
-        duplicates: sets of equal photographs.
+        duplicates: sets of photographs that are the same.
         parts: who is learned from, who is measured on.
         classes: names, the K that are learned first, then those that only other parts know.
         n_known: K.
@@ -36,6 +33,7 @@ class Material:
         labels: (N,) what is learned: in train and val as corrected, in test as given.
         learn: positions that are learned from, train and val together, ascending.
         left_out: positions of train and val that a correction leaves out.
+        dropped: positions of train that are not learned from, as their labels look wrong.
     """
 
     scanned: ImageIndex
@@ -52,6 +50,7 @@ class Material:
     labels: NDArray[np.int64]
     learn: NDArray[np.int64]
     left_out: NDArray[np.int64]
+    dropped: NDArray[np.int64]
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -68,31 +67,12 @@ class Material:
         return np.bincount(self.labels[positions], minlength=self.n_known).astype(np.int64)
 
 
-def read_photographs(
-    index: ImageIndex, loaded: LoadedBackbone, config: TrainConfig, device: Device, journal: Journal
-) -> PhotographFeatures:
-    """See every photograph once with the backbone as it came; what was seen before comes from the cache."""
-    extractor = make_extractor(loaded.backbone, loaded.preprocessing, config, device)
-    cache = PhotographCache(
-        config.cache_dir or default_cache_dir(),
-        "features",
-        extractor.cache_key(loaded.weights_id),
-        max_bytes=int(config.cache_gb * 1e9),
-    )
-    with journal.progress("reading", len(index)) as bar:
-        photographs = read_features(
-            index, extractor, cache, num_workers=config.compute.num_workers, on_progress=bar.update
-        )
-    if cache.failure:
-        journal.note(f"features cannot be kept in the cache: {cache.failure}")
-    return photographs
-
-
 def sort_out(
     index: ImageIndex,
     photographs: PhotographFeatures,
     config: TrainConfig,
     corrected: NDArray[np.int64] | None = None,
+    near: Sequence[tuple[int, int]] = (),
 ) -> Material:
     """Leave out what cannot be read, and sort the rest into parts.
 
@@ -100,6 +80,7 @@ def sort_out(
         index: all labelled photographs.
         corrected: labels of all of them, -1 to leave one out; None: as given. The parts are made by the
             given ones.
+        near: pairs of altered copies, by their positions in the index.
 
     Raises:
         DataError: too little is left to learn from or to measure on.
@@ -108,7 +89,9 @@ def sort_out(
     check_learnable(index, is_readable)
     usable = index.select(is_readable)
     digests = tuple(digest for digest, ok in zip(photographs.digests, is_readable, strict=True) if ok)
-    duplicates = find_duplicates(usable, digests)
+    place = np.cumsum(is_readable) - 1  # of each photograph among those that can be read
+    pairs = [(int(place[i]), int(place[j])) for i, j in near]
+    duplicates = find_duplicates(usable, digests, pairs)
     parts = make_parts(usable, duplicates, config)
     wanted = usable.labels if corrected is None else corrected[is_readable]
     parts, left_out = _leave_out(parts, wanted)
@@ -119,7 +102,7 @@ def sort_out(
     check_two_classes(usable, counts)
     known, unknown = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)
     order = np.concatenate([known, unknown])
-    place = np.append(np.argsort(order), NO_LABEL)  # of each class in the new order; -1 stays -1
+    rank = np.append(np.argsort(order), NO_LABEL)  # of each class in the new order; -1 stays -1
     return Material(
         scanned=index,
         errors=photographs.errors,
@@ -130,11 +113,12 @@ def sort_out(
         parts=parts,
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
-        given=place[usable.labels],
-        corrected=place[wanted],
-        labels=place[taught],
+        given=rank[usable.labels],
+        corrected=rank[wanted],
+        labels=rank[taught],
         learn=learn,
         left_out=left_out,
+        dropped=np.empty(0, dtype=np.int64),
     )
 
 

@@ -50,6 +50,7 @@ def fit_probe(
     folds: IntArray,
     *,
     weights: FloatArray | None = None,
+    oof_tolerance: float = FOLDS_TOLERANCE,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> ProbeFit:
     """Choose C by out-of-fold NLL, then refit once on everything.
@@ -60,6 +61,7 @@ def fit_probe(
         folds: (N,) fold in which an image is held out, -1 for never.
         weights: (N,) positive, what each image counts in fits and in NLL; None: all the same. Only
             ratios matter: in each fit the mean weight is 1, so C means the same as without.
+        oof_tolerance: where `oof_logits` are not used, SEARCH_TOLERANCE saves most of the time.
         on_progress: called with 1 for each strength tried.
     """
     scaled = _Scaled(features)
@@ -79,7 +81,8 @@ def fit_probe(
         if _has_risen(list(nll_by_C.values())):
             break
     C = min(nll_by_C, key=lambda c: nll_by_C[c])
-    best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, FOLDS_TOLERANCE)
+    if oof_tolerance < SEARCH_TOLERANCE:
+        best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, oof_tolerance)
     oof = _predict_held_out(scaled.rows, best_heads, folds)
     start = best_heads.mean(0, keepdims=True)  # (1, D+1, K)
     final = _fit_heads(scaled.rows, labels, image_weights[:, None], C, start, TOLERANCE)[0]  # (D+1, K)

@@ -18,7 +18,15 @@ from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, im
 from pixelplay.evaluation.comparison import N_RESAMPLES, compare_preds
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.model.head import LinearHead
-from pixelplay.training.probe import FloatArray, IntArray, ProbeFit, fit_head, fit_probe
+from pixelplay.training.probe import (
+    FOLDS_TOLERANCE,
+    SEARCH_TOLERANCE,
+    FloatArray,
+    IntArray,
+    ProbeFit,
+    fit_head,
+    fit_probe,
+)
 
 Candidate = Literal["none", "class_weights"]
 
@@ -65,6 +73,8 @@ def fit_fair_probe(
     groups: IntArray,
     folds: IntArray,
     config: TrainConfig,
+    *,
+    is_head_only: bool = False,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> FairProbe:
     """Fit the candidate that is asked for, or with auto the one that is better out of fold.
@@ -77,13 +87,15 @@ def fit_fair_probe(
         labels: (N,) in [0, K), every class present outside every fold.
         groups: (N,) what the bootstrap behind the standard error keeps together.
         folds: (N,) fold in which an image is held out, -1 for never.
+        is_head_only: `oof_logits` are only to choose by, so they may be coarse.
         on_progress: called with 1 for each strength tried, of either candidate.
     """
     start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
+    tolerance = SEARCH_TOLERANCE if is_head_only else FOLDS_TOLERANCE
     evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
     if config.imbalance == "auto" and ratio > HINT_RATIO:
         probes: dict[Candidate, ProbeFit] = {
-            name: _fit_candidate(name, features, labels, folds, on_progress)
+            name: _fit_candidate(name, features, labels, folds, tolerance, on_progress)
             for name in ("none", "class_weights")
         }
         evidence |= _compare(probes, labels, groups, config.metric, config.seed)
@@ -92,7 +104,7 @@ def fit_fair_probe(
         probe = probes[chosen]
     else:
         chosen = CANDIDATE_OF[config.imbalance]
-        probe = _fit_candidate(chosen, features, labels, folds, on_progress)
+        probe = _fit_candidate(chosen, features, labels, folds, tolerance, on_progress)
     notes = [FOCAL_NOTE] if config.imbalance == "focal" else []
     return FairProbe(
         probe=probe,
@@ -118,14 +130,17 @@ def _fit_candidate(
     features: FloatArray,
     labels: IntArray,
     folds: IntArray,
+    oof_tolerance: float,
     on_progress: Callable[[int], object],
 ) -> ProbeFit:
     """Fit one candidate and give its logits natural priors."""
     if name == "none":
-        return fit_probe(features, labels, folds, on_progress=on_progress)
+        return fit_probe(features, labels, folds, oof_tolerance=oof_tolerance, on_progress=on_progress)
     counts = np.bincount(labels)
     weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
-    probe = fit_probe(features, labels, folds, weights=weights, on_progress=on_progress)
+    probe = fit_probe(
+        features, labels, folds, weights=weights, oof_tolerance=oof_tolerance, on_progress=on_progress
+    )
     # right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same
     offset = natural_offset(counts, name, None, 0.0)  # (K,)
     oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)

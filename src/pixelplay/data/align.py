@@ -1,0 +1,190 @@
+"""Two small grey pictures → how one lies on the other, and whether both show the same pixels.
+
+A placement (4,) is scale and shift along y, then along x: the point u of the first picture, in fractions of
+its side, lies at scale·u + shift in the second. Copies that were cut, resized or squashed differ by such a
+placement; a mirrored one is mirrored back by the caller.
+"""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pictures = NDArray[np.float32]
+Placements = NDArray[np.float32]
+
+# Shares of a side that a cut may leave, for the search to start from; those in between are found from the
+# nearest, those far below are not looked for.
+CUTS = (0.9, 0.78)
+CUT_STEP = 0.11  # of the side between two places of a cut: refining finds its way from half of that
+MIN_OVERLAP = 0.5  # of either side
+MAX_STEP = 0.05  # of the side, by which one step may move a placement
+FLAT = 0.3  # grey levels: a picture or tile that varies less shows nothing
+TILE_FRAC = 16  # tiles along a side
+TILE_FLAT = 1.0  # grey levels: JPEG's own noise stays below
+MIN_TILES = 12  # with so many that show something
+
+
+def detail(pictures: Pictures) -> Pictures:
+    """Take the means of rows and columns out of pictures (…, h, w).
+
+    What is constant along an axis, such as frames, horizons or the bus bars of a solar cell, is alike in
+    photographs of different things.
+    """
+    centred = pictures - pictures.mean(-1, keepdims=True)
+    return np.asarray(centred - centred.mean(-2, keepdims=True), dtype=np.float32)
+
+
+def correlate(first: Pictures, second: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Correlate the details of pictures (…, h, w).
+
+    Returns:
+        Correlation (…,), 0 where one of them is flat, and the smaller standard deviation (…,), grey levels.
+    """
+    a, b = detail(first), detail(second)
+    spread_a, spread_b = (np.sqrt(np.square(x).mean((-2, -1))) for x in (a, b))
+    product_ = (a * b).mean((-2, -1))
+    spread = np.minimum(spread_a, spread_b)
+    correlation = np.where(spread >= FLAT, product_ / np.maximum(spread_a * spread_b, 1e-9), 0)
+    return correlation.astype(np.float32), spread
+
+
+def place_coarsely(first: Pictures, second: Pictures) -> tuple[Placements, NDArray[np.float32]]:
+    """Find how pictures (P, n, n) lie on others, among the cuts that copies are likely to have.
+
+    Returns:
+        The best placement of each pair (P, 4), and the correlation of their details there (P,).
+    """
+    n = first.shape[-1]
+    best = np.full(len(first), -1, np.float32)
+    placements = np.zeros((len(first), 4), np.float32)
+    samplers = _start_samplers(n)
+    for (y_start, to_y, ys), (x_start, to_x, xs) in product(samplers, repeat=2):
+        if x_start is samplers[0][0]:  # one pass along y serves all along x
+            rows = to_y @ second  # (P, h, n)
+        found, _ = correlate(first[:, ys, xs], np.asarray(rows @ to_x.T, dtype=np.float32))
+        is_better = found > best
+        best[is_better] = found[is_better]
+        placements[is_better] = (*y_start, *x_start)
+    return placements, best
+
+
+def refine(first: Pictures, second: Pictures, placement: Placements, n_steps: int = 8) -> Placements | None:
+    """Move a placement (4,) to where two pictures (n, n) agree best, whatever their brightness and contrast.
+
+    Gauss-Newton on the squared difference, gain and offset being fitted in each step.
+
+    Returns:
+        The placement; None where it leads away from any.
+
+    Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
+    """
+    n = len(first)
+    along = (np.arange(n, dtype=np.float32) + 0.5) / n
+    slope_y, slope_x = (slope * n for slope in np.gradient(second))
+    placement = placement.copy()
+    for _ in range(n_steps):
+        to_y, ys = _sampler(placement[0], placement[1], n)
+        to_x, xs = _sampler(placement[2], placement[3], n)
+        if not _overlaps(placement) or not len(to_y) or not len(to_x):
+            return None
+        seen, by, bx = (to_y @ picture @ to_x.T for picture in (second, slope_y, slope_x))  # (h, w) each
+        y, x = along[ys, None], along[xs]
+        columns = np.stack([by * y, by, bx * x, bx, seen, np.ones_like(seen)]).reshape(6, -1)
+        wanted = first[ys, xs].ravel()
+        square = columns @ columns.T
+        square[np.diag_indices(6)] *= 1 + 1e-4  # flat pictures fix nothing
+        square[np.diag_indices(6)] += 1e-6
+        found = np.linalg.solve(square, columns @ wanted)
+        if found[4] <= 0:  # it would be its own negative
+            return None
+        step = np.clip(found[:4] / found[4], -MAX_STEP, MAX_STEP)
+        placement += step
+        if np.abs(step).max() * n < 0.02:
+            break
+    return placement if _overlaps(placement) else None
+
+
+def agreement(first: Pictures, second: Pictures, placement: Placements) -> float:
+    """Measure whether two pictures (n, n) show the same pixels where one lies on the other.
+
+    The overlap is cut into tiles. Photographs of like things agree in their outlines; copies agree in the
+    detail of nearly every tile, but for those that a watermark or a blown highlight has covered.
+
+    Returns:
+        The median correlation over the tiles that show something in both, at most 1; 0 where too few do.
+    """
+    size = len(first) // TILE_FRAC
+    tiles = [_tiles(picture, size) for picture in _lay(first, second, placement)]
+    if not len(tiles[0]):
+        return 0.0
+    correlation, spread = correlate(*tiles)
+    shows = spread >= TILE_FLAT
+    return float(np.median(correlation[shows])) if shows.sum() >= MIN_TILES else 0.0
+
+
+def outlines_agree(first: Pictures, second: Pictures, placement: Placements) -> float:
+    """Correlation of the details of two pictures (n, n) over all that they share."""
+    return float(correlate(*_lay(first, second, placement))[0])
+
+
+def likeness(first: Pictures, second: Pictures, placement: Placements) -> float:
+    """Correlate colour pictures (3, n, n) where one lies on the other, all colours and places at once.
+
+    Brightness and contrast may differ, by the same for all; other colours or another light may not.
+    """
+    pairs = [_lay(a, b, placement) for a, b in zip(first, second, strict=True)]
+    seen = np.stack([[picture.ravel() for picture in pair] for pair in pairs], axis=1).reshape(2, -1)
+    seen = seen - seen.mean(1, keepdims=True)
+    lengths = np.linalg.norm(seen, axis=1)
+    return float(seen[0] @ seen[1] / max(lengths.prod(), 1e-9))
+
+
+def _lay(first: Pictures, second: Pictures, placement: Placements) -> tuple[Pictures, Pictures]:
+    """Cut both pictures (n, n) to where they overlap, pixel upon pixel."""
+    to_y, ys = _sampler(placement[0], placement[1], len(first))
+    to_x, xs = _sampler(placement[2], placement[3], len(first))
+    return first[ys, xs], np.asarray(to_y @ second @ to_x.T, dtype=np.float32)
+
+
+def _tiles(picture: Pictures, size: int) -> Pictures:
+    """Cut a picture into whole tiles (T, size, size)."""
+    down, across = picture.shape[0] // size, picture.shape[1] // size
+    whole = picture[: down * size, : across * size]
+    return whole.reshape(down, size, across, size).swapaxes(1, 2).reshape(-1, size, size)
+
+
+def _overlaps(placement: Placements) -> bool:
+    """Whether enough of both pictures lies on the other."""
+    for scale, shift in (placement[:2], placement[2:]):
+        if not MIN_OVERLAP < scale < 1 / MIN_OVERLAP:
+            return False
+        low, high = max(0.0, -shift / scale), min(1.0, (1 - shift) / scale)  # of the first
+        if high - low < MIN_OVERLAP or (high - low) * scale < MIN_OVERLAP:
+            return False
+    return True
+
+
+def _sampler(scale: float, shift: float, n: int) -> tuple[Pictures, slice]:
+    """Weights (m, n) that read the second picture at the m places that lie on it, and which these are."""
+    centres = (np.arange(n, dtype=np.float32) + 0.5) / n
+    at = scale * centres + shift
+    inside = np.flatnonzero((at >= 0) & (at <= 1))
+    if not len(inside):
+        return np.empty((0, n), np.float32), slice(0, 0)
+    # a hat as wide as a step: what is made smaller is averaged
+    weights = np.maximum(0, 1 - np.abs(at[inside, None] - centres) * (n / max(scale, 1.0)))
+    weights /= weights.sum(1, keepdims=True)
+    return weights.astype(np.float32), slice(int(inside[0]), int(inside[-1]) + 1)
+
+
+@cache
+def _start_samplers(n: int) -> list[tuple[tuple[float, float], Pictures, slice]]:
+    """Along one axis: scale and shift of each start of the search, its weights and where they apply."""
+    starts = [(1.0, 0.0)]
+    for share in CUTS:
+        for offset in np.linspace(0, 1 - share, round((1 - share) / CUT_STEP) + 1):
+            # the first is cut from the second, or the second from the first
+            starts += [(share, float(offset)), (1 / share, float(-offset / share))]
+    return [(start, *_sampler(*start, n)) for start in starts]

@@ -1,0 +1,34 @@
+"""Photograph → a small grey picture of the whole of it, by which its copies are known."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+THUMB_PX = 64
+PRINT_PX = 16  # side of the fingerprint that candidates are searched by
+THUMB_VERSION = 1  # part of cache keys: raise it whenever the same pixels come to yield another thumb
+
+Thumbs = NDArray[np.uint8]
+
+
+def make_thumb(pixels: NDArray[np.uint8], side_px: int = THUMB_PX) -> Thumbs:
+    """Squash a photograph (H, W, 3) uint8 to a grey square (S, S) uint8."""
+    return np.asarray(_squash(pixels, side_px).convert("L"))
+
+
+def make_colour_thumb(pixels: NDArray[np.uint8], side_px: int) -> Thumbs:
+    """Squash a photograph (H, W, 3) uint8 to a square (3, S, S) uint8."""
+    return np.asarray(_squash(pixels, side_px)).transpose(2, 0, 1)
+
+
+def _squash(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def shrink(thumbs: Thumbs, side_px: int) -> NDArray[np.float32]:
+    """Average thumbs (N, S, S) to (N, s, s); s divides S."""
+    n, side, _ = thumbs.shape
+    step = side // side_px
+    blocks = thumbs.reshape(n, side_px, step, side_px, step)
+    return np.asarray(blocks.mean((2, 4), dtype=np.float32))

@@ -1,0 +1,83 @@
+"""What a user must know about the data before believing a figure."""
+
+from collections.abc import Sequence
+
+from pixelplay.config import TrainConfig
+from pixelplay.data.audit import FEW, find_coverage
+from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
+from pixelplay.data.index import ImageIndex
+from pixelplay.errors import counted, name_some
+from pixelplay.journal import Journal
+from pixelplay.training.material import Material
+
+SHOWN_COPIES = 4  # of one set
+
+
+def say_what_was_found(material: Material, config: TrainConfig, journal: Journal) -> None:
+    """Note what is missing, broken, copied, corrected, rare or unequal."""
+    index = material.scanned
+    if material.errors:
+        named = name_some([f"{index.paths[i]} ({error.reason})" for i, error in material.errors.items()])
+        journal.note(f"{counted(len(material.errors), 'photograph')} cannot be used, hence left out: {named}")
+    _say_what_is_copied(material, journal)
+    for note in material.parts.notes:
+        journal.note(note)
+    n_changed = int((material.labels != material.given).sum())
+    if config.relabel is not None:
+        n_left = len(material.left_out)
+        journal.note(
+            f"{config.relabel}: {counted(n_changed, 'label')} to learn from changed, "
+            f"{counted(n_left, 'photograph')} left out; figures are on the labels as given, those on the "
+            "corrected ones stand beside in metrics.json"
+        )
+    counts = material.learn_counts
+    lone = [name for name, n in zip(material.known_classes, counts, strict=True) if n == 1]
+    if lone:
+        journal.note(f"one photograph only, so no held-out figure: {name_some(lone)}")
+    _say_what_is_expected(index, journal)
+    ratio = imbalance_ratio(counts)
+    if ratio > HINT_RATIO and config.metric == "accuracy":
+        journal.note(
+            f"the largest class has {ratio:.0f} times the photographs of the smallest; "
+            "if rare classes count, train with --metric balanced_accuracy or macro_f1"
+        )
+
+
+def _say_what_is_copied(material: Material, journal: Journal) -> None:
+    """Note altered copies, what only looks like them, and copies with different labels."""
+    duplicates = material.duplicates
+    found = {
+        "of altered copies kept on one side of each split": duplicates.near,
+        "too large for copies, so not kept together": duplicates.large,
+        "of copies with different labels": duplicates.conflicts,
+    }
+    for what, sets in found.items():
+        if sets:
+            journal.note(f"{counted(len(sets), 'set')} {what}, for example {_alike(material, sets[0])}")
+
+
+def _say_what_is_expected(index: ImageIndex, journal: Journal) -> None:
+    """Name expected classes with no or few training photographs, and what that means for the test side."""
+    coverage = find_coverage(index)
+    if coverage.absent:
+        bound = (
+            ""
+            if coverage.reachable is None
+            else f"; no classifier of the others can pass {coverage.reachable:.1%} accuracy there"
+        )
+        journal.note(
+            f"{len(coverage.absent)} expected classes have no training photograph: "
+            f"{name_some(coverage.absent)}{bound}"
+        )
+    if coverage.few:
+        share = (
+            "" if coverage.in_few is None else f"; {coverage.in_few:.1%} of the test photographs are of these"
+        )
+        named = name_some([f"{name} ({n})" for name, n in coverage.few.items()])
+        journal.note(f"expected classes with fewer than {FEW} training photographs: {named}{share}")
+
+
+def _alike(material: Material, members: Sequence[int]) -> str:
+    """Name a set of copies, the first few of a large one."""
+    more = f" = … ({len(members)} in all)" if len(members) > SHOWN_COPIES else ""
+    return " = ".join(material.index.paths[i] for i in members[:SHOWN_COPIES]) + more

@@ -1,0 +1,67 @@
+"""Training photographs whose labels look wrong: taken out before anything is learned from them."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.config import TrainConfig
+from pixelplay.data.imbalance import class_priors
+from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
+from pixelplay.errors import counted, name_some
+from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.journal import Journal
+from pixelplay.training.material import Material
+from pixelplay.training.rare import fit_fair_probe
+
+MAX_DROPPED = 0.5  # of a class: where more look wrong, the class is hard rather than its labels wrong
+
+
+def without_suspects(material: Material, config: TrainConfig, journal: Journal) -> Material:
+    """Take out of train what a probe that has not seen it would label otherwise.
+
+    Folds of train and val judge each other. What chooses or measures stays as it is, with the labels it has:
+    a figure that leaves out what looks wrong is too good.
+
+    Raises:
+        DataError: no photograph can be held out to be judged.
+    """
+    rows = material.learn
+    labels, groups = material.labels[rows], material.parts.groups[rows]
+    folds = assign_folds(labels, groups, config.n_folds, config.seed)
+    check_some_held_out(folds, material.index.source)
+    with journal.progress("looking for wrong labels", None, "strengths tried") as bar:
+        fair = fit_fair_probe(material.features[rows], labels, groups, folds, config, on_progress=bar.update)
+    logits, priors = fair.probe.oof_logits, class_priors(material.learn_counts)
+    decision = fit_decision(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
+    judged = folds != NEVER_HELD_OUT
+    found = find_suspects(decision.apply(logits)[0][judged], labels[judged])
+    learning = rows if config.tune == "probe" else material.parts.split.train
+    suspected = rows[judged][found.order]
+    suspected = suspected[found.is_suspect[found.order] & np.isin(suspected, learning)]
+    dropped = _spare(suspected, material)
+    if len(dropped):
+        named = name_some([material.index.paths[i] for i in dropped])
+        n_learned = counted(len(rows), "photograph")
+        journal.note(f"{len(dropped)} of {n_learned} not learned from, as their labels look wrong: {named}")
+    return _without(material, dropped)
+
+
+def _spare(suspected: NDArray[np.int64], material: Material) -> NDArray[np.int64]:
+    """Of each class the most suspicious, at most as many as may be dropped, ascending."""
+    labels = material.labels[suspected]
+    most = (MAX_DROPPED * material.learn_counts).astype(np.int64)  # (K,)
+    kept = [suspected[labels == k][: most[k]] for k in range(material.n_known)]
+    return np.sort(np.concatenate(kept))
+
+
+def _without(material: Material, dropped: NDArray[np.int64]) -> Material:
+    split = material.parts.split
+    kept = replace(split, train=np.setdiff1d(split.train, dropped), val=np.setdiff1d(split.val, dropped))
+    return replace(
+        material,
+        parts=replace(material.parts, split=kept),
+        learn=np.setdiff1d(material.learn, dropped),
+        dropped=dropped,
+    )

@@ -1,0 +1,117 @@
+"""What align.py promises: a planted placement is found, copies agree, and what is only alike does not."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from photographs import scene
+from pixelplay.data.align import agreement, correlate, detail, likeness, place_coarsely, refine
+from pixelplay.data.thumbs import make_colour_thumb, make_thumb, shrink
+
+SIDE = 192
+# left, top, right, bottom: the whole, two corners, all around, one side
+CUTS = (
+    (0, 0, 1, 1),
+    (0.1, 0, 1, 0.9),
+    (0, 0.2, 0.8, 1),
+    (0.05, 0.05, 0.95, 0.95),
+    (0.15, 0, 1, 1),
+    (0, 0, 1, 0.85),
+)
+
+
+def grey(image: Image.Image, side: int = SIDE) -> NDArray[np.float32]:
+    return make_thumb(np.asarray(image), side).astype(np.float32)
+
+
+def colours(image: Image.Image) -> NDArray[np.float32]:
+    return make_colour_thumb(np.asarray(image), 64).astype(np.float32)
+
+
+def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    """Cut by fractions of the sides; sizes are chosen so that they are whole pixels."""
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
+
+
+def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
+    """The whole search: among likely cuts, then finer and finer."""
+    pairs = [np.stack([grey(image, 64)]) for image in (first, second)]
+    placements, _ = place_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
+    placement: NDArray[np.float32] | None = placements[0]
+    for side in (32, 64):
+        assert placement is not None
+        placement = refine(shrink(pairs[0], side)[0], shrink(pairs[1], side)[0], placement)
+    assert placement is not None
+    placement = refine(grey(first), grey(second), placement)
+    assert placement is not None
+    return placement
+
+
+@pytest.mark.parametrize("box", CUTS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_planted_cut_is_found_to_a_pixel(box: tuple[float, float, float, float], seed: int) -> None:
+    left, top, right, bottom = box
+    image = scene(seed, (400, 300))
+    found = place(image, cut(image, left, top, right, bottom))
+    height, width = bottom - top, right - left
+    # u of the whole picture lies at (u - start) / share in the cut one
+    np.testing.assert_allclose(found, [1 / height, -top / height, 1 / width, -left / width], atol=1 / SIDE)
+    back = place(cut(image, left, top, right, bottom), image)
+    np.testing.assert_allclose(back, [height, top, width, left], atol=1 / SIDE)
+
+
+def test_brightness_and_contrast_do_not_move_it() -> None:
+    image = scene(3)
+    darker = image.point(lambda value: round(0.6 * value + 20))
+    np.testing.assert_allclose(place(image, darker), [1, 0, 1, 0], atol=0.2 / SIDE)
+
+
+def test_copies_agree_and_other_pictures_do_not() -> None:
+    upright = np.array([1, 0, 1, 0], np.float32)
+    pictures = [grey(scene(seed)) for seed in range(6)]
+    for i, first in enumerate(pictures):
+        for j, second in enumerate(pictures):
+            value = agreement(first, second, upright)
+            assert value > 0.99 if i == j else abs(value) < 0.3, (i, j)
+
+
+def test_a_picture_is_not_its_own_negative() -> None:
+    picture = grey(scene(0))
+    upright = np.array([1, 0, 1, 0], np.float32)
+    assert agreement(picture, 255 - picture, upright) < -0.99
+    assert refine(picture, 255 - picture, upright) is None
+
+
+def test_flat_pictures_show_nothing_to_agree_on() -> None:
+    upright = np.array([1, 0, 1, 0], np.float32)
+    rng = np.random.default_rng(0)
+    flat, same = (200 + rng.normal(0, 0.5, (SIDE, SIDE)).astype(np.float32) for _ in range(2))
+    assert agreement(flat, same, upright) == 0
+    assert agreement(flat, flat, upright) == 0
+    correlation, _ = correlate(np.zeros((1, 8, 8), np.float32), np.ones((1, 8, 8), np.float32))
+    assert correlation[0] == 0
+
+
+def test_lines_across_the_whole_picture_are_no_detail() -> None:
+    rows, columns = np.random.default_rng(0).normal(0, 50, (2, 32)).astype(np.float32)
+    np.testing.assert_allclose(detail(rows[:, None] + columns), 0, atol=1e-4)
+
+
+def test_colours_must_be_alike_too() -> None:
+    upright = np.array([1, 0, 1, 0], np.float32)
+    image = scene(0)
+    bands = image.split()
+    tinted = Image.merge("RGB", [bands[0], *(band.point(lambda v: round(0.3 * v)) for band in bands[1:])])
+    assert likeness(colours(image), colours(image.point(lambda v: round(0.7 * v))), upright) > 0.99
+    assert likeness(colours(image), colours(tinted), upright) < 0.8
+    assert likeness(colours(image), colours(scene(1)), upright) < 0.6
+
+
+def test_pictures_that_hardly_overlap_are_not_placed() -> None:
+    picture = grey(scene(0))
+    assert refine(picture, picture, np.array([1, 0.7, 1, 0], np.float32)) is None
+    assert refine(picture, picture, np.array([3, 0, 3, 0], np.float32)) is None

@@ -1,0 +1,137 @@
+"""What near.py promises: altered copies are found, look-alikes are not, and nothing chains."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from photographs import altered, encode, scene
+from pixelplay.data.decode import decode_image
+from pixelplay.data.near import CopyPair, find_copies, form_sets, nearest_pairs, unit_rows
+from pixelplay.data.thumbs import make_thumb
+from pixelplay.errors import ImageError
+
+PixelArray = NDArray[np.uint8]
+
+
+def decoded(data: bytes) -> PixelArray:
+    return decode_image(data, path="photo")
+
+
+def search(pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None) -> list[CopyPair]:
+    thumbs = np.stack([make_thumb(picture) for picture in pictures])
+    return find_copies(thumbs, lambda i: pictures[i], features, num_workers=1)
+
+
+def wafer(seed: int) -> PixelArray:
+    """A solar cell: the frame and bus bars that all have, and grain of its own."""
+    rng = np.random.default_rng(seed)
+    grain = np.asarray(scene(seed, (240, 240)).convert("L")).astype(float) / 6
+    cell = 90 + grain + rng.normal(0, 2, grain.shape)
+    cell[[*range(58, 64), *range(118, 124), *range(178, 184)]] = 20
+    cell[:6] = cell[-6:] = 10
+    cell[:, :6] = cell[:, -6:] = 10
+    return np.repeat(cell.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("kind", list(altered(scene(0))))
+def test_every_altered_copy_is_found_and_nothing_else(kind: str) -> None:
+    originals = [np.asarray(scene(seed)) for seed in range(8)]
+    copies = [decoded(altered(scene(seed))[kind]) for seed in range(4)]
+    # features as a network has them: near for copies, whatever was done to them
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((12, 64), dtype=np.float32)
+    features[8:] = features[:4] + 0.2 * rng.standard_normal((4, 64), dtype=np.float32)
+    found = search([*originals, *copies], features)
+    assert [pair.members for pair in found] == [(0, 8), (1, 9), (2, 10), (3, 11)]
+    assert all(pair.is_mirrored == (kind == "mirrored") for pair in found)
+    assert not any(pair.is_same_pixels for pair in found)
+
+
+def test_the_same_pixels_in_another_format_are_called_the_same() -> None:
+    image = scene(0)
+    pictures = [decoded(encode(image, "PNG")), np.asarray(scene(1)), decoded(encode(image, "BMP"))]
+    (pair,) = search(pictures)
+    assert (pair.members, pair.is_same_pixels, pair.is_mirrored) == ((0, 2), True, False)
+    assert pair.agreement > 0.999
+
+
+def test_what_only_looks_alike_is_no_copy() -> None:
+    cells = [wafer(seed) for seed in range(30)]
+    assert search(cells) == []
+    # and among them a copy is still found
+    buffer = io.BytesIO()
+    Image.fromarray(cells[7]).save(buffer, "JPEG", quality=60)
+    assert [pair.members for pair in search([*cells, decoded(buffer.getvalue())])] == [(7, 30)]
+
+
+def test_plain_pictures_are_no_copies_of_each_other() -> None:
+    plain = [np.full((60, 80, 3), level, np.uint8) for level in (0, 120, 121, 255)]
+    assert search(plain) == []
+
+
+def test_few_or_no_photographs_are_no_error() -> None:
+    assert search([np.asarray(scene(0))]) == []
+    assert find_copies(np.empty((0, 64, 64), np.uint8), lambda i: np.empty(0, np.uint8)) == []
+
+
+def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
+    pictures = [np.asarray(scene(0)), decoded(altered(scene(0))["re-encoded"])]
+    thumbs = np.stack([make_thumb(picture) for picture in pictures])
+
+    def read(i: int) -> PixelArray:
+        raise ImageError("photo", "missing", "no such file")
+
+    assert find_copies(thumbs, read) == []
+
+
+def test_the_order_of_photographs_does_not_matter() -> None:
+    pictures = [np.asarray(scene(seed)) for seed in range(6)]
+    pictures += [decoded(altered(scene(seed))["resized"]) for seed in range(3)]
+    order = np.random.default_rng(0).permutation(len(pictures))
+    place = np.argsort(order)
+    plain = {pair.members for pair in search(pictures)}
+    shuffled = {pair.members for pair in search([pictures[i] for i in order])}
+    assert {tuple(sorted((int(place[i]), int(place[j])))) for i, j in plain} == shuffled
+    assert len(plain) == 3
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_nearest_pairs_are_those_of_all_cosines(k: int) -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    expected = {tuple(sorted((i, int(j)))) for i in range(40) for j in np.argsort(-cosines[i])[:k]}
+    assert {(int(i), int(j)) for i, j in nearest_pairs(rows, rows, k)} == expected
+
+
+# Sets
+
+
+def test_a_chain_of_copies_is_not_one_set() -> None:
+    assert form_sets([(0, 1), (1, 2), (2, 3)]) == [(1, 0, 2), (2, 3)]
+
+
+def test_copies_of_each_other_are_one_set() -> None:
+    assert form_sets([(0, 1), (0, 2), (1, 2), (5, 9)]) == [(0, 1, 2), (5, 9)]
+    assert form_sets([]) == []
+
+
+pairs_of = st.sets(
+    st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda p: p[0] < p[1]), max_size=30
+)
+
+
+@given(pairs_of)
+def test_every_pair_is_in_a_set_whose_members_are_copies_of_its_first(pairs: set[tuple[int, int]]) -> None:
+    sets = form_sets(sorted(pairs))
+    held = {frozenset((a, b)) for members in sets for a in members for b in members if a != b}
+    assert {frozenset(pair) for pair in pairs} <= held
+    for first, *others in sets:
+        assert len(others) == len(set(others)) >= 1
+        assert all(tuple(sorted((first, other))) in pairs for other in others)

@@ -1,0 +1,29 @@
+"""What thumbs.py promises: small grey squares of whole photographs, whatever their size."""
+
+import numpy as np
+import pytest
+
+from photographs import scene
+from pixelplay.data.thumbs import THUMB_PX, make_colour_thumb, make_thumb, shrink
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (900, 40)])
+def test_a_thumb_is_a_grey_square_of_the_whole(size: tuple[int, int]) -> None:
+    pixels = np.asarray(scene(0, (64, 64)).resize(size))
+    thumb = make_thumb(pixels)
+    assert (thumb.shape, thumb.dtype) == ((THUMB_PX, THUMB_PX), np.uint8)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    assert thumb.mean() == pytest.approx(luma.mean(), abs=3)
+
+
+def test_a_colour_thumb_keeps_the_colours_apart() -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8) + np.array([250, 100, 5], np.uint8)
+    thumb = make_colour_thumb(pixels, 16)
+    np.testing.assert_array_equal(thumb, np.broadcast_to([[[250]], [[100]], [[5]]], (3, 16, 16)))
+
+
+def test_shrinking_averages_blocks() -> None:
+    thumbs = np.arange(2 * 64 * 64).reshape(2, 64, 64).astype(np.uint8)
+    small = shrink(thumbs, 16)
+    assert small.shape == (2, 16, 16)
+    np.testing.assert_allclose(small[1, 2, 3], thumbs[1, 8:12, 12:16].mean())

@@ -1,0 +1,49 @@
+"""What copies.py promises: a scan that looks closely finds altered copies in a folder."""
+
+from pathlib import Path
+
+import pytest
+
+import pixelplay
+from photographs import altered, encode, scene
+from pixelplay.data.audit import Duplicates
+from pixelplay.data.index import ImageIndex
+from pixelplay.journal import Journal
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight scenes in two classes; of one all kinds of copies, in the other class and in the test part."""
+    root = tmp_path_factory.mktemp("copies")
+    for name in ("train/a", "train/b", "test/a"):
+        (root / name).mkdir(parents=True)
+    for i in range(8):
+        (root / f"train/{'ab'[i % 2]}/{i}.png").write_bytes(encode(scene(i), "PNG"))
+    for kind, data in altered(scene(0)).items():
+        (root / f"train/b/{kind}.jpg").write_bytes(data)
+    (root / "test/a/cut.jpg").write_bytes(altered(scene(2))["cut"])
+    (root / "test/a/broken.jpg").write_bytes(b"broken")
+    return root
+
+
+def scan(folder: Path) -> tuple[ImageIndex, Duplicates]:
+    index, audit = pixelplay.scan_closely(folder, journal=Journal(quiet=True))
+    assert [index.paths[i] for i in audit.errors] == ["test/a/broken.jpg"]
+    return index, audit.duplicates
+
+
+def test_every_altered_copy_is_found_with_its_conflict_or_leak(folder: Path) -> None:
+    index, duplicates = scan(folder)
+    sets = [{index.paths[i] for i in members} for members in duplicates.near]
+    with_copies = {f"train/b/{kind}.jpg" for kind in altered(scene(0))} | {"train/a/0.png"}
+    together = set().union(*(members for members in sets if members & with_copies))
+    assert together == with_copies
+    assert {"train/a/2.png", "test/a/cut.jpg"} in sets
+    assert len(duplicates.sets) == len(duplicates.large) == 0
+    assert any("train/a/0.png" in {index.paths[i] for i in members} for members in duplicates.conflicts)
+    leaks = [{index.paths[i] for i in members} for members in duplicates.leaks]
+    assert leaks == [{"train/a/2.png", "test/a/cut.jpg"}]
+
+
+def test_a_second_scan_finds_the_same_from_the_cache(folder: Path) -> None:
+    assert scan(folder)[1] == scan(folder)[1]

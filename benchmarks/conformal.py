@@ -26,7 +26,7 @@ from pixelplay.evaluation.held_out import score_held_out
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import find_device
-from pixelplay.training.material import read_photographs
+from pixelplay.model.reading import read_photographs
 from pixelplay.training.probe import fit_probe
 
 METHODS: tuple[SetMethod, ...] = ("lac", "aps")

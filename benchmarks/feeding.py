@@ -16,7 +16,8 @@ from pixelplay.config import ComputeConfig
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import scan_source
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
+from pixelplay.model.features import FeatureExtractor, pick_precision
+from pixelplay.model.reading import read_features
 
 
 def main() -> None:

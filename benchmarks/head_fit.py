@@ -18,8 +18,9 @@ from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
+from pixelplay.model.features import FeatureExtractor, pick_precision
 from pixelplay.model.head import feature_scale
+from pixelplay.model.reading import read_features
 from pixelplay.training.probe import fit_probe
 
 

@@ -24,7 +24,8 @@ from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import macro_f1
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_precision, read_features
+from pixelplay.model.features import FeatureExtractor, pick_precision
+from pixelplay.model.reading import read_features
 from pixelplay.training.probe import fit_probe
 
 N_FOLDS = 5

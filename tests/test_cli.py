@@ -195,6 +195,36 @@ def test_scan_finds_altered_copies_when_asked(shell: Shell) -> None:
     assert "altered copies show in pixels only" in refused.err
 
 
+def test_altered_copies_share_a_side_when_training_is_asked_to_look(
+    drawn_classes: Path, tiny_train: list[str], shell: Shell
+) -> None:
+    copies = {}
+    for i in range(6):
+        (drawn_classes / f"bars/scene{i}.png").write_bytes(encode(scene(i), "PNG"))
+        (drawn_classes / f"dots/again{i}.jpg").write_bytes(altered(scene(i))["resized"])
+        copies[f"bars/scene{i}.png"] = f"dots/again{i}.jpg"
+    done = shell("train", drawn_classes, "--out", "run", *tiny_train, "--near-duplicates")
+    assert done.status == 0
+    found = json.loads(Path("run/metrics.json").read_text())["data"]
+    pairs = {frozenset(member["path"] for member in members) for members in found["near_duplicates"]}
+    assert {frozenset(pair) for pair in copies.items()} <= pairs
+    split = json.loads(Path("run/split.json").read_text())
+    side = {path: part for part in ("train", "test") for path in split[part]}
+    assert all(side[first] == side[second] for first, second in copies.items())
+    assert "of altered copies kept on one side of each split, for example" in done.err
+    assert "of copies with different labels, for example" in done.err
+
+
+def test_scan_names_expected_classes_with_few_photographs(drawn_classes: Path, shell: Shell) -> None:
+    Path("classes.csv").write_text("class,count\nbars,60\nrings,30\nspirals,10\n")
+    scan = ["scan", drawn_classes, "--classes", "classes.csv", "--quiet"]
+    found = shell(*scan, "--json").json
+    assert found["expected_with_few_images"] == {"rings": 9}
+    assert found["test_share_with_few_images"] == pytest.approx(0.3)
+    shown = shell(*scan).out
+    assert "few        expected classes with fewer than 10 photographs: rings (9); they are 30.0%" in shown
+
+
 def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
     found = shell("scan", flawed, "--no-decode", "--json", "--quiet").json
     assert [len(found[name]) for name in ("duplicates", "conflicts", "leaks", "unreadable")] == [3, 1, 1, 1]

@@ -26,8 +26,9 @@ from PIL import Image, ImageDraw
 
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates
+from pixelplay.data.candidates import propose
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near import CopyPair, propose_by_features, propose_by_print
+from pixelplay.data.near import CopyPair
 from pixelplay.data.source import scan_source
 from pixelplay.data.thumbs import THUMB_PX
 from pixelplay.journal import Journal
@@ -98,7 +99,7 @@ def search(folder: Path) -> tuple[list[CopyPair], tuple[str, ...], list[tuple[in
     """What PixelPlay finds in a folder: pairs, names, sets of equal files, and seconds of either step."""
     index, config, journal = (
         scan_source(str(folder)),
-        TrainConfig(tune="probe", cache_gb=0),
+        TrainConfig(tune="probe", cache_gb=0, near_duplicates=True),
         Journal(quiet=True),
     )
     backbone = load_backbone("lite0", None, is_offline=True)
@@ -143,12 +144,9 @@ def time_candidates(n: int, n_features: int = 1024) -> None:
     print(
         f"\n| candidates among {n:,} synthetic photographs | seconds | planted pairs found |\n|---|---|---|"
     )
-    for name, propose in (
-        ("by fingerprint, mirrored too", lambda: propose_by_print(thumbs)),
-        (f"by {n_features} features", lambda: propose_by_features(features)),
-    ):
+    for name, given in (("by fingerprint", None), (f"by {n_features} features too", features)):
         start = time.perf_counter()
-        found = {(int(i), int(j)) for i, j in propose()}
+        found = {(int(i), int(j)) for i, j in propose(thumbs, given).pairs}
         print(f"| {name} | {time.perf_counter() - start:.0f} | {len(wanted & found)} of {m} |", flush=True)
 
 

@@ -122,6 +122,6 @@ def tiny_run(drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pyte
     from pixelplay.workflow import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    config = TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights))
+    config = TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
     train(drawn_photographs, run, config, journal=Journal(quiet=True))
     return run

@@ -52,7 +52,17 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 @pytest.fixture
 def train_tiny(tiny_weights: Path) -> list[str]:
-    return ["--out", "run", "--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights)]
+    return [
+        "--out",
+        "run",
+        "--tune",
+        "probe",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+    ]
 
 
 def _assert_says(line: str, *words: object) -> None:
@@ -702,7 +712,15 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     drawn_photographs: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What training started from is a classifier: it is kept, and the step is named."""
-    common = ["train", str(drawn_photographs), "--backbone", TINY, "--weights", str(tiny_weights)]
+    common = [
+        "train",
+        str(drawn_photographs),
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+    ]
     assert main([*common, "--out", "run", *PARTIAL, "--n-views", "1", *RUNAWAY]) == 0
     err = capsys.readouterr().err
     said = re.search(
@@ -754,7 +772,7 @@ def test_a_network_that_takes_one_image_size_only(
 def test_an_interrupted_run_with_other_settings(
     drawn_photographs: Path, tiny_weights: Path, refuse_tuning: Refusal
 ) -> None:
-    config = TrainConfig(tune="partial", backbone=TINY, weights=str(tiny_weights))
+    config = TrainConfig(tune="partial", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
     device = find_device(config.compute)
     check_settings("run.partial/checkpoint", config, device, None)
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()

@@ -35,7 +35,7 @@ PARTIAL = [
 
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> list[str]:
-    return ["--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,9 @@ def test_a_given_val_part_is_dealt_and_that_is_said(
 
 
 def test_python_takes_the_same_settings(drawn_photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    config = pixelplay.TrainConfig(tune="probe", n_folds=3, backbone=TINY, weights=str(tiny_weights))
+    config = pixelplay.TrainConfig(
+        tune="probe", n_folds=3, backbone=TINY, weights=str(tiny_weights), near_duplicates=False
+    )
     report = pixelplay.cross_validate(drawn_photographs, tmp_path / "run", config)
     assert report.to_json() == _json(tmp_path / "run/metrics.json")
     assert report.headline.low <= report.headline.value <= report.headline.high

@@ -108,7 +108,15 @@ def start() -> Iterator[Start]:
 def photos(drawn_photographs: Path, tiny_weights: Path) -> list[str]:
     """What all runs here have in common."""
     return [
-        *("train", str(drawn_photographs), "--backbone", TINY, "--weights", str(tiny_weights)),
+        *(
+            "train",
+            str(drawn_photographs),
+            "--no-near-duplicates",
+            "--backbone",
+            TINY,
+            "--weights",
+            str(tiny_weights),
+        ),
         *("--epochs", "3", "--quiet"),
     ]
 

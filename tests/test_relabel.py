@@ -25,7 +25,16 @@ N = 48
 
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> list[str]:
-    return ["--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    return [
+        "--tune",
+        "probe",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+        "--quiet",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> list[str]:
-    return ["--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
 
 
 @pytest.fixture
@@ -356,6 +356,7 @@ def test_tuning_leaves_the_users_random_numbers_alone(
         tune="partial",
         backbone=TINY,
         weights=str(tiny_weights),
+        near_duplicates=False,
         finetune=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),
         augmenting=AugmentConfig(augment=("crop", "mixup")),
     )

@@ -16,7 +16,9 @@ from photographs import encode
 
 @pytest.fixture(scope="module")
 def config(tiny_weights: Path) -> pixelplay.TrainConfig:
-    return pixelplay.TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights))
+    return pixelplay.TrainConfig(
+        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False
+    )
 
 
 def test_five_lines_from_photographs_to_answers(

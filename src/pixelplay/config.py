@@ -268,7 +268,7 @@ class TrainConfig:
     """Do not learn from training photographs whose labels look wrong to a probe that has not seen them."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
     """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
-    near_duplicates: Flag = False
+    near_duplicates: Flag = True
     """Keep resized, cut, mirrored and otherwise altered copies of a photograph on one side of each split."""
     imbalance: Imbalance = "auto"
     """How rare classes are helped while learning; auto compares on held-out features."""

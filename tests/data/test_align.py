@@ -41,14 +41,9 @@ def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
     """The whole search: among likely cuts, then finer and finer."""
     pairs = [np.stack([grey(image, 64)]) for image in (first, second)]
     placements, _ = place_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
-    placement: NDArray[np.float32] | None = placements[0]
     for side in (32, 64):
-        assert placement is not None
-        placement = refine(shrink(pairs[0], side)[0], shrink(pairs[1], side)[0], placement)
-    assert placement is not None
-    placement = refine(grey(first), grey(second), placement)
-    assert placement is not None
-    return placement
+        placements = refine(shrink(pairs[0], side), shrink(pairs[1], side), placements)
+    return refine(grey(first)[None], grey(second)[None], placements)[0]
 
 
 @pytest.mark.parametrize("box", CUTS)
@@ -83,7 +78,7 @@ def test_a_picture_is_not_its_own_negative() -> None:
     picture = grey(scene(0))
     upright = np.array([1, 0, 1, 0], np.float32)
     assert agreement(picture, 255 - picture, upright) < -0.99
-    assert refine(picture, 255 - picture, upright) is None
+    assert np.isnan(refine(picture[None], 255 - picture[None], upright[None])).all()
 
 
 def test_flat_pictures_show_nothing_to_agree_on() -> None:
@@ -113,5 +108,8 @@ def test_colours_must_be_alike_too() -> None:
 
 def test_pictures_that_hardly_overlap_are_not_placed() -> None:
     picture = grey(scene(0))
-    assert refine(picture, picture, np.array([1, 0.7, 1, 0], np.float32)) is None
-    assert refine(picture, picture, np.array([3, 0, 3, 0], np.float32)) is None
+    starts = np.array([[1, 0.7, 1, 0], [3, 0, 3, 0], [1, 0.01, 1, 0]], np.float32)
+    pictures = np.stack([picture] * 3)
+    found = refine(pictures, pictures, starts)
+    assert np.isnan(found[:2]).all()
+    np.testing.assert_allclose(found[2], [1, 0, 1, 0], atol=1e-3)

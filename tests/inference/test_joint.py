@@ -44,7 +44,16 @@ def two_runs(
     (renamed / "bars").rename(renamed / "10")
     (renamed / "dots").rename(renamed / "9")
     (renamed / "rings").rename(renamed / "x")
-    tiny = ["--tune", "probe", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    tiny = [
+        "--tune",
+        "probe",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+        "--quiet",
+    ]
     for name, extra in (("a", []), ("b", ["--seed", "1", "--metric", "macro_f1"])):
         assert main(["train", str(renamed), "--out", str(root / name), *tiny, *extra]) == 0
     content = json.loads((root / "b/model/bundle.json").read_text())

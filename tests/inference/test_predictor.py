@@ -177,6 +177,7 @@ def test_a_model_learned_in_fp32_is_not_coarsened(
         tune="probe",
         backbone=TINY,
         weights=str(tiny_weights),
+        near_duplicates=False,
         compute=ComputeConfig(precision="fp32", device="cpu"),
     )
     train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))

@@ -24,7 +24,16 @@ def run(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.move(photos / f"dots/{i:03}.png", photos / f"bars/wrong{i}.png")
     (photos / "dots").rename(photos / "=dots")
     shutil.copy(photos / "rings/002.jpg", photos / "bars/twin.jpg")
-    tiny = ["--backbone", TINY, "--weights", str(tiny_weights), "--tune", "probe", "--quiet"]
+    tiny = [
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+        "--tune",
+        "probe",
+        "--quiet",
+    ]
     assert main(["crossval", str(photos), "--out", str(root / "run"), *tiny]) == 0
     return root / "run"
 

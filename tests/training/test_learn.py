@@ -143,6 +143,7 @@ def tiny(tiny_weights: Path) -> TrainConfig:
         tune="auto",
         backbone=TINY,
         weights=str(tiny_weights),
+        near_duplicates=False,
         val_frac=0.9,
         time_budget="0.1s",
         finetune=FinetuneConfig(train_batch_size=8),  # it is also what is measured

@@ -70,40 +70,41 @@ def place_coarsely(first: Pictures, second: Pictures) -> tuple[Placements, NDArr
     return placements, best
 
 
-def refine(first: Pictures, second: Pictures, placement: Placements, n_steps: int = 8) -> Placements | None:
-    """Move a placement (4,) to where two pictures (n, n) agree best, whatever their brightness and contrast.
+def refine(first: Pictures, second: Pictures, placements: Placements, n_steps: int = 8) -> Placements:
+    """Move placements (P, 4) to where pictures (P, n, n) agree best, whatever their brightness and contrast.
 
     Gauss-Newton on the squared difference, gain and offset being fitted in each step.
 
     Returns:
-        The placement; None where it leads away from any.
+        The placements; NaN where it leads away from any.
 
     Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
     """
-    n = len(first)
+    n = first.shape[-1]
     along = (np.arange(n, dtype=np.float32) + 0.5) / n
-    slope_y, slope_x = (slope * n for slope in np.gradient(second))
-    placement = placement.copy()
+    slope_y, slope_x = (slope * n for slope in np.gradient(second, axis=(-2, -1)))
+    wanted = first.reshape(len(first), n * n, 1)
+    found, is_lost = placements.copy(), np.zeros(len(first), bool)
     for _ in range(n_steps):
-        to_y, ys = _sampler(placement[0], placement[1], n)
-        to_x, xs = _sampler(placement[2], placement[3], n)
-        if not _overlaps(placement) or not len(to_y) or not len(to_x):
-            return None
-        seen, by, bx = (to_y @ picture @ to_x.T for picture in (second, slope_y, slope_x))  # (h, w) each
-        y, x = along[ys, None], along[xs]
-        columns = np.stack([by * y, by, bx * x, bx, seen, np.ones_like(seen)]).reshape(6, -1)
-        wanted = first[ys, xs].ravel()
-        square = columns @ columns.T
-        square[np.diag_indices(6)] *= 1 + 1e-4  # flat pictures fix nothing
-        square[np.diag_indices(6)] += 1e-6
-        found = np.linalg.solve(square, columns @ wanted)
-        if found[4] <= 0:  # it would be its own negative
-            return None
-        step = np.clip(found[:4] / found[4], -MAX_STEP, MAX_STEP)
-        placement += step
-        if np.abs(step).max() * n < 0.02:
+        to_y, inside_y = _samplers(found[:, 0], found[:, 1], n)
+        to_x, inside_x = _samplers(found[:, 2], found[:, 3], n)
+        across = to_x.swapaxes(1, 2)
+        seen, by, bx = (to_y @ picture @ across for picture in (second, slope_y, slope_x))  # (P, n, n) each
+        overlap = (inside_y[:, :, None] & inside_x[:, None]).astype(np.float32)
+        columns = np.stack([by * along[:, None], by, bx * along, bx, seen, np.ones_like(seen)], axis=1)
+        columns = (columns * overlap[:, None]).reshape(len(first), 6, n * n)
+        square = columns @ columns.swapaxes(1, 2)  # (P, 6, 6)
+        diagonal = np.arange(6)
+        # flat pictures fix nothing
+        square[:, diagonal, diagonal] = square[:, diagonal, diagonal] * (1 + 1e-4) + 1e-6
+        fitted = np.linalg.solve(square, columns @ wanted)[..., 0]
+        is_lost |= ~(fitted[:, 4] > 0)  # it would be its own negative
+        step = np.clip(fitted[:, :4] / np.where(is_lost, 1, fitted[:, 4])[:, None], -MAX_STEP, MAX_STEP)
+        found = np.where(is_lost[:, None], found, found + step)
+        is_lost |= ~_overlap(found)
+        if (np.abs(step).max(1) * n < 0.02)[~is_lost].all():
             break
-    return placement if _overlaps(placement) else None
+    return np.where(is_lost[:, None], np.nan, found).astype(np.float32)
 
 
 def agreement(first: Pictures, second: Pictures, placement: Placements) -> float:
@@ -141,6 +142,22 @@ def likeness(first: Pictures, second: Pictures, placement: Placements) -> float:
     return float(seen[0] @ seen[1] / max(lengths.prod(), 1e-9))
 
 
+def lay(first: Pictures, second: Pictures, placements: Placements) -> tuple[Pictures, NDArray[np.bool_]]:
+    """Bring second pictures (P, n, n) to where they lie on the first; and where they do (P, n, n)."""
+    n = first.shape[-1]
+    to_y, inside_y = _samplers(placements[:, 0], placements[:, 1], n)
+    to_x, inside_x = _samplers(placements[:, 2], placements[:, 3], n)
+    laid = np.asarray(to_y @ second @ to_x.swapaxes(1, 2), dtype=np.float32)
+    return laid, inside_y[:, :, None] & inside_x[:, None]
+
+
+def inverse(placements: Placements) -> Placements:
+    """How first pictures lie on second ones, for placements (P, 4) of these on those."""
+    scales, shifts = placements[:, [0, 2]], placements[:, [1, 3]]
+    found = np.stack([1 / scales, -shifts / scales], axis=2)
+    return np.asarray(found.reshape(-1, 4), dtype=np.float32)
+
+
 def _lay(first: Pictures, second: Pictures, placement: Placements) -> tuple[Pictures, Pictures]:
     """Cut both pictures (n, n) to where they overlap, pixel upon pixel."""
     to_y, ys = _sampler(placement[0], placement[1], len(first))
@@ -155,28 +172,39 @@ def _tiles(picture: Pictures, size: int) -> Pictures:
     return whole.reshape(down, size, across, size).swapaxes(1, 2).reshape(-1, size, size)
 
 
-def _overlaps(placement: Placements) -> bool:
-    """Whether enough of both pictures lies on the other."""
-    for scale, shift in (placement[:2], placement[2:]):
-        if not MIN_OVERLAP < scale < 1 / MIN_OVERLAP:
-            return False
-        low, high = max(0.0, -shift / scale), min(1.0, (1 - shift) / scale)  # of the first
-        if high - low < MIN_OVERLAP or (high - low) * scale < MIN_OVERLAP:
-            return False
-    return True
+def _overlap(placements: Placements) -> NDArray[np.bool_]:
+    """Whether enough of both pictures lies on the other, for placements (P, 4)."""
+    enough = np.ones(len(placements), bool)
+    for scale, shift in (placements[:, :2].T, placements[:, 2:].T):
+        is_near = (scale > MIN_OVERLAP) & (scale < 1 / MIN_OVERLAP)
+        scale = np.where(is_near, scale, 1)
+        low, high = np.maximum(0, -shift / scale), np.minimum(1, (1 - shift) / scale)  # of the first
+        enough &= is_near & (high - low >= MIN_OVERLAP) & ((high - low) * scale >= MIN_OVERLAP)
+    return enough
+
+
+def _samplers(
+    scales: NDArray[np.float32], shifts: NDArray[np.float32], n: int
+) -> tuple[Pictures, NDArray[np.bool_]]:
+    """Weights (P, n, n) that read second pictures along an axis, and which places (P, n) lie on them."""
+    centres = (np.arange(n, dtype=np.float32) + 0.5) / n
+    at = scales[:, None] * centres + shifts[:, None]  # (P, n)
+    inside = (at >= 0) & (at <= 1)
+    # a hat as wide as a step: what is made smaller is averaged
+    width = np.maximum(scales, 1)[:, None, None] / n
+    weights = np.maximum(0, 1 - np.abs(at[..., None] - centres) / width)
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-6)
+    return weights.astype(np.float32), inside
 
 
 def _sampler(scale: float, shift: float, n: int) -> tuple[Pictures, slice]:
     """Weights (m, n) that read the second picture at the m places that lie on it, and which these are."""
-    centres = (np.arange(n, dtype=np.float32) + 0.5) / n
-    at = scale * centres + shift
-    inside = np.flatnonzero((at >= 0) & (at <= 1))
-    if not len(inside):
+    weights, inside = _samplers(np.array([scale], np.float32), np.array([shift], np.float32), n)
+    places = np.flatnonzero(inside[0])
+    if not len(places):
         return np.empty((0, n), np.float32), slice(0, 0)
-    # a hat as wide as a step: what is made smaller is averaged
-    weights = np.maximum(0, 1 - np.abs(at[inside, None] - centres) * (n / max(scale, 1.0)))
-    weights /= weights.sum(1, keepdims=True)
-    return weights.astype(np.float32), slice(int(inside[0]), int(inside[-1]) + 1)
+    within = slice(int(places[0]), int(places[-1]) + 1)
+    return weights[0, within], within
 
 
 @cache

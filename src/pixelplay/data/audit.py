@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import PARTS
 from pixelplay.data.cache import DIGEST_BYTES
+from pixelplay.data.candidates import max_copies
 from pixelplay.data.decode import ImageInfo, decode_image, probe_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
@@ -20,7 +21,6 @@ from pixelplay.errors import ImageError
 
 FEW = 10  # photographs of a class: with fewer, neither a classifier nor its figures can be relied on
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
-MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
 BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
 
 
@@ -248,7 +248,7 @@ def _split_by_size(
     """Tell sets of copies from those that hang together with too many others to be any."""
     groups = merge_groups(n, sets)
     sizes = np.bincount(groups, minlength=1)
-    limit = max(MAX_COPIES, MAX_COPIES_FRAC * n)
+    limit = max_copies(n)
     is_large = [bool(sizes[groups[members[0]]] > limit) for members in sets]
     return (
         [members for members, large in zip(sets, is_large, strict=True) if not large],

@@ -1,29 +1,38 @@
 """Thumbs and features → pairs of photographs that show the same pixels, and the sets they form.
 
-Candidates come cheaply and too many: of each photograph those most like it by fingerprint, mirrored too, and
-by features. What is a copy is decided by laying one picture on the other. A pair is a pair by itself: two
-copies of a third need not be copies of each other, and what only looks alike never chains.
+Candidates come cheaply. What is a copy is decided by laying one picture on the other: it must agree in its
+details, and better than look-alikes do. A pair is a pair by itself: two copies of a third need not be copies
+of each other, and what only looks alike never chains.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.data.align import agreement, detail, likeness, outlines_agree, place_coarsely, refine
+from pixelplay.data.align import (
+    Placements,
+    agreement,
+    inverse,
+    likeness,
+    outlines_agree,
+    place_coarsely,
+    refine,
+)
+from pixelplay.data.candidates import Candidates, propose
 from pixelplay.data.loader import map_ahead
+from pixelplay.data.standout import Tiles, differences, share_of_usual, tile_differences, usual_differences
 from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, Thumbs, make_colour_thumb, make_thumb, shrink
 from pixelplay.errors import ImageError
 
-N_BY_PRINT, N_BY_FEATURES = 2, 4  # candidates of each photograph
-DIRECTIONS = 256  # that features are projected on: it disturbs near neighbours little
-BLOCK = 1024  # rows compared with all others at once, and pairs laid on each other at once
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
-AGREES = 0.75  # agreement of the pictures
+AGREES = 0.7  # agreement of the pictures
 ALIKE = 0.75  # correlation of the colours
+AT_ONCE = 256  # pairs
 CLOSE_PX = 192  # side at which the decision is made
+UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full sight and by thumbs
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -37,14 +46,12 @@ class CopyPair:
         first, second: positions, ascending.
         agreement: 0 to 1, of their details where one lies on the other.
         is_mirrored: whether one is the mirror image.
-        is_same_pixels: whether they are equal to the last bit once decoded.
     """
 
     first: int
     second: int
     agreement: float
     is_mirrored: bool
-    is_same_pixels: bool
 
     @property
     def members(self) -> tuple[int, int]:
@@ -73,126 +80,139 @@ def find_copies(
     """
     if len(thumbs) < 2:
         return []
-    candidates = [propose_by_print(thumbs)]
-    if features is not None:
-        candidates.append(propose_by_features(features))
-    pairs = np.unique(np.concatenate(candidates), axis=0)  # (P, 2)
-    rough = [
-        (int(i), int(j), is_mirrored, placement)
-        for is_mirrored in (False, True)
-        for i, j, placement in _place(thumbs, pairs, is_mirrored)
-    ]
+    candidates = propose(thumbs, features)
+    placed = _place(thumbs, candidates)
+    usual = None
+    if candidates.look_alikes.shape[1]:
+        usual = usual_differences(thumbs, candidates.look_alikes, np.unique(placed.members))
+        placed = _which_stand_out(thumbs, placed, usual)
 
-    def look(k: int) -> CopyPair | None:
+    def look(k: int) -> tuple[_Seen, _Seen] | None:
         try:
-            return _confirm(thumbs, read, *rough[k])
+            first, second = (_see(read(int(i))) for i in placed.members[k])
         except ImageError:  # it could be read a moment ago
             return None
+        return first, second
 
     found: dict[tuple[int, int], CopyPair] = {}
-    for pair in map_ahead(look, len(rough), num_workers=num_workers):
+    for k, seen in enumerate(map_ahead(look, len(placed.members), num_workers=num_workers)):
         on_progress(1)
+        pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
         if pair is not None:
             found[pair.members] = max(found.get(pair.members, pair), pair, key=lambda p: p.agreement)
     return [found[key] for key in sorted(found)]
 
 
-def propose_by_print(thumbs: Thumbs) -> IntArray:
-    """Pairs (P, 2) of photographs most like each other, or the other's mirror image, by fingerprint."""
-    details = detail(shrink(thumbs, PRINT_PX))  # (N, s, s)
-    straight, mirrored = (unit_rows(x.reshape(len(x), -1)) for x in (details, details[:, :, ::-1]))
-    proposed = [nearest_pairs(straight, other, N_BY_PRINT) for other in (straight, mirrored)]
-    return np.concatenate(proposed)
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    """Pairs of photographs, and how the first of each lies on the second or on its mirror image.
 
-
-def propose_by_features(features: FloatArray) -> IntArray:
-    """Pairs (P, 2) of photographs whose features (N, D) are nearest by angle."""
-    scaled = features - features.mean(0)
-    scaled /= np.maximum(scaled.std(0), 1e-6)
-    if scaled.shape[1] > DIRECTIONS:
-        rng = np.random.default_rng(0)
-        scaled = scaled @ rng.standard_normal((scaled.shape[1], DIRECTIONS), dtype=np.float32)
-    rows = unit_rows(scaled)
-    return nearest_pairs(rows, rows, N_BY_FEATURES)
-
-
-def unit_rows(rows: FloatArray) -> FloatArray:
-    """Divide rows (N, D) by their length; what has none stays zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(lengths, 1e-9), dtype=np.float32)
-
-
-def nearest_pairs(rows: FloatArray, others: FloatArray, k: int) -> IntArray:
-    """Pair each of N unit rows (N, D) with the k others (N, D) of largest cosine, itself aside.
-
-    Returns:
-        (P, 2) positions, the smaller first, each pair once.
+    Attributes:
+        members: (P, 2) positions.
+        is_mirrored: (P,).
+        placements: (P, 4).
     """
-    found = []
-    for start in range(0, len(rows), BLOCK):
-        block = np.arange(start, min(start + BLOCK, len(rows)))
-        cosines = rows[block] @ others.T  # (b, N)
-        within = np.arange(len(block))
-        cosines[within, block] = -np.inf
-        for _ in range(min(k, len(rows) - 1)):  # few passes are quicker than sorting
-            nearest = cosines.argmax(1)
-            found.append(np.stack([block, nearest], axis=1))
-            cosines[within, nearest] = -np.inf
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+    members: NDArray[np.int64]
+    is_mirrored: NDArray[np.bool_]
+    placements: Placements
+
+    def select(self, rows: NDArray[Any] | Sequence[int]) -> "_Placed":
+        """Keep some of the pairs."""
+        return _Placed(
+            members=self.members[rows],
+            is_mirrored=self.is_mirrored[rows],
+            placements=self.placements[rows],
+        )
 
 
-def _place(thumbs: Thumbs, pairs: IntArray, is_mirrored: bool) -> list[tuple[int, int, NDArray[np.float32]]]:
-    """Lay candidates on each other, and keep those whose details look alike: both, and the placement."""
-    prints = shrink(thumbs, PRINT_PX)
-    others = prints[:, :, ::-1] if is_mirrored else prints
-    kept = []
-    for start in range(0, len(pairs), BLOCK):
-        i, j = pairs[start : start + BLOCK].T
-        placements, correlation = place_coarsely(prints[i], others[j])
-        alike = correlation >= COARSE
-        kept += list(zip(i[alike], j[alike], placements[alike], strict=True))
-    return kept
+def _place(thumbs: Thumbs, candidates: Candidates) -> _Placed:
+    """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
+    n = len(candidates.pairs)
+    placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
+    for start in range(0, n, AT_ONCE):
+        block = np.arange(start, min(start + AT_ONCE, n))
+        i, j = candidates.pairs[block].T
+        first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
+        found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
+        kept = np.flatnonzero(correlation >= COARSE)
+        for side_px in (THUMB_PX // 2, THUMB_PX):
+            a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
+            found[kept] = refine(a, b, found[kept])
+            agree = [
+                bool(np.isfinite(placement).all()) and outlines_agree(x, y, placement) >= FINER
+                for x, y, placement in zip(a, b, found[kept], strict=True)
+            ]
+            kept = kept[np.array(agree, bool)]
+        placements[block], is_kept[block[kept]] = found, True
+    every = _Placed(members=candidates.pairs, is_mirrored=candidates.is_mirrored, placements=placements)
+    return every.select(is_kept)
 
 
-def _confirm(
-    thumbs: Thumbs,
-    read: Callable[[int], NDArray[np.uint8]],
-    i: int,
-    j: int,
-    is_mirrored: bool,
-    placement: NDArray[np.float32],
-) -> CopyPair | None:
-    """Decide by thumbs, then by pictures, whether a candidate is a copy."""
-    pair = thumbs[[i, j]]
-    for side_px in (THUMB_PX // 2, THUMB_PX):
-        small = _turned(shrink(pair, side_px), is_mirrored)
-        if (refined := refine(small[0], small[1], placement)) is None:
-            return None
-        placement = refined
-        if outlines_agree(*small, placement) < FINER:
-            return None
-    pixels = read(i), read(j)
-    close = _turned(np.stack([make_thumb(picture, CLOSE_PX) for picture in pixels]), is_mirrored)
-    colours = _turned(np.stack([make_colour_thumb(picture, THUMB_PX) for picture in pixels]), is_mirrored)
-    if (refined := refine(close[0], close[1], placement)) is None:
-        return None
-    if likeness(colours[0], colours[1], refined) < ALIKE:
-        return None
-    if (value := agreement(close[0], close[1], refined)) < AGREES:
-        return None
-    return CopyPair(
-        first=i,
-        second=j,
-        agreement=value,
-        is_mirrored=is_mirrored,
-        is_same_pixels=not is_mirrored and np.array_equal(*pixels),
+def _which_stand_out(thumbs: Thumbs, placed: _Placed, usual: Tiles) -> _Placed:
+    """Keep the pairs that may be copies, as far as thumbs (N, S, S) tell."""
+    shares = []
+    for start in range(0, len(placed.members), AT_ONCE):
+        block = placed.select(np.arange(start, min(start + AT_ONCE, len(placed.members))))
+        i, j = block.members.T
+        shares.append(_shares_of_usual(_turned(thumbs[i], thumbs[j], block.is_mirrored), block, usual))
+    return placed.select(np.concatenate([np.empty(0), *shares]) <= ROUGHLY_UNUSUAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """A photograph seen closely: grey (n, n) and colours (3, S, S), uint8."""
+
+    grey: Thumbs
+    colours: Thumbs
+
+
+def _see(pixels: NDArray[np.uint8]) -> _Seen:
+    return _Seen(
+        grey=make_thumb(pixels, CLOSE_PX),
+        colours=make_colour_thumb(pixels, THUMB_PX),
     )
 
 
-def _turned(pair: NDArray[Any], is_mirrored: bool) -> tuple[FloatArray, FloatArray]:
-    """Both pictures (…, h, w) of a pair (2, …, h, w), the second mirrored back."""
-    first, second = pair.astype(np.float32)
-    return first, second[..., ::-1] if is_mirrored else second
+def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Tiles | None) -> CopyPair | None:
+    """Decide whether one candidate is a copy."""
+    is_mirrored = bool(placed.is_mirrored[0])
+    close = _turned(first.grey, second.grey, is_mirrored)
+    pictures = close[0][None], close[1][None]
+    exact = refine(*pictures, placed.placements)
+    if not np.isfinite(exact).all():
+        return None
+    if likeness(*_turned(first.colours, second.colours, is_mirrored), exact[0]) < ALIKE:
+        return None
+    if (value := agreement(*close, exact[0])) < AGREES:
+        return None
+    if usual is not None:
+        shares = _shares_of_usual(pictures, replace(placed, placements=exact), usual)
+        if shares[0] > UNUSUAL:
+            return None
+    i, j = placed.members[0]
+    return CopyPair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
+
+
+def _shares_of_usual(
+    pictures: tuple[FloatArray, FloatArray], placed: _Placed, usual: Tiles
+) -> NDArray[np.float32]:
+    """How much pictures (P, n, n) differ, of what either of a pair does from its look-alikes: the larger."""
+    first, second = pictures
+    i, j = placed.members.T
+    there = tile_differences(differences(first, second, placed.placements))
+    back = tile_differences(differences(second, first, inverse(placed.placements)))
+    turned = np.where(placed.is_mirrored[:, None, None], usual[j][..., ::-1], usual[j])
+    return np.maximum(share_of_usual(there, usual[i]), share_of_usual(back, turned))
+
+
+def _turned(
+    first: NDArray[Any], second: NDArray[Any], is_mirrored: bool | NDArray[np.bool_]
+) -> tuple[FloatArray, FloatArray]:
+    """Both pictures (…, h, w) of a pair, or of pairs (P, h, w), the second mirrored back."""
+    first, second = first.astype(np.float32), second.astype(np.float32)
+    turned = np.where(np.asarray(is_mirrored)[..., None, None], second[..., ::-1], second)
+    return first, turned
 
 
 def form_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ def _squash(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:
     return image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
-def shrink(thumbs: Thumbs, side_px: int) -> NDArray[np.float32]:
+def shrink(thumbs: Thumbs | NDArray[np.float32], side_px: int) -> NDArray[np.float32]:
     """Average thumbs (N, S, S) to (N, s, s); s divides S."""
     n, side, _ = thumbs.shape
     step = side // side_px

@@ -1,0 +1,103 @@
+"""Small grey pictures → whether they differ by less than pictures that merely look alike do.
+
+Cells of one production line, lids of one brand: all of a picture may agree with another one's and still be
+usual. A copy differs from its original by less than a fifth of what look-alikes differ by.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelplay.data.align import TILE_FRAC, Pictures, Placements, lay, refine
+from pixelplay.data.thumbs import THUMB_PX, Thumbs, shrink
+
+UPRIGHT = np.array([1, 0, 1, 0], np.float32)
+DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
+MIN_KNOWN = 0.2  # of a picture, inside of these
+N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
+AT_ONCE = 256  # pictures
+
+Tiles = NDArray[np.float32]
+
+
+def differences(first: Pictures, second: Pictures, placements: Placements) -> Pictures:
+    """Lay pictures (P, n, n) on others, brightness and contrast fitted, and subtract.
+
+    Returns:
+        (P, n, n) grey levels; NaN outside of the overlap and where either is too dark or bright to tell.
+    """
+    laid, known = lay(first, second, placements)
+    clear = known & (first > DARK) & (first < BRIGHT) & (laid > DARK) & (laid < BRIGHT)
+    is_clear = clear.mean((1, 2), keepdims=True) >= MIN_KNOWN
+    known = used = np.where(is_clear, clear, known)
+    left = first - laid
+    for _ in range(N_FITS):  # a watermark does not count
+        n_used = np.maximum(used.sum((1, 2), keepdims=True), 1)
+        mean_laid, mean_first = (
+            np.where(used, x, 0).sum((1, 2), keepdims=True) / n_used for x in (laid, first)
+        )
+        centred = np.where(used, laid - mean_laid, 0)
+        spread = np.square(centred).sum((1, 2), keepdims=True)
+        gain = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        left = first - mean_first - gain * (laid - mean_laid)
+        size = np.where(known, np.abs(left), np.inf)
+        used = known & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
+    return np.where(known, left, np.nan).astype(np.float32)
+
+
+def tile_differences(left: Pictures) -> Tiles:
+    """Root mean square of differences (P, n, n) in tiles (P, t, t); NaN where less than half of one is known.
+
+    Taken at the sharpness of thumbs: a JPEG's noise is averaged out.
+    """
+    n, side = len(left), THUMB_PX // TILE_FRAC
+    step = left.shape[-1] // THUMB_PX
+    left = left.reshape(n, THUMB_PX, step, THUMB_PX, step).mean((2, 4))
+    tiles = (
+        left.reshape(n, TILE_FRAC, side, TILE_FRAC, side).swapaxes(2, 3).reshape(n, TILE_FRAC, TILE_FRAC, -1)
+    )
+    known = np.isfinite(tiles)
+    n_known = known.sum(-1)
+    square = np.where(known, np.square(tiles), 0).sum(-1) / np.maximum(n_known, 1)
+    return np.where(n_known >= side * side / 2, np.sqrt(square), np.nan).astype(np.float32)
+
+
+def usual_differences(thumbs: Thumbs, look_alikes: NDArray[np.int64], rows: NDArray[np.int64]) -> Tiles:
+    """What thumbs (N, S, S) differ by from their look-alikes (N, R), the median in each tile.
+
+    Returns:
+        (N, t, t) grey levels, NaN but for the rows asked for.
+    """
+    n_each = look_alikes.shape[1]
+    usual = np.full((len(thumbs), TILE_FRAC, TILE_FRAC), np.nan, np.float32)
+    for start in range(0, len(rows), AT_ONCE // n_each):
+        block = rows[start : start + AT_ONCE // n_each]
+        first = np.repeat(thumbs[block], n_each, axis=0)
+        second = thumbs[look_alikes[block].ravel()]
+        upright = np.repeat(UPRIGHT[None], len(first), axis=0)
+        placements = refine(shrink(first, THUMB_PX // 2), shrink(second, THUMB_PX // 2), upright, n_steps=4)
+        placements = np.where(np.isfinite(placements), placements, upright)
+        found = differences(first.astype(np.float32), second.astype(np.float32), placements)
+        tiles = tile_differences(found).reshape(len(block), n_each, TILE_FRAC, TILE_FRAC)
+        usual[block] = _median(np.moveaxis(tiles, 1, -1))
+    return usual
+
+
+def share_of_usual(found: Tiles, usual: Tiles) -> NDArray[np.float32]:
+    """Median of found over usual differences (P, t, t), in the half of tiles where look-alikes differ most.
+
+    Returns:
+        (P,) 0 or more; 1 is as usual; infinite where too little is known.
+    """
+    shape = len(found), TILE_FRAC * TILE_FRAC
+    found, usual = found.reshape(shape), usual.reshape(shape)
+    known = np.isfinite(found) & np.isfinite(usual)
+    tells = known & (usual >= _median(np.where(known, usual, np.inf))[:, None])
+    share = _median(np.where(tells, found / np.maximum(usual, 1e-6), np.inf))
+    return np.where(known.sum(1) < TILE_FRAC, np.inf, share).astype(np.float32)
+
+
+def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The lower median along the last axis of what is finite; not finite where nothing is."""
+    ordered = np.sort(values, axis=-1)  # what is not finite last
+    middle = np.maximum(np.isfinite(values).sum(-1) - 1, 0) // 2
+    return np.asarray(np.take_along_axis(ordered, middle[..., None], -1)[..., 0])

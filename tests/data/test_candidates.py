@@ -1,0 +1,85 @@
+"""What candidates.py promises: copies are among the candidates, in whatever way they can be found."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from photographs import altered, scene
+from pixelplay.data.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
+from pixelplay.data.decode import decode_image
+from pixelplay.data.thumbs import Thumbs, make_thumb
+
+
+def thumbs_with_copies(kind: str) -> Thumbs:
+    """Thumbs of 20 scenes and of altered copies of the first four."""
+    copies = [decode_image(altered(scene(seed))[kind], path="copy") for seed in range(4)]
+    return np.stack([make_thumb(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]])
+
+
+def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    return cosines
+
+
+@pytest.mark.parametrize("kind", list(altered(scene(0))))
+def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> None:
+    found = propose(thumbs_with_copies(kind), None)
+    pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
+    for i in range(4):
+        assert pairs.get((i, 20 + i)) == (kind == "mirrored")
+
+
+def test_features_find_what_fingerprints_do_not() -> None:
+    rng = np.random.default_rng(0)
+    thumbs = rng.integers(0, 256, (40, 64, 64), np.uint8)
+    features = rng.standard_normal((40, 600), dtype=np.float32)
+    features[39] = features[0] + 0.2 * rng.standard_normal(600, dtype=np.float32)
+    assert [0, 39] not in propose(thumbs, None).pairs.tolist()
+    assert [0, 39] in propose(thumbs, features).pairs.tolist()
+
+
+def test_look_alikes_are_those_after_the_nearest_ten() -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
+    _, look_alikes = nearest_pairs(rows, rows, 1)
+    expected = np.argsort(-cosines_of(rows), axis=1)[:, 10:14]
+    np.testing.assert_array_equal(np.sort(look_alikes, axis=1), np.sort(expected, axis=1))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
+    cosines = cosines_of(rows)
+    distances = np.sqrt(2 - 2 * cosines)
+    limit = np.sort(distances, axis=1)[:, 10]
+    expected = {
+        tuple(sorted((i, int(j))))
+        for i in range(40)
+        for j in np.argsort(-cosines[i])[:k]
+        if distances[i, j] < 0.6 * limit[i]
+    }
+    assert 5 < len(expected) < 40 * k
+    assert {(int(i), int(j)) for i, j in nearest_pairs(rows, rows, k, 0.6)[0]} == expected
+
+
+def test_among_few_photographs_every_nearest_is_a_candidate() -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((11, 8), dtype=np.float32))
+    pairs, look_alikes = nearest_pairs(rows, rows, 1)
+    assert look_alikes.shape == (11, 0)
+    nearest = cosines_of(rows).argmax(1)
+    assert {(int(i), int(j)) for i, j in pairs} == {tuple(sorted((i, int(j)))) for i, j in enumerate(nearest)}
+
+
+def test_many_photographs_are_searched_in_groups() -> None:
+    n = N_GROUPS + 100
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((n, 64), dtype=np.float32)
+    rows[-50:] = rows[:50] + 0.3 * rng.standard_normal((50, 64), dtype=np.float32)
+    pairs, look_alikes = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
+    assert {(i, n - 50 + i) for i in range(50)} <= {(int(i), int(j)) for i, j in pairs}
+    assert look_alikes.shape == (n, 4)
+    assert ((look_alikes >= 0) & (look_alikes < n)).all()
+    cosines = cosines_of(unit_rows(rows))
+    rank = (cosines > np.take_along_axis(cosines, look_alikes[:, :1], 1)).sum(1)
+    assert (rank >= max_copies(n)).all()
+    assert np.median(rank) < 2 * max_copies(n)

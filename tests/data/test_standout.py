@@ -1,0 +1,77 @@
+"""What standout.py promises: copies differ by less than look-alikes do, whatever was done to them."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from photographs import scene
+from pixelplay.data.standout import (
+    UPRIGHT,
+    differences,
+    share_of_usual,
+    tile_differences,
+    usual_differences,
+)
+from pixelplay.data.thumbs import make_thumb
+
+
+def grey(image: Image.Image, side: int = 64) -> NDArray[np.float32]:
+    return make_thumb(np.asarray(image), side).astype(np.float32)[None]
+
+
+def watermarked(image: Image.Image) -> Image.Image:
+    copy = image.copy()
+    ImageDraw.Draw(copy).rectangle((40, 90, 200, 130), fill="white")
+    return copy
+
+
+UNALIKE = {
+    "darker": lambda image: image.point(lambda v: round(0.6 * v + 20)),
+    "blown out": lambda image: image.point(lambda v: min(255, round(1.5 * v))),
+    "watermarked": watermarked,
+}
+
+
+@pytest.mark.parametrize("kind", list(UNALIKE))
+def test_brightness_and_watermarks_leave_most_of_a_picture_as_it_is(kind: str) -> None:
+    image = scene(0)
+    left = differences(grey(image), grey(UNALIKE[kind](image)), UPRIGHT[None])
+    assert np.isfinite(left).mean() > 0.3
+    assert np.nanmedian(np.abs(left)) < 2
+    assert np.nanmedian(np.abs(differences(grey(image), grey(scene(1)), UPRIGHT[None]))) > 10
+
+
+def test_what_lies_outside_of_the_other_picture_is_not_known() -> None:
+    picture = grey(scene(0))
+    left = differences(picture, picture, np.array([[1, 0.25, 1, 0]], np.float32))
+    assert np.isnan(left[0, 48:]).all()
+    assert np.isfinite(left[0, :47]).mean() > 0.9
+    tiles = tile_differences(left)
+    assert tiles.shape == (1, 16, 16)
+    assert np.isnan(tiles[0, 12:]).all()
+
+
+def test_tiles_are_root_mean_squares() -> None:
+    left = np.random.default_rng(0).normal(0, 3, (2, 64, 64)).astype(np.float32)
+    expected = np.sqrt(np.square(left.reshape(2, 16, 4, 16, 4)).mean((2, 4)))
+    np.testing.assert_allclose(tile_differences(left), expected, rtol=1e-5)
+
+
+def test_usual_is_what_most_look_alikes_differ_by() -> None:
+    base = 60 + grey(scene(0))[0].astype(float) / 2
+    rng = np.random.default_rng(0)
+    noise = (0.0, 4.0, 4.0, 4.0, 60.0)  # one is nearly a copy, one is nothing like it
+    thumbs = np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
+    usual = usual_differences(thumbs, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
+    assert np.isnan(usual[1:]).all()
+    assert np.median(usual[0]) == pytest.approx(4, rel=0.15)
+
+
+def test_a_copy_has_a_small_share_and_a_look_alike_all_of_it() -> None:
+    usual = np.ones((3, 16, 16), np.float32)
+    usual[:, :9] = 10  # here look-alikes differ most
+    found = np.stack([0.1 * usual[0], usual[1], np.full((16, 16), np.nan, np.float32)])
+    found[0, 9:] = 50  # where they hardly do, nothing is measured
+    np.testing.assert_allclose(share_of_usual(found, usual)[:2], [0.1, 1.0], rtol=1e-5)
+    assert share_of_usual(found, usual)[2] == np.inf

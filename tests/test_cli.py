@@ -100,7 +100,7 @@ def test_version(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        ([], "scan, train, crossval, evaluate, suspects, predict, cache"),
+        ([], "scan, train, crossval, evaluate, suspects, predict,"),
         (["trian"], "trian"),
         (["train", "photos"], "--out RUN"),
         (["scan"], "DATA"),

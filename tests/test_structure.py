@@ -38,6 +38,8 @@ SAME_STAGE = {
     "recipes": "config",
     "parsing": "cli",
     "commands": "cli",
+    "options": "cli",
+    "using": "cli",
     "__main__": "cli",
 }
 BANNED = {"utils", "common", "helpers", "base"}
@@ -60,6 +62,7 @@ PUBLIC = {
     "TrainConfig",
     "cross_validate",
     "evaluate",
+    "explain",
     "original_recipe",
     "predict",
     "read_suspects",

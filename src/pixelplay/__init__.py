@@ -27,6 +27,7 @@ _HOMES = {
     "TrainConfig": "pixelplay.config",
     "cross_validate": "pixelplay.workflow",
     "evaluate": "pixelplay.workflow",
+    "explain": "pixelplay.workflow",
     "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
     "read_suspects": "pixelplay.outputs.suspects",
@@ -52,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "cross_validate",
     "evaluate",
+    "explain",
     "original_recipe",
     "predict",
     "read_suspects",
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
     from pixelplay.model.copies import scan_closely
     from pixelplay.outputs.suspects import read_suspects
     from pixelplay.recipes import original_recipe
-    from pixelplay.workflow import cross_validate, evaluate, predict, train
+    from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
 
 
 def __getattr__(name: str) -> Any:

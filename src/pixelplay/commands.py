@@ -5,16 +5,12 @@ the same. Heavy modules are imported inside the commands: help must answer at on
 """
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, arg
 
 from pixelplay.config import (
-    CautionConfig,
-    Column,
     ComputeConfig,
     DataConfig,
     File,
@@ -25,21 +21,11 @@ from pixelplay.config import (
     Tta,
     shown,
 )
-from pixelplay.errors import ConfigError, PixelPlayError, counted, printable
+from pixelplay.errors import ConfigError, counted
 from pixelplay.journal import Journal
+from pixelplay.options import ComputeSection, Data, DataSection, Decode, Run, TrainSection
 from pixelplay.recipes import Recipe
-
-Data = Annotated[Positional[str], arg(metavar="DATA")]
-Run = Annotated[Positional[str], arg(metavar="RUN")]
-Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
-# the name of a group of settings is the title of its section in the help
-DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
-CautionSection = Annotated[OmitArgPrefixes[CautionConfig], arg(name="caution")]
-ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
-TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
-Decode = Annotated[
-    bool, arg(help="Open no photograph; look at names and for duplicates only.", help_behavior_hint="")
-]
+from pixelplay.using import explain, predict
 
 
 def scan(
@@ -217,67 +203,6 @@ def suspects(run: Run, /, *, json: Flag = False) -> None:
     _print_result(json, report.to_json, lambda: summarise_suspects(report))
 
 
-def predict(
-    run: Run,
-    images: Images,
-    /,
-    *,
-    out: Annotated[str, arg(metavar="FILE")],
-    submission: File = None,
-    path_column: Column = None,
-    images_dir: Folder = None,
-    with_runs: Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")] = (),
-    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
-    caution: CautionSection = CautionConfig(),  # noqa: B008 - frozen
-    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    strict: Flag = False,
-    force: Flag = False,
-    quiet: Flag = False,
-) -> None:
-    """Classify photographs into a table, one row for each.
-
-    Args:
-        run: Folder of a run, or of its model.
-        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
-        out: Table to write, .csv or .parquet.
-        submission: Sample submission whose header, ids and order the output takes exactly.
-        path_column: Column of a table that names the photograph.
-        images_dir: Folder that the names in a table are looked up in (default: the table's own).
-        with_runs: Other runs that answer with this one, by the mean of their probabilities.
-        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
-        strict: Exit with status 1 if any photograph could not be read.
-        force: Replace an existing table.
-        quiet: Say nothing on stderr but errors.
-    """
-    if not images:
-        print(
-            "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-    from pixelplay import workflow
-
-    n_bad = workflow.predict(
-        run,
-        list(_expand_stdin(images)),
-        out,
-        submission=submission,
-        path_column=path_column,
-        images_dir=images_dir,
-        is_forced=force,
-        with_runs=with_runs,
-        tta=tta,
-        caution=caution,
-        compute=compute,
-        journal=Journal(quiet=quiet),
-    )
-    print(f"wrote {printable(out)}")
-    if n_bad and strict:
-        raise PixelPlayError(
-            f"{counted(n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
-        )
-
-
 def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     """Show or clear the cache: features, decoded pixels and views of photographs.
 
@@ -302,19 +227,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "suspects": suspects,
     "predict": predict,
+    "explain": explain,
     "cache": cache,
 }
 
 
 def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
-
-
-def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
-    """Put the lines of stdin where the sign for it stands."""
-    for source in images:
-        if source != "-":
-            yield source
-            continue
-        data = sys.stdin.buffer.read()  # a file name need not be valid text
-        yield from (line for line in os.fsdecode(data).replace("\r\n", "\n").split("\n") if line)

@@ -27,6 +27,7 @@ Switch = Literal["auto", "on", "off"]
 AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
 SetMethod = Literal["lac", "aps"]
 Tta = Literal["none", "flip", "multicrop"]
+Method = Literal["gradcam", "gradcam++", "layercam"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 MAX_INPUT_PX = 4096

@@ -1,33 +1,26 @@
-"""The story: train, cross-validate, evaluate, predict; stages do the work. It begins with `data/scan.py`."""
+"""The story: train, cross-validate, evaluate, predict, explain; stages work. It begins in `data/scan.py`."""
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Part, TrainConfig, Tta
-from pixelplay.data.corrections import read_corrections
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.scan import name_labelled, say_what_was_assumed
-from pixelplay.data.source import list_all, scan_source
+from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, TrainConfig, Tta
+from pixelplay.data.scan import name_images, name_labelled, say_what_was_assumed
+from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.operating_point import find_positive
 from pixelplay.inference.caution import Caution
+from pixelplay.inference.explain import Explainer, explain_all
 from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.journal import Journal
-from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
-from pixelplay.model.bundle import write_bundle
-from pixelplay.model.copies import look_for_copies
+from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.features import find_device
-from pixelplay.model.reading import read_photographs
 from pixelplay.outputs.compared import compare_runs
-from pixelplay.outputs.crossval import (
-    CrossvalReport,
-    make_crossval_report,
-    write_crossval_records,
-)
+from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
+from pixelplay.outputs.explained import new_explanations_dir, write_explanations
 from pixelplay.outputs.judged import (
     EvaluationReport,
     answer_rows,
@@ -45,18 +38,12 @@ from pixelplay.training.bench import Workplace
 from pixelplay.training.deal import check_enough
 from pixelplay.training.deploy import deploy_folds, deploy_learned, make_bundle
 from pixelplay.training.depth import check_depth
-from pixelplay.training.findings import say_what_was_found
-from pixelplay.training.folds import (
-    check_repeats,
-    learn_folds,
-    with_left_out,
-    without_test,
-)
+from pixelplay.training.folds import check_repeats, learn_folds, with_left_out, without_test
 from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import learn
-from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import follow, read_plan
-from pixelplay.training.resume import check_photographs, check_settings
+from pixelplay.training.resume import check_settings
+from pixelplay.training.sight import see
 from pixelplay.training.suspected import without_suspects
 
 StrPath = str | os.PathLike[str]
@@ -97,7 +84,7 @@ def train(
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated)
         index = name_labelled(os.fspath(source), config, journal)
-        material, backbone = _see(index, config, workplace, journal)
+        material, backbone = see(index, config, workplace, journal)
 
         if config.drop_suspects:
             material = without_suspects(material, config, journal)
@@ -160,7 +147,7 @@ def cross_validate(
         check_settings(workplace.checkpoints, config, device, None, also)
         index = name_labelled(os.fspath(source), config, journal)
         check_enough(index.select(~index.in_part("test")), config.n_folds)
-        material, backbone = _see(index, config, workplace, journal)
+        material, backbone = see(index, config, workplace, journal)
 
         # Each fold is predicted by a classifier that has not seen it, and decided by what the others say.
         validation = learn_folds(material, backbone, config, workplace, n_repeats, journal)
@@ -281,8 +268,7 @@ def predict(
     caution = caution or CautionConfig()
     sample = None if submission is None else read_table(os.fspath(submission))
     data = DataConfig(path_column=path_column, images_dir=images_dir)
-    sources = [os.fspath(source) for source in images]
-    indexes = [say_what_was_assumed(index, journal) for index in list_all(sources, data)]
+    indexes = name_images(images, data, journal)
     n_images = sum(len(index) for index in indexes)
     together = [run, *with_runs]
     predictor = JointPredictor(together, compute, tta=tta) if with_runs else Predictor(run, compute, tta=tta)
@@ -317,27 +303,43 @@ def predict(
     return n_bad
 
 
-def _see(
-    index: ImageIndex, config: TrainConfig, workplace: Workplace, journal: Journal
-) -> tuple[Material, LoadedBackbone]:
-    """See each photograph once with the backbone as it came, and sort them into parts.
+def explain(
+    run: StrPath,
+    images: Sequence[StrPath],
+    out: StrPath,
+    *,
+    label: str | None = None,
+    method: Method | None = None,
+    path_column: str | None = None,
+    images_dir: str | None = None,
+    is_forced: bool = False,
+    compute: ComputeConfig | None = None,
+    journal: Journal | None = None,
+) -> int:
+    """Show where in photographs a classifier sees a class: overlays, raw maps, contact sheets and a table.
 
-    Nothing is learned here.
+    Returns:
+        The number of photographs that could not be explained.
+
+    Args:
+        images: folders, tables, zip archives and files.
+        out: folder to write; it appears once everything in it is there.
+        label: the class to explain (default: of each photograph the one that the model decides for).
+        method: how gradients become a map (default: the most faithful as measured).
+        path_column, images_dir: of tables, as for `predict`.
+        is_forced: replace a folder of explanations.
+
+    Raises:
+        DataError: nothing there, or none of it can be read.
+        ConfigError: the folder cannot be written, or the model does not know the class.
+        BundleError: no model in `run`.
     """
-    corrected = None if config.relabel is None else read_corrections(config.relabel, index)
-    device = workplace.device
-    backbone = load_backbone(
-        pick_backbone_name(config.backbone, device.name),
-        config.weights,
-        is_offline=config.offline,
-        features="stages" if config.finetune.head == "linear" else "pooled",
-        input_size=config.input_size,
-    )
-    photographs = read_photographs(index, backbone, config, device, journal)
-    near = []
-    if config.near_duplicates:
-        near = look_for_copies(index, photographs, config.compute.num_workers, journal)
-    material = sort_out(index, photographs, config, corrected, [pair.members for pair in near])
-    say_what_was_found(material, config, journal)
-    check_photographs(workplace.checkpoints, material, backbone.weights_id)
-    return material, backbone
+    journal = journal or Journal()
+    with new_explanations_dir(os.fspath(out), is_forced=is_forced) as folder:
+        data = DataConfig(path_column=path_column, images_dir=images_dir)
+        indexes = name_images(images, data, journal)
+        explainer = Explainer(read_bundle(os.fspath(run)), compute, method=method)
+        if label is not None:
+            explainer.check_label(label)
+        looks = explain_all(explainer, indexes, label)
+        return write_explanations(looks, sum(map(len, indexes)), folder, journal)

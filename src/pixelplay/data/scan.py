@@ -4,6 +4,7 @@ It stands apart from `workflow.py` because it needs no network: a scan starts at
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import Audit, audit_images
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import check_learnable
-from pixelplay.data.source import scan_source
+from pixelplay.data.source import list_all, scan_source
 from pixelplay.journal import Journal
 
 
@@ -48,6 +49,18 @@ def name_labelled(source: str, config: TrainConfig, journal: Journal) -> ImageIn
     index = select_labelled(index, journal)
     check_learnable(index, np.ones(len(index), dtype=np.bool_))
     return index
+
+
+def name_images(
+    sources: Sequence[str | os.PathLike[str]], config: DataConfig, journal: Journal
+) -> list[ImageIndex]:
+    """Name all photographs to be answered about, in order, without labels.
+
+    Raises:
+        DataError: there are none.
+    """
+    listed = list_all([os.fspath(source) for source in sources], config)
+    return [say_what_was_assumed(index, journal) for index in listed]
 
 
 def select_labelled(index: ImageIndex, journal: Journal) -> ImageIndex:

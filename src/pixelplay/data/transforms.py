@@ -41,13 +41,13 @@ class Preprocessing:
 def eval_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
     image = Image.fromarray(pixels)
-    return _resize(image, _whole(image, preprocessing), preprocessing)
+    return _resize(image, seen_box(image.size, preprocessing), preprocessing)
 
 
 def corner_views(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The same view and one in each of its corners: decoded pixels (H, W, 3) to (5, S, S, 3), all uint8."""
     image = Image.fromarray(pixels)
-    left, top, right, bottom = whole = _whole(image, preprocessing)
+    left, top, right, bottom = whole = seen_box(image.size, preprocessing)
     width, height = CORNER_FRAC * (right - left), CORNER_FRAC * (bottom - top)
     boxes = [whole] + [
         (x, y, x + width, y + height) for x in (left, right - width) for y in (top, bottom - height)
@@ -55,8 +55,9 @@ def corner_views(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDA
     return np.stack([_resize(image, box, preprocessing) for box in boxes])
 
 
-def _whole(image: Image.Image, preprocessing: Preprocessing) -> Box:
-    width, height = image.size
+def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+    """What the network sees of a photograph of some (width, height)."""
+    width, height = size
     if preprocessing.crop_mode != "center":
         return 0, 0, width, height
     side = min(width, height) * preprocessing.crop_pct

@@ -1,0 +1,211 @@
+"""Bundle + photograph → where in it the evidence for a class lies."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixelplay.checks import check_choice
+from pixelplay.config import ComputeConfig, Method
+from pixelplay.data.decode import decode_image
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
+from pixelplay.errors import ConfigError, ImageError, name_some, suggest
+from pixelplay.evaluation.calibration import decide, natural_probs
+from pixelplay.inference.cams import METHODS, add_up
+from pixelplay.model.activations import StageWatch
+from pixelplay.model.bundle import Bundle
+from pixelplay.model.features import Normaliser, pick_device
+from pixelplay.model.head import LinearHead
+
+DEFAULT_METHOD: Method = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
+DEFAULT_STAGES = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """Where a model sees a class in one photograph.
+
+    Attributes:
+        heat: (h, w) float32 >= 0, evidence for the class over the whole upright photograph, whose
+            proportions it has; its long side is at most the network's input size. Its unit is the logit's:
+            without its negative parts, the mean over what the network sees would be a share of the logit.
+        label: the class explained.
+        probability: of that class.
+        decided: the class that the model decides for.
+        decided_probability: of that one.
+    """
+
+    heat: NDArray[np.float32]
+    label: str
+    probability: float
+    decided: str
+    decided_probability: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """One photograph, and what can be said of it.
+
+    Attributes:
+        path: as the user named it.
+        pixels: (H, W, 3) uint8, upright; none, (0, 0, 3), where it could not be read.
+        explanation: None where it could not be read.
+        error: why there is none.
+    """
+
+    path: str
+    pixels: NDArray[np.uint8]
+    explanation: Explanation | None = None
+    error: ImageError | None = None
+
+
+class Explainer:
+    """A trained classifier that shows where it looks.
+
+    It computes in fp32 whatever the model was learned in: probabilities are within 0.02 of `Predictor`'s.
+
+    Args:
+        bundle: the model; it is left as it is.
+        compute: device; the rest plays no part.
+        method: how gradients become a map (default: the most faithful in benchmarks/faithfulness.py).
+        n_stages: the last stages of each network whose maps are added up.
+
+    Raises:
+        ConfigError: unknown method, or a backbone whose stages give no maps.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        compute: ComputeConfig | None = None,
+        *,
+        method: Method | None = None,
+        n_stages: int = DEFAULT_STAGES,
+    ) -> None:
+        method = method or DEFAULT_METHOD
+        check_choice("method", method, get_args(Method))
+        device = pick_device((compute or ComputeConfig()).device)
+        self._bundle, self._see = bundle, METHODS[method]
+        self._backbone = copy.deepcopy(bundle.backbone).eval().requires_grad_(False).to(device)
+        self._watch = StageWatch(self._backbone, n_stages, bundle.preprocessing.input_size)
+        self._normalise = Normaliser(bundle.preprocessing, device)
+        self._device = device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """(K,) class names."""
+        return self._bundle.classes
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that the network sees, px."""
+        return self._bundle.preprocessing.input_size
+
+    def check_label(self, label: str) -> None:
+        """Raise for a class that the model does not know.
+
+        Raises:
+            ConfigError: it does not; the nearest names are given.
+        """
+        if label not in self.classes:
+            hint = suggest(label, self.classes)
+            raise ConfigError(f"class {label!r} is unknown{hint}; the model knows {name_some(self.classes)}")
+
+    def explain(self, pixels: NDArray[np.uint8], label: str | None = None) -> Explanation:
+        """Explain one photograph.
+
+        Args:
+            pixels: (H, W, 3) uint8, upright, as `decode_image` gives them.
+            label: the class to explain (default: the one that the model decides for).
+
+        Raises:
+            ConfigError: the model knows no such class; the nearest names are given.
+        """
+        if label is not None:
+            self.check_label(label)
+        images = self._views_of(pixels)  # (B, 3, S, S)
+        with torch.enable_grad(), self._watch() as outputs:
+            features: Tensor = self._backbone(images)  # (B, D)
+            logits = _apply_head(self._bundle.head, features.mean(dim=0))  # (K,)
+            probs, decided = self._decide(logits)
+            k = decided if label is None else self.classes.index(label)
+            gradients = torch.autograd.grad(logits[k], outputs, allow_unused=True, materialize_grads=True)
+        heat = self._add_views(outputs, gradients)  # (S, S)
+        return Explanation(
+            heat=_lay_over_photograph(heat, pixels.shape[:2], self._bundle.preprocessing),
+            label=self.classes[k],
+            probability=float(probs[k]),
+            decided=self.classes[decided],
+            decided_probability=float(probs[decided]),
+        )
+
+    def _views_of(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """The photograph as the network sees it, and its mirror image where the model answers for both."""
+        view = eval_view(pixels, self._bundle.preprocessing)
+        images = self._normalise(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
+        if self._bundle.hflip:
+            images = torch.cat([images, images.flip(3)])
+        return images.requires_grad_()  # frozen weights make no gradient of their own
+
+    def _decide(self, logits: Tensor) -> tuple[NDArray[np.float64], int]:
+        bundle = self._bundle
+        probs = natural_probs(logits.detach().cpu().numpy()[None], bundle.temperature)  # (1, K)
+        return probs[0], int(decide(probs, bundle.priors, bundle.tau)[0])
+
+    def _add_views(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        """Sum over stages and views of what each contributes, without negative parts: (S, S)."""
+        maps = self._watch.as_maps([output.detach() for output in outputs])
+        slopes = self._watch.as_maps(gradients)
+        densities = [self._see(a, g) for a, g in zip(maps, slopes, strict=True)]
+        views = add_up(densities, (self.input_size, self.input_size))  # (B, S, S)
+        if self._bundle.hflip:
+            views = torch.stack([views[0], views[1].flip(1)])
+        return views.sum(dim=0).relu()
+
+
+def explain_all(explainer: Explainer, indexes: Sequence[ImageIndex], label: str | None) -> Iterator[Look]:
+    """Explain photographs one after another, in order, whatever is wrong with some of them."""
+    for index in indexes:
+        for path in index.paths:
+            yield _look_at(explainer, index, path, label)
+
+
+def _look_at(explainer: Explainer, index: ImageIndex, path: str, label: str | None) -> Look:
+    name = index.store.shown(path)
+    try:
+        data = index.store.read(path)
+        pixels = decode_image(data, path=path, target_px=explainer.input_size)
+    except ImageError as error:
+        return Look(path=name, pixels=np.empty((0, 0, 3), np.uint8), error=error.detached())
+    return Look(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))
+
+
+def _apply_head(head: LinearHead, features: Tensor) -> Tensor:
+    """Logits (K,) of features (D,), with their gradient."""
+    arrays = {name: torch.from_numpy(a).to(features.device) for name, a in head.arrays().items()}
+    if "hidden_weight" in arrays:
+        features = (arrays["hidden_weight"] @ features + arrays["hidden_bias"]).relu()
+    return arrays["weight"] @ features + arrays["bias"]
+
+
+def _lay_over_photograph(
+    heat: Tensor, shape: tuple[int, ...], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Bring a map of the network's square (S, S) into the proportions of the photograph (H, W).
+
+    What a centre crop hides from the network gives no evidence.
+    """
+    height, width = shape
+    scale = min(1.0, preprocessing.input_size / max(height, width))
+    left, top, right, bottom = (round(x * scale) for x in seen_box((width, height), preprocessing))
+    whole = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.float32)  # (h, w)
+    bottom, right = max(bottom, top + 1), max(right, left + 1)
+    seen = add_up([heat[None]], (bottom - top, right - left))[0]
+    whole[top:bottom, left:right] = seen.clamp(min=0).cpu().numpy()
+    return whole

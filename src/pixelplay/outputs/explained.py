@@ -1,0 +1,162 @@
+"""Explanations → a folder of overlays, raw maps, contact sheets and one table, whole or not there at all."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixelplay.data.cells import safe_label, safe_path
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.inference.explain import Explanation, Look
+from pixelplay.journal import Journal
+from pixelplay.outputs.contact import CELL_PX, ContactSheets
+from pixelplay.outputs.overlay import overlay
+from pixelplay.outputs.table import DECIMALS, csv_writer
+
+OVERLAY_PX = 640  # long side
+NAME_CHARS = 40  # of a photograph's and of a class's name in a file name
+TABLE = "explanations.csv"
+COLUMNS = (
+    "path", "status", "error", "label", "probability", "explained", "explained_probability", "overlay", "map",
+)  # fmt: skip
+_OURS = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|contact(_\d+)?\.png|explanations\.csv|\.DS_Store")
+
+
+@contextmanager
+def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
+    """Give the folder OUT.partial, which becomes `out` when the block ends without an error, or goes.
+
+    Raises:
+        ConfigError: `out` exists and is not forced, holds other files, or cannot be written.
+    """
+    out = os.path.realpath(out)  # a link stays, what it points to is replaced
+    partial = f"{out}.partial"
+    for taken in (out, partial):
+        _check_target(taken, is_forced=is_forced)
+    try:
+        _remove(partial)
+        os.makedirs(partial)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+    try:
+        yield partial
+        _check_target(out, is_forced=is_forced)  # someone else may have been quicker
+        _put_in_place(partial, out)
+    except OSError as error:
+        error.filename = error.filename or out  # a full disk names no file by itself
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_explanations(looks: Iterable[Look], n_images: int, folder: str, journal: Journal) -> int:
+    """Write each explanation as it comes, and a row for each photograph.
+
+    Returns:
+        The number of photographs that could not be explained.
+
+    Raises:
+        DataError: that is all of them.
+    """
+    bad, sheets = [], ContactSheets(folder)
+    with (
+        open(
+            os.path.join(folder, TABLE), "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file,
+        journal.progress("explaining", n_images) as bar,
+    ):
+        writer = csv_writer(file)
+        writer.writerow(COLUMNS)
+        for number, look in enumerate(looks, start=1):
+            writer.writerow(_write_one(look, number, folder, sheets))
+            bad += [f"{look.path}: {look.error.reason}"] if look.error else []
+            bar.update()
+    if len(bad) == n_images:
+        raise DataError(f"none of the {n_images} photographs can be read; last: {bad[-1]}")
+    if bad:
+        journal.note(f"{len(bad)} of {n_images} photographs could not be read; their rows say why")
+    sheets.close()
+    return len(bad)
+
+
+def file_stem(number: int, path: str, label: str) -> str:
+    """A file name without ending that is safe whatever the photograph and the class are called.
+
+    >>> file_stem(7, "../a b/cat's.jpg", "tabby/grey")
+    '0007_cat_s_tabby_grey'
+    """
+    photograph = os.path.splitext(re.split(r"[/\\]", path)[-1])[0]
+    return f"{number:04}_{_plain(photograph)}_{_plain(label)}"
+
+
+def _plain(name: str) -> str:
+    """Letters, digits, hyphens and underscores; cut by bytes, of which a file name has at most 255."""
+    return re.sub(r"[^\w-]+", "_", name).encode()[: 2 * NAME_CHARS].decode(errors="ignore")[:NAME_CHARS]
+
+
+def _write_one(look: Look, number: int, folder: str, sheets: ContactSheets) -> list[str]:
+    """Write the files of one photograph; returns its row."""
+    explanation, name = look.explanation, look.path
+    if explanation is None or look.error is not None:
+        status, reason = (look.error.status, look.error.reason) if look.error else ("unreadable", "")
+        return [safe_path(name), status, safe_label(reason), *[""] * (len(COLUMNS) - 3)]
+    stem = file_stem(number, name, explanation.label)
+    names = f"{stem}.overlay.png", f"{stem}.map.npy"
+    picture = overlay(look.pixels, explanation.heat, max_px=OVERLAY_PX)
+    Image.fromarray(picture).save(os.path.join(folder, names[0]), format="PNG")
+    with open(os.path.join(folder, names[1]), "wb") as file:
+        np.save(file, explanation.heat, allow_pickle=False)
+    sheets.add(overlay(look.pixels, explanation.heat, max_px=CELL_PX), [name, _caption(explanation)])
+    shown: list[Any] = [safe_label(explanation.decided), f"{explanation.decided_probability:.{DECIMALS}f}"]
+    shown += [safe_label(explanation.label), f"{explanation.probability:.{DECIMALS}f}"]
+    return [safe_path(name), "ok", "", *shown, *names]
+
+
+def _caption(explanation: Explanation) -> str:
+    shown = f"{explanation.label} {explanation.probability:.2f}"
+    if explanation.label == explanation.decided:
+        return shown
+    return f"{shown}, not {explanation.decided} {explanation.decided_probability:.2f}"
+
+
+def _check_target(folder: str, *, is_forced: bool) -> None:
+    if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
+        return
+    if not os.path.isdir(folder) or not _is_ours(folder):
+        raise ConfigError(
+            f"{folder} exists and holds other things than explanations: it is never replaced; "
+            "choose another --out"
+        )
+    if not is_forced:
+        raise ConfigError(f"{folder} exists; choose another --out, or replace it with --force")
+
+
+def _is_ours(folder: str) -> bool:
+    names = os.listdir(folder)
+    return TABLE in names and all(map(_OURS.fullmatch, names))
+
+
+def _put_in_place(temporary: str, out: str) -> None:
+    """Rename the new folder; the old one is kept until the new one stands in its place."""
+    old = f"{temporary}-old"
+    _remove(old)
+    if os.path.isdir(out):
+        os.replace(out, old)
+    try:
+        os.replace(temporary, out)
+    except BaseException:
+        if os.path.isdir(old):
+            os.replace(old, out)
+        raise
+    _remove(old)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder of ours, or an empty one; any other stays, and is in the way."""
+    if os.path.isdir(folder) and (_is_ours(folder) or not os.listdir(folder)):
+        shutil.rmtree(folder)

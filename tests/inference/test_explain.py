@@ -1,0 +1,312 @@
+"""Maps that are right, not decorative: against cases computed by hand, planted objects and random weights."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from conftest import draw_of_class
+from networks import draw_backbone, shared_backbone
+from pixelplay.config import ComputeConfig, Method
+from pixelplay.data.transforms import Preprocessing
+from pixelplay.errors import ConfigError
+from pixelplay.inference.cams import METHODS, add_up
+from pixelplay.inference.explain import Explainer
+from pixelplay.inference.predictor import Predictor
+from pixelplay.model.activations import StageWatch
+from pixelplay.model.backbone import Backbone
+from pixelplay.model.bundle import Bundle, read_bundle
+from pixelplay.model.head import LinearHead
+from pixelplay.model.tail import BranchedBackbone, Tail
+
+ON_CPU = ComputeConfig(device="cpu")
+METHOD_NAMES: tuple[Method, ...] = ("gradcam", "gradcam++", "layercam")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_run: Path) -> Bundle:
+    return read_bundle(str(tiny_run))
+
+
+@pytest.fixture(scope="module")
+def photograph() -> NDArray[np.uint8]:
+    return np.asarray(draw_of_class("dots", 7, (96, 64)))
+
+
+def with_backbone(bundle: Bundle, backbone: Backbone, size: int = 64) -> Bundle:
+    """The same bundle on another backbone, with a seeded random head."""
+    images = torch.zeros(1, 3, size, size)
+    n_features = backbone(images).shape[1]
+    weight = np.random.default_rng(0).normal(size=(len(bundle.classes), n_features)).astype(np.float32)
+    return replace(
+        bundle,
+        backbone=backbone,
+        head=LinearHead(weight=weight, bias=np.zeros(len(weight), np.float32)),
+        preprocessing=replace(bundle.preprocessing, input_size=size),
+    )
+
+
+class OneConvolution(nn.Module):
+    """A network of one stage, whose features are its pooled maps: everything about it is known by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Conv2d(3, 2, 1, bias=False)
+        self.stage.weight.data = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).view(2, 3, 1, 1)
+        self.feature_info = [{"module": "stage"}]
+        self.pretrained_cfg = {"input_size": (3, 4, 4)}
+
+    def forward_intermediates(self, x: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+        maps = self.stage(x)
+        return maps, [maps] * len(indices)
+
+    def forward_head(self, x: Tensor, pre_logits: bool) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+@pytest.fixture
+def by_hand(bundle: Bundle) -> Bundle:
+    """Red speaks for the first class with weight 2, green against it with weight 1."""
+    head = LinearHead(
+        weight=np.array([[2.0, -1.0], [0.5, 3.0]], np.float32), bias=np.array([0.3, 0.0], np.float32)
+    )
+    return replace(
+        bundle,
+        backbone=Backbone("by hand", OneConvolution(), "pooled"),
+        classes=("red", "green"),
+        priors=np.array([0.5, 0.5]),
+        head=head,
+        hflip=False,
+        preprocessing=Preprocessing(input_size=4, mean=(0.0,) * 3, std=(1.0,) * 3),
+    )
+
+
+def test_gradcam_is_the_one_computed_by_hand(by_hand: Bundle) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[0, 1] = (255, 0, 0)
+    pixels[2, 3] = (102, 255, 0)
+    explainer = Explainer(by_hand, ON_CPU, method="gradcam")
+    expected = np.zeros((4, 4), np.float32)
+    expected[0, 1] = 2.0  # of [2, 3]: 2 · 0.4 − 1 < 0
+    np.testing.assert_allclose(explainer.explain(pixels, "red").heat, expected, atol=1e-6)
+    expected[0, 1], expected[2, 3] = 0.5, 0.5 * 0.4 + 3
+    found = explainer.explain(pixels, "green")
+    np.testing.assert_allclose(found.heat, expected, atol=1e-6)
+    logits = np.array([0.3 + (2 * 1.4 - 1) / 16, (0.5 * 1.4 + 3) / 16]) / by_hand.temperature
+    probs = np.exp(logits) / np.exp(logits).sum()
+    assert (found.label, found.probability) == ("green", pytest.approx(probs[1], abs=1e-6))
+    assert (found.decided, found.decided_probability) == ("red", pytest.approx(probs[0], abs=1e-6))
+
+
+def test_each_method_is_its_formula() -> None:
+    maps = torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]])  # (1, 2, 1, 2)
+    slopes = torch.tensor([[[[0.5, -1.0]], [[2.0, 1.0]]]])
+    found = {name: METHODS[name](maps, slopes)[0, 0].tolist() for name in METHOD_NAMES}
+    assert found["gradcam"] == [-0.5 * 1, -0.5 * 2 + 3 * 3]
+    assert found["layercam"] == [2 * (0.5 * 1 + 0), 2 * (0 + 1 * 3)]
+    first = 0.25 / (2 * 0.25 + 3 * 0.125) * 0.5  # alpha · relu(gradient), sum of the channel's map 3
+    second = 4 / (2 * 4 + 3 * 8) * 2 + 1 / (2 * 1 + 3 * 1) * 1
+    assert found["gradcam++"] == pytest.approx([first, 2 * first + 3 * second])
+
+
+def test_where_features_are_means_gradcam_adds_up_to_the_logit() -> None:
+    backbone = shared_backbone("test_convnext")
+    watch = StageWatch(backbone, 4, 64)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (24, 32, 48, 64)]
+    with watch() as outputs:
+        backbone(images)
+        maps = watch.as_maps(outputs)
+        slopes = [
+            torch.autograd.grad((a.mean(dim=(2, 3)) @ w[: a.shape[1]]).sum(), a, retain_graph=True)[0]
+            for a, w in zip(maps, weights, strict=True)
+        ]
+        logits = sum(a.mean(dim=(2, 3)) @ w[: a.shape[1]] for a, w in zip(maps, weights, strict=True))
+    densities = [METHODS["gradcam"](a.detach(), g) for a, g in zip(maps, slopes, strict=True)]
+    total = add_up(densities, (64, 64)).mean(dim=(1, 2))
+    torch.testing.assert_close(total, logits.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_watching_changes_nothing_and_leaves_nothing_behind(
+    bundle: Bundle, photograph: NDArray[np.uint8], tiny_run: Path
+) -> None:
+    explainer = Explainer(bundle, ON_CPU)
+    first = explainer.explain(photograph)
+    second = explainer.explain(photograph)
+    np.testing.assert_array_equal(first.heat, second.heat)
+    predictor = Predictor(tiny_run, ComputeConfig(device="cpu", precision="fp32"))
+    predictions = predictor.predict([photograph])
+    assert first.label == first.decided == predictions.labels[0]
+    tolerance = 1e-3 if bundle.precision == "fp32" else 0.02
+    assert first.probability == pytest.approx(predictions.probs[0].max(), abs=tolerance)
+    assert all(p.grad is None for p in bundle.backbone.parameters())
+    assert not any(module._forward_hooks for module in bundle.backbone.modules())
+
+
+def hot_half(bundle: Bundle, place: str) -> tuple[float, float]:
+    """Shares of heat in the left and in the right half, a pattern being there only."""
+    pixels = np.full((64, 128, 3), 110, np.uint8)
+    columns = slice(0, 48) if place == "left" else slice(80, 128)
+    pixels[8:56, columns] = np.asarray(draw_of_class("dots", 3, (48, 48)))
+    heat = Explainer(bundle, ON_CPU).explain(pixels, "dots").heat
+    middle, total = heat.shape[1] // 2, heat.sum()
+    return heat[:, :middle].sum() / total, heat[:, middle:].sum() / total
+
+
+def test_the_map_points_at_a_planted_object(bundle: Bundle) -> None:
+    assert hot_half(bundle, "left")[0] > 0.6
+    assert hot_half(bundle, "right")[1] > 0.6
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_maps_change_when_weights_are_randomised(
+    bundle: Bundle, photograph: NDArray[np.uint8], method: Method
+) -> None:
+    rng = np.random.default_rng(0)
+    heads = bundle.head, replace(bundle.head, weight=rng.permuted(bundle.head.weight, axis=1))
+    maps = [
+        Explainer(replace(bundle, head=head), ON_CPU, method=method).explain(photograph, "dots").heat
+        for head in heads
+    ]
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] < 0.9
+    other = with_backbone(bundle, draw_backbone("test_convnext"))
+    found = Explainer(other, ON_CPU, method=method).explain(photograph, "dots").heat
+    assert found.shape != maps[0].shape or not np.allclose(found, maps[0], rtol=0.1)
+
+
+def test_maps_of_classes_differ(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+    explainer = Explainer(bundle, ON_CPU)
+    maps = [explainer.explain(photograph, name).heat for name in bundle.classes]
+    assert all(not np.allclose(a, b) for a, b in pairwise(maps))
+    probs = [explainer.explain(photograph, name).probability for name in bundle.classes]
+    assert sum(probs) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("features", ["stages", "pooled"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_mambaout"])
+def test_every_kind_of_backbone_is_explained(
+    bundle: Bundle, photograph: NDArray[np.uint8], name: str, features: str
+) -> None:
+    drawn = draw_backbone(name, features)  # type: ignore[arg-type]
+    size = drawn.network.pretrained_cfg["input_size"][-1]  # type: ignore[union-attr, index]
+    other = with_backbone(bundle, drawn, int(size))
+    for method in METHOD_NAMES:
+        explainer = Explainer(other, ON_CPU, method=method)
+        heats = np.stack([explainer.explain(photograph, label).heat for label in other.classes])
+        assert heats.shape == (3, 64, 96)
+        assert np.isfinite(heats).all()
+        assert heats.min() >= 0
+        assert heats.max() > 0  # for one class or the other: a random network may see nothing for a third
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "mambaout", "convnext"])
+def test_outputs_become_the_maps_that_timm_makes_of_them(name: str) -> None:
+    if name == "swin":
+        network = SwinTransformer(
+            img_size=64, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4, num_classes=0
+        )
+        backbone, size = Backbone("swin", network.eval()), 64
+    else:
+        backbone = shared_backbone(f"test_{name}")
+        size = int(backbone.network.pretrained_cfg["input_size"][-1])  # type: ignore[union-attr, index]
+    images = torch.randn(2, 3, size, size)
+    watch = StageWatch(backbone, 2, size)
+    with watch() as outputs:
+        _, expected = backbone.network.forward_intermediates(images, indices=2)  # type: ignore[operator]
+    for found, wanted in zip(watch.as_maps(outputs), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
+def test_every_branch_of_an_ensemble_has_its_part(
+    bundle: Bundle, photograph: NDArray[np.uint8], name: str
+) -> None:
+    def show(bundle: Bundle) -> NDArray[np.float32]:
+        explainer = Explainer(bundle, ON_CPU, method="layercam", n_stages=2)
+        return np.stack([explainer.explain(photograph, label).heat for label in bundle.classes])
+
+    frozen = shared_backbone(name)
+    tails = [Tail(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
+    for i, tail in enumerate(tails):
+        for values in tail.parameters():
+            values.data = values.data * (1 + 0.1 * (i + 1))
+    together = with_backbone(bundle, BranchedBackbone(frozen, tails).eval())
+    heat = show(together)
+    weight = together.head.weight.copy()
+    weight[:, frozen(torch.zeros(1, 3, 64, 64)).shape[1] :] = 0
+    alone = replace(together, head=replace(together.head, weight=weight))
+    without = show(alone)
+    assert heat.max() > 0
+    assert not np.allclose(heat, without, rtol=0.05)
+    plain = replace(
+        alone,
+        backbone=frozen,
+        head=replace(alone.head, weight=np.ascontiguousarray(weight[:, weight.any(0)])),
+    )
+    expected = show(plain)
+    np.testing.assert_allclose(without, expected, rtol=1e-3, atol=1e-3 * expected.max())
+
+
+def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+    rng, n = np.random.default_rng(0), bundle.head.weight.shape[1]
+    head = LinearHead(
+        weight=rng.normal(size=(3, 8)).astype(np.float32),
+        bias=np.zeros(3, np.float32),
+        hidden_weight=rng.normal(size=(8, n)).astype(np.float32),
+        hidden_bias=np.zeros(8, np.float32),
+    )
+    found = Explainer(replace(bundle, head=head), ON_CPU).explain(photograph)
+    assert found.heat.max() > 0
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_the_map_of_a_mirror_image_is_mirrored(
+    bundle: Bundle, photograph: NDArray[np.uint8], method: Method
+) -> None:
+    explainer = Explainer(replace(bundle, hflip=True), ON_CPU, method=method)
+    heat = explainer.explain(photograph, "dots").heat
+    mirrored = explainer.explain(np.ascontiguousarray(photograph[:, ::-1]), "dots").heat
+    np.testing.assert_allclose(mirrored[:, ::-1], heat, rtol=1e-2, atol=1e-2 * heat.max())
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((96, 64), (64, 96)), ((640, 320), (80, 160)), ((30, 900), (160, 5)), ((1, 2000), (160, 1))],
+)
+def test_the_map_has_the_photographs_proportions(
+    bundle: Bundle, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    pixels = np.asarray(draw_of_class("bars", 1, size))
+    assert Explainer(bundle, ON_CPU).explain(pixels).heat.shape == expected
+
+
+def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
+    cropped = replace(bundle, preprocessing=replace(bundle.preprocessing, crop_mode="center", crop_pct=0.5))
+    heat = Explainer(cropped, ON_CPU).explain(np.asarray(draw_of_class("bars", 1, (120, 80))), "bars").heat
+    assert heat.shape == (80, 120)
+    assert heat[20:60, 40:80].max() > 0
+    heat = heat.copy()
+    heat[20:60, 40:80] = 0
+    assert heat.max() == 0
+
+
+def test_an_unknown_class_is_named_with_its_neighbours(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+    with pytest.raises(ConfigError, match=r"class 'dot' is unknown; did you mean 'dots'\?; the model knows"):
+        Explainer(bundle, ON_CPU).explain(photograph, "dot")
+
+
+def test_an_unknown_method_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match=r"method='cam' is not one of gradcam, gradcam\+\+, layercam"):
+        Explainer(bundle, ON_CPU, method="cam")  # type: ignore[arg-type]
+
+
+def test_a_flat_photograph_has_a_map_too(bundle: Bundle) -> None:
+    heat = Explainer(bundle, ON_CPU).explain(np.asarray(Image.new("RGB", (50, 40)))).heat
+    assert np.isfinite(heat).all()

@@ -307,6 +307,23 @@ def test_an_unknown_method_is_refused(bundle: Bundle) -> None:
         Explainer(bundle, ON_CPU, method="cam")  # type: ignore[arg-type]
 
 
+class Scrambled(OneConvolution):
+    """As Hiera's, the stage's positions are not in their places."""
+
+    def forward_intermediates(self, x: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+        maps, _ = super().forward_intermediates(x, indices)
+        return maps, [maps.flip(2)] * len(indices)
+
+
+def test_a_backbone_without_maps_is_refused(by_hand: Bundle) -> None:
+    scrambled, nameless = Scrambled(), OneConvolution()
+    nameless.feature_info = [{"module": "elsewhere"}]
+    for network in (scrambled, nameless):
+        backbone = Backbone("odd", network, "pooled")
+        with pytest.raises(ConfigError, match="odd cannot be explained: none of its last 1 stages puts out"):
+            Explainer(replace(by_hand, backbone=backbone), ON_CPU)
+
+
 def test_a_flat_photograph_has_a_map_too(bundle: Bundle) -> None:
     heat = Explainer(bundle, ON_CPU).explain(np.asarray(Image.new("RGB", (50, 40)))).heat
     assert np.isfinite(heat).all()

@@ -162,7 +162,7 @@ class Explainer:
         """Sum over stages and views of what each contributes, without negative parts: (S, S)."""
         maps = self._watch.as_maps([output.detach() for output in outputs])
         slopes = self._watch.as_maps(gradients)
-        densities = [self._see(a, g) for a, g in zip(maps, slopes, strict=True)]
+        densities = [self._see(a, g).cpu() for a, g in zip(maps, slopes, strict=True)]
         views = add_up(densities, (self.input_size, self.input_size))  # (B, S, S)
         if self._bundle.hflip:
             views = torch.stack([views[0], views[1].flip(1)])

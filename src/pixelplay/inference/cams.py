@@ -1,7 +1,8 @@
 """Activations and gradients of a stage → where the evidence for a class lies.
 
-All maps are densities: their mean over the photograph is a contribution to the logit, so maps of stages
-of different resolution, and of several networks that answer together, can be added.
+All maps are densities in units of the logit (the mean of Grad-CAM's over the photograph is what a stage
+contributes to it, to first order), so maps of stages of different resolution, and of several networks that
+answer together, can be added.
 """
 
 from collections.abc import Callable, Sequence

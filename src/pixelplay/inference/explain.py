@@ -33,8 +33,8 @@ class Explanation:
 
     Attributes:
         heat: (h, w) float32 >= 0, evidence for the class over the whole upright photograph, whose
-            proportions it has; its long side is at most the network's input size. Its unit is the logit's:
-            without its negative parts, the mean over what the network sees would be a share of the logit.
+            proportions it has; its long side is at most the network's input size. In units of the logit,
+            to be compared within a method. All 0 where no place speaks for the class by itself.
         label: the class explained.
         probability: of that class.
         decided: the class that the model decides for.
@@ -95,7 +95,6 @@ class Explainer:
         self._backbone = copy.deepcopy(bundle.backbone).eval().requires_grad_(False).to(device)
         self._watch = StageWatch(self._backbone, n_stages, bundle.preprocessing.input_size)
         self._normalise = Normaliser(bundle.preprocessing, device)
-        self._device = device
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -63,11 +63,9 @@ def write_explanations(looks: Iterable[Look], n_images: int, folder: str, journa
     Raises:
         DataError: that is all of them.
     """
-    bad, sheets = [], ContactSheets(folder)
+    bad, sheets, table = [], ContactSheets(folder), os.path.join(folder, TABLE)
     with (
-        open(
-            os.path.join(folder, TABLE), "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file,
+        open(table, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
         journal.progress("explaining", n_images) as bar,
     ):
         writer = csv_writer(file)
@@ -121,7 +119,7 @@ def _caption(explanation: Explanation) -> str:
     shown = f"{explanation.label} {explanation.probability:.2f}"
     if explanation.label == explanation.decided:
         return shown
-    return f"{shown}, not {explanation.decided} {explanation.decided_probability:.2f}"
+    return f"{shown}; decided {explanation.decided} {explanation.decided_probability:.2f}"
 
 
 def _check_target(folder: str, *, is_forced: bool) -> None:

@@ -66,6 +66,7 @@ PUBLIC = {
     "original_recipe",
     "predict",
     "read_suspects",
+    "report",
     "scan",
     "scan_closely",
     "train",

@@ -30,6 +30,7 @@ _HOMES = {
     "explain": "pixelplay.workflow",
     "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
+    "report": "pixelplay.workflow",
     "read_suspects": "pixelplay.outputs.suspects",
     "scan": "pixelplay.data.scan",
     "scan_closely": "pixelplay.model.copies",
@@ -57,6 +58,7 @@ __all__ = [
     "original_recipe",
     "predict",
     "read_suspects",
+    "report",
     "scan",
     "scan_closely",
     "train",
@@ -84,7 +86,7 @@ if TYPE_CHECKING:
     from pixelplay.model.copies import scan_closely
     from pixelplay.outputs.suspects import read_suspects
     from pixelplay.recipes import original_recipe
-    from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
+    from pixelplay.workflow import cross_validate, evaluate, explain, predict, report, train
 
 
 def __getattr__(name: str) -> Any:

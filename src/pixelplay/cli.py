@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 from pixelplay import __version__
 from pixelplay.commands import COMMANDS
 from pixelplay.errors import PixelPlayError, printable
+from pixelplay.journal import typed
 from pixelplay.parsing import find_recipe, registry_of_settings
 
 DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
@@ -32,8 +33,10 @@ REMEDIES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 our error, 2 usage, 130 interrupted."""
     _write_any_name(sys.stdout)
+    words = sys.argv[1:] if argv is None else list(argv)
+    token = typed.set(words)
     try:
-        _run_command(sys.argv[1:] if argv is None else list(argv))
+        _run_command(words)
         sys.stdout.flush()
     except SystemExit as end:  # help was shown, or the usage was wrong
         return end.code if isinstance(end.code, int) else 0
@@ -46,10 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_go_of_stdout()
         return _fail(_explain(error))
     except KeyboardInterrupt:
-        is_training = {"train", "crossval"} & set(sys.argv[1:2] if argv is None else list(argv)[:1])
+        is_training = {"train", "crossval"} & set(words[:1])
         way_on = "; a training that has begun goes on with --resume" if is_training else ""
         print(f"interrupted{way_on}", file=sys.stderr)
         return 130
+    finally:
+        typed.reset(token)
     return 0
 
 

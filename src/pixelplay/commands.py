@@ -21,11 +21,13 @@ from pixelplay.config import (
     Tta,
     shown,
 )
-from pixelplay.errors import ConfigError, counted
+from pixelplay.errors import ConfigError, PixelPlayError, counted, printable
 from pixelplay.journal import Journal
 from pixelplay.options import ComputeSection, Data, DataSection, Decode, Run, TrainSection
 from pixelplay.recipes import Recipe
 from pixelplay.using import explain, predict
+
+Report = Annotated[bool, arg(help="Show the run in RUN/report.html when it is done.", help_behavior_hint="")]
 
 
 def scan(
@@ -75,6 +77,7 @@ def train(
     recipe: Annotated[Recipe, shown()] = "pixelplay",
     plan: File = None,
     resume: Flag = False,
+    report: Report = True,
     force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
@@ -95,8 +98,10 @@ def train(
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
 
-    report = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
-    _print_result(json, report.to_json, lambda: summarise_training(report))
+    done = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
+    _print_result(json, done.to_json, lambda: summarise_training(done))
+    if report:
+        _show_run(out, config.compute, journal, is_json=json)
 
 
 def crossval(
@@ -109,6 +114,7 @@ def crossval(
     repeats: Annotated[int, shown("N")] = 1,
     single: Flag = False,
     resume: Flag = False,
+    report: Report = True,
     force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
@@ -130,7 +136,7 @@ def crossval(
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_crossval
 
-    report = workflow.cross_validate(
+    done = workflow.cross_validate(
         data,
         out,
         config,
@@ -140,7 +146,9 @@ def crossval(
         is_resumed=resume,
         journal=journal,
     )
-    _print_result(json, report.to_json, lambda: summarise_crossval(report))
+    _print_result(json, done.to_json, lambda: summarise_crossval(done))
+    if report:
+        _show_run(out, config.compute, journal, is_json=json)
 
 
 def evaluate(
@@ -203,6 +211,32 @@ def suspects(run: Run, /, *, json: Flag = False) -> None:
     _print_result(json, report.to_json, lambda: summarise_suspects(report))
 
 
+def report(
+    run: Run,
+    /,
+    *,
+    data: DisallowNone[Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]] = None,
+    out: File = None,
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    force: Flag = False,
+    quiet: Flag = False,
+) -> None:
+    """Show a run in one HTML file that opens anywhere, offline too.
+
+    Args:
+        run: Folder of a run, or of its model alone.
+        data: The photographs, if they are no longer where they were.
+        out: File to write (default: RUN/report.html).
+        force: Replace a file that is no report.
+        quiet: Say nothing on stderr but errors.
+    """
+    from pixelplay import workflow
+
+    journal = Journal(quiet=quiet)
+    path = workflow.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
+    print(f"wrote {printable(path)}")
+
+
 def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     """Show or clear the cache: features, decoded pixels and views of photographs.
 
@@ -226,6 +260,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "crossval": crossval,
     "evaluate": evaluate,
     "suspects": suspects,
+    "report": report,
     "predict": predict,
     "explain": explain,
     "cache": cache,
@@ -234,3 +269,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
+
+
+def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bool) -> None:
+    """Make the report of a finished run; what goes wrong with it is no failure of the run."""
+    from pixelplay import workflow
+
+    try:
+        path = workflow.report(run, compute=compute, journal=journal)
+    except PixelPlayError as error:
+        journal.tell(f"no report: {error}")
+        return
+    if is_json:
+        journal.tell(f"report: {path}")
+    else:
+        print(f"\nreport: {printable(path)}")

@@ -81,6 +81,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def percent(share: float, decimals: int = 1) -> str:
+    """A share for people: "92.6 %"."""
+    return f"{100 * share:.{decimals}f} %"
+
+
 def suggest(name: str, known: Sequence[str], n: int = 3) -> str:
     """Name the closest known words: "; did you mean 'a' or 'b'?", or nothing."""
     close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)

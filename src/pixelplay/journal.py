@@ -4,14 +4,19 @@ A reader of stderr that has gone away stops neither.
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from pixelplay.errors import printable
 
+typed: ContextVar[Sequence[str]] = ContextVar(
+    "typed", default=()
+)  # words behind `pixelplay`, if it was typed
 SECONDS_BETWEEN_LINES = 60.0  # where stderr is a file: a log is no place for a moving bar
 
 
@@ -28,11 +33,13 @@ class Journal:
     Attributes:
         started: when it was made, on the monotonic clock; a time budget counts from there.
         notes: every note in the order it was made; the run's records keep them.
+        command: what the user typed; None where Python was used.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.started = time.monotonic()
         self.notes: list[str] = []
+        self.command = shlex.join(("pixelplay", *typed.get())) if typed.get() else None
         self._quiet = quiet
         self._chapter = ""
         self._bar: Any = None

@@ -21,6 +21,7 @@ from pixelplay.evaluation.metrics import (
 )
 from pixelplay.evaluation.reliability import compare_reliability
 from pixelplay.evaluation.weighted import label_metric
+from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged
 from pixelplay.outputs.oof import write_oof
@@ -28,6 +29,7 @@ from pixelplay.outputs.records import (
     METRICS_VERSION,
     describe_data,
     describe_decision,
+    describe_origin,
     write_history,
     write_part,
 )
@@ -62,6 +64,7 @@ class CrossvalReport:
         chosen: how the deployed model decides, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
+        command: what was typed; None where Python was used.
         suspects: labels that look wrong; with repeats by the mean of their probabilities.
         calibration: what the temperatures do, each on the fold that did not choose it.
     """
@@ -82,6 +85,7 @@ class CrossvalReport:
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     notes: Sequence[str]
+    command: str | None
     suspects: SuspectReport
     calibration: Mapping[str, Any] | None
 
@@ -147,7 +151,7 @@ def make_crossval_report(
     validation: CrossValidation,
     deployed: DeployedFolds,
     test: Judged | None,
-    notes: Sequence[str],
+    journal: Journal,
 ) -> CrossvalReport:
     """Put together what is known about a cross-validation.
 
@@ -178,7 +182,8 @@ def make_crossval_report(
         folds=[_describe_fold(part, validation) for part in validation.parts],
         chosen=_describe_deployed(deployed),
         data=describe_data(material),
-        notes=tuple(notes),
+        notes=tuple(journal.notes),
+        command=journal.command,
         suspects=_find_suspects(run_dir, material, validation, test),
         calibration=_compare_reliability(validation, labels),
     )
@@ -198,8 +203,9 @@ def write_crossval_records(
     Args:
         test: the given test part under what is deployed; None where there is none.
     """
-    about = {"n_repeats": report.n_repeats, "deployed": report.deployed}
-    write_json({"pixelplay": "crossval", **about, **to_json(config)}, os.path.join(folder, "config.json"))
+    about = {"pixelplay": "crossval", "n_repeats": report.n_repeats, "deployed": report.deployed}
+    origin = describe_origin(material, report.command)
+    write_json({**about, **origin, **to_json(config)}, os.path.join(folder, "config.json"))
     _write_split(folder, material, validation)
     history: list[Mapping[str, float]] = [
         {"repeat": part.repeat, "fold": part.fold, **row} for part in validation.parts for row in part.history

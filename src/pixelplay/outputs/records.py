@@ -16,6 +16,7 @@ from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
+from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
@@ -45,6 +46,7 @@ class TrainReport:
         chosen: setting → its value, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
+        command: what was typed; None where Python was used.
         suspects: labels that look wrong among the photographs held out.
         calibration: what the temperature does on the test part, which did not choose it; None without one.
     """
@@ -62,6 +64,7 @@ class TrainReport:
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     notes: Sequence[str]
+    command: str | None
     suspects: SuspectReport
     calibration: Mapping[str, Any] | None
 
@@ -133,7 +136,7 @@ def make_report(
     learned: Learned,
     decision: Decision,
     judged: tuple[Judged, Judged | None],
-    notes: Sequence[str],
+    journal: Journal,
 ) -> TrainReport:
     """Put together what is known about a run.
 
@@ -169,7 +172,8 @@ def make_report(
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
         chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
         data={**describe_data(material), "dropped_suspects": list(_paths(material, material.dropped))},
-        notes=tuple(notes),
+        notes=tuple(journal.notes),
+        command=journal.command,
         suspects=find_suspects_in(
             run_dir,
             material,
@@ -193,7 +197,8 @@ def write_records(
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
     held_out, test = judged
-    write_json({"pixelplay": "train", **to_json(config)}, os.path.join(folder, "config.json"))
+    about = {"pixelplay": "train", **describe_origin(material, report.command)}
+    write_json({**about, **to_json(config)}, os.path.join(folder, "config.json"))
     write_split(folder, material)
     if learned.history:
         write_history(os.path.join(folder, "history.csv"), learned.history)
@@ -210,6 +215,11 @@ def write_records(
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
     write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
+
+
+def describe_origin(material: Material, command: str | None) -> dict[str, str | None]:
+    """What was typed, and where the photographs are, for the report to find them again."""
+    return {"command": command, "source": os.path.abspath(material.index.source)}
 
 
 def write_split(folder: str, material: Material) -> None:

@@ -21,6 +21,7 @@ RUN_NAMES = frozenset(
         "suspects.csv",
         "val.csv",
         "predictions.csv",
+        "report.html",
         "model",
         ".DS_Store",
     }

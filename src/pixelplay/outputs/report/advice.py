@@ -1,0 +1,106 @@
+"""What to do next, by how much of the error it is about; what is measured is told apart from what is not."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pixelplay.data.audit import FEW
+from pixelplay.errors import counted, percent
+from pixelplay.outputs.report.reading import RunRecords
+
+N_CLASSES = 3  # whose errors are named one by one
+MANY_ERRORS = 0.1  # of all, from which a class is worth a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One thing to do.
+
+    Attributes:
+        what: in one sentence.
+        why: the evidence.
+        command: that does it; None where none does.
+        share: of all errors that it is about, at most; what it can gain is not known.
+    """
+
+    what: str
+    why: str
+    command: str | None
+    share: float
+
+
+def advise(records: RunRecords) -> list[Advice]:
+    """Collect what the records suggest, what concerns most errors first."""
+    found = [*_check_labels(records), *_mend_classes(records), *_go_deeper(records), *_mend_files(records)]
+    return sorted(found, key=lambda advice: -advice.share)
+
+
+def _check_labels(records: RunRecords) -> list[Advice]:
+    suspects = records.suspects
+    if not suspects:
+        return []
+    accused = {suspect.path for suspect in suspects}
+    wrong = [answer for answer in records.answers if not answer.is_right]
+    share = sum(answer.path in accused for answer in wrong) / max(len(wrong), 1)
+    return [
+        Advice(
+            what=f"Look at {counted(len(suspects), 'label')} that may be wrong, and save your corrections.",
+            why=f"{percent(share, 0)} of the wrong answers are on photographs whose label is in doubt.",
+            command="pixelplay train DATA --out NEW_RUN --relabel corrections.csv",
+            share=share,
+        )
+    ]
+
+
+def _mend_classes(records: RunRecords) -> list[Advice]:
+    """Name the classes that most wrong answers are about, and what they are taken for."""
+    wrong = [answer for answer in records.answers if not answer.is_right]
+    counts = records.metrics["train_counts"]
+    advice = []
+    for name, n_wrong in Counter(answer.given for answer in wrong).most_common(N_CLASSES):
+        if n_wrong / len(wrong) < MANY_ERRORS:
+            continue
+        n = sum(answer.given == name for answer in records.answers)
+        taken_for, n_taken = Counter(a.label for a in wrong if a.given == name).most_common(1)[0]
+        learned = int(counts.get(name, 0))
+        few = (
+            f", and only {counted(learned, 'photograph')} of it were learned from"
+            if learned < 5 * FEW
+            else ""
+        )
+        advice.append(
+            Advice(
+                what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}.",
+                why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.",
+                command=None,
+                share=n_wrong / len(wrong),
+            )
+        )
+    return advice
+
+
+def _go_deeper(records: RunRecords) -> list[Advice]:
+    if records.metrics.get("depth") != "probe" or records.config.get("tune") != "probe":
+        return []
+    return [
+        Advice(
+            what="Let the network itself be tuned, not only the classifier on top of it.",
+            why="This run trained a probe on frozen features; held-out photographs say whether more helps.",
+            command="pixelplay train DATA --out NEW_RUN --time-budget 15m",
+            share=0.0,
+        )
+    ]
+
+
+def _mend_files(records: RunRecords) -> list[Advice]:
+    broken: Sequence[object] = records.metrics["data"]["unreadable"]
+    if not broken:
+        return []
+    return [
+        Advice(
+            what=f"Mend or replace {counted(len(broken), 'photograph')} that could not be read.",
+            why="They were neither learned from nor measured; below they are listed with what is wrong.",
+            command="pixelplay scan DATA",
+            share=0.0,
+        )
+    ]

@@ -1,0 +1,329 @@
+"""Records and pictures → everything that a page shows, in the order in which it does."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pixelplay import __version__
+from pixelplay.errors import counted, percent
+from pixelplay.outputs.report.advice import Advice, advise
+from pixelplay.outputs.report.charts import Chart, history_chart, reliability_chart, risk_chart
+from pixelplay.outputs.report.pictures import Pictures, take_turns
+from pixelplay.outputs.report.reading import Answer, RunRecords
+from pixelplay.outputs.summary import HEADLINES, TITLES
+from pixelplay.outputs.suspects import Suspect
+
+N_IN_CELL = 24  # pictures of a cell of the confusion matrix
+N_RIGHT = 8  # of a cell of right answers
+N_MISTAKES = 24
+N_SUSPECTS = 150
+N_SETS, N_FILES = 40, 200
+MAX_MATRIX = 25  # classes; more are shown as a list of what is taken for what
+FEW_LEARNED = 30
+PARTS = {
+    "test": "the test part, which chose nothing",
+    "oof": "photographs held out in turn, each answered by a classifier that had not seen it",
+    "val": "the validation part, which also chose (slightly optimistic)",
+}
+HELD_OUT_IN = {"test": "from the test part", "oof": "held out in a fold", "val": "from the validation part"}
+DEPTHS = {
+    "probe": "a linear classifier on the features of a frozen network",
+    "partial": "the last stages of the network and the classifier on top",
+    "full": "all layers of the network",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of the confusion matrix.
+
+    Attributes:
+        n: photographs in it.
+        shade: 0 to 9, of the row's photographs.
+        paths: those whose pictures are shown.
+    """
+
+    n: int
+    shade: int
+    is_right: bool
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A suspect and what it stands beside: a typical photograph of either class."""
+
+    suspect: Suspect
+    like_label: str | None
+    like_proposed: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A wrong answer, with where the model looked if that is known."""
+
+    answer: Answer
+    large: str | None
+    heat: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the template needs; texts are plain, the template makes them safe."""
+
+    title: str
+    version: str
+    verdict: str
+    where: str
+    figures: tuple[Mapping[str, Any], ...]
+    story: tuple[str, ...]
+    command: str | None
+    advice: tuple[Advice, ...]
+    classes: tuple[Mapping[str, Any], ...]
+    class_names: tuple[str, ...]
+    matrix: tuple[tuple[Cell, ...], ...] | None
+    confusions: tuple[tuple[str, str, Cell], ...]
+    mistakes: tuple[Mistake, ...]
+    n_mistakes: int
+    who_explains: str
+    doubts: tuple[Doubt, ...]
+    n_suspects: int
+    charts: tuple[Chart, ...]
+    calibration: Mapping[str, Any] | None
+    data: Mapping[str, Any]
+    notes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    missing: tuple[str, ...]
+    pictures: Pictures
+
+
+def plan_pictures(records: RunRecords) -> list[str]:
+    """Photographs whose pictures the page wants, the most wanted first."""
+    wrong = worst_first(records.answers)
+    typical = typical_of(records.answers)
+    cells = fill_cells(records.answers)
+    off = [paths for (given, label), paths in cells.items() if given != label]
+    on = [paths[:N_RIGHT] for (given, label), paths in cells.items() if given == label]
+    copies = [each["path"] for name in ("near_duplicates", "conflicts") for each in _of_sets(records, name)]
+    return [
+        *(suspect.path for suspect in records.suspects[:N_SUSPECTS]),
+        *typical.values(),
+        *(answer.path for answer in wrong[:N_MISTAKES]),
+        *take_turns(off, N_IN_CELL),
+        *copies,
+        *take_turns(on, N_RIGHT),
+    ]
+
+
+def worst_first(answers: Sequence[Answer]) -> list[Answer]:
+    """Wrong answers, the most confident first."""
+    return sorted((a for a in answers if not a.is_right), key=lambda a: -a.probability)
+
+
+def typical_of(answers: Sequence[Answer]) -> dict[str, str]:
+    """Class → the photograph of it that was answered rightly with most confidence."""
+    right = sorted((a for a in answers if a.is_right), key=lambda a: a.probability)
+    return {answer.given: answer.path for answer in right}
+
+
+def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
+    """Given and decided class → photographs, the most confident answer first."""
+    cells: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for answer in sorted(answers, key=lambda a: -a.probability):
+        cells[answer.given, answer.label].append(answer.path)
+    return cells
+
+
+def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistake]) -> Page:
+    """Put together what a run's page shows."""
+    figures, metrics = records.figures, records.metrics
+    names = tuple(str(name) for name in figures["confusion"]["classes"])
+    calibration = metrics.get("calibration")
+    typical = typical_of(records.answers)
+    return Page(
+        title=os.path.basename(os.path.abspath(records.folder)),
+        version=__version__,
+        verdict=_verdict(records),
+        where=PARTS[records.measured_on],
+        figures=tuple(_figure_rows(records)),
+        story=tuple(_story(records)),
+        command=records.config.get("command"),
+        advice=tuple(advise(records)),
+        classes=tuple(_class_rows(records)),
+        class_names=names,
+        matrix=_matrix(records, names) if len(names) <= MAX_MATRIX else None,
+        confusions=tuple(_confusions(records)),
+        mistakes=tuple(mistakes),
+        n_mistakes=len(worst_first(records.answers)),
+        who_explains="the network"
+        if records.measured_on == "test"
+        else "the model that came of it, which has learned from these photographs since,",
+        doubts=tuple(
+            Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.proposed))
+            for s in records.suspects[:N_SUSPECTS]
+        ),
+        n_suspects=len(records.suspects),
+        charts=tuple(_charts(records)),
+        calibration=calibration,
+        data=_data(records),
+        notes=tuple(metrics["notes"]),
+        settings=_flat(records.config),
+        missing=tuple(_missing(records, pictures)),
+        pictures=pictures,
+    )
+
+
+def _verdict(records: RunRecords) -> str:
+    """Say in one sentence how often the classifier is right, and how often a guess would be."""
+    accuracy, baseline = records.figures["accuracy"], records.metrics["baseline"]
+    guess = baseline["accuracy"]["value"]
+    return (
+        f"Right on {percent(accuracy['value'])} of {counted(records.figures['n'], 'photograph')} "
+        f"(95 % interval {percent(accuracy['low'])} to {percent(accuracy['high'])}). "
+        f"Always answering {baseline['class']!r} would be right on {percent(guess)}."
+    )
+
+
+def _figure_rows(records: RunRecords) -> list[dict[str, Any]]:
+    baseline, declared = records.metrics["baseline"], records.metrics["headline"]["metric"]
+    rows = []
+    for name in HEADLINES:
+        guess = baseline[name]
+        value = guess["value"] if isinstance(guess, Mapping) else guess
+        estimate = records.figures[name]
+        rows.append({"name": TITLES[name], "is_declared": name == declared, "baseline": value, **estimate})
+    return rows
+
+
+def _story(records: RunRecords) -> list[str]:
+    """What was done, in plain words."""
+    metrics, counts = records.metrics, records.metrics["train_counts"]
+    told = [f"Learned from {counted(sum(counts.values()), 'photograph')} of {len(counts)} classes."]
+    if "n_folds" in metrics:
+        depths = ", ".join(f"{n} × {DEPTHS[depth]}" for depth, n in metrics["depths"].items())
+        told.append(f"Cross-validation in {metrics['n_folds']} folds; trained: {depths}.")
+    else:
+        told.append(f"Trained: {DEPTHS[metrics['depth']]}.")
+    chosen = metrics["chosen"]
+    temperature = chosen["temperature"]
+    told.append(
+        f"Probabilities are divided by a temperature of {temperature['value']:.2f}, which photographs "
+        f"that were not learned from chose ({counted(temperature['n'], 'photograph')})."
+    )
+    if tau := chosen["tau"]["value"]:
+        told.append(
+            f"Decisions lean towards rare classes (τ = {tau:.2g}), for "
+            f"{TITLES[metrics['headline']['metric']]}; probabilities do not."
+        )
+    if removed := metrics["data"]["removed_from_training"]:
+        told.append(f"Not learned from, as copies of test photographs: {len(removed):,}.")
+    return told
+
+
+def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
+    counts = records.metrics["train_counts"]
+    taken = defaultdict(Counter)  # type: ignore[var-annotated]
+    for answer in records.answers:
+        if not answer.is_right:
+            taken[answer.given][answer.label] += 1
+    return [
+        {
+            **scores,
+            "learned": int(counts.get(scores["class"], 0)),
+            "is_rare": int(counts.get(scores["class"], 0)) < FEW_LEARNED,
+            "taken_for": taken[scores["class"]].most_common(1),
+        }
+        for scores in records.figures["per_class"]
+    ]
+
+
+def _matrix(records: RunRecords, names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
+    cells = fill_cells(records.answers)
+    return tuple(
+        tuple(_cell(cells, given, label, n, sum(row)) for label, n in zip(names, row, strict=True))
+        for given, row in zip(names, records.figures["confusion"]["matrix"], strict=True)
+    )
+
+
+def _cell(cells: Mapping[tuple[str, str], Sequence[str]], given: str, label: str, n: int, n_row: int) -> Cell:
+    is_right = given == label
+    return Cell(
+        n=n,
+        shade=min(9, round(9 * n / n_row)) if n_row else 0,
+        is_right=is_right,
+        paths=tuple(cells.get((given, label), ())[: N_RIGHT if is_right else N_IN_CELL]),
+    )
+
+
+def _confusions(records: RunRecords) -> list[tuple[str, str, Cell]]:
+    """What is most often taken for what."""
+    cells = fill_cells(records.answers)
+    n_given = Counter(answer.given for answer in records.answers)
+    wrong = sorted(((len(paths), key) for key, paths in cells.items() if key[0] != key[1]), reverse=True)
+    return [
+        (given, label, _cell(cells, given, label, n, n_given[given]))
+        for n, (given, label) in wrong[:MAX_MATRIX]
+    ]
+
+
+def _charts(records: RunRecords) -> list[Chart]:
+    charts = []
+    if (calibration := records.metrics.get("calibration")) is not None:
+        charts.append(reliability_chart(calibration))
+    charts.append(risk_chart(records.figures["risk_coverage"]))
+    first = [row for row in records.history if row.get("repeat", 0) == 0]
+    fold = first[0].get("fold") if first else None
+    history = [row for row in first if row.get("fold") == fold]
+    of = "" if fold is None else f" of fold {fold:.0f}"
+    for columns, title in (
+        ({"train_loss": "training", "val_loss": "validation"}, f"Loss{of} by epoch"),
+        ({"val_macro_f1": "macro-F1", "val_accuracy": "accuracy"}, f"Validation figures{of} by epoch"),
+    ):
+        if (chart := history_chart(history, columns, title)) is not None:
+            charts.append(chart)
+    return charts
+
+
+def _data(records: RunRecords) -> dict[str, Any]:
+    """What is wrong with the photographs, as much of it as can be looked at."""
+    data = records.metrics["data"]
+    sets = {
+        name: data[name][:N_SETS] for name in ("conflicts", "near_duplicates", "look_alikes", "duplicates")
+    }
+    return {
+        **{f"n_{name}": len(data[name]) for name in sets},
+        **sets,
+        "unreadable": data["unreadable"][:N_FILES],
+        "n_unreadable": len(data["unreadable"]),
+        "skipped": data["skipped"],
+        "removed": data["removed_from_training"][:N_FILES],
+        "n_removed": len(data["removed_from_training"]),
+    }
+
+
+def _of_sets(records: RunRecords, name: str) -> list[Mapping[str, str]]:
+    return [member for members in records.metrics["data"][name][:N_SETS] for member in members]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings in one level; where the photographs lay on this machine is nobody's business."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif name not in ("source", "command", "pixelplay"):
+            flat[prefix + name] = value
+    return flat
+
+
+def _missing(records: RunRecords, pictures: Pictures) -> list[str]:
+    missing = []
+    if pictures.missing is not None:
+        missing.append(f"Pictures: {pictures.missing}. Say where they are: pixelplay report RUN --data DATA.")
+    if pictures.n_left_out:
+        missing.append(f"{counted(pictures.n_left_out, 'picture')}: the page would have become too large.")
+    if records.config.get("command") is None:
+        missing.append("The command: the run was made from Python, or by an older PixelPlay.")
+    return missing

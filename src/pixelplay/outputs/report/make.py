@@ -1,0 +1,99 @@
+"""The report of a run: from its records, its photographs and its model to one file."""
+
+import os
+
+import numpy as np
+
+from pixelplay.config import ComputeConfig, DataConfig
+from pixelplay.errors import BundleError, ConfigError, ImageError
+from pixelplay.inference.explain import Explainer
+from pixelplay.journal import Journal
+from pixelplay.model.bundle import find_bundle, read_bundle
+from pixelplay.outputs.overlay import overlay
+from pixelplay.outputs.report.content import N_MISTAKES, Mistake, make_page, plan_pictures, worst_first
+from pixelplay.outputs.report.model_page import make_model_page
+from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
+from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
+from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
+
+REPORT = "report.html"
+N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
+
+
+def make_report_file(
+    run: str,
+    data: str | None,
+    out: str | None,
+    compute: ComputeConfig,
+    journal: Journal,
+    *,
+    is_forced: bool,
+) -> str:
+    """Write what can be told about a run, or about a model alone, as one HTML file.
+
+    Returns:
+        Where it lies.
+    """
+    folder = find_bundle(run) if not has_records(run) else run
+    target = out or os.path.join(folder, REPORT)
+    check_target(target, is_forced=is_forced)
+    if not has_records(run):
+        journal.note(f"{run} is a model without the records of its run: figures of its making are not known")
+        write_page(render_model(make_model_page(read_bundle(run), folder)), target)
+        return target
+    records = read_records(run)
+    pictures = Pictures(find_source(data, records.source), DataConfig(**records.config["data"]))
+    if pictures.missing is not None:
+        journal.note(f"no pictures in the report: {pictures.missing}; give --data")
+    wanted = plan_pictures(records)
+    with journal.progress("drawing", len(wanted)) as bar:
+        pictures.make(wanted, compute.num_workers, on_progress=bar.update)
+    mistakes = _explain(records, pictures, compute, journal)
+    write_page(render(make_page(records, pictures, mistakes)), target)
+    return target
+
+
+def check_target(path: str, *, is_forced: bool) -> None:
+    """Raise where a file stands that is no report of ours.
+
+    Raises:
+        ConfigError: it is replaced only when forced, and a folder never.
+    """
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
+    if os.path.lexists(path) and not is_forced and not is_ours(path):
+        raise ConfigError(f"{path} exists and is no report; choose another --out, or replace it with --force")
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise ConfigError(f"{parent} does not exist; make it, or choose another --out")
+
+
+def _explain(
+    records: RunRecords, pictures: Pictures, compute: ComputeConfig, journal: Journal
+) -> list[Mistake]:
+    """The most confident mistakes; of the first few, where the model saw its answer."""
+    worst = worst_first(records.answers)[:N_MISTAKES]
+    mistakes = [Mistake(answer=answer, large=None, heat=None) for answer in worst]
+    if pictures.missing is not None or not worst:
+        return mistakes
+    try:
+        explainer = Explainer(read_bundle(records.folder), compute)
+    except BundleError as error:
+        journal.note(f"no heat maps in the report: {error}")
+        return mistakes
+    with journal.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
+        for i, answer in enumerate(worst[:N_EXPLAINED]):
+            mistakes[i] = _explain_one(answer, explainer, pictures)
+            bar.update()
+    return mistakes
+
+
+def _explain_one(answer: Answer, explainer: Explainer, pictures: Pictures) -> Mistake:
+    try:
+        pixels = pictures.read(answer.path, 2 * LARGE_PX)
+    except ImageError:
+        return Mistake(answer=answer, large=None, heat=None)
+    heat = explainer.explain(pixels, answer.label).heat
+    drawn = [np.asarray(pixels), overlay(pixels, heat, max_px=LARGE_PX)]
+    large, hot = (pictures.add_large(encode(picture, LARGE_PX)) for picture in drawn)
+    return Mistake(answer=answer, large=large, heat=hot)

@@ -1,0 +1,115 @@
+"use strict";
+const island = JSON.parse(document.getElementById("island").textContent);
+
+// tables that are sorted by a press on a heading
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => {
+    const button = heading.querySelector("button");
+    if (!button) return;
+    button.addEventListener("click", () => {
+      const isDown = heading.getAttribute("aria-sort") === "ascending";
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+      const valueOf = (row) => row.cells[column].dataset.value;
+      const compare = column === 0
+        ? (a, b) => valueOf(a).localeCompare(valueOf(b), undefined, { numeric: true })
+        : (a, b) => Number(valueOf(a)) - Number(valueOf(b));
+      const rows = [...table.tBodies[0].rows].sort(compare);
+      table.tBodies[0].append(...(isDown ? rows.reverse() : rows));
+    });
+  });
+}
+
+// photographs of a cell of the confusion matrix
+const shown = document.getElementById("cell");
+let pressed = null;
+for (const button of document.querySelectorAll("button[data-cell]")) {
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    if (pressed) pressed.setAttribute("aria-pressed", "false");
+    if (pressed === button) {
+      pressed = null;
+      shown.hidden = true;
+      return;
+    }
+    pressed = button;
+    button.setAttribute("aria-pressed", "true");
+    const cell = island.cells[button.dataset.cell];
+    const title = document.createElement("h3");
+    title.textContent = `${cell.given}, answered as ${cell.label}: ${cell.n}`;
+    const list = document.createElement("ul");
+    for (const number of cell.pictures) {
+      const { path, src } = island.pictures[number];
+      const item = document.createElement("li");
+      if (src) {
+        const image = document.createElement("img");
+        image.className = "small";
+        image.src = src;
+        image.alt = "";
+        item.append(image);
+      }
+      item.append(path);
+      list.append(item);
+    }
+    shown.replaceChildren(title, list);
+    if (cell.n > cell.pictures.length) {
+      const more = document.createElement("p");
+      more.className = "more";
+      more.textContent = `the ${cell.pictures.length} surest of ${cell.n}`;
+      shown.append(more);
+    }
+    shown.hidden = false;
+  });
+}
+
+// corrections: what is marked becomes a table that pixelplay train --relabel takes
+const save = document.getElementById("save");
+if (save) {
+  const saved = document.getElementById("saved");
+  const items = [...document.querySelectorAll("li[data-suspect]")];
+  let isSaved = true;
+  const markedOf = (item) => item.querySelector("input:checked");
+  const labelOf = (item) => {
+    const suspect = island.suspects[Number(item.dataset.suspect)];
+    const way = markedOf(item).value;
+    if (way === "right") return suspect.label;
+    if (way === "proposed") return suspect.proposed;
+    if (way === "other") return island.classes[Number(item.querySelector("select").value)];
+    return "";
+  };
+  const isFormula = (text) => /^[=+\-@\t\r]/.test(text);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const safePath = (path) => (isFormula(path) ? `./${path}` : path);
+  const safeLabel = (label) => (isFormula(label.replace(/^'+/, "")) ? `'${label}` : label);
+  const update = () => {
+    isSaved = false;
+    const n = items.filter(markedOf).length;
+    save.disabled = n === 0;
+    saved.textContent = `${n} marked, not saved yet`;
+  };
+  for (const item of items) {
+    for (const input of item.querySelectorAll("input")) input.addEventListener("change", update);
+    const choice = item.querySelector("select");
+    choice.addEventListener("change", () => {
+      item.querySelector("input[value=other]").checked = true;
+      update();
+    });
+  }
+  save.addEventListener("click", () => {
+    const rows = items.filter(markedOf).map((item) => {
+      const { path } = island.suspects[Number(item.dataset.suspect)];
+      return `${quoted(safePath(path))},${quoted(safeLabel(labelOf(item)))}\r\n`;
+    });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(["path,label\r\n", ...rows], { type: "text/csv" }));
+    link.download = "corrections.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+    isSaved = true;
+    saved.textContent = `saved ${rows.length}`;
+  });
+  addEventListener("beforeunload", (event) => {
+    if (!isSaved) event.preventDefault();
+  });
+}

@@ -1,0 +1,120 @@
+"""Photographs → small pictures inside a page, as long as its size allows."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixelplay.config import DataConfig
+from pixelplay.data.decode import decode_image
+from pixelplay.data.index import ImageIndex
+from pixelplay.data.loader import map_ahead
+from pixelplay.data.source import scan_source
+from pixelplay.errors import ConfigError, DataError, ImageError
+
+THUMB_PX, LARGE_PX = 112, 256
+QUALITY = 70
+MAX_BYTES = 6 << 20  # of all pictures, as they stand in the page
+
+
+class Pictures:
+    """Makes pictures of photographs, each once, until the page has enough.
+
+    Args:
+        source: folder, table or archive that the photographs lie in; None where nobody knows.
+
+    Attributes:
+        missing: why there are no pictures; None where there are.
+        n_left_out: pictures for which no room was left.
+    """
+
+    def __init__(self, source: str | None, data: DataConfig | None = None) -> None:
+        self.n_left_out = 0
+        self.missing: str | None = None
+        self._index: ImageIndex | None = None
+        self._made: dict[str, str] = {}
+        self._n_bytes = 0
+        try:
+            self._index = None if source is None else scan_source(source, data)
+        except (DataError, ConfigError, OSError) as error:
+            self.missing = f"the photographs could not be opened: {error}"
+        if source is None:
+            self.missing = "nobody wrote down where the photographs are"
+        self._known: frozenset[str] = frozenset() if self._index is None else frozenset(self._index.paths)
+
+    def read(self, path: str, target_px: int) -> NDArray[np.uint8]:
+        """Decode a photograph (H, W, 3), not much larger than asked.
+
+        Raises:
+            ImageError: it cannot be used any more.
+        """
+        if self._index is None or path not in self._known:
+            raise ImageError(path, "missing", "no longer where it was")
+        return decode_image(self._index.store.read(path), path=path, target_px=target_px)
+
+    def make(
+        self,
+        paths: Iterable[str],
+        num_workers: int | None = None,
+        on_progress: Callable[[int], object] = lambda n: None,
+    ) -> None:
+        """Make small pictures of photographs, the most wanted first."""
+        wanted = [path for path in dict.fromkeys(paths) if path in self._known]
+
+        def draw(i: int) -> str | None:
+            try:
+                return encode(self.read(wanted[i], THUMB_PX), THUMB_PX)
+            except ImageError:
+                return None
+
+        for path, picture in zip(wanted, map_ahead(draw, len(wanted), num_workers=num_workers), strict=True):
+            on_progress(1)
+            if picture is not None and self._has_room(picture):
+                self._made[path] = picture
+
+    def small(self, path: str) -> str | None:
+        """The picture of a photograph as an address for the page; None where there is none."""
+        return self._made.get(path)
+
+    def add_large(self, picture: str) -> str | None:
+        """A further picture, as long as there is room for it."""
+        return picture if self._has_room(picture) else None
+
+    def _has_room(self, picture: str) -> bool:
+        if self._n_bytes + len(picture) > MAX_BYTES:
+            self.n_left_out += 1
+            return False
+        self._n_bytes += len(picture)
+        return True
+
+
+def encode(pixels: NDArray[np.uint8], side_px: int) -> str:
+    """Fit pixels (H, W, 3) into a square and write them as a data address."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def find_source(asked: str | None, recorded: str | None) -> str | None:
+    """Where the photographs are: as the user says, or where they were when the run was made.
+
+    Raises:
+        DataError: nothing is where the user says.
+    """
+    if asked is not None:
+        if not os.path.exists(asked):
+            raise DataError(f"{asked} does not exist; give the folder, table or archive of the photographs")
+        return asked
+    return recorded
+
+
+def take_turns(lists: Sequence[Sequence[str]], n_each: int) -> list[str]:
+    """The first of each list, then the second of each, up to n of each."""
+    longest = min(n_each, max(map(len, lists), default=0))
+    return [members[turn] for turn in range(longest) for members in lists if turn < len(members)]

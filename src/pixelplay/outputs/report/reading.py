@@ -1,0 +1,138 @@
+"""What a run has written about itself → plain values for its report."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pixelplay.data.cells import plain_label, plain_path
+from pixelplay.errors import BundleError
+from pixelplay.outputs.suspects import SUSPECTS, Suspect, read_suspects
+
+TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
+FIRST_REPEAT = ("", "0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A photograph that was held out, and what was decided.
+
+    Attributes:
+        path: as in the data.
+        given: its label.
+        label: the decision.
+        probability: of the decision.
+    """
+
+    path: str
+    given: str
+    label: str
+    probability: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the decision is the given label."""
+        return self.given == self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """Everything that a run's report tells, but for pictures.
+
+    Attributes:
+        folder: of the run.
+        config: config.json.
+        metrics: metrics.json.
+        measured_on: the part behind the headline.
+        answers: that part's photographs.
+        history: one row for each epoch of a tuned network.
+        suspects: labels that look wrong, the most suspicious first.
+    """
+
+    folder: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    measured_on: str
+    answers: tuple[Answer, ...]
+    history: tuple[Mapping[str, float], ...]
+    suspects: tuple[Suspect, ...]
+
+    @property
+    def source(self) -> str | None:
+        """Where the photographs were when the run was made."""
+        source = self.config.get("source")
+        return None if source is None else str(source)
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of the part behind the headline."""
+        figures: Mapping[str, Any] = self.metrics[self.measured_on]
+        return figures
+
+
+def has_records(folder: str) -> bool:
+    """Whether a folder is a run, not a model alone."""
+    return os.path.isfile(os.path.join(folder, "metrics.json"))
+
+
+def read_records(folder: str) -> RunRecords:
+    """Read what a run has written.
+
+    Raises:
+        BundleError: records are missing or damaged; the command that makes them is named.
+    """
+    try:
+        config, metrics = (_read_json(folder, name) for name in ("config.json", "metrics.json"))
+        part = str(metrics["headline"]["measured_on"])
+        answers = tuple(_read_answers(os.path.join(folder, TABLES[part])))
+        history = tuple(_read_history(os.path.join(folder, "history.csv")))
+    except FileNotFoundError as error:
+        name = os.path.basename(str(error.filename))
+        raise BundleError(f"{folder} lacks {name}; pixelplay train or crossval makes it anew") from None
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise BundleError(
+            f"the records of {folder} are damaged ({type(error).__name__}: {error}); "
+            "pixelplay train or crossval makes them anew"
+        ) from None
+    suspects = read_suspects(folder).suspects if os.path.isfile(os.path.join(folder, SUSPECTS)) else ()
+    return RunRecords(
+        folder=folder,
+        config=config,
+        metrics=metrics,
+        measured_on=part,
+        answers=answers,
+        history=history,
+        suspects=suspects,
+    )
+
+
+def _read_json(folder: str, name: str) -> dict[str, Any]:
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return dict(json.load(file))
+
+
+def _read_answers(path: str) -> list[Answer]:
+    """Rows with a decision; of a repeated cross-validation those of its first turn."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [
+            Answer(
+                path=plain_path(row["path"]),
+                given=plain_label(row["given"]),
+                label=plain_label(row["label"]),
+                probability=float(row["probability"]),
+            )
+            for row in csv.DictReader(file, strict=True)
+            if row["status"] == "ok" and row["label"] and row.get("repeat", "") in FIRST_REPEAT
+        ]
+
+
+def _read_history(path: str) -> list[dict[str, float]]:
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(file, strict=True)
+        ]

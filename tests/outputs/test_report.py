@@ -1,0 +1,286 @@
+"""What a report promises: it tells what the records say, every name is text, and its size has a bound."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import TINY, draw_folder, draw_of_class
+from photographs import encode
+from pixelplay.config import TrainConfig
+from pixelplay.errors import BundleError, ConfigError, DataError
+from pixelplay.journal import Journal
+from pixelplay.outputs.report import pictures as pictures_module
+from pixelplay.outputs.report.advice import advise
+from pixelplay.outputs.report.charts import HEIGHT, WIDTH, history_chart, reliability_chart, risk_chart
+from pixelplay.outputs.report.content import fill_cells, typical_of, worst_first
+from pixelplay.outputs.report.pictures import Pictures, take_turns
+from pixelplay.outputs.report.reading import Answer, read_records
+from pixelplay.workflow import report, train
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would see: elements, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def island_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="island">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run"))
+
+
+def make(run: Path, **settings: Any) -> str:
+    return Path(report(run, journal=Journal(quiet=True), **settings)).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def all_run(drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose figures come from all photographs, out of fold: it makes mistakes."""
+    run = tmp_path_factory.mktemp("runs") / "all"
+    config = TrainConfig(
+        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
+    )
+    train(drawn_photographs, run, config, journal=Journal(quiet=True))
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny_page(all_run: Path) -> str:
+    return make(all_run)
+
+
+def test_the_page_says_what_metrics_json_says(all_run: Path, tiny_page: str) -> None:
+    metrics = json.loads((all_run / "metrics.json").read_text())
+    text = " ".join(Reader(tiny_page).text.split())
+    accuracy = metrics["oof"]["accuracy"]
+    assert f"Right on {100 * accuracy['value']:.1f} % of {metrics['oof']['n']} photographs" in text
+    assert f"{accuracy['low']:.3f}–{accuracy['high']:.3f}" in text
+    assert (
+        f"Always answering 'bars' would be right on {100 * metrics['baseline']['accuracy']['value']:.1f} %"
+        in text
+    )
+    for scores in metrics["oof"]["per_class"]:
+        assert f"{scores['recall']['value']:.3f}" in text
+
+
+def test_the_page_needs_nothing_from_outside(tiny_page: str) -> None:
+    reader = Reader(tiny_page)
+    sources = [image["src"] or "" for image in reader.all("img")]
+    assert len(sources) > 3
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not [tag for tag, _ in reader.elements if tag in ("link", "iframe", "object", "base")]
+    assert all("src" not in script for script in reader.all("script"))
+    assert all((link["href"] or "").startswith("#") for link in reader.all("a"))
+    policy = next(meta for meta in reader.all("meta") if "http-equiv" in meta)
+    assert (policy["content"] or "").startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_cell_of_the_matrix_has_its_photographs(all_run: Path, tiny_page: str) -> None:
+    island = island_of(tiny_page)
+    confusion = json.loads((all_run / "metrics.json").read_text())["oof"]["confusion"]
+    with (all_run / "oof.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for i, given in enumerate(confusion["classes"]):
+        for j, label in enumerate(confusion["classes"]):
+            n = confusion["matrix"][i][j]
+            if not n:
+                assert f"{i},{j}" not in island["cells"]
+                continue
+            cell = island["cells"][f"{i},{j}"]
+            paths = {row["path"] for row in rows if (row["given"], row["label"]) == (given, label)}
+            shown = [island["pictures"][k] for k in cell["pictures"]]
+            assert cell["n"] == len(paths) == n
+            assert {each["path"] for each in shown} <= paths
+            assert all(each["src"] for each in shown)
+
+
+def test_names_are_text_whatever_they_are(tiny_weights: Path, tmp_path: Path) -> None:
+    counts = {"bars": 12, "dots": 10}
+    draw_folder(tmp_path / "photos", counts)
+    (tmp_path / "photos/dots").rename(tmp_path / "photos" / HOSTILE.replace("/", "∕"))
+    strange = '"><img src=x onerror=alert(2)>\n{{ 7*7 }}.png'
+    (tmp_path / "photos/bars" / strange).write_bytes(encode(draw_of_class("bars", 77), "PNG"))
+    config = TrainConfig(
+        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
+    )
+    train(tmp_path / "photos", tmp_path / "run", config, journal=Journal(quiet=True))
+    page = make(tmp_path / "run")
+    reader = Reader(page)
+    assert len(reader.all("script")) == 2
+    assert not [attrs for _, attrs in reader.elements if any(name.startswith("on") for name in attrs)]
+    assert all((image["src"] or "").startswith("data:") for image in reader.all("img"))
+    assert HOSTILE.replace("/", "∕") in reader.text
+    assert HOSTILE.replace("/", "∕") in island_of(page)["classes"]
+    paths = [each["path"] for each in island_of(page)["pictures"]]
+    assert not paths or all("49" not in path for path in paths)
+
+
+def test_photographs_that_have_gone_are_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "source": str(tmp_path / "gone")}))
+    journal = Journal(quiet=True)
+    page = Path(report(run, journal=journal)).read_text()
+    assert any("no pictures in the report" in note and "give --data" in note for note in journal.notes)
+    assert "Right on" in page
+    assert not Reader(page).all("img")
+    with pytest.raises(DataError, match="does not exist; give the folder, table or archive"):
+        report(run, tmp_path / "gone", journal=journal)
+
+
+def test_photographs_that_were_moved_are_found_where_the_user_says(
+    all_run: Path, drawn_photographs: Path, tmp_path: Path
+) -> None:
+    run = copy_of(all_run, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "source": str(tmp_path / "gone")}))
+    assert len(Reader(make(run, data=drawn_photographs)).all("img")) > 3
+
+
+def test_a_model_alone_tells_what_it_knows_and_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_run / "model", tmp_path / "model"))
+    text = Reader(make(model)).text
+    for words in (
+        "Right on",
+        "held out in turn",
+        "rings",
+        TINY,
+        "What is missing here",
+        "pixelplay evaluate",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["config.json", "predictions.csv"])
+def test_missing_records_name_the_command_that_makes_them(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    (run / name).unlink()
+    with pytest.raises(BundleError, match=f"lacks {name}; pixelplay train or crossval makes it anew"):
+        report(run, journal=Journal(quiet=True))
+
+
+def test_damaged_records_are_said(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(BundleError, match="are damaged"):
+        report(run, journal=Journal(quiet=True))
+    with pytest.raises(BundleError, match="does not exist"):
+        report(tmp_path / "nowhere", journal=Journal(quiet=True))
+
+
+def test_only_a_report_is_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    run, out = copy_of(tiny_run, tmp_path), tmp_path / "page.html"
+    out.write_text("my own notes")
+    with pytest.raises(ConfigError, match="exists and is no report"):
+        make(run, out=out)
+    assert out.read_text() == "my own notes"
+    make(run, out=out, is_forced=True)
+    make(run, out=out)  # ours: written anew
+    assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(ConfigError, match="is a folder"):
+        make(run, out=tmp_path)
+    with pytest.raises(ConfigError, match="does not exist; make it"):
+        make(run, out=tmp_path / "no/page.html")
+
+
+def test_pictures_end_where_the_page_is_large_enough(
+    drawn_photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures_module, "MAX_BYTES", 20_000)
+    pictures = Pictures(str(drawn_photographs))
+    paths = [f"bars/{i:03}.{('jpg', 'png')[i % 2]}" for i in range(20)]
+    pictures.make(paths)
+    made = [pictures.small(path) for path in paths]
+    kept = [picture for picture in made if picture]
+    assert 0 < len(kept) < 20
+    assert sum(map(len, kept)) <= 20_000
+    assert pictures.n_left_out == 20 - len(kept)
+    assert pictures.small("bars/none.jpg") is None
+
+
+def test_turns_are_taken() -> None:
+    assert take_turns([["a", "b", "c"], ["d"], ["e", "f"]], 2) == ["a", "d", "e", "b", "f"]
+    assert take_turns([], 3) == []
+
+
+# What is told
+
+
+def answers(*rows: tuple[str, str, float]) -> list[Answer]:
+    return [
+        Answer(path=f"{i}.jpg", given=given, label=label, probability=p)
+        for i, (given, label, p) in enumerate(rows)
+    ]
+
+
+def test_mistakes_cells_and_typical_photographs() -> None:
+    given = answers(("a", "b", 0.6), ("a", "b", 0.9), ("b", "b", 0.7), ("b", "b", 0.8), ("a", "a", 0.5))
+    assert [a.path for a in worst_first(given)] == ["1.jpg", "0.jpg"]
+    assert typical_of(given) == {"b": "3.jpg", "a": "4.jpg"}
+    assert fill_cells(given) == {
+        ("a", "b"): ["1.jpg", "0.jpg"],
+        ("b", "b"): ["3.jpg", "2.jpg"],
+        ("a", "a"): ["4.jpg"],
+    }
+
+
+def test_advice_is_ordered_by_the_errors_it_is_about(all_run: Path) -> None:
+    records = read_records(str(all_run))
+    wrong = [a for a in records.answers if not a.is_right]
+    assert wrong
+    found = advise(records)
+    shares = [advice.share for advice in found]
+    assert shares == sorted(shares, reverse=True)
+    assert all(0 <= share <= 1 for share in shares)
+    for advice in found:
+        if "Add photographs of" in advice.what:
+            name = advice.what.split("'")[1]
+            assert advice.share == sum(a.given == name for a in wrong) / len(wrong)
+    assert any(advice.command and "--time-budget" in advice.command for advice in found)
+
+
+def test_charts_place_values_on_their_axes() -> None:
+    bins = [{"n": 5, "confidence": 0.5, "accuracy": 0.25}, {"n": 3, "confidence": 1.0, "accuracy": 1.0}]
+    chart = reliability_chart({"before": {"bins": bins}, "after": {"bins": bins}})
+    (x, y, words), (right, top, _) = chart.lines[-1].dots
+    ticks = dict((text, place) for place, text in chart.x_ticks), dict((t, p) for p, t in chart.y_ticks)
+    assert (x, y) == (ticks[0]["50 %"], ticks[1]["25 %"])
+    assert (right, top) == (ticks[0]["100 %"], ticks[1]["100 %"])
+    assert words == "5 photographs answered with 50%: 25% right"
+    risk = risk_chart([{"coverage": 0.5, "risk": 0.0}, {"coverage": 1.0, "risk": 0.1}])
+    assert len(risk.lines[0].dots) == 2
+    history = [{"val_loss": 1.0 - 0.1 * i, "train_loss": 2.0} for i in range(4)]
+    drawn = history_chart(history, {"train_loss": "training", "val_loss": "validation"}, "loss")
+    assert drawn is not None
+    assert [line.name for line in drawn.lines] == ["training", "validation"]
+    places = np.array([point.split(",") for point in drawn.lines[1].points.split()], float)
+    assert (np.diff(places[:, 1]) > 0).all()  # smaller values lie lower
+    assert ((places >= 0) & (places <= (WIDTH, HEIGHT))).all()
+    assert history_chart(history[:1], {"val_loss": "validation"}, "loss") is None

@@ -1,0 +1,186 @@
+"""The report as a user makes it: with a run, on its own, in a browser, and back into training."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import TINY, draw_folder
+from pixelplay.cli import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; install Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> list[str]:
+    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def shown(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with wrong labels, mistakes and hostile names; its report lies in it."""
+    root = tmp_path_factory.mktemp("shown")
+    draw_folder(root / "photos", {"bars": 24, "dots": 15, "rings": 12})
+    (root / "photos/rings").rename(root / "photos/<img src=x onerror=alert(1)>")
+    for i, name in enumerate(("=wrong,0", 'wrong "1"', "wrong\n2")):  # the same files under another label
+        shutil.copy(root / f"photos/bars/{2 * i:03}.jpg", root / f"photos/dots/{name}.jpg")
+    command = ["train", str(root / "photos"), "--out", str(root / "run"), "--tune", "probe", *tiny]
+    assert main([*command, "--test-frac", "0"]) == 0
+    return root
+
+
+def test_training_ends_with_the_path_of_its_report(
+    drawn_classes: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(drawn_classes.parent)
+    words = ["train", "photos", "--out", "run", "--tune", "probe", *tiny]
+    assert main(words) == 0
+    assert capsys.readouterr().out.rstrip().endswith("report: run/report.html")
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["command"] == "pixelplay " + " ".join(words)
+    assert f"<code>{config['command']}</code>" in Path("run/report.html").read_text()
+    assert main([*words, "--force", "--no-report"]) == 0
+    assert "report" not in capsys.readouterr().out
+    assert not Path("run/report.html").exists()
+    assert main([*words, "--force", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert main(["report", "run", "--quiet"]) == 0
+    assert capsys.readouterr().out == "wrote run/report.html\n"
+
+
+def test_a_cross_validation_and_a_tuned_run_have_reports(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    folds = ["crossval", str(drawn_photographs), "--out", str(tmp_path / "folds"), "--n-folds", "3"]
+    assert main([*folds, "--tune", "probe", *tiny]) == 0
+    assert "Cross-validation in 3 folds" in (tmp_path / "folds/report.html").read_text()
+    tuned = ["train", str(drawn_photographs), "--out", str(tmp_path / "tuned"), "--tune", "partial"]
+    assert main([*tuned, "--epochs", "2", *tiny]) == 0
+    assert "Loss by epoch" in (tmp_path / "tuned/report.html").read_text()
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, shown: Path) -> Iterator[Any]:
+    """The report, opened; whatever it says on the console or asks of a network is an error."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else complaints.append(r.url),
+    )
+    page.goto((shown / "run/report.html").as_uri())
+    yield page
+    context.close()
+    assert complaints == []
+
+
+@needs_browser
+def test_the_table_of_classes_sorts(page: Any) -> None:
+    heading = page.locator("table.sortable th", has_text="measured")
+    cells = page.locator("table.sortable tbody tr td:nth-child(3)")
+    heading.locator("button").click()
+    values = [int(text) for text in cells.all_inner_texts()]
+    assert values == sorted(values)
+    assert len(set(values)) > 1
+    assert heading.get_attribute("aria-sort") == "ascending"
+    heading.locator("button").press("Enter")
+    assert [int(text) for text in cells.all_inner_texts()] == sorted(values, reverse=True)
+
+
+@needs_browser
+def test_a_cell_of_the_matrix_opens_its_photographs(page: Any, shown: Path) -> None:
+    button = page.locator("table.matrix td.right button").first
+    button.click()
+    cell = page.locator("#cell")
+    n = int(button.inner_text())
+    assert cell.is_visible()
+    assert cell.locator("li").count() == min(n, 8)
+    assert cell.locator("img").first.evaluate("image => image.naturalWidth") > 0
+    button.click()
+    assert not cell.is_visible()
+
+
+@needs_browser
+def test_pictures_are_pictures(page: Any) -> None:
+    widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(widths) > 5
+    assert min(widths) > 0
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_need_not_scroll_sideways(browser: Any, shown: Path, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto((shown / "run/report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    context.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_readers_with_other_needs_out(browser: Any, shown: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto((shown / "run/report.html").as_uri())
+    found = axe.run(page).response["violations"]
+    serious = [
+        f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    context.close()
+
+
+@needs_browser
+def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[str], tmp_path: Path) -> None:
+    items = page.locator("li[data-suspect]")
+    assert items.count() >= 6
+    save = page.locator("#save")
+    assert save.is_disabled()
+    items.nth(0).locator("input[value=right]").check()
+    items.nth(1).locator("input[value=proposed]").check()
+    items.nth(2).locator("input[value=out]").check()
+    items.nth(3).locator("select").select_option("1")
+    assert items.nth(3).locator("input[value=other]").is_checked()
+    with page.expect_download() as download:
+        save.click()
+    file = tmp_path / "corrections.csv"
+    download.value.save_as(file)
+    with file.open(newline="") as lines, (shown / "run/suspects.csv").open(newline="") as listed:
+        rows, suspects = list(csv.reader(lines)), list(csv.DictReader(listed))
+    expected = [
+        [suspects[0]["path"], suspects[0]["label"]],
+        [suspects[1]["path"], suspects[1]["proposed"]],
+        [suspects[2]["path"], ""],
+        [suspects[3]["path"], "bars"],
+    ]
+    assert rows[0] == ["path", "label"]
+    assert rows[1:] == expected
+    words = ["train", str(shown / "photos"), "--out", str(tmp_path / "mended"), "--tune", "probe", *tiny]
+    assert main([*words, "--relabel", str(file), "--no-report"]) == 0
+    found = json.loads((tmp_path / "mended/metrics.json").read_text())["data"]["corrections"]
+    changed = {each["path"]: each["corrected"] or "" for each in found}
+    given = {suspect["path"]: suspect["label"] for suspect in suspects}
+    assert changed == {path.removeprefix("./"): label for path, label in expected if label != given[path]}

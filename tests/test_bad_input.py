@@ -57,6 +57,7 @@ def train_tiny(tiny_weights: Path) -> list[str]:
         "run",
         "--tune",
         "probe",
+        "--no-report",
         "--no-near-duplicates",
         "--backbone",
         TINY,
@@ -715,6 +716,7 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     common = [
         "train",
         str(drawn_photographs),
+        "--no-report",
         "--no-near-duplicates",
         "--backbone",
         TINY,

@@ -62,7 +62,16 @@ def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def tiny_train(tiny_weights: Path) -> list[str]:
-    return ["--tune", "probe", "--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights)]
+    return [
+        "--tune",
+        "probe",
+        "--no-report",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +109,7 @@ def test_version(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        ([], "scan, train, crossval, evaluate, suspects, predict,"),
+        ([], "scan, train, crossval, evaluate, suspects, report,"),
         (["trian"], "trian"),
         (["train", "photos"], "--out RUN"),
         (["scan"], "DATA"),

@@ -35,7 +35,15 @@ PARTIAL = [
 
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> list[str]:
-    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    return [
+        "--no-report",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+        "--quiet",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,7 @@ def photos(drawn_photographs: Path, tiny_weights: Path) -> list[str]:
         *(
             "train",
             str(drawn_photographs),
+            "--no-report",
             "--no-near-duplicates",
             "--backbone",
             TINY,

@@ -28,6 +28,7 @@ def tiny(tiny_weights: Path) -> list[str]:
     return [
         "--tune",
         "probe",
+        "--no-report",
         "--no-near-duplicates",
         "--backbone",
         TINY,

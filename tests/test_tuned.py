@@ -38,7 +38,15 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_weights: Path) -> list[str]:
-    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+    return [
+        "--no-report",
+        "--no-near-duplicates",
+        "--backbone",
+        TINY,
+        "--weights",
+        str(tiny_weights),
+        "--quiet",
+    ]
 
 
 @pytest.fixture

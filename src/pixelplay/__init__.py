@@ -30,8 +30,8 @@ _HOMES = {
     "explain": "pixelplay.workflow",
     "original_recipe": "pixelplay.recipes",
     "predict": "pixelplay.workflow",
-    "report": "pixelplay.workflow",
     "read_suspects": "pixelplay.outputs.suspects",
+    "report": "pixelplay.outputs.report.make",
     "scan": "pixelplay.data.scan",
     "scan_closely": "pixelplay.model.copies",
     "train": "pixelplay.workflow",
@@ -84,9 +84,10 @@ if TYPE_CHECKING:
     )
     from pixelplay.inference.predictor import Predictions, Predictor
     from pixelplay.model.copies import scan_closely
+    from pixelplay.outputs.report.make import report
     from pixelplay.outputs.suspects import read_suspects
     from pixelplay.recipes import original_recipe
-    from pixelplay.workflow import cross_validate, evaluate, explain, predict, report, train
+    from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
 
 
 def __getattr__(name: str) -> Any:

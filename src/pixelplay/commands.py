@@ -230,10 +230,10 @@ def report(
         force: Replace a file that is no report.
         quiet: Say nothing on stderr but errors.
     """
-    from pixelplay import workflow
+    from pixelplay.outputs.report import make
 
     journal = Journal(quiet=quiet)
-    path = workflow.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
+    path = make.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
     print(f"wrote {printable(path)}")
 
 
@@ -273,10 +273,10 @@ def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[
 
 def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bool) -> None:
     """Make the report of a finished run; what goes wrong with it is no failure of the run."""
-    from pixelplay import workflow
+    from pixelplay.outputs.report import make
 
     try:
-        path = workflow.report(run, compute=compute, journal=journal)
+        path = make.report(run, compute=compute, journal=journal)
     except PixelPlayError as error:
         journal.tell(f"no report: {error}")
         return

@@ -31,7 +31,6 @@ from pixelplay.outputs.judged import (
     labels_among,
 )
 from pixelplay.outputs.records import TrainReport, make_report, write_records
-from pixelplay.outputs.report.make import make_report_file
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
@@ -225,37 +224,6 @@ def evaluate(
     answers = predictions, collect_predictions(other, index, journal)
     bundles, runs = (predictor.bundle, other.bundle), (os.fspath(run), os.fspath(against))
     return replace(report, against=compare_runs(answers, bundles, runs, index, journal))
-
-
-def report(
-    run: StrPath,
-    data: StrPath | None = None,
-    *,
-    out: StrPath | None = None,
-    is_forced: bool = False,
-    compute: ComputeConfig | None = None,
-    journal: Journal | None = None,
-) -> str:
-    """Show a run in one HTML file: how good, where wrong, where it looked, what to do next.
-
-    Args:
-        run: folder of a run, or of its model alone: then what the model itself knows is shown.
-        data: the photographs, if they are no longer where they were.
-        out: the file (default: report.html in the run).
-        is_forced: replace a file that is no report.
-
-    Returns:
-        Where the report lies.
-
-    Raises:
-        BundleError: neither run nor model there, or records that are missing or damaged.
-        ConfigError: the file cannot be written.
-        DataError: no photographs in `data`.
-    """
-    journal = journal or Journal()
-    asked, target = (None if path is None else os.fspath(path) for path in (data, out))
-    compute = compute or ComputeConfig()
-    return make_report_file(os.fspath(run), asked, target, compute, journal, is_forced=is_forced)
 
 
 def predict(

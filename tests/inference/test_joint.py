@@ -47,6 +47,7 @@ def two_runs(
     tiny = [
         "--tune",
         "probe",
+        "--no-report",
         "--no-near-duplicates",
         "--backbone",
         TINY,

@@ -20,9 +20,10 @@ from pixelplay.outputs.report import pictures as pictures_module
 from pixelplay.outputs.report.advice import advise
 from pixelplay.outputs.report.charts import HEIGHT, WIDTH, history_chart, reliability_chart, risk_chart
 from pixelplay.outputs.report.content import fill_cells, typical_of, worst_first
+from pixelplay.outputs.report.make import report
 from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import Answer, read_records
-from pixelplay.workflow import report, train
+from pixelplay.workflow import train
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 

@@ -25,6 +25,7 @@ def run(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (photos / "dots").rename(photos / "=dots")
     shutil.copy(photos / "rings/002.jpg", photos / "bars/twin.jpg")
     tiny = [
+        "--no-report",
         "--no-near-duplicates",
         "--backbone",
         TINY,

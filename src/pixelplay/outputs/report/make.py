@@ -20,29 +20,42 @@ REPORT = "report.html"
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
 
 
-def make_report_file(
-    run: str,
-    data: str | None,
-    out: str | None,
-    compute: ComputeConfig,
-    journal: Journal,
+def report(
+    run: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
     *,
-    is_forced: bool,
+    out: str | os.PathLike[str] | None = None,
+    is_forced: bool = False,
+    compute: ComputeConfig | None = None,
+    journal: Journal | None = None,
 ) -> str:
-    """Write what can be told about a run, or about a model alone, as one HTML file.
+    """Show a run in one HTML file: how good, where wrong, where it looked, what to do next.
+
+    Args:
+        run: folder of a run, or of its model alone: then what the model itself knows is shown.
+        data: the photographs, if they are no longer where they were.
+        out: the file (default: report.html in the run).
+        is_forced: replace a file that is no report.
 
     Returns:
-        Where it lies.
+        Where the report lies.
+
+    Raises:
+        BundleError: neither run nor model there, or records that are missing or damaged.
+        ConfigError: the file cannot be written.
+        DataError: no photographs in `data`.
     """
+    compute, journal = compute or ComputeConfig(), journal or Journal()
+    run, asked = os.fspath(run), None if data is None else os.fspath(data)
     folder = find_bundle(run) if not has_records(run) else run
-    target = out or os.path.join(folder, REPORT)
+    target = os.path.join(folder, REPORT) if out is None else os.fspath(out)
     check_target(target, is_forced=is_forced)
     if not has_records(run):
         journal.note(f"{run} is a model without the records of its run: figures of its making are not known")
         write_page(render_model(make_model_page(read_bundle(run), folder)), target)
         return target
     records = read_records(run)
-    pictures = Pictures(find_source(data, records.source), DataConfig(**records.config["data"]))
+    pictures = Pictures(find_source(asked, records.source), DataConfig(**records.config["data"]))
     if pictures.missing is not None:
         journal.note(f"no pictures in the report: {pictures.missing}; give --data")
     wanted = plan_pictures(records)

@@ -166,7 +166,7 @@ def _content(run: Path) -> dict[str, Any]:
     config = json.loads(found["config.json"])
     rows = list(csv.DictReader(found["history.csv"].decode().splitlines()))
     timeless = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    return {**found, "config.json": config | {"cache_dir": None}, "history.csv": timeless}
+    return {**found, "config.json": config | {"cache_dir": None, "command": None}, "history.csv": timeless}
 
 
 def _assert_same(run: Path, undisturbed: Path) -> None:

@@ -21,6 +21,7 @@ from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_again
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
+from pixelplay.training.curve import measure_curve
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 
@@ -49,6 +50,7 @@ class TrainReport:
         command: what was typed; None where Python was used.
         suspects: labels that look wrong among the photographs held out.
         calibration: what the temperature does on the test part, which did not choose it; None without one.
+        learning_curve: what fewer photographs would have taught a probe; None for a tuned network.
     """
 
     run_dir: str
@@ -67,6 +69,7 @@ class TrainReport:
     command: str | None
     suspects: SuspectReport
     calibration: Mapping[str, Any] | None
+    learning_curve: Mapping[str, Any] | None
 
     @property
     def measured_on(self) -> str:
@@ -122,6 +125,7 @@ class TrainReport:
             },
             "val_is_before_refit": self.is_refitted,
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "learning_curve": None if self.learning_curve is None else dict(self.learning_curve),
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "suspects": self.suspects.summary(),
@@ -184,6 +188,7 @@ def make_report(
             },
         ),
         calibration=calibration,
+        learning_curve=measure_curve(material, learned, decision, config.seed),
     )
 
 

@@ -98,6 +98,21 @@ def fit_head(
     return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
 
 
+def fit_on_some(
+    features: FloatArray, labels: IntArray, folds: IntArray, C: float, learns: NDArray[np.bool_]
+) -> FloatArray:
+    """Logits (N, K) out of fold, of heads at a known strength that learned from some rows (N,) only.
+
+    The other arguments are those of `fit_probe`; a class may be missing outside a fold.
+    """
+    scaled = _Scaled(features)
+    masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
+    shares = (masks & learns[:, None]).astype(np.float64)
+    return _predict_held_out(
+        scaled.rows, _fit_heads(scaled.rows, labels, shares, C, None, SEARCH_TOLERANCE), folds
+    )
+
+
 class _Scaled:
     """Features with mean 0 and deviations near 1, a column of ones, and the way back.
 

@@ -71,12 +71,28 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
         advice.append(
             Advice(
                 what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}.",
-                why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.",
+                why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.{more}",
                 command=None,
                 share=n_wrong / len(wrong),
             )
         )
     return advice
+
+
+def _tell_of_more(records: RunRecords, name: str) -> str:
+    """What the second half of a class's photographs has gained, where that was measured."""
+    curve = records.metrics.get("learning_curve") or {"by_class": {}}
+    if (found := curve["by_class"].get(name)) is None:
+        return ""
+    _, half, whole = found["points"]
+    gain = found["gain"]
+    told = (
+        f" Measured out of fold: learned from {half['n_learned']} of them {percent(half['value'], 0)} are "
+        f"right, from all {whole['n_learned']} {percent(whole['value'], 0)}"
+    )
+    if gain["low"] > 0:
+        return f"{told}; as many again may well bring more."
+    return f"{told}: the difference is not clear of chance ({gain['low']:+.2f} to {gain['high']:+.2f})."
 
 
 def _go_deeper(records: RunRecords) -> list[Advice]:

@@ -113,6 +113,29 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
     )
 
 
+def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
+    """Accuracy of a probe by how many photographs it learned from, with its intervals."""
+    low, high = min(p["low"] for p in points), max(p["high"] for p in points)
+    axes = _Axes((0, points[-1]["n_learned"]), (max(0.0, low - 0.05), min(1.0, high + 0.05)))
+    drawn = [(p["n_learned"], p["value"]) for p in points]
+    words = [
+        f"{p['n_learned']:,} photographs learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
+        for p in points
+    ]
+    return Chart(
+        title="Accuracy by photographs learned from",
+        x_name="photographs learned from",
+        y_name="accuracy",
+        x_ticks=axes.x_ticks({n: f"{n:,.0f}" for n in (0, *(n for n, _ in drawn))}),
+        y_ticks=axes.y_ticks({value: f"{value:.2f}" for value in (axes.y[0], sum(axes.y) / 2, axes.y[1])}),
+        lines=(
+            axes.line("95 % interval", "ideal", [(p["n_learned"], p["low"]) for p in points]),
+            axes.line("", "ideal", [(p["n_learned"], p["high"]) for p in points]),
+            axes.line("accuracy, out of fold", "main", drawn, words),
+        ),
+    )
+
+
 def history_chart(
     history: Sequence[Mapping[str, float]], columns: Mapping[str, str], title: str
 ) -> Chart | None:

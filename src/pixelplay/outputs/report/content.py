@@ -9,7 +9,13 @@ from typing import Any
 from pixelplay import __version__
 from pixelplay.errors import counted, percent
 from pixelplay.outputs.report.advice import Advice, advise
-from pixelplay.outputs.report.charts import Chart, history_chart, reliability_chart, risk_chart
+from pixelplay.outputs.report.charts import (
+    Chart,
+    history_chart,
+    learning_chart,
+    reliability_chart,
+    risk_chart,
+)
 from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import Answer, RunRecords
 from pixelplay.outputs.summary import HEADLINES, TITLES
@@ -273,6 +279,8 @@ def _charts(records: RunRecords) -> list[Chart]:
     if (calibration := records.metrics.get("calibration")) is not None:
         charts.append(reliability_chart(calibration))
     charts.append(risk_chart(records.figures["risk_coverage"]))
+    if (curve := records.metrics.get("learning_curve")) is not None:
+        charts.append(learning_chart(curve["all"]["points"]))
     first = [row for row in records.history if row.get("repeat", 0) == 0]
     fold = first[0].get("fold") if first else None
     history = [row for row in first if row.get("fold") == fold]

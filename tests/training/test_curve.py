@@ -1,0 +1,93 @@
+"""What curve.py promises: shares of each class, and gains that are there only where photographs teach."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import draw_folder
+from materials import sort_out_folder
+from pixelplay.config import TrainConfig
+from pixelplay.data.split import assign_folds
+from pixelplay.evaluation.decision import fit_decision
+from pixelplay.model.backbone import Backbone
+from pixelplay.training.curve import choose_share, measure_curve
+from pixelplay.training.learn import Learned
+from pixelplay.training.material import Material
+from pixelplay.training.probe import fit_on_some, fit_probe
+
+
+def test_a_share_is_taken_of_each_class_and_lies_in_a_larger_one() -> None:
+    labels = np.repeat([0, 1, 2], [40, 10, 3])
+    quarter, half = (choose_share(labels, share, 3) for share in (0.25, 0.5))
+    assert np.bincount(labels[quarter]).tolist() == [10, 3, 1]
+    assert np.bincount(labels[half]).tolist() == [20, 5, 2]
+    assert (half | ~quarter).all()
+    assert choose_share(labels, 1.0, 3).all()
+
+
+def test_learning_from_all_rows_is_the_probe_itself() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 30)
+    features = rng.normal(0, 1, (60, 8)).astype(np.float32) + labels[:, None]
+    folds = assign_folds(labels, np.arange(60), 3, 0)
+    probe = fit_probe(features, labels, folds)
+    again = fit_on_some(features, labels, folds, probe.C, np.ones(60, bool))
+    np.testing.assert_allclose(again, probe.oof_logits, atol=0.05)
+    some = fit_on_some(features, labels, folds, probe.C, np.arange(60) % 3 == 0)
+    assert np.abs(some - probe.oof_logits).max() > 0.2
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> tuple[Material, Learned]:
+    """Two classes that few photographs tell apart badly: the signal is spread over many features."""
+    material = sort_out_folder(
+        draw_folder(tmp_path / "photos", {"bars": 60, "dots": 60, "rings": 5}), TrainConfig(test_frac=0)
+    )
+    rng = np.random.default_rng(0)
+    pull = rng.normal(0, 0.18, (3, 150))
+    features = (rng.normal(0, 1, (len(material.labels), 150)) + pull[material.labels]).astype(np.float32)
+    material = replace(material, features=features)
+    rows = material.learn
+    labels = material.labels[rows]
+    folds = assign_folds(labels, np.arange(len(labels)), 3, 0)
+    probe = fit_probe(features[rows], labels, folds)
+    learned = Learned(
+        depth="probe",
+        backbone=Backbone.__new__(Backbone),
+        head=probe.head,
+        learned_from=rows,
+        prior_from=rows,
+        held_out=rows,
+        logits=probe.oof_logits,
+        folds=folds,
+        chosen={"C": {"value": probe.C}},
+        history=[],
+        plan=None,
+    )
+    return material, learned
+
+
+def test_the_gain_of_the_second_half_is_measured_photograph_by_photograph(
+    taught: tuple[Material, Learned],
+) -> None:
+    material, learned = taught
+    labels = material.labels[learned.held_out]
+    decision = fit_decision(
+        learned.logits,
+        labels,
+        np.arange(len(labels)),
+        np.bincount(labels) / len(labels),
+        metric="accuracy",
+        seed=0,
+    )
+    curve = measure_curve(material, learned, decision, 0)
+    assert curve is not None
+    points = curve["all"]["points"]
+    assert [point["n_learned"] for point in points] == [32, 63, 125]
+    assert points[-1]["value"] == np.mean(decision.apply(learned.logits)[1] == labels)
+    assert points[0]["value"] < points[-1]["value"]
+    assert curve["all"]["gain"]["value"] == pytest.approx(points[2]["value"] - points[1]["value"])
+    assert set(curve["by_class"]) == {"bars", "dots"}  # of the third there are too few to halve
+    assert measure_curve(material, replace(learned, depth="partial"), decision, 0) is None

@@ -63,11 +63,8 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
         n = sum(answer.given == name for answer in records.answers)
         taken_for, n_taken = Counter(a.label for a in wrong if a.given == name).most_common(1)[0]
         learned = int(counts.get(name, 0))
-        few = (
-            f", and only {counted(learned, 'photograph')} of it were learned from"
-            if learned < 5 * FEW
-            else ""
-        )
+        few = f"; it was learned from {counted(learned, 'photograph')} only" if learned < 5 * FEW else ""
+        more = _tell_of_more(records, name)
         advice.append(
             Advice(
                 what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}.",

@@ -184,3 +184,22 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
     changed = {each["path"]: each["corrected"] or "" for each in found}
     given = {suspect["path"]: suspect["label"] for suspect in suspects}
     assert changed == {path.removeprefix("./"): label for path, label in expected if label != given[path]}
+
+
+# Progress
+
+
+def test_programs_get_progress_as_json(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = [word for word in tiny if word != "--quiet"]
+    words = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe", *loud]
+    assert main([*words, "--json-progress"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    reading = [each for each in said if each.get("progress") == "reading"]
+    assert (reading[0]["n"], reading[-1]["n"], reading[-1]["total"]) == (0, 48, 48)
+    assert reading[-1]["left_s"] == 0
+    assert {"reading", "fitting", "drawing"} <= {each.get("progress") for each in said}
+    assert all({"progress", "note", "said"} & set(each) for each in said)
+    assert main([*words, "--json-progress", "--quiet", "--force"]) == 0
+    assert capsys.readouterr().err == ""

@@ -40,6 +40,7 @@ def scan(
     near_duplicates: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Say what is in a folder, table or zip archive, and what is wrong with it.
 
@@ -50,11 +51,12 @@ def scan(
         near_duplicates: Find resized, cut, mirrored and otherwise altered copies too.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     from pixelplay.data import scan as scanning
     from pixelplay.outputs.scanned import scan_to_json, summarise_scan
 
-    journal = Journal(quiet=quiet)
+    journal = Journal(quiet=quiet, is_json=json_progress)
     if near_duplicates:
         if not decode:
             raise ConfigError(
@@ -81,6 +83,7 @@ def train(
     force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Learn a classifier from labelled photographs.
 
@@ -93,8 +96,11 @@ def train(
         force: Replace an existing run.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    journal = Journal(quiet=quiet)  # before the heavy imports: they count against the time budget
+    journal = Journal(
+        quiet=quiet, is_json=json_progress
+    )  # before the heavy imports: they count against the time budget
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
 
@@ -118,6 +124,7 @@ def crossval(
     force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Learn one classifier for each fold, and measure every photograph by one that has not seen it.
 
@@ -131,8 +138,9 @@ def crossval(
         force: Replace an existing run.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    journal = Journal(quiet=quiet)
+    journal = Journal(quiet=quiet, is_json=json_progress)
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_crossval
 
@@ -165,6 +173,7 @@ def evaluate(
     tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
     json: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Measure a trained classifier on labelled photographs.
 
@@ -178,6 +187,7 @@ def evaluate(
         tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_evaluation
@@ -192,7 +202,7 @@ def evaluate(
         against=against,
         tta=tta,
         compute=compute,
-        journal=Journal(quiet=quiet),
+        journal=Journal(quiet=quiet, is_json=json_progress),
     )
     _print_result(json, report.to_json, lambda: summarise_evaluation(report))
 
@@ -220,6 +230,7 @@ def report(
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     force: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Show a run in one HTML file that opens anywhere, offline too.
 
@@ -229,10 +240,11 @@ def report(
         out: File to write (default: RUN/report.html).
         force: Replace a file that is no report.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     from pixelplay.outputs.report import make
 
-    journal = Journal(quiet=quiet)
+    journal = Journal(quiet=quiet, is_json=json_progress)
     path = make.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
     print(f"wrote {printable(path)}")
 

@@ -3,6 +3,7 @@
 A reader of stderr that has gone away stops neither.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from pixelplay.errors import printable
 typed: ContextVar[Sequence[str]] = ContextVar(
     "typed", default=()
 )  # words behind `pixelplay`, if it was typed
+SECONDS_BETWEEN_OBJECTS = 0.5  # for programs
 SECONDS_BETWEEN_LINES = 60.0  # where stderr is a file: a log is no place for a moving bar
 
 
@@ -30,17 +32,22 @@ class Progress(Protocol):
 class Journal:
     """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
 
+    Args:
+        quiet: say nothing; notes are kept all the same.
+        is_json: say everything as JSON, an object a line, for programs.
+
     Attributes:
         started: when it was made, on the monotonic clock; a time budget counts from there.
         notes: every note in the order it was made; the run's records keep them.
         command: what the user typed; None where Python was used.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, is_json: bool = False) -> None:
         self.started = time.monotonic()
         self.notes: list[str] = []
         self.command = shlex.join(("pixelplay", *typed.get())) if typed.get() else None
         self._quiet = quiet
+        self._is_json = is_json and not quiet
         self._chapter = ""
         self._bar: Any = None
 
@@ -50,7 +57,10 @@ class Journal:
         if text in self.notes:
             return
         self.notes.append(text)
-        self.tell(f"note: {text}")
+        if self._is_json:
+            _say_json({"note": text})
+        else:
+            self.tell(f"note: {text}")
 
     def keep(self, notes: Sequence[str]) -> None:
         """Take over notes that another process has said."""
@@ -59,6 +69,9 @@ class Journal:
     def tell(self, text: str) -> None:
         """Say one line on stderr that nobody needs later."""
         if self._quiet:
+            return
+        if self._is_json:
+            _say_json({"said": text})
             return
         if self._bar is not None:
             self._bar.clear()
@@ -89,6 +102,11 @@ class Journal:
             return
         what = f"{self._chapter}{what}"
         start = time.monotonic()
+        if self._is_json:
+            lines = _JsonLines(what, total, unit)
+            yield lines
+            lines.say()
+            return
         if sys.stderr.isatty():
             counter = self._bar = _make_bar(what, total, unit)
             try:
@@ -128,6 +146,37 @@ class _Lines:
         return f" of {self._total:,}, {_clock(elapsed / self.n * (self._total - self.n))} left"
 
 
+class _JsonLines:
+    """Progress for programs: at most two lines a second, the first at once and the last at the end."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self._about: dict[str, Any] = {"progress": what, "unit": unit, "total": total}
+        self._start = time.monotonic()
+        self.n = 0
+        self.say()
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_OBJECTS:
+            self.say()
+
+    def say(self) -> None:
+        """Say how far it is, how fast, and how long still."""
+        self._said = time.monotonic()
+        elapsed, total = self._said - self._start, self._about["total"]
+        rate = self.n / elapsed if elapsed > 0 else None
+        left = (int(total) - self.n) / rate if total is not None and rate else None
+        _say_json(
+            {
+                **self._about,
+                "n": self.n,
+                "elapsed_s": round(elapsed, 2),
+                "per_s": None if rate is None else round(rate, 2),
+                "left_s": None if left is None else round(left, 1),
+            }
+        )
+
+
 def _make_bar(what: str, total: int | None, unit: str) -> Any:
     """A moving bar; without a total it only counts, for a speed would tell nothing."""
     from tqdm import tqdm
@@ -149,6 +198,10 @@ def _make_bar(what: str, total: int | None, unit: str) -> Any:
         leave=False,
         bar_format=with_total if total else counted,
     )
+
+
+def _say_json(content: dict[str, Any]) -> None:
+    _say(json.dumps(content))
 
 
 def _say(line: str) -> None:

@@ -37,6 +37,7 @@ def predict(
     strict: Flag = False,
     force: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Classify photographs into a table, one row for each.
 
@@ -52,6 +53,7 @@ def predict(
         strict: Exit with status 1 if any photograph could not be read.
         force: Replace an existing table.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     check_some(images)
     from pixelplay import workflow
@@ -68,7 +70,7 @@ def predict(
         tta=tta,
         caution=caution,
         compute=compute,
-        journal=Journal(quiet=quiet),
+        journal=Journal(quiet=quiet, is_json=json_progress),
     )
     print(f"wrote {printable(out)}")
     if n_bad and strict:
@@ -92,6 +94,7 @@ def explain(
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     force: Flag = False,
     quiet: Flag = False,
+    json_progress: Flag = False,
 ) -> None:
     """Show where in photographs a classifier sees a class.
 
@@ -105,6 +108,7 @@ def explain(
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
         force: Replace a folder of explanations.
         quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     check_some(images)
     from pixelplay import workflow
@@ -120,6 +124,6 @@ def explain(
         images_dir=images_dir,
         is_forced=force,
         compute=compute,
-        journal=Journal(quiet=quiet),
+        journal=Journal(quiet=quiet, is_json=json_progress),
     )
     print(f"wrote {printable(os.path.join(out, 'explanations.csv'))}")

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -118,6 +118,15 @@ class Journal:
             counter = _Lines(what, total, unit)
             yield counter
         _say(f"{what}: {counter.n:,} {unit} in {_clock(time.monotonic() - start)}")
+
+    def follow(
+        self, what: str, blocks: Sequence[Sized], total: int, unit: str = "photographs"
+    ) -> Iterator[Any]:
+        """Go through blocks of units while their progress shows."""
+        with self.progress(what, total, unit) as bar:
+            for block in blocks:
+                yield block
+                bar.update(len(block))
 
 
 class _Silence:

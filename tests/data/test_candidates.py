@@ -8,6 +8,7 @@ from photographs import altered, scene
 from pixelplay.data.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
 from pixelplay.data.decode import decode_image
 from pixelplay.data.thumbs import Thumbs, make_thumb
+from pixelplay.journal import Journal
 
 
 def thumbs_with_copies(kind: str) -> Thumbs:
@@ -24,7 +25,7 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
 def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> None:
-    found = propose(thumbs_with_copies(kind), None)
+    found = propose(thumbs_with_copies(kind), None, Journal(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
@@ -35,8 +36,8 @@ def test_features_find_what_fingerprints_do_not() -> None:
     thumbs = rng.integers(0, 256, (40, 64, 64), np.uint8)
     features = rng.standard_normal((40, 600), dtype=np.float32)
     features[39] = features[0] + 0.2 * rng.standard_normal(600, dtype=np.float32)
-    assert [0, 39] not in propose(thumbs, None).pairs.tolist()
-    assert [0, 39] in propose(thumbs, features).pairs.tolist()
+    assert [0, 39] not in propose(thumbs, None, Journal(quiet=True)).pairs.tolist()
+    assert [0, 39] in propose(thumbs, features, Journal(quiet=True)).pairs.tolist()
 
 
 def test_look_alikes_are_those_after_the_nearest_ten() -> None:

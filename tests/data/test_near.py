@@ -15,6 +15,7 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.near import CopyPair, find_copies, form_sets
 from pixelplay.data.thumbs import make_thumb
 from pixelplay.errors import ImageError
+from pixelplay.journal import Journal
 
 PixelArray = NDArray[np.uint8]
 
@@ -25,7 +26,7 @@ def decoded(data: bytes) -> PixelArray:
 
 def search(pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None) -> list[CopyPair]:
     thumbs = np.stack([make_thumb(picture) for picture in pictures])
-    return find_copies(thumbs, lambda i: pictures[i], features, num_workers=1)
+    return find_copies(thumbs, lambda i: pictures[i], features, num_workers=1, journal=Journal(quiet=True))
 
 
 def wafer(seed: int) -> PixelArray:
@@ -69,6 +70,16 @@ def test_what_only_looks_alike_is_no_copy() -> None:
     assert [pair.members for pair in search([*cells, decoded(buffer.getvalue())])] == [(7, 30)]
 
 
+def test_more_copies_than_are_kept_together_are_found_all_the_same() -> None:
+    pictures = [np.asarray(scene(seed, (120, 96))) for seed in range(60)]
+    buffers = [io.BytesIO() for _ in range(15)]
+    for quality, buffer in zip(range(60, 90, 2), buffers, strict=True):
+        scene(5, (120, 96)).save(buffer, "JPEG", quality=quality)
+    found = search([*pictures, *(decoded(buffer.getvalue()) for buffer in buffers)])
+    copies = {5, *range(60, 75)}
+    assert {i for pair in found for i in pair.members} == copies
+
+
 def test_plain_pictures_are_no_copies_of_each_other() -> None:
     plain = [np.full((60, 80, 3), level, np.uint8) for level in (0, 120, 121, 255)]
     assert search(plain) == []
@@ -76,7 +87,12 @@ def test_plain_pictures_are_no_copies_of_each_other() -> None:
 
 def test_few_or_no_photographs_are_no_error() -> None:
     assert search([np.asarray(scene(0))]) == []
-    assert find_copies(np.empty((0, 64, 64), np.uint8), lambda i: np.empty(0, np.uint8)) == []
+    assert (
+        find_copies(
+            np.empty((0, 64, 64), np.uint8), lambda i: np.empty(0, np.uint8), journal=Journal(quiet=True)
+        )
+        == []
+    )
 
 
 def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
@@ -86,7 +102,7 @@ def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
     def read(i: int) -> PixelArray:
         raise ImageError("photo", "missing", "no such file")
 
-    assert find_copies(thumbs, read) == []
+    assert find_copies(thumbs, read, journal=Journal(quiet=True)) == []
 
 
 def test_the_order_of_photographs_does_not_matter() -> None:

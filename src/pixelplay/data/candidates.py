@@ -5,6 +5,7 @@ neighbours, and being one means nothing; so a candidate is measured against the 
 all be copies: sets as large as that are never kept together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pixelplay.data.align import detail
 from pixelplay.data.thumbs import PRINT_PX, Thumbs
+from pixelplay.journal import Journal
 
 MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
 N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each photograph
@@ -22,10 +24,14 @@ STANDS_OUT, FEATURES_STAND_OUT = 0.8, 0.7
 N_LOOK_ALIKES = 4
 N_GROUPS = 2048  # that others are gathered in, to find the nearest few quickly
 DIRECTIONS = 256  # that features are projected on: it disturbs near neighbours little
-BLOCK = 1024  # rows compared with all others at once
+SAME = 0.995  # cosine of fingerprints from which others are copies, however many there are
+BLOCK_BYTES = 64 << 20  # of cosines held at once
+
+AT_ONCE = 1024  # thumbs or rows of features
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+Nearest = tuple[IntArray, IntArray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,7 @@ def max_copies(n: int) -> int:
     return int(max(MAX_COPIES, MAX_COPIES_FRAC * n))
 
 
-def propose(thumbs: Thumbs, features: FloatArray | None) -> Candidates:
+def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Candidates:
     """Find, for each photograph, those that stand out from all that look like it.
 
     By fingerprint, straight and mirrored; by the fingerprint of what a cut at one corner leaves; by features.
@@ -60,22 +66,35 @@ def propose(thumbs: Thumbs, features: FloatArray | None) -> Candidates:
     """
     whole = _prints(thumbs, 0, 0, 1)  # (N, s, s)
     straight, mirrored = _rows(whole), _rows(whole[:, :, ::-1])
-    pairs, look_alikes = nearest_pairs(straight, straight, N_BY_PRINT)
-    found = [(pairs, False), (nearest_pairs(straight, mirrored, N_BY_PRINT)[0], True)]
-    for top, left in product((0.0, 1 - CUT_SHARE), repeat=2):
-        corner = _rows(_prints(thumbs, top, left, CUT_SHARE))
-        found.append((nearest_pairs(corner, straight, N_BY_CUT)[0], False))
-    if features is not None:
-        rows = _project(features)
-        found.append((nearest_pairs(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0], False))
+    n_searches = 6 if features is None else 7
+    with journal.progress(
+        "looking for copies", n_searches * len(thumbs), "comparisons with all others"
+    ) as bar:
+
+        def search(rows: FloatArray, others: FloatArray, k: int, share: float = STANDS_OUT) -> Nearest:
+            return nearest_pairs(rows, others, k, share, on_progress=bar.update)
+
+        pairs, look_alikes = search(straight, straight, N_BY_PRINT)
+        found = [(pairs, False), (search(straight, mirrored, N_BY_PRINT)[0], True)]
+        for top, left in product((0.0, 1 - CUT_SHARE), repeat=2):
+            corner = _rows(_prints(thumbs, top, left, CUT_SHARE))
+            found.append((search(corner, straight, N_BY_CUT)[0], False))
+        if features is not None:
+            rows = _project(features)
+            found.append((search(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0], False))
     every = np.concatenate([np.column_stack([pairs, np.full(len(pairs), way)]) for pairs, way in found])
     every = np.unique(every, axis=0)
     return Candidates(pairs=every[:, :2], is_mirrored=every[:, 2] == 1, look_alikes=look_alikes)
 
 
 def nearest_pairs(
-    rows: FloatArray, others: FloatArray, k: int, stands_out: float = STANDS_OUT
-) -> tuple[IntArray, IntArray]:
+    rows: FloatArray,
+    others: FloatArray,
+    k: int,
+    stands_out: float = STANDS_OUT,
+    *,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> Nearest:
     """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that stand out.
 
     To stand out is to be nearer than that share of the distance to a look-alike, which is taken from the
@@ -87,12 +106,17 @@ def nearest_pairs(
     """
     n, limit = len(rows), max_copies(len(rows))
     n_look_alikes = min(N_LOOK_ALIKES, max(0, n - 1 - limit))
-    n_groups = -(-n // -(-n // N_GROUPS))
+    size = -(-n // N_GROUPS)  # of a group
+    n_groups = -(-n // size)
+    step = max(1, min(n, BLOCK_BYTES // (4 * size * n_groups)))
+    padded = np.zeros((size * n_groups, others.shape[1]), np.float32)
+    padded[:n] = others
     found, alike = [], np.empty((n, n_look_alikes), np.int64)
-    for start in range(0, n, BLOCK):
-        block = np.arange(start, min(start + BLOCK, n))
+    for start in range(0, n, step):
+        block = np.arange(start, min(start + step, n))
         within = np.arange(len(block))
-        cosines = rows[block] @ others.T  # (b, N)
+        cosines = rows[block] @ padded.T  # (b, N and what fills the last group)
+        cosines[:, n:] = -np.inf
         cosines[within, block] = -np.inf
         usual = np.full(len(block), np.inf, np.float32)
         if n_look_alikes:
@@ -102,6 +126,7 @@ def nearest_pairs(
             is_near = _distance(cosines[within, nearest]) < stands_out * usual
             found.append(np.stack([block, nearest], axis=1)[is_near])
             cosines[within, nearest] = -np.inf
+        on_progress(len(block))
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), alike
 
 
@@ -112,13 +137,19 @@ def unit_rows(rows: FloatArray) -> FloatArray:
 
 
 def _look_alikes(cosines: FloatArray, limit: int, n: int, n_groups: int) -> tuple[IntArray, FloatArray]:
-    """Positions (b, n) of those after the `limit` nearest by cosine (b, N), and how far the first is."""
-    padding = -len(cosines[0]) % n_groups
-    padded = np.pad(cosines, ((0, 0), (0, padding)), constant_values=-np.inf)
-    grouped = padded.reshape(len(cosines), -1, n_groups)  # neighbours in order are in different groups
+    """Positions (b, n) of those after the `limit` nearest by cosine (b, N), and how far the first is.
+
+    Where more than `limit` others are the same, those after all of them.
+    """
+    grouped = cosines.reshape(len(cosines), -1, n_groups)  # neighbours in order are in different groups
     nearest = grouped.max(1)
-    limit = min(limit, n_groups - 1 - n)
-    groups = np.argpartition(-nearest, (limit, limit + n - 1), axis=1)[:, limit : limit + n]
+    last = n_groups - n
+    limits = np.minimum(np.maximum((nearest >= SAME).sum(1), limit), last)
+    groups = np.empty((len(cosines), n), np.int64)
+    for skipped in np.unique(limits):
+        own = limits == skipped
+        order = np.argpartition(-nearest[own], (skipped, min(skipped + n, n_groups) - 1), axis=1)
+        groups[own] = order[:, skipped : skipped + n]
     inside = np.take_along_axis(grouped, groups[:, None], 2).argmax(1)
     distance = _distance(np.take_along_axis(nearest, groups[:, :1], 1)[:, 0])
     return inside * n_groups + groups, distance
@@ -132,8 +163,8 @@ def _distance(cosines: FloatArray) -> FloatArray:
 def _prints(thumbs: Thumbs, top: float, left: float, share: float) -> FloatArray:
     """Average a window of thumbs (N, S, S), its corner and side in fractions, to fingerprints (N, s, s)."""
     to_y, to_x = (_average(start, share, thumbs.shape[-1]) for start in (top, left))
-    prints = [to_y @ thumbs[i : i + BLOCK].astype(np.float32) @ to_x.T for i in range(0, len(thumbs), BLOCK)]
-    return np.concatenate(prints)
+    blocks = (thumbs[i : i + AT_ONCE] for i in range(0, len(thumbs), AT_ONCE))
+    return np.concatenate([to_y @ block.astype(np.float32) @ to_x.T for block in blocks])
 
 
 def _average(start: float, share: float, side_px: int) -> FloatArray:
@@ -150,10 +181,12 @@ def _rows(prints: FloatArray) -> FloatArray:
 
 
 def _project(features: FloatArray) -> FloatArray:
-    """Scale features (N, D) alike and bring them to few directions, as unit rows."""
-    scaled = features - features.mean(0)
-    scaled /= np.maximum(scaled.std(0), 1e-6)
-    if scaled.shape[1] > DIRECTIONS:
+    """Scale features (N, D) alike and bring them to few directions, as unit rows; a block at a time."""
+    mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
+    n_features = features.shape[1]
+    directions = np.eye(n_features, dtype=np.float32)
+    if n_features > DIRECTIONS:
         rng = np.random.default_rng(0)
-        scaled = scaled @ rng.standard_normal((scaled.shape[1], DIRECTIONS), dtype=np.float32)
-    return unit_rows(scaled)
+        directions = rng.standard_normal((n_features, DIRECTIONS), dtype=np.float32)
+    blocks = (features[i : i + AT_ONCE] for i in range(0, len(features), AT_ONCE))
+    return unit_rows(np.concatenate([((block - mean) / std) @ directions for block in blocks]))

@@ -26,6 +26,7 @@ from pixelplay.data.loader import map_ahead
 from pixelplay.data.standout import Tiles, differences, share_of_usual, tile_differences, usual_differences
 from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, Thumbs, make_colour_thumb, make_thumb, shrink
 from pixelplay.errors import ImageError
+from pixelplay.journal import Journal
 
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
 AGREES = 0.7  # agreement of the pictures
@@ -65,7 +66,7 @@ def find_copies(
     features: FloatArray | None = None,
     *,
     num_workers: int | None = None,
-    on_progress: Callable[[int], object] = lambda n: None,
+    journal: Journal,
 ) -> list[CopyPair]:
     """Find photographs that were re-encoded, resized, cut, mirrored, brightened or watermarked.
 
@@ -73,15 +74,14 @@ def find_copies(
         thumbs: (N, S, S) uint8, of photographs whose files differ.
         read: gives the pixels (H, W, 3) of a photograph; it runs in threads.
         features: (N, D) finite; without them cut copies are rarely among the candidates.
-        on_progress: called with 1 for each candidate that was looked at closely.
 
     Returns:
         Pairs in ascending order.
     """
     if len(thumbs) < 2:
         return []
-    candidates = propose(thumbs, features)
-    placed = _place(thumbs, candidates)
+    candidates = propose(thumbs, features, journal)
+    placed = _place(thumbs, candidates, journal)
     usual = None
     if candidates.look_alikes.shape[1]:
         usual = usual_differences(thumbs, candidates.look_alikes, np.unique(placed.members))
@@ -95,11 +95,13 @@ def find_copies(
         return first, second
 
     found: dict[tuple[int, int], CopyPair] = {}
-    for k, seen in enumerate(map_ahead(look, len(placed.members), num_workers=num_workers)):
-        on_progress(1)
-        pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
-        if pair is not None:
-            found[pair.members] = max(found.get(pair.members, pair), pair, key=lambda p: p.agreement)
+    n = len(placed.members)
+    with journal.progress("comparing", n, "pairs that look alike") as bar:
+        for k, seen in enumerate(map_ahead(look, n, num_workers=num_workers)):
+            bar.update()
+            pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
+            if pair is not None:
+                found[pair.members] = max(found.get(pair.members, pair), pair, key=lambda p: p.agreement)
     return [found[key] for key in sorted(found)]
 
 
@@ -126,12 +128,12 @@ class _Placed:
         )
 
 
-def _place(thumbs: Thumbs, candidates: Candidates) -> _Placed:
+def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
-    for start in range(0, n, AT_ONCE):
-        block = np.arange(start, min(start + AT_ONCE, n))
+    blocks = [np.arange(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE)]
+    for block in journal.follow("laying on each other", blocks, n, "pairs"):
         i, j = candidates.pairs[block].T
         first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
         found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))

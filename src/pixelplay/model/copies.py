@@ -64,12 +64,6 @@ def look_for_copies(
         path = index.paths[rows[k]]
         return decode_image(index.store.read(path), path=path, target_px=CLOSE_PX)
 
-    with journal.progress("comparing", None, "pairs that look alike") as bar:
-        found = find_copies(
-            photographs.thumbs[rows],
-            read,
-            photographs.values[rows],
-            num_workers=num_workers,
-            on_progress=bar.update,
-        )
+    thumbs, features = photographs.thumbs[rows], photographs.values[rows]
+    found = find_copies(thumbs, read, features, num_workers=num_workers, journal=journal)
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

@@ -5,6 +5,7 @@ the same. Heavy modules are imported inside the commands: help must answer at on
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -289,9 +290,12 @@ def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bo
 
     try:
         path = make.report(run, compute=compute, journal=journal)
-    except PixelPlayError as error:
-        journal.tell(f"no report: {error}")
+    except (PixelPlayError, OSError) as error:
+        journal.tell(f"the run is done, its report is not: {error}")
         return
+    except KeyboardInterrupt:
+        journal.tell(f"the run is done, its report is not; pixelplay report {shlex.quote(run)} makes it")
+        raise SystemExit(130) from None
     if is_json:
         journal.tell(f"report: {path}")
     else:

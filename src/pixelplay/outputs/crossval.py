@@ -204,7 +204,7 @@ def write_crossval_records(
         test: the given test part under what is deployed; None where there is none.
     """
     about = {"pixelplay": "crossval", "n_repeats": report.n_repeats, "deployed": report.deployed}
-    origin = describe_origin(material, report.command)
+    origin = describe_origin(material, report.command, config.data.images_dir)
     write_json({**about, **origin, **to_json(config)}, os.path.join(folder, "config.json"))
     _write_split(folder, material, validation)
     history: list[Mapping[str, float]] = [

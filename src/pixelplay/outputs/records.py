@@ -202,7 +202,7 @@ def write_records(
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
     held_out, test = judged
-    about = {"pixelplay": "train", **describe_origin(material, report.command)}
+    about = {"pixelplay": "train", **describe_origin(material, report.command, config.data.images_dir)}
     write_json({**about, **to_json(config)}, os.path.join(folder, "config.json"))
     write_split(folder, material)
     if learned.history:
@@ -222,9 +222,10 @@ def write_records(
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def describe_origin(material: Material, command: str | None) -> dict[str, str | None]:
+def describe_origin(material: Material, command: str | None, images_dir: str | None) -> dict[str, str | None]:
     """What was typed, and where the photographs are, for the report to find them again."""
-    return {"command": command, "source": os.path.abspath(material.index.source)}
+    folder = images_dir and os.path.abspath(images_dir)
+    return {"command": command, "source": os.path.abspath(material.index.source), "images_dir": folder}
 
 
 def write_split(folder: str, material: Material) -> None:

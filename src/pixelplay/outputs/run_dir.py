@@ -22,6 +22,7 @@ RUN_NAMES = frozenset(
         "val.csv",
         "predictions.csv",
         "report.html",
+        "report.html.tmp",  # of a report that was killed
         "model",
         ".DS_Store",
     }

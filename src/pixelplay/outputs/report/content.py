@@ -25,7 +25,8 @@ N_IN_CELL = 24  # pictures of a cell of the confusion matrix
 N_RIGHT = 8  # of a cell of right answers
 N_MISTAKES = 24
 N_SUSPECTS = 150
-N_SETS, N_FILES = 40, 200
+N_SETS, N_IN_SET, N_FILES = 40, 8, 200
+SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 MAX_MATRIX = 25  # classes; more are shown as a list of what is taken for what
 FEW_LEARNED = 30
 PARTS = {
@@ -86,6 +87,8 @@ class Page:
     figures: tuple[Mapping[str, Any], ...]
     story: tuple[str, ...]
     command: str | None
+    corrections: tuple[Mapping[str, Any], ...]
+    also: tuple[str, ...]
     advice: tuple[Advice, ...]
     classes: tuple[Mapping[str, Any], ...]
     class_names: tuple[str, ...]
@@ -112,7 +115,9 @@ def plan_pictures(records: RunRecords) -> list[str]:
     cells = fill_cells(records.answers)
     off = [paths for (given, label), paths in cells.items() if given != label]
     on = [paths[:N_RIGHT] for (given, label), paths in cells.items() if given == label]
-    copies = [each["path"] for name in ("near_duplicates", "conflicts") for each in _of_sets(records, name)]
+    if len(records.figures["confusion"]["classes"]) > MAX_MATRIX:  # only the largest are shown
+        off, on = sorted(off, key=len, reverse=True)[:MAX_MATRIX], []
+    copies = [member["path"] for name in SETS for members in _sets(records, name) for member in members]
     return [
         *(suspect.path for suspect in records.suspects[:N_SUSPECTS]),
         *typical.values(),
@@ -155,7 +160,9 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
         where=PARTS[records.measured_on],
         figures=tuple(_figure_rows(records)),
         story=tuple(_story(records)),
-        command=records.config.get("command"),
+        command=records.discreet(records.config.get("command") or "") or None,
+        corrections=tuple(metrics["data"]["corrections"]),
+        also=tuple(_also_measured(records)),
         advice=tuple(advise(records)),
         classes=tuple(_class_rows(records)),
         class_names=names,
@@ -174,7 +181,7 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
         charts=tuple(_charts(records)),
         calibration=calibration,
         data=_data(records),
-        notes=tuple(metrics["notes"]),
+        notes=tuple(map(records.discreet, metrics["notes"])),
         settings=_flat(records.config),
         missing=tuple(_missing(records, pictures)),
         pictures=pictures,
@@ -207,6 +214,11 @@ def _story(records: RunRecords) -> list[str]:
     """What was done, in plain words."""
     metrics, counts = records.metrics, records.metrics["train_counts"]
     told = [f"Learned from {counted(sum(counts.values()), 'photograph')} of {len(counts)} classes."]
+    if metrics.get("n_repeats", 1) > 1:
+        told.append(
+            f"Dealt into folds {metrics['n_repeats']} times: figures are means over these; the matrix, the "
+            "mistakes and what is taken for what are of the first."
+        )
     if "n_folds" in metrics:
         depths = ", ".join(f"{n} × {DEPTHS[depth]}" for depth, n in metrics["depths"].items())
         told.append(f"Cross-validation in {metrics['n_folds']} folds; trained: {depths}.")
@@ -228,9 +240,30 @@ def _story(records: RunRecords) -> list[str]:
     return told
 
 
+def _also_measured(records: RunRecords) -> list[str]:
+    """Figures of the same classifier on other photographs or other labels."""
+    titles = {
+        "test_without_copies": "Without test photographs that had a copy in training",
+        f"{records.measured_on}_corrected": "On the labels as you have corrected them",
+        "test": "What is deployed, on the given test part",
+    }
+    also = {name: figures for name in titles if (figures := records.metrics.get(name)) is not None}
+    if records.measured_on == "test":
+        also.pop("test", None)
+    if (known := records.figures.get("known_only")) is not None:
+        titles["known"], also["known"] = "On classes that it has learned, alone", known
+    found = []
+    for name, figures in also.items():
+        accuracy = figures["accuracy"]
+        interval = f"{accuracy['low']:.3f}–{accuracy['high']:.3f}"
+        n = counted(figures["n"], "photograph")
+        found.append(f"{titles[name]}: accuracy {accuracy['value']:.3f} ({interval}) on {n}.")
+    return found
+
+
 def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     counts = records.metrics["train_counts"]
-    taken = defaultdict(Counter)  # type: ignore[var-annotated]
+    taken: dict[str, Counter[str]] = defaultdict(Counter)
     for answer in records.answers:
         if not answer.is_right:
             taken[answer.given][answer.label] += 1
@@ -247,9 +280,12 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
 
 def _matrix(records: RunRecords, names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
     cells = fill_cells(records.answers)
+    n_given = Counter(answer.given for answer in records.answers)
     return tuple(
-        tuple(_cell(cells, given, label, n, sum(row)) for label, n in zip(names, row, strict=True))
-        for given, row in zip(names, records.figures["confusion"]["matrix"], strict=True)
+        tuple(
+            _cell(cells, given, label, len(cells.get((given, label), ())), n_given[given]) for label in names
+        )
+        for given in names
     )
 
 
@@ -297,12 +333,9 @@ def _charts(records: RunRecords) -> list[Chart]:
 def _data(records: RunRecords) -> dict[str, Any]:
     """What is wrong with the photographs, as much of it as can be looked at."""
     data = records.metrics["data"]
-    sets = {
-        name: data[name][:N_SETS] for name in ("conflicts", "near_duplicates", "look_alikes", "duplicates")
-    }
     return {
-        **{f"n_{name}": len(data[name]) for name in sets},
-        **sets,
+        **{f"n_{name}": len(data[name]) for name in SETS},
+        **{name: _sets(records, name) for name in SETS},
         "unreadable": data["unreadable"][:N_FILES],
         "n_unreadable": len(data["unreadable"]),
         "skipped": data["skipped"],
@@ -311,25 +344,28 @@ def _data(records: RunRecords) -> dict[str, Any]:
     }
 
 
-def _of_sets(records: RunRecords, name: str) -> list[Mapping[str, str]]:
-    return [member for members in records.metrics["data"][name][:N_SETS] for member in members]
+def _sets(records: RunRecords, name: str) -> list[list[Mapping[str, str]]]:
+    """The first sets of one kind, and the first photographs of each."""
+    return [members[:N_IN_SET] for members in records.metrics["data"][name][:N_SETS]]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings in one level; where the photographs lay on this machine is nobody's business."""
+    """Settings in one level; of a file its name alone, for where it lies is nobody's business."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
-        elif name not in ("source", "command", "pixelplay"):
-            flat[prefix + name] = value
+        elif name not in ("source", "command", "images_dir", "pixelplay"):
+            is_place = isinstance(value, str) and os.path.isabs(value)
+            flat[prefix + name] = os.path.basename(value) if is_place else value
     return flat
 
 
 def _missing(records: RunRecords, pictures: Pictures) -> list[str]:
     missing = []
     if pictures.missing is not None:
-        missing.append(f"Pictures: {pictures.missing}. Say where they are: pixelplay report RUN --data DATA.")
+        why = records.discreet(pictures.missing)
+        missing.append(f"Pictures: {why}. Say where they are: pixelplay report RUN --data DATA.")
     if pictures.n_left_out:
         missing.append(f"{counted(pictures.n_left_out, 'picture')}: the page would have become too large.")
     if records.config.get("command") is None:

@@ -2,10 +2,8 @@
 
 import os
 
-import numpy as np
-
 from pixelplay.config import ComputeConfig, DataConfig
-from pixelplay.errors import BundleError, ConfigError, ImageError
+from pixelplay.errors import BundleError, ConfigError, ImageError, PixelPlayError
 from pixelplay.inference.explain import Explainer
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
@@ -34,7 +32,7 @@ def report(
     Args:
         run: folder of a run, or of its model alone: then what the model itself knows is shown.
         data: the photographs, if they are no longer where they were.
-        out: the file (default: report.html in the run).
+        out: the file (default: report.html in the run; beside a model alone).
         is_forced: replace a file that is no report.
 
     Returns:
@@ -47,22 +45,35 @@ def report(
     """
     compute, journal = compute or ComputeConfig(), journal or Journal()
     run, asked = os.fspath(run), None if data is None else os.fspath(data)
-    folder = find_bundle(run) if not has_records(run) else run
-    target = os.path.join(folder, REPORT) if out is None else os.fspath(out)
+    if not has_records(run) and has_records(parent := os.path.dirname(os.path.abspath(run))):
+        run = parent  # the model of a run
+    folder = run if has_records(run) else os.path.abspath(find_bundle(run))
+    target = os.path.join(folder, REPORT) if has_records(run) else f"{folder}.{REPORT}"
+    target = target if out is None else os.fspath(out)
     check_target(target, is_forced=is_forced)
     if not has_records(run):
         journal.note(f"{run} is a model without the records of its run: figures of its making are not known")
         write_page(render_model(make_model_page(read_bundle(run), folder)), target)
         return target
     records = read_records(run)
-    pictures = Pictures(find_source(asked, records.source), DataConfig(**records.config["data"]))
-    if pictures.missing is not None:
-        journal.note(f"no pictures in the report: {pictures.missing}; give --data")
-    wanted = plan_pictures(records)
-    with journal.progress("drawing", len(wanted)) as bar:
-        pictures.make(wanted, compute.num_workers, on_progress=bar.update)
-    mistakes = _explain(records, pictures, compute, journal)
-    write_page(render(make_page(records, pictures, mistakes)), target)
+    try:
+        settings = dict(records.config["data"])
+        if asked is not None:
+            settings["images_dir"] = None
+        elif records.config.get("images_dir"):
+            settings["images_dir"] = records.config["images_dir"]
+        pictures = Pictures(find_source(asked, records.source), DataConfig(**settings))
+        mistakes = _explain(records, pictures, compute, journal)
+        pictures.make(plan_pictures(records), compute.num_workers, journal)
+        if pictures.missing is not None:
+            journal.note(f"pictures are missing in the report: {pictures.missing}; give --data")
+        html = render(make_page(records, pictures, mistakes))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"the records of {run} are damaged or of another version ({type(error).__name__}: {error}); "
+            "pixelplay train or crossval makes them anew"
+        ) from None
+    write_page(html, target)
     return target
 
 
@@ -91,22 +102,22 @@ def _explain(
         return mistakes
     try:
         explainer = Explainer(read_bundle(records.folder), compute)
-    except BundleError as error:
+        with journal.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
+            for i, answer in enumerate(worst[:N_EXPLAINED]):
+                mistakes[i] = _explain_one(answer, explainer, pictures)
+                bar.update()
+    except (PixelPlayError, RuntimeError) as error:  # RuntimeError: a GPU without enough memory
         journal.note(f"no heat maps in the report: {error}")
-        return mistakes
-    with journal.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
-        for i, answer in enumerate(worst[:N_EXPLAINED]):
-            mistakes[i] = _explain_one(answer, explainer, pictures)
-            bar.update()
     return mistakes
 
 
 def _explain_one(answer: Answer, explainer: Explainer, pictures: Pictures) -> Mistake:
     try:
-        pixels = pictures.read(answer.path, 2 * LARGE_PX)
+        pixels = pictures.read(answer.path, max(2 * LARGE_PX, explainer.input_size))
     except ImageError:
         return Mistake(answer=answer, large=None, heat=None)
     heat = explainer.explain(pixels, answer.label).heat
-    drawn = [np.asarray(pixels), overlay(pixels, heat, max_px=LARGE_PX)]
-    large, hot = (pictures.add_large(encode(picture, LARGE_PX)) for picture in drawn)
+    large, hot = (encode(picture, LARGE_PX) for picture in (pixels, overlay(pixels, heat, max_px=LARGE_PX)))
+    if not pictures.has_room(large, hot):
+        return Mistake(answer=answer, large=None, heat=None)
     return Mistake(answer=answer, large=large, heat=hot)

@@ -52,6 +52,7 @@ for (const button of document.querySelectorAll("button[data-cell]")) {
       item.append(path);
       list.append(item);
     }
+    shown.hidden = false; // first: what is filled while hidden is not read out
     shown.replaceChildren(title, list);
     if (cell.n > cell.pictures.length) {
       const more = document.createElement("p");
@@ -59,7 +60,6 @@ for (const button of document.querySelectorAll("button[data-cell]")) {
       more.textContent = `the ${cell.pictures.length} surest of ${cell.n}`;
       shown.append(more);
     }
-    shown.hidden = false;
   });
 }
 
@@ -69,7 +69,11 @@ if (save) {
   const saved = document.getElementById("saved");
   const items = [...document.querySelectorAll("li[data-suspect]")];
   let isSaved = true;
-  const markedOf = (item) => item.querySelector("input:checked");
+  const markedOf = (item) => {
+    const input = item.querySelector("input:checked");
+    const isOpen = input && input.value === "other" && item.querySelector("select").value === "";
+    return isOpen ? null : input;
+  };
   const labelOf = (item) => {
     const suspect = island.suspects[Number(item.dataset.suspect)];
     const way = markedOf(item).value;
@@ -97,17 +101,18 @@ if (save) {
     });
   }
   save.addEventListener("click", () => {
-    const rows = items.filter(markedOf).map((item) => {
-      const { path } = island.suspects[Number(item.dataset.suspect)];
-      return `${quoted(safePath(path))},${quoted(safeLabel(labelOf(item)))}\r\n`;
-    });
+    const labels = new Map(island.corrections.map(({ path, corrected }) => [path, corrected ?? ""]));
+    const marked = items.filter(markedOf);
+    for (const item of marked) labels.set(island.suspects[Number(item.dataset.suspect)].path, labelOf(item));
+    const rows = [...labels].map(([path, label]) => `${quoted(safePath(path))},${quoted(safeLabel(label))}\r\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["path,label\r\n", ...rows], { type: "text/csv" }));
     link.download = "corrections.csv";
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     isSaved = true;
-    saved.textContent = `saved ${rows.length}`;
+    const earlier = rows.length - marked.length;
+    saved.textContent = `saved ${marked.length}` + (earlier ? `, and ${earlier} corrections from before` : "");
   });
   addEventListener("beforeunload", (event) => {
     if (!isSaved) event.preventDefault();

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+from contextlib import suppress
 from typing import Any
 
 from pixelplay.outputs.report import charts
@@ -62,9 +63,14 @@ def _fill(template: str, *, script: str = "", **content: Any) -> str:
 def write_page(html: str, path: str) -> None:
     """Write a page under a temporary name, then rename; names that are no valid text show a mark."""
     temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(html)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(html)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
 
 
 def is_ours(path: str) -> bool:
@@ -96,6 +102,7 @@ def _island(page: Page) -> dict[str, Any]:
         "cells": cells,
         "pictures": [{"path": path, "src": page.pictures.small(path)} for path in pictures],
         "classes": list(page.class_names),
+        "corrections": list(page.corrections),
         "suspects": [
             {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
             for d in page.doubts

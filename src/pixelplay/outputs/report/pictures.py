@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,11 @@ from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
+from pixelplay.journal import Journal
 
 THUMB_PX, LARGE_PX = 112, 256
 QUALITY = 70
-MAX_BYTES = 6 << 20  # of all pictures, as they stand in the page
+MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
 
 class Pictures:
@@ -28,7 +29,7 @@ class Pictures:
         source: folder, table or archive that the photographs lie in; None where nobody knows.
 
     Attributes:
-        missing: why there are no pictures; None where there are.
+        missing: why there are no pictures, or not all; None where nothing is amiss.
         n_left_out: pictures for which no room was left.
     """
 
@@ -41,7 +42,7 @@ class Pictures:
         try:
             self._index = None if source is None else scan_source(source, data)
         except (DataError, ConfigError, OSError) as error:
-            self.missing = f"the photographs could not be opened: {error}"
+            self.missing = f"the photographs could not be opened ({error})"
         if source is None:
             self.missing = "nobody wrote down where the photographs are"
         self._known: frozenset[str] = frozenset() if self._index is None else frozenset(self._index.paths)
@@ -56,39 +57,43 @@ class Pictures:
             raise ImageError(path, "missing", "no longer where it was")
         return decode_image(self._index.store.read(path), path=path, target_px=target_px)
 
-    def make(
-        self,
-        paths: Iterable[str],
-        num_workers: int | None = None,
-        on_progress: Callable[[int], object] = lambda n: None,
-    ) -> None:
-        """Make small pictures of photographs, the most wanted first."""
-        wanted = [path for path in dict.fromkeys(paths) if path in self._known]
+    def make(self, wanted: Sequence[str], num_workers: int | None, journal: Journal) -> None:
+        """Make small pictures of photographs, the most wanted first, until the page is full of them."""
+        paths = [path for path in dict.fromkeys(wanted) if path in self._known]
+        if self._index is not None and (n_gone := len(set(wanted)) - len(paths)):
+            self.missing = f"{n_gone} of {len(set(wanted))} photographs are not where they were"
 
         def draw(i: int) -> str | None:
             try:
-                return encode(self.read(wanted[i], THUMB_PX), THUMB_PX)
+                return encode(self.read(paths[i], THUMB_PX), THUMB_PX)
             except ImageError:
                 return None
 
-        for path, picture in zip(wanted, map_ahead(draw, len(wanted), num_workers=num_workers), strict=True):
-            on_progress(1)
-            if picture is not None and self._has_room(picture):
+        n_bytes = 0
+        with journal.progress("drawing", len(paths)) as bar:
+            for path, picture in zip(
+                paths, map_ahead(draw, len(paths), num_workers=num_workers), strict=True
+            ):
+                bar.update()
+                if picture is None:
+                    continue
+                n_bytes += len(picture)
+                if n_bytes > MAX_BYTES:
+                    break
                 self._made[path] = picture
 
     def small(self, path: str) -> str | None:
-        """The picture of a photograph as an address for the page; None where there is none."""
-        return self._made.get(path)
+        """The picture of a photograph as an address, for one place of the page; None where there is none."""
+        picture = self._made.get(path)
+        return picture if picture is not None and self.has_room(picture) else None
 
-    def add_large(self, picture: str) -> str | None:
-        """A further picture, as long as there is room for it."""
-        return picture if self._has_room(picture) else None
-
-    def _has_room(self, picture: str) -> bool:
-        if self._n_bytes + len(picture) > MAX_BYTES:
-            self.n_left_out += 1
+    def has_room(self, *pictures: str) -> bool:
+        """Whether the page can take further pictures, all of them; they are counted if it can."""
+        n_bytes = sum(map(len, pictures))
+        if self._n_bytes + n_bytes > MAX_BYTES:
+            self.n_left_out += len(pictures)
             return False
-        self._n_bytes += len(picture)
+        self._n_bytes += n_bytes
         return True
 
 

@@ -65,6 +65,14 @@ class RunRecords:
         source = self.config.get("source")
         return None if source is None else str(source)
 
+    def discreet(self, text: str) -> str:
+        """A text without where things lie on this machine: a report is made to be shown to others."""
+        home = os.path.expanduser("~")
+        places = {self.source or "": "DATA", os.path.abspath(self.folder): "RUN", home: "~"}
+        for place in sorted(filter(lambda p: len(p) > 1, places), key=len, reverse=True):
+            text = text.replace(place, places[place])
+        return text
+
     @property
     def figures(self) -> Mapping[str, Any]:
         """Figures of the part behind the headline."""

@@ -14,7 +14,10 @@ correlation of the default's maps with those of the same network when the head's
 those of the last stages too (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018,
 arXiv:1810.03292): near 0 where maps depend on what was learned.
 
-Expected: see the table in RESULTS.md.
+Expected (60 photographs each): the default, LayerCAM over five stages, has deletion 0.37 and insertion 0.78
+on TrashNet's val part, 0.18 and 0.57 on planted objects, better than both baselines by at least 0.1 with
+intervals clear of zero; its hottest pixel is inside the planted object 98 times in 100; correlations with
+randomised networks are below 0.2.
 
 Usage: python benchmarks/faithfulness.py TRASHNET [--photographs 60]
 """

@@ -122,6 +122,15 @@ def test_a_cell_of_the_matrix_opens_its_photographs(page: Any, shown: Path) -> N
 
 
 @needs_browser
+def test_a_class_is_only_taken_once_it_is_chosen(page: Any) -> None:
+    item = page.locator("li[data-suspect]").first
+    item.locator("input[value=other]").check()
+    assert page.locator("#save").is_disabled()
+    item.locator("select").select_option("0")
+    assert page.locator("#save").is_enabled()
+
+
+@needs_browser
 def test_pictures_are_pictures(page: Any) -> None:
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 5
@@ -181,6 +190,18 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
     words = ["train", str(shown / "photos"), "--out", str(tmp_path / "mended"), "--tune", "probe", *tiny]
     assert main([*words, "--relabel", str(file), "--no-report"]) == 0
     found = json.loads((tmp_path / "mended/metrics.json").read_text())["data"]["corrections"]
+    words = ["report", str(tmp_path / "mended"), "--out", str(tmp_path / "again.html"), "--quiet"]
+    assert main(words) == 0
+    page.goto((tmp_path / "again.html").as_uri())
+    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(file)
+    with file.open(newline="") as lines:
+        second = {row["path"]: row["label"] for row in csv.DictReader(lines)}
+    assert {path: second[path] for path, _ in expected[1:3]} == dict(
+        expected[1:3]
+    )  # what was mended before stays
     changed = {each["path"]: each["corrected"] or "" for each in found}
     given = {suspect["path"]: suspect["label"] for suspect in suspects}
     assert changed == {path.removeprefix("./"): label for path, label in expected if label != given[path]}

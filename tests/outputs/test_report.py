@@ -19,7 +19,7 @@ from pixelplay.journal import Journal
 from pixelplay.outputs.report import pictures as pictures_module
 from pixelplay.outputs.report.advice import advise
 from pixelplay.outputs.report.charts import HEIGHT, WIDTH, history_chart, reliability_chart, risk_chart
-from pixelplay.outputs.report.content import fill_cells, typical_of, worst_first
+from pixelplay.outputs.report.confusion import fill_cells, typical_of, worst_first
 from pixelplay.outputs.report.make import report
 from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import Answer, read_records
@@ -139,8 +139,50 @@ def test_names_are_text_whatever_they_are(tiny_weights: Path, tmp_path: Path) ->
     assert all((image["src"] or "").startswith("data:") for image in reader.all("img"))
     assert HOSTILE.replace("/", "∕") in reader.text
     assert HOSTILE.replace("/", "∕") in island_of(page)["classes"]
-    paths = [each["path"] for each in island_of(page)["pictures"]]
-    assert not paths or all("49" not in path for path in paths)
+    assert any(each["path"].endswith(strange) for each in island_of(page)["pictures"])
+    assert "49.png" not in page
+
+
+def test_a_page_tells_no_place_on_this_machine(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    command = f"pixelplay train {config['source']} --out {run}"
+    (run / "config.json").write_text(json.dumps({**config, "command": command}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["notes"].append(f"{config['source']}: something was assumed")
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = make(run)
+    assert "pixelplay train DATA --out RUN" in page
+    assert "DATA: something was assumed" in page
+    assert str(tmp_path) not in page
+    assert str(Path(config["source"]).parent) not in page
+
+
+def test_no_set_of_copies_makes_the_page_endless(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    member = {"path": "bars/000.jpg", "label": "bars", "part": None}
+    metrics["data"]["duplicates"] = [[member] * 5000]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    before = len(make(all_run))
+    assert len(make(run)) < before + 60_000
+
+
+def test_a_model_that_cannot_be_explained_costs_only_the_heat_maps(
+    all_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("pixelplay.inference.explain.Explainer.explain", refuse)
+    journal = Journal(quiet=True)
+    page = Path(report(all_run, journal=journal)).read_text()
+    assert any("no heat maps in the report: out of memory" in note for note in journal.notes)
+    assert "The most confident mistakes" in page
+
+
+def test_the_model_of_a_run_leads_to_the_run(all_run: Path) -> None:
+    assert Path(report(all_run / "model", journal=Journal(quiet=True))) == all_run / "report.html"
 
 
 def test_photographs_that_have_gone_are_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
@@ -149,7 +191,7 @@ def test_photographs_that_have_gone_are_said_and_the_rest_is_shown(tiny_run: Pat
     (run / "config.json").write_text(json.dumps({**config, "source": str(tmp_path / "gone")}))
     journal = Journal(quiet=True)
     page = Path(report(run, journal=journal)).read_text()
-    assert any("no pictures in the report" in note and "give --data" in note for note in journal.notes)
+    assert any("pictures are missing" in note and "give --data" in note for note in journal.notes)
     assert "Right on" in page
     assert not Reader(page).all("img")
     with pytest.raises(DataError, match="does not exist; give the folder, table or archive"):
@@ -167,6 +209,7 @@ def test_photographs_that_were_moved_are_found_where_the_user_says(
 
 def test_a_model_alone_tells_what_it_knows_and_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_run / "model", tmp_path / "model"))
+    assert Path(report(model, journal=Journal(quiet=True))) == tmp_path / "model.report.html"
     text = Reader(make(model)).text
     for words in (
         "Right on",
@@ -189,9 +232,11 @@ def test_missing_records_name_the_command_that_makes_them(tiny_run: Path, tmp_pa
 
 def test_damaged_records_are_said(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path)
-    (run / "metrics.json").write_text("{")
-    with pytest.raises(BundleError, match="are damaged"):
-        report(run, journal=Journal(quiet=True))
+    metrics = json.loads((run / "metrics.json").read_text())
+    for content in ("{", json.dumps({**metrics, "data": {}}), json.dumps({**metrics, "chosen": None})):
+        (run / "metrics.json").write_text(content)
+        with pytest.raises(BundleError, match="are damaged"):
+            report(run, journal=Journal(quiet=True))
     with pytest.raises(BundleError, match="does not exist"):
         report(tmp_path / "nowhere", journal=Journal(quiet=True))
 
@@ -217,12 +262,11 @@ def test_pictures_end_where_the_page_is_large_enough(
     monkeypatch.setattr(pictures_module, "MAX_BYTES", 20_000)
     pictures = Pictures(str(drawn_photographs))
     paths = [f"bars/{i:03}.{('jpg', 'png')[i % 2]}" for i in range(20)]
-    pictures.make(paths)
+    pictures.make(paths, 1, Journal(quiet=True))
     made = [pictures.small(path) for path in paths]
     kept = [picture for picture in made if picture]
     assert 0 < len(kept) < 20
     assert sum(map(len, kept)) <= 20_000
-    assert pictures.n_left_out == 20 - len(kept)
     assert pictures.small("bars/none.jpg") is None
 
 

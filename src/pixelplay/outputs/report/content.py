@@ -16,18 +16,26 @@ from pixelplay.outputs.report.charts import (
     reliability_chart,
     risk_chart,
 )
+from pixelplay.outputs.report.confusion import (
+    MAX_MATRIX,
+    N_IN_CELL,
+    N_RIGHT,
+    Cell,
+    fill_cells,
+    list_confusions,
+    make_matrix,
+    typical_of,
+    worst_first,
+)
 from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import Answer, RunRecords
 from pixelplay.outputs.summary import HEADLINES, TITLES
 from pixelplay.outputs.suspects import Suspect
 
-N_IN_CELL = 24  # pictures of a cell of the confusion matrix
-N_RIGHT = 8  # of a cell of right answers
 N_MISTAKES = 24
 N_SUSPECTS = 150
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
 SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
-MAX_MATRIX = 25  # classes; more are shown as a list of what is taken for what
 FEW_LEARNED = 30
 PARTS = {
     "test": "the test part, which chose nothing",
@@ -40,22 +48,6 @@ DEPTHS = {
     "partial": "the last stages of the network and the classifier on top",
     "full": "all layers of the network",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell of the confusion matrix.
-
-    Attributes:
-        n: photographs in it.
-        shade: 0 to 9, of the row's photographs.
-        paths: those whose pictures are shown.
-    """
-
-    n: int
-    shade: int
-    is_right: bool
-    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,25 +120,6 @@ def plan_pictures(records: RunRecords) -> list[str]:
     ]
 
 
-def worst_first(answers: Sequence[Answer]) -> list[Answer]:
-    """Wrong answers, the most confident first."""
-    return sorted((a for a in answers if not a.is_right), key=lambda a: -a.probability)
-
-
-def typical_of(answers: Sequence[Answer]) -> dict[str, str]:
-    """Class → the photograph of it that was answered rightly with most confidence."""
-    right = sorted((a for a in answers if a.is_right), key=lambda a: a.probability)
-    return {answer.given: answer.path for answer in right}
-
-
-def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
-    """Given and decided class → photographs, the most confident answer first."""
-    cells: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for answer in sorted(answers, key=lambda a: -a.probability):
-        cells[answer.given, answer.label].append(answer.path)
-    return cells
-
-
 def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistake]) -> Page:
     """Put together what a run's page shows."""
     figures, metrics = records.figures, records.metrics
@@ -166,8 +139,8 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
         advice=tuple(advise(records)),
         classes=tuple(_class_rows(records)),
         class_names=names,
-        matrix=_matrix(records, names) if len(names) <= MAX_MATRIX else None,
-        confusions=tuple(_confusions(records)),
+        matrix=make_matrix(records.answers, names) if len(names) <= MAX_MATRIX else None,
+        confusions=tuple(list_confusions(records.answers)),
         mistakes=tuple(mistakes),
         n_mistakes=len(worst_first(records.answers)),
         who_explains="the network"
@@ -275,38 +248,6 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
             "taken_for": taken[scores["class"]].most_common(1),
         }
         for scores in records.figures["per_class"]
-    ]
-
-
-def _matrix(records: RunRecords, names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
-    cells = fill_cells(records.answers)
-    n_given = Counter(answer.given for answer in records.answers)
-    return tuple(
-        tuple(
-            _cell(cells, given, label, len(cells.get((given, label), ())), n_given[given]) for label in names
-        )
-        for given in names
-    )
-
-
-def _cell(cells: Mapping[tuple[str, str], Sequence[str]], given: str, label: str, n: int, n_row: int) -> Cell:
-    is_right = given == label
-    return Cell(
-        n=n,
-        shade=min(9, round(9 * n / n_row)) if n_row else 0,
-        is_right=is_right,
-        paths=tuple(cells.get((given, label), ())[: N_RIGHT if is_right else N_IN_CELL]),
-    )
-
-
-def _confusions(records: RunRecords) -> list[tuple[str, str, Cell]]:
-    """What is most often taken for what."""
-    cells = fill_cells(records.answers)
-    n_given = Counter(answer.given for answer in records.answers)
-    wrong = sorted(((len(paths), key) for key, paths in cells.items() if key[0] != key[1]), reverse=True)
-    return [
-        (given, label, _cell(cells, given, label, n, n_given[given]))
-        for n, (given, label) in wrong[:MAX_MATRIX]
     ]
 
 

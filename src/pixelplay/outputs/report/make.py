@@ -8,7 +8,8 @@ from pixelplay.inference.explain import Explainer
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
 from pixelplay.outputs.overlay import overlay
-from pixelplay.outputs.report.content import N_MISTAKES, Mistake, make_page, plan_pictures, worst_first
+from pixelplay.outputs.report.confusion import worst_first
+from pixelplay.outputs.report.content import N_MISTAKES, Mistake, make_page, plan_pictures
 from pixelplay.outputs.report.model_page import make_model_page
 from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source

@@ -290,7 +290,7 @@ def test_train_writes_a_whole_run_and_prints_its_headline(
     assert next(line for line in done.out.splitlines() if "←" in line).split()[2:4] == shown
     assert "always 'bars'" in done.out
     assert all(f"\n{name} " in done.out for name in TINY_COUNTS)
-    assert done.out.count("\n  pixelplay ") == 3
+    assert done.out.count("\n  pixelplay ") == 2
     assert _hash_tree(drawn_photographs) == before
 
 

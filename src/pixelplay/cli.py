@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -41,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # help was shown, or the usage was wrong
         return end.code if isinstance(end.code, int) else 0
     except PixelPlayError as error:
-        return _fail(str(error))
+        return _fail(str(error), is_json="--json-progress" in words)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         _let_go_of_stdout()
         return 0
     except OSError as error:
         _let_go_of_stdout()
-        return _fail(_explain(error))
+        return _fail(_explain(error), is_json="--json-progress" in words)
     except KeyboardInterrupt:
         is_training = {"train", "crossval"} & set(words[:1])
         way_on = "; a training that has begun goes on with --resume" if is_training else ""
@@ -72,8 +73,9 @@ def _run_command(argv: list[str]) -> None:
     )
 
 
-def _fail(message: str) -> int:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+def _fail(message: str, *, is_json: bool = False) -> int:
+    line = printable(" ".join(message.split()))
+    print(json.dumps({"error": line}) if is_json else f"error: {line}", file=sys.stderr)
     return 1
 
 

@@ -28,7 +28,7 @@ from pixelplay.options import ComputeSection, Data, DataSection, Decode, Run, Tr
 from pixelplay.recipes import Recipe
 from pixelplay.using import explain, predict
 
-Report = Annotated[bool, arg(help="Show the run in RUN/report.html when it is done.", help_behavior_hint="")]
+Report = Annotated[bool, arg(help="Make no RUN/report.html when it is done.", help_behavior_hint="")]
 
 
 def scan(

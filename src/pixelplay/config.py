@@ -42,6 +42,7 @@ def shown(metavar: str | None = None) -> object:
 
 
 # hflip is on by default, so the command line has --no-hflip, which needs its own words
+FORGET_COPIES = "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
 TELL_MIRRORED = "Tell a photograph from its mirror image, as digits, arrows and text need."
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Count = Annotated[int, shown("N")]
@@ -269,7 +270,7 @@ class TrainConfig:
     """Do not learn from training photographs whose labels look wrong to a probe that has not seen them."""
     hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
     """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
-    near_duplicates: Flag = True
+    near_duplicates: Annotated[bool, arg(help=FORGET_COPIES, help_behavior_hint="")] = True
     """Keep resized, cut, mirrored and otherwise altered copies of a photograph on one side of each split."""
     imbalance: Imbalance = "auto"
     """How rare classes are helped while learning; auto compares on held-out features."""

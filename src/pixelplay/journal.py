@@ -105,7 +105,7 @@ class Journal:
         if self._is_json:
             lines = _JsonLines(what, total, unit)
             yield lines
-            lines.say()
+            lines.say(is_done=True)
             return
         if sys.stderr.isatty():
             counter = self._bar = _make_bar(what, total, unit)
@@ -169,8 +169,8 @@ class _JsonLines:
         if time.monotonic() - self._said >= SECONDS_BETWEEN_OBJECTS:
             self.say()
 
-    def say(self) -> None:
-        """Say how far it is, how fast, and how long still."""
+    def say(self, *, is_done: bool = False) -> None:
+        """Say how far it is, how fast, and how long still; the last line says that it is done."""
         self._said = time.monotonic()
         elapsed, total = self._said - self._start, self._about["total"]
         rate = self.n / elapsed if elapsed > 0 else None
@@ -179,6 +179,7 @@ class _JsonLines:
             {
                 **self._about,
                 "n": self.n,
+                "done": is_done,
                 "elapsed_s": round(elapsed, 2),
                 "per_s": None if rate is None else round(rate, 2),
                 "left_s": None if left is None else round(left, 1),

@@ -298,7 +298,7 @@ def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
 
 
 def test_an_unknown_class_is_named_with_its_neighbours(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
-    with pytest.raises(ConfigError, match=r"class 'dot' is unknown; did you mean 'dots'\?; the model knows"):
+    with pytest.raises(ConfigError, match=r"class 'dot' is unknown; did you mean 'dots'\? the model knows"):
         Explainer(bundle, ON_CPU).explain(photograph, "dot")
 
 

@@ -318,7 +318,7 @@ def test_charts_place_values_on_their_axes() -> None:
     ticks = dict((text, place) for place, text in chart.x_ticks), dict((t, p) for p, t in chart.y_ticks)
     assert (x, y) == (ticks[0]["50 %"], ticks[1]["25 %"])
     assert (right, top) == (ticks[0]["100 %"], ticks[1]["100 %"])
-    assert words == "5 photographs answered with 50%: 25% right"
+    assert words == "5 photographs answered with 50 %: 25 % right"
     risk = risk_chart([{"coverage": 0.5, "risk": 0.0}, {"coverage": 1.0, "risk": 0.1}])
     assert len(risk.lines[0].dots) == 2
     history = [{"val_loss": 1.0 - 0.1 * i, "train_loss": 2.0} for i in range(4)]

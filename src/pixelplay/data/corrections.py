@@ -18,6 +18,21 @@ def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
     Raises:
         DataError: it cannot be read, or names a photograph or class that the data does not have.
     """
+    labels = index.labels.copy()
+    for i, label in _read_wanted(file, index).items():
+        labels[i] = label
+    return labels
+
+
+def read_reviewed(file: str, index: ImageIndex) -> NDArray[np.bool_]:
+    """Mark (N,) what a table of corrections names: somebody has looked at it, changed or not."""
+    reviewed = np.zeros(len(index), bool)
+    reviewed[list(_read_wanted(file, index))] = True
+    return reviewed
+
+
+def _read_wanted(file: str, index: ImageIndex) -> dict[int, int]:
+    """Position → label, as a table says; -1 where its cell is empty."""
     table = read_table(file, may_be_empty=True)  # a run may have no suspects
     paths = [plain_path(cell) for cell in table.columns[need_column(table, "path", None)]]
     names = [plain_label(cell) for cell in table.columns[need_column(table, "label", None)]]
@@ -39,7 +54,4 @@ def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
             raise DataError(
                 f"{file} gives {path} two labels, {wanted[path]!r} and {name!r}; leave one of them"
             )
-    labels = index.labels.copy()
-    for path, name in wanted.items():
-        labels[position[path]] = classes[name] if name else NO_LABEL
-    return labels
+    return {position[path]: classes[name] if name else NO_LABEL for path, name in wanted.items()}

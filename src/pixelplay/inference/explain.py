@@ -113,8 +113,8 @@ class Explainer:
             ConfigError: it does not; the nearest names are given.
         """
         if label not in self.classes:
-            hint = suggest(label, self.classes)
-            raise ConfigError(f"class {label!r} is unknown{hint}; the model knows {name_some(self.classes)}")
+            hint = suggest(label, self.classes) or ";"
+            raise ConfigError(f"class {label!r} is unknown{hint} the model knows {name_some(self.classes)}")
 
     def explain(self, pixels: NDArray[np.uint8], label: str | None = None) -> Explanation:
         """Explain one photograph.

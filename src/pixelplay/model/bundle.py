@@ -167,7 +167,7 @@ def find_bundle(folder: str) -> str:
     for candidate in (folder, os.path.join(folder, "model")):
         if os.path.isfile(os.path.join(candidate, "bundle.json")):
             return candidate
-    what = "is no model" if os.path.isdir(folder) else "does not exist"
+    what = "is no model" if os.path.exists(folder) else "does not exist"
     raise BundleError(f"{folder} {what}; expected a run of pixelplay train, or its model folder")
 
 

@@ -297,7 +297,7 @@ def describe_data(material: Material) -> dict[str, Any]:
                 "given": material.classes[material.given[i]],
                 "corrected": material.classes[k] if (k := int(material.corrected[i])) >= 0 else None,
             }
-            for i in np.flatnonzero(material.corrected != material.given)
+            for i in np.flatnonzero((material.corrected != material.given) | material.reviewed)
         ],
     }
 

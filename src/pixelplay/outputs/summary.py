@@ -51,7 +51,10 @@ def summarise_training(report: "TrainReport") -> str:
     if report.test_without_copies is not None:
         value, interval = _value_and_interval(report.test_without_copies.accuracy)
         lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
-    return "\n".join([*lines, "", *_what_next(report.run_dir)])
+    if (corrected := report.corrected.get(report.measured_on)) is not None:
+        value, interval = _value_and_interval(corrected.accuracy)
+        lines += ["", f"on the labels as you have corrected them: accuracy {value}  {interval}"]
+    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.suspects.suspects))])
 
 
 def summarise_crossval(report: "CrossvalReport") -> str:
@@ -87,7 +90,7 @@ def summarise_crossval(report: "CrossvalReport") -> str:
         n = counted(report.test.n, "photograph")
         title = TITLES[report.metric]
         lines.append(f"deployed: {what}; on the given test part, {n}: {title} {value}  {interval}")
-    return "\n".join([*lines, "", *_what_next(report.run_dir)])
+    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.suspects.suspects))])
 
 
 def summarise_evaluation(report: "EvaluationReport") -> str:
@@ -251,13 +254,14 @@ def _headline_rows(report: "TrainReport | CrossvalReport") -> list[list[str]]:
     return rows
 
 
-def _what_next(run_dir: str) -> list[str]:
+def _what_next(run_dir: str, n_suspects: int) -> list[str]:
     run = shlex.quote(run_dir)
+    looks = f"{counted(n_suspects, 'label')} that {'looks' if n_suspects == 1 else 'look'} wrong"
     return [
         f"model and records are in {run_dir}; try next:",
         f"  pixelplay predict {run} PHOTOS --out predictions.csv",
         f"  pixelplay evaluate {run} LABELLED_PHOTOS",
-        "  pixelplay scan PHOTOS",
+        *([f"  pixelplay suspects {run}   ({looks})"] if n_suspects else []),
     ]
 
 

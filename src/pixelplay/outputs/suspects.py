@@ -85,8 +85,10 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, An
     """
     parts = np.repeat(list(held_out), [len(rows) for rows, _ in held_out.values()])  # (N,)
     positions, probs = (np.concatenate(arrays) for arrays in zip(*held_out.values(), strict=True))
-    labels = material.corrected[positions]  # what the user has mended or left out is no suspect any more
-    is_known = (labels >= 0) & (labels < material.n_known)
+    labels = material.corrected[
+        positions
+    ]  # what the user has mended, left out or confirmed is no suspect any more
+    is_known = (labels >= 0) & (labels < material.n_known) & ~material.reviewed[positions]
     parts, positions, probs, labels = parts[is_known], positions[is_known], probs[is_known], labels[is_known]
     found = find_suspects(probs, labels)
     twins = _twins(material)

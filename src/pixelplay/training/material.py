@@ -30,6 +30,7 @@ class Material:
         n_known: K.
         given: (N,) int64 positions in `classes`, as the data has them: what is scored on.
         corrected: (N,) likewise, as the user has corrected them; -1 where one is to be left out.
+        reviewed: (N,) what the user's corrections name, changed or confirmed.
         labels: (N,) what is learned: in train and val as corrected, in test as given.
         learn: positions that are learned from, train and val together, ascending.
         left_out: positions of train and val that a correction leaves out.
@@ -47,6 +48,7 @@ class Material:
     n_known: int
     given: NDArray[np.int64]
     corrected: NDArray[np.int64]
+    reviewed: NDArray[np.bool_]
     labels: NDArray[np.int64]
     learn: NDArray[np.int64]
     left_out: NDArray[np.int64]
@@ -73,6 +75,7 @@ def sort_out(
     config: TrainConfig,
     corrected: NDArray[np.int64] | None = None,
     near: Sequence[tuple[int, int]] = (),
+    reviewed: NDArray[np.bool_] | None = None,
 ) -> Material:
     """Leave out what cannot be read, and sort the rest into parts.
 
@@ -81,6 +84,7 @@ def sort_out(
         corrected: labels of all of them, -1 to leave one out; None: as given. The parts are made by the
             given ones.
         near: pairs of altered copies, by their positions in the index.
+        reviewed: which of them a correction names; None: none.
 
     Raises:
         DataError: too little is left to learn from or to measure on.
@@ -115,6 +119,7 @@ def sort_out(
         n_known=len(known),
         given=rank[usable.labels],
         corrected=rank[wanted],
+        reviewed=np.zeros(len(usable), bool) if reviewed is None else reviewed[is_readable],
         labels=rank[taught],
         learn=learn,
         left_out=left_out,

@@ -1,7 +1,7 @@
 """The first look at photographs, before anything is learned."""
 
 from pixelplay.config import TrainConfig
-from pixelplay.data.corrections import read_corrections
+from pixelplay.data.corrections import read_corrections, read_reviewed
 from pixelplay.data.index import ImageIndex
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
@@ -33,7 +33,8 @@ def see(
     near = []
     if config.near_duplicates:
         near = look_for_copies(index, photographs, config.compute.num_workers, journal)
-    material = sort_out(index, photographs, config, corrected, [pair.members for pair in near])
+    reviewed = None if config.relabel is None else read_reviewed(config.relabel, index)
+    material = sort_out(index, photographs, config, corrected, [pair.members for pair in near], reviewed)
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)
     return material, backbone

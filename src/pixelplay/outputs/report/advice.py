@@ -1,5 +1,6 @@
 """What to do next, by how much of the error it is about; what is measured is told apart from what is not."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,19 @@ def advise(records: RunRecords) -> list[Advice]:
     return sorted(found, key=lambda advice: -advice.share)
 
 
+def again(records: RunRecords, *changes: str) -> str:
+    """The command of a run, its output and some options changed."""
+    typed = records.discreet(records.config.get("command") or "")
+    words = shlex.split(typed) or ["pixelplay", str(records.config["pixelplay"]), "DATA"]
+    dropped = {"--out", *(word for word in changes if word.startswith("--"))}
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before not in dropped and word not in dropped | {"--force", "--resume"}
+    ]
+    return shlex.join([*kept, "--out", "NEW_RUN", *changes])
+
+
 def _check_labels(records: RunRecords) -> list[Advice]:
     suspects = records.suspects
     if not suspects:
@@ -46,7 +60,7 @@ def _check_labels(records: RunRecords) -> list[Advice]:
         Advice(
             what=f"Look at {counted(len(suspects), 'label')} that may be wrong, and save your corrections.",
             why=f"{percent(share, 0)} of the wrong answers are on photographs whose label is in doubt.",
-            command="pixelplay train DATA --out NEW_RUN --relabel corrections.csv",
+            command=again(records, "--relabel", "corrections.csv"),
             share=share,
         )
     ]
@@ -64,10 +78,12 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
         taken_for, n_taken = Counter(a.label for a in wrong if a.given == name).most_common(1)[0]
         learned = int(counts.get(name, 0))
         few = f"; it was learned from {counted(learned, 'photograph')} only" if learned < 5 * FEW else ""
-        more = _tell_of_more(records, name)
+        helps, more = _tell_of_more(records, name)
         advice.append(
             Advice(
-                what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}.",
+                what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}."
+                if helps
+                else f"See why {name!r} is taken for {taken_for!r}: look at its mistakes below.",
                 why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.{more}",
                 command=None,
                 share=n_wrong / len(wrong),
@@ -76,20 +92,20 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
     return advice
 
 
-def _tell_of_more(records: RunRecords, name: str) -> str:
-    """What the second half of a class's photographs has gained, where that was measured."""
+def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
+    """Whether a class's second half of photographs has shown to help, and what was measured."""
     curve = records.metrics.get("learning_curve") or {"by_class": {}}
     if (found := curve["by_class"].get(name)) is None:
-        return ""
+        return False, ""
     _, half, whole = found["points"]
     gain = found["gain"]
     told = (
-        f" Measured out of fold: learned from {half['n_learned']} of them {percent(half['value'], 0)} are "
-        f"right, from all {whole['n_learned']} {percent(whole['value'], 0)}"
+        f" Among those learned from, each held out once, {percent(half['value'], 0)} are right with "
+        f"{half['n_learned']} to learn from, {percent(whole['value'], 0)} with all {whole['n_learned']}"
     )
     if gain["low"] > 0:
-        return f"{told}; as many again may well bring more."
-    return f"{told}: the difference is not clear of chance ({gain['low']:+.2f} to {gain['high']:+.2f})."
+        return True, f"{told}; as many again may well bring more."
+    return False, f"{told}: not clear of chance ({gain['low']:+.2f} to {gain['high']:+.2f})."
 
 
 def _go_deeper(records: RunRecords) -> list[Advice]:
@@ -99,7 +115,7 @@ def _go_deeper(records: RunRecords) -> list[Advice]:
         Advice(
             what="Let the network itself be tuned, not only the classifier on top of it.",
             why="This run trained a probe on frozen features; held-out photographs say whether more helps.",
-            command="pixelplay train DATA --out NEW_RUN --time-budget 15m",
+            command=again(records, "--tune", "auto", "--time-budget", "15m"),
             share=0.0,
         )
     ]

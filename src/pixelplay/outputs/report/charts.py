@@ -1,11 +1,14 @@
 """Figures → lines and points in the coordinates of a drawing; the page's template draws them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pixelplay.errors import percent
+
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins for the axes' labels
+LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 40  # margins for the axes' labels
 Point = tuple[float, float]
 
 
@@ -81,7 +84,8 @@ def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
         bins = [each for each in calibration[name]["bins"] if each["n"]]
         points = [(each["confidence"], each["accuracy"]) for each in bins]
         words = [
-            f"{each['n']} photographs answered with {each['confidence']:.0%}: {each['accuracy']:.0%} right"
+            f"{each['n']} photographs answered with {percent(each['confidence'], 0)}: "
+            f"{percent(each['accuracy'], 0)} right"
             for each in bins
         ]
         lines.append(axes.line(f"{name} calibration", style, points, words))
@@ -101,14 +105,17 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
     top = max((risk for _, risk in points), default=0.0) or 0.01
     axes = _Axes((0, 1), (0, top * 1.1))
     words = [
-        f"the surest {coverage:.0%} answered: {risk:.1%} of the answers wrong" for coverage, risk in points
+        f"the surest {percent(coverage, 0)} answered: {percent(risk)} of the answers wrong"
+        for coverage, risk in points
     ]
     return Chart(
         title="Wrong answers if only the surest photographs are answered",
         x_name="photographs answered, the surest first",
         y_name="wrong",
         x_ticks=axes.x_ticks(SHARES),
-        y_ticks=axes.y_ticks({top * share: f"{top * share:.1%}" for share in (0, 0.5, 1)}),
+        y_ticks=axes.y_ticks(
+            {value: percent(value, 1 if top < 0.05 else 0) for value in _round_ticks(axes.y)}
+        ),
         lines=(axes.line("", "main", points, words),),
     )
 
@@ -127,7 +134,7 @@ def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
         x_name="photographs learned from",
         y_name="accuracy",
         x_ticks=axes.x_ticks({n: f"{n:,.0f}" for n in (0, *(n for n, _ in drawn))}),
-        y_ticks=axes.y_ticks({value: f"{value:.2f}" for value in (axes.y[0], sum(axes.y) / 2, axes.y[1])}),
+        y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),
         lines=(
             axes.line("95 % interval", "ideal", [(p["n_learned"], p["low"]) for p in points]),
             axes.line("", "ideal", [(p["n_learned"], p["high"]) for p in points]),
@@ -161,10 +168,18 @@ def history_chart(
         x_name="epoch",
         y_name="",
         x_ticks=axes.x_ticks({float(i): str(i) for i in range(0, len(history), step)}),
-        y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in (low, (low + high) / 2, high)}),
+        y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),
         lines=tuple(
             axes.line(columns[column], style, points, [f"epoch {x:.0f}: {y:.4g}" for x, y in points])
             for (column, points), style in zip(drawn.items(), styles, strict=True)
             if points
         ),
     )
+
+
+def _round_ticks(ends: tuple[float, float]) -> list[float]:
+    """Two to six round numbers between the ends of an axis."""
+    low, high = ends
+    size = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
+    step = next(step for step in (size / 5, size / 2, size, 2 * size) if (high - low) / step <= 5)
+    return [round(n * step, 10) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]

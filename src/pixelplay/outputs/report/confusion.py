@@ -47,6 +47,7 @@ def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
 
 
 def make_matrix(answers: Sequence[Answer], names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
+    """Rows of given labels, columns of decisions, each cell with its photographs."""
     cells = fill_cells(answers)
     n_given = Counter(answer.given for answer in answers)
     return tuple(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelplay import __version__
 from pixelplay.errors import counted, percent
-from pixelplay.outputs.report.advice import Advice, advise
+from pixelplay.outputs.report.advice import Advice, advise, again
 from pixelplay.outputs.report.charts import (
     Chart,
     history_chart,
@@ -74,11 +74,13 @@ class Page:
 
     title: str
     version: str
+    source: str | None
     verdict: str
     where: str
     figures: tuple[Mapping[str, Any], ...]
     story: tuple[str, ...]
     command: str | None
+    relabel: str
     corrections: tuple[Mapping[str, Any], ...]
     also: tuple[str, ...]
     advice: tuple[Advice, ...]
@@ -129,11 +131,13 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
     return Page(
         title=os.path.basename(os.path.abspath(records.folder)),
         version=__version__,
+        source=None if records.source is None else os.path.basename(records.source),
         verdict=_verdict(records),
         where=PARTS[records.measured_on],
         figures=tuple(_figure_rows(records)),
         story=tuple(_story(records)),
         command=records.discreet(records.config.get("command") or "") or None,
+        relabel=again(records, "--relabel", "corrections.csv"),
         corrections=tuple(metrics["data"]["corrections"]),
         also=tuple(_also_measured(records)),
         advice=tuple(advise(records)),

@@ -3,7 +3,7 @@
 import os
 
 from pixelplay.config import ComputeConfig, DataConfig
-from pixelplay.errors import BundleError, ConfigError, ImageError, PixelPlayError
+from pixelplay.errors import BundleError, ConfigError, DataError, ImageError, PixelPlayError
 from pixelplay.inference.explain import Explainer
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
@@ -14,6 +14,7 @@ from pixelplay.outputs.report.model_page import make_model_page
 from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
 from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
+from pixelplay.outputs.run_dir import RUN_NAMES
 
 REPORT = "report.html"
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
@@ -66,6 +67,11 @@ def report(
         pictures = Pictures(find_source(asked, records.source), DataConfig(**settings))
         mistakes = _explain(records, pictures, compute, journal)
         pictures.make(plan_pictures(records), compute.num_workers, journal)
+        if pictures.is_empty and (asked is not None or (os.path.exists(target) and not is_forced)):
+            kept = f"; {target} is kept" if os.path.exists(target) else ""
+            raise DataError(
+                f"no photograph can be shown, {pictures.missing}{kept}; say with --data where they are"
+            )
         if pictures.missing is not None:
             journal.note(f"pictures are missing in the report: {pictures.missing}; give --data")
         html = render(make_page(records, pictures, mistakes))
@@ -84,11 +90,13 @@ def check_target(path: str, *, is_forced: bool) -> None:
     Raises:
         ConfigError: it is replaced only when forced, and a folder never.
     """
+    parent = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
+    if os.path.basename(path) in RUN_NAMES - {REPORT} and os.path.isfile(os.path.join(parent, "config.json")):
+        raise ConfigError(f"{path} is a record of the run; choose another --out")
     if os.path.lexists(path) and not is_forced and not is_ours(path):
         raise ConfigError(f"{path} exists and is no report; choose another --out, or replace it with --force")
-    parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise ConfigError(f"{parent} does not exist; make it, or choose another --out")
 

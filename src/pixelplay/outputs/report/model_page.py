@@ -43,7 +43,7 @@ def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
     accuracy = wilson(right, n)
     curve = risk_coverage(held_out.confidence, held_out.is_right.astype(bool))
     return ModelPage(
-        title=os.path.basename(os.path.abspath(folder)),
+        title=_name(os.path.abspath(folder)),
         version=__version__,
         verdict=(
             f"Right on {percent(accuracy.value)} of {n:,} {HELD_OUT.get(held_out.part, 'photographs')} "
@@ -54,7 +54,7 @@ def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
             "backbone": bundle.backbone.name,
             **bundle.made_by,
             "image size": f"{bundle.preprocessing.input_size} px",
-            "photographs learned from": f"{len(bundle.trained_on):,}",
+            "different photographs learned from": f"{len(bundle.trained_on):,}",
             "temperature": f"{bundle.temperature:.3f}",
             "tau": f"{bundle.tau:.2g}",
             "decisions tuned for": bundle.metric,
@@ -63,3 +63,9 @@ def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
         chart=risk_chart([{"coverage": c, "risk": r} for c, r in curve.points()]),
         missing=MISSING,
     )
+
+
+def _name(folder: str) -> str:
+    """What people call a model: the folder of the run that holds it, or its own."""
+    name = os.path.basename(folder)
+    return os.path.basename(os.path.dirname(folder)) or name if name == "model" else name

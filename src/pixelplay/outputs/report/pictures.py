@@ -17,7 +17,7 @@ from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.journal import Journal
 
-THUMB_PX, LARGE_PX = 112, 256
+THUMB_PX, LARGE_PX = 144, 256
 QUALITY = 70
 MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
@@ -81,6 +81,11 @@ class Pictures:
                 if n_bytes > MAX_BYTES:
                     break
                 self._made[path] = picture
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no photograph could be drawn at all."""
+        return not self._made
 
     def small(self, path: str) -> str | None:
         """The picture of a photograph as an address, for one place of the page; None where there is none."""

@@ -158,6 +158,22 @@ def test_a_page_tells_no_place_on_this_machine(all_run: Path, tmp_path: Path) ->
     assert str(Path(config["source"]).parent) not in page
 
 
+def test_what_all_absolute_paths_share_is_not_shown(
+    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    paths = sorted(drawn_photographs.rglob("*.*g"))
+    rows = [f"{path},{path.parent.name}" for path in paths]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    config = TrainConfig(
+        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
+    )
+    train(tmp_path / "table.csv", tmp_path / "run", config, journal=Journal(quiet=True))
+    page = make(tmp_path / "run")
+    assert str(drawn_photographs) not in Reader(page.split("<script")[0]).text
+    assert all(each["path"].count("/") == 1 for each in island_of(page)["pictures"])
+    assert all(each["src"] for each in island_of(page)["pictures"])
+
+
 def test_no_set_of_copies_makes_the_page_endless(all_run: Path, tmp_path: Path) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())

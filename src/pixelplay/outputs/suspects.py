@@ -77,7 +77,7 @@ Answers = tuple[
 def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, Answers]) -> SuspectReport:
     """Find the suspects among held-out photographs, the most suspicious first.
 
-    Beside those that the probabilities accuse, files that stand in the data with two labels are suspects.
+    Beside those that the probabilities accuse, equal files with two labels are suspects.
     Photographs of classes that the model does not know cannot be judged.
 
     Args:
@@ -123,10 +123,13 @@ def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, An
 
 
 def _twins(material: Material) -> dict[int, int]:
-    """Position → a copy of it with another label."""
+    """Position → an equal file with another label.
+
+    Altered copies are no such evidence: slices of one block of silicon look the same, and one may be broken.
+    """
     twins: dict[int, int] = {}
     labels = material.corrected
-    for members in material.duplicates.conflicts:
+    for members in material.duplicates.sets:
         kept = [i for i in members if labels[i] >= 0]
         for i in kept:
             others = [j for j in kept if labels[j] != labels[i]]

@@ -75,6 +75,7 @@ class Page:
     title: str
     version: str
     source: str | None
+    root: str
     verdict: str
     where: str
     figures: tuple[Mapping[str, Any], ...]
@@ -131,6 +132,7 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
     return Page(
         title=os.path.basename(os.path.abspath(records.folder)),
         version=__version__,
+        root=records.root,
         source=None if records.source is None else os.path.basename(records.source),
         verdict=_verdict(records),
         where=PARTS[records.measured_on],

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pixelplay.outputs.report import charts
@@ -23,6 +24,7 @@ def render(page: Page) -> str:
         pictures=page.pictures,
         island=_island(page),
         script=script,
+        root=page.root,
         few=FEW_LEARNED,
         held_out_in=HELD_OUT_IN,
     )
@@ -33,7 +35,7 @@ def render_model(page: ModelPage) -> str:
     return _fill("model.html", page=page)
 
 
-def _fill(template: str, *, script: str = "", **content: Any) -> str:
+def _fill(template: str, *, script: str = "", root: str = "", **content: Any) -> str:
     """Fill a template; what comes from names, files and tables is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -45,6 +47,7 @@ def _fill(template: str, *, script: str = "", **content: Any) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.filters["shown"] = partial(_shown, root=root)
     style = _own_file("page.css")
     return environment.get_template(template).render(
         **content,
@@ -100,7 +103,9 @@ def _island(page: Page) -> dict[str, Any]:
             cells[key] = {"given": given, "label": label, "n": cell.n, "pictures": numbers}
     return {
         "cells": cells,
-        "pictures": [{"path": path, "src": page.pictures.small(path)} for path in pictures],
+        "pictures": [
+            {"path": _shown(path, page.root), "src": page.pictures.small(path)} for path in pictures
+        ],
         "classes": list(page.class_names),
         "corrections": list(page.corrections),
         "suspects": [
@@ -108,6 +113,11 @@ def _island(page: Page) -> dict[str, Any]:
             for d in page.doubts
         ],
     }
+
+
+def _shown(path: str, root: str) -> str:
+    """A path as people need it: without the folder that all absolute ones share."""
+    return path.removeprefix(root)
 
 
 def _own_file(name: str) -> str:

@@ -65,10 +65,18 @@ class RunRecords:
         source = self.config.get("source")
         return None if source is None else str(source)
 
+    @property
+    def root(self) -> str:
+        """The folder that all photographs lie in where their paths are absolute; else nothing."""
+        paths = [answer.path for answer in self.answers]
+        if not paths or not all(map(os.path.isabs, paths)):
+            return ""
+        return os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), "")
+
     def discreet(self, text: str) -> str:
         """A text without where things lie on this machine: a report is made to be shown to others."""
         home = os.path.expanduser("~")
-        places = {self.source or "": "DATA", os.path.abspath(self.folder): "RUN", home: "~"}
+        places = {self.root: "", self.source or "": "DATA", os.path.abspath(self.folder): "RUN", home: "~"}
         for place in sorted(filter(lambda p: len(p) > 1, places), key=len, reverse=True):
             text = text.replace(place, places[place])
         return text

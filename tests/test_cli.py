@@ -822,6 +822,8 @@ def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_
     process = _start(
         "train", photos, "--out", tmp_path / "run", *tiny_train, "--cache-dir", cache,
         stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+        # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(stderr)
     shown = _read_until(terminal, rb" [1-9][0-9]* of 2000, .* photographs/s, .* left")

@@ -122,7 +122,7 @@ def test_an_unknown_class_is_one_line_with_the_nearest_names(run: Run, tiny_run:
     status, _, err = run("explain", tiny_run, "a.png", "--out", "cams", "--class", "ring")
     assert status == 1
     assert err == (
-        "error: class 'ring' is unknown; did you mean 'rings'?; the model knows bars, dots, rings\n"
+        "error: class 'ring' is unknown; did you mean 'rings'? the model knows bars, dots, rings\n"
     )
     assert not Path("cams").exists()
 

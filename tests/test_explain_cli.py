@@ -226,3 +226,14 @@ def test_a_list_of_files_comes_from_stdin(run: Run, tiny_run: Path, monkeypatch:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.png\n")))
     assert run("explain", tiny_run, "-", "--out", "cams", "--quiet")[0] == 0
     assert [row["path"] for row in read_table("cams")] == ["a.png"]
+
+
+def test_what_a_kill_has_left_between_two_renames_comes_back(run: Run, tiny_run: Path) -> None:
+    write_photograph(Path("a.png"))
+    assert run("explain", tiny_run, "a.png", "--out", "cams", "--quiet")[0] == 0
+    before = sorted(path.name for path in Path("cams").iterdir())
+    Path("cams").rename("cams.partial-old")
+    status, _, err = run("explain", tiny_run, "a.png", "--out", "cams", "--quiet")
+    assert (status, "cams exists; choose another --out" in err) == (1, True)
+    assert sorted(path.name for path in Path("cams").iterdir()) == before
+    assert not Path("cams.partial-old").exists()

@@ -19,6 +19,7 @@ from pixelplay.outputs.overlay import overlay
 from pixelplay.outputs.table import DECIMALS, csv_writer
 
 OVERLAY_PX = 640  # long side
+OLD = "-old"  # of a folder that is being replaced
 NAME_CHARS = 40  # of a photograph's and of a class's name in a file name
 TABLE = "explanations.csv"
 COLUMNS = (
@@ -36,6 +37,9 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
     """
     out = os.path.realpath(out)  # a link stays, what it points to is replaced
     partial = f"{out}.partial"
+    old = f"{partial}{OLD}"
+    if not os.path.lexists(out) and os.path.isdir(old) and _is_ours(old):  # a kill came between two renames
+        os.replace(old, out)
     for taken in (out, partial):
         _check_target(taken, is_forced=is_forced)
     try:
@@ -141,7 +145,7 @@ def _is_ours(folder: str) -> bool:
 
 def _put_in_place(temporary: str, out: str) -> None:
     """Rename the new folder; the old one is kept until the new one stands in its place."""
-    old = f"{temporary}-old"
+    old = f"{temporary}{OLD}"
     _remove(old)
     if os.path.isdir(out):
         os.replace(out, old)

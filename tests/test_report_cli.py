@@ -53,6 +53,29 @@ def test_training_ends_with_the_path_of_its_report(
     assert capsys.readouterr().out == "wrote run/report.html\n"
 
 
+@pytest.mark.parametrize(
+    ("trouble", "status"), [(OSError(28, "No space left on device"), 0), (KeyboardInterrupt(), 130)]
+)
+def test_trouble_with_the_report_is_no_failure_of_the_run(
+    drawn_photographs: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: BaseException,
+    status: int,
+) -> None:
+    def fail(*args: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr("pixelplay.outputs.report.make.write_page", fail)
+    loud = [word for word in tiny if word != "--quiet"]
+    words = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe", *loud]
+    assert main(words) == status
+    assert "the run is done, its report is not" in capsys.readouterr().err
+    assert (tmp_path / "run/metrics.json").exists()
+
+
 def test_a_cross_validation_and_a_tuned_run_have_reports(
     drawn_photographs: Path, tiny: list[str], tmp_path: Path
 ) -> None:

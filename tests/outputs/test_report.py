@@ -286,6 +286,18 @@ def test_pictures_end_where_the_page_is_large_enough(
     assert pictures.small("bars/none.jpg") is None
 
 
+def test_a_full_page_says_what_it_leaves_out_and_shows_mistakes_first(
+    all_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures_module, "MAX_BYTES", 60_000)
+    page = make(all_run)
+    pictures = re.findall(r"data:image/jpeg;base64,[\w+/=]+", page)
+    assert pictures
+    assert sum(map(len, pictures)) <= 60_000
+    assert re.search(r"Pictures in \d+ places: the page would have become too large", page)
+    assert Reader(page).all("img")
+
+
 def test_turns_are_taken() -> None:
     assert take_turns([["a", "b", "c"], ["d"], ["e", "f"]], 2) == ["a", "d", "e", "b", "f"]
     assert take_turns([], 3) == []

@@ -313,8 +313,6 @@ def _missing(records: RunRecords, pictures: Pictures) -> list[str]:
     if pictures.missing is not None:
         why = records.discreet(pictures.missing)
         missing.append(f"Pictures: {why}. Say where they are: pixelplay report RUN --data DATA.")
-    if pictures.n_left_out:
-        missing.append(f"{counted(pictures.n_left_out, 'picture')}: the page would have become too large.")
     if records.config.get("command") is None:
         missing.append("The command: the run was made from Python, or by an older PixelPlay.")
     return missing

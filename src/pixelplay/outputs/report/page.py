@@ -22,7 +22,7 @@ def render(page: Page) -> str:
         "page.html",
         page=page,
         pictures=page.pictures,
-        island=_island(page),
+        island=partial(_island, page),  # filled last: what the page itself shows has precedence
         script=script,
         root=page.root,
         few=FEW_LEARNED,

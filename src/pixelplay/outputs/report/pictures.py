@@ -30,7 +30,7 @@ class Pictures:
 
     Attributes:
         missing: why there are no pictures, or not all; None where nothing is amiss.
-        n_left_out: pictures for which no room was left.
+        n_left_out: pictures, or places for them, for which no room was left.
     """
 
     def __init__(self, source: str | None, data: DataConfig | None = None) -> None:
@@ -79,6 +79,7 @@ class Pictures:
                     continue
                 n_bytes += len(picture)
                 if n_bytes > MAX_BYTES:
+                    self.n_left_out += len(paths) - len(self._made)
                     break
                 self._made[path] = picture
 

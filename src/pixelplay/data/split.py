@@ -104,15 +104,18 @@ def _assign(labels: IntArray, groups: IntArray, shares: NDArray[np.float64], see
     sides = np.full(len(labels), NEVER_HELD_OUT, dtype=np.int64)
     members = _members(group_of, np.flatnonzero((sizes > 1) & ~is_fixed))
     single = (sizes[group_of] == 1) & free
+    has_single = bool(single.any())
     by_size = sorted(members, key=lambda rows: (-len(rows), rng.random()))
     for n_left, group in zip(range(len(by_size), 0, -1), by_size, strict=True):
         # squared distance from the quotas falls most where the classes of the group have most room;
         # of sides that suit equally well the emptiest; and the last groups go to sides still empty
-        must_be_empty = not single.any() and n_left <= (dealt == 0).sum()
+        must_be_empty = not has_single and n_left <= np.count_nonzero(dealt == 0)
         is_barred = (dealt > 0) & must_be_empty
-        side = int(np.lexsort((rng.random(n_sides), dealt, -room[labels[group]].sum(0), is_barred))[0])
+        need = labels[group]
+        side = int(np.lexsort((rng.random(n_sides), dealt, -room[need].sum(0), is_barred))[0])
         sides[group] = side
-        np.subtract.at(room[:, side], labels[group], 1)
+        for k in need.tolist():  # of a few images: faster than numpy
+            room[k, side] -= 1
         dealt[side] += len(group)
     for k in np.unique(labels[single]):
         rows = rng.permutation(np.flatnonzero(single & (labels == k)))

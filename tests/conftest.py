@@ -11,6 +11,7 @@ from hypothesis import settings
 from PIL import Image
 
 from photographs import encode
+from pixelplay.config import TrainConfig
 
 TINY = "test_convnext"  # timm's own network for tests, 0.2 M weights, 160 px
 TINY_COUNTS = {"bars": 24, "dots": 15, "rings": 9}
@@ -103,6 +104,18 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_settings(tiny_weights: Path) -> list[str]:
+    """Words with which any command learns in a blink: tiny weights, no altered copies, no report."""
+    return ["--no-report", "--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights)]
+
+
+@pytest.fixture(scope="session")
+def tiny_probe(tiny_weights: Path) -> TrainConfig:
+    """The same for Python: a probe on tiny weights."""
+    return TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
+
+
+@pytest.fixture(scope="session")
 def drawn_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only: 48 drawn photographs in the class folders bars (24), dots (15) and rings (9)."""
     return draw_folder(tmp_path_factory.mktemp("drawn") / "photos", TINY_COUNTS)
@@ -115,13 +128,13 @@ def drawn_classes(drawn_photographs: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(
+    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Read-only: a finished run of `train` on the drawn photographs."""
-    from pixelplay.config import TrainConfig
     from pixelplay.journal import Journal
     from pixelplay.workflow import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    config = TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
-    train(drawn_photographs, run, config, journal=Journal(quiet=True))
+    train(drawn_photographs, run, tiny_probe, journal=Journal(quiet=True))
     return run

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,18 +52,13 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 
 @pytest.fixture
-def train_tiny(tiny_weights: Path) -> list[str]:
+def train_tiny(tiny_settings: list[str]) -> list[str]:
     return [
         "--out",
         "run",
         "--tune",
         "probe",
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
     ]
 
 
@@ -710,18 +706,13 @@ def test_a_loss_that_is_no_number_ends_a_training_from_nothing(refuse_tuning: Re
 
 
 def test_a_loss_that_is_no_number_leaves_the_probe(
-    drawn_photographs: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+    drawn_photographs: Path, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What training started from is a classifier: it is kept, and the step is named."""
     common = [
         "train",
         str(drawn_photographs),
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
     ]
     assert main([*common, "--out", "run", *PARTIAL, "--n-views", "1", *RUNAWAY]) == 0
     err = capsys.readouterr().err
@@ -772,9 +763,9 @@ def test_a_network_that_takes_one_image_size_only(
 
 
 def test_an_interrupted_run_with_other_settings(
-    drawn_photographs: Path, tiny_weights: Path, refuse_tuning: Refusal
+    drawn_photographs: Path, tiny_probe: TrainConfig, refuse_tuning: Refusal
 ) -> None:
-    config = TrainConfig(tune="partial", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
+    config = replace(tiny_probe, tune="partial")
     device = find_device(config.compute)
     check_settings("run.partial/checkpoint", config, device, None)
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import pixelplay
-from conftest import TINY, TINY_COUNTS, draw_folder, draw_of_class
+from conftest import TINY_COUNTS, draw_folder, draw_of_class
 from photographs import altered, draw, encode, scene
 from pixelplay.cli import main
 from pixelplay.data.cache import measure_cache
@@ -61,16 +61,11 @@ def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture(scope="module")
-def tiny_train(tiny_weights: Path) -> list[str]:
+def tiny_train(tiny_settings: list[str]) -> list[str]:
     return [
         "--tune",
         "probe",
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
     ]
 
 

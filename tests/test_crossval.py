@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import pixelplay
-from conftest import TINY, TINY_COUNTS, draw_folder
+from conftest import TINY_COUNTS, draw_folder
 from pixelplay.cli import main
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.predictor import Predictor
@@ -34,14 +35,9 @@ PARTIAL = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_weights: Path) -> list[str]:
+def tiny(tiny_settings: list[str]) -> list[str]:
     return [
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
         "--quiet",
     ]
 
@@ -334,10 +330,10 @@ def test_a_given_val_part_is_dealt_and_that_is_said(
     assert "the given val part is dealt into the folds like train" in metrics["notes"]
 
 
-def test_python_takes_the_same_settings(drawn_photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    config = pixelplay.TrainConfig(
-        tune="probe", n_folds=3, backbone=TINY, weights=str(tiny_weights), near_duplicates=False
-    )
+def test_python_takes_the_same_settings(
+    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_probe, n_folds=3)
     report = pixelplay.cross_validate(drawn_photographs, tmp_path / "run", config)
     assert report.to_json() == _json(tmp_path / "run/metrics.json")
     assert report.headline.low <= report.headline.value <= report.headline.high

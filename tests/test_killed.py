@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import pixelplay
-from conftest import TINY
 from pixelplay.cli import main
 from pixelplay.training import finetune
 from pixelplay.training.checkpoint import CHECKPOINT
@@ -105,18 +104,13 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def photos(drawn_photographs: Path, tiny_weights: Path) -> list[str]:
+def photos(drawn_photographs: Path, tiny_settings: list[str]) -> list[str]:
     """What all runs here have in common."""
     return [
         *(
             "train",
             str(drawn_photographs),
-            "--no-report",
-            "--no-near-duplicates",
-            "--backbone",
-            TINY,
-            "--weights",
-            str(tiny_weights),
+            *tiny_settings,
         ),
         *("--epochs", "3", "--quiet"),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pixelplay
-from conftest import TINY, draw_folder
+from conftest import draw_folder
 from materials import sort_out_folder
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
@@ -24,16 +24,11 @@ N = 48
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_weights: Path) -> list[str]:
+def tiny(tiny_settings: list[str]) -> list[str]:
     return [
         "--tune",
         "probe",
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
         "--quiet",
     ]
 

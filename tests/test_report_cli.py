@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import TINY, draw_folder
+from conftest import draw_folder
 from pixelplay.cli import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -17,8 +17,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; i
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_weights: Path) -> list[str]:
-    return ["--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights), "--quiet"]
+def tiny(tiny_settings: list[str]) -> list[str]:
+    return [word for word in tiny_settings if word != "--no-report"] + ["--quiet"]
 
 
 @pytest.fixture(scope="module")

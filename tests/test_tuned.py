@@ -37,14 +37,9 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_weights: Path) -> list[str]:
+def tiny(tiny_settings: list[str]) -> list[str]:
     return [
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
         "--quiet",
     ]
 
@@ -349,7 +344,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
 
 
 def test_tuning_leaves_the_users_random_numbers_alone(
-    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
 
@@ -360,11 +355,9 @@ def test_tuning_leaves_the_users_random_numbers_alone(
     np.random.seed(1)
     torch.manual_seed(1)
     before = states()
-    config = pixelplay.TrainConfig(
+    config = replace(
+        tiny_probe,
         tune="partial",
-        backbone=TINY,
-        weights=str(tiny_weights),
-        near_duplicates=False,
         finetune=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),
         augmenting=AugmentConfig(augment=("crop", "mixup")),
     )

@@ -10,22 +10,15 @@ import pytest
 from PIL import Image
 
 import pixelplay
-from conftest import TINY, TINY_COUNTS, draw_folder
+from conftest import TINY_COUNTS, draw_folder
 from photographs import encode
 
 
-@pytest.fixture(scope="module")
-def config(tiny_weights: Path) -> pixelplay.TrainConfig:
-    return pixelplay.TrainConfig(
-        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False
-    )
-
-
 def test_five_lines_from_photographs_to_answers(
-    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     index, audit = pixelplay.scan(drawn_photographs)
-    report = pixelplay.train(drawn_photographs, tmp_path / "run", config)
+    report = pixelplay.train(drawn_photographs, tmp_path / "run", tiny_probe)
     figures = pixelplay.evaluate(tmp_path / "run", drawn_photographs, part=None)
     n_bad = pixelplay.predict(tmp_path / "run", [drawn_photographs], tmp_path / "p.csv")
     predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_photographs)
@@ -114,7 +107,7 @@ def test_errors_are_of_one_family_and_of_pythons_own(
 
 
 def test_training_leaves_the_users_random_numbers_alone(
-    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
 
@@ -122,13 +115,13 @@ def test_training_leaves_the_users_random_numbers_alone(
     np.random.seed(1)
     torch.manual_seed(1)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    pixelplay.train(drawn_photographs, tmp_path / "run", config)
+    pixelplay.train(drawn_photographs, tmp_path / "run", tiny_probe)
     after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert after == before
 
 
 def test_the_order_of_files_and_the_way_to_name_them_change_no_decision(
-    drawn_photographs: Path, config: pixelplay.TrainConfig, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     """The same photographs as a folder and as a shuffled table."""
     names = [path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*")]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conftest import TINY
 from pixelplay.cli import main
 from pixelplay.errors import ConfigError
 from pixelplay.inference.joint import JointPredictor
@@ -36,7 +35,7 @@ def test_corners_of_an_even_picture_change_nothing(tiny_run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_runs(
-    drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+    drawn_photographs: Path, tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
     """Two runs whose classes stand in another order, one of which leans towards rare classes."""
     root = tmp_path_factory.mktemp("two")
@@ -47,12 +46,7 @@ def two_runs(
     tiny = [
         "--tune",
         "probe",
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
         "--quiet",
     ]
     for name, extra in (("a", []), ("b", ["--seed", "1", "--metric", "macro_f1"])):

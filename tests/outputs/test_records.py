@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def odd(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainReport, Path, Journal]:
+def odd(
+    tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainReport, Path, Journal]:
     """A run on given parts with all that can be odd about data.
 
     Copies across parts, unreadable and conflicting files, a class with one image, one that only
@@ -47,14 +50,7 @@ def odd(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     (root / "train" / "dots" / "cut.jpg").write_bytes(damaged_files()["cut.jpg"][0])
     (root / "train" / "dots" / ".DS_Store").write_bytes(b"x")
     run, journal = root.parent / "run", Journal(quiet=True)
-    config = TrainConfig(
-        tune="probe",
-        backbone=TINY,
-        weights=str(tiny_weights),
-        near_duplicates=False,
-        metric="macro_f1",
-        seed=3,
-    )
+    config = replace(tiny_probe, metric="macro_f1", seed=3)
     return train(root, run, config, journal=journal), run, journal
 
 
@@ -97,11 +93,9 @@ def test_the_headline_is_the_declared_metric_where_it_was_measured(
 
 
 def test_without_a_test_part_the_headline_is_out_of_fold(
-    tiny_weights: Path, drawn_photographs: Path, tmp_path: Path
+    tiny_probe: TrainConfig, drawn_photographs: Path, tmp_path: Path
 ) -> None:
-    config = TrainConfig(
-        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
-    )
+    config = replace(tiny_probe, test_frac=0)
     report = train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
     metrics = read_json(tmp_path / "run" / "metrics.json")
     assert report.measured_on == metrics["headline"]["measured_on"] == "oof"
@@ -217,10 +211,9 @@ def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, Journal]) 
     assert (stored["metric"], stored["seed"], stored["backbone"]) == ("macro_f1", 3, TINY)
 
 
-def test_two_photographs_a_class_make_records_without_nan(tiny_weights: Path, tmp_path: Path) -> None:
+def test_two_photographs_a_class_make_records_without_nan(tiny_probe: TrainConfig, tmp_path: Path) -> None:
     draw_folder(tmp_path / "photos", {"bars": 2, "dots": 3})
-    config = TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
-    train(tmp_path / "photos", tmp_path / "run", config, journal=Journal(quiet=True))
+    train(tmp_path / "photos", tmp_path / "run", tiny_probe, journal=Journal(quiet=True))
     metrics = read_json(tmp_path / "run" / "metrics.json")
     assert not metrics["headline"]["reliable"] or metrics["headline"]["n"] < 10
     assert not [x for x in numbers_in(metrics) if not np.isfinite(x)]
@@ -237,10 +230,9 @@ def numbers_in(value: object) -> Iterator[float]:
 
 
 def test_the_same_seed_gives_the_same_records(
-    tiny_run: Path, tiny_weights: Path, drawn_photographs: Path, tmp_path: Path
+    tiny_run: Path, tiny_probe: TrainConfig, drawn_photographs: Path, tmp_path: Path
 ) -> None:
-    config = TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
-    train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    train(drawn_photographs, tmp_path / "run", tiny_probe, journal=Journal(quiet=True))
     for path in sorted(tiny_run.rglob("*")):
         if path.is_file():
             again = tmp_path / "run" / path.relative_to(tiny_run)

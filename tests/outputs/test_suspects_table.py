@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from conftest import TINY, draw_folder
+from conftest import draw_folder
 from pixelplay.cli import main
 
 COUNTS = {"bars": 24, "=dots": 24, "rings": 24}
 
 
 @pytest.fixture(scope="module")
-def run(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only: a cross-validated run with three planted wrong labels and one file with two labels."""
     root = tmp_path_factory.mktemp("suspects")
     photos = draw_folder(root / "photos", {"bars": 24, "dots": 24, "rings": 24})
@@ -25,12 +25,7 @@ def run(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (photos / "dots").rename(photos / "=dots")
     shutil.copy(photos / "rings/002.jpg", photos / "bars/twin.jpg")
     tiny = [
-        "--no-report",
-        "--no-near-duplicates",
-        "--backbone",
-        TINY,
-        "--weights",
-        str(tiny_weights),
+        *tiny_settings,
         "--tune",
         "probe",
         "--quiet",

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from conftest import TINY, draw_folder
+from conftest import draw_folder
 from materials import sort_out_folder
 from networks import shared_backbone
 from pixelplay.config import ComputeConfig, FinetuneConfig, TrainConfig
@@ -138,12 +138,10 @@ def test_the_sentence_names_both_figures_and_who_is_taken(
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_weights: Path) -> TrainConfig:
-    return TrainConfig(
+def tiny(tiny_probe: TrainConfig) -> TrainConfig:
+    return replace(
+        tiny_probe,
         tune="auto",
-        backbone=TINY,
-        weights=str(tiny_weights),
-        near_duplicates=False,
         val_frac=0.9,
         time_budget="0.1s",
         finetune=FinetuneConfig(train_batch_size=8),  # it is also what is measured

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pixelplay
 from conftest import draw_of_class
 from photographs import encode
 from pixelplay.cli import main
-from pixelplay.outputs.contact import PER_SHEET, ContactSheets
+from pixelplay.outputs.contact import CELL_PX, GAP_PX, LINE_PX, NO_PICTURE, PER_SHEET, ContactSheets
 from pixelplay.outputs.explained import file_stem
+from pixelplay.outputs.overlay import colour
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -75,6 +77,29 @@ def test_the_named_class_is_explained(run: Run, tiny_run: Path) -> None:
     assert row["explained"] == "rings"
     assert row["overlay"] == "0001_a_rings.overlay.png"
     assert 0 <= float(row["explained_probability"]) <= float(row["probability"]) <= 1
+
+
+def test_runs_that_answer_together_are_explained_together(
+    run: Run, tiny_run: Path, drawn_photographs: Path, tiny_settings: list[str]
+) -> None:
+    photo = write_photograph(Path("a.png"))
+    settings = ["--tune", "probe", "--seed", "5", *tiny_settings, "--quiet"]
+    assert run("train", drawn_photographs, "--out", "other", *settings)[0] == 0
+    both = ["--with", "other", "--quiet"]
+    assert run("predict", tiny_run, photo, "--out", "p.csv", *both, "--precision", "fp32")[0] == 0
+    with open("p.csv", newline="") as file:
+        (answer,) = csv.DictReader(file)
+    assert run("explain", tiny_run, photo, "--out", "cams", *both)[0] == 0
+    (row,) = read_table("cams")
+    assert row["label"] == row["explained"] == answer["label"]
+    assert float(row["probability"]) == pytest.approx(float(answer["probability"]), abs=0.02)
+
+    for name in ("bars", "dots"):
+        shutil.copytree(drawn_photographs / name, f"two/{name}")
+    assert run("train", "two", "--out", "fewer", *settings)[0] == 0
+    status, out, err = run("explain", tiny_run, photo, "--out", "none", "--with", "fewer")
+    assert (status, out, Path("none").exists()) == (1, "", False)
+    assert f"{tiny_run} and fewer cannot answer together, for only one of them knows rings" in err
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
@@ -218,7 +243,20 @@ def test_many_photographs_fill_several_sheets(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"contact.png", "contact_02.png"}
     with Image.open(tmp_path / "contact.png") as first, Image.open(tmp_path / "contact_02.png") as second:
         assert first.size[0] == 6 * 212 + 12
-        assert second.size[0] == 212 + 12
+        assert second.size[0] == 2 * 212 + 12  # one picture; the legend needs two columns
+        top = np.asarray(second)[: GAP_PX + LINE_PX]
+    hottest, coldest = (np.round(colour(np.float32([value]))) for value in (1, 0))
+    columns = [int(np.flatnonzero((top == c).all(2).any(0))[0]) for c in (coldest, hottest)]
+    assert columns[1] - columns[0] == pytest.approx(CELL_PX / 2, abs=8)  # the legend's bar, from cold to hot
+
+
+def test_an_unreadable_photograph_has_its_place_on_the_sheet(run: Run, tiny_run: Path) -> None:
+    write_photograph(Path("a.png"))
+    Path("b.png").write_bytes(b"no photograph")
+    assert run("explain", tiny_run, "a.png", "b.png", "--out", "cams", "--quiet")[0] == 0
+    with Image.open("cams/contact.png") as sheet:
+        right = np.asarray(sheet)[GAP_PX + LINE_PX + GAP_PX + CELL_PX // 2, -CELL_PX // 2]
+    assert tuple(right) == NO_PICTURE
 
 
 def test_a_list_of_files_comes_from_stdin(run: Run, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

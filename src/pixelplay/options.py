@@ -12,6 +12,7 @@ from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, TrainConf
 Data = Annotated[Positional[str], arg(metavar="DATA")]
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
+WithRuns = Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")]
 # the name of a group of settings is the title of its section in the help
 DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
 CautionSection = Annotated[OmitArgPrefixes[CautionConfig], arg(name="caution")]

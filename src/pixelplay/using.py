@@ -18,7 +18,15 @@ from pixelplay.config import (
 )
 from pixelplay.errors import PixelPlayError, counted, printable
 from pixelplay.journal import Journal
-from pixelplay.options import CautionSection, ComputeSection, Images, Run, check_some, expand_stdin
+from pixelplay.options import (
+    CautionSection,
+    ComputeSection,
+    Images,
+    Run,
+    WithRuns,
+    check_some,
+    expand_stdin,
+)
 
 
 def predict(
@@ -30,7 +38,7 @@ def predict(
     submission: File = None,
     path_column: Column = None,
     images_dir: Folder = None,
-    with_runs: Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")] = (),
+    with_runs: WithRuns = (),
     tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
     caution: CautionSection = CautionConfig(),  # noqa: B008 - frozen
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
@@ -91,6 +99,7 @@ def explain(
     method: DisallowNone[Annotated[Method | None, shown()]] = None,
     path_column: Column = None,
     images_dir: Folder = None,
+    with_runs: WithRuns = (),
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     force: Flag = False,
     quiet: Flag = False,
@@ -106,6 +115,7 @@ def explain(
         method: gradcam, gradcam++, layercam (default: layercam, the most faithful measured).
         path_column: Column of a table that names the photograph.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        with_runs: Other runs that are explained with this one, as they answer together.
         force: Replace a folder of explanations.
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
@@ -123,6 +133,7 @@ def explain(
         path_column=path_column,
         images_dir=images_dir,
         is_forced=force,
+        with_runs=with_runs,
         compute=compute,
         journal=Journal(quiet=quiet, is_json=json_progress),
     )

@@ -313,6 +313,7 @@ def explain(
     path_column: str | None = None,
     images_dir: str | None = None,
     is_forced: bool = False,
+    with_runs: Sequence[StrPath] = (),
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> int:
@@ -328,17 +329,19 @@ def explain(
         method: how gradients become a map (default: the most faithful as measured).
         path_column, images_dir: of tables, as for `predict`.
         is_forced: replace a folder of explanations.
+        with_runs: other runs that are explained with this one, as they answer together.
 
     Raises:
         DataError: nothing there, or none of it can be read.
-        ConfigError: the folder cannot be written, or the model does not know the class.
+        ConfigError: the folder cannot be written, the class is unknown, or the runs know different classes.
         BundleError: no model in `run`.
     """
     journal = journal or Journal()
     with new_explanations_dir(os.fspath(out), is_forced=is_forced) as folder:
         data = DataConfig(path_column=path_column, images_dir=images_dir)
         indexes = name_images(images, data, journal)
-        explainer = Explainer(read_bundle(os.fspath(run)), compute, method=method)
+        names = [os.fspath(each) for each in (run, *with_runs)]
+        explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
         if label is not None:
             explainer.check_label(label)
         looks = explain_all(explainer, indexes, label)

@@ -92,13 +92,14 @@ def test_gradcam_is_the_one_computed_by_hand(by_hand: Bundle) -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[0, 1] = (255, 0, 0)
     pixels[2, 3] = (102, 255, 0)
-    explainer = Explainer(by_hand, ON_CPU, method="gradcam")
+    explainer = Explainer(by_hand, compute=ON_CPU, method="gradcam")
     expected = np.zeros((4, 4), np.float32)
     expected[0, 1] = 2.0  # of [2, 3]: 2 · 0.4 − 1 < 0
-    np.testing.assert_allclose(explainer.explain(pixels, "red").heat, expected, atol=1e-6)
+    found = explainer.explain(pixels, "red")
+    np.testing.assert_allclose(found.heat, expected / by_hand.temperature, atol=1e-6)
     expected[0, 1], expected[2, 3] = 0.5, 0.5 * 0.4 + 3
     found = explainer.explain(pixels, "green")
-    np.testing.assert_allclose(found.heat, expected, atol=1e-6)
+    np.testing.assert_allclose(found.heat, expected / by_hand.temperature, atol=1e-6)
     logits = np.array([0.3 + (2 * 1.4 - 1) / 16, (0.5 * 1.4 + 3) / 16]) / by_hand.temperature
     probs = np.exp(logits) / np.exp(logits).sum()
     assert (found.label, found.probability) == ("green", pytest.approx(probs[1], abs=1e-6))
@@ -137,7 +138,7 @@ def test_where_features_are_means_gradcam_adds_up_to_the_logit() -> None:
 def test_watching_changes_nothing_and_leaves_nothing_behind(
     bundle: Bundle, photograph: NDArray[np.uint8], tiny_run: Path
 ) -> None:
-    explainer = Explainer(bundle, ON_CPU)
+    explainer = Explainer(bundle, compute=ON_CPU)
     first = explainer.explain(photograph)
     second = explainer.explain(photograph)
     np.testing.assert_array_equal(first.heat, second.heat)
@@ -155,7 +156,7 @@ def hot_half(bundle: Bundle, place: str) -> tuple[float, float]:
     pixels = np.full((64, 128, 3), 110, np.uint8)
     columns = slice(0, 48) if place == "left" else slice(80, 128)
     pixels[8:56, columns] = np.asarray(draw_of_class("dots", 3, (48, 48)))
-    heat = Explainer(bundle, ON_CPU).explain(pixels, "dots").heat
+    heat = Explainer(bundle, compute=ON_CPU).explain(pixels, "dots").heat
     middle, total = heat.shape[1] // 2, heat.sum()
     return heat[:, :middle].sum() / total, heat[:, middle:].sum() / total
 
@@ -172,17 +173,17 @@ def test_maps_change_when_weights_are_randomised(
     rng = np.random.default_rng(0)
     heads = bundle.head, replace(bundle.head, weight=rng.permuted(bundle.head.weight, axis=1))
     maps = [
-        Explainer(replace(bundle, head=head), ON_CPU, method=method).explain(photograph, "dots").heat
+        Explainer(replace(bundle, head=head), compute=ON_CPU, method=method).explain(photograph, "dots").heat
         for head in heads
     ]
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] < 0.9
     other = with_backbone(bundle, draw_backbone("test_convnext"))
-    found = Explainer(other, ON_CPU, method=method).explain(photograph, "dots").heat
+    found = Explainer(other, compute=ON_CPU, method=method).explain(photograph, "dots").heat
     assert found.shape != maps[0].shape or not np.allclose(found, maps[0], rtol=0.1)
 
 
 def test_maps_of_classes_differ(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
-    explainer = Explainer(bundle, ON_CPU)
+    explainer = Explainer(bundle, compute=ON_CPU)
     maps = [explainer.explain(photograph, name).heat for name in bundle.classes]
     assert all(not np.allclose(a, b) for a, b in pairwise(maps))
     probs = [explainer.explain(photograph, name).probability for name in bundle.classes]
@@ -198,7 +199,7 @@ def test_every_kind_of_backbone_is_explained(
     size = drawn.network.pretrained_cfg["input_size"][-1]  # type: ignore[union-attr, index]
     other = replace(with_backbone(bundle, drawn, int(size)), hflip=False)
     for method in METHOD_NAMES:
-        explainer = Explainer(other, ON_CPU, method=method)
+        explainer = Explainer(other, compute=ON_CPU, method=method)
         heats = np.stack([explainer.explain(photograph, label).heat for label in other.classes])
         assert heats.shape == (3, 64, 96)
         assert np.isfinite(heats).all()
@@ -229,7 +230,7 @@ def test_every_branch_of_an_ensemble_has_its_part(
     bundle: Bundle, photograph: NDArray[np.uint8], name: str
 ) -> None:
     def show(bundle: Bundle) -> NDArray[np.float32]:
-        explainer = Explainer(bundle, ON_CPU, method="layercam", n_stages=2)
+        explainer = Explainer(bundle, compute=ON_CPU, method="layercam", n_stages=2)
         return np.stack([explainer.explain(photograph, label).heat for label in bundle.classes])
 
     frozen = shared_backbone(name)
@@ -254,6 +255,36 @@ def test_every_branch_of_an_ensemble_has_its_part(
     np.testing.assert_allclose(without, expected, rtol=1e-3, atol=1e-3 * expected.max())
 
 
+def test_models_that_answer_together_are_explained_together(
+    bundle: Bundle, photograph: NDArray[np.uint8]
+) -> None:
+    """The second one knows the classes in another order, sees larger squares and is less sure."""
+    other = with_backbone(bundle, draw_backbone("test_efficientnet"), 128)
+    other = replace(other, classes=other.classes[::-1], priors=other.priors[::-1], temperature=3.0)
+    together = Explainer(bundle, other, compute=ON_CPU)
+    assert (together.classes, together.input_size) == (bundle.classes, bundle.preprocessing.input_size)
+    alone = [Explainer(model, compute=ON_CPU) for model in (bundle, other)]
+    for label in bundle.classes:
+        found, first, second = (explainer.explain(photograph, label) for explainer in (together, *alone))
+        assert found.heat.shape == first.heat.shape == second.heat.shape == photograph.shape[:2]
+        np.testing.assert_allclose(found.heat, (first.heat + second.heat) / 2, rtol=1e-5)
+        assert found.probability == pytest.approx((first.probability + second.probability) / 2)
+    smaller = replace(other, preprocessing=replace(other.preprocessing, input_size=64))
+    sizes = [
+        Explainer(*m, compute=ON_CPU).explain(photograph).heat.shape for m in [(smaller,), (smaller, bundle)]
+    ]
+    assert sizes == [(43, 64), photograph.shape[:2]]
+
+
+def test_models_lean_together(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+    leaning = replace(bundle, tau=50.0)  # answers the rarest class, whatever it sees
+    assert Explainer(leaning, compute=ON_CPU).explain(photograph).decided == "rings"
+    assert Explainer(bundle, leaning, compute=ON_CPU).explain(photograph).decided == "rings"
+    stranger = replace(bundle, classes=("bars", "dots", "spirals"))
+    with pytest.raises(ConfigError, match=r"a and b cannot answer together, .* knows rings, spirals"):
+        Explainer(bundle, stranger, names=("a", "b"), compute=ON_CPU)
+
+
 def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
     rng, n = np.random.default_rng(0), bundle.head.weight.shape[1]
     head = LinearHead(
@@ -262,7 +293,7 @@ def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.u
         hidden_weight=rng.normal(size=(8, n)).astype(np.float32),
         hidden_bias=np.zeros(8, np.float32),
     )
-    found = Explainer(replace(bundle, head=head), ON_CPU).explain(photograph)
+    found = Explainer(replace(bundle, head=head), compute=ON_CPU).explain(photograph)
     assert found.heat.max() > 0
 
 
@@ -270,7 +301,7 @@ def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.u
 def test_the_map_of_a_mirror_image_is_mirrored(
     bundle: Bundle, photograph: NDArray[np.uint8], method: Method
 ) -> None:
-    explainer = Explainer(replace(bundle, hflip=True), ON_CPU, method=method)
+    explainer = Explainer(replace(bundle, hflip=True), compute=ON_CPU, method=method)
     heat = explainer.explain(photograph, "dots").heat
     mirrored = explainer.explain(np.ascontiguousarray(photograph[:, ::-1]), "dots").heat
     np.testing.assert_allclose(mirrored[:, ::-1], heat, rtol=1e-2, atol=1e-2 * heat.max())
@@ -284,12 +315,16 @@ def test_the_map_has_the_photographs_proportions(
     bundle: Bundle, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     pixels = np.asarray(draw_of_class("bars", 1, size))
-    assert Explainer(bundle, ON_CPU).explain(pixels).heat.shape == expected
+    assert Explainer(bundle, compute=ON_CPU).explain(pixels).heat.shape == expected
 
 
 def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
     cropped = replace(bundle, preprocessing=replace(bundle.preprocessing, crop_mode="center", crop_pct=0.5))
-    heat = Explainer(cropped, ON_CPU).explain(np.asarray(draw_of_class("bars", 1, (120, 80))), "bars").heat
+    heat = (
+        Explainer(cropped, compute=ON_CPU)
+        .explain(np.asarray(draw_of_class("bars", 1, (120, 80))), "bars")
+        .heat
+    )
     assert heat.shape == (80, 120)
     assert heat[20:60, 40:80].max() > 0
     heat = heat.copy()
@@ -299,12 +334,12 @@ def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
 
 def test_an_unknown_class_is_named_with_its_neighbours(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
     with pytest.raises(ConfigError, match=r"class 'dot' is unknown; did you mean 'dots'\? the model knows"):
-        Explainer(bundle, ON_CPU).explain(photograph, "dot")
+        Explainer(bundle, compute=ON_CPU).explain(photograph, "dot")
 
 
 def test_an_unknown_method_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"method='cam' is not one of gradcam, gradcam\+\+, layercam"):
-        Explainer(bundle, ON_CPU, method="cam")  # type: ignore[arg-type]
+        Explainer(bundle, compute=ON_CPU, method="cam")  # type: ignore[arg-type]
 
 
 class Scrambled(OneConvolution):
@@ -321,9 +356,9 @@ def test_a_backbone_without_maps_is_refused(by_hand: Bundle) -> None:
     for network in (scrambled, nameless):
         backbone = Backbone("odd", network, "pooled")
         with pytest.raises(ConfigError, match="odd cannot be explained: none of its last 1 stages puts out"):
-            Explainer(replace(by_hand, backbone=backbone), ON_CPU)
+            Explainer(replace(by_hand, backbone=backbone), compute=ON_CPU)
 
 
 def test_a_flat_photograph_has_a_map_too(bundle: Bundle) -> None:
-    heat = Explainer(bundle, ON_CPU).explain(np.asarray(Image.new("RGB", (50, 40)))).heat
+    heat = Explainer(bundle, compute=ON_CPU).explain(np.asarray(Image.new("RGB", (50, 40)))).heat
     assert np.isfinite(heat).all()

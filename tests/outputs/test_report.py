@@ -1,15 +1,19 @@
 """What a report promises: it tells what the records say, every name is text, and its size has a bound."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
@@ -62,12 +66,12 @@ def make(run: Path, **settings: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def all_run(drawn_photographs: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_run(
+    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run whose figures come from all photographs, out of fold: it makes mistakes."""
     run = tmp_path_factory.mktemp("runs") / "all"
-    config = TrainConfig(
-        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
-    )
+    config = replace(tiny_probe, test_frac=0)
     train(drawn_photographs, run, config, journal=Journal(quiet=True))
     return run
 
@@ -122,15 +126,13 @@ def test_every_cell_of_the_matrix_has_its_photographs(all_run: Path, tiny_page: 
             assert all(each["src"] for each in shown)
 
 
-def test_names_are_text_whatever_they_are(tiny_weights: Path, tmp_path: Path) -> None:
+def test_names_are_text_whatever_they_are(tiny_probe: TrainConfig, tmp_path: Path) -> None:
     counts = {"bars": 12, "dots": 10}
     draw_folder(tmp_path / "photos", counts)
     (tmp_path / "photos/dots").rename(tmp_path / "photos" / HOSTILE.replace("/", "∕"))
     strange = '"><img src=x onerror=alert(2)>\n{{ 7*7 }}.png'
     (tmp_path / "photos/bars" / strange).write_bytes(encode(draw_of_class("bars", 77), "PNG"))
-    config = TrainConfig(
-        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
-    )
+    config = replace(tiny_probe, test_frac=0)
     train(tmp_path / "photos", tmp_path / "run", config, journal=Journal(quiet=True))
     page = make(tmp_path / "run")
     reader = Reader(page)
@@ -159,14 +161,12 @@ def test_a_page_tells_no_place_on_this_machine(all_run: Path, tmp_path: Path) ->
 
 
 def test_what_all_absolute_paths_share_is_not_shown(
-    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
     paths = sorted(drawn_photographs.rglob("*.*g"))
     rows = [f"{path},{path.parent.name}" for path in paths]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
-    config = TrainConfig(
-        tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False, test_frac=0
-    )
+    config = replace(tiny_probe, test_frac=0)
     train(tmp_path / "table.csv", tmp_path / "run", config, journal=Journal(quiet=True))
     page = make(tmp_path / "run")
     assert str(drawn_photographs) not in Reader(page.split("<script")[0]).text
@@ -284,6 +284,27 @@ def test_pictures_end_where_the_page_is_large_enough(
     assert 0 < len(kept) < 20
     assert sum(map(len, kept)) <= 20_000
     assert pictures.small("bars/none.jpg") is None
+
+
+def test_what_is_to_be_judged_by_eye_is_shown_larger(
+    drawn_photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures_module, "THUMB_PX", 24)
+    monkeypatch.setattr(pictures_module, "LARGE_PX", 56)
+    pictures = Pictures(str(drawn_photographs))
+    paths = ["bars/000.jpg", "dots/001.png"]
+    pictures.make(paths, 1, Journal(quiet=True), enlarged=paths[1:])
+
+    def width(address: str | None) -> int:
+        assert address is not None
+        with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as image:
+            return image.width
+
+    assert [width(pictures.small(path)) for path in paths] == [24, 24]
+    assert [width(pictures.large(path)) for path in paths] == [24, 56]
+    monkeypatch.setattr(pictures_module, "MAX_BYTES", 0)
+    assert pictures.large(paths[1]) is None
+    assert pictures.n_left_out == 1
 
 
 def test_a_full_page_says_what_it_leaves_out_and_shows_mistakes_first(

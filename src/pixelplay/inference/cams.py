@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pixelplay.config import Method
 
+See = Callable[[Tensor, Tensor], Tensor]  # maps and gradients (B, C, H, W) → (B, H, W)
+
 
 def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
     """Each channel (B, C, H, W) weighted by its gradient summed over positions: (B, H, W).
@@ -40,7 +42,7 @@ def layercam(maps: Tensor, gradients: Tensor) -> Tensor:
     return (gradients.relu() * maps).sum(dim=1) * maps[0, 0].numel()
 
 
-METHODS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
+METHODS: dict[Method, See] = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
     "layercam": layercam,

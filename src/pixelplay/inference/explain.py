@@ -1,4 +1,4 @@
-"""Bundle + photograph → where in it the evidence for a class lies."""
+"""Bundles + photograph → where in it the evidence for a class lies."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
 from pixelplay.errors import ConfigError, ImageError, name_some, suggest
-from pixelplay.evaluation.calibration import decide, natural_probs
-from pixelplay.inference.cams import METHODS, add_up
+from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.inference.cams import METHODS, See, add_up
+from pixelplay.inference.joint import bring_together
 from pixelplay.model.activations import StageWatch
 from pixelplay.model.bundle import Bundle
 from pixelplay.model.features import Normaliser, pick_device
@@ -33,8 +34,8 @@ class Explanation:
 
     Attributes:
         heat: (h, w) float32 >= 0, evidence for the class over the whole upright photograph, whose
-            proportions it has; its long side is at most the network's input size. In units of the logit,
-            to be compared within a method. All 0 where no place speaks for the class by itself.
+            proportions it has; its long side is at most the network's input size. In units of the calibrated
+            logit, to be compared within a method. All 0 where no place speaks for the class by itself.
         label: the class explained.
         probability: of that class.
         decided: the class that the model decides for.
@@ -66,45 +67,45 @@ class Look:
 
 
 class Explainer:
-    """A trained classifier that shows where it looks.
+    """One trained classifier, or several that answer together, that show where they look.
 
-    It computes in fp32 whatever the model was learned in: probabilities are within 0.02 of `Predictor`'s.
+    It computes in fp32 whatever the models were learned in: probabilities are within 0.02 of `Predictor`'s.
 
     Args:
-        bundle: the model; it is left as it is.
+        bundles: the models; they are left as they are.
+        names: (M,) what a user calls them.
         compute: device; the rest plays no part.
         method: how gradients become a map (default: the most faithful in benchmarks/faithfulness.py).
         n_stages: the last stages of each network whose maps are added up.
 
     Raises:
-        ConfigError: unknown method, or a backbone whose stages give no maps.
+        ConfigError: unknown method, a backbone whose stages give no maps, or models that know
+            different classes.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        *bundles: Bundle,
+        names: Sequence[str] | None = None,
         compute: ComputeConfig | None = None,
-        *,
         method: Method | None = None,
         n_stages: int = DEFAULT_STAGES,
     ) -> None:
         method = method or DEFAULT_METHOD
         check_choice("method", method, get_args(Method))
         device = pick_device((compute or ComputeConfig()).device)
-        self._bundle, self._see = bundle, METHODS[method]
-        self._backbone = copy.deepcopy(bundle.backbone).eval().requires_grad_(False).to(device)
-        self._watch = StageWatch(self._backbone, n_stages, bundle.preprocessing.input_size)
-        self._normalise = Normaliser(bundle.preprocessing, device)
+        self._concord = bring_together(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
+        self._models = [_Model(bundle, METHODS[method], n_stages, device) for bundle in bundles]
 
     @property
     def classes(self) -> tuple[str, ...]:
         """(K,) class names."""
-        return self._bundle.classes
+        return self._concord.classes
 
     @property
     def input_size(self) -> int:
-        """Side of the square that the network sees, px."""
-        return self._bundle.preprocessing.input_size
+        """Side of the largest square that a network sees, px."""
+        return max(model.input_size for model in self._models)
 
     def check_label(self, label: str) -> None:
         """Raise for a class that the model does not know.
@@ -121,28 +122,75 @@ class Explainer:
 
         Args:
             pixels: (H, W, 3) uint8, upright, as `decode_image` gives them.
-            label: the class to explain (default: the one that the model decides for).
+            label: the class to explain (default: the one that is decided for).
 
         Raises:
             ConfigError: the model knows no such class; the nearest names are given.
         """
         if label is not None:
             self.check_label(label)
+        sights = [model.see(pixels) for model in self._models]
+        probs = self._concord.mean([sight.probs[None] for sight in sights])  # (1, K)
+        decided = int(self._concord.decide(probs)[0])
+        k = decided if label is None else self.classes.index(label)
+        heats = [
+            model.heat_of(sight, int(order[k]), pixels.shape[:2])
+            for model, sight, order in zip(self._models, sights, self._concord.orders, strict=True)
+        ]
+        return Explanation(
+            heat=_mean_of(heats),
+            label=self.classes[k],
+            probability=float(probs[0, k]),
+            decided=self.classes[decided],
+            decided_probability=float(probs[0, decided]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sight:
+    """What a model makes of one photograph: it can be asked for the evidence for one class.
+
+    Attributes:
+        probs: (K,) calibrated, in the model's order.
+        logits: (K,) calibrated, that gradients can be taken of.
+        outputs: of the stages that are watched.
+    """
+
+    probs: NDArray[np.float64]
+    logits: Tensor
+    outputs: Sequence[Tensor]
+
+
+class _Model:
+    """One model, watched."""
+
+    def __init__(self, bundle: Bundle, see: See, n_stages: int, device: str) -> None:
+        self._bundle, self._see = bundle, see
+        self._backbone = copy.deepcopy(bundle.backbone).eval().requires_grad_(False).to(device)
+        self._watch = StageWatch(self._backbone, n_stages, bundle.preprocessing.input_size)
+        self._normalise = Normaliser(bundle.preprocessing, device)
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that the network sees, px."""
+        return self._bundle.preprocessing.input_size
+
+    def see(self, pixels: NDArray[np.uint8]) -> _Sight:
+        """Answer for a photograph (H, W, 3), and remember how."""
         images = self._views_of(pixels)  # (B, 3, S, S)
         with torch.enable_grad(), self._watch() as outputs:
             features: Tensor = self._backbone(images)  # (B, D)
-            logits = _apply_head(self._bundle.head, features.mean(dim=0))  # (K,)
-            probs, decided = self._decide(logits)
-            k = decided if label is None else self.classes.index(label)
-            gradients = torch.autograd.grad(logits[k], outputs, allow_unused=True, materialize_grads=True)
-        heat = self._add_views(outputs, gradients)  # (S, S)
-        return Explanation(
-            heat=_lay_over_photograph(heat, pixels.shape[:2], self._bundle.preprocessing),
-            label=self.classes[k],
-            probability=float(probs[k]),
-            decided=self.classes[decided],
-            decided_probability=float(probs[decided]),
+            logits = _apply_head(self._bundle.head, features.mean(dim=0)) / self._bundle.temperature  # (K,)
+        probs = natural_probs(logits.detach().cpu().numpy()[None], 1.0)[0]
+        return _Sight(probs=probs, logits=logits, outputs=outputs)
+
+    def heat_of(self, sight: _Sight, k: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Evidence (h, w) for class k over a photograph of the shape (H, W)."""
+        gradients = torch.autograd.grad(
+            sight.logits[k], sight.outputs, allow_unused=True, materialize_grads=True
         )
+        heat = self._add_views(sight.outputs, gradients)  # (S, S)
+        return _lay_over_photograph(heat, shape, self._bundle.preprocessing)
 
     def _views_of(self, pixels: NDArray[np.uint8]) -> Tensor:
         """The photograph as the network sees it, and its mirror image where the model answers for both."""
@@ -151,11 +199,6 @@ class Explainer:
         if self._bundle.hflip:
             images = torch.cat([images, images.flip(3)])
         return images.requires_grad_()  # frozen weights make no gradient of their own
-
-    def _decide(self, logits: Tensor) -> tuple[NDArray[np.float64], int]:
-        bundle = self._bundle
-        probs = natural_probs(logits.detach().cpu().numpy()[None], bundle.temperature)  # (1, K)
-        return probs[0], int(decide(probs, bundle.priors, bundle.tau)[0])
 
     def _add_views(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
         """Sum over stages and views of what each contributes, without negative parts: (S, S)."""
@@ -183,6 +226,13 @@ def _look_at(explainer: Explainer, index: ImageIndex, path: str, label: str | No
     except ImageError as error:
         return Look(path=name, pixels=np.empty((0, 0, 3), np.uint8), error=error.detached())
     return Look(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))
+
+
+def _mean_of(heats: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Mean of maps (h, w) of one photograph, in the size of the largest."""
+    largest = max(heats, key=lambda heat: heat.shape)
+    grown = [add_up([torch.from_numpy(heat)[None]], largest.shape)[0].numpy() for heat in heats]
+    return np.asarray(np.mean(grown, axis=0, dtype=np.float32))
 
 
 def _apply_head(head: LinearHead, features: Tensor) -> Tensor:

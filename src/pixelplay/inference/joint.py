@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,53 @@ from pixelplay.config import ComputeConfig, Tta
 from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.evaluation.calibration import decide
 from pixelplay.inference.predictor import Images, Predictions, Predictor, join_predictions
+from pixelplay.model.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concord:
+    """How models that know the same classes answer as one: by the mean of their calibrated probabilities.
+
+    Attributes:
+        classes: (K,) names, as the first model orders them.
+        orders: (M, K) int64, where each of them stands in each model.
+        lean: (K,) > 0, what probabilities are divided by before the largest is taken: each model leans
+            as its own tau says; together they lean as they do on average.
+    """
+
+    classes: tuple[str, ...]
+    orders: NDArray[np.int64]
+    lean: NDArray[np.float64]
+
+    def mean(self, probs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Probabilities (N, K) of all models together, from those of each, (N, K) in its own order."""
+        ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
+        return np.asarray(np.mean(ordered, axis=0))
+
+    def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Choose the class (N,) that is answered with probabilities (N, K)."""
+        return decide(probs, self.lean, 1.0)
+
+
+def bring_together(bundles: Sequence[Bundle], names: Sequence[str]) -> Concord:
+    """Match models by their class names.
+
+    Args:
+        names: (M,) what a user calls the models.
+
+    Raises:
+        ConfigError: they know different classes.
+    """
+    classes = bundles[0].classes
+    for name, bundle in zip(names, bundles, strict=True):
+        if apart := sorted(set(bundle.classes) ^ set(classes)):
+            raise ConfigError(
+                f"{names[0]} and {name} cannot answer together, for only one of them "
+                f"knows {name_some(apart)}; give runs with the same classes"
+            )
+    orders = np.array([[bundle.classes.index(name) for name in classes] for bundle in bundles])
+    lean = [b.tau * np.log(b.priors[order]) for b, order in zip(bundles, orders, strict=True)]  # (M, K)
+    return Concord(classes=classes, orders=orders, lean=np.exp(np.mean(lean, axis=0)))
 
 
 class JointPredictor:
@@ -34,16 +81,9 @@ class JointPredictor:
         tta: Tta | None = None,
     ) -> None:
         self._predictors = [Predictor(run, compute, tta=tta) for run in runs]
-        self.classes = self._predictors[0].classes
-        for run, predictor in zip(runs, self._predictors, strict=True):
-            if apart := sorted(set(predictor.classes) ^ set(self.classes)):
-                raise ConfigError(
-                    f"{os.fspath(runs[0])} and {os.fspath(run)} cannot answer together, for only one of them "
-                    f"knows {name_some(apart)}; give runs with the same classes"
-                )
-        # each leans as its own tau says; together they lean as they do on average
-        lean = [p.bundle.tau * np.log(p.bundle.priors[self._order(p)]) for p in self._predictors]  # (M, K)
-        self._lean = np.exp(np.mean(lean, axis=0))  # (K,)
+        bundles = [predictor.bundle for predictor in self._predictors]
+        self._concord = bring_together(bundles, [os.fspath(run) for run in runs])
+        self.classes = self._concord.classes
 
     @property
     def held_out(self) -> None:
@@ -64,20 +104,12 @@ class JointPredictor:
             n = len(chunks[0])
             # what one model could not read has no answer
             worst = [next((c for c in chunks if c.status[i] != "ok"), chunks[0]) for i in range(n)]
-            probs = np.mean(
-                [chunk.probs[:, self._order(p)] for chunk, p in zip(chunks, self._predictors, strict=True)],
-                axis=0,
-            )
-            pred = decide(probs, self._lean, 1.0)
+            probs = self._concord.mean([chunk.probs for chunk in chunks])
             yield replace(
                 chunks[0],
                 probs=probs,
-                pred=pred,
+                pred=self._concord.decide(probs),
                 novelty=np.mean([chunk.novelty for chunk in chunks], axis=0),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
             )
-
-    def _order(self, predictor: Predictor) -> NDArray[np.int64]:
-        """Where each of our classes stands among those of one model."""
-        return np.array([predictor.classes.index(name) for name in self.classes])

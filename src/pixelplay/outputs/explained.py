@@ -106,6 +106,7 @@ def _write_one(look: Look, number: int, folder: str, sheets: ContactSheets) -> l
     explanation, name = look.explanation, look.path
     if explanation is None or look.error is not None:
         status, reason = (look.error.status, look.error.reason) if look.error else ("unreadable", "")
+        sheets.add(None, [name, reason])
         return [safe_path(name), status, safe_label(reason), *[""] * (len(COLUMNS) - 3)]
     stem = file_stem(number, name, explanation.label)
     names = f"{stem}.overlay.png", f"{stem}.map.npy"

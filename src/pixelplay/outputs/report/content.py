@@ -33,7 +33,7 @@ from pixelplay.outputs.summary import HEADLINES, TITLES
 from pixelplay.outputs.suspects import Suspect
 
 N_MISTAKES = 24
-N_SUSPECTS = 150
+N_SUSPECTS, N_ENLARGED = 150, 60
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
 SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 FEW_LEARNED = 30

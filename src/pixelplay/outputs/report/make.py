@@ -9,7 +9,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
 from pixelplay.outputs.overlay import overlay
 from pixelplay.outputs.report.confusion import worst_first
-from pixelplay.outputs.report.content import N_MISTAKES, Mistake, make_page, plan_pictures
+from pixelplay.outputs.report.content import N_ENLARGED, N_MISTAKES, Mistake, make_page, plan_pictures
 from pixelplay.outputs.report.model_page import make_model_page
 from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
@@ -66,7 +66,8 @@ def report(
             settings["images_dir"] = records.config["images_dir"]
         pictures = Pictures(find_source(asked, records.source), DataConfig(**settings))
         mistakes = _explain(records, pictures, compute, journal)
-        pictures.make(plan_pictures(records), compute.num_workers, journal)
+        suspects = [suspect.path for suspect in records.suspects[:N_ENLARGED]]
+        pictures.make(plan_pictures(records), compute.num_workers, journal, enlarged=suspects)
         if pictures.is_empty and (asked is not None or (os.path.exists(target) and not is_forced)):
             kept = f"; {target} is kept" if os.path.exists(target) else ""
             raise DataError(
@@ -110,7 +111,7 @@ def _explain(
     if pictures.missing is not None or not worst:
         return mistakes
     try:
-        explainer = Explainer(read_bundle(records.folder), compute)
+        explainer = Explainer(read_bundle(records.folder), compute=compute)
         with journal.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
             for i, answer in enumerate(worst[:N_EXPLAINED]):
                 mistakes[i] = _explain_one(answer, explainer, pictures)

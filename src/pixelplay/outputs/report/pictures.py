@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class Pictures:
         self.missing: str | None = None
         self._index: ImageIndex | None = None
         self._made: dict[str, str] = {}
+        self._enlarged: dict[str, str] = {}
         self._n_bytes = 0
         try:
             self._index = None if source is None else scan_source(source, data)
@@ -57,31 +58,47 @@ class Pictures:
             raise ImageError(path, "missing", "no longer where it was")
         return decode_image(self._index.store.read(path), path=path, target_px=target_px)
 
-    def make(self, wanted: Sequence[str], num_workers: int | None, journal: Journal) -> None:
-        """Make small pictures of photographs, the most wanted first, until the page is full of them."""
+    def make(
+        self,
+        wanted: Sequence[str],
+        num_workers: int | None,
+        journal: Journal,
+        *,
+        enlarged: Collection[str] = (),
+    ) -> None:
+        """Make small pictures of photographs, the most wanted first, until the page is full of them.
+
+        Args:
+            wanted: paths.
+            enlarged: those of which a larger picture is made as well.
+        """
         paths = [path for path in dict.fromkeys(wanted) if path in self._known]
         if self._index is not None and (n_gone := len(set(wanted)) - len(paths)):
             self.missing = f"{n_gone} of {len(set(wanted))} photographs are not where they were"
 
-        def draw(i: int) -> str | None:
+        def draw(i: int) -> list[str]:
+            sides = [THUMB_PX, LARGE_PX] if paths[i] in enlarged else [THUMB_PX]
             try:
-                return encode(self.read(paths[i], THUMB_PX), THUMB_PX)
+                pixels = self.read(paths[i], max(sides))
             except ImageError:
-                return None
+                return []
+            return [encode(pixels, side) for side in sides]
 
         n_bytes = 0
         with journal.progress("drawing", len(paths)) as bar:
-            for path, picture in zip(
-                paths, map_ahead(draw, len(paths), num_workers=num_workers), strict=True
+            for path, drawn in zip(
+                paths, map_ahead(draw, range(len(paths)), num_workers=num_workers), strict=True
             ):
                 bar.update()
-                if picture is None:
+                if not drawn:
                     continue
-                n_bytes += len(picture)
+                n_bytes += sum(map(len, drawn))
                 if n_bytes > MAX_BYTES:
                     self.n_left_out += len(paths) - len(self._made)
                     break
-                self._made[path] = picture
+                self._made[path] = drawn[0]
+                if len(drawn) > 1:
+                    self._enlarged[path] = drawn[1]
 
     @property
     def is_empty(self) -> bool:
@@ -92,6 +109,14 @@ class Pictures:
         """The picture of a photograph as an address, for one place of the page; None where there is none."""
         picture = self._made.get(path)
         return picture if picture is not None and self.has_room(picture) else None
+
+    def large(self, path: str) -> str | None:
+        """The larger picture of a photograph, or the small one where there is none."""
+        picture = self._enlarged.get(path)
+        if picture is None or self._n_bytes + len(picture) > MAX_BYTES:
+            return self.small(path)
+        self._n_bytes += len(picture)
+        return picture
 
     def has_room(self, *pictures: str) -> bool:
         """Whether the page can take further pictures, all of them; they are counted if it can."""

@@ -91,15 +91,16 @@ class ComputeConfig:
     """Where the network runs; auto takes cuda, then mps, then cpu."""
     precision: Precision = "auto"
     """Number format of the network; auto takes bf16 where the device computes it natively."""
-    batch_size: Count = 32
-    """Photographs a batch, 1 to 4096."""
+    batch_size: Annotated[int | None, shown("N")] = None
+    """Photographs a batch, 1 to 4096 (default: on a CPU 8 for each core, of 224 px; on a GPU 32)."""
     num_workers: Annotated[int | None, shown("N")] = None
     """Threads that read and decode (default: one a core, at most 16)."""
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, get_args(Device))
         check_choice("precision", self.precision, get_args(Precision))
-        check_count("batch_size", self.batch_size, 1, 4096)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size, 1, 4096)
         if self.num_workers is not None:
             check_count("num_workers", self.num_workers, 1, 256)
 

@@ -113,7 +113,7 @@ def test_threads_do_not_disturb_one_another() -> None:
     def load(seed: int) -> bytes:
         return view_of(photograph(), *AUGMENTATIONS, seed=seed, hflip=True).tobytes()
 
-    assert list(map_ahead(load, 100, num_workers=4)) == [load(seed) for seed in range(100)]
+    assert list(map_ahead(load, range(100), num_workers=4)) == [load(seed) for seed in range(100)]
 
 
 @pytest.mark.parametrize("name", ["crop", "rotation", "erasing"])

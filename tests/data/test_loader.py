@@ -14,7 +14,7 @@ from pixelplay.data.loader import MAX_WORKERS, default_workers, map_ahead
 
 @given(st.integers(0, 50), st.integers(1, 8), st.integers(0, 60))
 def test_results_come_in_order_whatever_the_workers(n: int, num_workers: int, ahead: int) -> None:
-    results = list(map_ahead(lambda i: i * i, n, num_workers=num_workers, ahead=ahead))
+    results = list(map_ahead(lambda i: i * i, range(n), num_workers=num_workers, ahead=ahead))
     assert results == [i * i for i in range(n)]
 
 
@@ -23,13 +23,13 @@ def test_slow_items_do_not_lose_their_place() -> None:
         time.sleep(0.002 * (i % 3 == 0))
         return i
 
-    assert list(map_ahead(load, 40, num_workers=4)) == list(range(40))
+    assert list(map_ahead(load, range(40), num_workers=4)) == list(range(40))
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
 def test_at_most_ahead_items_are_computed_in_advance(ahead: int) -> None:
     started: list[int] = []
-    results = map_ahead(lambda i: started.append(i), 100, num_workers=3, ahead=ahead)
+    results = map_ahead(lambda i: started.append(i), range(100), num_workers=3, ahead=ahead)
     assert started == []  # nothing happens before the first is asked for
     for n_taken in range(1, 20):
         next(results)
@@ -41,7 +41,7 @@ def test_at_most_ahead_items_are_computed_in_advance(ahead: int) -> None:
 
 def test_items_are_computed_while_the_consumer_works() -> None:
     second = threading.Event()
-    results = map_ahead(lambda i: second.set() if i == 1 else None, 2, num_workers=1)
+    results = map_ahead(lambda i: second.set() if i == 1 else None, range(2), num_workers=1)
     next(results)
     assert second.wait(5)
     results.close()
@@ -49,7 +49,7 @@ def test_items_are_computed_while_the_consumer_works() -> None:
 
 def test_work_is_spread_over_the_threads() -> None:
     meeting = threading.Barrier(3, timeout=5)
-    assert sorted(map_ahead(lambda i: meeting.wait(), 3, num_workers=3)) == [0, 1, 2]
+    assert sorted(map_ahead(lambda i: meeting.wait(), range(3), num_workers=3)) == [0, 1, 2]
 
 
 def test_an_error_arrives_at_its_place_and_ends_the_stream() -> None:
@@ -59,7 +59,7 @@ def test_an_error_arrives_at_its_place_and_ends_the_stream() -> None:
         return i
 
     n_threads = threading.active_count()
-    results = map_ahead(load, 1000, num_workers=2, ahead=8)
+    results = map_ahead(load, range(1000), num_workers=2, ahead=8)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="photograph 3"):
         next(results)
@@ -70,7 +70,7 @@ def test_an_error_arrives_at_its_place_and_ends_the_stream() -> None:
 def test_closing_early_stops_the_threads_and_the_work() -> None:
     n_threads = threading.active_count()
     done: list[int] = []
-    results = map_ahead(done.append, 10_000, num_workers=4, ahead=16)
+    results = map_ahead(done.append, range(10_000), num_workers=4, ahead=16)
     next(results)
     assert threading.active_count() > n_threads
     results.close()
@@ -83,7 +83,7 @@ def test_closing_early_stops_the_threads_and_the_work() -> None:
 def test_pillow_is_quiet_meanwhile_and_as_before_afterwards() -> None:
     logger = logging.getLogger("PIL")
     before = (logger.level, warnings.filters[:])
-    assert list(map_ahead(lambda i: logger.isEnabledFor(logging.CRITICAL), 3)) == [False] * 3
+    assert list(map_ahead(lambda i: logger.isEnabledFor(logging.CRITICAL), range(3))) == [False] * 3
     assert (logger.level, warnings.filters[:]) == before
 
 

@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pixelplay.data.source import list_images
 from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.journal import Journal
+from pixelplay.model.reading import CHUNK
 from pixelplay.workflow import train
 
 
@@ -171,15 +173,9 @@ def test_bf16_and_fp32_differ_little(tiny_run: Path, drawn_photographs: Path) ->
 
 
 def test_a_model_learned_in_fp32_is_not_coarsened(
-    drawn_photographs: Path, tiny_weights: Path, tmp_path: Path
+    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
-    config = TrainConfig(
-        tune="probe",
-        backbone=TINY,
-        weights=str(tiny_weights),
-        near_duplicates=False,
-        compute=ComputeConfig(precision="fp32", device="cpu"),
-    )
+    config = replace(tiny_probe, compute=ComputeConfig(precision="fp32", device="cpu"))
     train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
     files = sorted(str(path) for path in drawn_photographs.rglob("*.jpg"))[:9]
     found = Predictor(tmp_path / "run", ComputeConfig(device="cpu")).predict(files)
@@ -237,11 +233,14 @@ def test_a_stream_reads_ahead_only_so_far(tiny_run: Path, tmp_path: Path) -> Non
         (tmp_path / f"{i}.png").unlink()
     chunks += stream
     found = join_predictions(chunks, ("bars", "dots", "rings"))
-    assert len(chunks[0]) == 4
+    assert len(chunks[0]) == CHUNK
     assert found.status == ("ok",) * 100 + ("missing",) * 100
 
 
-def test_chunks_join_to_what_predict_gives(tiny_run: Path, mixed: tuple[Path, dict[str, str]]) -> None:
+def test_chunks_join_to_what_predict_gives(
+    tiny_run: Path, mixed: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 4)
     predictor = make_predictor(tiny_run, batch_size=4)
     chunks = list(predictor.predict_stream(mixed[0]))
     whole = predictor.predict(mixed[0])

@@ -1,4 +1,5 @@
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import list_files
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
+from pixelplay.model.features import (
+    FeatureExtractor,
+    on_every_core,
+    pick_device,
+    pick_precision,
+    usual_batch_size,
+)
 from pixelplay.model.reading import PhotographFeatures, read_features
 
 MakeExtractor = Callable[..., FeatureExtractor]
@@ -104,6 +111,57 @@ def test_order_and_workers_change_no_bit(make_extractor: MakeExtractor, files: l
     assert backwards.digests[::-1] == reference.digests
 
 
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """What a machine of four cores has."""
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_the_number_of_cores_changes_no_bit(make_extractor: MakeExtractor, files: list[str]) -> None:
+    on_four = read(files, make_extractor(batch_size=2)).values
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(on_four, read(files, make_extractor(batch_size=2)).values)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_each_core_takes_an_item_of_its_own() -> None:
+    meeting = threading.Barrier(4, timeout=20)  # all four have to be at work at once
+
+    def work(i: int) -> tuple[int, int]:
+        meeting.wait()
+        return i, torch.get_num_threads()
+
+    assert list(on_every_core(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_elsewhere_than_on_a_cpu_items_come_one_after_the_other() -> None:
+    threads = set(on_every_core(lambda _: threading.get_ident(), range(8), "cuda"))
+    assert threads == {threading.get_ident()}
+
+
+def test_an_error_on_one_core_ends_the_work() -> None:
+    def work(i: int) -> int:
+        if i == 3:
+            raise ConfigError("three")
+        return i
+
+    seen = on_every_core(work, range(100), "cpu")
+    assert [next(seen) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="three"):
+        next(seen)
+
+
+def test_batches_are_small_on_a_cpu_and_smaller_for_larger_images() -> None:
+    assert usual_batch_size("cpu", 224) == 8
+    assert [usual_batch_size("cpu", px) for px in (64, 448, 4096)] == [98, 2, 1]
+    assert usual_batch_size("cuda", 224) == usual_batch_size("cuda", 448) == 32
+
+
 def test_a_damaged_file_is_a_row_of_nan_with_its_reason(
     make_extractor: MakeExtractor, files: list[str]
 ) -> None:
@@ -152,11 +210,12 @@ def test_a_photograph_twice_in_one_reading_has_equal_rows(
 
 
 def test_what_is_computed_is_cached_when_interrupted(
-    make_extractor: MakeExtractor, files: list[str], tmp_path: Path
+    make_extractor: MakeExtractor, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(n: int) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 2)
     cache = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
     with pytest.raises(KeyboardInterrupt):
         read_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)

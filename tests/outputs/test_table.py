@@ -66,6 +66,7 @@ def test_a_parquet_file_is_exact(tmp_path: Path) -> None:
     }
     assert [str(kind) for kind in table.schema.types] == ["string"] * 4 + ["double"] * 3
     assert os.listdir(tmp_path) == ["p.parquet"]
+    assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 1  # few large ones are read fast
 
 
 def test_probability_is_that_of_the_label_even_where_another_is_larger(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
             replace(CONFIG, augmenting=AugmentConfig(augment=("crop", "mixup"))),
             "augmenting.augment was ['crop'], is ['crop', 'mixup']",
         ),
-        (replace(CONFIG, compute=ComputeConfig(batch_size=8)), "compute.batch_size was 32, is 8"),
+        (replace(CONFIG, compute=ComputeConfig(batch_size=8)), "compute.batch_size was None, is 8"),
         (replace(CONFIG, finetune=FinetuneConfig(lr=0.002)), "finetune.epochs was 3, is None"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -94,7 +94,7 @@ def audit_images(
         return [_look_at(index, i, is_decoded) for i in blocks[k]]
 
     on_progress(len(index) - len(wanted))
-    for block, seen in zip(blocks, map_ahead(look, len(blocks), num_workers=num_workers), strict=True):
+    for block, seen in zip(blocks, map_ahead(look, range(len(blocks)), num_workers=num_workers), strict=True):
         on_progress(len(block))
         for i, found in zip(block, seen, strict=True):
             if isinstance(found, ImageError):

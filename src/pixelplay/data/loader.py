@@ -6,13 +6,14 @@ nothing has to be imported or copied again on systems that spawn their workers.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from pixelplay.data.silence import silence_pillow
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 MAX_WORKERS = 16
 
 
@@ -23,14 +24,28 @@ def default_workers() -> int:
 
 
 def map_ahead(
-    load: Callable[[int], T], n: int, *, num_workers: int | None = None, ahead: int = 64
-) -> Iterator[T]:
-    """Yield load(0), load(1), … load(n-1) in order, at most `ahead` of them computed in advance."""
-    pending: deque[Future[T]] = deque()
-    with silence_pillow(), ThreadPoolExecutor(num_workers or default_workers()) as pool:
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_workers: int | None = None,
+    ahead: int = 64,
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[Result]:
+    """Yield work(item) for each item in order, at most `ahead` of them computed in advance.
+
+    Args:
+        work: runs in threads.
+        items: taken one by one, as places become free.
+        prepare: what each thread does first.
+    """
+    pending: deque[Future[Result]] = deque()
+    with (
+        silence_pillow(),
+        ThreadPoolExecutor(num_workers or default_workers(), initializer=prepare) as pool,
+    ):
         try:
-            for i in range(n):
-                pending.append(pool.submit(load, i))
+            for item in items:
+                pending.append(pool.submit(work, item))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:

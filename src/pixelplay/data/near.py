@@ -97,7 +97,7 @@ def find_copies(
     found: dict[tuple[int, int], CopyPair] = {}
     n = len(placed.members)
     with journal.progress("comparing", n, "pairs that look alike") as bar:
-        for k, seen in enumerate(map_ahead(look, n, num_workers=num_workers)):
+        for k, seen in enumerate(map_ahead(look, range(n), num_workers=num_workers)):
             bar.update()
             pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
             if pair is not None:

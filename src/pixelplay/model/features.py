@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import ComputeConfig, Precision, TrainConfig
 from pixelplay.data.decode import DECODE_VERSION
+from pixelplay.data.loader import MAX_WORKERS, map_ahead
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone
@@ -20,6 +21,10 @@ from pixelplay.model.fuse import fuse_for_inference
 
 PixelArray = NDArray[np.uint8]
 FeatureArray = NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+USUAL_BATCH = 32
+CPU_BATCH_PIXELS = 8 * 224**2
 
 
 def pick_device(asked: str) -> str:
@@ -94,6 +99,40 @@ class Normaliser:
         return (images.float() - self._mean) / self._std
 
 
+def usual_batch_size(device: str, input_size: int) -> int:
+    """Photographs a batch where nobody asks for another number.
+
+    On a CPU so few that what a layer passes on to the next stays in a core's cache.
+    """
+    return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else USUAL_BATCH
+
+
+def on_every_core(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
+    """Yield what the network makes of each item, in order; on a CPU each core takes an item of its own.
+
+    Cores that share every layer wait for each other after every layer, and all of them for one that also
+    decodes a photograph: together they take up to twice as long (benchmarks/LOG.md).
+
+    Args:
+        work: runs a network; on a CPU in threads.
+    """
+    if device != "cpu":
+        yield from map(work, items)
+        return
+    n_threads = torch.get_num_threads()
+    n_workers = min(n_threads, MAX_WORKERS)
+    try:
+        yield from map_ahead(
+            work,
+            items,
+            num_workers=n_workers,
+            ahead=n_workers,
+            prepare=lambda: torch.set_num_threads(n_threads // n_workers),
+        )
+    finally:
+        torch.set_num_threads(n_threads)  # what threads that start later would have
+
+
 class FeatureExtractor:
     """Turns batches of prepared photographs into features.
 
@@ -106,7 +145,7 @@ class FeatureExtractor:
         hflip: average over the photograph and its mirror image.
         device: "cpu", "cuda" or "mps".
         precision: number format of the computation, "fp32" or "bf16".
-        batch_size: photographs a batch.
+        batch_size: photographs a batch; None for as many as suit the device.
         learned_in: number format of the features that the head was learned on, where it is another.
     """
 
@@ -118,14 +157,14 @@ class FeatureExtractor:
         hflip: bool,
         device: str,
         precision: Precision,
-        batch_size: int,
+        batch_size: int | None = None,
         learned_in: Precision | None = None,
     ) -> None:
-        self.batch_size = batch_size
+        self.batch_size = batch_size or usual_batch_size(device, preprocessing.input_size)
         self.n_features = backbone.n_features
         self.preprocessing = preprocessing
+        self.device = device
         self._hflip = hflip
-        self._device = device
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._network = [backbone.name, backbone.features]
         fused = fuse_for_inference(backbone.eval(), preprocessing.input_size)
@@ -153,7 +192,7 @@ class FeatureExtractor:
             features = self.extract(torch.from_numpy(pixels))
         except torch.OutOfMemoryError:
             raise ConfigError(
-                f"{self._device} has too little memory for batches of {self.batch_size}; lower --batch-size"
+                f"{self.device} has too little memory for batches of {self.batch_size}; lower --batch-size"
             ) from None
         return np.asarray(features[:n].cpu().numpy())
 
@@ -162,7 +201,7 @@ class FeatureExtractor:
         """Features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
         images = self._normalise(pixels)  # (B, 3, S, S)
         is_bf16 = self._dtype == torch.bfloat16
-        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=is_bf16):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_bf16):
             features: torch.Tensor = self._backbone(images)  # (B, D)
             if self._hflip:
                 features = (features + self._backbone(images.flip(3))) / 2
@@ -176,7 +215,7 @@ class FeatureExtractor:
             "network": self._network,
             "preprocessing": asdict(self.preprocessing),
             "hflip": self._hflip,
-            "numbers": f"{self._device} {self._dtype}",
+            "numbers": f"{self.device} {self._dtype}",
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,6 +1,6 @@
 """Photographs → features and thumbs, each read once; what was seen before comes from the cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,16 @@ from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone
-from pixelplay.model.features import Device, FeatureArray, FeatureExtractor, PixelArray, make_extractor
+from pixelplay.model.features import (
+    Device,
+    FeatureArray,
+    FeatureExtractor,
+    PixelArray,
+    make_extractor,
+    on_every_core,
+)
 
+CHUNK = 64  # photographs that are passed on together: what comes after works on many as fast as on few
 NO_THUMB = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
 
 
@@ -51,42 +59,58 @@ def stream_features(
     Yields:
         Photographs of the chunk and their features (chunk, D); the row of an error is NaN.
     """
+    photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=2 * extractor.batch_size)
+
+    def extract(chunk: list[Loaded]) -> tuple[list[Loaded], FeatureArray]:
+        pixels = [loaded.pixels for loaded in chunk if loaded.pixels is not None]
+        none = np.empty((0, extractor.n_features), np.float32)
+        return chunk, extractor(np.stack(pixels)) if pixels else none
+
+    ready: list[Loaded] = []
+    features: list[FeatureArray] = []
+    batches = _gather(photographs, extractor.batch_size)
+    for batch, fresh in on_every_core(extract, batches, extractor.device):
+        ready += batch
+        features.append(_put_in_order(batch, fresh, cache))
+        if len(ready) >= CHUNK:
+            yield ready, np.concatenate(features)
+            ready, features = [], []
+    if ready:
+        yield ready, np.concatenate(features)
+
+
+def _gather(photographs: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
+    """Gather photographs in order until as many as make a batch have pixels."""
     waiting: list[Loaded] = []
     n_pixels = 0
-    for loaded in map_ahead(load, n, num_workers=num_workers, ahead=2 * extractor.batch_size):
+    for loaded in photographs:
         waiting.append(loaded)
         n_pixels += loaded.pixels is not None
-        if n_pixels == extractor.batch_size or len(waiting) >= 1024:
-            yield waiting, _features_of(waiting, extractor, cache)
+        if n_pixels == batch_size or len(waiting) >= 1024:
+            yield waiting
             waiting, n_pixels = [], 0
     if waiting:
-        yield waiting, _features_of(waiting, extractor, cache)
+        yield waiting
 
 
-def _features_of(
-    chunk: list[Loaded], extractor: FeatureExtractor, cache: PhotographCache | None
+def _put_in_order(
+    chunk: Sequence[Loaded], fresh: FeatureArray, cache: PhotographCache | None
 ) -> FeatureArray:
-    features = np.full((len(chunk), extractor.n_features), np.nan, np.float32)
-    fresh = [i for i, loaded in enumerate(chunk) if loaded.pixels is not None]
-    if fresh:
-        features[fresh] = extractor(np.stack([_pixels(chunk[i]) for i in fresh]))
-        if not np.isfinite(features[fresh]).all():
-            raise BundleError(
-                "the network gives features that are not finite; its weights are damaged, "
-                "or it needs --precision fp32"
-            )
-    for i, loaded in enumerate(chunk):
+    """Features (chunk, D), those of pixels fresh and others from the cache; NaN in the row of an error."""
+    if not np.isfinite(fresh).all():
+        raise BundleError(
+            "the network gives features that are not finite; its weights are damaged, "
+            "or it needs --precision fp32"
+        )
+    features = np.full((len(chunk), fresh.shape[1]), np.nan, np.float32)
+    features[[loaded.pixels is not None for loaded in chunk]] = fresh
+    for row, loaded in zip(features, chunk, strict=True):
         if cache is not None and loaded.error is None:
             if loaded.pixels is None:
-                features[i] = cache.get(loaded.digest)
+                row[:] = cache.get(loaded.digest)
             else:
-                cache.add(loaded.digest, features[i])
+                cache.add(loaded.digest, row)
     return features
-
-
-def _pixels(loaded: Loaded) -> PixelArray:
-    assert loaded.pixels is not None
-    return loaded.pixels
 
 
 @dataclass(frozen=True, kw_only=True)

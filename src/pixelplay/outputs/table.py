@@ -9,9 +9,10 @@ from typing import IO, Any
 
 from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, PixelPlayError
-from pixelplay.inference.predictor import Predictions
+from pixelplay.inference.predictor import Predictions, join_predictions
 
 DECIMALS = 6
+ROW_GROUP = 8192  # rows of a Parquet file that are written, and can be read, together
 
 
 def write_predictions(
@@ -143,8 +144,21 @@ def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: 
     cautious, chunks = _peek(chunks)
     schema = pa.schema([*fields, *((name, kinds[name]) for name in cautious)])
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in chunks:
-            writer.write_table(pa.table(_columns(chunk), schema=schema))
+        group: list[Predictions] = []
+
+        def write() -> None:
+            columns = _columns(join_predictions(group, tuple(classes)))
+            writer.write_table(pa.table(columns, schema=schema))
+            group.clear()
+
+        try:
+            for chunk in chunks:
+                group.append(chunk)
+                if sum(map(len, group)) >= ROW_GROUP:
+                    write()
+        finally:  # also when interrupted
+            if group:
+                write()
 
 
 def _columns(chunk: Predictions) -> dict[str, list[Any]]:

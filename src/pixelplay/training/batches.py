@@ -25,7 +25,7 @@ from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.model.features import Device, Normaliser
+from pixelplay.model.features import Device, Normaliser, on_every_core
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
@@ -65,7 +65,7 @@ def stream(
     batches: Sequence[AnyBatch], load: Callable[[AnyBatch], Callable[[], Inputs]], num_workers: int | None
 ) -> Iterator[tuple[AnyBatch, Inputs]]:
     """Yield batches in order with their inputs, a few loaded ahead."""
-    loaded = map_ahead(lambda i: load(batches[i]), len(batches), num_workers=num_workers, ahead=8)
+    loaded = map_ahead(load, batches, num_workers=num_workers, ahead=8)
     for batch, bring in zip(batches, loaded, strict=True):
         yield batch, bring()
 
@@ -205,8 +205,8 @@ class ViewSource:
         ]:
             todo = np.array([i for i in rows if self._digests[i] not in cache], dtype=np.int64)
             on_progress(len(rows) - len(todo))
-            for chunk, wholes, pixels in self._read(todo, view, batch_size, num_workers):
-                for i, whole, row in zip(chunk, wholes, self._run_front(pixels, batch_size), strict=True):
+            for chunk, wholes, made in self._make(todo, view, batch_size, num_workers):
+                for i, whole, row in zip(chunk, wholes, made, strict=True):
                     self._pixels.pixels.keep(i, whole)
                     cache.add(self._digests[i], row)
                 on_progress(len(chunk))
@@ -218,8 +218,8 @@ class ViewSource:
 
     def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None) -> None:
         """Make one varied view of each row and keep nothing, to see how long it takes."""
-        for _, _, pixels in self._read(rows, 0, batch_size, num_workers):
-            self._run_front(pixels, batch_size)
+        for _ in self._make(rows, 0, batch_size, num_workers):
+            pass
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """See `Source`; each time a photograph shows its next view, and each starts with another."""
@@ -236,17 +236,30 @@ class ViewSource:
     def flush(self) -> None:
         """See `Source`; all views are there already."""
 
+    def _make(
+        self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
+    ) -> Iterator[tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]]:
+        """Yield rows, their squares as they are kept, and bytes (n, …) of one view's maps and moments."""
+
+        def work(
+            read: tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]],
+        ) -> tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]:
+            chunk, wholes, pixels = read
+            return chunk, wholes, self._run_front(pixels, batch_size)
+
+        return on_every_core(work, self._read(rows, view, batch_size, num_workers), self._pixels.device.name)
+
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
     ) -> Iterator[tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]]:
         """Yield rows, their squares as they are kept, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
-        def load(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-            whole = source.pixels[rows[n]]
+        def load(i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+            whole = source.pixels[i]
             if view is None:
                 return whole, eval_view(whole, source.preprocessing)
-            digest = self._digests[rows[n]]
+            digest = self._digests[i]
             rng = np.random.default_rng([source.seed, view, int.from_bytes(digest)])
             view_pixels = augment_view(
                 whole, source.augmenting, source.preprocessing, rng, hflip=source.hflip
@@ -254,7 +267,7 @@ class ViewSource:
             return whole, view_pixels
 
         pending = []
-        for n, loaded in enumerate(map_ahead(load, len(rows), num_workers=num_workers)):
+        for n, loaded in enumerate(map_ahead(load, rows, num_workers=num_workers)):
             pending.append(loaded)
             if len(pending) == batch_size or n + 1 == len(rows):
                 wholes, views = zip(*pending, strict=True)

@@ -19,6 +19,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
+from pixelplay.training.cores import Forward, forward_for_training
 from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
@@ -79,9 +80,7 @@ class _Run:
             best=copy_of(classifier),
             progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s),
         )
-        self._forward: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(classifier) if job.is_compiled else classifier
-        )
+        self._forward: Forward = classifier
         self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
 
     def train(self) -> None:
@@ -90,7 +89,11 @@ class _Run:
         if not where.history:
             self.finish_epoch()
         n_all = job.epochs * job.batches_per_epoch
-        with self.journal.progress("training", n_all, "batches") as bar:
+        with (
+            forward_for_training(self.classifier, job.device, job.config.finetune, job.batch_size) as forward,
+            self.journal.progress("training", n_all, "batches") as bar,
+        ):
+            self._forward = torch.compile(self.classifier) if job.is_compiled else forward
             bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
             while where.epoch <= job.epochs and not where.stopped:
                 self.train_epoch(bar.update)

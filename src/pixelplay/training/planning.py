@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
+from pixelplay.training.cores import forward_for_training
 from pixelplay.training.depth import TunedDepth
 from pixelplay.training.job import is_out_of_memory, too_little_memory
 from pixelplay.training.optim import make_optimizer
@@ -33,6 +35,7 @@ from pixelplay.training.plan import (
 USUAL_BATCH, USUAL_GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
+MEASURED_VIEWS = 64
 
 
 class NoPlanError(PixelPlayError):
@@ -157,19 +160,20 @@ def _speed_partial(bench: Bench, n_stages: int, batch_size: int) -> Speed:
     halves = cut_backbone(bench.loaded.backbone, n_stages, size)
     device = bench.workplace.device
     views = bench.views(halves, 1)
-    rows = bench.train[: MEASURED_BATCHES * bench.config.compute.batch_size]
+    rows = bench.train[:MEASURED_VIEWS]
     view_s = time_per_photograph(
-        lambda: views.try_out(rows, bench.config.compute.batch_size, bench.config.compute.num_workers),
+        lambda: views.try_out(rows, bench.batch_size, bench.config.compute.num_workers),
         len(rows),
         device.name,
     )
     maps = torch.zeros(batch_size, *halves.shape).to(device.name, memory_format=torch.channels_last)
     moments = torch.zeros(batch_size, halves.n_moments, device=device.name)
-    step = _step(bench, halves, maps.bfloat16() if device.is_bf16 else maps, moments)
+    with _step(bench, halves, maps.bfloat16() if device.is_bf16 else maps, moments) as step:
+        step_s = time_per_photograph(step, batch_size, device.name)
     return Speed(
         n_stages=n_stages,
         view_s=view_s,
-        step_s=time_per_photograph(step, batch_size, device.name),
+        step_s=step_s,
         bytes_per_view=ViewSource.bytes_per_view(halves, device),
     )
 
@@ -182,7 +186,6 @@ def _speed_full(bench: Bench, batch_size: int) -> Speed:
     images = torch.zeros(batch_size, 3, size, size).to(
         bench.workplace.device.name, memory_format=torch.channels_last
     )
-    step = _step(bench, halves, images, images.new_empty(batch_size, 0))
 
     def work() -> None:
         batches = [Batch(part, np.zeros_like(part)) for part in np.array_split(rows, MEASURED_BATCHES)]
@@ -193,23 +196,30 @@ def _speed_full(bench: Bench, batch_size: int) -> Speed:
         ):
             step()
 
-    step_s = time_per_photograph(work, len(rows), bench.workplace.device.name)
+    with _step(bench, halves, images, images.new_empty(batch_size, 0)) as step:
+        step_s = time_per_photograph(work, len(rows), bench.workplace.device.name)
     return Speed(n_stages=None, view_s=0.0, step_s=step_s, bytes_per_view=0)
 
 
-def _step(bench: Bench, halves: Halves, maps: torch.Tensor, moments: torch.Tensor) -> Callable[[], None]:
+@contextmanager
+def _step(
+    bench: Bench, halves: Halves, maps: torch.Tensor, moments: torch.Tensor
+) -> Iterator[Callable[[], None]]:
+    """Give a step of the training on one batch, that changes nothing."""
+    device, settings = bench.workplace.device, bench.config.finetune
     classifier = bench.classifier(halves).to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(classifier, bench.config.finetune, len(maps))
+    optimizer = make_optimizer(classifier, settings, len(maps))
     classifier.train()
 
     def step() -> None:
-        with bench.workplace.device.autocast():
-            loss = classifier(maps, moments).float().logsumexp(1).mean()
-        loss.backward()
+        with device.autocast():
+            loss = forward(maps, moments).float().logsumexp(1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()  # with a learning rate of 0
         optimizer.zero_grad()
 
-    return step
+    with forward_for_training(classifier, device, settings, len(maps)) as forward:
+        yield step
 
 
 def _is_compiled(bench: Bench, training_s: float) -> bool:

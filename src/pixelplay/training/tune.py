@@ -175,15 +175,14 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
         ConfigError: neither the cache nor the run's folder takes them.
     """
     rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
-    compute = bench.config.compute
     for has_cache in (True, False):
         views = bench.views(halves, n_views, has_cache=has_cache)
         with journal.progress("preparing views", n_views * len(rows) + len(bench.val), "views") as bar:
             failure = views.compute(
                 rows,
                 bench.val,
-                batch_size=compute.batch_size,
-                num_workers=compute.num_workers,
+                batch_size=bench.batch_size,
+                num_workers=bench.config.compute.num_workers,
                 on_progress=bar.update,
             )
         if failure is None:

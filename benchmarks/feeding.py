@@ -9,13 +9,14 @@ Usage: python benchmarks/feeding.py FOLDER [--n 512] [--repeats 5]
 import argparse
 import statistics
 import time
+from itertools import repeat
 
 import numpy as np
 
-from pixelplay.config import ComputeConfig
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import scan_source
 from pixelplay.model.backbone import load_backbone
+from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import FeatureExtractor, pick_precision
 from pixelplay.model.reading import read_features
 
@@ -29,18 +30,16 @@ def main() -> None:
     index = scan_source(args.folder)
     index = index.select(np.arange(len(index)) < args.n)
     loaded = load_backbone("lite0", None, is_offline=True)
-    batch_size = ComputeConfig().batch_size
     extractor = FeatureExtractor(
         loaded.backbone,
         loaded.preprocessing,
         hflip=False,
         device="cpu",
         precision=pick_precision("auto", "cpu"),
-        batch_size=batch_size,
     )
     no_cache = PhotographCache("", "features", "", max_bytes=0)
     size = loaded.preprocessing.input_size
-    ready = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
+    ready = np.random.default_rng(0).integers(0, 256, (extractor.batch_size, size, size, 3), dtype=np.uint8)
     extractor(ready)
     from_files, from_tensors = [], []
     for _ in range(args.repeats):
@@ -48,8 +47,9 @@ def main() -> None:
         read_features(index, extractor, no_cache)
         from_files.append(len(index) / (time.perf_counter() - start))
         start = time.perf_counter()
-        for _ in range(0, len(index), batch_size):
-            extractor(ready)
+        batches = repeat(ready, -(-len(index) // extractor.batch_size))
+        for _ in on_every_core(extractor, batches, extractor.device):
+            pass
         from_tensors.append(len(index) / (time.perf_counter() - start))
     ratios = [a / b for a, b in zip(from_files, from_tensors, strict=True)]
     print(f"from files    {statistics.median(from_files):6.1f} img/s")

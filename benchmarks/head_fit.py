@@ -12,7 +12,6 @@ import time
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from pixelplay.config import ComputeConfig
 from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
@@ -37,7 +36,6 @@ def main() -> None:
         hflip=True,
         device="cpu",
         precision=precision,
-        batch_size=ComputeConfig().batch_size,
     )
     cache = PhotographCache(
         default_cache_dir(), "features", extractor.cache_key(loaded.weights_id), max_bytes=10**9

@@ -1,7 +1,8 @@
 """Solar cells, 5-fold: four grades for macro-F1, and functional against defective.
 
 Everything is chosen inside each training part: C, T and tau by folds of their own. The frozen
-features of a photograph are the same in every fold, so they are computed once.
+features of a photograph are the same in every fold, so they are computed once. Slices of one block of
+silicon, and other altered copies, share a fold.
 
 Published on functional against defective, another split: SVM 82.4 %, fine-tuned VGG-19 88.4 %
 (Deitsch et al. 2019). Expected here: macro-F1 about 0.60, functional against defective about 0.88.
@@ -14,18 +15,19 @@ import argparse
 
 import numpy as np
 
-from pixelplay.config import ComputeConfig
+from pixelplay.config import TrainConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.parts import join_groups
 from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import macro_f1
+from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_precision
-from pixelplay.model.reading import read_features
+from pixelplay.model.copies import look_for_copies
+from pixelplay.model.features import find_device
+from pixelplay.model.reading import read_photographs
 from pixelplay.training.probe import fit_probe
 
 N_FOLDS = 5
@@ -39,20 +41,11 @@ def main() -> None:
     args = parser.parse_args()
     index = scan_source(args.table)
     loaded = load_backbone(args.backbone, None, is_offline=True)
-    extractor = FeatureExtractor(
-        loaded.backbone,
-        loaded.preprocessing,
-        hflip=True,
-        device="cpu",
-        precision=pick_precision("auto", "cpu"),
-        batch_size=ComputeConfig().batch_size,
-    )
-    cache = PhotographCache(
-        default_cache_dir(), "features", extractor.cache_key(loaded.weights_id), max_bytes=10**9
-    )
-    photographs = read_features(index, extractor, cache)
+    config, journal = TrainConfig(tune="probe"), Journal(quiet=True)
+    photographs = read_photographs(index, loaded, config, find_device(config.compute), journal)
     labels = index.labels
-    groups = join_groups(index, find_duplicates(index, photographs.digests))
+    near = [pair.members for pair in look_for_copies(index, photographs, None, journal)]
+    groups = join_groups(index, find_duplicates(index, photographs.digests, near))
     scores, binary = [], []
     for seed in args.seeds:
         probs = np.empty((len(labels), len(index.classes)))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,16 @@ def _one_thread() -> None:
 
     torch.set_num_threads(1)
     threadpool_limits(1)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """What torch has on a machine of four cores."""
+    import torch
+
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(1)
 
 
 def draw_of_class(name: str, seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:

@@ -1,16 +1,22 @@
 """The report as a user makes it: with a run, on its own, in a browser, and back into training."""
 
+import base64
 import csv
+import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+import pixelplay
 from conftest import draw_folder
 from pixelplay.cli import main
+from pixelplay.outputs.report import pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; install Debian's chromium")
@@ -249,3 +255,17 @@ def test_programs_get_progress_as_json(
     assert all({"progress", "note", "said"} & set(each) for each in said)
     assert main([*words, "--json-progress", "--quiet", "--force"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_suspects_are_shown_larger_than_others(
+    shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "THUMB_PX", 24)
+    monkeypatch.setattr(pictures, "LARGE_PX", 56)
+    page = Path(pixelplay.report(shown / "run", out=tmp_path / "page.html")).read_text(encoding="utf-8")
+    for size, width in (("enlarged", 56), ("small", 24)):
+        found = re.findall(rf'<img class="{size}" src="data:image/jpeg;base64,([^"]+)"', page)
+        assert len(found) > 2
+        for data in found:
+            with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+                assert max(image.size) == width

@@ -92,7 +92,7 @@ class ComputeConfig:
     precision: Precision = "auto"
     """Number format of the network; auto takes bf16 where the device computes it natively."""
     batch_size: Annotated[int | None, shown("N")] = None
-    """Photographs a batch, 1 to 4096 (default: on a CPU 8 for each core, of 224 px; on a GPU 32)."""
+    """Photographs a batch, on a CPU for each core, 1 to 4096 (default: 32; on a CPU 8 of 224 px)."""
     num_workers: Annotated[int | None, shown("N")] = None
     """Threads that read and decode (default: one a core, at most 16)."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from pixelplay.cli import main
@@ -72,6 +73,21 @@ def test_two_runs_answer_by_the_mean_of_their_probabilities(
     assert [a for a, ok in zip(joint.labels, agreed, strict=True) if ok] == [
         a for a, ok in zip(first.labels, agreed, strict=True) if ok
     ]
+
+
+def test_networks_of_different_image_sizes_answer_together(
+    tiny_run: Path, tmp_path: Path, drawn_photographs: Path, tiny_settings: list[str]
+) -> None:
+    """A batch of larger images is smaller: rows must keep step all the same."""
+    settings = ["--tune", "probe", "--input-size", "96", *tiny_settings, "--quiet"]
+    assert main(["train", str(drawn_photographs), "--out", str(tmp_path / "small"), *settings]) == 0
+    for i in range(80):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    runs = [tiny_run, tmp_path / "small"]
+    files = sorted(tmp_path.glob("*.png"))
+    first, second = (Predictor(run).predict(files) for run in runs)
+    joint = JointPredictor(runs).predict(files)
+    np.testing.assert_allclose(joint.probs, (first.probs + second.probs) / 2)
 
 
 def test_an_unreadable_photograph_stays_a_row(two_runs: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,10 @@ from photographs import damaged_files, encode
 from pixelplay.config import Precision
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.source import list_files
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
-from pixelplay.model.features import (
-    FeatureExtractor,
-    on_every_core,
-    pick_device,
-    pick_precision,
-    usual_batch_size,
-)
-from pixelplay.model.reading import PhotographFeatures, read_features
+from pixelplay.model.features import FeatureExtractor, pick_batch_size, pick_device, pick_precision
+from pixelplay.model.reading import Loaded, PhotographFeatures, read_features, stream_features
 
 MakeExtractor = Callable[..., FeatureExtractor]
 
@@ -111,14 +104,6 @@ def test_order_and_workers_change_no_bit(make_extractor: MakeExtractor, files: l
     assert backwards.digests[::-1] == reference.digests
 
 
-@pytest.fixture
-def four_threads() -> Iterator[None]:
-    """What a machine of four cores has."""
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(1)
-
-
 @pytest.mark.usefixtures("four_threads")
 def test_the_number_of_cores_changes_no_bit(make_extractor: MakeExtractor, files: list[str]) -> None:
     on_four = read(files, make_extractor(batch_size=2)).values
@@ -126,40 +111,30 @@ def test_the_number_of_cores_changes_no_bit(make_extractor: MakeExtractor, files
     np.testing.assert_array_equal(on_four, read(files, make_extractor(batch_size=2)).values)
 
 
-@pytest.mark.usefixtures("four_threads")
-def test_each_core_takes_an_item_of_its_own() -> None:
-    meeting = threading.Barrier(4, timeout=20)  # all four have to be at work at once
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_chunks_are_of_one_length_whatever_the_batch(
+    batch_size: int, make_extractor: MakeExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 4)
+    pixels = np.zeros((160, 160, 3), np.uint8)
 
-    def work(i: int) -> tuple[int, int]:
-        meeting.wait()
-        return i, torch.get_num_threads()
+    def load(i: int) -> Loaded:
+        return Loaded(
+            pixels=None if i in (2, 3) else pixels,
+            error=ImageError("a", "missing", "gone") if i in (2, 3) else None,
+        )
 
-    assert list(on_every_core(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
-    assert torch.get_num_threads() == 4
-
-
-@pytest.mark.usefixtures("four_threads")
-def test_elsewhere_than_on_a_cpu_items_come_one_after_the_other() -> None:
-    threads = set(on_every_core(lambda _: threading.get_ident(), range(8), "cuda"))
-    assert threads == {threading.get_ident()}
-
-
-def test_an_error_on_one_core_ends_the_work() -> None:
-    def work(i: int) -> int:
-        if i == 3:
-            raise ConfigError("three")
-        return i
-
-    seen = on_every_core(work, range(100), "cpu")
-    assert [next(seen) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ConfigError, match="three"):
-        next(seen)
+    chunks = list(stream_features(make_extractor(batch_size), load, 11))
+    assert [len(chunk) for chunk, _ in chunks] == [4, 4, 3]
+    assert [len(features) for _, features in chunks] == [4, 4, 3]
+    found = np.concatenate([features for _, features in chunks])
+    np.testing.assert_array_equal(np.isnan(found).all(1), np.isin(np.arange(11), (2, 3)))
 
 
 def test_batches_are_small_on_a_cpu_and_smaller_for_larger_images() -> None:
-    assert usual_batch_size("cpu", 224) == 8
-    assert [usual_batch_size("cpu", px) for px in (64, 448, 4096)] == [98, 2, 1]
-    assert usual_batch_size("cuda", 224) == usual_batch_size("cuda", 448) == 32
+    assert [pick_batch_size(None, "cpu", px) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
+    assert pick_batch_size(None, "cuda", 224) == pick_batch_size(None, "cuda", 448) == 32
+    assert pick_batch_size(5, "cpu", 448) == 5
 
 
 def test_a_damaged_file_is_a_row_of_nan_with_its_reason(

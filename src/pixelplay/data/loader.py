@@ -6,7 +6,7 @@ nothing has to be imported or copied again on systems that spawn their workers.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ def map_ahead(
 
     Args:
         work: runs in threads.
-        items: taken one by one, as places become free.
+        items: taken one by one, as places become free; a generator is closed in the end.
         prepare: what each thread does first.
     """
     pending: deque[Future[Result]] = deque()
@@ -53,3 +53,5 @@ def map_ahead(
         finally:
             for future in pending:
                 future.cancel()
+            if isinstance(items, Generator):
+                items.close()  # now, and not when the traceback of an error has gone

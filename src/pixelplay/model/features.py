@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pixelplay.config import ComputeConfig, Precision, TrainConfig
 from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.loader import MAX_WORKERS, map_ahead
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone
@@ -21,8 +20,6 @@ from pixelplay.model.fuse import fuse_for_inference
 
 PixelArray = NDArray[np.uint8]
 FeatureArray = NDArray[np.float32]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 USUAL_BATCH = 32
 CPU_BATCH_PIXELS = 8 * 224**2
 
@@ -99,38 +96,11 @@ class Normaliser:
         return (images.float() - self._mean) / self._std
 
 
-def usual_batch_size(device: str, input_size: int) -> int:
-    """Photographs a batch where nobody asks for another number.
-
-    On a CPU so few that what a layer passes on to the next stays in a core's cache.
-    """
+def pick_batch_size(asked: int | None, device: str, input_size: int) -> int:
+    """Resolve None: on a CPU so few that what a layer passes on to the next stays in a core's cache."""
+    if asked is not None:
+        return asked
     return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else USUAL_BATCH
-
-
-def on_every_core(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
-    """Yield what the network makes of each item, in order; on a CPU each core takes an item of its own.
-
-    Cores that share every layer wait for each other after every layer, and all of them for one that also
-    decodes a photograph: together they take up to twice as long (benchmarks/LOG.md).
-
-    Args:
-        work: runs a network; on a CPU in threads.
-    """
-    if device != "cpu":
-        yield from map(work, items)
-        return
-    n_threads = torch.get_num_threads()
-    n_workers = min(n_threads, MAX_WORKERS)
-    try:
-        yield from map_ahead(
-            work,
-            items,
-            num_workers=n_workers,
-            ahead=n_workers,
-            prepare=lambda: torch.set_num_threads(n_threads // n_workers),
-        )
-    finally:
-        torch.set_num_threads(n_threads)  # what threads that start later would have
 
 
 class FeatureExtractor:
@@ -160,7 +130,7 @@ class FeatureExtractor:
         batch_size: int | None = None,
         learned_in: Precision | None = None,
     ) -> None:
-        self.batch_size = batch_size or usual_batch_size(device, preprocessing.input_size)
+        self.batch_size = pick_batch_size(batch_size, device, preprocessing.input_size)
         self.n_features = backbone.n_features
         self.preprocessing = preprocessing
         self.device = device

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
@@ -16,13 +17,13 @@ from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone
+from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import (
     Device,
     FeatureArray,
     FeatureExtractor,
     PixelArray,
     make_extractor,
-    on_every_core,
 )
 
 CHUNK = 64  # photographs that are passed on together: what comes after works on many as fast as on few
@@ -50,7 +51,7 @@ def stream_features(
     cache: PhotographCache | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[list[Loaded], FeatureArray]]:
-    """Yield photographs in order with their features, in chunks of any size.
+    """Yield photographs in order with their features, in chunks of CHUNK; the last may be smaller.
 
     Args:
         load: gives photograph i; it runs in threads. One without pixels or error is in the cache.
@@ -59,7 +60,8 @@ def stream_features(
     Yields:
         Photographs of the chunk and their features (chunk, D); the row of an error is NaN.
     """
-    photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=2 * extractor.batch_size)
+    ahead = max(CHUNK, 2 * extractor.batch_size * torch.get_num_threads())  # enough for every core
+    photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=ahead)
 
     def extract(chunk: list[Loaded]) -> tuple[list[Loaded], FeatureArray]:
         pixels = [loaded.pixels for loaded in chunk if loaded.pixels is not None]
@@ -72,9 +74,10 @@ def stream_features(
     for batch, fresh in on_every_core(extract, batches, extractor.device):
         ready += batch
         features.append(_put_in_order(batch, fresh, cache))
-        if len(ready) >= CHUNK:
-            yield ready, np.concatenate(features)
-            ready, features = [], []
+        while len(ready) >= CHUNK:  # of one length, so that streams of several models keep step
+            rows = np.concatenate(features)
+            yield ready[:CHUNK], rows[:CHUNK]
+            ready, features = ready[CHUNK:], [rows[CHUNK:]]
     if ready:
         yield ready, np.concatenate(features)
 

@@ -1,4 +1,4 @@
-"""Predictions → CSV or Parquet, written as they come, complete or not there at all."""
+"""Predictions → CSV or Parquet, written as they come (Parquet in groups), complete or not there at all."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
 
 DECIMALS = 6
-ROW_GROUP = 8192  # rows of a Parquet file that are written, and can be read, together
+GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together
 
 
 def write_predictions(
@@ -147,14 +147,14 @@ def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: 
         group: list[Predictions] = []
 
         def write() -> None:
-            columns = _columns(join_predictions(group, tuple(classes)))
-            writer.write_table(pa.table(columns, schema=schema))
-            group.clear()
+            whole = join_predictions(group, tuple(classes))
+            group.clear()  # what cannot be written is not tried again
+            writer.write_table(pa.table(_columns(whole), schema=schema))
 
         try:
             for chunk in chunks:
                 group.append(chunk)
-                if sum(map(len, group)) >= ROW_GROUP:
+                if sum(map(len, group)) * len(schema) >= GROUP_CELLS:
                     write()
         finally:  # also when interrupted
             if group:

@@ -25,10 +25,12 @@ from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.model.features import Device, Normaliser, on_every_core
+from pixelplay.model.cores import on_every_core
+from pixelplay.model.features import Device, Normaliser
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
+Made = tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]  # rows, squares, what is made of them
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 AnyBatch = TypeVar("AnyBatch")
 MIXES = ("mixup", "cutmix")
@@ -238,12 +240,10 @@ class ViewSource:
 
     def _make(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]]:
+    ) -> Iterator[Made]:
         """Yield rows, their squares as they are kept, and bytes (n, …) of one view's maps and moments."""
 
-        def work(
-            read: tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]],
-        ) -> tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]:
+        def work(read: Made) -> Made:
             chunk, wholes, pixels = read
             return chunk, wholes, self._run_front(pixels, batch_size)
 
@@ -251,7 +251,7 @@ class ViewSource:
 
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]]:
+    ) -> Iterator[Made]:
         """Yield rows, their squares as they are kept, and one view of each (n, S, S, 3)."""
         source = self._pixels
 

@@ -17,7 +17,7 @@ from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
-from pixelplay.model.features import Device, FeatureExtractor, make_extractor, usual_batch_size
+from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size
 from pixelplay.model.head import LinearHead, feature_scale
 from pixelplay.model.reading import read_features
 from pixelplay.model.tail import Halves
@@ -109,7 +109,7 @@ class Bench:
     def batch_size(self) -> int:
         """Photographs that the network sees at once where it does not learn."""
         size = self.loaded.preprocessing.input_size
-        return self.config.compute.batch_size or usual_batch_size(self.workplace.device.name, size)
+        return pick_batch_size(self.config.compute.batch_size, self.workplace.device.name, size)
 
     def views(self, halves: Halves, n_views: int, *, has_cache: bool = True) -> ViewSource:
         """Views in front of a cut: in the cache, or beside the run where there is none."""

@@ -17,12 +17,13 @@ from pixelplay.evaluation.decision import held_out_score, nll_of
 from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
+from pixelplay.model.cores import on_every_core
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.cores import Forward, forward_for_training
 from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
+from pixelplay.training.shares import Forward, forward_for_training
 
 IntArray = NDArray[np.int64]
 NAN = float("nan")
@@ -90,7 +91,7 @@ class _Run:
             self.finish_epoch()
         n_all = job.epochs * job.batches_per_epoch
         with (
-            forward_for_training(self.classifier, job.device, job.config.finetune, job.batch_size) as forward,
+            forward_for_training(self.classifier, job.device, job.batch_size) as forward,
             self.journal.progress("training", n_all, "batches") as bar,
         ):
             self._forward = torch.compile(self.classifier) if job.is_compiled else forward
@@ -307,17 +308,20 @@ def _best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.floa
     return answer, score
 
 
-@torch.no_grad()
 def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
     """Natural-prior logits (n, K) of the validation part, one view each."""
     if not len(job.val):
         return np.empty((0, job.n_classes), np.float32)
     classifier.eval()
     batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
-    found = []
-    for _, (maps, moments) in stream(batches, job.source.plain_batch, job.config.compute.num_workers):
+
+    @torch.no_grad()  # each thread has its own
+    def see(loaded: tuple[IntArray, Inputs]) -> NDArray[np.float32]:
         with job.device.autocast():
-            found.append(classifier(maps, moments).float().cpu().numpy())
+            return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
+
+    inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
+    found = list(on_every_core(see, inputs, job.device.name))
     return (np.concatenate(found) + job.offset).astype(np.float32)
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,6 @@ from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
-from pixelplay.training.cores import forward_for_training
 from pixelplay.training.depth import TunedDepth
 from pixelplay.training.job import is_out_of_memory, too_little_memory
 from pixelplay.training.optim import make_optimizer
@@ -31,6 +30,7 @@ from pixelplay.training.plan import (
     shortest_s,
     time_per_photograph,
 )
+from pixelplay.training.shares import forward_for_training
 
 USUAL_BATCH, USUAL_GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
@@ -160,7 +160,8 @@ def _speed_partial(bench: Bench, n_stages: int, batch_size: int) -> Speed:
     halves = cut_backbone(bench.loaded.backbone, n_stages, size)
     device = bench.workplace.device
     views = bench.views(halves, 1)
-    rows = bench.train[:MEASURED_VIEWS]
+    n_cores = torch.get_num_threads() if device.name == "cpu" else 1
+    rows = bench.train[: max(MEASURED_VIEWS, MEASURED_BATCHES * bench.batch_size * n_cores)]
     view_s = time_per_photograph(
         lambda: views.try_out(rows, bench.batch_size, bench.config.compute.num_workers),
         len(rows),
@@ -214,11 +215,15 @@ def _step(
     def step() -> None:
         with device.autocast():
             loss = forward(maps, moments).float().logsumexp(1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()  # with a learning rate of 0
         optimizer.zero_grad()
 
-    with forward_for_training(classifier, device, settings, len(maps)) as forward:
+    with (
+        nullcontext(classifier)  # a compiled one is not shared out
+        if settings.compile == "on"
+        else forward_for_training(classifier, device, len(maps)) as forward
+    ):
         yield step
 
 

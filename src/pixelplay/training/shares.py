@@ -1,0 +1,112 @@
+"""A batch → logits, each core of a CPU seeing to a share of it; gradients come back as one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.cores import cores_to_share
+from pixelplay.model.features import Device
+
+SMALLEST_SHARE = 8  # photographs
+MAX_SHARES = 16  # each has gradients of its own until they are added
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+Share = tuple[Tensor, Tensor]  # of maps and of moments
+Gradients = tuple[Tensor | None, ...]
+
+
+@contextmanager
+def forward_for_training(classifier: Classifier, device: Device, batch_size: int) -> Iterator[Forward]:
+    """Give a classifier's forward pass in training, its batches shared out among the cores of a CPU.
+
+    Cores that share every layer wait for each other after every layer, forwards and backwards
+    (benchmarks/LOG.md). Shared out, the logits are the same but for the last digits, which depend on the
+    number of cores. That holds while no photograph depends on those beside it: not with a head that has a
+    batch norm, and not where something is left out by chance, whose order threads would not keep. There, and
+    on a GPU, it is the classifier itself.
+
+    Args:
+        batch_size: photographs a batch, at most.
+    """
+    with cores_to_share() as n_cores:
+        most = min(MAX_SHARES, batch_size // SMALLEST_SHARE)
+        n_shares = max((n for n in range(1, most + 1) if n_cores % n == 0), default=1)  # no core is idle
+        is_apart = isinstance(classifier.head, TrainedLinear) and not _leaves_out(classifier)
+        if device.name != "cpu" or n_shares == 1 or not is_apart:
+            yield classifier
+            return
+        with ThreadPoolExecutor(
+            n_shares, initializer=lambda: torch.set_num_threads(n_cores // n_shares)
+        ) as pool:
+            yield _Shared(classifier, device, pool, n_shares)
+
+
+def _leaves_out(classifier: Classifier) -> bool:
+    """Whether dropout or stochastic depth leave something out, the network's own too."""
+    shares = [
+        getattr(layer, name, None)
+        for layer in classifier.modules()
+        for name in ("p", "drop_prob", "drop_rate")
+    ]
+    return any(isinstance(share, int | float) and share > 0 for share in shares)
+
+
+class _Shared:
+    """Runs shares of a batch in threads, and keeps their graphs."""
+
+    def __init__(
+        self, classifier: Classifier, device: Device, pool: ThreadPoolExecutor, n_shares: int
+    ) -> None:
+        self.values = [value for value in classifier.parameters() if value.requires_grad]
+        self._classifier, self._device, self._pool, self._n_shares = classifier, device, pool, n_shares
+
+    def __call__(self, maps: Tensor, moments: Tensor) -> Tensor:
+        """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front)."""
+        n = min(self._n_shares, len(maps))
+        shares = list(zip(maps.tensor_split(n), moments.tensor_split(n), strict=True))
+        logits: Tensor = _Together.apply(self, shares, *self.values)
+        return logits
+
+    def see(self, shares: Sequence[Share]) -> list[Tensor]:
+        """Logits of each share, with their graphs."""
+        return list(self._pool.map(self._see_one, shares))
+
+    def gradients(self, logits: Sequence[Tensor], slopes: Sequence[Tensor]) -> Gradients:
+        """Of the values, summed over the shares in their order; None of those that play no part."""
+
+        def one(pair: tuple[Tensor, Tensor]) -> Gradients:
+            return torch.autograd.grad(pair[0], self.values, pair[1], allow_unused=True)
+
+        found = list(self._pool.map(one, zip(logits, slopes, strict=True)))
+        return tuple(_sum(parts) for parts in zip(*found, strict=True))
+
+    def _see_one(self, share: Share) -> Tensor:
+        with self._device.autocast():  # each thread has its own
+            logits: Tensor = self._classifier(*share)
+        return logits
+
+
+def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], start=there[0]) if there else None
+
+
+class _Together(torch.autograd.Function):
+    """The shares' logits as one tensor, whose gradient goes back to each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: _Shared, shares: Sequence[Share], *values: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        ctx.shared, ctx.logits = shared, shared.see(shares)
+        return torch.cat([logits.detach() for logits in ctx.logits])
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> Any:
+        """Gradients of the values."""
+        parts = torch.split(slopes, [len(logits) for logits in ctx.logits])
+        return None, None, *ctx.shared.gradients(ctx.logits, parts)

@@ -1,0 +1,93 @@
+"""Each core works by itself, and threads are left as they were."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from pixelplay.errors import ConfigError
+from pixelplay.model.cores import cores_to_share, on_every_core
+
+pytestmark = pytest.mark.usefixtures("four_threads")
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_each_core_takes_an_item_of_its_own() -> None:
+    meeting = threading.Barrier(4, timeout=20)  # all four have to be at work at once
+
+    def work(i: int) -> tuple[int, int]:
+        meeting.wait()
+        return i, torch.get_num_threads()
+
+    assert list(on_every_core(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
+
+
+def test_elsewhere_than_on_a_cpu_items_come_one_after_the_other() -> None:
+    threads = set(on_every_core(lambda _: threading.get_ident(), range(8), "cuda"))
+    assert threads == {threading.get_ident()}
+
+
+def test_an_error_on_one_core_ends_the_work() -> None:
+    done, closed = [], []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(True)
+
+    def work(i: int) -> int:
+        if i == 3:
+            raise ConfigError("three")
+        done.append(i)
+        return i
+
+    seen = on_every_core(work, items(), "cpu")
+    assert [next(seen) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="three"):
+        next(seen)
+    assert len(done) < 20
+    assert closed
+
+
+@pytest.mark.parametrize("end", ["all", "early", "error"])
+def test_threads_that_start_later_have_all_cores_again(end: str) -> None:
+    assert threads_of_a_new_thread() == 4
+
+    def work(i: int) -> int:
+        if end == "error" and i == 5:
+            raise ConfigError("five")
+        return i
+
+    seen = on_every_core(work, range(10), "cpu")
+    assert next(seen) == 0
+    assert threads_of_a_new_thread() == 1
+    if end == "all":
+        list(seen)
+    elif end == "early":
+        seen.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(ConfigError):
+            list(seen)
+    assert threads_of_a_new_thread() == torch.get_num_threads() == 4
+
+
+def test_jobs_at_the_same_time_all_have_the_usual_number() -> None:
+    first = on_every_core(lambda i: i, range(10), "cpu")
+    next(first)
+
+    def second() -> int:
+        with cores_to_share() as n_cores:
+            return n_cores
+
+    with ThreadPoolExecutor(1) as pool:  # a new thread, for which torch says 1 meanwhile
+        assert pool.submit(second).result() == 4
+    assert threads_of_a_new_thread() == 1
+    list(first)
+    assert threads_of_a_new_thread() == 4

@@ -1,0 +1,175 @@
+"""A step that is shared out among cores is the step of one core."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor
+
+from networks import shared_backbone
+from pixelplay.model.backbone import Backbone
+from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
+from pixelplay.model.features import Device
+from pixelplay.model.tail import cut_backbone
+from pixelplay.training.shares import forward_for_training
+
+FP32 = Device(name="cpu", precision="fp32")
+N_CLASSES = 3
+pytestmark = pytest.mark.usefixtures("four_threads")
+
+
+def make_head(n_features: int, dropout: float = 0.0) -> TrainedLinear:
+    mean, scale = np.zeros(n_features, np.float32), np.ones(n_features, np.float32)
+    head = TrainedLinear(mean, scale, N_CLASSES, start=None, dropout=dropout)
+    torch.nn.init.normal_(head.linear.weight)
+    return head
+
+
+def make_classifier(
+    head: str = "linear", *, dropout: float = 0.0, drop_path: float = 0.0
+) -> tuple[Classifier, Tensor, Tensor]:
+    """A tail of two stages, and a batch of 21 maps and moments for it."""
+    torch.manual_seed(0)
+    halves = cut_backbone(shared_backbone("test_convnext"), 2, 64)
+    maps, moments = torch.randn(21, *halves.shape), torch.randn(21, halves.n_moments)
+    n_features = halves.tail(maps[:1], moments[:1]).shape[1]
+    mlp = TrainedMlp(n_features, N_CLASSES, dropout=0.0)
+    classifier = Classifier(
+        halves.tail, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
+    )
+    classifier.train()
+    return classifier, maps, moments
+
+
+def gradients(classifier: Classifier) -> list[Tensor]:
+    found = [value.grad.clone() for value in classifier.parameters() if value.grad is not None]
+    classifier.zero_grad()
+    return found
+
+
+def test_logits_and_gradients_are_those_of_the_classifier() -> None:
+    classifier, maps, moments = make_classifier()
+    weights = torch.randn(21, N_CLASSES)
+    found = []
+    with forward_for_training(classifier, FP32, 21) as forward:
+        assert forward is not classifier
+        for run in (classifier, forward, forward):
+            logits = run(maps, moments)
+            (logits * weights).sum().backward()
+            found.append((logits.detach(), gradients(classifier)))
+    (logits, expected), *shared = found
+    assert len(expected) > 10
+    for other, values in shared:
+        torch.testing.assert_close(other, logits)
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(shared[0][0], shared[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(shared[0][1], shared[1][1], strict=True))
+
+
+def test_gradients_of_several_batches_add_up() -> None:
+    classifier, maps, moments = make_classifier()
+    with forward_for_training(classifier, FP32, 21) as forward:
+        forward(maps, moments).sum().backward()
+        once = gradients(classifier)
+        for _ in range(2):
+            forward(maps, moments).sum().backward()
+        twice = gradients(classifier)
+    torch.testing.assert_close(twice, [2 * value for value in once])
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    classifier, maps, moments = make_classifier()
+    frozen = next(classifier.tail.parameters())
+    frozen.requires_grad_(False)
+    with forward_for_training(classifier, FP32, 21) as forward:
+        forward(maps, moments).sum().backward()
+    assert frozen.grad is None
+    assert classifier.head.linear.weight.grad is not None
+
+
+def test_what_plays_no_part_gets_no_gradient() -> None:
+    classifier, maps, moments = make_classifier()
+    classifier.extra = torch.nn.Parameter(torch.ones(2))
+    with forward_for_training(classifier, FP32, 21) as forward:
+        forward(maps, moments).sum().backward()
+    assert classifier.extra.grad is None
+
+
+def test_bf16_is_shared_as_well() -> None:
+    classifier, maps, moments = make_classifier()
+    device = Device(name="cpu", precision="bf16")
+    with device.autocast():
+        logits = classifier(maps, moments)
+    logits.sum().backward()
+    expected = gradients(classifier)
+    with forward_for_training(classifier, device, 21) as forward:
+        with device.autocast():
+            shared = forward(maps, moments)
+        shared.sum().backward()
+    torch.testing.assert_close(shared, logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(gradients(classifier), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("n_photographs", [1, 2, 5])
+def test_a_batch_smaller_than_planned_is_shared_all_the_same(n_photographs: int) -> None:
+    classifier, maps, moments = make_classifier()
+    with forward_for_training(classifier, FP32, 32) as forward:
+        found = forward(maps[:n_photographs], moments[:n_photographs])
+    torch.testing.assert_close(found, classifier(maps[:n_photographs], moments[:n_photographs]))
+
+
+@pytest.mark.parametrize(
+    ("head", "dropout", "drop_path", "batch_size"),
+    [
+        ("mlp", 0.0, 0.0, 32),  # its batch norm looks at the whole batch
+        ("linear", 0.5, 0.0, 32),
+        ("linear", 0.0, 0.1, 32),
+        ("linear", 0.0, 0.0, 15),  # too few to share
+    ],
+)
+def test_what_cannot_be_shared_is_not(head: str, dropout: float, drop_path: float, batch_size: int) -> None:
+    classifier, _, _ = make_classifier(head, dropout=dropout, drop_path=drop_path)
+    with forward_for_training(classifier, FP32, batch_size) as forward:
+        assert forward is classifier
+
+
+def test_a_network_with_stochastic_depth_of_its_own_is_not_shared() -> None:
+    network = SwinTransformer(
+        img_size=64,
+        embed_dim=12,
+        depths=(1, 2),
+        num_heads=(2, 2),
+        window_size=4,
+        num_classes=0,
+        drop_path_rate=0.1,
+    )
+    halves = cut_backbone(Backbone("swin", network), None, 64)
+    n_features = halves.tail(torch.zeros(1, *halves.shape), torch.zeros(1, halves.n_moments)).shape[1]
+    classifier = Classifier(halves.tail, make_head(n_features))
+    with forward_for_training(classifier, FP32, 32) as forward:
+        assert forward is classifier
+
+
+def test_shares_leave_no_core_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, maps, moments = make_classifier()
+    seen: list[int] = []
+    tail = classifier.tail.forward
+
+    def watch(maps: Tensor, moments: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return tail(maps, moments)
+
+    monkeypatch.setattr(classifier.tail, "forward", watch)
+    with forward_for_training(classifier, FP32, 21) as forward:  # 21 photographs make two shares
+        forward(maps, moments)
+    assert seen == [2, 2]
+
+
+def test_an_error_in_a_share_comes_out_and_leaves_threads_as_they_were() -> None:
+    classifier, maps, _ = make_classifier()
+    with pytest.raises(RuntimeError), forward_for_training(classifier, FP32, 21) as forward:
+        forward(maps, torch.randn(21, 999))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 4

@@ -86,6 +86,11 @@ if (save) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const safePath = (path) => (isFormula(path) ? `./${path}` : path);
   const safeLabel = (label) => (isFormula(label.replace(/^'+/, "")) ? `'${label}` : label);
+  // a name that is no valid UTF-8 comes as Python has it, each odd byte as a lone surrogate, and goes as it was
+  const ODD_BYTE = /((?<![\ud800-\udbff])[\udc80-\udcff])/;
+  const encoder = new TextEncoder();
+  const bytesOf = (text) =>
+    text.split(ODD_BYTE).map((part, i) => (i % 2 ? new Uint8Array([part.charCodeAt(0) & 0xff]) : encoder.encode(part)));
   const update = () => {
     isSaved = false;
     const n = items.filter(markedOf).length;
@@ -106,7 +111,7 @@ if (save) {
     for (const item of marked) labels.set(island.suspects[Number(item.dataset.suspect)].path, labelOf(item));
     const rows = [...labels].map(([path, label]) => `${quoted(safePath(path))},${quoted(safeLabel(label))}\r\n`);
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(["path,label\r\n", ...rows], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob(["path,label\r\n", ...rows.flatMap(bytesOf)], { type: "text/csv" }));
     link.download = "corrections.csv";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);

@@ -9,6 +9,7 @@ Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points o
 (`--positive-from 2`: classes 2 and 3 against 0 and 1) above its 0.88.
 
 Usage: python benchmarks/tuned_folds.py DATA [--settings "--tune auto --time-budget 5m"] [--folds 0 1 2 3 4]
+[--alone: leave the probe out]
 """
 
 import argparse
@@ -74,9 +75,11 @@ def describe(
     labels: NDArray[np.int64],
     groups: NDArray[np.int64],
 ) -> str:
-    """Values of both and their difference with a 95 % bootstrap interval."""
+    """Values of both and their difference with a 95 % bootstrap interval; of one its value."""
     measure, n_classes = LABEL_METRICS[metric], int(labels.max()) + 1  # type: ignore[index]
     values = [float(measure(count_labels(pred, labels, n_classes))) for pred in preds]
+    if len(values) == 1:
+        return f"{name} {metric}: tuned {values[0]:.4f}"
     drawn = np.concatenate(
         [
             measure(count_labels(preds[0], labels, n_classes, times))
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(N_FOLDS)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--positive-from", type=int)
+    parser.add_argument("--alone", action="store_true", help="leave the probe out")
     args = parser.parse_args()
     index = scan_source(args.data)
     index = index.select(~index.in_part("test") & (index.labels >= 0))
@@ -103,14 +107,14 @@ def main() -> None:
     digests = tuple(digest_bytes(index.store.read(path)) for path in index.paths)
     groups = join_groups(index, find_duplicates(index, digests))
     folds = assign_folds(index.labels, groups, N_FOLDS, args.seed)
-    probe_settings = f"{args.settings} --tune probe"
-    preds = [np.full(len(index), -1), np.full(len(index), -1)]
+    sides = [args.settings] if args.alone else [args.settings, f"{args.settings} --tune probe"]
+    preds = [np.full(len(index), -1) for _ in sides]
     probs = [np.zeros((len(index), len(index.classes))) for _ in preds]
     with tempfile.TemporaryDirectory() as folder:
         for fold in args.folds:
             table = Path(folder) / "fold.csv"
             write_table(index, folds, fold, table)
-            for side, settings in enumerate((args.settings, probe_settings)):
+            for side, settings in enumerate(sides):
                 settings += f" --seed {args.seed}"
                 found, seconds = run_fold(table, images_dir, settings, index.classes)
                 for i in np.flatnonzero(folds == fold):

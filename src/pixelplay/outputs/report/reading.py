@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +76,12 @@ class RunRecords:
 
     def discreet(self, text: str) -> str:
         """A text without where things lie on this machine: a report is made to be shown to others."""
-        home = os.path.expanduser("~")
-        places = {self.root: "", self.source or "": "DATA", os.path.abspath(self.folder): "RUN", home: "~"}
+        run = os.path.abspath(self.folder)
+        places = {os.path.expanduser("~"): "~", os.path.dirname(run): "…"}
+        places |= {self.root: "", self.source or "": "DATA", run: "RUN"}
         for place in sorted(filter(lambda p: len(p) > 1, places), key=len, reverse=True):
-            text = text.replace(place, places[place])
+            end = "" if place.endswith(("/", "\\")) else r"(?![\w.-])"  # RUN, and not the beginning of RUN-2
+            text = re.sub(re.escape(place) + end, places[place], text)
         return text
 
     @property

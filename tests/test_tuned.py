@@ -22,6 +22,7 @@ from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
+from pixelplay.training.shares import _Shared
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "suspects.csv"}
@@ -283,6 +284,27 @@ def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Tra
 
 
 # --- the same again ---
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_batches_that_cores_share_make_the_same_model_again(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--tune", "partial", "--epochs", "2", "--train-batch-size", "16", "--precision", "bf16"]
+    n_shared = 0
+
+    def count(self: _Shared, maps: Any, moments: Any) -> Any:
+        nonlocal n_shared
+        n_shared += 1
+        return call(self, maps, moments)
+
+    call = _Shared.__call__
+    monkeypatch.setattr(_Shared, "__call__", count)
+    first, again = train("a", *options), train("b", *options, "--num-workers", "1")
+    assert n_shared > 0
+    assert _model(again) == _model(first)
+    assert (again / "val.csv").read_bytes() == (first / "val.csv").read_bytes()
+    assert _is_tuned(first)
 
 
 def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:

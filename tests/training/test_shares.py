@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from networks import shared_backbone
-from pixelplay.model.backbone import Backbone
+from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device
 from pixelplay.model.tail import cut_backbone
@@ -110,6 +110,13 @@ def test_bf16_is_shared_as_well() -> None:
         shared.sum().backward()
     torch.testing.assert_close(shared, logits, rtol=0.05, atol=0.05)
     torch.testing.assert_close(gradients(classifier), expected, rtol=0.1, atol=0.1)
+
+
+def test_the_embedded_network_is_shared() -> None:
+    """Its layers leave nothing out: else every user would train more slowly, and no figure would say why."""
+    halves = cut_backbone(load_backbone("lite0", None, is_offline=True).backbone, 2, 64)
+    with forward_for_training(Classifier(halves.tail, make_head(10)), FP32, 32) as forward:
+        assert not isinstance(forward, Classifier)
 
 
 @pytest.mark.parametrize("n_photographs", [1, 2, 5])

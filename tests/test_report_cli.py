@@ -163,6 +163,38 @@ def test_a_class_is_only_taken_once_it_is_chosen(page: Any) -> None:
 
 
 @needs_browser
+def test_marks_outlive_the_page_until_they_are_taken_back(page: Any) -> None:
+    items, saved = page.locator("li[data-suspect]"), page.locator("#saved")
+    items.nth(0).locator("input[value=out]").check()
+    items.nth(1).locator("select").select_option("1")
+    page.reload()
+    assert items.nth(0).locator("input[value=out]").is_checked()
+    assert items.nth(1).locator("input[value=other]").is_checked()
+    assert items.nth(1).locator("select").input_value() == "1"
+    assert saved.inner_text() == "2 marked, not saved yet"
+    with page.expect_download():
+        page.locator("#save").click()
+    page.reload()
+    assert saved.inner_text() == "2 marked, saved"
+    items.nth(0).locator("button.undo").click()
+    page.reload()
+    assert items.nth(0).locator("input:checked").count() == 0
+    assert not items.nth(0).locator("button.undo").is_visible()
+    assert saved.inner_text() == "1 marked, not saved yet"
+
+
+@needs_browser
+@pytest.mark.parametrize("kept", ['{"marks": [[99, "x]", 3]]}', "[", "7"])
+def test_what_others_left_in_the_browser_does_no_harm(page: Any, kept: str) -> None:
+    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+    page.evaluate("kept => localStorage.setItem(Object.keys(localStorage)[0], kept)", kept)
+    page.reload()
+    assert page.locator("#save").is_disabled()
+    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+    assert page.locator("#save").is_enabled()
+
+
+@needs_browser
 def test_pictures_are_pictures(page: Any) -> None:
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 5

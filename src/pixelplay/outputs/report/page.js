@@ -69,6 +69,7 @@ if (save) {
   const saved = document.getElementById("saved");
   const items = [...document.querySelectorAll("li[data-suspect]")];
   let isSaved = true;
+  let isKept = true;
   const markedOf = (item) => {
     const input = item.querySelector("input:checked");
     const isOpen = input && input.value === "other" && item.querySelector("select").value === "";
@@ -91,11 +92,40 @@ if (save) {
   const encoder = new TextEncoder();
   const bytesOf = (text) =>
     text.split(ODD_BYTE).map((part, i) => (i % 2 ? new Uint8Array([part.charCodeAt(0) & 0xff]) : encoder.encode(part)));
-  const update = () => {
-    isSaved = false;
+  // marks outlive the page where the browser lets it keep something: places and choices, no names
+  const key = `pixelplay marks ${island.id}`;
+  const keep = () => {
+    const marks = items.flatMap((item) => {
+      const input = markedOf(item);
+      return input ? [[item.dataset.suspect, input.value, item.querySelector("select").value]] : [];
+    });
+    try {
+      localStorage.setItem(key, JSON.stringify({ marks, isSaved }));
+      isKept = true;
+    } catch {
+      isKept = false;
+    }
+  };
+  const bringBack = () => {
+    try {
+      const kept = JSON.parse(localStorage.getItem(key));
+      for (const [n, way, choice] of kept.marks) {
+        items[n].querySelector(`input[value=${way}]`).checked = true;
+        items[n].querySelector("select").value = choice;
+      }
+      isSaved = kept.isSaved;
+    } catch { /* nothing was kept, or nothing of ours */ }
+  };
+  const show = () => {
     const n = items.filter(markedOf).length;
     save.disabled = n === 0;
-    saved.textContent = `${n} marked, not saved yet`;
+    for (const item of items) item.querySelector("button.undo").hidden = !item.querySelector("input:checked");
+    saved.textContent = n === 0 ? "nothing is marked" : isSaved ? `${n} marked, saved` : `${n} marked, not saved yet`;
+  };
+  const update = () => {
+    isSaved = false;
+    keep();
+    show();
   };
   for (const item of items) {
     for (const input of item.querySelectorAll("input")) input.addEventListener("change", update);
@@ -104,7 +134,16 @@ if (save) {
       item.querySelector("input[value=other]").checked = true;
       update();
     });
+    item.querySelector("button.undo").addEventListener("click", () => {
+      const input = item.querySelector("input:checked");
+      input.checked = false;
+      choice.value = "";
+      update();
+      input.focus();
+    });
   }
+  bringBack();
+  show();
   save.addEventListener("click", () => {
     const labels = new Map(island.corrections.map(({ path, corrected }) => [path, corrected ?? ""]));
     const marked = items.filter(markedOf);
@@ -116,10 +155,11 @@ if (save) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     isSaved = true;
+    keep();
     const earlier = rows.length - marked.length;
     saved.textContent = `saved ${marked.length}` + (earlier ? `, and ${earlier} corrections from before` : "");
   });
   addEventListener("beforeunload", (event) => {
-    if (!isSaved) event.preventDefault();
+    if (!isSaved && !isKept) event.preventDefault();
   });
 }

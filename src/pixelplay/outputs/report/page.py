@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 from contextlib import suppress
 from functools import partial
@@ -101,17 +102,20 @@ def _island(page: Page) -> dict[str, Any]:
         if cell.n:
             numbers = [pictures.setdefault(path, len(pictures)) for path in cell.paths]
             cells[key] = {"given": given, "label": label, "n": cell.n, "pictures": numbers}
+    suspects = [
+        {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
+        for d in page.doubts
+    ]
+    judged = json.dumps([suspects, page.class_names])
     return {
+        "id": hashlib.sha256(judged.encode()).hexdigest()[:16],  # the same questions, the same marks
         "cells": cells,
         "pictures": [
             {"path": _shown(path, page.root), "src": page.pictures.small(path)} for path in pictures
         ],
         "classes": list(page.class_names),
         "corrections": list(page.corrections),
-        "suspects": [
-            {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
-            for d in page.doubts
-        ],
+        "suspects": suspects,
     }
 
 

@@ -84,12 +84,20 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
                 what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}."
                 if helps
                 else f"See why {name!r} is taken for {taken_for!r}: look at its mistakes below.",
-                why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.{more}",
+                why=f"{_say_wrong(n_wrong, n, n_taken)} {taken_for!r}{few}.{more}",
                 command=None,
                 share=n_wrong / len(wrong),
             )
         )
     return advice
+
+
+def _say_wrong(n_wrong: int, n: int, n_taken: int) -> str:
+    """Count wrong answers among n, and those of one kind among them."""
+    if n_wrong == 1:
+        return f"1 of {n} is answered wrongly, as"
+    taken = "all" if n_taken == n_wrong else f"{n_taken}"
+    return f"{n_wrong} of {n} are answered wrongly, {taken} of them as"
 
 
 def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:

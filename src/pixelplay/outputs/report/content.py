@@ -3,12 +3,11 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pixelplay import __version__
 from pixelplay.errors import counted, percent
-from pixelplay.outputs.report.advice import Advice, advise, again
+from pixelplay.outputs.report.advice import advise, again
 from pixelplay.outputs.report.charts import (
     Chart,
     history_chart,
@@ -20,7 +19,6 @@ from pixelplay.outputs.report.confusion import (
     MAX_MATRIX,
     N_IN_CELL,
     N_RIGHT,
-    Cell,
     fill_cells,
     list_confusions,
     make_matrix,
@@ -28,9 +26,9 @@ from pixelplay.outputs.report.confusion import (
     worst_first,
 )
 from pixelplay.outputs.report.pictures import Pictures, take_turns
-from pixelplay.outputs.report.reading import Answer, RunRecords
+from pixelplay.outputs.report.reading import RunRecords
+from pixelplay.outputs.report.sections import Doubt, Labels, Made, Mistake, Mistakes, Page, Taken, Trust
 from pixelplay.outputs.summary import HEADLINES, TITLES
-from pixelplay.outputs.suspects import Suspect
 
 N_MISTAKES = 24
 N_SUSPECTS, N_ENLARGED = 150, 60
@@ -48,59 +46,6 @@ DEPTHS = {
     "partial": "the last stages of the network and the classifier on top",
     "full": "all layers of the network",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doubt:
-    """A suspect and what it stands beside: a typical photograph of either class."""
-
-    suspect: Suspect
-    like_label: str | None
-    like_proposed: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """A wrong answer, with where the model looked if that is known."""
-
-    answer: Answer
-    large: str | None
-    heat: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """All that the template needs; texts are plain, the template makes them safe."""
-
-    title: str
-    version: str
-    source: str | None
-    root: str
-    verdict: str
-    where: str
-    figures: tuple[Mapping[str, Any], ...]
-    story: tuple[str, ...]
-    command: str | None
-    relabel: str
-    corrections: tuple[Mapping[str, Any], ...]
-    also: tuple[str, ...]
-    advice: tuple[Advice, ...]
-    classes: tuple[Mapping[str, Any], ...]
-    class_names: tuple[str, ...]
-    matrix: tuple[tuple[Cell, ...], ...] | None
-    confusions: tuple[tuple[str, str, Cell], ...]
-    mistakes: tuple[Mistake, ...]
-    n_mistakes: int
-    who_explains: str
-    doubts: tuple[Doubt, ...]
-    n_suspects: int
-    charts: tuple[Chart, ...]
-    calibration: Mapping[str, Any] | None
-    data: Mapping[str, Any]
-    notes: tuple[str, ...]
-    settings: Mapping[str, Any]
-    missing: tuple[str, ...]
-    pictures: Pictures
 
 
 def plan_pictures(records: RunRecords) -> list[str]:
@@ -125,45 +70,61 @@ def plan_pictures(records: RunRecords) -> list[str]:
 
 def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistake]) -> Page:
     """Put together what a run's page shows."""
-    figures, metrics = records.figures, records.metrics
-    names = tuple(str(name) for name in figures["confusion"]["classes"])
-    calibration = metrics.get("calibration")
-    typical = typical_of(records.answers)
     return Page(
         title=os.path.basename(os.path.abspath(records.folder)),
         version=__version__,
-        root=records.root,
         source=None if records.source is None else os.path.basename(records.source),
+        root=records.root,
         verdict=_verdict(records),
         where=PARTS[records.measured_on],
         figures=tuple(_figure_rows(records)),
-        story=tuple(_story(records)),
-        command=records.discreet(records.config.get("command") or "") or None,
-        relabel=again(records, "--relabel", "corrections.csv"),
-        corrections=tuple(metrics["data"]["corrections"]),
         also=tuple(_also_measured(records)),
         advice=tuple(advise(records)),
         classes=tuple(_class_rows(records)),
-        class_names=names,
+        taken=_taken(records),
+        mistakes=_mistakes(records, mistakes),
+        labels=_labels(records),
+        trust=Trust(calibration=records.metrics.get("calibration"), charts=tuple(_charts(records))),
+        data=_data(records),
+        made=Made(
+            story=tuple(_story(records)),
+            command=records.discreet(records.config.get("command") or "") or None,
+            notes=tuple(map(records.discreet, records.metrics["notes"])),
+            settings=_flat(records.config),
+            missing=tuple(_missing(records, pictures)),
+        ),
+        pictures=pictures,
+    )
+
+
+def _taken(records: RunRecords) -> Taken:
+    names = tuple(str(name) for name in records.figures["confusion"]["classes"])
+    return Taken(
+        names=names,
         matrix=make_matrix(records.answers, names) if len(names) <= MAX_MATRIX else None,
         confusions=tuple(list_confusions(records.answers)),
-        mistakes=tuple(mistakes),
-        n_mistakes=len(worst_first(records.answers)),
-        who_explains="the network"
-        if records.measured_on == "test"
-        else "the model that came of it, which has learned from these photographs since,",
+    )
+
+
+def _mistakes(records: RunRecords, shown: Sequence[Mistake]) -> Mistakes:
+    deployed = "the model that came of it, which has learned from these photographs since,"
+    return Mistakes(
+        shown=tuple(shown),
+        n=len(worst_first(records.answers)),
+        who_explains="the network" if records.measured_on == "test" else deployed,
+    )
+
+
+def _labels(records: RunRecords) -> Labels:
+    typical = typical_of(records.answers)
+    return Labels(
         doubts=tuple(
             Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.proposed))
             for s in records.suspects[:N_SUSPECTS]
         ),
-        n_suspects=len(records.suspects),
-        charts=tuple(_charts(records)),
-        calibration=calibration,
-        data=_data(records),
-        notes=tuple(map(records.discreet, metrics["notes"])),
-        settings=_flat(records.config),
-        missing=tuple(_missing(records, pictures)),
-        pictures=pictures,
+        n=len(records.suspects),
+        corrections=tuple(records.metrics["data"]["corrections"]),
+        relabel=again(records, "--relabel", "corrections.csv"),
     )
 
 

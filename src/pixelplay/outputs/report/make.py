@@ -9,11 +9,12 @@ from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
 from pixelplay.outputs.overlay import overlay
 from pixelplay.outputs.report.confusion import worst_first
-from pixelplay.outputs.report.content import N_ENLARGED, N_MISTAKES, Mistake, make_page, plan_pictures
+from pixelplay.outputs.report.content import N_ENLARGED, N_MISTAKES, make_page, plan_pictures
 from pixelplay.outputs.report.model_page import make_model_page
 from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
 from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
+from pixelplay.outputs.report.sections import Mistake
 from pixelplay.outputs.run_dir import RUN_NAMES
 
 REPORT = "report.html"

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from pixelplay.outputs.report import charts
-from pixelplay.outputs.report.content import FEW_LEARNED, HELD_OUT_IN, Page
+from pixelplay.outputs.report.content import FEW_LEARNED, HELD_OUT_IN
 from pixelplay.outputs.report.model_page import ModelPage
+from pixelplay.outputs.report.sections import Page
 
 HERE = os.path.dirname(__file__)
 GENERATOR = '<meta name="generator" content="PixelPlay'  # by which a page of ours is known
@@ -90,31 +91,31 @@ def _island(page: Page) -> dict[str, Any]:
     """What the page's script needs: the cells' photographs, the suspects, the classes."""
     pictures: dict[str, int] = {}
     cells = {}
-    if page.matrix is not None:
+    if page.taken.matrix is not None:
         drawn = {
-            f"{i},{j}": (page.class_names[i], page.class_names[j], cell)
-            for i, row in enumerate(page.matrix)
+            f"{i},{j}": (page.taken.names[i], page.taken.names[j], cell)
+            for i, row in enumerate(page.taken.matrix)
             for j, cell in enumerate(row)
         }
     else:
-        drawn = {f"c{k}": found for k, found in enumerate(page.confusions)}
+        drawn = {f"c{k}": found for k, found in enumerate(page.taken.confusions)}
     for key, (given, label, cell) in drawn.items():
         if cell.n:
             numbers = [pictures.setdefault(path, len(pictures)) for path in cell.paths]
             cells[key] = {"given": given, "label": label, "n": cell.n, "pictures": numbers}
     suspects = [
         {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
-        for d in page.doubts
+        for d in page.labels.doubts
     ]
-    judged = json.dumps([suspects, page.class_names])
+    judged = json.dumps([suspects, page.taken.names])
     return {
         "id": hashlib.sha256(judged.encode()).hexdigest()[:16],  # the same questions, the same marks
         "cells": cells,
         "pictures": [
             {"path": _shown(path, page.root), "src": page.pictures.small(path)} for path in pictures
         ],
-        "classes": list(page.class_names),
-        "corrections": list(page.corrections),
+        "classes": list(page.taken.names),
+        "corrections": list(page.labels.corrections),
         "suspects": suspects,
     }
 

@@ -150,13 +150,13 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
         "path,label\ntest/bars/000.jpg,dots\ntrain/bars/000.jpg,dots\ntest/dots/000.jpg,\n"
     )
     index = scan_source(str(root))
-    corrected = read_corrections(str(tmp_path / "mended.csv"), index)
+    corrections = read_corrections(str(tmp_path / "mended.csv"), index)
     photographs = PhotographFeatures(
         values=np.zeros((len(index), 2), dtype=np.float32),
         digests=[digest_bytes(index.store.read(path)) for path in index.paths],
         errors={},
     )
-    material = sort_out(index, photographs, TrainConfig(tune="probe"), corrected)
+    material = sort_out(index, photographs, TrainConfig(tune="probe"), corrections)
     plain = sort_out_folder(root, TrainConfig(tune="probe"))
     np.testing.assert_array_equal(material.parts.split.test, plain.parts.split.test)
     test = material.parts.split.test
@@ -170,7 +170,9 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
 def test_a_table_without_rows_corrects_nothing(drawn_photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("path,part,label\n")
     index = scan_source(str(drawn_photographs))
-    np.testing.assert_array_equal(read_corrections(str(tmp_path / "none.csv"), index), index.labels)
+    corrections = read_corrections(str(tmp_path / "none.csv"), index)
+    np.testing.assert_array_equal(corrections.labels, index.labels)
+    assert not corrections.is_reviewed.any()
 
 
 # --- bad input ---

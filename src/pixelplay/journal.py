@@ -107,7 +107,7 @@ class Journal:
             yield lines
             lines.say(is_done=True)
             return
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             counter = self._bar = _make_bar(what, total, unit)
             try:
                 yield counter
@@ -215,6 +215,8 @@ def _say_json(content: dict[str, Any]) -> None:
 
 
 def _say(line: str) -> None:
+    if sys.stderr is None:  # a program without a console; print would take stdout instead
+        return
     with suppress(OSError, ValueError):  # ValueError: stderr was closed
         print(printable(line), file=sys.stderr, flush=True)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, TrainConfig, Tta
-from pixelplay.data.scan import name_images, name_labelled, say_what_was_assumed
+from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed
 from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import ConfigError, DataError
@@ -42,8 +42,8 @@ from pixelplay.training.folds import check_repeats, learn_folds, with_left_out, 
 from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import learn
 from pixelplay.training.plan import follow, read_plan
+from pixelplay.training.prepare import prepare_material
 from pixelplay.training.resume import check_settings
-from pixelplay.training.sight import see
 from pixelplay.training.suspected import without_suspects
 
 StrPath = str | os.PathLike[str]
@@ -84,7 +84,7 @@ def train(
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated)
         index = name_labelled(os.fspath(source), config, journal)
-        material, backbone = see(index, config, workplace, journal)
+        material, backbone = prepare_material(index, config, workplace, journal)
 
         if config.drop_suspects:
             material = without_suspects(material, config, journal)
@@ -147,7 +147,7 @@ def cross_validate(
         check_settings(workplace.checkpoints, config, device, None, also)
         index = name_labelled(os.fspath(source), config, journal)
         check_enough(index.select(~index.in_part("test")), config.n_folds)
-        material, backbone = see(index, config, workplace, journal)
+        material, backbone = prepare_material(index, config, workplace, journal)
 
         # Each fold is predicted by a classifier that has not seen it, and decided by what the others say.
         validation = learn_folds(material, backbone, config, workplace, n_repeats, journal)
@@ -228,14 +228,14 @@ def evaluate(
 
 def predict(
     run: StrPath,
-    images: Sequence[StrPath],
+    images: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
     submission: StrPath | None = None,
     path_column: str | None = None,
     images_dir: str | None = None,
     is_forced: bool = False,
-    with_runs: Sequence[StrPath] = (),
+    with_runs: StrPath | Sequence[StrPath] = (),
     tta: Tta | None = None,
     caution: CautionConfig | None = None,
     compute: ComputeConfig | None = None,
@@ -247,7 +247,7 @@ def predict(
         The number of rows without a prediction.
 
     Args:
-        images: folders, tables, zip archives and files.
+        images: folders, tables, zip archives and files, or one of these.
         out: the table to write, .csv or .parquet.
         submission: sample submission; `out` then has exactly its header, ids and order.
         path_column: column of a table that names the photographs.
@@ -270,8 +270,10 @@ def predict(
     data = DataConfig(path_column=path_column, images_dir=images_dir)
     indexes = name_images(images, data, journal)
     n_images = sum(len(index) for index in indexes)
-    together = [run, *with_runs]
-    predictor = JointPredictor(together, compute, tta=tta) if with_runs else Predictor(run, compute, tta=tta)
+    others = as_several(with_runs)
+    predictor = (
+        JointPredictor([run, *others], compute, tta=tta) if others else Predictor(run, compute, tta=tta)
+    )
     if sample is not None:
         check_submission(sample, predictor.classes, out, caution)
     careful = Caution(caution, predictor.held_out)
@@ -305,7 +307,7 @@ def predict(
 
 def explain(
     run: StrPath,
-    images: Sequence[StrPath],
+    images: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
     label: str | None = None,
@@ -313,7 +315,7 @@ def explain(
     path_column: str | None = None,
     images_dir: str | None = None,
     is_forced: bool = False,
-    with_runs: Sequence[StrPath] = (),
+    with_runs: StrPath | Sequence[StrPath] = (),
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> int:
@@ -323,7 +325,7 @@ def explain(
         The number of photographs that could not be explained.
 
     Args:
-        images: folders, tables, zip archives and files.
+        images: folders, tables, zip archives and files, or one of these.
         out: folder to write; it appears once everything in it is there.
         label: the class to explain (default: of each photograph the one that the model decides for).
         method: how gradients become a map (default: the most faithful as measured).
@@ -340,7 +342,7 @@ def explain(
     with new_explanations_dir(os.fspath(out), is_forced=is_forced) as folder:
         data = DataConfig(path_column=path_column, images_dir=images_dir)
         indexes = name_images(images, data, journal)
-        names = [os.fspath(each) for each in (run, *with_runs)]
+        names = [os.fspath(each) for each in (run, *as_several(with_runs))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
         if label is not None:
             explainer.check_label(label)

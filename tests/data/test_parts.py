@@ -159,8 +159,7 @@ def test_groups_torn_by_a_given_split_are_said() -> None:
     index = index_of("aabbaabb", "ttttssss", ["p", "q", "r", "", "q", "r", "x", "y"])
     parts = make_parts(index, copies(index), CONFIG)
     assert parts.notes == [
-        "2 groups lie on both sides of the given test part, for example that of a1: "
-        "its figures are optimistic"
+        "2 groups on both sides of the given test part, for example that of a1: its figures are optimistic"
     ]
     np.testing.assert_array_equal(parts.split.train, [0, 1, 2, 3])
 

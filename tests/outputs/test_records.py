@@ -136,7 +136,7 @@ def test_predictions_csv_gives_the_figures_of_metrics_json(
 def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, Journal]) -> None:
     run = odd[1]
     split = read_json(run / "split.json")
-    assert list(split) == ["train", "val", "test", "removed", "dropped"]
+    assert list(split) == ["train", "val", "test", "removed", "dropped", "left_out"]
     assert split["removed"] == ["train/bars/copy.jpg"]
     assert {path.split("/")[0] for path in split["train"]} == {"train"}
     assert {path.split("/")[0] for path in split["test"]} == {"test"}

@@ -148,13 +148,16 @@ def test_names_are_text_whatever_they_are(tiny_probe: TrainConfig, tmp_path: Pat
 def test_a_page_tells_no_place_on_this_machine(all_run: Path, tmp_path: Path) -> None:
     run = copy_of(all_run, tmp_path)
     config = json.loads((run / "config.json").read_text())
-    command = f"pixelplay train {config['source']} --out {run} --cache-dir {run}-cache"
+    elsewhere = f"--cache-dir {run}-cache --weights /srv/secret/w.pth --classes=/srv/secret/names.txt"
+    command = f"pixelplay train {config['source']} --out {run} {elsewhere}"
     (run / "config.json").write_text(json.dumps({**config, "command": command}))
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["notes"].append(f"{config['source']}: something was assumed")
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = make(run)
-    assert "pixelplay train DATA --out RUN --cache-dir …/run-cache" in page
+    told = "pixelplay train DATA --out RUN --cache-dir run-cache --weights w.pth --classes=names.txt"
+    assert f"<code>{told}</code>" in page
+    assert "secret" not in page
     assert "DATA: something was assumed" in page
     assert str(tmp_path) not in page
     assert str(Path(config["source"]).parent) not in page

@@ -16,6 +16,7 @@ from pixelplay.training.curve import choose_share, measure_curve
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 from pixelplay.training.probe import fit_on_some, fit_probe
+from pixelplay.training.rare import fit_fair_on_some, fit_fair_probe
 
 
 def test_a_share_is_taken_of_each_class_and_lies_in_a_larger_one() -> None:
@@ -37,6 +38,20 @@ def test_learning_from_all_rows_is_the_probe_itself() -> None:
     np.testing.assert_allclose(again, probe.oof_logits, atol=0.05)
     some = fit_on_some(features, labels, folds, probe.C, np.arange(60) % 3 == 0)
     assert np.abs(some - probe.oof_logits).max() > 0.2
+
+
+def test_a_weighted_probe_is_halved_as_a_weighted_one() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [60, 12])
+    features = rng.normal(0, 1, (72, 8)).astype(np.float32) + labels[:, None]
+    folds = assign_folds(labels, np.arange(72), 3, 0)
+    config = TrainConfig(imbalance="class_weights")
+    probe = fit_fair_probe(features, labels, np.arange(72), folds, config).probe
+    every = np.ones(72, bool)
+    again = fit_fair_on_some("class_weights", features, labels, folds, probe.C, every)
+    np.testing.assert_allclose(again, probe.oof_logits, atol=0.1)  # another tolerance
+    plain = fit_fair_on_some("none", features, labels, folds, probe.C, every)
+    assert np.abs(plain - probe.oof_logits).max() > 0.2
 
 
 @pytest.fixture
@@ -62,7 +77,7 @@ def taught(tmp_path: Path) -> tuple[Material, Learned]:
         held_out=rows,
         logits=probe.oof_logits,
         folds=folds,
-        chosen={"C": {"value": probe.C}},
+        chosen={"C": {"value": probe.C}, "imbalance": {"value": "none"}},
         history=[],
         plan=None,
     )
@@ -85,7 +100,7 @@ def test_the_gain_of_the_second_half_is_measured_photograph_by_photograph(
     curve = measure_curve(material, learned, decision, 0)
     assert curve is not None
     points = curve["all"]["points"]
-    assert [point["n_learned"] for point in points] == [32, 63, 125]
+    assert [point["n_learned"] for point in points] == [21, 42, 83]  # two of three folds of each share
     assert points[-1]["value"] == np.mean(decision.apply(learned.logits)[1] == labels)
     assert points[0]["value"] < points[-1]["value"]
     assert curve["all"]["gain"]["value"] == pytest.approx(points[2]["value"] - points[1]["value"])

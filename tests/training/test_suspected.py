@@ -66,7 +66,8 @@ def test_what_chooses_and_what_measures_keeps_its_labels(tune: str) -> None:
     wrong = (1, 2, 55, 60, 75, 80)
     material = material_of(wrong, config, parts)
     kept, _ = drop(material, config)
-    np.testing.assert_array_equal(kept.dropped, [1, 2])
+    np.testing.assert_array_equal(kept.dropped, [1, 2, 55, 60])
+    np.testing.assert_array_equal(kept.learn, np.setdiff1d(material.learn, [1, 2, 55, 60]))
     for part in ("val", "test"):
         np.testing.assert_array_equal(getattr(kept.parts.split, part), getattr(material.parts.split, part))
     np.testing.assert_array_equal(kept.given, material.given)
@@ -77,6 +78,16 @@ def test_a_probe_learns_from_val_too_so_it_drops_there_as_well() -> None:
     parts: list[Part | None] = ["train"] * 50 + ["val"] * 20 + ["test"] * 20
     kept, _ = drop(material_of((1, 2, 55, 60, 75, 80), CONFIG, parts), CONFIG)
     np.testing.assert_array_equal(kept.dropped, [1, 2, 55, 60])
+
+
+def test_training_keeps_half_of_each_class_however_many_val_has() -> None:
+    config = TrainConfig(tune="partial")
+    parts: list[Part | None] = ["val"] * N
+    mislabelled = range(0, 15, 3)  # all that train has of one class
+    parts[0:60:3], parts[2:47:3] = ["train"] * 20, ["train"] * 15
+    kept, _ = drop(material_of(tuple(mislabelled), config, parts), config)
+    assert len(np.intersect1d(kept.dropped, mislabelled)) == 2
+    assert (kept.counts_of(kept.parts.split.train) > 0).all()
 
 
 def test_a_class_keeps_at_least_half_of_its_photographs() -> None:

@@ -182,17 +182,21 @@ def measure_coverage(
     )
 
 
-def find_coverage(index: ImageIndex) -> ClassCoverage:
+def find_coverage(index: ImageIndex, learned: NDArray[np.int64] | None = None) -> ClassCoverage:
     """Find the classes that the test side expects and training has no or too few photographs of.
 
     What is expected is what a list or sample submission names, else what a given test part holds.
+
+    Args:
+        learned: (K,) photographs of each class to learn from; None: all outside of the test part.
     """
     is_test = index.in_part("test")
     expected = dict(index.expected)
     if not expected:
         tested = index.class_counts(is_test)
         expected = {name: int(n) for name, n in zip(index.classes, tested, strict=True) if n}
-    return measure_coverage(index.classes, index.class_counts(~is_test), expected)
+    counts = index.class_counts(~is_test) if learned is None else learned
+    return measure_coverage(index.classes, counts, expected)
 
 
 def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:

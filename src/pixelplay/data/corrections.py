@@ -1,5 +1,7 @@
 """A table of path and label → other labels to learn from."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,8 +11,26 @@ from pixelplay.data.tables import need_column, read_table
 from pixelplay.errors import DataError, name_some, suggest
 
 
-def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
-    """Labels (N,) of an index as a table corrects them; -1, to leave a photograph out, where it gives none.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corrections:
+    """What the labels of an index should be.
+
+    Attributes:
+        labels: (N,) as corrected; -1 leaves a photograph out.
+        is_reviewed: (N,) somebody has looked at it, and changed or confirmed its label.
+    """
+
+    labels: NDArray[np.int64]
+    is_reviewed: NDArray[np.bool_]
+
+
+def no_corrections(index: ImageIndex) -> Corrections:
+    """Labels as the data gives them, none of them looked at."""
+    return Corrections(labels=index.labels, is_reviewed=np.zeros(len(index), bool))
+
+
+def read_corrections(file: str, index: ImageIndex) -> Corrections:
+    """Read a table of path and label; an empty label leaves the photograph out.
 
     Photographs that the table does not name keep the label that the data gives. A run's suspects.csv is
     such a table.
@@ -18,17 +38,11 @@ def read_corrections(file: str, index: ImageIndex) -> NDArray[np.int64]:
     Raises:
         DataError: it cannot be read, or names a photograph or class that the data does not have.
     """
-    labels = index.labels.copy()
-    for i, label in _read_wanted(file, index).items():
-        labels[i] = label
-    return labels
-
-
-def read_reviewed(file: str, index: ImageIndex) -> NDArray[np.bool_]:
-    """Mark (N,) what a table of corrections names: somebody has looked at it, changed or not."""
-    reviewed = np.zeros(len(index), bool)
-    reviewed[list(_read_wanted(file, index))] = True
-    return reviewed
+    wanted = _read_wanted(file, index)
+    labels, is_reviewed = index.labels.copy(), np.zeros(len(index), bool)
+    labels[list(wanted)] = list(wanted.values())
+    is_reviewed[list(wanted)] = True
+    return Corrections(labels=labels, is_reviewed=is_reviewed)
 
 
 def _read_wanted(file: str, index: ImageIndex) -> dict[int, int]:

@@ -9,10 +9,12 @@ from pixelplay.errors import DataError, counted, name_some
 
 PART_NAMES: Mapping[str, Part] = {
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.config import PARTS, TrainConfig
+from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import IntArray, Split, hold_out, merge_groups
@@ -51,7 +51,7 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
         test = np.zeros(len(index), dtype=np.bool_)
         test[free] = hold_out(index.labels[free], groups[free], config.test_frac, config.seed)
         _check_held_out(index, test, config)
-    notes += _note_straddling(index, test)
+    notes += _note_straddling(index, test, val if config.tune != "probe" else None)
     if config.tune != "probe" and not val.any():
         free = ~np.isin(groups, groups[test])
         val[free] = hold_out(index.labels[free], groups[free], config.val_frac, config.seed)
@@ -154,15 +154,20 @@ def _copies_of(duplicates: Duplicates, those: NDArray[np.bool_], among: NDArray[
     return np.array(sorted(set(found)), dtype=np.int64)
 
 
-def _note_straddling(index: ImageIndex, test: NDArray[np.bool_]) -> list[str]:
-    """Say where a given split cuts through the user's groups."""
+def _note_straddling(index: ImageIndex, test: NDArray[np.bool_], val: NDArray[np.bool_] | None) -> list[str]:
+    """Say where given parts cut through the user's groups; None: no validation part is to choose."""
     if index.groups is None:
         return []
-    torn = np.intersect1d(index.groups[test], index.groups[~test])
-    if not len(torn):
-        return []
-    first = np.flatnonzero(index.groups == torn[0])[0]
-    return [
-        f"{len(torn)} groups lie on both sides of the given {PARTS[2]} part, for example that of "
-        f"{index.paths[first]}: its figures are optimistic"
-    ]
+    cuts = [("test", test, ~test, "its figures are optimistic")]
+    if val is not None:
+        cuts.append(("val", val, ~val & ~test, "what it chooses, and how sure answers are, is optimistic"))
+    notes = []
+    for part, inside, outside, why in cuts:
+        torn = np.intersect1d(index.groups[inside], index.groups[outside])
+        if len(torn):
+            first = index.paths[np.flatnonzero(index.groups == torn[0])[0]]
+            notes.append(
+                f"{counted(len(torn), 'group')} on both sides of the given {part} part, for example that of "
+                f"{first}: {why}"
+            )
+    return notes

@@ -15,9 +15,11 @@ from pixelplay.data.parts import check_learnable
 from pixelplay.data.source import list_all, scan_source
 from pixelplay.journal import Journal
 
+StrPath = str | os.PathLike[str]
+
 
 def scan(
-    source: str | os.PathLike[str],
+    source: StrPath,
     data: DataConfig | None = None,
     *,
     classes: str | None = None,
@@ -52,15 +54,20 @@ def name_labelled(source: str, config: TrainConfig, journal: Journal) -> ImageIn
 
 
 def name_images(
-    sources: Sequence[str | os.PathLike[str]], config: DataConfig, journal: Journal
+    sources: StrPath | Sequence[StrPath], config: DataConfig, journal: Journal
 ) -> list[ImageIndex]:
     """Name all photographs to be answered about, in order, without labels.
 
     Raises:
         DataError: there are none.
     """
-    listed = list_all([os.fspath(source) for source in sources], config)
+    listed = list_all([os.fspath(source) for source in as_several(sources)], config)
     return [say_what_was_assumed(index, journal) for index in listed]
+
+
+def as_several(paths: StrPath | Sequence[StrPath]) -> Sequence[StrPath]:
+    """One path as a sequence of one, which its letters are not."""
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
 def select_labelled(index: ImageIndex, journal: Journal) -> ImageIndex:

@@ -15,6 +15,7 @@ from pixelplay.data.expected import (
     read_expected,
 )
 from pixelplay.data.folders import FolderLabels, check_some_classes, label_by_folder, unwrap
+from pixelplay.data.formats import name_format
 from pixelplay.data.index import ImageIndex, group_names, make_index
 from pixelplay.data.names import Names, list_names
 from pixelplay.data.store import FolderStore, ZipStore
@@ -92,7 +93,13 @@ def list_files(paths: Iterable[str]) -> ImageIndex:
 
 
 def _is_archive(source: str) -> bool:
-    return source.lower().endswith(".zip") or zipfile.is_zipfile(source)
+    """Whether a file is a zip archive, and no photograph that something was appended to."""
+    if source.lower().endswith(".zip"):
+        return True
+    if not zipfile.is_zipfile(source):
+        return False
+    with open(source, "rb") as file:
+        return not name_format(file.read(1024))
 
 
 def _check_no_columns(source: str, config: DataConfig) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from pixelplay.config import PARTS, DataConfig, Part
-from pixelplay.data.folders import PART_NAMES, part_named
+from pixelplay.data.folders import part_named
 from pixelplay.data.index import ImageIndex, group_names, make_index
 from pixelplay.data.names import list_names
 from pixelplay.data.store import FolderStore, ZipStore
@@ -45,6 +45,7 @@ def index_table(
             f"{table.name} has no label in column {label_column!r}; "
             "fill it in or name another with --label-column"
         )
+    _check_text(table, label_column)
     notes = [f"{table.name}: photographs from column {path_column!r}, classes from {label_column!r}"]
     _check_complete(table, references)
     paths, missing = _resolve_all(table, references, store, folder)
@@ -58,6 +59,16 @@ def index_table(
     parts = _read_parts(table, config, notes)
     groups = _read_groups(table, paths, config, notes)
     return make_index(table.name, store, paths, labels, parts, groups, notes=notes)
+
+
+def _check_text(table: Table, column: str) -> None:
+    """Raise where labels are no valid UTF-8; file names may be anything."""
+    for row, cell in enumerate(table.columns[column], start=FIRST_ROW):
+        if any("\udc80" <= letter <= "\udcff" for letter in cell):
+            shown = cell.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+            raise DataError(
+                f"{table.name}, row {row} has a label that is no UTF-8, {shown!r}; save it as UTF-8"
+            )
 
 
 def _check_complete(table: Table, references: Sequence[str]) -> None:
@@ -92,7 +103,7 @@ def _read_parts(table: Table, config: DataConfig, notes: list[str]) -> list[Part
         return nothing
     for row, (cell, part) in enumerate(zip(cells, parts, strict=True), start=FIRST_ROW):
         if part is None and cell.strip():
-            hint = suggest(cell.strip().lower(), list(PART_NAMES))
+            hint = suggest(cell.strip().lower(), PARTS)
             raise DataError(
                 f"{table.name}, row {row} has the part {cell!r} in column {column!r}; "
                 f"expected {', '.join(PARTS)}{hint or ', or an empty cell'}"

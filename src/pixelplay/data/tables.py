@@ -35,10 +35,12 @@ class Table:
     Attributes:
         name: the file, as the user named it.
         columns: column name → cells (N,).
+        delimiter: between the cells of a text file.
     """
 
     name: str
     columns: Mapping[str, Sequence[str]]
+    delimiter: str = ","
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -72,19 +74,19 @@ def parse_table(data: bytes, name: str, *, may_be_empty: bool = False) -> Table:
         DataError: as `read_table`.
     """
     if name.lower().endswith((".parquet", ".pq")):
-        header, rows = _parse_parquet(data, name)
+        (header, rows), delimiter = _parse_parquet(data, name), ","
     else:
-        header, rows = _parse_text(data, name)
+        header, rows, delimiter = _parse_text(data, name)
     repeated = sorted({cell for cell in header if header.count(cell) > 1})
     if repeated:
         raise DataError(f"{name} has the column {repeated[0]!r} more than once; rename one of them")
     if not rows and not (may_be_empty and header):
         raise DataError(f"{name} has no rows; a table needs a header and at least one row")
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    return Table(name=name, columns=dict(zip(header, cells, strict=True)))
+    return Table(name=name, columns=dict(zip(header, cells, strict=True)), delimiter=delimiter)
 
 
-def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:
+def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]], str]:
     """Parse delimited text; the delimiter is the one of comma, tab, semicolon most used in the header."""
     # spreadsheets write UTF-16 as "Unicode text"; file names need not be valid UTF-8
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -105,7 +107,7 @@ def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]
                 rows.append(row)
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} cannot be read as a table: {error}") from None
-    return [cell.strip() for cell in rows[0]] if rows else [], rows[1:]
+    return [cell.strip() for cell in rows[0]] if rows else [], rows[1:], delimiter
 
 
 def _parse_parquet(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:

@@ -16,6 +16,7 @@ from pixelplay.evaluation.intervals import FloatArray, IntArray
 
 MAX_REFERENCES = 1000
 LEAST_DISTANCE = 1e-3  # below it lie copies
+LEAST_MOVE = 0.01  # of the median deviation of features
 BLOCK = 1024  # photographs compared with all references at once
 
 
@@ -74,8 +75,8 @@ def fit_novelty(
             a model that has not learned from its own.
         logits: (n, K) finite.
     """
-    mean, deviation = references.mean(axis=0), references.std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1)
+    mean = references.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = _scale_of(references)
     scaled = ((references - mean) / scale).astype(np.float16)
     compared = scaled.astype(np.float32)
     distances = np.full(len(held_out), np.inf)
@@ -88,13 +89,24 @@ def fit_novelty(
     centre, spread = raw.mean(axis=0), np.where(deviations > 0, deviations, 1.0)
     scores = np.sort(_standardised(distances, logits, centre, spread).sum(axis=1))
     return Novelty(
-        mean=mean.astype(np.float32),
-        scale=scale.astype(np.float32),
+        mean=mean,
+        scale=scale,
         references=scaled,
         centre=centre,
         spread=spread,
         scores=scores,
     )
+
+
+def _scale_of(references: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Deviations (D,) of features (R, D); of what hardly moves a share of the median one.
+
+    Else a channel that was as good as constant would find every photograph new for its last digits.
+    """
+    deviation = references.std(axis=0, dtype=np.float64)
+    moves = deviation > 0
+    least = LEAST_MOVE * np.median(deviation[moves]) if moves.any() else 1.0
+    return np.asarray(np.maximum(deviation, least), dtype=np.float32)
 
 
 def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:

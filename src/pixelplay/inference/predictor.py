@@ -28,7 +28,7 @@ InMemoryImage = Image.Image | NDArray[Any] | bytes
 Images = str | os.PathLike[str] | ImageIndex | Sequence[str | os.PathLike[str] | InMemoryImage]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """One row for each requested image, in the requested order.
 

@@ -246,6 +246,15 @@ def _read_held_out(part: str, kept: Mapping[str, NDArray[Any]]) -> HeldOut:
     n = len(held_out.lac)
     if not n or any(kept[name].shape != (n,) or not np.isfinite(kept[name]).all() for name in HELD_OUT):
         raise ValueError(f"{CALIBRATION} of shapes {[kept[name].shape for name in HELD_OUT]}")
+    is_sound = {
+        "held_out": held_out.part in ("oof", "val"),
+        "lac": _is_ascending(held_out.lac),
+        "aps": _is_ascending(held_out.aps),
+        "confidence": _is_ascending(-held_out.confidence),
+        "is_right": held_out.is_right.dtype == np.bool_,
+    }
+    if wrong := [name for name, is_right in is_sound.items() if not is_right]:
+        raise ValueError(f"{CALIBRATION}: {wrong[0]}")
     return held_out
 
 
@@ -263,9 +272,14 @@ def _read_novelty(kept: Mapping[str, NDArray[Any]]) -> Novelty:
     wrong = [name for name, shape in shapes.items() if kept[name].shape != shape]
     wrong += [name for name in NOVELTY_ARRAYS if not kept[name].size or not np.isfinite(kept[name]).all()]
     wrong += [name for name in ("scale", "spread") if not (kept[name] > 0).all()]
+    wrong += [] if _is_ascending(novelty.scores) else ["scores"]
     if wrong:
         raise ValueError(f"{NOVELTY}: {wrong[0]}")
     return novelty
+
+
+def _is_ascending(values: NDArray[Any]) -> bool:
+    return bool((np.diff(values) >= 0).all())
 
 
 def _read_arrays(path: str) -> dict[str, NDArray[Any]]:

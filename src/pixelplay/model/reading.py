@@ -154,8 +154,9 @@ def read_photographs(
             num_workers=config.compute.num_workers,
             on_progress=bar.update,
         )
-    if cache.failure:
-        journal.note(f"features cannot be kept in the cache: {cache.failure}")
+    for what, each in (("features", cache), ("thumbs", thumb_cache)):
+        if each is not None and each.failure:
+            journal.note(f"{what} cannot be kept in the cache: {each.failure}")
     return photographs
 
 

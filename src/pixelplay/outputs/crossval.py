@@ -127,11 +127,6 @@ class CrossvalReport:
             },
             "baseline": {**self.baseline.to_json(), "n": self.oof.n, "measured_on": "oof"},
             "oof": {**by, **self.oof.to_json()},
-            **(
-                {}
-                if self.oof_corrected is None
-                else {"oof_corrected": {**by, **self.oof_corrected.to_json()}}
-            ),
             "deployed": self.deployed,
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
             **more,
@@ -238,8 +233,13 @@ def _write_split(folder: str, material: Material, validation: CrossValidation) -
     folds = {
         f"repeat {part.repeat}, fold {part.fold}": [paths[i] for i in part.rows] for part in validation.parts
     }
-    never = validation.rows[validation.folds[0] < 0]
-    others = {"never_held_out": never, "test": material.parts.split.test, "removed": material.parts.removed}
+    never = np.setdiff1d(validation.rows[validation.folds[0] < 0], material.left_out)
+    others = {
+        "never_held_out": never,
+        "left_out": material.left_out,
+        "test": material.parts.split.test,
+        "removed": material.parts.removed,
+    }
     named = {name: [paths[i] for i in rows] for name, rows in others.items()}
     write_json({**folds, **named}, os.path.join(folder, "split.json"))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.checks import check_choice
 from pixelplay.config import PARTS, Part, TrainConfig
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import DataError, name_some
@@ -184,8 +185,11 @@ def choose_scored(index: ImageIndex, part: Part | None) -> tuple[ImageIndex, str
     """Select the labelled photographs to score: the asked part, else test where given, else all.
 
     Raises:
+        ConfigError: no such part.
         DataError: there are none.
     """
+    if part is not None:
+        check_choice("part", part, PARTS)
     is_labelled = index.labels >= 0
     chosen = part
     if chosen is None and (index.in_part("test") & is_labelled).any():
@@ -235,7 +239,7 @@ def evaluate_predictions(
     if unknown:
         journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
 
-    def measure(keep: NDArray[np.bool_]) -> Evaluation:
+    def measure(keep: NDArray[np.bool_], precision: float | None) -> Evaluation:
         return evaluate_probs(
             predictions.probs[keep],
             predictions.pred[keep],
@@ -243,8 +247,8 @@ def evaluate_predictions(
             classes,
             n_known=len(bundle.classes),
             groups=None if index.groups is None else index.groups[keep],
-            at_precision=at_precision,
-            positive=positive,
+            at_precision=precision,
+            positive=None if precision is None else positive,
         )
 
     seen = was_learned(predictions, bundle) & is_ok
@@ -253,10 +257,15 @@ def evaluate_predictions(
             f"{seen.sum()} of {is_ok.sum()} scored photographs were trained on: the figures are too good; "
             "those without them stand beside"
         )
+    rest = is_ok & ~seen
+    unseen = None
+    if seen.any() and rest.any():
+        column = 1 if positive is None else bundle.classes.index(positive)
+        unseen = measure(rest, at_precision if (labels[rest] == column).any() else None)
     return EvaluationReport(
-        evaluation=measure(is_ok),
+        evaluation=measure(is_ok, at_precision),
         part=part,
         n_unreadable=n_unreadable,
         n_trained_on=int(seen.sum()),
-        unseen=measure(is_ok & ~seen) if seen.any() and (is_ok & ~seen).any() else None,
+        unseen=unseen,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_set
 from pixelplay.data.split import IntArray
+from pixelplay.data.store import ZipStore
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
@@ -224,7 +225,8 @@ def write_records(
 
 def describe_origin(material: Material, command: str | None, images_dir: str | None) -> dict[str, str | None]:
     """What was typed, and where the photographs are, for the report to find them again."""
-    folder = images_dir and os.path.abspath(images_dir)
+    is_inside = isinstance(material.index.store, ZipStore)  # the folder is one of the archive
+    folder = images_dir if is_inside else images_dir and os.path.abspath(images_dir)
     return {"command": command, "source": os.path.abspath(material.index.source), "images_dir": folder}
 
 
@@ -235,6 +237,7 @@ def write_split(folder: str, material: Material) -> None:
     }
     split["removed"] = list(_paths(material, material.parts.removed))
     split["dropped"] = list(_paths(material, material.dropped))
+    split["left_out"] = list(_paths(material, material.left_out))
     write_json(split, os.path.join(folder, "split.json"))
 
 

@@ -65,7 +65,7 @@ def write_submission(predictions: Predictions, sample: Table, path: str) -> list
     # ids and labels are written exactly as they are: the file is for a program
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv_writer(file)
+        writer = csv_writer(file, sample.delimiter)
         writer.writerow(columns)
         for i, row in enumerate(row_of):
             own = [sample.columns[name][i] for name in columns[1:]]

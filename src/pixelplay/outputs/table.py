@@ -117,10 +117,10 @@ def _cautious(chunk: Predictions) -> dict[str, list[Any]]:
     return found
 
 
-def csv_writer(file: IO[str]) -> Any:
+def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
     """A writer of lines that end in a newline; cells with any kind of line break are quoted."""
     # Python quotes a carriage return only where it ends lines, and readers would end a row there
-    return csv.writer(_Newlines(file), lineterminator="\r\n")
+    return csv.writer(_Newlines(file), delimiter=delimiter, lineterminator="\r\n")
 
 
 class _Newlines:

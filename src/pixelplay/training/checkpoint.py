@@ -63,13 +63,17 @@ class State:
 
 
 def write_checkpoint(state: State, folder: str) -> None:
-    """Write all of it under a temporary name, then rename: a kill leaves the old or the new one."""
+    """Write all of it; a kill leaves the old one or the new one."""
     from safetensors.torch import save
 
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, CHECKPOINT)
     tensors = {name: value.detach().contiguous().cpu() for name, value in _tensors(state).items()}
-    data = save(tensors, metadata={"progress": json.dumps(asdict(state.progress))})
+    write_durably(save(tensors, metadata={"progress": json.dumps(asdict(state.progress))}), path)
+
+
+def write_durably(data: bytes, path: str) -> None:
+    """Write under a temporary name, then rename: whatever stops the machine, it is whole or not there."""
     with open(f"{path}.tmp", "wb") as file:
         file.write(data)
         file.flush()

@@ -11,7 +11,7 @@ from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
-from pixelplay.training.probe import fit_on_some
+from pixelplay.training.rare import fit_fair_on_some
 
 SHARES = (0.25, 0.5)  # of each class; all of it is measured anyway
 MIN_LEARNED = 8  # photographs of a class: a quarter of fewer is hardly any
@@ -24,7 +24,7 @@ def measure_curve(
 ) -> Mapping[str, Any] | None:
     """Learn from a quarter and from half of each class, out of fold, as all of it was.
 
-    Strength and decision stay as they are, so the gain is of photographs alone.
+    Strength, weighting and decision stay as they are, so the gain is of photographs alone.
 
     Returns:
         What metrics.json has: figures at each share, and for all and for each class what the second half
@@ -33,24 +33,35 @@ def measure_curve(
     rows = learned.held_out
     if learned.depth != "probe" or learned.folds is None or "value" not in learned.chosen.get("C", {}):
         return None
-    labels, folds, C = material.labels[rows], learned.folds, float(learned.chosen["C"]["value"])
-    preds = {
-        share: decision.apply(
-            fit_on_some(material.features[rows], labels, folds, C, choose_share(labels, share, seed))
-        )[1]
-        for share in SHARES
+    features, labels, folds = material.features[rows], material.labels[rows], learned.folds
+    chosen = learned.chosen
+    C, imbalance = float(chosen["C"]["value"]), chosen["imbalance"]["value"]
+    learns = {share: choose_share(labels, share, seed) for share in SHARES}
+    logits = {
+        share: fit_fair_on_some(imbalance, features, labels, folds, C, some) for share, some in learns.items()
     }
-    preds[1.0] = decision.apply(learned.logits)[1]
+    learns[1.0], logits[1.0] = np.ones(len(labels), bool), learned.logits
     measured = folds >= 0
-    right = {share: (pred == labels)[measured] for share, pred in preds.items()}
+    right = {share: (decision.apply(found)[1] == labels)[measured] for share, found in logits.items()}
+    n_learned = {share: _count_learned(labels[some], folds[some], material) for share, some in learns.items()}
     counts, own = np.bincount(labels, minlength=material.n_known), labels[measured]
     by_class = {
-        name: _compare(right, own == k, int(counts[k]))
+        name: _compare(right, own == k, {share: int(n[k]) for share, n in n_learned.items()})
         for k, name in enumerate(material.known_classes)
         if counts[k] >= MIN_LEARNED and (own == k).any()
     }
+    n_all = {share: int(n.sum()) for share, n in n_learned.items()}
     everything = np.ones(len(own), bool)
-    return {"measured_on": "oof", "all": _compare(right, everything, len(labels)), "by_class": by_class}
+    return {"measured_on": "oof", "all": _compare(right, everything, n_all), "by_class": by_class}
+
+
+def _count_learned(labels: IntArray, folds: IntArray, material: Material) -> IntArray:
+    """Photographs of each class (K,) that the head of a fold has learned from, the mean over the folds."""
+    held_out = folds >= 0
+    n_folds = len(np.unique(folds[held_out]))
+    counts = np.bincount(labels, minlength=material.n_known)
+    left_out = np.bincount(labels[held_out], minlength=material.n_known) / n_folds
+    return np.asarray(np.round(counts - left_out), dtype=np.int64)
 
 
 def choose_share(labels: IntArray, share: float, seed: int) -> NDArray[np.bool_]:
@@ -63,10 +74,12 @@ def choose_share(labels: IntArray, share: float, seed: int) -> NDArray[np.bool_]
     return chosen
 
 
-def _compare(right: Mapping[float, NDArray[np.bool_]], rows: NDArray[np.bool_], n: int) -> dict[str, Any]:
+def _compare(
+    right: Mapping[float, NDArray[np.bool_]], rows: NDArray[np.bool_], n_learned: Mapping[float, int]
+) -> dict[str, Any]:
     """Share of right answers at each share learned from, and the paired gain of the second half."""
     points = [
-        {"n_learned": int(np.ceil(share * n)), **wilson(int(is_right[rows].sum()), int(rows.sum())).to_json()}
+        {"n_learned": n_learned[share], **wilson(int(is_right[rows].sum()), int(rows.sum())).to_json()}
         for share, is_right in right.items()
     ]
     return {"points": points, "gain": newcombe(right[1.0][rows], right[0.5][rows]).to_json()}

@@ -15,13 +15,14 @@ IntArray = NDArray[np.int64]
 
 
 def check_enough(index: ImageIndex, n_folds: int) -> None:
-    """Raise where names show that a class has too few photographs for every fold to have one.
+    """Raise where names show that classes have too few photographs for every fold.
 
     Args:
         index: N labelled photographs that take part.
 
     Raises:
-        DataError: the class and the largest possible number of folds are named.
+        DataError: a class has fewer than folds: it and the largest possible number of folds are named; or two
+            folds leave nothing to choose on.
     """
     groups = np.arange(len(index)) if index.groups is None else index.groups
     _check_each_class(index.labels, groups, index.classes, n_folds)
@@ -33,6 +34,11 @@ def _check_each_class(labels: IntArray, groups: IntArray, classes: Sequence[str]
     n_groups = np.bincount(pairs[:, 0], minlength=len(classes))  # (K,)
     short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
     if not len(short):
+        if n_folds == 2 and n_groups.max() == 2:  # one is held out, and of one nothing can choose
+            raise DataError(
+                "no class has more than 2 photographs or groups, but n_folds=2 needs a class of 3: without "
+                "a fold, strength and temperature are chosen on others; add some"
+            )
         return
     k = int(short[n_groups[short].argmin()])
     n = int((labels == k).sum())

@@ -76,10 +76,7 @@ def deploy_learned(
     labels, groups = material.labels[rows], material.parts.groups[rows]
     priors = class_priors(material.counts_of(learned.prior_from))
     decision = fit_decision(learned.logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-    if decision.temperature.at_bound:
-        journal.note(
-            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
-        )
+    _say_unfixed(decision, journal)
     held_out_logits = rows, learned.logits, learned.folds
     return Deployed(
         answer=(learned.backbone, learned.head),
@@ -114,6 +111,7 @@ def deploy_folds(
     else:
         temperatures, logits, decision = decide_together(validation, material, config, journal)
         answer = join_members(loaded.backbone, [part.member for part in validation.parts], temperatures)
+    _say_unfixed(decision, journal)
     held_out_logits = validation.rows, logits[0], validation.folds[0]
     return DeployedFolds(
         answer=answer,
@@ -148,6 +146,13 @@ def make_bundle(
         held_out=deployed.held_out,
         novelty=deployed.novelty,
     )
+
+
+def _say_unfixed(decision: Decision, journal: Journal) -> None:
+    if decision.temperature.at_bound:
+        journal.note(
+            "held-out photographs are all right, or no better than chance, and fix no temperature: T = 1"
+        )
 
 
 def _made_by(loaded: LoadedBackbone) -> Mapping[str, str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW, find_coverage
 from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
-from pixelplay.data.index import ImageIndex
 from pixelplay.errors import counted, name_some
 from pixelplay.journal import Journal
 from pixelplay.training.material import Material
@@ -31,10 +32,9 @@ def say_what_was_found(material: Material, config: TrainConfig, journal: Journal
             "corrected ones stand beside in metrics.json"
         )
     counts = material.learn_counts
-    lone = [name for name, n in zip(material.known_classes, counts, strict=True) if n == 1]
-    if lone:
-        journal.note(f"one photograph only, so no held-out figure: {name_some(lone)}")
-    _say_what_is_expected(index, journal)
+    _say_what_is_never_held_out(material, journal)
+    _say_what_is_expected(material, journal)
+    _say_what_is_gone(material, journal)
     ratio = imbalance_ratio(counts)
     if ratio > HINT_RATIO and config.metric == "accuracy":
         journal.note(
@@ -56,9 +56,37 @@ def _say_what_is_copied(material: Material, journal: Journal) -> None:
             journal.note(f"{counted(len(sets), 'set')} {what}, for example {_alike(material, sets[0])}")
 
 
-def _say_what_is_expected(index: ImageIndex, journal: Journal) -> None:
+def _say_what_is_never_held_out(material: Material, journal: Journal) -> None:
+    """Name classes that must stay in training whole, so that nothing measures them there."""
+    rows = material.learn
+    pairs = np.unique(np.stack([material.labels[rows], material.parts.groups[rows]], axis=1), axis=0)
+    n_groups = np.bincount(pairs[:, 0], minlength=material.n_known)  # (K,)
+    is_lone = n_groups == 1
+    for what, found in (
+        ("one photograph only", is_lone & (material.learn_counts == 1)),
+        ("all photographs of one group", is_lone & (material.learn_counts > 1)),
+    ):
+        if found.any():
+            named = name_some([material.classes[k] for k in np.flatnonzero(found)])
+            journal.note(f"{what}, so no held-out figure: {named}")
+
+
+def _say_what_is_gone(material: Material, journal: Journal) -> None:
+    """Name classes with photographs outside of a given test part, of which none is learned from."""
+    outside = ~material.index.in_part("test")
+    n_outside = np.bincount(material.given[outside], minlength=len(material.classes))
+    copies = np.bincount(material.given[material.parts.removed], minlength=len(material.classes))
+    gone = [k for k in range(material.n_known, len(material.classes)) if n_outside[k] > copies[k]]
+    if gone:
+        named = name_some([material.classes[k] for k in gone])
+        journal.note(f"nothing is left to learn from, so these are never answered: {named}")
+
+
+def _say_what_is_expected(material: Material, journal: Journal) -> None:
     """Name expected classes with no or few training photographs, and what that means for the test side."""
-    coverage = find_coverage(index)
+    learned = dict(zip(material.known_classes, material.learn_counts, strict=True))
+    index = material.scanned
+    coverage = find_coverage(index, np.array([learned.get(name, 0) for name in index.classes], np.int64))
     if coverage.absent:
         bound = (
             ""

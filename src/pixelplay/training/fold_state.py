@@ -14,6 +14,7 @@ from pixelplay.model.backbone import Backbone
 from pixelplay.model.ensemble import Member
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Tail
+from pixelplay.training.checkpoint import write_durably
 
 IntArray = NDArray[np.int64]
 RESULT = "fold.safetensors"
@@ -52,7 +53,7 @@ def has_fold(folder: str) -> bool:
 
 
 def write_fold(folder: str, fold: Fold) -> None:
-    """Write all of it under a temporary name, then rename: it is there as a whole or not at all."""
+    """Write all of it: it is there as a whole or not at all."""
     from safetensors.torch import save
 
     tensors = {"logits": torch.from_numpy(fold.logits)}
@@ -68,12 +69,7 @@ def write_fold(folder: str, fold: Fold) -> None:
         "history": fold.history,
         "notes": fold.notes,
     }
-    path = os.path.join(folder, RESULT)
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(save(tensors, metadata={"fold": json.dumps(about)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
+    write_durably(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, RESULT))
 
 
 def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> Fold:

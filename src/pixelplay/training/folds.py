@@ -150,7 +150,7 @@ def learn_alone(
     alike = replace(config, tune=depth, finetune=settings, min_per_class=raised)
     place = replace(workplace, started=time.monotonic(), plan=plan)
     with journal.chapter("everything"):
-        everything = _without(material, np.empty(0, dtype=np.int64), alike, journal)
+        everything = _set_apart(material, np.empty(0, dtype=np.int64), alike, journal)
         return learn(everything, loaded, alike, place, journal)
 
 
@@ -255,7 +255,7 @@ def _learn_fold(
     _share_plan(workplace.folder, folder)
     n_notes = len(journal.notes)
     own = replace(workplace, folder=folder, started=time.monotonic())
-    rest = _without(material, held_out, config, journal)
+    rest = _set_apart(material, held_out, config, journal)
     learned = learn(rest, loaded, config, own, journal, is_fold=True)
     features = material.features[held_out]
     if learned.depth != "probe":
@@ -290,7 +290,7 @@ def _share_plan(source: str, target: str) -> None:
         os.replace(f"{here}.tmp", here)
 
 
-def _without(material: Material, held_out: IntArray, config: TrainConfig, journal: Journal) -> Material:
+def _set_apart(material: Material, held_out: IntArray, config: TrainConfig, journal: Journal) -> Material:
     """The material with one fold in the place of the test part, and a validation part of the rest.
 
     Which labels look wrong is judged without the fold too.

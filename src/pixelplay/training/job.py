@@ -146,9 +146,13 @@ def numerics(job: Job) -> Iterator[None]:
         torch.backends.cudnn.benchmark = was_trying
 
 
-def too_little_memory(device: str, batch_size: int) -> ConfigError:
+class TooLittleMemoryError(ConfigError):
+    """Memory does not suffice for the smallest steps, or for those that were asked for."""
+
+
+def too_little_memory(device: str, batch_size: int) -> TooLittleMemoryError:
     """The error that says what to lower."""
-    return ConfigError(
+    return TooLittleMemoryError(
         f"{device} has too little memory for steps of {batch_size} photographs; lower --train-batch-size "
         "and raise --accumulate as much"
     )

@@ -19,6 +19,7 @@ from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.depth import Depth, unused_settings
+from pixelplay.training.job import TooLittleMemoryError
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 from pixelplay.training.planning import NoPlanError
@@ -105,7 +106,7 @@ def learn(
     bench = Bench(material, loaded, probe, config, workplace)
     try:
         tuned = tune(bench, depth, journal)
-    except (NoPlanError, UncuttableError) as error:
+    except (NoPlanError, UncuttableError, TooLittleMemoryError) as error:
         if config.tune != "auto":
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")

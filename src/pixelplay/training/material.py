@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
+from pixelplay.data.corrections import Corrections, no_corrections
 from pixelplay.data.index import NO_LABEL, ImageIndex
 from pixelplay.data.parts import Parts, check_learnable, check_two_classes, make_parts
 from pixelplay.errors import ImageError
@@ -32,9 +33,9 @@ class Material:
         corrected: (N,) likewise, as the user has corrected them; -1 where one is to be left out.
         reviewed: (N,) what the user's corrections name, changed or confirmed.
         labels: (N,) what is learned: in train and val as corrected, in test as given.
-        learn: positions that are learned from, train and val together, ascending.
+        learn: positions that are learned from in the end, train and val together, ascending.
         left_out: positions of train and val that a correction leaves out.
-        dropped: positions of train that are not learned from, as their labels look wrong.
+        dropped: positions of train and val that are not learned from, as their labels look wrong.
     """
 
     scanned: ImageIndex
@@ -73,18 +74,15 @@ def sort_out(
     index: ImageIndex,
     photographs: PhotographFeatures,
     config: TrainConfig,
-    corrected: NDArray[np.int64] | None = None,
+    corrections: Corrections | None = None,
     near: Sequence[tuple[int, int]] = (),
-    reviewed: NDArray[np.bool_] | None = None,
 ) -> Material:
     """Leave out what cannot be read, and sort the rest into parts.
 
     Args:
         index: all labelled photographs.
-        corrected: labels of all of them, -1 to leave one out; None: as given. The parts are made by the
-            given ones.
+        corrections: of all of them; None: none. The parts are made by the given labels.
         near: pairs of altered copies, by their positions in the index.
-        reviewed: which of them a correction names; None: none.
 
     Raises:
         DataError: too little is left to learn from or to measure on.
@@ -97,7 +95,8 @@ def sort_out(
     pairs = [(int(place[i]), int(place[j])) for i, j in near]
     duplicates = find_duplicates(usable, digests, pairs)
     parts = make_parts(usable, duplicates, config)
-    wanted = usable.labels if corrected is None else corrected[is_readable]
+    corrections = corrections or no_corrections(index)
+    wanted = corrections.labels[is_readable]
     parts, left_out = _leave_out(parts, wanted)
     learn = np.union1d(parts.split.train, parts.split.val)
     taught = usable.labels.copy()
@@ -119,7 +118,7 @@ def sort_out(
         n_known=len(known),
         given=rank[usable.labels],
         corrected=rank[wanted],
-        reviewed=np.zeros(len(usable), bool) if reviewed is None else reviewed[is_readable],
+        reviewed=corrections.is_reviewed[is_readable],
         labels=rank[taught],
         learn=learn,
         left_out=left_out,

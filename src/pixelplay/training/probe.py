@@ -99,7 +99,13 @@ def fit_head(
 
 
 def fit_on_some(
-    features: FloatArray, labels: IntArray, folds: IntArray, C: float, learns: NDArray[np.bool_]
+    features: FloatArray,
+    labels: IntArray,
+    folds: IntArray,
+    C: float,
+    learns: NDArray[np.bool_],
+    *,
+    weights: FloatArray | None = None,
 ) -> FloatArray:
     """Logits (N, K) out of fold, of heads at a known strength that learned from some rows (N,) only.
 
@@ -107,7 +113,8 @@ def fit_on_some(
     """
     scaled = _Scaled(features)
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
-    shares = (masks & learns[:, None]).astype(np.float64)
+    image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
+    shares = (masks & learns[:, None]) * image_weights[:, None]  # (N, F)
     return _predict_held_out(
         scaled.rows, _fit_heads(scaled.rows, labels, shares, C, None, SEARCH_TOLERANCE), folds
     )

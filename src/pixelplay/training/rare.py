@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
@@ -25,6 +26,7 @@ from pixelplay.training.probe import (
     IntArray,
     ProbeFit,
     fit_head,
+    fit_on_some,
     fit_probe,
 )
 
@@ -123,6 +125,23 @@ def refit_fair_head(fair: FairProbe, features: FloatArray, labels: IntArray) -> 
     weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
     head = fit_head(features, labels, fair.probe.C, weights=weights)
     return head.shifted(natural_offset(counts, fair.imbalance, None, 0.0))
+
+
+def fit_fair_on_some(
+    imbalance: Candidate,
+    features: FloatArray,
+    labels: IntArray,
+    folds: IntArray,
+    C: float,
+    learns: NDArray[np.bool_],
+) -> FloatArray:
+    """Natural-prior logits (N, K) out of fold, of a candidate that learned from some rows (N,) only."""
+    if imbalance == "none":
+        return fit_on_some(features, labels, folds, C, learns)
+    counts = np.bincount(labels[learns])
+    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    logits = fit_on_some(features, labels, folds, C, learns, weights=weights)
+    return np.asarray(logits + natural_offset(counts, imbalance, None, 0.0), dtype=np.float32)
 
 
 def _fit_candidate(

@@ -9,7 +9,7 @@ from typing import Any
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.model.features import Device
-from pixelplay.training.checkpoint import has_progress
+from pixelplay.training.checkpoint import has_progress, write_durably
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 
@@ -94,9 +94,9 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}); start anew with --force") from None
     os.makedirs(folder, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    return json.loads(json.dumps(content))  # type: ignore[no-any-return]
+    text = json.dumps(content)
+    write_durably(text.encode(), path)
+    return json.loads(text)  # type: ignore[no-any-return]
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,14 +15,15 @@ from pixelplay.journal import Journal
 from pixelplay.training.material import Material
 from pixelplay.training.rare import fit_fair_probe
 
-MAX_DROPPED = 0.5  # of a class: where more look wrong, the class is hard rather than its labels wrong
+MAX_DROPPED = 0.5  # of a class in a part: where more look wrong, it is hard rather than its labels wrong
 
 
 def without_suspects(material: Material, config: TrainConfig, journal: Journal) -> Material:
-    """Take out of train what a probe that has not seen it would label otherwise.
+    """Take out of what is learned from what a probe that has not seen it would label otherwise.
 
     Folds of train and val judge each other. What chooses or measures stays as it is, with the labels it has:
-    a figure that leaves out what looks wrong is too good.
+    a figure that leaves out what looks wrong is too good. So suspects of a validation part still choose, but
+    are not learned from once it has chosen.
 
     Raises:
         DataError: no photograph can be held out to be judged.
@@ -37,28 +38,29 @@ def without_suspects(material: Material, config: TrainConfig, journal: Journal) 
     decision = fit_decision(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
     judged = folds != NEVER_HELD_OUT
     found = find_suspects(decision.apply(logits)[0][judged], labels[judged])
-    learning = rows if config.tune == "probe" else material.parts.split.train
-    suspected = rows[judged][found.order]
-    suspected = suspected[found.is_suspect[found.order] & np.isin(suspected, learning)]
+    suspected = rows[judged][found.order[found.is_suspect[found.order]]]
     dropped = _spare(suspected, material)
     if len(dropped):
         named = name_some([material.index.paths[i] for i in dropped])
         n_learned = counted(len(rows), "photograph")
         journal.note(f"{len(dropped)} of {n_learned} not learned from, as their labels look wrong: {named}")
-    return _without(material, dropped)
+    return _leave_out(material, dropped, has_val_choose=config.tune != "probe")
 
 
 def _spare(suspected: NDArray[np.int64], material: Material) -> NDArray[np.int64]:
-    """Of each class the most suspicious, at most as many as may be dropped, ascending."""
-    labels = material.labels[suspected]
-    most = (MAX_DROPPED * material.learn_counts).astype(np.int64)  # (K,)
-    kept = [suspected[labels == k][: most[k]] for k in range(material.n_known)]
-    return np.sort(np.concatenate(kept))
+    """Of each class in train and in val the most suspicious, at most as many as may be dropped, ascending."""
+    dropped = []
+    for part in (material.parts.split.train, material.parts.split.val):
+        own = suspected[np.isin(suspected, part)]
+        most = (MAX_DROPPED * material.counts_of(part)).astype(np.int64)  # (K,)
+        dropped += [own[material.labels[own] == k][: most[k]] for k in range(material.n_known)]
+    return np.sort(np.concatenate(dropped))
 
 
-def _without(material: Material, dropped: NDArray[np.int64]) -> Material:
+def _leave_out(material: Material, dropped: NDArray[np.int64], *, has_val_choose: bool) -> Material:
     split = material.parts.split
-    kept = replace(split, train=np.setdiff1d(split.train, dropped), val=np.setdiff1d(split.val, dropped))
+    val = split.val if has_val_choose else np.setdiff1d(split.val, dropped)
+    kept = replace(split, train=np.setdiff1d(split.train, dropped), val=val)
     return replace(
         material,
         parts=replace(material.parts, split=kept),

@@ -38,8 +38,7 @@ def advise(records: RunRecords) -> list[Advice]:
 
 def again(records: RunRecords, *changes: str) -> str:
     """The command of a run, its output and some options changed."""
-    typed = records.discreet(records.config.get("command") or "")
-    words = shlex.split(typed) or ["pixelplay", str(records.config["pixelplay"]), "DATA"]
+    words = records.command or ["pixelplay", str(records.config["pixelplay"]), "DATA"]
     dropped = {"--out", *(word for word in changes if word.startswith("--"))}
     kept = [
         word
@@ -109,7 +108,7 @@ def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
     gain = found["gain"]
     told = (
         f" Among those learned from, each held out once, {percent(half['value'], 0)} are right with "
-        f"{half['n_learned']} to learn from, {percent(whole['value'], 0)} with all {whole['n_learned']}"
+        f"{half['n_learned']} to learn from, {percent(whole['value'], 0)} with {whole['n_learned']}"
     )
     if gain["low"] > 0:
         return True, f"{told}; as many again may well bring more."

@@ -1,6 +1,7 @@
 """Records and pictures → everything that a page shows, in the order in which it does."""
 
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,14 +27,13 @@ from pixelplay.outputs.report.confusion import (
     worst_first,
 )
 from pixelplay.outputs.report.pictures import Pictures, take_turns
-from pixelplay.outputs.report.reading import RunRecords
+from pixelplay.outputs.report.reading import SETS, RunRecords
 from pixelplay.outputs.report.sections import Doubt, Labels, Made, Mistake, Mistakes, Page, Taken, Trust
 from pixelplay.outputs.summary import HEADLINES, TITLES
 
 N_MISTAKES = 24
 N_SUSPECTS, N_ENLARGED = 150, 60
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
-SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 FEW_LEARNED = 30
 PARTS = {
     "test": "the test part, which chose nothing",
@@ -88,7 +88,7 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
         data=_data(records),
         made=Made(
             story=tuple(_story(records)),
-            command=records.discreet(records.config.get("command") or "") or None,
+            command=shlex.join(records.command) or None,
             notes=tuple(map(records.discreet, records.metrics["notes"])),
             settings=_flat(records.config),
             missing=tuple(_missing(records, pictures)),

@@ -61,7 +61,7 @@ def report(
     records = read_records(run)
     try:
         settings = dict(records.config["data"])
-        if asked is not None:
+        if asked is not None and not asked.lower().endswith(".zip"):
             settings["images_dir"] = None
         elif records.config.get("images_dir"):
             settings["images_dir"] = records.config["images_dir"]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from pixelplay.outputs.suspects import SUSPECTS, Suspect, read_suspects
 
 TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
 FIRST_REPEAT = ("", "0")
+SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,15 @@ class RunRecords:
     @property
     def root(self) -> str:
         """The folder that all photographs lie in where their paths are absolute; else nothing."""
-        paths = [answer.path for answer in self.answers]
-        if not paths or not all(map(os.path.isabs, paths)):
+        if not self.answers or not all(os.path.isabs(answer.path) for answer in self.answers):
             return ""
-        return os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), "")
+        data = self.metrics["data"]
+        paths = [answer.path for answer in self.answers] + [suspect.path for suspect in self.suspects]
+        paths += [row["path"] for name in ("unreadable", "corrections") for row in data[name]]
+        paths += [row["path"] for name in SETS for members in data[name] for row in members]
+        paths += data["removed_from_training"]
+        folders = {os.path.dirname(path) for path in paths if os.path.isabs(path)}
+        return os.path.join(os.path.commonpath(folders), "")
 
     def discreet(self, text: str) -> str:
         """A text without where things lie on this machine: a report is made to be shown to others."""
@@ -83,6 +90,20 @@ class RunRecords:
             end = "" if place.endswith(("/", "\\")) else r"(?![\w.-])"  # RUN, and not the beginning of RUN-2
             text = re.sub(re.escape(place) + end, places[place], text)
         return text
+
+    @property
+    def command(self) -> list[str]:
+        """The words that made the run, without where files elsewhere lie; none where Python made it."""
+        return [self._placeless(word) for word in shlex.split(self.config.get("command") or "")]
+
+    def _placeless(self, word: str) -> str:
+        """A word of a command: of an absolute path, also an option's, the name alone."""
+        option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not os.path.isabs(value):
+            return word
+        told = self.discreet(value)
+        is_known = told.startswith(("DATA", "RUN"))
+        return option + sign + (told if is_known else os.path.basename(value.rstrip("/")))
 
     @property
     def figures(self) -> Mapping[str, Any]:

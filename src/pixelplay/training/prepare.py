@@ -1,7 +1,7 @@
-"""The first look at photographs, before anything is learned."""
+"""Photographs → material: each is read once, copies are found, and all are sorted into parts."""
 
 from pixelplay.config import TrainConfig
-from pixelplay.data.corrections import read_corrections, read_reviewed
+from pixelplay.data.corrections import read_corrections
 from pixelplay.data.index import ImageIndex
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
@@ -13,28 +13,31 @@ from pixelplay.training.material import Material, sort_out
 from pixelplay.training.resume import check_photographs
 
 
-def see(
+def prepare_material(
     index: ImageIndex, config: TrainConfig, workplace: Workplace, journal: Journal
 ) -> tuple[Material, LoadedBackbone]:
-    """See each photograph once with the backbone as it came, and sort them into parts.
+    """Read each photograph once with the backbone as it came, sort them, and say what is wrong with them.
 
     Nothing is learned here.
+
+    Raises:
+        DataError: too little can be read, corrections name what is not there, or the photographs are not
+            those of the run that is resumed.
+        ConfigError: the backbone cannot be used, or is not that of the run that is resumed.
     """
-    corrected = None if config.relabel is None else read_corrections(config.relabel, index)
-    device = workplace.device
+    corrections = None if config.relabel is None else read_corrections(config.relabel, index)
     backbone = load_backbone(
-        pick_backbone_name(config.backbone, device.name),
+        pick_backbone_name(config.backbone, workplace.device.name),
         config.weights,
         is_offline=config.offline,
         features="stages" if config.finetune.head == "linear" else "pooled",
         input_size=config.input_size,
     )
-    photographs = read_photographs(index, backbone, config, device, journal)
+    photographs = read_photographs(index, backbone, config, workplace.device, journal)
     near = []
     if config.near_duplicates:
         near = look_for_copies(index, photographs, config.compute.num_workers, journal)
-    reviewed = None if config.relabel is None else read_reviewed(config.relabel, index)
-    material = sort_out(index, photographs, config, corrected, [pair.members for pair in near], reviewed)
+    material = sort_out(index, photographs, config, corrections, [pair.members for pair in near])
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)
     return material, backbone

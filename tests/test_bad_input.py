@@ -18,6 +18,7 @@ from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
+from pixelplay.errors import counted
 from pixelplay.model.features import find_device
 from pixelplay.training.resume import check_settings
 
@@ -154,23 +155,35 @@ def test_no_labelled_photographs_in_the_asked_part(
 
 @pytest.mark.parametrize("content", [[], [b""], [b"", b"Dear Sir or Madam"]])
 def test_predict_on_a_folder_with_nothing_readable(
-    content: list[bytes], tmp_path: Path, tiny_run: Path, refuse: Refusal
+    content: list[bytes],
+    tmp_path: Path,
+    tiny_run: Path,
+    refuse: Refusal,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     for i, data in enumerate(content):
         (folder / f"{i}.jpg").write_bytes(data)
-    line = refuse("predict", tiny_run, folder, "--out", "p.csv")
-    if content:
-        # the last is named, with its reason
-        _assert_says(line, f"none of the {len(content)} photographs", folder / f"{len(content) - 1}.jpg")
-    else:
+    if not content:
+        line = refuse("predict", tiny_run, folder, "--out", "p.csv")
         _assert_says(line, f"no photographs in {folder}", "give files, tables, zip archives or folders")
+        return
+    assert main(["predict", str(tiny_run), str(folder), "--out", "p.csv", "--quiet"]) == 1
+    line = capsys.readouterr().err
+    n = counted(len(content), "photograph")
+    # the last is named, with its reason, and each has its row
+    _assert_says(line, f"error: none of {n} can be read; p.csv says why", folder / f"{len(content) - 1}.jpg")
+    with open("p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(folder / f"{i}.jpg") for i in range(len(content))]
+    assert {row["status"] for row in rows} == {"unreadable"}
 
 
-def test_predict_on_a_file_that_does_not_exist(tiny_run: Path, refuse: Refusal) -> None:
-    line = refuse("predict", tiny_run, "nowhere.jpg", "--out", "p.csv")
-    _assert_says(line, "none of the 1 photographs can be read", "nowhere.jpg: no such file")
+def test_predict_on_a_file_that_does_not_exist(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(tiny_run), "nowhere.jpg", "--out", "p.csv", "--quiet"]) == 1
+    _assert_says(capsys.readouterr().err, "none of 1 photograph can be read", "nowhere.jpg: no such file")
+    assert Path("p.csv").read_text().splitlines()[1].startswith("nowhere.jpg,missing,no such file,")
 
 
 # --- outputs ---
@@ -295,10 +308,10 @@ def test_table_without_the_asked_column(tmp_path: Path, refuse: Refusal) -> None
 
 
 def test_table_that_names_missing_files(drawn_photographs: Path, refuse: Refusal) -> None:
-    gone = [[f"gone/{i}.jpg", "bars"] for i in range(13)]
+    gone = [[f"gone/{i}.jpg", "bars"] for i in range(63)]
     table = _write_table(Path("t.csv"), [*_rows(drawn_photographs), *gone])
     line = refuse("scan", table, "--images-dir", drawn_photographs)
-    _assert_says(line, table, "13 files", drawn_photographs, "gone/0.jpg, ", "gone/9.jpg and 3 more")
+    _assert_says(line, table, "63 files", drawn_photographs, "gone/0.jpg, ", "gone/9.jpg and 53 more")
     _assert_says(line, "mend the table", "--images-dir")
 
 
@@ -724,7 +737,7 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     assert said, err
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert said[0].removeprefix("note: ").rstrip() in metrics["notes"]
-    assert metrics["chosen"]["epoch"]["value"] == 0
+    assert metrics["depth"] == metrics["chosen"]["depth"]["value"] == "probe"
     assert metrics["test"]["accuracy"]["value"] > 0.7
     assert Path("run/history.csv").read_text().count("\n") == 2
     assert os.listdir() == ["run"]
@@ -788,3 +801,29 @@ def test_a_folder_in_the_way_of_an_interrupted_run(refuse_tuning: Refusal) -> No
     Path("run.partial/thesis.txt").write_text("years of work")
     line = refuse_tuning(*PARTIAL, "--force")
     _assert_says(line, Path("run.partial").absolute(), "files that are not of a run", "choose another --out")
+
+
+def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian", "photos"]) == 2
+    line = capsys.readouterr().err
+    assert line == "error: no command 'trian'; did you mean 'train'?; pixelplay --help lists all\n"
+
+
+def test_labels_that_are_no_utf8(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 3})
+    rows = [f"bars/{i:03}.{end},m\xe9tal" for i, end in enumerate(("jpg", "png", "jpg"))]
+    (photos / "labels.csv").write_bytes("\n".join(["path,label", *rows, ""]).encode("cp1252"))
+    line = refuse("train", photos / "labels.csv", *train_tiny)
+    _assert_says(line, "row 2 has a label that is no UTF-8, 'métal'", "save it as UTF-8")
+
+
+def test_two_folds_of_classes_of_two(tmp_path: Path, refuse_crossval: Refusal) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
+    line = refuse_crossval(photos, "--n-folds", "2")
+    _assert_says(line, "no class has more than 2 photographs", "n_folds=2 needs a class of 3", "add some")
+
+
+def test_a_report_in_the_place_of_another_files_first_draft(tiny_run: Path, refuse: Refusal) -> None:
+    Path("notes.html.tmp").write_text("mine")
+    line = refuse("report", tiny_run, "--out", "notes.html")
+    _assert_says(line, "notes.html.tmp exists and is no report", "choose another --out", "--force")

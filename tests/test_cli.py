@@ -571,7 +571,7 @@ def test_predict_gives_each_photograph_its_row_in_order(
     drawn_photographs: Path, tiny_run: Path, shell: Shell
 ) -> None:
     done = shell("predict", tiny_run, drawn_photographs, "--out", "p.csv")
-    assert (done.status, done.out) == (0, "wrote p.csv\n")
+    assert (done.status, done.out) == (0, "wrote p.csv: 48 photographs; bars 24, dots 15, rings 9\n")
     rows = _read("p.csv")
     assert list(rows[0]) == [
         "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings",
@@ -866,3 +866,47 @@ def test_only_a_training_is_said_to_go_on(
     monkeypatch.setattr("pixelplay.cli._run_command", interrupt)
     assert main([command]) == 130
     assert ("--resume" in capsys.readouterr().err) == (command == "train")
+
+
+def test_what_a_model_has_not_seen_may_lack_the_positive_class(
+    two_class_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    learned = json.loads((two_class_run / "split.json").read_text())["train"]
+    source = Path(json.loads((two_class_run / "config.json").read_text())["source"])
+    photos = draw_folder(tmp_path / "photos", {"bars": 6}, first_seed=900)
+    (photos / "dots").mkdir()
+    for path in [path for path in learned if path.startswith("dots/")]:
+        shutil.copy(source / path, photos / path)
+    found = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--json")
+    assert found.status == 0, found.err
+    assert found.json["operating_point"] is not None
+    assert found.json["unseen"]["n"] == 6
+
+
+def test_predict_says_what_became_of_the_photographs(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 2}, first_seed=700)
+    (photos / "bars/broken.jpg").write_bytes(b"")
+    said = shell("predict", tiny_run, photos, "--out", "p.csv", "--min-confidence", "0.5").out
+    with open("p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    n_unsure = sum(row["status"] == "ok" and row["answered"] == "false" for row in rows)
+    assert said.startswith("wrote p.csv: 6 photographs; ")
+    assert f"; 1 without a prediction; {n_unsure} not answered" in said
+    for label in {row["label"] for row in rows} - {""}:
+        assert f"{label} {sum(row['label'] == label for row in rows)}" in said
+
+
+@pytest.mark.parametrize("command", ["train", "crossval"])
+def test_a_run_that_is_done_needs_no_resuming(
+    command: str, drawn_classes: Path, tiny_settings: list[str], shell: Shell
+) -> None:
+    words = [command, str(drawn_classes), "--out", "run", "--tune", "probe", "--n-folds", "2", *tiny_settings]
+    assert shell(*words).status == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    again = shell(*words, "--resume")
+    assert (again.status, again.out) == (0, "run is finished: nothing is left to resume\n")
+    assert shell(*words, "--resume", "--json").json == json.loads(Path("run/metrics.json").read_text())
+    other = shell(*words, "--resume", "--seed", "5")
+    assert other.status == 1
+    assert "exists; choose another --out" in other.err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before

@@ -50,7 +50,7 @@ def test_every_command_and_every_python_block_runs(
     assert (reader_folder / "submission.csv").read_text() == "id,label\n1,bars\n0,bars\n"
     listed = next(block for _, block in BLOCKS if block.startswith("runs/first/"))
     names = {line.split()[0].rstrip("/") for line in listed.splitlines()[1:] if line[2] != " "}
-    held = [{path.name for path in (reader_folder / "runs" / run).iterdir()} for run in ("first", "tuned")]
+    held = [{path.name for path in (reader_folder / "runs" / run).iterdir()} for run in ("first", "2025")]
     assert held[0] | held[1] == names
     assert names - held[0] == {"val.csv", "plan.json", "history.csv"}
     assert names - held[1] == {"oof.csv"}

@@ -17,7 +17,9 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.corrections import read_corrections
 from pixelplay.data.source import scan_source
+from pixelplay.journal import Journal
 from pixelplay.model.reading import PhotographFeatures
+from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import sort_out
 
 N = 48
@@ -209,3 +211,37 @@ def test_tables_that_cannot_be(
     assert words in err
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.partial").exists()
+
+
+def notes_on(root: Path, corrections: str) -> list[str]:
+    (root.parent / "mended.csv").write_text("path,label\n" + corrections)
+    index = scan_source(str(root))
+    config = TrainConfig(tune="probe", relabel=str(root.parent / "mended.csv"))
+    photographs = PhotographFeatures(
+        values=np.zeros((len(index), 2), dtype=np.float32),
+        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
+        errors={},
+    )
+    journal = Journal(quiet=True)
+    assert config.relabel is not None
+    material = sort_out(index, photographs, config, read_corrections(config.relabel, index))
+    say_what_was_found(material, config, journal)
+    return journal.notes
+
+
+def test_a_class_that_corrections_empty_is_said(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6, "rings": 3})
+    rings = sorted(path.relative_to(root) for path in (root / "rings").iterdir())
+    notes = notes_on(root, "".join(f"{path},\n" for path in rings))
+    assert "nothing is left to learn from, so these are never answered: rings" in notes
+
+
+def test_a_class_that_corrections_fill_is_not_called_absent(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    draw_folder(root / "train", {"bars": 14, "dots": 4})
+    draw_folder(root / "test", {"bars": 2, "rings": 2}, first_seed=50)
+    assert any("no training photograph: rings" in note for note in notes_on(root, ""))
+    few = [f"train/bars/{name},rings\n" for name in ("000.jpg", "001.png", "002.jpg")]
+    notes = notes_on(root, "".join(few))
+    assert not any("no training photograph" in note for note in notes)
+    assert any("fewer than 10 training photographs: rings (3)" in note for note in notes)

@@ -20,7 +20,7 @@ def test_five_lines_from_photographs_to_answers(
     index, audit = pixelplay.scan(drawn_photographs)
     report = pixelplay.train(drawn_photographs, tmp_path / "run", tiny_probe)
     figures = pixelplay.evaluate(tmp_path / "run", drawn_photographs, part=None)
-    n_bad = pixelplay.predict(tmp_path / "run", [drawn_photographs], tmp_path / "p.csv")
+    n_bad = pixelplay.predict(tmp_path / "run", [drawn_photographs], tmp_path / "p.csv").n_bad
     predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_photographs)
 
     assert dict(zip(index.classes, index.class_counts(), strict=True)) == TINY_COUNTS
@@ -62,7 +62,14 @@ def test_predictor_answers_for_every_input_in_order(drawn_photographs: Path, tin
 def test_predict_counts_the_rows_without_a_prediction(tiny_run: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2})
     (photos / "bars/broken.jpg").write_bytes(b"")
-    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv") == 1
+    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_bad == 1
+
+
+def test_one_path_need_not_be_in_a_list(drawn_photographs: Path, tiny_run: Path, tmp_path: Path) -> None:
+    folder = drawn_photographs / "rings"
+    pixelplay.predict(tiny_run, str(folder), tmp_path / "one.csv", with_runs=str(tiny_run))
+    pixelplay.predict(tiny_run, [folder], tmp_path / "list.csv", with_runs=[tiny_run])
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "list.csv").read_bytes()
 
 
 def test_many_single_files_are_as_good_as_their_folder(
@@ -90,6 +97,10 @@ def test_errors_are_of_one_family_and_of_pythons_own(
 ) -> None:
     with pytest.raises(pixelplay.ConfigError, match="test_frac"):
         pixelplay.TrainConfig(test_frac=2)
+    with pytest.raises(pixelplay.ConfigError, match="time_budget=180 is no duration"):
+        pixelplay.TrainConfig(time_budget=180)  # type: ignore[arg-type]
+    with pytest.raises(pixelplay.ConfigError, match="part='tset' is not one of train, val, test"):
+        pixelplay.evaluate(tiny_run, drawn_photographs, part="tset")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="does not exist"):
         pixelplay.scan(tmp_path / "nowhere")
     with pytest.raises(pixelplay.BundleError, match="is no model"):

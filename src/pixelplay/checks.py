@@ -13,7 +13,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ConfigError: written otherwise, or nothing.
     """
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", str(text).strip())
     seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600}[matched[2]] if matched else 0.0
     if not seconds:
         raise ConfigError(f"time_budget={text!r} is no duration; write 90s, 5m or 2h")

@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from pixelplay import __version__
 from pixelplay.commands import COMMANDS
-from pixelplay.errors import PixelPlayError, printable
+from pixelplay.errors import PixelPlayError, printable, suggest
 from pixelplay.journal import typed
 from pixelplay.parsing import find_recipe, registry_of_settings
 
@@ -63,6 +63,10 @@ def _run_command(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"pixelplay {__version__}")
         return
+    if argv and argv[0].isalpha() and argv[0] not in COMMANDS:
+        hint = suggest(argv[0], list(COMMANDS))
+        print(f"error: no command {argv[0]!r}{hint}; pixelplay --help lists all", file=sys.stderr)
+        raise SystemExit(2)
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="pixelplay",

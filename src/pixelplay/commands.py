@@ -5,8 +5,10 @@ the same. Heavy modules are imported inside the commands: help must answer at on
 """
 
 import json
+import os
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from tyro.conf import DisallowNone, arg
@@ -21,6 +23,7 @@ from pixelplay.config import (
     TrainConfig,
     Tta,
     shown,
+    to_json,
 )
 from pixelplay.errors import ConfigError, PixelPlayError, counted, printable
 from pixelplay.journal import Journal
@@ -102,6 +105,8 @@ def train(
     journal = Journal(
         quiet=quiet, is_json=json_progress
     )  # before the heavy imports: they count against the time budget
+    if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, is_json=json):
+        return
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
 
@@ -142,6 +147,9 @@ def crossval(
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     journal = Journal(quiet=quiet, is_json=json_progress)
+    also = {"pixelplay": "crossval", "n_repeats": repeats, "deployed": "single" if single else "ensemble"}
+    if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
+        return
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_crossval
 
@@ -282,6 +290,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
+
+
+def _tell_finished(
+    run: str, source: str, config: TrainConfig, also: dict[str, Any], *, is_json: bool
+) -> bool:
+    """Whether there is nothing left to resume, as that very run is done; then say so."""
+    from pixelplay.outputs.run_dir import is_finished
+
+    if not is_finished(run, {**to_json(config), "source": os.path.abspath(source), **also}):
+        return False
+    if is_json:
+        with open(os.path.join(run, "metrics.json"), encoding="utf-8") as file:
+            print(file.read())
+    else:
+        print(f"{printable(run)} is finished: nothing is left to resume")
+    return True
 
 
 def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bool) -> None:

@@ -66,7 +66,7 @@ def predict(
     check_some(images)
     from pixelplay import workflow
 
-    n_bad = workflow.predict(
+    tally = workflow.predict(
         run,
         list(expand_stdin(images)),
         out,
@@ -80,10 +80,10 @@ def predict(
         compute=compute,
         journal=Journal(quiet=quiet, is_json=json_progress),
     )
-    print(f"wrote {printable(out)}")
-    if n_bad and strict:
+    print(f"wrote {printable(out)}: {printable(tally.describe())}")
+    if tally.n_bad and strict:
         raise PixelPlayError(
-            f"{counted(n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
+            f"{counted(tally.n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
         )
 
 

@@ -9,12 +9,13 @@ from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, P
 from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed
 from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
-from pixelplay.errors import ConfigError, DataError
+from pixelplay.errors import ConfigError, DataError, counted
 from pixelplay.evaluation.operating_point import find_positive
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.explain import Explainer, explain_all
 from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
+from pixelplay.inference.tally import Tally
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.features import find_device
@@ -240,11 +241,11 @@ def predict(
     caution: CautionConfig | None = None,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
-) -> int:
+) -> Tally:
     """Classify photographs into a table: one row for each, in order, whatever is wrong with some.
 
     Returns:
-        The number of rows without a prediction.
+        How many photographs there were, and what became of them.
 
     Args:
         images: folders, tables, zip archives and files, or one of these.
@@ -258,7 +259,7 @@ def predict(
         caution: what each prediction is to say about its own worth.
 
     Raises:
-        DataError: nothing there, none of it can be read, or held-out photographs cannot support the caution.
+        DataError: nothing there, too little held out for the caution, or, as the table tells, none readable.
         ConfigError: the table cannot be written, or the runs know different classes.
         BundleError: no model in `run`.
     """
@@ -279,19 +280,15 @@ def predict(
     careful = Caution(caution, predictor.held_out)
     for note in careful.notes:
         journal.note(note)
-    n_bad = 0
+    tally = Tally()
 
     def watch() -> Iterator[Predictions]:
-        nonlocal n_bad
         for index in indexes:
             for chunk in predictor.predict_stream(index):
                 bar.update(len(chunk))
-                n_bad += sum(status != "ok" for status in chunk.status)
-                yield careful.apply(chunk)
-        if n_bad == n_images:
-            raise DataError(
-                f"none of the {n_images} photographs can be read; last: {chunk.paths[-1]}: {chunk.errors[-1]}"
-            )
+                answered = careful.apply(chunk)
+                tally.add(answered)
+                yield answered
 
     with journal.progress("predicting", n_images) as bar:
         if sample is None:
@@ -300,9 +297,12 @@ def predict(
             predictions = join_predictions(list(watch()), predictor.classes)
             for note in write_submission(predictions, sample, out):
                 journal.note(note)
-    if n_bad:
-        journal.note(f"{n_bad} of {n_images} photographs could not be read; their rows say why")
-    return n_bad
+    if tally.n_bad == n_images:
+        n = counted(n_images, "photograph")
+        raise DataError(f"none of {n} can be read; {out} says why; last: {tally.last_error}")
+    if tally.n_bad:
+        journal.note(f"{tally.n_bad} of {n_images} photographs could not be read; their rows say why")
+    return tally
 
 
 def explain(

@@ -252,3 +252,10 @@ def test_a_classifier_of_a_real_folder_never_sees_a_test_group(tmp_path: Path) -
     train, test = ({index.paths[i].rpartition("/")[0] for i in side} for side in (split.train, split.test))
     assert not train & test
     assert {folder.split("/")[0] for folder in test} == {"cat", "dog"}
+
+
+def test_groups_that_a_given_val_part_tears_are_said_where_it_chooses() -> None:
+    index = index_of("aaabbb" * 2, "tvstvs" * 2, [f"camera {i // 2}" for i in range(12)])
+    notes = make_parts(index, copies(index), TrainConfig(tune="partial")).notes
+    assert [note for note in notes if "both sides of the given val part" in note]
+    assert not [n for n in make_parts(index, copies(index), CONFIG).notes if "given val part" in n]

@@ -656,3 +656,25 @@ def test_a_setting_about_tables_is_refused_for_a_folder(setting: str, tmp_path: 
         (tmp_path / name / "1.jpg").write_bytes(b"x")
     with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')} is about tables"):
         scan_source(str(tmp_path), DataConfig(**{setting: "patient"}))
+
+
+def test_training_and_testing_are_parts(tmp_path: Path) -> None:
+    index = scan_source(make_folder(tmp_path, ["Training/a/1.jpg", "Training/b/2.jpg", "Testing/a/3.jpg"]))
+    told = [(label, part) for _, label, part in rows(index)]
+    assert told == [("a", "test"), ("a", "train"), ("b", "train")]
+
+
+def test_a_photograph_with_an_archive_behind_it_is_a_photograph(tmp_path: Path) -> None:
+    archive = Path(make_zip(tmp_path, ["a.jpg", "b.jpg"])).read_bytes()
+    both = tmp_path / "photo.jpg"
+    both.write_bytes(b"\xff\xd8\xff\xe0" + bytes(2000) + archive)
+    assert list_images(str(both)).paths == (str(both),)
+
+
+def test_a_sample_submission_with_one_label_names_no_expectation(tmp_path: Path) -> None:
+    folder = Path(make_folder(tmp_path, ["a/1.jpg", "b/2.jpg"]))
+    sample = folder / "sample_submission.csv"
+    sample.write_text("id,label\n1,a\n2,a\n")
+    assert scan_source(str(folder)).expected == {}
+    sample.write_text("id,label\n1,a\n2,c\n")
+    assert set(scan_source(str(folder)).expected) == {"a", "c"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pixelplay.config import PARTS, DataConfig
+from pixelplay.data.audit import audit_images
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
@@ -262,7 +263,7 @@ def test_missing_files_are_named_and_counted(folder: Path) -> None:
     gone = [f"gone{i}.jpg" for i in range(12)]
     table = write(folder, "path,label\n1.jpg,cat\n" + "".join(f"{name},cat\n" for name in gone))
     assert message(table) == (
-        f"{table} names 12 files that are not in {folder}: {', '.join(gone[:10])} and 2 more; "
+        f"{table} names 12 files not to be found in {folder}: {', '.join(gone[:10])} and 2 more; "
         "mend the table or say where they are with --images-dir"
     )
 
@@ -326,3 +327,20 @@ def test_folders_and_patterns_group_the_rows_of_a_table(folder: Path) -> None:
     assert by_regex is not None
     np.testing.assert_array_equal(by_folder, [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(by_regex, [0, 1, 2, 3, 3])
+
+
+def test_a_few_missing_files_are_rows_that_cannot_be_read(folder: Path) -> None:
+    table = write(folder, "path,label\n1.jpg,cat\n2.jpg,dog\ngone.jpg,cat\n")
+    index = scan_source(table)
+    assert index.paths == ("1.jpg", "2.jpg", "gone.jpg")
+    assert f"{table}: 1 file of 3 not to be found: gone.jpg" in index.notes
+    assert audit_images(index, is_decoded=False).errors[2].status == "missing"
+
+
+def test_a_table_of_predictions_is_told_from_labels(folder: Path) -> None:
+    header = "path,status,error,label,probability,prob_a,prob_b"
+    rows = "1.jpg,ok,,a,0.9,0.9,0.1\n2.jpg,ok,,b,0.8,0.2,0.8\n"
+    said = f"{folder}/t.csv holds predictions: its labels are a model's answers"
+    assert said in scan_source(write(folder, f"{header}\n{rows}")).notes
+    reviewed = "1.jpg,ok,,a,1,1,0,b\n2.jpg,ok,,b,1,0,1,b\n"
+    assert said not in scan_source(write(folder, f"{header},given\n{reviewed}")).notes

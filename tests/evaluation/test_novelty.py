@@ -102,3 +102,17 @@ def test_references_are_of_each_class_alike_while_it_lasts(labels: list[int], n:
     there, taken = np.bincount(own, minlength=5), np.bincount(own[chosen], minlength=5)
     # a class of which some were left has as many as any other, but for one
     assert all(taken[k] >= taken.max() - 1 for k in range(5) if taken[k] < there[k])
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4])
+def test_a_feature_that_hardly_moves_decides_nothing(spread: float) -> None:
+    features, logits = photographs(N, 0)
+    rng = np.random.default_rng(0)
+    features[:, 0] = 0.3 + rng.normal(0, spread, N)
+    folds = np.arange(N) % 5
+    scale = fit_novelty(features, folds, features, folds, logits)
+    new, new_logits = photographs(200, 1)
+    new[:, 0] = 0.3
+    moved = new.copy()
+    moved[:, 0] += 1e-3
+    np.testing.assert_allclose(scale.measure(moved, new_logits), scale.measure(new, new_logits), atol=0.02)

@@ -78,7 +78,8 @@ def test_nothing_asked_adds_nothing() -> None:
     predictions = _predictions(np.array([[0.9, 0.1, 0.0]]))
     caution = Caution(CautionConfig(), _held_out())
     assert caution.notes == []
-    assert caution.apply(predictions) is predictions
+    same = caution.apply(predictions)
+    assert (same.answered, same.sets) == (None, None)
 
 
 def test_what_held_out_photographs_cannot_support_is_refused() -> None:

@@ -351,3 +351,30 @@ def test_a_bundle_copied_elsewhere_reads_the_same(bundle: Bundle, folder: Path, 
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.rmtree(folder)
     assert read_bundle(str(tmp_path / "elsewhere")).classes == bundle.classes
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("calibration.safetensors", "lac", np.array([0.4, 0.1])),
+        ("calibration.safetensors", "confidence", np.array([0.5, 0.9])),
+        ("calibration.safetensors", "is_right", np.array([1.0, 0.0])),
+        ("novelty.safetensors", "scores", None),
+    ],
+)
+def test_scores_that_are_not_in_order_are_refused(
+    file: str, name: str, value: np.ndarray | None, bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    write_bundle(bundle, str(folder))
+    kept = load_file(folder / file)
+    kept[name] = kept[name][::-1].copy() if value is None else value
+    save_file(kept, folder / file)
+    change(folder, lambda content: content["sha256"].update({file: file_sha256(str(folder / file))}))
+    assert name in refused(folder)
+
+
+def test_a_part_that_there_is_not_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    write_bundle(bundle, str(tmp_path / "model"))
+    change(tmp_path / "model", lambda content: content.update(held_out="somewhere"))
+    assert "held_out" in refused(tmp_path / "model")

@@ -179,7 +179,7 @@ def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, Journal]) -> None:
         "1 photograph cannot be used, hence left out: train/dots/cut.jpg",
         "1 training photograph not learned from, as copies of test photographs",
         "1 set of copies with different labels",
-        "one photograph only, so no held-out figure: single",
+        "a single photograph to learn from, so never held out of training: single",
         "1 expected classes have no training photograph: rings",
         "can pass 75.0% accuracy",
     ):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
-from pixelplay.config import TrainConfig
+from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.errors import BundleError, ConfigError, DataError
 from pixelplay.journal import Journal
 from pixelplay.outputs.report import pictures as pictures_module
@@ -292,7 +293,7 @@ def test_pictures_end_where_the_page_is_large_enough(
 def test_what_is_to_be_judged_by_eye_is_shown_larger(
     drawn_photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures_module, "THUMB_PX", 24)
+    monkeypatch.setattr(pictures_module, "SMALL_PX", 24)
     monkeypatch.setattr(pictures_module, "LARGE_PX", 56)
     pictures = Pictures(str(drawn_photographs))
     paths = ["bars/000.jpg", "dots/001.png"]
@@ -381,3 +382,24 @@ def test_charts_place_values_on_their_axes() -> None:
     assert (np.diff(places[:, 1]) > 0).all()  # smaller values lie lower
     assert ((places >= 0) & (places <= (WIDTH, HEIGHT))).all()
     assert history_chart(history[:1], {"val_loss": "validation"}, "loss") is None
+
+
+def test_pictures_of_an_archive_with_a_table_and_a_folder_of_it(
+    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
+) -> None:
+    paths = sorted(drawn_photographs.rglob("*.*g"))
+    names = [f"{path.parent.name}_{path.name}" for path in paths]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path, name in zip(paths, names, strict=True):
+            archive.write(path, f"train/{name}")
+            archive.write(path, f"test/{name}")  # so that the folder must be known
+        rows = [f"{name},{name.split('_')[0]}" for name in names]
+        archive.writestr("labels.csv", "\n".join(["path,label", *rows, ""]))
+    config = replace(tiny_probe, data=DataConfig(images_dir="train"))
+    train(tmp_path / "all.zip", tmp_path / "run", config)
+    journal = Journal(quiet=True)
+    page = Path(report(tmp_path / "run", journal=journal)).read_text()
+    assert not [note for note in journal.notes if "pictures are missing" in note]
+    assert page.count("data:image/jpeg") >= 10
+    page = Path(report(tmp_path / "run", tmp_path / "all.zip", journal=journal)).read_text()
+    assert page.count("data:image/jpeg") >= 10

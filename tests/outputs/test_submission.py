@@ -165,3 +165,8 @@ def test_a_submission_is_a_csv_file(tmp_path: Path) -> None:
     sample = Table(name="s.csv", columns={"id": ("a",), "label": ("x",)})
     with pytest.raises(ConfigError, match=r"out\.parquet does not end in \.csv; a submission is a CSV file"):
         check_submission(sample, CLASSES, "out.parquet")
+
+
+def test_the_samples_delimiter_is_kept(tmp_path: Path) -> None:
+    text, _ = submit("id;label\n1;x\n", make_predictions("1.jpg"), tmp_path)
+    assert text == "id;label\n1;dog\n"

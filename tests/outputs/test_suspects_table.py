@@ -72,7 +72,10 @@ def test_command_and_python_read_the_same(run: Path, capsys: pytest.CaptureFixtu
     assert json.loads((run / "metrics.json").read_text())["suspects"]["n"] == len(report.suspects)
     assert main(["suspects", str(run)]) == 0
     text = capsys.readouterr().out
-    assert f"{len(report.suspects)} of 73 held-out photographs (73 oof) have a label that looks wrong" in text
+    assert (
+        f"{len(report.suspects)} of 73 held-out photographs (73 out of fold) have a label that looks wrong"
+        in text
+    )
     assert "bars/twin.jpg" in text
 
 

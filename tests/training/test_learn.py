@@ -211,7 +211,12 @@ def test_auto_fits_a_probe_where_no_epoch_is_better(
     said = "no epoch of partial tuning was better than the probe on"
     assert [note for note in journal.notes if note.startswith(said)]
     assert "min_per_class needs augmented views, and a probe has none: it is left out" in journal.notes
-    assert not {"plan.json", "history.csv", "val.csv"} & {p.name for p in (tmp_path / "run").iterdir()}
+    # what was tried is kept
+    assert (tmp_path / "run/plan.json").is_file()
+    assert (tmp_path / "run/history.csv").is_file()
+    assert not (tmp_path / "run/val.csv").exists()
+    assert report.chosen["depth"]["value"] == "probe"
+    assert report.chosen["depth"]["chosen_on"] == "val"
     split = json.loads((tmp_path / "run/split.json").read_text())
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 

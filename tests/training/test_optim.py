@@ -11,7 +11,7 @@ from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier, TrainedLinear, freeze_spatial_filters
 from pixelplay.model.tail import Tail
-from pixelplay.training.optim import USUAL_BATCH, AveragedWeights, lr_factor, make_optimizer
+from pixelplay.training.optim import RATES_BATCH, AveragedWeights, lr_factor, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}
 
@@ -24,7 +24,7 @@ def make_classifier(name: str) -> Classifier:
 
 
 def settings_by_name(
-    classifier: Classifier, config: FinetuneConfig, photographs_a_step: int = USUAL_BATCH
+    classifier: Classifier, config: FinetuneConfig, photographs_a_step: int = RATES_BATCH
 ) -> dict[str, tuple[float, float]]:
     """Parameter → peak learning rate and decay, as the optimizer has them."""
     optimizer = make_optimizer(classifier, config, photographs_a_step)

@@ -112,7 +112,7 @@ def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataCon
     if config.group_regex is not None:
         pattern = re.compile(config.group_regex)
         names = [_first_group(pattern.search(path)) for path in paths]
-        way = f"--group-regex {config.group_regex!r} matches none"
+        way = f"--group-regex '{config.group_regex}' matches none"
     elif config.group_by_folder:
         names = list(subfolders)
         way = "--group-by-folder finds no folder below the class folder of any"

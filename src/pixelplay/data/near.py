@@ -133,7 +133,7 @@ def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
     blocks = [np.arange(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE)]
-    for block in journal.follow("laying on each other", blocks, n, "pairs"):
+    for block in journal.follow("aligning", blocks, n, "pairs"):
         i, j = candidates.pairs[block].T
         first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
         found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))

@@ -51,6 +51,7 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
         test = np.zeros(len(index), dtype=np.bool_)
         test[free] = hold_out(index.labels[free], groups[free], config.test_frac, config.seed)
         _check_held_out(index, test, config)
+    notes += _note_unused(index, config)
     notes += _note_straddling(index, test, val if config.tune != "probe" else None)
     if config.tune != "probe" and not val.any():
         free = ~np.isin(groups, groups[test])
@@ -152,6 +153,16 @@ def _copies_of(duplicates: Duplicates, those: NDArray[np.bool_], among: NDArray[
         i for members in duplicates.copies if any(those[j] for j in members) for i in members if among[i]
     ]
     return np.array(sorted(set(found)), dtype=np.int64)
+
+
+def _note_unused(index: ImageIndex, config: TrainConfig) -> list[str]:
+    """Say which shares were asked for of parts that the data gives."""
+    usual, notes = TrainConfig(), []
+    if index.in_part("test").any() and config.test_frac not in (0, usual.test_frac):
+        notes.append(f"--test-frac {config.test_frac} does not count: the data has a test part")
+    if index.in_part("val").any() and config.tune != "probe" and config.val_frac != usual.val_frac:
+        notes.append(f"--val-frac {config.val_frac} does not count: the data has a validation part")
+    return notes
 
 
 def _note_straddling(index: ImageIndex, test: NDArray[np.bool_], val: NDArray[np.bool_] | None) -> list[str]:

@@ -75,6 +75,8 @@ def list_all(sources: Sequence[str], config: DataConfig) -> list[ImageIndex]:
     Raises:
         DataError: there are none.
     """
+    if sources and not any(map(is_table, sources)):
+        _check_no_columns(name_some(sources), config)
     listed = (list_images(source, config) for source in sources)
     indexes: list[ImageIndex] = []
     for is_file, neighbours in groupby(listed, key=lambda index: not index.source):
@@ -218,11 +220,13 @@ def _with_sample(index: ImageIndex) -> ImageIndex:
     expected: Mapping[str, int | None] = {}
     for shown, read in _find_samples(index):
         try:
-            found = name_expected(read())
+            sample = read()
+            found = name_expected(sample)
         except DataError as error:
             notes.append(f"a sample submission is not used: {error}")
             continue
-        if set(found) & set(index.classes):  # else of another task
+        is_dummy = len(found) == 1 and len(sample) > 1  # the same label in every row
+        if not is_dummy and set(found) & set(index.classes):  # else of another task
             notes.append(f"expected classes are read from {shown}")
             expected = found
             break

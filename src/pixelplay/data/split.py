@@ -47,8 +47,8 @@ def assign_folds(labels: IntArray, groups: IntArray, n_folds: int, seed: int) ->
 
     Returns:
         (N,) int64 in [0, n_folds); -1 for the images of a class that is a single image or group,
-        and for all that share a group with one: they are always trained on, so that every fold
-        knows every class.
+        and for all that share a group with one: they are always trained on. Where groups carry several
+        classes, a small class may still lie in one fold whole.
     """
     return _assign(labels, groups, np.full(n_folds, 1 / n_folds), seed)
 

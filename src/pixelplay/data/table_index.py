@@ -9,9 +9,13 @@ from pixelplay.data.index import ImageIndex, group_names, make_index
 from pixelplay.data.names import list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.tables import Table, need_column, pick_column
-from pixelplay.errors import DataError, name_some, suggest
+from pixelplay.errors import DataError, counted, name_some, suggest
 
 FIRST_ROW = 2  # as a spreadsheet counts: the header is row 1
+
+
+MOST_MISSING = 0.5  # of a table's files: where more are, they are looked for in the wrong place
+ANSWERS = {"status", "error", "label", "probability"}  # columns of a table of predictions
 
 
 def index_table(
@@ -30,7 +34,7 @@ def index_table(
         is_labelled: False takes any table that names photographs, and keeps missing files as rows.
 
     Raises:
-        DataError: a column is missing, a row is given twice, a file is missing, a part is unknown.
+        DataError: a column is missing, a row is given twice, most files are missing, a part is unknown.
     """
     path_column = need_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
@@ -47,13 +51,21 @@ def index_table(
         )
     _check_text(table, label_column)
     notes = [f"{table.name}: photographs from column {path_column!r}, classes from {label_column!r}"]
+    if set(table.columns) >= ANSWERS and "given" not in table.columns:
+        notes.append(f"{table.name} holds predictions: its labels are a model's answers")
     _check_complete(table, references)
     paths, missing = _resolve_all(table, references, store, folder)
-    if missing:
+    if len(missing) > MOST_MISSING * len(table):
         where = store.root if isinstance(store, FolderStore) else store.archive
         raise DataError(
-            f"{table.name} names {len(missing)} files that are not in {where}: {name_some(missing)}; "
+            f"{table.name} names {counted(len(missing), 'file')} not to be found in {where}: "
+            f"{name_some(missing)}; "
             "mend the table or say where they are with --images-dir"
+        )
+    if missing:  # like those that cannot be read
+        named = name_some(missing)
+        notes.append(
+            f"{table.name}: {counted(len(missing), 'file')} of {len(table):,} not to be found: {named}"
         )
     _check_unrepeated(table, references, paths)
     parts = _read_parts(table, config, notes)

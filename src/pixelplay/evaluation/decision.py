@@ -16,6 +16,7 @@ from pixelplay.evaluation.calibration import (
     log_softmax,
     natural_probs,
 )
+from pixelplay.evaluation.comparison import Comparison, compare_preds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,32 @@ def fit_decision(
     probs = natural_probs(logits, temperature.temperature)
     tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
     return Decision(temperature=temperature, tau=tau, priors=priors)
+
+
+def compare_logits(
+    logits: tuple[NDArray[np.float32], NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    priors: NDArray[np.float64],
+    *,
+    metric: Metric,
+    seed: int,
+) -> Comparison:
+    """Compare what two classifiers decide, each at its own temperature and tau.
+
+    These were fitted on the photographs that are compared on, so that both values are slightly optimistic,
+    in the same way.
+
+    Args:
+        logits: (N, K) finite, of each.
+        labels: (N,) in [0, K).
+        groups: (N,) what the bootstrap keeps together.
+        priors: (K,) class frequencies in training.
+    """
+    first, second = (
+        fit_decision(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1] for each in logits
+    )
+    return compare_preds((first, second), labels, groups, len(priors), metric=metric, seed=seed)
 
 
 def held_out_score(

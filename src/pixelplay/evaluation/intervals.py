@@ -43,6 +43,9 @@ class Estimate:
     method: str
     n_classes: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values, without `n_classes` where there is none."""
         fields: dict[str, Any] = {

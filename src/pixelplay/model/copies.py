@@ -17,7 +17,7 @@ from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import PhotographFeatures, read_photographs
 
-EMBEDDED = "lite0"  # offline, and quick enough on any machine
+SEES_COPIES = "lite0"  # offline, and quick enough on any machine
 
 
 def scan_closely(
@@ -41,7 +41,7 @@ def scan_closely(
     journal = journal or Journal()
     index, audit = scan(source, data, classes=classes, journal=journal)
     config = TrainConfig(tune="probe", near_duplicates=True)
-    backbone = load_backbone(EMBEDDED, None, is_offline=True)
+    backbone = load_backbone(SEES_COPIES, None, is_offline=True)
     photographs = read_photographs(index, backbone, config, find_device(config.compute), journal)
     near = look_for_copies(index, photographs, None, journal)
     duplicates = find_duplicates(index, photographs.digests, [pair.members for pair in near])

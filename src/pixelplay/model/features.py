@@ -20,7 +20,7 @@ from pixelplay.model.fuse import fuse_for_inference
 
 PixelArray = NDArray[np.uint8]
 FeatureArray = NDArray[np.float32]
-USUAL_BATCH = 32
+GPU_BATCH = 32
 CPU_BATCH_PIXELS = 8 * 224**2
 
 
@@ -100,7 +100,7 @@ def pick_batch_size(asked: int | None, device: str, input_size: int) -> int:
     """Resolve None: on a CPU so few that what a layer passes on to the next stays in a core's cache."""
     if asked is not None:
         return asked
-    return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else USUAL_BATCH
+    return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else GPU_BATCH
 
 
 class FeatureExtractor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import pickle
 import re
@@ -161,6 +162,9 @@ def _find_on_hub(name: str, repository: str | None, *, is_offline: bool) -> str:
         raise ConfigError(
             f"backbone {name!r} has no weights in the hub's cache and --offline is set; {WAYS_ON}"
         )
+    logger = logging.getLogger("huggingface_hub")  # it tells of each try; ours is one line
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         return hf_hub_download(repository, "model.safetensors")
     # whatever the client raises, the user's question is the same: how do I get on
@@ -170,6 +174,8 @@ def _find_on_hub(name: str, repository: str | None, *, is_offline: bool) -> str:
             f"backbone {name!r} has no weights in the hub's cache and could not be downloaded ({reason}); "
             f"{WAYS_ON}"
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def _from_efficientnet_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class ContactSheets:
         self._n_sheets = 0
 
     def add(self, picture: NDArray[np.uint8] | None, lines: list[str]) -> None:
-        """Add a picture (H, W, 3) of at most CELL_PX, or an empty place, and two lines below it."""
+        """Add a picture (H, W, 3) of at most CELL_PX, or an empty place, and lines below it."""
         if picture is None:
             picture = np.full((CELL_PX, CELL_PX, 3), NO_PICTURE, np.uint8)
         self._cells.append((picture, lines))
@@ -52,7 +52,8 @@ class ContactSheets:
 
 def _draw_sheet(cells: list[tuple[NDArray[np.uint8], list[str]]]) -> Image.Image:
     n_columns = min(N_COLUMNS, len(cells))
-    across, down = CELL_PX + GAP_PX, CELL_PX + 2 * LINE_PX + GAP_PX
+    n_lines = max(len(lines) for _, lines in cells)
+    across, down = CELL_PX + GAP_PX, CELL_PX + n_lines * LINE_PX + GAP_PX
     head = GAP_PX + LINE_PX
     width_px = max(n_columns, 2) * across + GAP_PX  # the legend needs two columns
     sheet = Image.new("RGB", (width_px, head + math.ceil(len(cells) / n_columns) * down + GAP_PX), PAPER)

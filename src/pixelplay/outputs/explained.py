@@ -16,10 +16,10 @@ from pixelplay.inference.explain import Explanation, Look
 from pixelplay.journal import Journal
 from pixelplay.outputs.contact import CELL_PX, ContactSheets
 from pixelplay.outputs.overlay import overlay
+from pixelplay.outputs.swap import bring_back, put_in_place
 from pixelplay.outputs.table import DECIMALS, csv_writer
 
 OVERLAY_PX = 640  # long side
-OLD = "-old"  # of a folder that is being replaced
 NAME_CHARS = 40  # of a photograph's and of a class's name in a file name
 TABLE = "explanations.csv"
 COLUMNS = (
@@ -37,9 +37,7 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
     """
     out = os.path.realpath(out)  # a link stays, what it points to is replaced
     partial = f"{out}.partial"
-    old = f"{partial}{OLD}"
-    if not os.path.lexists(out) and os.path.isdir(old) and _is_ours(old):  # a kill came between two renames
-        os.replace(old, out)
+    bring_back(partial, out, _is_ours)
     for taken in (out, partial):
         _check_target(taken, is_forced=is_forced)
     try:
@@ -50,7 +48,7 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
     try:
         yield partial
         _check_target(out, is_forced=is_forced)  # someone else may have been quicker
-        _put_in_place(partial, out)
+        put_in_place(partial, out, _is_spare)
     except OSError as error:
         error.filename = error.filename or out  # a full disk names no file by itself
         raise
@@ -114,17 +112,17 @@ def _write_one(look: Look, number: int, folder: str, sheets: ContactSheets) -> l
     Image.fromarray(picture).save(os.path.join(folder, names[0]), format="PNG")
     with open(os.path.join(folder, names[1]), "wb") as file:
         np.save(file, explanation.heat, allow_pickle=False)
-    sheets.add(overlay(look.pixels, explanation.heat, max_px=CELL_PX), [name, _caption(explanation)])
+    sheets.add(overlay(look.pixels, explanation.heat, max_px=CELL_PX), [name, *_caption(explanation)])
     shown: list[Any] = [safe_label(explanation.decided), f"{explanation.decided_probability:.{DECIMALS}f}"]
     shown += [safe_label(explanation.label), f"{explanation.probability:.{DECIMALS}f}"]
     return [safe_path(name), "ok", "", *shown, *names]
 
 
-def _caption(explanation: Explanation) -> str:
+def _caption(explanation: Explanation) -> list[str]:
     shown = f"{explanation.label} {explanation.probability:.2f}"
     if explanation.label == explanation.decided:
-        return shown
-    return f"{shown}; decided {explanation.decided} {explanation.decided_probability:.2f}"
+        return [shown]
+    return [shown, f"decided {explanation.decided} {explanation.decided_probability:.2f}"]
 
 
 def _check_target(folder: str, *, is_forced: bool) -> None:
@@ -144,22 +142,11 @@ def _is_ours(folder: str) -> bool:
     return TABLE in names and all(map(_OURS.fullmatch, names))
 
 
-def _put_in_place(temporary: str, out: str) -> None:
-    """Rename the new folder; the old one is kept until the new one stands in its place."""
-    old = f"{temporary}{OLD}"
-    _remove(old)
-    if os.path.isdir(out):
-        os.replace(out, old)
-    try:
-        os.replace(temporary, out)
-    except BaseException:
-        if os.path.isdir(old):
-            os.replace(old, out)
-        raise
-    _remove(old)
+def _is_spare(folder: str) -> bool:
+    """Whether a folder is ours, or empty: any other stays, and is in the way."""
+    return _is_ours(folder) or not os.listdir(folder)
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder of ours, or an empty one; any other stays, and is in the way."""
-    if os.path.isdir(folder) and (_is_ours(folder) or not os.listdir(folder)):
+    if os.path.isdir(folder) and _is_spare(folder):
         shutil.rmtree(folder)

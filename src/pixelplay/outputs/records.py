@@ -225,9 +225,12 @@ def write_records(
 
 def describe_origin(material: Material, command: str | None, images_dir: str | None) -> dict[str, str | None]:
     """What was typed, and where the photographs are, for the report to find them again."""
-    is_inside = isinstance(material.index.store, ZipStore)  # the folder is one of the archive
-    folder = images_dir if is_inside else images_dir and os.path.abspath(images_dir)
-    return {"command": command, "source": os.path.abspath(material.index.source), "images_dir": folder}
+    index = material.index
+    if isinstance(index.store, ZipStore):  # a table is in it, and so is the folder that it is about
+        source, folder = index.store.archive, images_dir
+    else:
+        source, folder = index.source, images_dir and os.path.abspath(images_dir)
+    return {"command": command, "source": os.path.abspath(source), "images_dir": folder}
 
 
 def write_split(folder: str, material: Material) -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from pixelplay.errors import ConfigError
+from pixelplay.outputs.swap import bring_back, put_in_place
 from pixelplay.training.checkpoint import has_progress
 
 RUN_NAMES = frozenset(
@@ -27,7 +29,7 @@ RUN_NAMES = frozenset(
         ".DS_Store",
     }
 )  # what a run holds, and so what may be replaced
-PARTIAL, CHECKPOINTS, LOCK, OLD = ".partial", "checkpoint", ".lock", "-old"
+PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
 MADE_NAMES = RUN_NAMES | {CHECKPOINTS, LOCK}  # while it is being made
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
@@ -46,8 +48,7 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
     out_dir = os.path.realpath(out_dir)  # a link stays, what it points to is replaced
     partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
-    if not os.path.lexists(out_dir) and _is_run(partial + OLD):  # a kill came between the two renames
-        os.replace(partial + OLD, out_dir)
+    bring_back(partial, out_dir, _is_run)
     if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, MADE_NAMES):
         _tidy_up(out_dir)  # a kill came after them
     _check_target(out_dir, is_forced=is_forced)
@@ -68,7 +69,8 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
                 )
             yield partial
             _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
-            _put_in_place(partial, out_dir)  # with all that is resumable: a kill may come at any instant
+            # with all that is resumable: a kill may come at any instant
+            put_in_place(partial, out_dir, _is_run)
             _tidy_up(out_dir)
         except OSError as error:
             error.filename = error.filename or out_dir  # a full disk names no file by itself
@@ -127,27 +129,21 @@ def _is_ours(partial: str) -> bool:
     return names <= MADE_NAMES
 
 
-def _put_in_place(temporary: str, out_dir: str) -> None:
-    """Rename the new run; the old one is kept until the new one stands in its place."""
-    old = temporary + OLD
-    if os.path.isdir(out_dir):
-        if _is_run(old):  # of a process that was killed before it was rid of it
-            shutil.rmtree(old)
-        os.replace(out_dir, old)
-    try:
-        os.replace(temporary, out_dir)
-    except BaseException:
-        if os.path.isdir(old):
-            os.replace(old, out_dir)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _tidy_up(run: str) -> None:
     """Remove from a finished run what only its making needed, the lock last: it tells that this is ours."""
     shutil.rmtree(os.path.join(run, CHECKPOINTS), ignore_errors=True)
     with suppress(OSError):
         os.remove(os.path.join(run, LOCK))
+
+
+def is_finished(run: str, about: Mapping[str, Any]) -> bool:
+    """Whether a finished run lies there, and its config.json has these values."""
+    if not _is_run(run):
+        return False
+    with open(os.path.join(run, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    wanted = json.loads(json.dumps(about))
+    return all(name in config and config[name] == value for name, value in wanted.items())
 
 
 def _is_run(folder: str, names: frozenset[str] = RUN_NAMES) -> bool:

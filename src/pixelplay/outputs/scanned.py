@@ -74,11 +74,13 @@ def summarise_scan(index: ImageIndex, audit: Audit) -> str:
     if found["formats"]:
         lines.append("formats    " + ", ".join(f"{name} {n:,}" for name, n in found["formats"].items()))
         sizes = [f"{width} × {height}" for width, height in (found["smallest_px"], found["largest_px"])]
-        lines.append(f"sizes      {sizes[0]} to {sizes[1]} px")
+        lines.append(f"sizes      {' to '.join(dict.fromkeys(sizes))} px")
     lines += _expectations(found)
     lines += _findings("unreadable", [f"{e['path']}: {e['reason']}" for e in found["unreadable"]])
     for name, title in SETS.items():
         lines += _findings(title, [" = ".join(_name(member, name) for member in s) for s in found[name]])
+    if not any(found[name] for name in ("unreadable", *SETS)):
+        lines.append("nothing wrong was found with the files")
     return "\n".join(lines)
 
 

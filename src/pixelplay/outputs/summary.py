@@ -33,6 +33,7 @@ HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
 MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
 MAX_CONFUSION = 12
 MAX_SUSPECTS = 20
+PARTS_IN_WORDS = {"oof": "out of fold", "val": "in the validation part", "test": "in the test part"}
 
 
 def summarise_training(report: "TrainReport") -> str:
@@ -47,6 +48,10 @@ def summarise_training(report: "TrainReport") -> str:
     rows = _headline_rows(report)
     lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
+    if report.measured_on == "test" and report.held_out_part == "oof":
+        value, interval = _value_and_interval(getattr(report.held_out, report.metric))
+        n = counted(report.held_out.n, "photograph")
+        lines += ["", f"out of fold, {n} learned from: {TITLES[report.metric]} {value}  {interval}"]
     lines += ["", *_class_table(evaluation, report.train_counts)]
     if report.test_without_copies is not None:
         value, interval = _value_and_interval(report.test_without_copies.accuracy)
@@ -163,7 +168,7 @@ def _comparison(found: "RunComparison") -> list[str]:
 def summarise_suspects(report: "SuspectReport") -> str:
     """The most suspicious labels, and where all of them stand."""
     n_checked = sum(report.n_checked.values())
-    where = ", ".join(f"{n:,} {part}" for part, n in report.n_checked.items())
+    where = ", ".join(f"{n:,} {PARTS_IN_WORDS.get(part, part)}" for part, n in report.n_checked.items())
     found = report.suspects
     share = len(found) / max(n_checked, 1)
     lines = [
@@ -177,7 +182,7 @@ def summarise_suspects(report: "SuspectReport") -> str:
         for s in found[:MAX_SUSPECTS]
     ]
     if rows:
-        lines += ["", *align(["path", "part", "label", "prob", "looks like", "prob"], rows)]
+        lines += ["", *align(["path", "part", "label", "its prob", "looks like", "its prob"], rows)]
     if len(found) > MAX_SUSPECTS:
         lines.append(f"… and {len(found) - MAX_SUSPECTS} more")
     table = os.path.join(report.run_dir, "suspects.csv")

@@ -39,6 +39,9 @@ def make_novelty(
 ) -> Novelty:
     """Set the scale of novelty by photographs that a classifier, or one like it, has not learned from.
 
+    Where a tuned network answers alone, its features of them are those after it has learned from them too,
+    for some short epochs: then what is new looks a little newer than it is.
+
     Args:
         backbone: of the finished classifier.
         held_out: positions (n,), ascending; their logits (n, K), NaN where one could not be held out; and

@@ -63,12 +63,12 @@ def _say_what_is_never_held_out(material: Material, journal: Journal) -> None:
     n_groups = np.bincount(pairs[:, 0], minlength=material.n_known)  # (K,)
     is_lone = n_groups == 1
     for what, found in (
-        ("one photograph only", is_lone & (material.learn_counts == 1)),
-        ("all photographs of one group", is_lone & (material.learn_counts > 1)),
+        ("a single photograph to learn from", is_lone & (material.learn_counts == 1)),
+        ("a single group to learn from", is_lone & (material.learn_counts > 1)),
     ):
         if found.any():
             named = name_some([material.classes[k] for k in np.flatnonzero(found)])
-            journal.note(f"{what}, so no held-out figure: {named}")
+            journal.note(f"{what}, so never held out of training: {named}")
 
 
 def _say_what_is_gone(material: Material, journal: Journal) -> None:

@@ -1,7 +1,6 @@
 """Material → one classifier: how deep to train, and what the choice rests on."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError, counted, name_some
-from pixelplay.evaluation.comparison import compare_preds
-from pixelplay.evaluation.decision import fit_decision, held_out_score
+from pixelplay.evaluation.decision import compare_logits, held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
@@ -24,7 +22,7 @@ from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 from pixelplay.training.planning import NoPlanError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
-from pixelplay.training.tune import finish, tune
+from pixelplay.training.tune import Tuned, finish, starts_at_probe, tune
 
 IntArray = NDArray[np.int64]
 CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
@@ -45,7 +43,8 @@ class Learned:
         logits: (n, K) of those, natural; NaN where none could be held out.
         folds: (n,) fold that each was held out in; None where they are a validation part.
         chosen: setting → its value and the evidence for it.
-        history: rows of history.csv, empty for a probe.
+        history: rows of history.csv, empty where nothing was tuned; for a probe those of a tuning that was
+            not better.
         plan: what the training did; None for a probe.
     """
 
@@ -85,15 +84,16 @@ def learn(
         ConfigError: the time budget is too short for the depth that is asked for.
         DataError: nothing to choose on.
     """
-    probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
+
+    def probe_instead(tuned: Tuned | None = None, verdict: Verdict | None = None) -> Learned:
+        learned = learn_probe(material, loaded.backbone, config, journal, is_fold=is_fold)
+        return learned if tuned is None else _after_tuning(learned, tuned, verdict)
+
     depth = _pick_depth(config, workplace, material, journal)
+    if config.tune == "probe" or depth != "probe":
+        _say_what_does_not_count(depth, config, workplace, journal)
     if depth == "probe":
         return probe_instead()
-    if config.tune == "auto" and (unused := unused_settings(depth, config)):
-        journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
-    is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
-    if is_long_as_asked and config.time_budget != TrainConfig().time_budget:
-        journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
     train, val = train_apart(material), material.parts.split.val
     if reason := _why_nothing_can_choose(material, train):
         raise DataError(f"{reason}; add some or use --tune probe")
@@ -111,27 +111,35 @@ def learn(
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")
         return probe_instead()
-    if config.tune == "auto" and not tuned.best_epoch:
+    if not tuned.best_epoch and starts_at_probe(config):  # its weights are those of the probe
         journal.note(
             f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
+            f"{_tell_losses(tuned)}; the probe is taken"
         )
-        return probe_instead()
+        return probe_instead(tuned)
     probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
     verdict = compare_depths(probe_logits, tuned.logits, material, config)
     journal.note(verdict.sentence.format(depth=depth))
     if config.tune == "auto" and not verdict.is_tuned_better:
-        return probe_instead()
-    finished = finish(tuned, journal)
-    by_val = {"chosen_on": "val", "n": len(val)}
+        return probe_instead(tuned, verdict)
+    return _learn_on(tuned, verdict, journal)
+
+
+def _learn_on(tuned: Tuned, verdict: "Verdict", journal: Journal) -> Learned:
+    """Learn from the validation part too, which has chosen, and put down what the choices rest on."""
+    bench, config, finished = tuned.bench, tuned.bench.config, finish(tuned, journal)
+    probe = bench.probe
+    by_val = {"chosen_on": "val", "n": len(bench.val)}
     asked = {"chosen_on": None}
     has_ways = may_answer_together(config) and config.finetune.with_probe == "auto"
+    depth = tuned.plan.depth
     return Learned(
-        depth=tuned.plan.depth,
+        depth=depth,
         backbone=finished.backbone,
         head=finished.head,
         learned_from=finished.learned_from,
-        prior_from=train,
-        held_out=val,
+        prior_from=bench.train,
+        held_out=bench.val,
         logits=tuned.logits,
         folds=None,
         chosen={
@@ -141,7 +149,7 @@ def learn(
             "refit_epochs": {"value": finished.refit_epochs, **asked},
             "imbalance": {
                 **probe.evidence,
-                "value": bench.config.imbalance,
+                "value": config.imbalance,
                 "chosen_on": "train, out of fold" if probe.was_compared else None,
             },
         },
@@ -188,6 +196,36 @@ def learn_probe(
     )
 
 
+def _say_what_does_not_count(
+    depth: Depth, config: TrainConfig, workplace: Workplace, journal: Journal
+) -> None:
+    """Note settings that were given and that training as deep, or as long, has no use for."""
+    if depth == "probe":
+        for name in ("time_budget", "val_frac"):
+            value = getattr(config, name)
+            if value != getattr(TrainConfig(), name):
+                journal.note(f"--{name.replace('_', '-')} {value} does not count: a probe has no use for it")
+        return
+    if config.tune == "auto" and (unused := unused_settings(depth, config)):
+        journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
+    is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
+    if is_long_as_asked and config.time_budget != TrainConfig().time_budget:
+        journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
+
+
+def _after_tuning(probe: Learned, tuned: Tuned, verdict: "Verdict | None") -> Learned:
+    """A probe that was taken instead of a tuned network, with the record of that."""
+    evidence = {} if verdict is None else verdict.evidence
+    depth = {"value": "probe", "chosen_on": "val", "n": len(tuned.bench.val), **evidence}
+    return replace(probe, history=tuned.history, chosen={"depth": depth, **probe.chosen})
+
+
+def _tell_losses(tuned: Tuned) -> str:
+    """The smallest validation loss of an epoch, and that before the first."""
+    before, *losses = [row["val_loss"] for row in tuned.history]
+    return f" (validation loss {min(losses):.3f} at best, {before:.3f} before)" if losses else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Which of two depths is better on the validation part, and why."""
@@ -209,13 +247,7 @@ def compare_depths(
     val = material.parts.split.val
     labels, groups = material.labels[val], material.parts.groups[val]
     priors = class_priors(material.counts_of(train_apart(material)))
-
-    def decisions(logits: NDArray[np.float32]) -> IntArray:
-        decision = fit_decision(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-        return decision.apply(logits)[1]
-
-    preds = decisions(probe), decisions(tuned)
-    found = compare_preds(preds, labels, groups, material.n_known, metric=config.metric, seed=config.seed)
+    found = compare_logits((probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed)
     values, error = found.values, found.standard_error
     scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
     is_clear = abs(found.difference) > CLEAR * error

@@ -9,7 +9,7 @@ from torch import nn
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier
 
-USUAL_BATCH = 32  # photographs a step that the learning rates are meant for
+RATES_BATCH = 32  # photographs a step that the learning rates are meant for
 
 
 def make_optimizer(
@@ -20,7 +20,7 @@ def make_optimizer(
     Each group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the gradient, so
     the rate goes with the root of the photographs a step (Malladi et al. 2022, arXiv:2205.10287).
     """
-    scale = lr_frac * math.sqrt(photographs_a_step / USUAL_BATCH)
+    scale = lr_frac * math.sqrt(photographs_a_step / RATES_BATCH)
     top_lr, layer_decay = finetune.rates(is_full=not classifier.tail.n_front)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value, distance in classifier.distances():

@@ -32,7 +32,7 @@ from pixelplay.training.plan import (
 )
 from pixelplay.training.shares import forward_for_training
 
-USUAL_BATCH, USUAL_GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
+CPU_BATCH, GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
 MEASURED_VIEWS = 64
@@ -238,5 +238,5 @@ def _round_up(seconds: float) -> str:
 
 
 def _batch_size(bench: Bench) -> int:
-    usual = USUAL_GPU_BATCH if bench.workplace.device.name == "cuda" else USUAL_BATCH
+    usual = GPU_BATCH if bench.workplace.device.name == "cuda" else CPU_BATCH
     return min(bench.config.finetune.train_batch_size or usual, len(bench.train))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
-from pixelplay.evaluation.comparison import N_RESAMPLES, compare_preds
-from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.comparison import N_RESAMPLES
+from pixelplay.evaluation.decision import compare_logits
 from pixelplay.model.head import LinearHead
 from pixelplay.training.probe import (
     FOLDS_TOLERANCE,
@@ -169,22 +169,12 @@ def _fit_candidate(
 def _compare(
     probes: dict[Candidate, ProbeFit], labels: IntArray, groups: IntArray, metric: Metric, seed: int
 ) -> dict[str, Any]:
-    """Measure out-of-fold decisions of both candidates, each at its own temperature and tau.
-
-    The temperature and tau of each were fitted on the images they are compared on, so both values
-    are slightly optimistic, in the same way.
-    """
+    """Measure out-of-fold decisions of both candidates."""
     priors = class_priors(np.bincount(labels))
     held_out = ~np.isnan(probes["none"].oof_logits).any(1)
     labels, groups = labels[held_out], groups[held_out]
-
-    def decisions(name: Candidate) -> IntArray:
-        logits = probes[name].oof_logits[held_out]
-        decision = fit_decision(logits, labels, groups, priors, metric=metric, seed=seed)
-        return decision.apply(logits)[1]
-
-    preds = decisions("none"), decisions("class_weights")
-    found = compare_preds(preds, labels, groups, len(priors), metric=metric, seed=seed)
+    logits = probes["none"].oof_logits[held_out], probes["class_weights"].oof_logits[held_out]
+    found = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
     return {
         "metric": metric,
         "metric_by_value": dict(zip(("none", "class_weights"), found.values, strict=True)),

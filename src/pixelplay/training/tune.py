@@ -103,8 +103,7 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
-    is_random = config.finetune.start != "probe" or config.finetune.head == "mlp"
-    if where.stopped and where.best_epoch == 0 and is_random:
+    if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
             "start anew with --force and a longer --time-budget" if is_late else "lower --lr and --head-lr"
@@ -133,6 +132,11 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         classifier=classifier,
         job=job,
     )
+
+
+def starts_at_probe(config: TrainConfig) -> bool:
+    """Whether training starts from the probe's head, and not from chance."""
+    return config.finetune.start == "probe" and config.finetune.head == "linear"
 
 
 def finish(tuned: Tuned, journal: Journal) -> Finished:

@@ -11,6 +11,7 @@ from pixelplay.outputs.report.reading import RunRecords
 
 N_CLASSES = 3  # whose errors are named one by one
 MANY_ERRORS = 0.1  # of all, from which a class is worth a line
+FEW_ERRORS = 3  # of a class: one or two may be chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
     counts = records.metrics["train_counts"]
     advice = []
     for name, n_wrong in Counter(answer.given for answer in wrong).most_common(N_CLASSES):
-        if n_wrong / len(wrong) < MANY_ERRORS:
+        if n_wrong < FEW_ERRORS or n_wrong / len(wrong) < MANY_ERRORS:
             continue
         n = sum(answer.given == name for answer in records.answers)
         taken_for, n_taken = Counter(a.label for a in wrong if a.given == name).most_common(1)[0]
@@ -83,20 +84,12 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
                 what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}."
                 if helps
                 else f"See why {name!r} is taken for {taken_for!r}: look at its mistakes below.",
-                why=f"{_say_wrong(n_wrong, n, n_taken)} {taken_for!r}{few}.{more}",
+                why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.{more}",
                 command=None,
                 share=n_wrong / len(wrong),
             )
         )
     return advice
-
-
-def _say_wrong(n_wrong: int, n: int, n_taken: int) -> str:
-    """Count wrong answers among n, and those of one kind among them."""
-    if n_wrong == 1:
-        return f"1 of {n} is answered wrongly, as"
-    taken = "all" if n_taken == n_wrong else f"{n_taken}"
-    return f"{n_wrong} of {n} are answered wrongly, {taken} of them as"
 
 
 def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:

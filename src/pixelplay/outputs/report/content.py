@@ -229,6 +229,8 @@ def _charts(records: RunRecords) -> list[Chart]:
     fold = first[0].get("fold") if first else None
     history = [row for row in first if row.get("fold") == fold]
     of = "" if fold is None else f" of fold {fold:.0f}"
+    if records.metrics.get("depth") == "probe":
+        of += " of a tuning that was not taken,"
     for columns, title in (
         ({"train_loss": "training", "val_loss": "validation"}, f"Loss{of} by epoch"),
         ({"val_macro_f1": "macro-F1", "val_accuracy": "accuracy"}, f"Validation figures{of} by epoch"),

@@ -99,6 +99,11 @@ def check_target(path: str, *, is_forced: bool) -> None:
         raise ConfigError(f"{path} is a record of the run; choose another --out")
     if os.path.lexists(path) and not is_forced and not is_ours(path):
         raise ConfigError(f"{path} exists and is no report; choose another --out, or replace it with --force")
+    temporary = f"{path}.tmp"  # that of a killed report may go
+    if os.path.lexists(temporary) and not is_forced and not is_ours(temporary) and os.path.getsize(temporary):
+        raise ConfigError(
+            f"{temporary} exists and is no report; choose another --out, or replace it with --force"
+        )
     if not os.path.isdir(parent):
         raise ConfigError(f"{parent} does not exist; make it, or choose another --out")
 

@@ -120,7 +120,11 @@ if (save) {
     const n = items.filter(markedOf).length;
     save.disabled = n === 0;
     for (const item of items) item.querySelector("button.undo").hidden = !item.querySelector("input:checked");
-    saved.textContent = n === 0 ? "nothing is marked" : isSaved ? `${n} marked, saved` : `${n} marked, not saved yet`;
+    const nOpen = items.filter((item) => item.querySelector("input:checked")).length - n;
+    const told = n || nOpen ? [`${n} marked`] : ["nothing is marked"];
+    if (nOpen) told.push(`${nOpen} without a class`);
+    if (n) told.push(isSaved ? "saved" : "not saved yet");
+    saved.textContent = told.join(", ");
   };
   const update = () => {
     isSaved = false;

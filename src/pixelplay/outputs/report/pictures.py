@@ -17,7 +17,7 @@ from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.journal import Journal
 
-THUMB_PX, LARGE_PX = 144, 256
+SMALL_PX, LARGE_PX = 144, 256
 QUALITY = 70
 MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
@@ -77,7 +77,7 @@ class Pictures:
             self.missing = f"{n_gone} of {len(set(wanted))} photographs are not where they were"
 
         def draw(i: int) -> list[str]:
-            sides = [THUMB_PX, LARGE_PX] if paths[i] in enlarged else [THUMB_PX]
+            sides = [SMALL_PX, LARGE_PX] if paths[i] in enlarged else [SMALL_PX]
             try:
                 pixels = self.read(paths[i], max(sides))
             except ImageError:

@@ -1,0 +1,58 @@
+"""What became of many photographs, counted while they are answered."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pixelplay.errors import counted
+from pixelplay.inference.predictor import Predictions
+
+NOVEL = 0.99  # novelty that one in a hundred of the photographs like those learned from has
+N_LABELS = 8  # that are named
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts over all predictions so far.
+
+    Attributes:
+        n: photographs.
+        n_bad: those without a prediction.
+        n_unsure: those with one that is not answered; None where nothing was asked of answers.
+        n_novel: those that are less like what was learned from than one in a hundred is; None where the
+            model, or several together, cannot tell.
+        labels: decided class → photographs.
+        last_error: path and reason of the last one without a prediction.
+    """
+
+    n: int = 0
+    n_bad: int = 0
+    n_unsure: int | None = None
+    n_novel: int | None = None
+    labels: Counter[str] = field(default_factory=Counter)
+    last_error: str = ""
+
+    def add(self, chunk: Predictions) -> None:
+        """Count further predictions."""
+        is_ok = chunk.pred >= 0
+        self.n += len(chunk)
+        self.n_bad += int((~is_ok).sum())
+        self.labels.update(chunk.classes[k] for k in chunk.pred[is_ok])
+        if chunk.answered is not None:
+            self.n_unsure = (self.n_unsure or 0) + int((is_ok & ~chunk.answered).sum())
+        if chunk.novelty is not None:
+            self.n_novel = (self.n_novel or 0) + int((chunk.novelty[is_ok] >= NOVEL).sum())
+        for i in np.flatnonzero(~is_ok)[-1:]:
+            self.last_error = f"{chunk.paths[i]}: {chunk.errors[i]}"
+
+    def describe(self) -> str:
+        """One line for people."""
+        named = [f"{label} {n:,}" for label, n in self.labels.most_common(N_LABELS)]
+        if len(self.labels) > N_LABELS:
+            named.append(f"{len(self.labels) - N_LABELS} more classes")
+        told = [f"{counted(self.n, 'photograph')}", ", ".join(named)]
+        told += [f"{self.n_bad:,} without a prediction"] if self.n_bad else []
+        told += [f"{self.n_unsure:,} not answered"] if self.n_unsure is not None else []
+        told += [f"{self.n_novel:,} unlike what was learned from"] if self.n_novel else []
+        return "; ".join(filter(None, told))

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from photographs import encode
+from pixelplay.journal import Journal
 
 
 def test_five_lines_from_photographs_to_answers(
@@ -154,3 +156,15 @@ def test_a_photograph_turned_by_exif_is_the_photograph(drawn_photographs: Path, 
     turned = encode(image.transpose(Image.Transpose.ROTATE_180), "PNG", exif=exif)
     predictions = pixelplay.Predictor(tiny_run).predict([encode(image, "PNG"), turned])
     np.testing.assert_array_equal(predictions.probs[0], predictions.probs[1])
+
+
+def test_a_program_without_a_console_hears_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    journal = Journal()
+    journal.note("something was assumed")
+    with journal.progress("reading", 2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().out == ""
+    assert journal.notes == ["something was assumed"]

@@ -559,3 +559,11 @@ def test_pillows_log_lines_do_not_reach_the_user(caplog: pytest.LogCaptureFixtur
 def test_other_warnings_stay_loud_inside_silence_pillow() -> None:
     with silence_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)
+
+
+def test_a_transparent_picture_of_many_strips_has_no_seam() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (900, 300, 4), dtype=np.uint8)  # three strips and a piece
+    data = encode(Image.fromarray(pixels), "PNG")
+    colour, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
+    np.testing.assert_allclose(decode_image(data, path="x.png"), colour * alpha + 255 * (1 - alpha), atol=1)

@@ -22,7 +22,13 @@ import numpy as np
 
 from pixelplay.data.source import scan_source
 
-DEPTHS = {"probe": ["--tune", "probe"], "partial": ["--tune", "partial"], "full": ["--tune", "full"]}
+# from chance: no epoch is then as good as the probe, which would be taken instead of so short a tuning
+FROM_CHANCE = ["--start", "random", "--with-probe", "off"]
+DEPTHS = {
+    "probe": ["--tune", "probe"],
+    "partial": ["--tune", "partial", *FROM_CHANCE],
+    "full": ["--tune", "full", *FROM_CHANCE],
+}
 
 
 def content_of(run: Path) -> dict[str, bytes]:

@@ -126,6 +126,8 @@ def undisturbed(training: list[str], tmp_path_factory: pytest.TempPathFactory) -
     """Read-only: a run that nobody killed."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main([*training, "--out", str(run), "--cache-dir", str(run.parent / "cache")]) == 0
+    # else it would be the probe that is compared
+    assert json.loads((run / "metrics.json").read_text())["depth"] != "probe"
     return run
 
 
@@ -261,6 +263,7 @@ def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
     left_alone, run = tmp_path / "left_alone", tmp_path / "killed/run"
     run.parent.mkdir()
     assert main([*settings, "--out", str(left_alone), "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert "partial" in json.loads((left_alone / "metrics.json").read_text())["depths"]
     command = [*settings, "--out", str(run), "--cache-dir", str(run.parent / "cache"), "--resume"]
     second = run.parent / "run.partial/checkpoint/fold-00-01"
     _await_death(start(command, checkpoint_every_s=0, death=Death(str(second), n, ending)))

@@ -8,6 +8,7 @@ from pixelplay.data.index import make_index
 from pixelplay.data.store import FolderStore
 from pixelplay.journal import Journal
 from pixelplay.model.reading import PhotographFeatures
+from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.suspected import without_suspects
 
@@ -98,3 +99,29 @@ def test_a_class_keeps_at_least_half_of_its_photographs() -> None:
     kept, _ = drop(material, config)
     assert (kept.learn_counts >= material.learn_counts / 2).all()
     assert kept.n_known == 3
+
+
+def material_in_groups(labels: str, groups: str, config: TrainConfig) -> Material:
+    """One photograph for each letter of labels; equal letters of groups stay together."""
+    names = [f"{i}" for i in range(len(labels))]
+    nothing: list[Part | None] = [None] * len(names)
+    index = make_index("made", FolderStore("nowhere"), names, list(labels), nothing, list(groups))
+    photographs = PhotographFeatures(
+        values=np.zeros((len(names), 2), np.float32), digests=[name.encode() for name in names], errors={}
+    )
+    return sort_out(index, photographs, config)
+
+
+def test_a_class_that_groups_carry_into_the_test_part_whole_is_said() -> None:
+    journal = Journal(quiet=True)
+    material = material_in_groups("bcbaacaaccaa", "acdbcbdccacb", CONFIG)
+    assert material.known_classes == ("a", "c")
+    say_what_was_found(material, CONFIG, journal)
+    assert "nothing is left to learn from, so these are never answered: b" in journal.notes
+
+
+def test_a_class_in_one_group_is_said_to_be_never_held_out() -> None:
+    journal = Journal(quiet=True)
+    material = material_in_groups("a" * 10 + "b" * 4, "0123456789xxxx", CONFIG)
+    say_what_was_found(material, CONFIG, journal)
+    assert "a single group to learn from, so never held out of training: b" in journal.notes

@@ -827,3 +827,10 @@ def test_a_report_in_the_place_of_another_files_first_draft(tiny_run: Path, refu
     Path("notes.html.tmp").write_text("mine")
     line = refuse("report", tiny_run, "--out", "notes.html")
     _assert_says(line, "notes.html.tmp exists and is no report", "choose another --out", "--force")
+
+
+def test_a_folder_for_names_in_a_table_without_any_table(
+    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    line = refuse("predict", tiny_run, drawn_photographs, "--images-dir", "there", "--out", "p.csv")
+    _assert_says(line, "--images-dir is about tables", drawn_photographs)

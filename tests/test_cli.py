@@ -910,3 +910,19 @@ def test_a_run_that_is_done_needs_no_resuming(
     assert other.status == 1
     assert "exists; choose another --out" in other.err
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_a_probe_has_no_use_for_a_budget_and_tells_both_figures(
+    drawn_classes: Path, tiny_settings: list[str], shell: Shell
+) -> None:
+    words = ["train", str(drawn_classes), "--out", "run", "--tune", "probe", *tiny_settings]
+    done = shell(*words, "--time-budget", "5m", "--val-frac", "0.3")
+    for said in ("--time-budget 5m", "--val-frac 0.3"):
+        assert f"note: {said} does not count: a probe has no use for it" in done.err
+    oof = json.loads(Path("run/metrics.json").read_text())["oof"]
+    value = f"{oof['accuracy']['value']:.3f}"
+    assert f"out of fold, {oof['n']} photographs learned from: accuracy {value}" in done.out
+
+
+def test_a_scan_says_that_nothing_is_wrong(drawn_photographs: Path, shell: Shell) -> None:
+    assert shell("scan", drawn_photographs).out.endswith("nothing wrong was found with the files\n")

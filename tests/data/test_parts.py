@@ -259,3 +259,13 @@ def test_groups_that_a_given_val_part_tears_are_said_where_it_chooses() -> None:
     notes = make_parts(index, copies(index), TrainConfig(tune="partial")).notes
     assert [note for note in notes if "both sides of the given val part" in note]
     assert not [n for n in make_parts(index, copies(index), CONFIG).notes if "given val part" in n]
+
+
+def test_shares_of_parts_that_the_data_gives_do_not_count_and_that_is_said() -> None:
+    index = index_of("aaabbb" * 2, "tvstvs" * 2)
+    config = TrainConfig(tune="partial", test_frac=0.3, val_frac=0.4)
+    assert make_parts(index, copies(index), config).notes[:2] == [
+        "--test-frac 0.3 does not count: the data has a test part",
+        "--val-frac 0.4 does not count: the data has a validation part",
+    ]
+    assert make_parts(index, copies(index), TrainConfig(tune="partial")).notes == []

@@ -1,6 +1,8 @@
 """Material → one classifier: how deep to train, and what the choice rests on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,11 +86,7 @@ def learn(
         ConfigError: the time budget is too short for the depth that is asked for.
         DataError: nothing to choose on.
     """
-
-    def probe_instead(tuned: Tuned | None = None, verdict: Verdict | None = None) -> Learned:
-        learned = learn_probe(material, loaded.backbone, config, journal, is_fold=is_fold)
-        return learned if tuned is None else _after_tuning(learned, tuned, verdict)
-
+    probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
     depth = _pick_depth(config, workplace, material, journal)
     if config.tune == "probe" or depth != "probe":
         _say_what_does_not_count(depth, config, workplace, journal)
@@ -116,12 +114,12 @@ def learn(
             f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
             f"{_tell_losses(tuned)}; the probe is taken"
         )
-        return probe_instead(tuned)
+        return _after_tuning(probe_instead(), tuned, {})
     probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
     verdict = compare_depths(probe_logits, tuned.logits, material, config)
     journal.note(verdict.sentence.format(depth=depth))
     if config.tune == "auto" and not verdict.is_tuned_better:
-        return probe_instead(tuned, verdict)
+        return _after_tuning(probe_instead(), tuned, verdict.evidence)
     return _learn_on(tuned, verdict, journal)
 
 
@@ -213,9 +211,8 @@ def _say_what_does_not_count(
         journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
 
 
-def _after_tuning(probe: Learned, tuned: Tuned, verdict: "Verdict | None") -> Learned:
+def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -> Learned:
     """A probe that was taken instead of a tuned network, with the record of that."""
-    evidence = {} if verdict is None else verdict.evidence
     depth = {"value": "probe", "chosen_on": "val", "n": len(tuned.bench.val), **evidence}
     return replace(probe, history=tuned.history, chosen={"depth": depth, **probe.chosen})
 

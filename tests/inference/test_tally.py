@@ -1,0 +1,41 @@
+"""What tally.py promises: counts over all chunks, and one line that tells them."""
+
+import numpy as np
+
+from pixelplay.inference.predictor import Predictions
+from pixelplay.inference.tally import N_LABELS, Tally
+
+CLASSES = tuple("abcdefghij")
+
+
+def chunk(*pred: int, novelty: float | None = None) -> Predictions:
+    n = len(pred)
+    return Predictions(
+        paths=tuple(f"{i}.jpg" for i in range(n)),
+        status=tuple("ok" if k >= 0 else "missing" for k in pred),
+        errors=tuple("" if k >= 0 else "no such file" for k in pred),
+        probs=np.full((n, len(CLASSES)), 0.1),
+        pred=np.array(pred),
+        classes=CLASSES,
+        digests=(b"",) * n,
+        novelty=None if novelty is None else np.full(n, novelty),
+    )
+
+
+def test_chunks_are_added_up() -> None:
+    tally = Tally()
+    for each in (chunk(0, 0, 1, novelty=0.5), chunk(0, -1, novelty=0.995)):
+        tally.add(each)
+    assert (tally.n, tally.n_bad, tally.n_novel, tally.n_unsure) == (5, 1, 1, None)
+    assert tally.last_error == "1.jpg: no such file"
+    assert (
+        tally.describe() == "5 photographs; a 3, b 1; 1 without a prediction; 1 unlike what was learned from"
+    )
+
+
+def test_of_many_classes_the_commonest_are_named() -> None:
+    tally = Tally()
+    tally.add(chunk(*range(len(CLASSES)), 9))
+    told = tally.describe()
+    assert told.startswith("11 photographs; j 2, a 1, ")
+    assert told.endswith(f", {len(CLASSES) - N_LABELS} more classes")

@@ -7,9 +7,10 @@ nothing has to be imported or copied again on systems that spawn their workers.
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+from pixelplay.data.crew import Crew, Job
 from pixelplay.data.silence import silence_pillow
 
 Item = TypeVar("Item")
@@ -38,20 +39,15 @@ def map_ahead(
         items: taken one by one, as places become free; a generator is closed in the end.
         prepare: what each thread does first.
     """
-    pending: deque[Future[Result]] = deque()
-    with (
-        silence_pillow(),
-        ThreadPoolExecutor(num_workers or default_workers(), initializer=prepare) as pool,
-    ):
+    pending: deque[Job[Result]] = deque()
+    with silence_pillow(), Crew(num_workers or default_workers(), prepare) as crew:
         try:
             for item in items:
-                pending.append(pool.submit(work, item))
+                pending.append(crew.give(partial(work, item)))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
-            for future in pending:
-                future.cancel()
             if isinstance(items, Generator):
                 items.close()  # now, and not when the traceback of an error has gone

@@ -1,13 +1,14 @@
 """A batch → logits, each core of a CPU seeing to a share of it; gradients come back as one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pixelplay.data.crew import Crew
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cores import cores_to_share
 from pixelplay.model.features import Device
@@ -40,10 +41,8 @@ def forward_for_training(classifier: Classifier, device: Device, batch_size: int
         if device.name != "cpu" or n_shares == 1 or not is_apart:
             yield classifier
             return
-        with ThreadPoolExecutor(
-            n_shares, initializer=lambda: torch.set_num_threads(n_cores // n_shares)
-        ) as pool:
-            yield _Shared(classifier, device, pool, n_shares)
+        with Crew(n_shares, prepare=lambda: torch.set_num_threads(n_cores // n_shares)) as crew:
+            yield _Shared(classifier, device, crew, n_shares)
 
 
 def _leaves_out(classifier: Classifier) -> bool:
@@ -59,11 +58,9 @@ def _leaves_out(classifier: Classifier) -> bool:
 class _Shared:
     """Runs shares of a batch in threads, and keeps their graphs."""
 
-    def __init__(
-        self, classifier: Classifier, device: Device, pool: ThreadPoolExecutor, n_shares: int
-    ) -> None:
+    def __init__(self, classifier: Classifier, device: Device, crew: Crew, n_shares: int) -> None:
         self.values = [value for value in classifier.parameters() if value.requires_grad]
-        self._classifier, self._device, self._pool, self._n_shares = classifier, device, pool, n_shares
+        self._classifier, self._device, self._crew, self._n_shares = classifier, device, crew, n_shares
 
     def __call__(self, maps: Tensor, moments: Tensor) -> Tensor:
         """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front)."""
@@ -74,15 +71,17 @@ class _Shared:
 
     def see(self, shares: Sequence[Share]) -> list[Tensor]:
         """Logits of each share, with their graphs."""
-        return list(self._pool.map(self._see_one, shares))
+        jobs = [self._crew.give(partial(self._see_one, share)) for share in shares]
+        return [job.result() for job in jobs]
 
     def gradients(self, logits: Sequence[Tensor], slopes: Sequence[Tensor]) -> Gradients:
         """Of the values, summed over the shares in their order; None of those that play no part."""
 
-        def one(pair: tuple[Tensor, Tensor]) -> Gradients:
-            return torch.autograd.grad(pair[0], self.values, pair[1], allow_unused=True)
+        def one(logits: Tensor, slopes: Tensor) -> Gradients:
+            return torch.autograd.grad(logits, self.values, slopes, allow_unused=True)
 
-        found = list(self._pool.map(one, zip(logits, slopes, strict=True)))
+        jobs = [self._crew.give(partial(one, *pair)) for pair in zip(logits, slopes, strict=True)]
+        found = [job.result() for job in jobs]
         return tuple(_sum(parts) for parts in zip(*found, strict=True))
 
     def _see_one(self, share: Share) -> Tensor:

@@ -53,6 +53,22 @@ def test_every_altered_copy_is_found_and_nothing_else(kind: str) -> None:
     assert all(pair.is_mirrored == (kind == "mirrored") for pair in found)
 
 
+def under_one_sky(seed: int) -> PixelArray:
+    """The bright sky that all have, and dark ground of its own."""
+    ground, sky = (np.asarray(scene(s, (240, 240)).convert("L")).astype(float) for s in (seed, 999))
+    grey = np.concatenate([165 + sky[:144] / 3, 60 + ground[144:] / 3])
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("gain", [1.2, 1.5, 1.7])
+def test_a_copy_whose_sky_is_blown_out_is_found(gain: float) -> None:
+    originals = [under_one_sky(seed) for seed in range(40)]
+    copies = [np.clip(picture * gain, 0, 255).astype(np.uint8) for picture in originals[:8]]
+    assert gain < 1.5 or np.mean(np.array(copies) == 255) > 0.5
+    found = search([*originals, *copies])
+    assert [pair.members for pair in found] == [(i, 40 + i) for i in range(8)]
+
+
 def test_the_same_pixels_in_another_format_are_a_copy() -> None:
     image = scene(0)
     pictures = [decoded(encode(image, "PNG")), np.asarray(scene(1)), decoded(encode(image, "BMP"))]

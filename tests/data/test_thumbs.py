@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from photographs import scene
-from pixelplay.data.thumbs import THUMB_PX, make_colour_thumb, make_thumb, shrink
+from pixelplay.data.thumbs import THUMB_PX, darker_half, make_colour_thumb, make_thumb, shrink
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (900, 40)])
@@ -20,6 +20,14 @@ def test_a_colour_thumb_keeps_the_colours_apart() -> None:
     pixels = np.zeros((40, 60, 3), np.uint8) + np.array([250, 100, 5], np.uint8)
     thumb = make_colour_thumb(pixels, 16)
     np.testing.assert_array_equal(thumb, np.broadcast_to([[[250]], [[100]], [[5]]], (3, 16, 16)))
+
+
+def test_the_darker_half_is_as_it_was() -> None:
+    thumbs = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    half = darker_half(thumbs)
+    middle = np.median(thumbs, axis=(1, 2))[:, None, None]
+    np.testing.assert_array_equal(half, np.where(thumbs < middle, thumbs, middle))
+    assert darker_half(thumbs[:0]).shape == (0, 8, 8)
 
 
 def test_shrinking_averages_blocks() -> None:

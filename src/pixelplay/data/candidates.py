@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.data.align import detail
-from pixelplay.data.thumbs import PRINT_PX, Thumbs
+from pixelplay.data.thumbs import PRINT_PX, Thumbs, darker_half
 from pixelplay.journal import Journal
 
 MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
@@ -41,12 +41,14 @@ class Candidates:
     Attributes:
         pairs: (P, 2) positions, the smaller first.
         is_mirrored: (P,) whether one is to be laid on the other's mirror image; each pair and way once.
+        is_dark: (P,) whether their darker halves are alike, not mirrored.
         look_alikes: (N, R) positions, nearest first but for those that may be copies; R is 0 where there are
             too few photographs to tell.
     """
 
     pairs: IntArray
     is_mirrored: NDArray[np.bool_]
+    is_dark: NDArray[np.bool_]
     look_alikes: IntArray
 
 
@@ -58,7 +60,8 @@ def max_copies(n: int) -> int:
 def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Candidates:
     """Find, for each photograph, those that stand out from all that look like it.
 
-    By fingerprint, straight and mirrored; by the fingerprint of what a cut at one corner leaves; by features.
+    By fingerprint, straight and mirrored; by that of what a cut at one corner leaves; by that of the darker
+    half, which is all that a blown-out copy keeps; by features.
 
     Args:
         thumbs: (N, S, S) uint8.
@@ -66,7 +69,8 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
     """
     whole = _prints(thumbs, 0, 0, 1)  # (N, s, s)
     straight, mirrored = _rows(whole), _rows(whole[:, :, ::-1])
-    n_searches = 6 if features is None else 7
+    dark = _rows(_prints(thumbs, 0, 0, 1, is_dark=True))
+    n_searches = 7 if features is None else 8
     with journal.progress(
         "looking for copies", n_searches * len(thumbs), "comparisons with all others"
     ) as bar:
@@ -75,16 +79,24 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
             return nearest_pairs(rows, others, k, share, on_progress=bar.update)
 
         pairs, look_alikes = search(straight, straight, N_BY_PRINT)
-        found = [(pairs, False), (search(straight, mirrored, N_BY_PRINT)[0], True)]
+        mirror_images = search(straight, mirrored, N_BY_PRINT)[0]
+        dark_ones = search(dark, dark, N_BY_PRINT)[0]
+        as_they_are = [pairs, dark_ones]
         for top, left in product((0.0, 1 - CUT_SHARE), repeat=2):
             corner = _rows(_prints(thumbs, top, left, CUT_SHARE))
-            found.append((search(corner, straight, N_BY_CUT)[0], False))
+            as_they_are.append(search(corner, straight, N_BY_CUT)[0])
         if features is not None:
             rows = _project(features)
-            found.append((search(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0], False))
-    every = np.concatenate([np.column_stack([pairs, np.full(len(pairs), way)]) for pairs, way in found])
-    every = np.unique(every, axis=0)
-    return Candidates(pairs=every[:, :2], is_mirrored=every[:, 2] == 1, look_alikes=look_alikes)
+            as_they_are.append(search(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0])
+    straight_ones = np.unique(np.concatenate(as_they_are), axis=0)
+    is_dark = np.isin(straight_ones @ (len(thumbs), 1), dark_ones @ (len(thumbs), 1))
+    mirrored_ones = np.zeros(len(mirror_images), bool)
+    return Candidates(
+        pairs=np.concatenate([straight_ones, mirror_images]),
+        is_mirrored=np.concatenate([np.zeros(len(straight_ones), bool), ~mirrored_ones]),
+        is_dark=np.concatenate([is_dark, mirrored_ones]),
+        look_alikes=look_alikes,
+    )
 
 
 def nearest_pairs(
@@ -160,11 +172,12 @@ def _distance(cosines: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.maximum(2 - 2 * cosines, 0)), dtype=np.float32)
 
 
-def _prints(thumbs: Thumbs, top: float, left: float, share: float) -> FloatArray:
+def _prints(thumbs: Thumbs, top: float, left: float, share: float, *, is_dark: bool = False) -> FloatArray:
     """Average a window of thumbs (N, S, S), its corner and side in fractions, to fingerprints (N, s, s)."""
+    see = darker_half if is_dark else np.float32
     to_y, to_x = (_average(start, share, thumbs.shape[-1]) for start in (top, left))
     blocks = (thumbs[i : i + AT_ONCE] for i in range(0, len(thumbs), AT_ONCE))
-    return np.concatenate([to_y @ block.astype(np.float32) @ to_x.T for block in blocks])
+    return np.concatenate([to_y @ see(block) @ to_x.T for block in blocks])
 
 
 def _average(start: float, share: float, side_px: int) -> FloatArray:

@@ -24,7 +24,15 @@ from pixelplay.data.align import (
 from pixelplay.data.candidates import Candidates, propose
 from pixelplay.data.loader import map_ahead
 from pixelplay.data.standout import Tiles, differences, share_of_usual, tile_differences, usual_differences
-from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, Thumbs, make_colour_thumb, make_thumb, shrink
+from pixelplay.data.thumbs import (
+    PRINT_PX,
+    THUMB_PX,
+    Thumbs,
+    darker_half,
+    make_colour_thumb,
+    make_thumb,
+    shrink,
+)
 from pixelplay.errors import ImageError
 from pixelplay.journal import Journal
 
@@ -132,23 +140,38 @@ def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
-    blocks = [np.arange(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE)]
-    for block in journal.follow("aligning", blocks, n, "pairs"):
-        i, j = candidates.pairs[block].T
-        first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
-        found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
-        kept = np.flatnonzero(correlation >= COARSE)
-        for side_px in (THUMB_PX // 2, THUMB_PX):
-            a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
-            found[kept] = refine(a, b, found[kept])
-            agree = [
-                bool(np.isfinite(placement).all()) and outlines_agree(x, y, placement) >= FINER
-                for x, y, placement in zip(a, b, found[kept], strict=True)
-            ]
-            kept = kept[np.array(agree, bool)]
-        placements[block], is_kept[block[kept]] = found, True
+
+    def lay(what: str, rows: IntArray, see: Callable[[FloatArray], FloatArray]) -> None:
+        blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
+        for block in journal.follow(what, blocks, len(rows), "pairs"):
+            i, j = candidates.pairs[block].T
+            first, second = map(see, _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block]))
+            found, agree = _place_block(first, second)
+            placements[block], is_kept[block] = found, agree
+
+    lay("aligning", np.arange(n), lambda pictures: pictures)
+    left = np.flatnonzero(candidates.is_dark & ~is_kept)
+    if len(left):  # what a blown-out copy has lost spoils the whole of it
+        lay("aligning dark parts", left, darker_half)
     every = _Placed(members=candidates.pairs, is_mirrored=candidates.is_mirrored, placements=placements)
     return every.select(is_kept)
+
+
+def _place_block(first: FloatArray, second: FloatArray) -> tuple[Placements, NDArray[np.bool_]]:
+    """Lay pictures (P, S, S) on others (P, S, S): placements (P, 4), and which go on agreeing (P,)."""
+    found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
+    kept = np.flatnonzero(correlation >= COARSE)
+    for side_px in (THUMB_PX // 2, THUMB_PX):
+        a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
+        found[kept] = refine(a, b, found[kept])
+        agree = [
+            bool(np.isfinite(placement).all()) and outlines_agree(x, y, placement) >= FINER
+            for x, y, placement in zip(a, b, found[kept], strict=True)
+        ]
+        kept = kept[np.array(agree, bool)]
+    is_kept = np.zeros(len(first), bool)
+    is_kept[kept] = True
+    return found, is_kept
 
 
 def _which_stand_out(thumbs: Thumbs, placed: _Placed, usual: Tiles) -> _Placed:

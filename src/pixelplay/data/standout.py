@@ -12,7 +12,7 @@ from pixelplay.data.thumbs import THUMB_PX, Thumbs, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
-MIN_KNOWN = 0.2  # of a picture, inside of these
+MIN_KNOWN = 0.1  # of a picture, inside of these
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
 AT_ONCE = 256  # pictures
 

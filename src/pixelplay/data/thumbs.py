@@ -26,6 +26,16 @@ def _squash(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:
     return image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
+def darker_half(pictures: Thumbs | NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bring what is brighter than half of a picture (N, S, S) down to its median.
+
+    A brightened copy keeps this half, whatever its highlights have lost.
+    """
+    n, height, width = pictures.shape
+    middle = np.median(pictures.reshape(n, height * width), axis=1)
+    return np.asarray(np.minimum(pictures, middle[:, None, None]), dtype=np.float32)
+
+
 def shrink(thumbs: Thumbs | NDArray[np.float32], side_px: int) -> NDArray[np.float32]:
     """Average thumbs (N, S, S) to (N, s, s); s divides S."""
     n, side, _ = thumbs.shape

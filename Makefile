@@ -20,11 +20,11 @@ test: .venv/with-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 slow: .venv/with-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --override-ini faulthandler_timeout=0
 
 .venv/with-%: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "PixelPlay needs Python 3.11 or newer: make PYTHON=python3.11 $*"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "PixelPlay needs Python 3.11 to 3.13: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "installing into .venv (once; PyTorch alone is some gigabytes)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --editable '.[$*]'

@@ -803,7 +803,9 @@ def _read_until(terminal: int, pattern: bytes) -> bytes:
     with suppress(OSError):  # EIO: nobody is left on the other side
         while not re.search(pattern, shown) and (left := deadline - time.monotonic()) > 0:
             if select([terminal], [], [], left)[0]:
-                shown += os.read(terminal, 4096)
+                if not (piece := os.read(terminal, 4096)):
+                    break
+                shown += piece
     return shown
 
 

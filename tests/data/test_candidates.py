@@ -31,6 +31,16 @@ def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> No
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
 
 
+def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -> None:
+    found = propose(thumbs_with_copies("brightened"), None, Journal(quiet=True))
+    marks = {(int(i), int(j)): bool(dark) for (i, j), dark in zip(found.pairs, found.is_dark, strict=True)}
+    assert all(marks[i, 20 + i] for i in range(4))
+    assert 4 <= sum(marks.values()) < len(marks)
+    found = propose(thumbs_with_copies("mirrored"), None, Journal(quiet=True))
+    assert found.is_mirrored.any()
+    assert not (found.is_dark & found.is_mirrored).any()
+
+
 def test_features_find_what_fingerprints_do_not() -> None:
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 256, (40, 64, 64), np.uint8)

@@ -1,5 +1,6 @@
-"""What crew.py promises: every job is done once, and an interrupt at any instant ends it all."""
+"""What crew.py promises: every job is done once, and whenever an interrupt comes the program can end."""
 
+import _thread
 import gc
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +18,8 @@ import pytest
 import pixelplay
 from pixelplay.data.crew import Crew
 
-# Python notices a signal when a function begins and when a call comes back. A KeyboardInterrupt is raised at
-# the n-th of these instants of the main thread: n = 1, 2, 3 ...
+# Python notices a signal when a function begins, when a call comes back and when a loop goes on. A
+# KeyboardInterrupt is raised at the n-th of the first two of the main thread: n = 1, 2, 3 ...
 INTERRUPTED = """
 import sys, time
 from pixelplay.data.loader import map_ahead
@@ -50,16 +53,34 @@ print(n)
 """
 
 
-def test_an_interrupt_at_any_instant_ends_it() -> None:
+# The generator is closed when Python ends, or never.
+LEFT_OPEN = """
+from pixelplay.data.loader import map_ahead
+
+results = map_ahead(abs, range(100), num_workers=2, ahead=3)
+print(next(results))
+"""
+
+
+def _run(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
+        [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(Path(pixelplay.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert int(done.stdout) > 50
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_whenever_an_interrupt_comes_the_work_ends() -> None:
+    assert int(_run(INTERRUPTED)) > 50
+
+
+def test_work_that_nobody_has_ended_does_not_keep_python_from_ending() -> None:
+    assert _run(LEFT_OPEN) == "0\n"
 
 
 def test_jobs_are_done_once_and_in_the_order_of_giving() -> None:
@@ -71,26 +92,28 @@ def test_jobs_are_done_once_and_in_the_order_of_giving() -> None:
     assert done == list(range(50))
 
 
-def test_no_more_threads_work_than_there_are_jobs_or_places() -> None:
-    seen: set[int] = set()
-    lock, both = threading.Lock(), threading.Barrier(2, timeout=20)
+@pytest.mark.parametrize(("n_threads", "n_jobs", "n_at_work"), [(2, 10, 2), (4, 2, 2)])
+def test_as_many_threads_work_as_there_are_jobs_and_places(
+    n_threads: int, n_jobs: int, n_at_work: int
+) -> None:
+    all_at_work = threading.Barrier(n_at_work, timeout=20)
 
-    def work() -> None:
-        both.wait()
-        with lock:
-            seen.add(threading.get_ident())
+    def work() -> int:
+        all_at_work.wait()
+        return threading.get_ident()
 
-    with Crew(2) as crew:
-        for job in [crew.give(work) for _ in range(10)]:
-            job.result()
-    assert len(seen) == 2
+    n_before = _thread._count()
+    with Crew(n_threads) as crew:
+        jobs = [crew.give(work) for _ in range(n_jobs)]
+        assert len({job.result() for job in jobs}) == n_at_work
+        assert _thread._count() - n_before == n_at_work
 
 
 def test_each_thread_is_prepared_before_its_first_job() -> None:
     prepared: list[int] = []
     with Crew(2, prepare=lambda: prepared.append(threading.get_ident())) as crew:
-        found = [job.result() for job in [crew.give(threading.get_ident) for _ in range(20)]]
-    assert set(found) <= set(prepared)
+        jobs = [crew.give(lambda: threading.get_ident() in prepared) for _ in range(20)]
+        assert all(job.result() for job in jobs)
     assert len(prepared) == len(set(prepared)) <= 2
 
 
@@ -107,12 +130,14 @@ def test_what_a_job_raises_is_raised_where_it_is_asked_for(error: BaseException)
         assert other.result() == 7
 
 
-def test_what_cannot_be_prepared_is_told_by_the_first_job() -> None:
+def test_no_job_is_done_by_a_thread_that_cannot_be_prepared() -> None:
     def fail() -> None:
         raise OSError("no room")
 
-    with Crew(1, prepare=fail) as crew, pytest.raises(OSError, match="no room"):
-        crew.give(lambda: 7).result()
+    with Crew(1, prepare=fail) as crew:
+        for job in [crew.give(lambda: 7), crew.give(lambda: 7)]:
+            with pytest.raises(OSError, match="no room"):
+                job.result()
 
 
 def test_leaving_waits_for_what_is_begun_and_forgets_the_rest() -> None:
@@ -129,16 +154,44 @@ def test_leaving_waits_for_what_is_begun_and_forgets_the_rest() -> None:
         for i in range(10):
             crew.give(partial(work, i))
         assert begun.wait(20)
+        crew.forget()
         go_on.set()
     assert done == [0]
+    with pytest.raises(AssertionError, match="nobody would do it"):
+        crew.give(time.monotonic)
 
 
-def test_a_thread_that_waits_holds_nothing() -> None:
-    class Photograph:
-        pass
+def test_a_crew_that_is_left_in_a_thread_of_its_own_does_not_wait_for_it() -> None:
+    crew = Crew(1)  # the garbage collector may do this in any thread
+    crew.give(lambda: crew.__exit__(None, None, None)).result()
 
-    with Crew(1) as crew:
-        held = weakref.ref(crew.give(Photograph).result())
-        crew.give(time.monotonic).result()
-        gc.collect()
-        assert held() is None
+
+class Photograph:
+    """Something that a weak reference can watch."""
+
+
+def _is_gone(held: "weakref.ref[Photograph]") -> bool:
+    deadline = time.monotonic() + 10
+    while held() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return held() is None
+
+
+@pytest.mark.parametrize("work", [id, len], ids=["done", "failed"])
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_a_job_that_is_done_holds_no_photograph(work: Callable[[object], object], is_asked_for: bool) -> None:
+    gc.collect()
+    gc.disable()  # nothing is left to it
+    try:
+        with Crew(1) as crew:
+            photograph = Photograph()
+            held = weakref.ref(photograph)
+            job = crew.give(partial(work, photograph))
+            if is_asked_for:
+                with suppress(TypeError):
+                    job.result()
+            del photograph
+            assert _is_gone(held)
+            del job
+    finally:
+        gc.enable()

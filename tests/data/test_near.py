@@ -69,6 +69,19 @@ def test_a_copy_whose_sky_is_blown_out_is_found(gain: float) -> None:
     assert [pair.members for pair in found] == [(i, 40 + i) for i in range(8)]
 
 
+@pytest.mark.parametrize("kind", ["re-encoded", "brightened"])
+def test_a_copy_of_a_small_thing_on_white_is_found(kind: str) -> None:
+    pictures = []
+    for seed in range(40):
+        at = np.random.default_rng(seed).integers(10, 160, 2).tolist()
+        picture = Image.new("RGB", (240, 240), "white")
+        picture.paste(scene(seed, (70, 70)), (at[0], at[1]))
+        pictures.append(picture)
+    copies = [decoded(altered(picture)[kind]) for picture in pictures[:4]]
+    found = search([*map(np.asarray, pictures), *copies])
+    assert [pair.members for pair in found] == [(i, 40 + i) for i in range(4)]
+
+
 def test_the_same_pixels_in_another_format_are_a_copy() -> None:
     image = scene(0)
     pictures = [decoded(encode(image, "PNG")), np.asarray(scene(1)), decoded(encode(image, "BMP"))]

@@ -75,3 +75,18 @@ def test_a_copy_has_a_small_share_and_a_look_alike_all_of_it() -> None:
     found[0, 9:] = 50  # where they hardly do, nothing is measured
     np.testing.assert_allclose(share_of_usual(found, usual)[:2], [0.1, 1.0], rtol=1e-5)
     assert share_of_usual(found, usual)[2] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("grey_rows", "is_clear"),
+    [(slice(0, 10), True), (slice(0, 4), True), (slice(0, 1), False), (slice(0, 64, 6), False)],
+)
+def test_white_does_not_count_where_enough_of_the_tiles_is_not_white(
+    grey_rows: slice, is_clear: bool
+) -> None:
+    picture = np.full((1, 64, 64), 255, np.float32)
+    picture[:, grey_rows] = np.random.default_rng(0).uniform(50, 200, picture[:, grey_rows].shape)
+    left = differences(picture, picture, UPRIGHT[None])
+    is_grey = picture < 255
+    np.testing.assert_array_equal(np.isfinite(left), is_grey if is_clear else np.ones_like(is_grey))
+    assert np.nanmax(np.abs(left)) < 0.1

@@ -41,7 +41,7 @@ class Candidates:
     Attributes:
         pairs: (P, 2) positions, the smaller first.
         is_mirrored: (P,) whether one is to be laid on the other's mirror image; each pair and way once.
-        is_dark: (P,) whether their darker halves are alike, not mirrored.
+        is_dark: (P,) whether their darker halves are alike, of those not mirrored.
         look_alikes: (N, R) positions, nearest first but for those that may be copies; R is 0 where there are
             too few photographs to tell.
     """
@@ -61,7 +61,7 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
     """Find, for each photograph, those that stand out from all that look like it.
 
     By fingerprint, straight and mirrored; by that of what a cut at one corner leaves; by that of the darker
-    half, which is all that a blown-out copy keeps; by features.
+    half, straight, which a blown-out copy keeps; by features.
 
     Args:
         thumbs: (N, S, S) uint8.
@@ -89,14 +89,11 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
             rows = _project(features)
             as_they_are.append(search(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0])
     straight_ones = np.unique(np.concatenate(as_they_are), axis=0)
-    is_dark = np.isin(straight_ones @ (len(thumbs), 1), dark_ones @ (len(thumbs), 1))
-    mirrored_ones = np.zeros(len(mirror_images), bool)
-    return Candidates(
-        pairs=np.concatenate([straight_ones, mirror_images]),
-        is_mirrored=np.concatenate([np.zeros(len(straight_ones), bool), ~mirrored_ones]),
-        is_dark=np.concatenate([is_dark, mirrored_ones]),
-        look_alikes=look_alikes,
-    )
+    every = np.concatenate([straight_ones, mirror_images])
+    is_mirrored = np.arange(len(every)) >= len(straight_ones)
+    key = len(thumbs), 1
+    is_dark = np.isin(every @ key, dark_ones @ key) & ~is_mirrored
+    return Candidates(pairs=every, is_mirrored=is_mirrored, is_dark=is_dark, look_alikes=look_alikes)
 
 
 def nearest_pairs(

@@ -141,18 +141,18 @@ def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
 
-    def lay(what: str, rows: IntArray, see: Callable[[FloatArray], FloatArray]) -> None:
+    for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
+        # what a blown-out copy has lost leads the whole of it astray, from afar
+        rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
+        if not len(rows):
+            continue
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
         for block in journal.follow(what, blocks, len(rows), "pairs"):
             i, j = candidates.pairs[block].T
-            first, second = map(see, _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block]))
-            found, agree = _place_block(first, second)
-            placements[block], is_kept[block] = found, agree
-
-    lay("aligning", np.arange(n), lambda pictures: pictures)
-    left = np.flatnonzero(candidates.is_dark & ~is_kept)
-    if len(left):  # what a blown-out copy has lost spoils the whole of it
-        lay("aligning dark parts", left, darker_half)
+            first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
+            if is_dark:
+                first, second = darker_half(first), darker_half(second)
+            placements[block], is_kept[block] = _place_block(first, second)
     every = _Placed(members=candidates.pairs, is_mirrored=candidates.is_mirrored, placements=placements)
     return every.select(is_kept)
 

@@ -12,7 +12,7 @@ from pixelplay.data.thumbs import THUMB_PX, Thumbs, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
-MIN_KNOWN = 0.1  # of a picture, inside of these
+MIN_TILES = TILE_FRAC  # tiles from which a picture can be judged
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
 AT_ONCE = 256  # pictures
 
@@ -23,12 +23,14 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
     """Lay pictures (P, n, n) on others, brightness and contrast fitted, and subtract.
 
     Returns:
-        (P, n, n) grey levels; NaN outside of the overlap and where either is too dark or bright to tell.
+        (P, n, n) grey levels; NaN outside of the overlap and, unless that is nearly all of it, where either
+        is too dark or bright to tell.
     """
     laid, known = lay(first, second, placements)
     clear = known & (first > DARK) & (first < BRIGHT) & (laid > DARK) & (laid < BRIGHT)
-    is_clear = clear.mean((1, 2), keepdims=True) >= MIN_KNOWN
-    known = used = np.where(is_clear, clear, known)
+    is_clear = (_known_tiles(clear).sum((1, 2)) >= MIN_TILES)[:, None, None]
+    known = np.where(is_clear, clear, known)
+    fitted = used = np.where(clear.any((1, 2), keepdims=True), clear, known)  # white tells no contrast
     left = first - laid
     for _ in range(N_FITS):  # a watermark does not count
         n_used = np.maximum(used.sum((1, 2), keepdims=True), 1)
@@ -39,9 +41,18 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
         spread = np.square(centred).sum((1, 2), keepdims=True)
         gain = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
         left = first - mean_first - gain * (laid - mean_laid)
-        size = np.where(known, np.abs(left), np.inf)
-        used = known & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
+        size = np.where(fitted, np.abs(left), np.inf)
+        used = fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
     return np.where(known, left, np.nan).astype(np.float32)
+
+
+def _known_tiles(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which tiles (P, t, t) `tile_differences` will know where these pixels (P, n, n) are known."""
+    n, side = len(known), THUMB_PX // TILE_FRAC
+    step = known.shape[-1] // THUMB_PX
+    whole = known.reshape(n, THUMB_PX, step, THUMB_PX, step).all((2, 4))
+    share = whole.reshape(n, TILE_FRAC, side, TILE_FRAC, side).mean((2, 4))
+    return np.asarray(share >= 0.5)
 
 
 def tile_differences(left: Pictures) -> Tiles:
@@ -93,7 +104,7 @@ def share_of_usual(found: Tiles, usual: Tiles) -> NDArray[np.float32]:
     known = np.isfinite(found) & np.isfinite(usual)
     tells = known & (usual >= _median(np.where(known, usual, np.inf))[:, None])
     share = _median(np.where(tells, found / np.maximum(usual, 1e-6), np.inf))
-    return np.where(known.sum(1) < TILE_FRAC, np.inf, share).astype(np.float32)
+    return np.where(known.sum(1) < MIN_TILES, np.inf, share).astype(np.float32)
 
 
 def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:

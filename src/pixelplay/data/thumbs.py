@@ -29,7 +29,7 @@ def _squash(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:
 def darker_half(pictures: Thumbs | NDArray[np.float32]) -> NDArray[np.float32]:
     """Bring what is brighter than half of a picture (N, S, S) down to its median.
 
-    A brightened copy keeps this half, whatever its highlights have lost.
+    What is left to see is dark, and a brightened copy keeps it, whatever its highlights have lost.
     """
     n, height, width = pictures.shape
     middle = np.median(pictures.reshape(n, height * width), axis=1)

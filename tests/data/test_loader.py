@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,28 @@ def test_closing_early_stops_the_threads_and_the_work() -> None:
     n_done = len(done)
     assert _threads_come_down_to(n_threads)
     assert len(done) == n_done <= 17
+
+
+def test_no_work_begins_while_the_items_are_closed() -> None:
+    begun: list[int] = []
+    n_late: list[int] = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            n_before = len(begun)
+            time.sleep(0.05)
+            n_late.append(len(begun) - n_before)
+
+    def work(i: int) -> None:
+        begun.append(i)
+        time.sleep(0.002)
+
+    results = map_ahead(work, items(), num_workers=1, ahead=50)
+    next(results)
+    results.close()
+    assert n_late[0] <= 1
 
 
 def test_pillow_is_quiet_meanwhile_and_as_before_afterwards() -> None:

@@ -1,13 +1,13 @@
 """Threads that do jobs, and that an interrupt does not leave waiting for each other."""
 
 import _thread
+import atexit
 import sys
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
-Work = Callable[[], object]
 
 
 class Job(Generic[Result]):
@@ -17,23 +17,23 @@ class Job(Generic[Result]):
         self._work = work
         self._outcome: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
-    def do(self, before: list[Work]) -> None:
-        """Do the work; whatever it raises is kept for `result`.
-
-        Args:
-            before: work to be done and taken out first; it stays in where it fails.
-        """
+    def do(self) -> None:
+        """Do the work; whatever it raises is kept for `result`."""
         work, outcome = self._work, self._outcome
-        del self._work, self  # a job that is done holds its outcome only, which holds no job
+        del (
+            self._work,
+            self,
+        )  # what is done, or has failed with a traceback of this frame, holds no photograph
         try:
-            while before:
-                before[0]()
-                del before[0]
             outcome.put((work(), None))
         except BaseException as error:
             outcome.put((None, error))
         finally:
-            del work, outcome  # an error's traceback holds this frame
+            del work, outcome
+
+    def fail(self, error: BaseException) -> None:
+        """Let `result` raise this."""
+        self._outcome.put((None, error))
 
     def result(self) -> Result:
         """Wait for the result, or for what the work has raised; to be called once."""
@@ -52,15 +52,14 @@ class Crew:
     An executor of `concurrent.futures` keeps its books under locks that are taken in Python code. A Ctrl-C
     that is noticed between the taking of one and the block that gives it back leaves it taken for good; its
     threads then wait for it, and the program for its threads (benchmarks/LOG.md). Threads share nothing but
-    `SimpleQueue`s here, which have no such moment; neither has the start of a bare thread. An interrupt while
-    the crew is left, such as a second one, leaves threads idle, which do not keep the program from ending.
+    `SimpleQueue`s here, which have no such moment; neither has the start of a bare thread.
 
     Args:
         n_threads: started as jobs come.
-        prepare: what each thread does before its first job.
+        prepare: what each thread does first; where it fails, so do the jobs that the thread takes.
     """
 
-    def __init__(self, n_threads: int, prepare: Work | None = None) -> None:
+    def __init__(self, n_threads: int, prepare: Callable[[], object] | None = None) -> None:
         self._n_threads, self._prepare = n_threads, prepare
         self._n_started = 0
         self._is_over = False
@@ -69,18 +68,13 @@ class Crew:
         self._ended: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> "Crew":
+        atexit.register(self._end)  # a thread at work would be cut off when Python ends
         return self
 
     def __exit__(self, *reason: object) -> None:
         """Wait for the jobs that are begun; the others are forgotten, and never have a result."""
-        self.forget()
-        self._jobs.put(None)
-        # A crew that nobody has left is left by the garbage collector: in whatever thread that runs, one of
-        # its own included, and when Python ends and its threads can do nothing more.
-        if sys.is_finalizing() or _thread.get_ident() in self._members:
-            return
-        for _ in range(self._n_started):
-            self._ended.get()
+        atexit.unregister(self._end)
+        self._end()
 
     def forget(self) -> None:
         """Begin no more jobs."""
@@ -93,15 +87,32 @@ class Crew:
         self._jobs.put(job)
         if self._n_started < self._n_threads:
             _thread.start_new_thread(self._serve, ())
-            self._n_started += 1
+            self._n_started += 1  # an interrupt before leaves a thread that ends, but is not waited for
         return job
+
+    def _end(self) -> None:
+        self.forget()
+        self._jobs.put(None)
+        # Who has not left the crew leaves it to the garbage collector: in whatever thread that runs, one of
+        # the crew's included, and when Python has ended all others.
+        if sys.is_finalizing() or _thread.get_ident() in self._members:
+            return
+        for _ in range(self._n_started):
+            self._ended.get()
 
     def _serve(self) -> None:
         self._members.add(_thread.get_ident())
-        before = [] if self._prepare is None else [self._prepare]
+        failure = None
+        try:
+            if self._prepare is not None:
+                self._prepare()
+        except BaseException as error:
+            failure = error
         while (job := self._jobs.get()) is not None:
-            if not self._is_over:
-                job.do(before)
+            if failure is not None:
+                job.fail(failure)
+            elif not self._is_over:
+                job.do()
             del job  # while this thread waits it holds nothing of the last job
         self._jobs.put(None)  # for the next thread
         self._ended.put(None)

@@ -49,6 +49,6 @@ def map_ahead(
             while pending:
                 yield pending.popleft().result()
         finally:
-            crew.forget()
+            crew.forget()  # closing the items may take long
             if isinstance(items, Generator):
                 items.close()  # now, and not when the traceback of an error has gone

@@ -12,7 +12,7 @@ from pixelplay.data.thumbs import THUMB_PX, Thumbs, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
-MIN_TILES = TILE_FRAC  # tiles from which a picture can be judged
+ENOUGH_TILES = 16  # of all, to judge a picture by
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
 AT_ONCE = 256  # pictures
 
@@ -23,14 +23,15 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
     """Lay pictures (P, n, n) on others, brightness and contrast fitted, and subtract.
 
     Returns:
-        (P, n, n) grey levels; NaN outside of the overlap and, unless that is nearly all of it, where either
-        is too dark or bright to tell.
+        (P, n, n) grey levels; NaN outside of the overlap and, where that leaves enough tiles to judge by,
+        where either is too dark or bright to tell.
     """
     laid, known = lay(first, second, placements)
     clear = known & (first > DARK) & (first < BRIGHT) & (laid > DARK) & (laid < BRIGHT)
-    is_clear = (_known_tiles(clear).sum((1, 2)) >= MIN_TILES)[:, None, None]
+    is_clear = (_known_tiles(clear).sum((1, 2)) >= ENOUGH_TILES)[:, None, None]
     known = np.where(is_clear, clear, known)
-    fitted = used = np.where(clear.any((1, 2), keepdims=True), clear, known)  # white tells no contrast
+    is_fit = clear.sum((1, 2), keepdims=True) >= (first.shape[-1] // TILE_FRAC) ** 2  # a tile's worth
+    fitted = used = np.where(is_fit, clear, known)  # white tells no contrast
     left = first - laid
     for _ in range(N_FITS):  # a watermark does not count
         n_used = np.maximum(used.sum((1, 2), keepdims=True), 1)
@@ -39,7 +40,8 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
         )
         centred = np.where(used, laid - mean_laid, 0)
         spread = np.square(centred).sum((1, 2), keepdims=True)
-        gain = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        slope = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        gain = np.where(spread > n_used, slope, 1)  # what is flat tells none either
         left = first - mean_first - gain * (laid - mean_laid)
         size = np.where(fitted, np.abs(left), np.inf)
         used = fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
@@ -104,7 +106,7 @@ def share_of_usual(found: Tiles, usual: Tiles) -> NDArray[np.float32]:
     known = np.isfinite(found) & np.isfinite(usual)
     tells = known & (usual >= _median(np.where(known, usual, np.inf))[:, None])
     share = _median(np.where(tells, found / np.maximum(usual, 1e-6), np.inf))
-    return np.where(known.sum(1) < MIN_TILES, np.inf, share).astype(np.float32)
+    return np.where(known.sum(1) < ENOUGH_TILES, np.inf, share).astype(np.float32)
 
 
 def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -113,6 +113,5 @@ class Crew:
                 job.fail(failure)
             elif not self._is_over:
                 job.do()
-            del job  # while this thread waits it holds nothing of the last job
         self._jobs.put(None)  # for the next thread
         self._ended.put(None)

@@ -20,10 +20,8 @@ class Job(Generic[Result]):
     def do(self) -> None:
         """Do the work; whatever it raises is kept for `result`."""
         work, outcome = self._work, self._outcome
-        del (
-            self._work,
-            self,
-        )  # what is done, or has failed with a traceback of this frame, holds no photograph
+        # what is done holds no photograph, nor does the traceback of an error, which holds this frame
+        del self._work, self
         try:
             outcome.put((work(), None))
         except BaseException as error:

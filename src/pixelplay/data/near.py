@@ -140,7 +140,6 @@ def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
-
     for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
         # what a blown-out copy has lost leads the whole of it astray, from afar
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)

@@ -49,7 +49,7 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
 
 
 def _known_tiles(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which tiles (P, t, t) `tile_differences` will know where these pixels (P, n, n) are known."""
+    """Tiles (P, t, t) known by half: a pixel of a thumb is known where all its pixels (P, n, n) are."""
     n, side = len(known), THUMB_PX // TILE_FRAC
     step = known.shape[-1] // THUMB_PX
     whole = known.reshape(n, THUMB_PX, step, THUMB_PX, step).all((2, 4))
@@ -64,14 +64,14 @@ def tile_differences(left: Pictures) -> Tiles:
     """
     n, side = len(left), THUMB_PX // TILE_FRAC
     step = left.shape[-1] // THUMB_PX
+    is_known = _known_tiles(np.isfinite(left))
     left = left.reshape(n, THUMB_PX, step, THUMB_PX, step).mean((2, 4))
     tiles = (
         left.reshape(n, TILE_FRAC, side, TILE_FRAC, side).swapaxes(2, 3).reshape(n, TILE_FRAC, TILE_FRAC, -1)
     )
     known = np.isfinite(tiles)
-    n_known = known.sum(-1)
-    square = np.where(known, np.square(tiles), 0).sum(-1) / np.maximum(n_known, 1)
-    return np.where(n_known >= side * side / 2, np.sqrt(square), np.nan).astype(np.float32)
+    square = np.where(known, np.square(tiles), 0).sum(-1) / np.maximum(known.sum(-1), 1)
+    return np.where(is_known, np.sqrt(square), np.nan).astype(np.float32)
 
 
 def usual_differences(thumbs: Thumbs, look_alikes: NDArray[np.int64], rows: NDArray[np.int64]) -> Tiles:

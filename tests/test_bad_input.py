@@ -137,7 +137,12 @@ def test_class_without_a_readable_photograph(
     for path in (drawn_classes / "rings").iterdir():
         path.write_bytes(b"no photograph")
     line = refuse("train", drawn_classes, *train_tiny)
-    _assert_says(line, "all 9 photographs of class 'rings'", "unreadable", "replace them or remove the class")
+    _assert_says(
+        line,
+        "class 'rings' has 9 photographs to learn from",
+        "none can be read",
+        "replace them or remove the class",
+    )
 
 
 def test_no_test_images_to_hold_out(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Every setting: its default, unit and legal range.
 
-The command line, its help and the JSON beside a model are generated from these classes, so
-they cannot differ. Off is None.
+Command line, help and the JSON beside a model are generated from these classes. Off is None.
 """
 
 import dataclasses
@@ -165,6 +164,8 @@ class FinetuneConfig:
     """Share of the features that the head does not see in a step, below 1."""
     drop_path: Annotated[float, shown("FRACTION")] = 0.0
     """Stochastic depth: share of the residual branches left out in the last stage, below 1."""
+    focus: Annotated[float, shown("FRACTION")] = 0.5
+    """Share of an epoch drawn by how wrong the network was, counting as much less; 0: all come alike."""
     clip_norm: Annotated[float | None, shown("NORM")] = 1.0
     """Largest norm of the gradient."""
     accumulate: Annotated[int, shown("N")] = 1
@@ -203,7 +204,7 @@ class FinetuneConfig:
         for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_norm", 1e-6, 1e6)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, high)
-        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
+        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path", "focus"):
             check_range(name, getattr(self, name), 0, 0.99)
 
     def rates(self, *, is_full: bool) -> tuple[float, float]:
@@ -329,9 +330,8 @@ class TrainConfig:
         if self.tune == "probe" and self.min_per_class is not None:
             raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")
         if self.tune in ("probe", "auto") and self.finetune.head != "linear":
-            raise ConfigError(
-                f"head={self.finetune.head!r} is not fitted by a probe; use --tune partial or full"
-            )
+            head = self.finetune.head
+            raise ConfigError(f"head={head!r} is not fitted by a probe; use --tune partial or full")
         if self.imbalance == "crt" and self.finetune.head != "linear":
             raise ConfigError(
                 f"imbalance='crt' ends with a linear head, not head={self.finetune.head!r}; leave one out"

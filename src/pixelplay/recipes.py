@@ -32,6 +32,7 @@ def original_recipe(**settings: Any) -> TrainConfig:
             label_smoothing=0.1,
             dropout=0.6,
             clip_norm=None,
+            focus=0.0,
             with_probe="off",
             refit_epochs=0,
             patience=3,

@@ -221,16 +221,16 @@ def test_one_class_is_named_with_the_remedy() -> None:
 
 def test_a_class_none_of_whose_photographs_can_be_read_is_named() -> None:
     assert unlearnable(index_of("aabbb"), [2, 3, 4]) == (
-        "all 3 photographs of class 'b' to learn from are unreadable; "
+        "class 'b' has 3 photographs to learn from, and none can be read; "
         "replace them or remove the class (pixelplay scan lists the reasons)"
     )
     # a readable photograph in the test part teaches nothing
-    assert unlearnable(index_of("aabba", "ttsts"), [3]).startswith("all 1 photographs of class 'b' to learn")
+    assert unlearnable(index_of("aabba", "ttsts"), [3]).startswith("class 'b' has 1 photograph to learn from")
 
 
 def test_a_given_test_part_that_cannot_be_read_is_not_replaced_in_silence() -> None:
     assert unlearnable(index_of("aabbab", "ttttss"), [4, 5]) == (
-        "all 2 photographs of the given test part are unreadable; "
+        "the given test part has 2 photographs, and none can be read; "
         "replace or remove them (pixelplay scan lists the reasons)"
     )
 

@@ -96,9 +96,14 @@ def make_views(
     )
 
 
+def drawn(rows: NDArray[np.int64], times: NDArray[np.int64]) -> Batch:
+    """Photographs that count alike."""
+    return Batch(rows, times, np.ones(len(rows), np.float32))
+
+
 def once(rows: NDArray[np.int64]) -> Batch:
     """Photographs that are drawn for the first time in their epoch."""
-    return Batch(rows, np.zeros_like(rows))
+    return drawn(rows, np.zeros_like(rows))
 
 
 def compute(views: ViewSource, train: NDArray[np.int64] = ROWS, plain: NDArray[np.int64] = ROWS) -> None:
@@ -224,7 +229,7 @@ def test_rows_keep_their_order(tmp_path: Path) -> None:
 def test_a_photograph_twice_in_a_batch_shows_two_views(tmp_path: Path) -> None:
     views = make_views(tmp_path, cut(), make_pixels())
     compute(views)
-    found = rows_of(views.train_batch(Batch(np.array([4, 1, 4, 4]), np.array([0, 0, 1, 2])), 1, SIZE)())
+    found = rows_of(views.train_batch(drawn(np.array([4, 1, 4, 4]), np.array([0, 0, 1, 2])), 1, SIZE)())
     assert not torch.equal(found[0][0], found[2][0])
     assert not torch.equal(found[0][0], found[3][0])
     assert not torch.equal(found[2][0], found[3][0])
@@ -236,7 +241,7 @@ def test_one_view_is_shown_in_every_epoch(tmp_path: Path) -> None:
     views = make_views(tmp_path, cut(), make_pixels(), n_views=1)
     compute(views)
     assert_equal(views.train_batch(once(ROWS), 1, SIZE)(), views.train_batch(once(ROWS), 2, SIZE)())
-    found = rows_of(views.train_batch(Batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)())
+    found = rows_of(views.train_batch(drawn(np.array([4, 4]), np.array([0, 1])), 1, SIZE)())
     assert_equal(found[0], found[1])
 
 
@@ -480,7 +485,7 @@ def test_a_pixel_view_depends_on_seed_epoch_row_and_times_drawn_alone() -> None:
     torch.testing.assert_close(source.train_batch(once(others), 1, SIZE)()[0][1], found[1], atol=0, rtol=0)
     assert not torch.equal(source.train_batch(once(rows), 2, SIZE)()[0][1], found[1])
     assert not torch.equal(replace(source, seed=6).train_batch(once(rows), 1, SIZE)()[0][1], found[1])
-    again_drawn = Batch(rows, np.array([0, 1, 0]))
+    again_drawn = drawn(rows, np.array([0, 1, 0]))
     assert not torch.equal(source.train_batch(again_drawn, 1, SIZE)()[0][1], found[1])
 
 
@@ -507,7 +512,7 @@ def test_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
 
 
 def test_a_photograph_twice_in_a_batch_is_varied_twice() -> None:
-    images = make_pixels().train_batch(Batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)()[0]
+    images = make_pixels().train_batch(drawn(np.array([4, 4]), np.array([0, 1])), 1, SIZE)()[0]
     assert not torch.equal(images[0], images[1])
 
 

@@ -58,6 +58,8 @@ def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = 
         averaged=AveragedWeights(network, names, 5) if is_averaged else None,
         best=copy_of(network),
         progress=Where(tally=[[0] * n_classes for _ in range(3)]),
+        misses=torch.ones(20),
+        drawn_by=torch.ones(20),
     )
 
 
@@ -82,6 +84,8 @@ def take_steps(state: State, n: int) -> None:
         where.loss_sum += float(loss.detach())
         where.n_seen += 8
         where.tally[0][1] += 1
+        state.drawn_by.copy_(state.misses)
+        state.misses[where.step % 20] /= 3
         where.step += 1
         where.n_batches += 1
     where.history.append({"epoch": 1, "val_loss": 0.1 + 0.2, "train_loss": float("nan")})
@@ -96,6 +100,7 @@ def snapshot(state: State) -> dict[str, Tensor]:
     found |= {f"best.{name}": value for name, value in state.best.items()}
     if state.averaged is not None:
         found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
+    found |= {"misses": state.misses, "drawn_by": state.drawn_by}
     for n, moments in state.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{n}.{name}": value for name, value in moments.items()}
     return {name: value.clone() for name, value in found.items()}

@@ -61,8 +61,8 @@ def tuned(
 ) -> tuple[dict[str, Tensor], Where]:
     """Weights of the best epoch, and where the training ended."""
     classifier = classifier or make_classifier()
-    where = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
-    return {name: value.clone() for name, value in classifier.state_dict().items()}, where
+    state = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
+    return {name: value.clone() for name, value in classifier.state_dict().items()}, state.progress
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -117,3 +117,51 @@ def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Pa
     assert where.stopped == ""
     _, where = tuned(make_job(epochs=3, limit_s=0.0), tmp_path, is_resumed=True)
     assert (where.stopped, where.limit_s, where.step) == ("", 1e9, 12)
+
+
+def test_the_loop_knows_how_wrong_it_was_about_each(tmp_path: Path) -> None:
+    job = make_job(epochs=1)
+    still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8)  # every photograph meets the same network
+    job = replace(job, config=replace(job.config, finetune=still))
+    classifier = make_classifier()
+    state = finetune(job, classifier, str(tmp_path), Journal(quiet=True), is_resumed=False)
+    with torch.no_grad():
+        probs = classifier(*job.source.plain_batch(job.train)()).softmax(1)
+    expected = 1 - probs[torch.arange(len(job.train)), torch.from_numpy(LABELS[job.train])]
+    torch.testing.assert_close(state.misses[job.train], expected, atol=1e-4, rtol=0)
+    assert (state.misses[job.val] == 1).all()  # nothing was learned from those
+    torch.testing.assert_close(state.drawn_by, state.misses)
+
+
+def test_an_epoch_is_drawn_by_what_the_one_before_it_got_wrong(tmp_path: Path) -> None:
+    seen: list[NDArray[np.int64]] = []
+
+    class Watched(InMemory):
+        def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+            seen.append(batch.rows)
+            return super().train_batch(batch, epoch, size_px)
+
+    def epoch_by(misses: NDArray[np.float32]) -> NDArray[np.int64]:
+        seen.clear()
+        job = replace(make_job(epochs=1, val=NONE, misses=misses), source=Watched())
+        tuned(job, tmp_path / str(len(list(tmp_path.iterdir()))))
+        return np.bincount(np.concatenate(seen), minlength=len(LABELS))
+
+    misses = np.full(len(LABELS), 0.01, np.float32)
+    misses[[3, 11]] = 0.9
+    assert epoch_by(misses)[[3, 11]].tolist() == [2, 2]
+    assert epoch_by(np.ones(len(LABELS), np.float32))[:20].tolist() == [1] * 20
+
+
+def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None:
+    misses = np.full(len(LABELS), 0.01, np.float32)
+    misses[[3, 11, 7]] = 0.9
+    losses: dict[float, list[float]] = {0.0: [], 0.5: []}
+    for focus, found in losses.items():
+        for seed in range(30):
+            job = make_job(epochs=1, misses=misses)
+            still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8, focus=focus)
+            job = replace(job, config=replace(job.config, finetune=still, seed=seed))
+            _, where = tuned(job, tmp_path / f"{focus}{seed}")
+            found.append(where.history[1]["train_loss"])
+    assert np.mean(losses[0.5]) == pytest.approx(np.mean(losses[0.0]), rel=0.03)

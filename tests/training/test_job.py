@@ -15,7 +15,8 @@ from jobs import plain_job
 from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
-from pixelplay.training.batches import Source
+from pixelplay.training.batches import Batch, Source
+from pixelplay.training.focus import MOST_TIMES
 from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, memory_errors_explained
 
 SIZES = (23, 11, 4)
@@ -27,7 +28,7 @@ def make_job(
 ) -> Job:
     """A job on classes of these sizes, their photographs mixed among those of the validation part."""
     rng = np.random.default_rng(0)
-    settings = {key: changes.pop(key) for key in ("accumulate", "first_size_frac") if key in changes}
+    settings = {key: changes.pop(key) for key in ("accumulate", "first_size_frac", "focus") if key in changes}
     config = TrainConfig(
         tune="partial",
         seed=changes.pop("seed", 0),
@@ -47,8 +48,13 @@ def make_job(
     return plain_job(cast(Source, None), labels[order], n_val, config, **{**schedule, **changes})
 
 
+def batches_of(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) -> list[Batch]:
+    """An epoch's batches; without misses of a network that was as wrong about all."""
+    return job.batches(epoch, np.ones(len(job.labels), np.float32) if misses is None else misses)
+
+
 def drawn_by(job: Job, epoch: int) -> NDArray[np.int64]:
-    return np.concatenate([batch.rows for batch in job.batches(epoch)])
+    return np.concatenate([batch.rows for batch in batches_of(job, epoch)])
 
 
 @given(
@@ -62,7 +68,7 @@ def test_an_epoch_shows_every_photograph_once_in_even_batches(
 ) -> None:
     job = make_job(sizes, imbalance=imbalance, batch_size=batch_size)
     np.testing.assert_array_equal(np.sort(drawn_by(job, epoch)), job.train)
-    lengths = [len(batch.rows) for batch in job.batches(epoch)]
+    lengths = [len(batch.rows) for batch in batches_of(job, epoch)]
     assert max(lengths) - min(lengths) <= 1
     assert max(lengths) <= batch_size
     assert len(lengths) == job.batches_per_epoch == -(-sum(sizes) // batch_size)
@@ -81,7 +87,7 @@ def test_a_sampler_shows_classes_equally_often_in_even_batches(
     counts = np.bincount(job.labels[drawn], minlength=len(sizes))
     assert counts.max() - counts.min() <= 1
     assert np.isin(drawn, job.train).all()
-    lengths = [len(batch.rows) for batch in job.batches(epoch)]
+    lengths = [len(batch.rows) for batch in batches_of(job, epoch)]
     assert len(lengths) == job.batches_per_epoch
     assert max(lengths) - min(lengths) <= 1
 
@@ -99,7 +105,7 @@ def test_smaller_classes_are_raised_to_what_is_asked(imbalance: Imbalance) -> No
 def test_each_time_a_photograph_is_drawn_is_numbered() -> None:
     job = make_job(imbalance="sampler", batch_size=4)
     seen: dict[int, list[int]] = {}
-    for batch in job.batches(1):
+    for batch in batches_of(job, 1):
         for row, time in zip(batch.rows.tolist(), batch.times.tolist(), strict=True):
             seen.setdefault(row, []).append(time)
     assert max(map(len, seen.values())) > 2
@@ -110,7 +116,7 @@ def test_each_time_a_photograph_is_drawn_is_numbered() -> None:
 def test_the_same_seed_gives_the_same_batches_and_another_others(imbalance: Imbalance) -> None:
     job, again, other = (make_job(imbalance=imbalance, seed=seed) for seed in (3, 3, 4))
     for epoch in (1, 2, 5):
-        for batch, expected in zip(again.batches(epoch), job.batches(epoch), strict=True):
+        for batch, expected in zip(batches_of(again, epoch), batches_of(job, epoch), strict=True):
             np.testing.assert_array_equal(batch.rows, expected.rows)
             np.testing.assert_array_equal(batch.times, expected.times)
         assert (drawn_by(other, epoch) != drawn_by(job, epoch)).any()
@@ -133,9 +139,60 @@ def test_the_epochs_of_a_later_job_are_others() -> None:
     np.testing.assert_array_equal(drawn_by(first, 7), drawn_by(later, 1))
 
 
+def miss_some(job: Job, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The first n that are learned from were answered wrongly, all others rightly."""
+    misses = np.full(len(job.labels), 0.01, np.float32)
+    misses[job.train[:n]] = 0.9
+    return job.train[:n], misses
+
+
+def test_what_was_wrong_comes_more_often_and_counts_less() -> None:
+    job = make_job()
+    wrong, misses = miss_some(job, 5)
+    batches = [batch for epoch in range(400) for batch in batches_of(job, epoch, misses)]
+    rows = np.concatenate([batch.rows for batch in batches])
+    weights = np.concatenate([batch.weights for batch in batches])
+    times = np.bincount(rows, minlength=len(job.labels)) / 400
+    np.testing.assert_allclose(times[wrong], MOST_TIMES)
+    others = np.setdiff1d(job.train, wrong)
+    assert times[others].max() < 1
+    # each draw counts the less the more there are: no photograph counts more than another in the end
+    np.testing.assert_allclose(np.bincount(rows, weights)[job.train] / 400, 1, atol=0.15)
+    assert weights.mean() == pytest.approx(1, abs=0.01)
+    lengths = {len(batch.rows) for batch in batches}
+    assert max(lengths) - min(lengths) <= 1
+    assert len(batches) == 400 * job.batches_per_epoch
+
+
+def test_a_photograph_that_comes_twice_shows_two_views() -> None:
+    job = make_job()
+    wrong, misses = miss_some(job, 5)
+    batches = batches_of(job, 1, misses)
+    rows = np.concatenate([batch.rows for batch in batches])
+    times = np.concatenate([batch.times for batch in batches])
+    assert {tuple(times[rows == row]) for row in wrong} == {(0, 1)}
+
+
+def test_what_comes_twice_comes_at_two_times() -> None:
+    job = make_job((200, 200), batch_size=40)
+    wrong, misses = miss_some(job, 40)
+    in_batches = [set(batch.rows) for batch in batches_of(job, 1, misses)]
+    n_batches = [sum(row in rows for rows in in_batches) for row in wrong]
+    assert n_batches.count(2) > 30  # of 40; chance brings some of them into one batch
+
+
+@pytest.mark.parametrize("imbalance", ["none", "sampler"])
+def test_without_focus_all_come_alike_whatever_was_wrong(imbalance: Imbalance) -> None:
+    job = make_job(imbalance=imbalance, focus=0.0)
+    _, misses = miss_some(job, 5)
+    for batch, expected in zip(batches_of(job, 1, misses), batches_of(job, 1), strict=True):
+        np.testing.assert_array_equal(batch.rows, expected.rows)
+        np.testing.assert_array_equal(batch.weights, 1)
+
+
 def test_classes_are_mixed_within_batches() -> None:
     job = make_job((200, 200), batch_size=40)
-    for batch in job.batches(1):
+    for batch in batches_of(job, 1):
         assert np.bincount(job.labels[batch.rows], minlength=2).min() > 5
 
 
@@ -151,7 +208,7 @@ def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
     job = make_job(batch_size=1000)
     assert job.batches_per_epoch == 1
     assert job.n_steps == 6
-    assert [len(batch.rows) for batch in job.batches(1)] == [sum(SIZES)]
+    assert [len(batch.rows) for batch in batches_of(job, 1)] == [sum(SIZES)]
 
 
 @pytest.mark.parametrize("input_size", FULL_SIZES)

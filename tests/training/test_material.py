@@ -105,5 +105,5 @@ def test_a_class_without_a_readable_photograph_is_named(tmp_path: Path) -> None:
     draw_folder(tmp_path, {"bars": 4, "dots": 4})
     (tmp_path / "rings").mkdir()
     (tmp_path / "rings" / "cut.jpg").write_bytes(damaged_files()["cut.jpg"][0])
-    with pytest.raises(DataError, match=r"all 1 photographs of class 'rings' .*are unreadable; replace"):
+    with pytest.raises(DataError, match=r"class 'rings' has 1 photograph .*none can be read; replace"):
         read(tmp_path, broken=frozenset({"cut.jpg"}))

@@ -98,12 +98,12 @@ def check_learnable(index: ImageIndex, is_readable: NDArray[np.bool_]) -> None:
     remedy = "(pixelplay scan lists the reasons)"
     for k in np.flatnonzero((counts > 0) & (readable == 0)):
         raise DataError(
-            f"all {counts[k]} photographs of class {index.classes[k]!r} to learn from are unreadable; "
-            f"replace them or remove the class {remedy}"
+            f"class {index.classes[k]!r} has {counted(int(counts[k]), 'photograph')} to learn from, and none "
+            f"can be read; replace them or remove the class {remedy}"
         )
     if test.any() and not (test & is_readable).any():
         raise DataError(
-            f"all {test.sum()} photographs of the given test part are unreadable; "
+            f"the given test part has {counted(int(test.sum()), 'photograph')}, and none can be read; "
             f"replace or remove them {remedy}"
         )
     check_two_classes(index, readable)

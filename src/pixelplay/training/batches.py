@@ -44,10 +44,12 @@ class Batch:
     Attributes:
         rows: (B,) positions in the material.
         times: (B,) how often each has been drawn before in the same epoch.
+        weights: (B,) what the loss of each counts.
     """
 
     rows: IntArray
     times: IntArray
+    weights: NDArray[np.float32]
 
 
 class Source(Protocol):

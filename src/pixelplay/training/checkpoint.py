@@ -53,13 +53,21 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Everything that changes in a training."""
+    """Everything that changes in a training.
+
+    Attributes:
+        best: what the best epoch left.
+        misses: (N,) how wrong the network was about each photograph when it last learned from it, 0 to 1.
+        drawn_by: (N,) those by which the epoch under way was drawn.
+    """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: AveragedWeights | None
     best: dict[str, Tensor]
     progress: Where
+    misses: Tensor
+    drawn_by: Tensor
 
 
 def write_checkpoint(state: State, folder: str) -> None:
@@ -121,6 +129,7 @@ def _tensors(state: State) -> Mapping[str, Tensor]:
     """Name every tensor that changes, in place."""
     found: dict[str, Tensor] = {f"live.{name}": x for name, x in changing(state.network).items()}
     found |= {f"best.{name}": value for name, value in state.best.items()}
+    found |= {"misses": state.misses, "drawn_by": state.drawn_by}
     if state.averaged is not None:
         found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])

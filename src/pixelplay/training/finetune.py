@@ -18,7 +18,7 @@ from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.model.cores import on_every_core
-from pixelplay.training.batches import Inputs, stream
+from pixelplay.training.batches import Batch, Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
 from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
@@ -34,7 +34,7 @@ CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for
 
 def finetune(
     job: Job, classifier: Classifier, checkpoints: str, journal: Journal, *, is_resumed: bool
-) -> Where:
+) -> State:
     """Train a classifier in place; it ends with the weights of its best epoch.
 
     Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
@@ -57,7 +57,7 @@ def finetune(
             read_checkpoint(run.state, checkpoints)
         run.train()
         restore(classifier, run.state.best)
-    return run.state.progress
+    return run.state
 
 
 class _Run:
@@ -74,15 +74,19 @@ class _Run:
         )
         names = [name for name, value in classifier.named_parameters() if value.requires_grad]
         averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
+        # what has not been learned from is as wrong as can be
+        misses = np.ones(len(job.labels), np.float32) if job.misses is None else job.misses
         self.state = State(
             network=classifier,
             optimizer=optimizer,
             averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
             progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s),
+            misses=torch.from_numpy(misses.copy()),
+            drawn_by=torch.from_numpy(misses.copy()),
         )
         self._forward: Forward = classifier
-        self._losses: list[tuple[int, Tensor, IntArray, Tensor]] = []  # batches not yet looked at
+        self._losses: list[tuple[int, Batch, Tensor, Tensor, Tensor]] = []  # not yet looked at
 
     def train(self) -> None:
         """Go through what is left of the plan, until something stops it."""
@@ -113,7 +117,7 @@ class _Run:
         """Go through what is left of an epoch."""
         job, where = self.job, self.state.progress
         epoch, start = where.epoch, time.monotonic()
-        todo = job.batches(epoch)[where.n_batches :]
+        todo = job.batches(epoch, self.state.drawn_by.numpy())[where.n_batches :]
         saved = start
         self.classifier.train()
         size = job.size_px(epoch - 1)
@@ -123,7 +127,7 @@ class _Run:
             job.config.compute.num_workers,
         )
         for batch, inputs in batches:
-            is_step = self._learn(batch.rows, inputs)
+            is_step = self._learn(batch, inputs)
             on_batch(1)
             now = time.monotonic()
             is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
@@ -148,14 +152,15 @@ class _Run:
         where.seconds += spent
         where.epoch_s += spent
 
-    def _learn(self, rows: IntArray, inputs: Inputs) -> bool:
+    def _learn(self, batch: Batch, inputs: Inputs) -> bool:
         """Take one batch; returns whether the weights have moved."""
         job, where, optimizer = self.job, self.state.progress, self.state.optimizer
         settings = job.config.finetune
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = torch.from_numpy(job.labels[rows]).to(job.device.name, non_blocking=True)
-        targets = torch.nn.functional.one_hot(labels, job.n_classes).float()
+        labels = torch.from_numpy(job.labels[batch.rows]).to(job.device.name, non_blocking=True)
+        weights = torch.from_numpy(batch.weights).to(job.device.name, non_blocking=True)
+        targets = torch.nn.functional.one_hot(labels, job.n_classes) * weights[:, None]  # (B, K)
         maps, moments = inputs
         mixing = job.config.augmenting
         rng = np.random.default_rng(place)
@@ -163,11 +168,13 @@ class _Run:
             maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
         with job.device.autocast():
             logits = self._forward(maps, moments)
-        loss = job.loss(logits, targets)
+        losses = job.loss(logits, targets)  # (B,)
         first = where.n_batches - where.n_batches % job.batches_per_step
         n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
-        (loss / n_together).backward()  # type: ignore[no-untyped-call]
-        self._losses.append((where.step, loss.detach(), rows, logits.detach().argmax(1)))
+        (losses.mean() / n_together).backward()  # type: ignore[no-untyped-call]
+        # 1 - the probability of the right class, where the loss is a plain one
+        misses = -torch.expm1(-losses.detach() / targets.sum(1))  # (B,)
+        self._losses.append((where.step, batch, losses.detach(), misses, logits.detach().argmax(1)))
         where.n_batches += 1
         if where.n_batches < first + n_together:
             return False
@@ -186,16 +193,18 @@ class _Run:
 
     def _look_at_losses(self) -> None:
         """Bring losses and predictions to the host, and stop where a loss is not finite."""
-        where = self.state.progress
-        for step, loss, rows, pred in self._losses:
-            value = float(loss)
+        job, where = self.job, self.state.progress
+        for step, batch, losses, misses, pred in self._losses:
+            value = float(losses.mean())
             if not np.isfinite(value) and not where.stopped:
-                where.stopped = f"the loss is {value} at step {step + 1} of {self.job.n_steps}"
+                where.stopped = f"the loss is {value} at step {step + 1} of {job.n_steps}"
                 where.n_batches = 0  # what this epoch has made of the weights is worth nothing
-            where.loss_sum += value * len(rows)
-            where.n_seen += len(rows)
-            counts = count_labels(pred.cpu().numpy(), self.job.labels[rows], self.job.n_classes)
-            where.tally = (np.array(where.tally) + np.stack(counts)).tolist()
+            where.loss_sum += value * len(losses)
+            where.n_seen += len(losses)
+            labels, weights = job.labels[batch.rows], batch.weights[None]
+            counts = count_labels(pred.cpu().numpy(), labels, job.n_classes, weights)  # each (1, K)
+            where.tally = (np.array(where.tally) + np.concatenate(counts)).tolist()
+            self.state.misses[batch.rows] = misses.cpu().nan_to_num(1.0)
         self._losses = []
 
     def finish_epoch(self) -> None:
@@ -218,6 +227,7 @@ class _Run:
         patience = job.config.finetune.patience
         if patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
+        self.state.drawn_by.copy_(self.state.misses)
         where.epoch, where.n_batches = where.epoch + 1, 0
         where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
         where.seconds += time.monotonic() - start
@@ -259,7 +269,7 @@ class _Run:
         epoch = max(1, self.state.progress.epoch)
         size = self.job.size_px(epoch - 1)
         for _, inputs in stream(
-            self.job.batches(epoch),
+            self.job.batches(epoch, self.state.drawn_by.numpy()),
             lambda batch: self.job.source.train_batch(batch, self.job.epochs_before + epoch, size),
             self.job.config.compute.num_workers,
         ):

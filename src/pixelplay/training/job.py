@@ -16,6 +16,7 @@ from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
 from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Batch, Source
+from pixelplay.training.focus import draw_times, times_drawn
 from pixelplay.training.losses import LossFunction
 
 IntArray = NDArray[np.int64]
@@ -44,6 +45,7 @@ class Job:
             tuned network; None where it may not.
         lr_frac: factor on the peak learning rates.
         epochs_before: epochs of an earlier job; what chance drew in them is not drawn again.
+        misses: (N,) how wrong that job's network was about each photograph, 0 to 1; None: there was none.
         config: everything else.
     """
 
@@ -64,6 +66,7 @@ class Job:
     beside: NDArray[np.float32] | None = None
     lr_frac: float = 1.0
     epochs_before: int = 0
+    misses: NDArray[np.float32] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -95,17 +98,27 @@ class Job:
         """Optimizer steps in all."""
         return self.epochs * -(-self.batches_per_epoch // self.batches_per_step)
 
-    def batches(self, epoch: int) -> list[Batch]:
-        """What each batch of an epoch is made of; their sizes differ by one at most."""
+    def batches(self, epoch: int, misses: NDArray[np.float32]) -> list[Batch]:
+        """What each batch of an epoch is made of; their sizes differ by one at most.
+
+        Args:
+            misses: (N,) how wrong the network was about each photograph before the epoch, 0 to 1.
+        """
         rng = np.random.default_rng([self.config.seed, self.epochs_before + epoch])
         drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
+        weights = np.ones(len(drawn), dtype=np.float32)
+        if focus := self.config.finetune.focus:
+            often = times_drawn(misses[self.train[drawn]], focus)  # (n,)
+            places = rng.permutation(np.repeat(np.arange(len(drawn)), draw_times(often, rng)))
+            drawn, weights = drawn[places], (1 / often[places]).astype(np.float32)
         seen: Counter[int] = Counter()
         times = np.zeros(len(drawn), dtype=np.int64)
         for n, i in enumerate(drawn.tolist()):
             times[n] = seen[i]
             seen[i] += 1
-        chunks = [np.array_split(values, self.batches_per_epoch) for values in (self.train[drawn], times)]
-        return [Batch(rows, times) for rows, times in zip(*chunks, strict=True)]
+        columns = (self.train[drawn], times, weights)
+        chunks = [np.array_split(values, self.batches_per_epoch) for values in columns]
+        return [Batch(*parts) for parts in zip(*chunks, strict=True)]
 
     def size_px(self, epoch: int) -> int:
         """Side of the images in an epoch: it grows in the first half, in steps of 32."""

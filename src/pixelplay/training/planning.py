@@ -189,7 +189,8 @@ def _speed_full(bench: Bench, batch_size: int) -> Speed:
     )
 
     def work() -> None:
-        batches = [Batch(part, np.zeros_like(part)) for part in np.array_split(rows, MEASURED_BATCHES)]
+        parts = np.array_split(rows, MEASURED_BATCHES)
+        batches = [Batch(part, np.zeros_like(part), np.ones(len(part), np.float32)) for part in parts]
         for _ in stream(
             batches,
             lambda batch: bench.pixels.train_batch(batch, 0, size),

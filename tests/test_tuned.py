@@ -479,6 +479,7 @@ def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
     finetune = config["finetune"]
     assert (finetune["epochs"], finetune["head"], finetune["dropout"]) == (1, "mlp", 0.6)
     assert (finetune["clip_norm"], finetune["label_smoothing"]) == (None, 0.1)
+    assert finetune["focus"] == 0.0  # all photographs came alike
     assert finetune["patience"] is None  # what a recipe switches on can be switched off
     assert read_bundle(str(run)).head.hidden_weight is not None
     assert read_bundle(str(run)).backbone.features == "pooled"

@@ -165,7 +165,7 @@ class FinetuneConfig:
     drop_path: Annotated[float, shown("FRACTION")] = 0.0
     """Stochastic depth: share of the residual branches left out in the last stage, below 1."""
     focus: Annotated[float, shown("FRACTION")] = 0.5
-    """Share of an epoch drawn by how wrong the network was, counting as much less; 0: all come alike."""
+    """Share of an epoch for what the network still gets wrong, each time with less weight; 0: none."""
     clip_norm: Annotated[float | None, shown("NORM")] = 1.0
     """Largest norm of the gradient."""
     accumulate: Annotated[int, shown("N")] = 1
@@ -201,10 +201,11 @@ class FinetuneConfig:
         check_range("head_lr", self.head_lr, 1e-8, 10)
         check_range("weight_decay", self.weight_decay, 0, 10)
         check_range("first_size_frac", self.first_size_frac, 0.25, 1)
+        check_range("focus", self.focus, 0, 0.9)
         for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_norm", 1e-6, 1e6)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, high)
-        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path", "focus"):
+        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
             check_range(name, getattr(self, name), 0, 0.99)
 
     def rates(self, *, is_full: bool) -> tuple[float, float]:
@@ -329,13 +330,11 @@ class TrainConfig:
             )
         if self.tune == "probe" and self.min_per_class is not None:
             raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")
-        if self.tune in ("probe", "auto") and self.finetune.head != "linear":
-            head = self.finetune.head
+        head = self.finetune.head
+        if self.tune in ("probe", "auto") and head != "linear":
             raise ConfigError(f"head={head!r} is not fitted by a probe; use --tune partial or full")
-        if self.imbalance == "crt" and self.finetune.head != "linear":
-            raise ConfigError(
-                f"imbalance='crt' ends with a linear head, not head={self.finetune.head!r}; leave one out"
-            )
+        if self.imbalance == "crt" and head != "linear":
+            raise ConfigError(f"imbalance='crt' ends with a linear head, not head={head!r}; leave one out")
         soft: list[str] = [name for name in ("mixup", "cutmix") if name in self.augmenting.augment]
         soft += ["label_smoothing"] if self.finetune.label_smoothing else []
         if soft and self.imbalance == "focal" and self.tune != "probe":

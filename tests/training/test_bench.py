@@ -64,7 +64,7 @@ def test_the_last_epochs_see_photographs_as_they_are(tmp_path: Path, tiny_weight
     bench = make_bench(config, tmp_path, tiny_weights)
     job = bench.job(bench.pixels, PLAN)
     assert job.config.augmenting.mix_prob == 1.0
-    refit = _refit_job(bench, job, PLAN, 2, np.full(len(bench.material.labels), 0.5, np.float32))
+    refit = _refit_job(bench, job, PLAN, 2)
     assert refit.config.augmenting.mix_prob == 0.0
     assert (refit.epochs, refit.epochs_before, len(refit.train), len(refit.val)) == (2, PLAN.epochs, 27, 0)
 

@@ -59,7 +59,7 @@ def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = 
         best=copy_of(network),
         progress=Where(tally=[[0] * n_classes for _ in range(3)]),
         misses=torch.ones(20),
-        drawn_by=torch.ones(20),
+        misses_before=torch.ones(20),
     )
 
 
@@ -84,7 +84,7 @@ def take_steps(state: State, n: int) -> None:
         where.loss_sum += float(loss.detach())
         where.n_seen += 8
         where.tally[0][1] += 1
-        state.drawn_by.copy_(state.misses)
+        state.misses_before.copy_(state.misses)
         state.misses[where.step % 20] /= 3
         where.step += 1
         where.n_batches += 1
@@ -100,7 +100,7 @@ def snapshot(state: State) -> dict[str, Tensor]:
     found |= {f"best.{name}": value for name, value in state.best.items()}
     if state.averaged is not None:
         found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
-    found |= {"misses": state.misses, "drawn_by": state.drawn_by}
+    found |= {"misses": state.misses, "misses_before": state.misses_before}
     for n, moments in state.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{n}.{name}": value for name, value in moments.items()}
     return {name: value.clone() for name, value in found.items()}

@@ -55,6 +55,20 @@ def test_the_strength_of_a_correction_that_is_not_chosen_is_refused(name: str, w
     check_depth(TrainConfig(imbalance=way, **{name: 0.5}))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"augmenting": AugmentConfig(augment=("crop", "mixup"))}, {"tune": "full", "head": "mlp"}],
+    ids=["mixed", "batch norm"],
+)
+def test_a_focus_that_weights_do_not_make_up_for_is_refused(settings: dict[str, Any]) -> None:
+    head = {"head": settings.pop("head")} if "head" in settings else {}
+    for focus in (0.0, FinetuneConfig().focus):  # none, and the default that makes way
+        check_depth(TrainConfig(**settings, finetune=FinetuneConfig(focus=focus, **head)))
+    with pytest.raises(ConfigError) as caught:
+        check_depth(TrainConfig(**settings, finetune=FinetuneConfig(focus=0.3, **head)))
+    assert str(caught.value) == "focus=0.3 says nothing with mixup, cutmix or head='mlp'; leave one out"
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values())
 def test_every_recipe_means_something(recipe: Callable[[], TrainConfig]) -> None:
     check_depth(recipe())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.tail import Tail
 from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.checkpoint import Where
-from pixelplay.training.finetune import OUT_OF_TIME, finetune
+from pixelplay.training.finetune import OUT_OF_TIME, _Run, finetune
 from pixelplay.training.job import Job
+from pixelplay.training.losses import make_loss
 
 LABELS = np.arange(24) % 3  # the last four choose the epoch
 NONE = np.arange(0)  # nothing chooses: the last weights are kept
@@ -46,7 +47,7 @@ class InMemory:
 
 def make_job(accumulate: int = 1, **changes: Any) -> Job:
     config = TrainConfig(tune="partial", finetune=FinetuneConfig(accumulate=accumulate))
-    return plain_job(InMemory(), LABELS, 4, config, **{"batch_size": 5, **changes})
+    return plain_job(changes.pop("source", InMemory()), LABELS, 4, config, **{"batch_size": 5, **changes})
 
 
 def make_classifier() -> Classifier:
@@ -61,8 +62,8 @@ def tuned(
 ) -> tuple[dict[str, Tensor], Where]:
     """Weights of the best epoch, and where the training ended."""
     classifier = classifier or make_classifier()
-    state = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
-    return {name: value.clone() for name, value in classifier.state_dict().items()}, state.progress
+    where = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
+    return {name: value.clone() for name, value in classifier.state_dict().items()}, where
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -119,21 +120,52 @@ def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Pa
     assert (where.stopped, where.limit_s, where.step) == ("", 1e9, 12)
 
 
-def test_the_loop_knows_how_wrong_it_was_about_each(tmp_path: Path) -> None:
-    job = make_job(epochs=1)
-    still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8)  # every photograph meets the same network
-    job = replace(job, config=replace(job.config, finetune=still))
+def opinionated() -> Classifier:
+    """A classifier whose head has weights at random: it is right, wrong and unsure."""
     classifier = make_classifier()
-    state = finetune(job, classifier, str(tmp_path), Journal(quiet=True), is_resumed=False)
+    with torch.no_grad():
+        weight = classifier.head.linear.weight
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) / 4)
+    return classifier
+
+
+def still(job: Job, **settings: Any) -> Job:
+    """A job in which every photograph meets the same network."""
+    finetune_settings = replace(job.config.finetune, lr=1e-8, head_lr=1e-8, **settings)
+    return replace(job, config=replace(job.config, finetune=finetune_settings))
+
+
+def wrong_by(classifier: Classifier, job: Job) -> NDArray[np.float32]:
+    """1 less the probability of its class, of each photograph that is learned from."""
     with torch.no_grad():
         probs = classifier(*job.source.plain_batch(job.train)()).softmax(1)
-    expected = 1 - probs[torch.arange(len(job.train)), torch.from_numpy(LABELS[job.train])]
-    torch.testing.assert_close(state.misses[job.train], expected, atol=1e-4, rtol=0)
-    assert (state.misses[job.val] == 1).all()  # nothing was learned from those
-    torch.testing.assert_close(state.drawn_by, state.misses)
+    return 1 - probs[torch.arange(len(job.train)), torch.from_numpy(LABELS[job.train])].numpy()
 
 
-def test_an_epoch_is_drawn_by_what_the_one_before_it_got_wrong(tmp_path: Path) -> None:
+def begin(job: Job, folder: Path, classifier: Classifier) -> _Run:
+    return _Run(job, classifier, str(folder), Journal(quiet=True))
+
+
+@pytest.mark.parametrize("imbalance", ["none", "class_weights", "balanced_softmax"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_loop_knows_how_wrong_it_was_about_each_whatever_the_loss(
+    imbalance: Literal["none", "class_weights", "balanced_softmax"], label_smoothing: float, tmp_path: Path
+) -> None:
+    counts, classifier = np.array([10, 7, 3]), opinionated()
+    loss = make_loss(imbalance, counts, logit_tau=1, focal_gamma=2, label_smoothing=label_smoothing)
+    job = still(make_job(loss=loss))
+    run = begin(job, tmp_path, classifier)
+    run.train()
+    expected = wrong_by(classifier, job)
+    assert expected.min() < 0.2
+    assert expected.max() > 0.8
+    found = run.state.misses.numpy()
+    # the second epoch had draws that count unlike each other
+    np.testing.assert_allclose(found[job.train], expected, atol=1e-3)
+    assert (found[job.val] == 1).all()  # nothing was learned from those
+
+
+def test_an_epoch_is_drawn_by_what_the_ones_before_it_got_wrong(tmp_path: Path) -> None:
     seen: list[NDArray[np.int64]] = []
 
     class Watched(InMemory):
@@ -141,27 +173,36 @@ def test_an_epoch_is_drawn_by_what_the_one_before_it_got_wrong(tmp_path: Path) -
             seen.append(batch.rows)
             return super().train_batch(batch, epoch, size_px)
 
-    def epoch_by(misses: NDArray[np.float32]) -> NDArray[np.int64]:
-        seen.clear()
-        job = replace(make_job(epochs=1, val=NONE, misses=misses), source=Watched())
-        tuned(job, tmp_path / str(len(list(tmp_path.iterdir()))))
-        return np.bincount(np.concatenate(seen), minlength=len(LABELS))
-
-    misses = np.full(len(LABELS), 0.01, np.float32)
-    misses[[3, 11]] = 0.9
-    assert epoch_by(misses)[[3, 11]].tolist() == [2, 2]
-    assert epoch_by(np.ones(len(LABELS), np.float32))[:20].tolist() == [1] * 20
+    job, classifier = still(make_job(epochs=3, source=Watched())), opinionated()
+    begin(job, tmp_path, classifier).train()
+    misses = np.ones(len(LABELS), np.float32)
+    misses[job.train] = wrong_by(classifier, job)
+    epochs = np.split(np.concatenate(seen), 3)
+    assert np.bincount(epochs[0]).tolist() == [1] * len(job.train)  # nothing was known
+    for epoch in (2, 3):
+        expected = np.concatenate([batch.rows for batch in job.batches(epoch, misses)])
+        np.testing.assert_array_equal(epochs[epoch - 1], expected)
+        assert np.bincount(expected).max() == 2
 
 
 def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None:
-    misses = np.full(len(LABELS), 0.01, np.float32)
-    misses[[3, 11, 7]] = 0.9
-    losses: dict[float, list[float]] = {0.0: [], 0.5: []}
-    for focus, found in losses.items():
-        for seed in range(30):
-            job = make_job(epochs=1, misses=misses)
-            still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8, focus=focus)
-            job = replace(job, config=replace(job.config, finetune=still, seed=seed))
-            _, where = tuned(job, tmp_path / f"{focus}{seed}")
-            found.append(where.history[1]["train_loss"])
-    assert np.mean(losses[0.5]) == pytest.approx(np.mean(losses[0.0]), rel=0.03)
+    def losses(focus: float, seed: int) -> list[float]:
+        job = still(make_job(epochs=6), focus=focus)
+        job = replace(job, config=replace(job.config, seed=seed))
+        run = begin(job, tmp_path / f"{focus}{seed}", opinionated())
+        run.train()
+        return [row["train_loss"] for row in run.state.progress.history[2:]]
+
+    everything = losses(0.0, 0)
+    assert np.ptp(everything) < 1e-3
+    focused = [loss for seed in range(12) for loss in losses(0.5, seed)]
+    assert np.std(focused) > 0.01  # chance takes part
+    # without weights it would be half as much again
+    assert np.mean(focused) == pytest.approx(everything[0], rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_nan_behind(tmp_path: Path) -> None:
+    run = begin(make_job(loss=lambda logits, targets: (logits * np.nan).sum()), tmp_path, make_classifier())
+    run.train()
+    assert run.state.progress.stopped.startswith("the loss is nan")
+    assert run.state.misses.isfinite().all()

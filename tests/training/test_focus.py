@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.training.focus import MOST_TIMES, draw_times, times_drawn
+from pixelplay.training.focus import MOST_DRAWS, expected_draws, whole_draws
 
 MISSES = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
 FOCUS = st.floats(0, 0.99)
@@ -13,31 +13,31 @@ FOCUS = st.floats(0, 0.99)
 
 @given(misses=MISSES, focus=FOCUS)
 def test_times_add_up_and_stay_within_bounds(misses: np.ndarray, focus: float) -> None:
-    times = times_drawn(misses, focus)
+    times = expected_draws(misses, focus)
     assert times.sum() == pytest.approx(len(misses))
     assert times.min() >= 1 - focus - 1e-9
-    assert times.max() <= MOST_TIMES + 1e-9
+    assert times.max() <= MOST_DRAWS + 1e-9
 
 
 @given(misses=MISSES, focus=FOCUS)
 def test_what_was_more_wrong_comes_no_less_often(misses: np.ndarray, focus: float) -> None:
     order = np.argsort(misses, kind="stable")
-    assert (np.diff(times_drawn(misses, focus)[order]) >= -1e-9).all()
+    assert (np.diff(expected_draws(misses, focus)[order]) >= -1e-9).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-9, 0.3, 1.0])
 def test_all_come_alike_where_all_were_as_wrong(level: float) -> None:
-    np.testing.assert_allclose(times_drawn(np.full(7, level), 0.8), 1)
+    np.testing.assert_allclose(expected_draws(np.full(7, level), 0.8), 1)
 
 
 def test_the_share_beyond_the_uniform_one_goes_by_misses() -> None:
     misses = np.array([0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_allclose(times_drawn(misses, 0.5), 0.5 + 0.5 * 4 * misses / misses.sum())
+    np.testing.assert_allclose(expected_draws(misses, 0.5), 0.5 + 0.5 * 4 * misses / misses.sum())
 
 
 def test_what_the_limit_holds_back_goes_to_the_others() -> None:
-    times = times_drawn(np.array([1.0, 0.02, 0.01, 0.01, 0.0, 0.0]), 0.5)
-    assert times[0] == MOST_TIMES
+    times = expected_draws(np.array([1.0, 0.02, 0.01, 0.01, 0.0, 0.0]), 0.5)
+    assert times[0] == MOST_DRAWS
     np.testing.assert_allclose(times[1] - 0.5, 2 * (times[2] - 0.5))  # as their misses
     assert times.sum() == pytest.approx(6)
 
@@ -46,14 +46,14 @@ def test_what_the_limit_holds_back_goes_to_the_others() -> None:
 def test_whole_times_are_next_to_those_asked_for_and_keep_their_sum(
     misses: np.ndarray, focus: float, seed: int
 ) -> None:
-    times = times_drawn(misses, focus)
-    drawn = draw_times(times, np.random.default_rng(seed))
+    times = expected_draws(misses, focus)
+    drawn = whole_draws(times, np.random.default_rng(seed))
     assert drawn.sum() == len(misses)
     assert (np.abs(drawn - times) < 1 + 1e-9).all()
 
 
 def test_whole_times_are_right_on_average() -> None:
-    times = times_drawn(np.array([0.9, 0.01, 0.3, 0.02, 0.6, 0.05]), 0.6)
+    times = expected_draws(np.array([0.9, 0.01, 0.3, 0.02, 0.6, 0.05]), 0.6)
     rng = np.random.default_rng(0)
-    mean = np.mean([draw_times(times, rng) for _ in range(20_000)], axis=0)
+    mean = np.mean([whole_draws(times, rng) for _ in range(20_000)], axis=0)
     np.testing.assert_allclose(mean, times, atol=0.015)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jobs import plain_job
-from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Batch, Source
-from pixelplay.training.focus import MOST_TIMES
+from pixelplay.training.focus import MOST_DRAWS
 from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, memory_errors_explained
 
 SIZES = (23, 11, 4)
@@ -53,8 +53,8 @@ def batches_of(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) 
     return job.batches(epoch, np.ones(len(job.labels), np.float32) if misses is None else misses)
 
 
-def drawn_by(job: Job, epoch: int) -> NDArray[np.int64]:
-    return np.concatenate([batch.rows for batch in batches_of(job, epoch)])
+def drawn_by(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) -> NDArray[np.int64]:
+    return np.concatenate([batch.rows for batch in batches_of(job, epoch, misses)])
 
 
 @given(
@@ -153,7 +153,7 @@ def test_what_was_wrong_comes_more_often_and_counts_less() -> None:
     rows = np.concatenate([batch.rows for batch in batches])
     weights = np.concatenate([batch.weights for batch in batches])
     times = np.bincount(rows, minlength=len(job.labels)) / 400
-    np.testing.assert_allclose(times[wrong], MOST_TIMES)
+    np.testing.assert_allclose(times[wrong], MOST_DRAWS)
     others = np.setdiff1d(job.train, wrong)
     assert times[others].max() < 1
     # each draw counts the less the more there are: no photograph counts more than another in the end
@@ -179,6 +179,17 @@ def test_what_comes_twice_comes_at_two_times() -> None:
     in_batches = [set(batch.rows) for batch in batches_of(job, 1, misses)]
     n_batches = [sum(row in rows for rows in in_batches) for row in wrong]
     assert n_batches.count(2) > 30  # of 40; chance brings some of them into one batch
+
+
+def test_nothing_is_preferred_where_weights_do_not_make_up_for_it() -> None:
+    plain = make_job()
+    _, misses = miss_some(plain, 5)
+    mixed = replace(plain.config, augmenting=AugmentConfig(augment=("crop", "cutmix")))
+    normed = replace(plain.config, finetune=FinetuneConfig(head="mlp"))
+    assert plain.focus > 0
+    for config in (mixed, normed):
+        job = replace(plain, config=config)
+        assert np.bincount(drawn_by(job, 1, misses))[job.train].tolist() == [1] * len(job.train)
 
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])

@@ -130,7 +130,7 @@ def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
         pull = weight.square().sum() / (2 * probe.C * len(labels))
-        value = loss(rows @ weight + bias, one_hot(torch.from_numpy(labels), 3)).mean() + pull
+        value = loss(rows @ weight + bias, one_hot(torch.from_numpy(labels), 3)) + pull
         value.backward()
         return value
 

@@ -28,7 +28,7 @@ class Where:
         epoch_s: of the steps of this epoch.
         loss_sum: of the batches of this epoch, each times its photographs.
         n_seen: photographs behind it.
-        tally: right, given and predicted photographs of each class in this epoch, (3, K).
+        tally: right, given and predicted photographs of each class in this epoch, as they count, (3, K).
         history: one row for each finished epoch.
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
@@ -56,9 +56,10 @@ class State:
     """Everything that changes in a training.
 
     Attributes:
-        best: what the best epoch left.
-        misses: (N,) how wrong the network was about each photograph when it last learned from it, 0 to 1.
-        drawn_by: (N,) those by which the epoch under way was drawn.
+        best: weights of the best epoch.
+        misses: (N,) how wrong the network was about each photograph when it last learned from it, 0 to 1; 1
+            where it has not.
+        misses_before: (N,) the same as the epoch under way began, by which it is drawn.
     """
 
     network: nn.Module
@@ -67,7 +68,7 @@ class State:
     best: dict[str, Tensor]
     progress: Where
     misses: Tensor
-    drawn_by: Tensor
+    misses_before: Tensor
 
 
 def write_checkpoint(state: State, folder: str) -> None:
@@ -129,7 +130,7 @@ def _tensors(state: State) -> Mapping[str, Tensor]:
     """Name every tensor that changes, in place."""
     found: dict[str, Tensor] = {f"live.{name}": x for name, x in changing(state.network).items()}
     found |= {f"best.{name}": value for name, value in state.best.items()}
-    found |= {"misses": state.misses, "drawn_by": state.drawn_by}
+    found |= {"misses": state.misses, "misses_before": state.misses_before}
     if state.averaged is not None:
         found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])

@@ -25,6 +25,11 @@ def unused_settings(depth: Depth, config: TrainConfig) -> list[str]:
     return [setting for setting in changed if setting.partition("=")[0] in foreign]
 
 
+def may_focus(config: TrainConfig) -> bool:
+    """Whether some photographs may come more often: each is learned from alone, and by no batch norm."""
+    return config.finetune.head == "linear" and not {"mixup", "cutmix"} & {*config.augmenting.augment}
+
+
 def check_depth(config: TrainConfig) -> None:
     """Refuse settings that mean nothing at the depth, or without another setting, that is asked for.
 
@@ -41,6 +46,10 @@ def check_depth(config: TrainConfig) -> None:
                 f"{name}={getattr(augmenting, name)!r} says nothing without {' or '.join(ways)}; "
                 "name it in --augment"
             )
+    if config.finetune.focus not in (0, usual.finetune.focus) and not may_focus(config):
+        raise ConfigError(
+            f"focus={config.finetune.focus} says nothing with mixup, cutmix or head='mlp'; leave one out"
+        )
     for name, way in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
         if getattr(config, name) != getattr(usual, name) and config.imbalance != way:
             raise ConfigError(

@@ -1,7 +1,8 @@
 """The loop: partial and full tuning, on a CPU and a GPU.
 
-A step is fixed by seed, epoch and batch; nothing else is random. So a training that was killed goes on
-bit by bit, and several processes could each take their share of every batch.
+A step is fixed by seed, epoch, batch and what the network got wrong before the epoch; nothing else is
+random. So a training that was killed goes on bit by bit, and several processes could each take their
+share of every batch.
 """
 
 import time
@@ -34,7 +35,7 @@ CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for
 
 def finetune(
     job: Job, classifier: Classifier, checkpoints: str, journal: Journal, *, is_resumed: bool
-) -> State:
+) -> Where:
     """Train a classifier in place; it ends with the weights of its best epoch.
 
     Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
@@ -57,7 +58,7 @@ def finetune(
             read_checkpoint(run.state, checkpoints)
         run.train()
         restore(classifier, run.state.best)
-    return run.state
+    return run.state.progress
 
 
 class _Run:
@@ -74,16 +75,14 @@ class _Run:
         )
         names = [name for name, value in classifier.named_parameters() if value.requires_grad]
         averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
-        # what has not been learned from is as wrong as can be
-        misses = np.ones(len(job.labels), np.float32) if job.misses is None else job.misses
         self.state = State(
             network=classifier,
             optimizer=optimizer,
             averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
             progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s),
-            misses=torch.from_numpy(misses.copy()),
-            drawn_by=torch.from_numpy(misses.copy()),
+            misses=torch.ones(len(job.labels)),
+            misses_before=torch.ones(len(job.labels)),
         )
         self._forward: Forward = classifier
         self._losses: list[tuple[int, Batch, Tensor, Tensor, Tensor]] = []  # not yet looked at
@@ -117,7 +116,7 @@ class _Run:
         """Go through what is left of an epoch."""
         job, where = self.job, self.state.progress
         epoch, start = where.epoch, time.monotonic()
-        todo = job.batches(epoch, self.state.drawn_by.numpy())[where.n_batches :]
+        todo = job.batches(epoch, self.state.misses_before.numpy())[where.n_batches :]
         saved = start
         self.classifier.train()
         size = job.size_px(epoch - 1)
@@ -160,7 +159,8 @@ class _Run:
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
         labels = torch.from_numpy(job.labels[batch.rows]).to(job.device.name, non_blocking=True)
         weights = torch.from_numpy(batch.weights).to(job.device.name, non_blocking=True)
-        targets = torch.nn.functional.one_hot(labels, job.n_classes) * weights[:, None]  # (B, K)
+        is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
+        targets = is_class * weights[:, None]
         maps, moments = inputs
         mixing = job.config.augmenting
         rng = np.random.default_rng(place)
@@ -168,13 +168,13 @@ class _Run:
             maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
         with job.device.autocast():
             logits = self._forward(maps, moments)
-        losses = job.loss(logits, targets)  # (B,)
+        loss = job.loss(logits, targets)
         first = where.n_batches - where.n_batches % job.batches_per_step
         n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
-        (losses.mean() / n_together).backward()  # type: ignore[no-untyped-call]
-        # 1 - the probability of the right class, where the loss is a plain one
-        misses = -torch.expm1(-losses.detach() / targets.sum(1))  # (B,)
-        self._losses.append((where.step, batch, losses.detach(), misses, logits.detach().argmax(1)))
+        (loss / n_together).backward()  # type: ignore[no-untyped-call]
+        probs = logits.detach().float().softmax(1)  # (B, K)
+        misses = 1 - (probs * is_class).sum(1)  # (B,)
+        self._losses.append((where.step, batch, loss.detach(), misses, probs.argmax(1)))
         where.n_batches += 1
         if where.n_batches < first + n_together:
             return False
@@ -194,17 +194,18 @@ class _Run:
     def _look_at_losses(self) -> None:
         """Bring losses and predictions to the host, and stop where a loss is not finite."""
         job, where = self.job, self.state.progress
-        for step, batch, losses, misses, pred in self._losses:
-            value = float(losses.mean())
+        for step, batch, loss, misses, pred in self._losses:
+            value = float(loss)
             if not np.isfinite(value) and not where.stopped:
                 where.stopped = f"the loss is {value} at step {step + 1} of {job.n_steps}"
                 where.n_batches = 0  # what this epoch has made of the weights is worth nothing
-            where.loss_sum += value * len(losses)
-            where.n_seen += len(losses)
+            where.loss_sum += value * len(batch.rows)
+            where.n_seen += len(batch.rows)
             labels, weights = job.labels[batch.rows], batch.weights[None]
             counts = count_labels(pred.cpu().numpy(), labels, job.n_classes, weights)  # each (1, K)
             where.tally = (np.array(where.tally) + np.concatenate(counts)).tolist()
-            self.state.misses[batch.rows] = misses.cpu().nan_to_num(1.0)
+            # numpy: of a photograph that stands twice in a batch the last one counts
+            self.state.misses.numpy()[batch.rows] = misses.cpu().nan_to_num(1.0).numpy()
         self._losses = []
 
     def finish_epoch(self) -> None:
@@ -227,7 +228,7 @@ class _Run:
         patience = job.config.finetune.patience
         if patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
-        self.state.drawn_by.copy_(self.state.misses)
+        self.state.misses_before.copy_(self.state.misses)
         where.epoch, where.n_batches = where.epoch + 1, 0
         where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
         where.seconds += time.monotonic() - start
@@ -269,7 +270,7 @@ class _Run:
         epoch = max(1, self.state.progress.epoch)
         size = self.job.size_px(epoch - 1)
         for _, inputs in stream(
-            self.job.batches(epoch, self.state.drawn_by.numpy()),
+            self.job.batches(epoch, self.state.misses_before.numpy()),
             lambda batch: self.job.source.train_batch(batch, self.job.epochs_before + epoch, size),
             self.job.config.compute.num_workers,
         ):

@@ -16,7 +16,8 @@ from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
 from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device
 from pixelplay.training.batches import Batch, Source
-from pixelplay.training.focus import draw_times, times_drawn
+from pixelplay.training.depth import may_focus
+from pixelplay.training.focus import expected_draws, whole_draws
 from pixelplay.training.losses import LossFunction
 
 IntArray = NDArray[np.int64]
@@ -45,7 +46,6 @@ class Job:
             tuned network; None where it may not.
         lr_frac: factor on the peak learning rates.
         epochs_before: epochs of an earlier job; what chance drew in them is not drawn again.
-        misses: (N,) how wrong that job's network was about each photograph, 0 to 1; None: there was none.
         config: everything else.
     """
 
@@ -66,7 +66,6 @@ class Job:
     beside: NDArray[np.float32] | None = None
     lr_frac: float = 1.0
     epochs_before: int = 0
-    misses: NDArray[np.float32] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -98,19 +97,28 @@ class Job:
         """Optimizer steps in all."""
         return self.epochs * -(-self.batches_per_epoch // self.batches_per_step)
 
+    @property
+    def focus(self) -> float:
+        """Share of an epoch that goes to what was wrong; 0 where weights do not make up for that.
+
+        They do not where photographs are mixed, nor in the statistics of a batch norm.
+        """
+        return self.config.finetune.focus if may_focus(self.config) else 0.0
+
     def batches(self, epoch: int, misses: NDArray[np.float32]) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most.
 
         Args:
-            misses: (N,) how wrong the network was about each photograph before the epoch, 0 to 1.
+            misses: (N,) how wrong the network was about each photograph when it last learned from it: 1 less
+                the probability of its class.
         """
         rng = np.random.default_rng([self.config.seed, self.epochs_before + epoch])
         drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
         weights = np.ones(len(drawn), dtype=np.float32)
-        if focus := self.config.finetune.focus:
-            often = times_drawn(misses[self.train[drawn]], focus)  # (n,)
-            places = rng.permutation(np.repeat(np.arange(len(drawn)), draw_times(often, rng)))
-            drawn, weights = drawn[places], (1 / often[places]).astype(np.float32)
+        if self.focus:
+            expected = expected_draws(misses[self.train[drawn]], self.focus)  # (n,)
+            order = rng.permutation(np.repeat(np.arange(len(drawn)), whole_draws(expected, rng)))
+            drawn, weights = drawn[order], (1 / expected[order]).astype(np.float32)
         seen: Counter[int] = Counter()
         times = np.zeros(len(drawn), dtype=np.int64)
         for n, i in enumerate(drawn.tolist()):

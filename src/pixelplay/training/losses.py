@@ -1,4 +1,4 @@
-"""Logits and labels, hard or mixed → the loss of each, with rare classes helped as asked.
+"""Logits and labels, hard or mixed → the loss, with rare classes helped as asked.
 
 All of them compute in float32, whatever the precision of the network.
 """
@@ -35,12 +35,12 @@ def make_loss(
     min_per_class: MinPerClass = None,
     device: str = "cpu",
 ) -> LossFunction:
-    """Build the loss (B, K) logits, (B, K) targets → (B,), one of each image.
+    """Build the loss (B, K) logits, (B, K) targets → mean over the batch.
 
-    Targets are class probabilities, one-hot or mixed by MixUp and CutMix, times what the image counts;
-    its loss grows with that. Logits are those of the network; `natural_offset` gives them natural priors
-    afterwards. Smoothing spreads towards the mix that the loss fits, so it does not move priors: π_eff,
-    or π_data where log π_data is added.
+    Targets are class probabilities, one-hot or mixed by MixUp and CutMix, times what the image counts.
+    Logits are those of the network; `natural_offset` gives them natural priors afterwards. Smoothing
+    spreads towards the mix that the loss fits, so it does not move priors: π_eff, or π_data where
+    log π_data is added.
     none, sampler and crt have the plain loss; they differ in what is drawn.
 
     Args:
@@ -83,7 +83,7 @@ def make_loss(
 class SoftCrossEntropy:
     """Cross entropy of shifted logits with weighted, smoothed targets.
 
-    A batch's losses are averaged over B, not over the weights in it: an image's gradient would then
+    The sum over a batch is divided by B, not by the weights in it: an image's gradient would then
     depend on its neighbours, and a rare one would count least in a batch with others of its kind.
     The mean weight over all images is 1, so the learning rate means the same with and without.
 
@@ -100,12 +100,12 @@ class SoftCrossEntropy:
     label_smoothing: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses (B,) float32 of logits (B, K) under targets (B, K)."""
+        """Mean loss of logits (B, K) under targets (B, K), a float32 scalar."""
         log_probs = torch.log_softmax(logits.float() + self.shift, dim=1)  # (B, K)
         # weighted before smoothing: the mix to smooth towards is that of the weighted labels
         weighted = targets.float() * self.weights  # (B, K)
         smooth = weighted.sum(1, keepdim=True) * self.spread  # (B, K)
-        return -(torch.lerp(weighted, smooth, self.label_smoothing) * log_probs).sum(1)
+        return -(torch.lerp(weighted, smooth, self.label_smoothing) * log_probs).sum(1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class FocalLoss:
     gamma: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses (B,) float32 of logits (B, K), K >= 2, under targets (B, K) of one class each.
+        """Mean loss of logits (B, K), K >= 2, under targets (B, K) of one class each, a float32 scalar.
 
         Raises:
             ConfigError: a target has several classes.
@@ -133,4 +133,4 @@ class FocalLoss:
         # 1 − p as a sum over the others: the difference is 0 for a sure answer, where a power's slope is not
         log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)
         log_p = log_probs.masked_fill(~is_true, 0).sum(1)  # (B,)
-        return -targets.float().sum(1) * (self.gamma * log_rest).exp() * log_p
+        return -(targets.float().sum(1) * (self.gamma * log_rest).exp() * log_p).mean()

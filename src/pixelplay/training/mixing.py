@@ -24,7 +24,7 @@ def mix_batch(
     Args:
         inputs: (B, C, H, W) images or feature maps; format in memory and dtype are kept.
         extras: (B, D) what else is known of each photograph, mixed by the share of the label.
-        targets: (B, K) float, class probabilities times what each photograph counts.
+        targets: (B, K) float, rows sum to 1, and still do afterwards.
         config: which ways, and their α.
         rng: the only source of chance.
 

@@ -42,7 +42,6 @@ class Tuned:
         is_with_probe: whether the probe answers beside it.
         plan: what was done.
         own: the tuned network and its own head.
-        misses: (N,) how wrong it was about each photograph when it last learned from it; 1: it has not.
     """
 
     logits: NDArray[np.float32]
@@ -55,7 +54,6 @@ class Tuned:
     halves: Halves
     classifier: Classifier
     job: Job
-    misses: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +96,13 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     classifier, job = bench.classifier(halves), bench.job(source, plan)
     if halves.front is None:
         _check_sizes(job, backbone)
-    state = finetune(
+    where = finetune(
         job,
         classifier,
         workplace.checkpoints,
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
-    where = state.progress
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
@@ -134,7 +131,6 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         halves=halves,
         classifier=classifier,
         job=job,
-        misses=state.misses.numpy(),
     )
 
 
@@ -154,8 +150,8 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
     epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
     if epochs:
         folder = os.path.join(bench.workplace.checkpoints, "refit")
-        job = _refit_job(bench, tuned.job, tuned.plan, epochs, tuned.misses)
-        where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder)).progress
+        job = _refit_job(bench, tuned.job, tuned.plan, epochs)
+        where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder))
         if where.stopped:
             journal.note(f"the validation photographs are not learned from: {where.stopped}")
             epochs = 0
@@ -200,7 +196,7 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
     raise ConfigError(f"views of the photographs cannot be kept: {failure}; free some space")
 
 
-def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int, misses: NDArray[np.float32]) -> Job:
+def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
     """The same training on train and val together, short and slow; nothing is left to choose by."""
     settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
     unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # photographs end as they are
@@ -210,7 +206,6 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int, misses: NDArray[
         beside=None,
         epochs=epochs,
         epochs_before=plan.epochs,
-        misses=misses,
         lr_frac=REFIT_LR_FRAC,
         config=replace(bench.config, finetune=settings, augmenting=unmixed),
     )

@@ -218,7 +218,7 @@ def make_plain_network(n_classes: int) -> tuple[nn.Module, Optimizer]:
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     lr, _ = settings.rates(is_full=True)
-    return network, torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay)
+    return network, torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def run_resident(

@@ -2,7 +2,7 @@
 
 A step is fixed by seed, epoch, batch and what the network got wrong before the epoch; nothing else is
 random. So a training that was killed goes on bit by bit, and several processes could each take their
-share of every batch.
+share of every batch, if they tell each other after an epoch what they got wrong.
 """
 
 import time

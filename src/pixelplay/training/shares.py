@@ -27,9 +27,9 @@ def forward_for_training(classifier: Classifier, device: Device, batch_size: int
 
     Cores that share every layer wait for each other after every layer, forwards and backwards
     (benchmarks/LOG.md). Shared out, the logits are the same but for the last digits, which depend on the
-    number of cores. That holds while no photograph depends on those beside it: not with a head that has a
-    batch norm, and not where something is left out by chance, whose order threads would not keep. There, and
-    on a GPU, it is the classifier itself.
+    number of cores, and so in time does what comes twice in an epoch. That holds while no photograph
+    depends on those beside it: not with a head that has a batch norm, and not where something is left out
+    by chance, whose order threads would not keep. There, and on a GPU, it is the classifier itself.
 
     Args:
         batch_size: photographs a batch, at most.

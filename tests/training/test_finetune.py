@@ -201,8 +201,13 @@ def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None
     assert np.mean(focused) == pytest.approx(everything[0], rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_leaves_no_nan_behind(tmp_path: Path) -> None:
-    run = begin(make_job(loss=lambda logits, targets: (logits * np.nan).sum()), tmp_path, make_classifier())
+def test_logits_that_are_not_finite_leave_no_nan_behind(tmp_path: Path) -> None:
+    class Spoilt(InMemory):
+        def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+            maps, moments = super().train_batch(batch, epoch, size_px)()
+            return lambda: (maps * np.nan, moments)
+
+    run = begin(make_job(source=Spoilt()), tmp_path, opinionated())
     run.train()
     assert run.state.progress.stopped.startswith("the loss is nan")
     assert run.state.misses.isfinite().all()

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from networks import shared_backbone
 from pixelplay.model.backbone import stage_modules
-from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
+from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.head import LinearHead, feature_scale
 from pixelplay.model.tail import Tail
 
@@ -62,14 +62,9 @@ def logits_of(head: nn.Module, features: FloatArray) -> FloatArray:
     return logits.numpy()
 
 
-def make_classifier(
-    name: str, *, n_front: int = 0, drop_path: float = 0.0, is_cpu: bool | None = None
-) -> Classifier:
-    """A seeded classifier; with `is_cpu` its spatial filters are frozen."""
+def make_classifier(name: str, *, n_front: int = 0, drop_path: float = 0.0) -> Classifier:
     backbone = shared_backbone(name)
     tail = Tail(backbone, n_front)
-    if is_cpu is not None:
-        freeze_spatial_filters(tail, is_cpu=is_cpu)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         n = backbone.n_features
@@ -300,65 +295,6 @@ def test_stochastic_depth_rises_linearly_to_its_share(name: str, rates: list[flo
     assert found == pytest.approx(rates)
 
 
-def depthwise(classifier: Classifier) -> dict[str, nn.Conv2d]:
-    return {
-        name: layer
-        for name, layer in classifier.named_modules()
-        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-    }
-
-
-@pytest.mark.parametrize("is_cpu", [True, False])
-@pytest.mark.parametrize(("name", "n_depthwise"), [("test_convnext", 9), ("test_efficientnet", 2)])
-def test_frozen_filters_stay_and_everything_else_moves(name: str, n_depthwise: int, is_cpu: bool) -> None:
-    classifier = make_classifier(name, is_cpu=is_cpu).train()
-    layers = depthwise(classifier)
-    assert len(layers) == n_depthwise
-    frozen = {f"{name}.{kind}" for name, layer in layers.items() for kind, _ in layer.named_parameters()}
-    before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=0.01, weight_decay=0.1)
-    cross_entropy(classifier(*draw_inputs(name)), torch.arange(4) % K).backward()
-    optimizer.step()
-    grads = {key for key, value in classifier.named_parameters() if value.grad is not None}
-    moved = {key for key, value in classifier.named_parameters() if not torch.equal(value, before[key])}
-    assert grads == moved == set(before) - frozen
-
-
-@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
-def test_the_detour_of_strided_filters_changes_no_bit_in_fp32(name: str) -> None:
-    found = []
-    for is_cpu in (True, False):
-        classifier = make_classifier(name, is_cpu=is_cpu).train()
-        logits = classifier(*draw_inputs(name))
-        cross_entropy(logits, torch.arange(4) % K).backward()
-        grads = [value.grad for value in classifier.parameters() if value.grad is not None]
-        found.append([logits.detach(), *grads])
-    for with_detour, without in zip(*found, strict=True):
-        assert torch.equal(with_detour, without)
-
-
-@pytest.mark.parametrize("is_cpu", [True, False])
-@torch.no_grad()
-def test_in_bf16_strided_filters_compute_in_fp32_on_a_cpu_and_logits_agree(is_cpu: bool) -> None:
-    name = "test_efficientnet"
-    classifier, inputs = make_classifier(name, is_cpu=is_cpu).eval(), draw_inputs(name)
-    exact = make_classifier(name).eval()(*inputs)
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-    for layer in depthwise(classifier).values():
-        layer.register_forward_hook(lambda layer, given, made: calls.append((layer, given[0], made)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = classifier(*inputs)
-    assert len(calls) == 2  # both have stride 2
-    for layer, given, made in calls:
-        if is_cpu:
-            assert torch.equal(made, nn.Conv2d.forward(layer, given.float()))
-        else:
-            assert made.dtype == torch.bfloat16
-    assert logits.dtype == torch.float32
-    scale = exact.abs().max()
-    torch.testing.assert_close(logits / scale, exact / scale, atol=0.1, rtol=0)
-
-
 # --- distances
 
 
@@ -403,7 +339,10 @@ def test_a_tail_has_the_distances_of_the_whole_and_frozen_filters_none(name: str
     whole = {key: distance for key, _, distance in make_classifier(name).distances()}
     n_stages = len(stage_modules(shared_backbone(name).network))
     for n_front in range(1, n_stages):
-        classifier = make_classifier(name, n_front=n_front, is_cpu=True)
+        classifier = make_classifier(name, n_front=n_front)
+        for layer in classifier.tail.modules():
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                layer.requires_grad_(False)
         found = {key: distance for key, _, distance in classifier.distances()}
         trained = [key for key, value in classifier.named_parameters() if value.requires_grad]
         assert list(found) == trained

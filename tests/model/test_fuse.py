@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelplay.model.activated import ActivatedConv2d
 from pixelplay.model.backbone import Backbone, create_network
 from pixelplay.model.fuse import fuse_for_inference
 
@@ -90,3 +91,8 @@ def test_a_wrong_fusion_falls_back_to_a_plain_copy() -> None:
     assert torch.equal(fused(images), backbone(images))
     assert fused is not backbone  # it may be moved to another device
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_the_embedded_network_applies_every_activation_while_it_convolves() -> None:
+    fused = fuse_for_inference(random_backbone("tf_efficientnet_lite0"), 224)
+    assert count(fused, ActivatedConv2d) == count(fused, nn.ReLU6) == 33

@@ -15,8 +15,9 @@ from torch.nn.functional import cross_entropy
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.errors import DataError
-from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
-from pixelplay.model.tail import Tail
+from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
+from pixelplay.model.layers import freeze_spatial_filters
+from pixelplay.model.tail import cut_backbone
 from pixelplay.training.checkpoint import (
     CHECKPOINT,
     State,
@@ -36,8 +37,9 @@ K = 3
 def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = K) -> State:
     """A training of the last two stages that has not begun; always the same."""
     backbone = shared_backbone("test_efficientnet")
-    tail = Tail(backbone, 3)
-    freeze_spatial_filters(tail, is_cpu=True)
+    halves = cut_backbone(backbone, 2, 64)
+    freeze_spatial_filters(halves, is_cpu=True)
+    tail = halves.tail
     n = backbone.n_features
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
-from pixelplay.model.classifier import Classifier, TrainedLinear, freeze_spatial_filters
-from pixelplay.model.tail import Tail
+from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.layers import freeze_spatial_filters
+from pixelplay.model.tail import Halves, Tail
 from pixelplay.training.optim import RATES_BATCH, AveragedWeights, lr_factor, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}
@@ -74,7 +75,8 @@ def test_rates_go_with_the_root_of_the_photographs_a_step(photographs_a_step: in
 
 def test_frozen_weights_are_not_the_optimizers() -> None:
     classifier = make_classifier("test_convnext")
-    freeze_spatial_filters(classifier.tail, is_cpu=True)
+    halves = Halves(front=None, tail=classifier.tail, shape=(3, 64, 64), n_moments=0)
+    freeze_spatial_filters(halves, is_cpu=True)
     found = settings_by_name(classifier, FinetuneConfig())
     assert set(found) == {key for key, value in classifier.named_parameters() if value.requires_grad}
     assert len(found) < len(list(classifier.parameters()))

@@ -117,8 +117,10 @@ def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
 
 def _channel_moments(stage: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over positions, (B, C) float32 each, of maps (B, C, H, W)."""
-    variance, mean = torch.var_mean(stage.float(), dim=(2, 3), correction=0)
-    return mean, (variance + 1e-12).sqrt()  # the root's slope at 0 is infinite
+    values = stage.float()
+    mean = values.mean(dim=(2, 3), keepdim=True)
+    variance = (values - mean).square().mean(dim=(2, 3))  # torch.var_mean takes ten times as long on a CPU
+    return mean.flatten(1), (variance + 1e-12).sqrt()  # the root's slope at 0 is infinite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Tail and head as one network that is trained; parameters by their distance from the head."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,30 +130,6 @@ class Classifier(nn.Module):
             if value.requires_grad:
                 inner = name.removeprefix("tail.network.")
                 yield name, value, 0 if name.startswith("head.") else len(ends) - 1 - stage_of[inner]
-
-
-def freeze_spatial_filters(tail: Tail, *, is_cpu: bool) -> None:
-    """Train what mixes channels, and leave the depthwise filters as they are.
-
-    They hold 3 % of the weights, and their gradient takes two thirds of a step on a CPU. There a
-    strided depthwise filter also runs in fp32: in bf16 its gradient takes a hundred times its forward.
-    """
-    for layer in tail.network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
-            layer.weight.requires_grad_(False)
-            if layer.bias is not None:
-                layer.bias.requires_grad_(False)  # its gradient costs as much as the weights'
-            if is_cpu and layer.stride != (1, 1):
-                layer.forward = _in_fp32(layer.forward)  # type: ignore[method-assign]
-
-
-def _in_fp32(forward: Any) -> Any:
-    def run(inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            outputs: Tensor = forward(inputs.float())
-        return outputs
-
-    return run
 
 
 def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[str, int]:

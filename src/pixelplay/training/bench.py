@@ -16,9 +16,10 @@ from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp, freeze_spatial_filters
+from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size
 from pixelplay.model.head import LinearHead, feature_scale
+from pixelplay.model.layers import freeze_spatial_filters
 from pixelplay.model.reading import read_features
 from pixelplay.model.tail import Halves
 from pixelplay.training.batches import PixelSource, Source, ViewSource
@@ -146,7 +147,7 @@ class Bench:
                     dropout=settings.dropout,
                 )
         if halves.front is not None:
-            freeze_spatial_filters(halves.tail, is_cpu=self.workplace.device.name == "cpu")
+            freeze_spatial_filters(halves, is_cpu=self.workplace.device.name == "cpu")
         return Classifier(halves.tail, head, drop_path=settings.drop_path)
 
     def job(self, source: Source, plan: Plan, *, is_refit: bool = False) -> Job:

@@ -1,0 +1,232 @@
+"""What layers.py promises: filters and their scales stay, and the short way leads to the same."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from networks import shared_backbone
+from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.layers import freeze_spatial_filters
+from pixelplay.model.tail import Halves, Tail, cut_backbone
+
+K, SIZE = 4, 64
+NETWORKS = [
+    "test_efficientnet",
+    "test_convnext",
+    "test_resnet",
+    "test_byobnet",
+    "test_nfnet",  # its convolutions standardise their weights
+    "test_vit",
+    "mobilenetv3_small_050",  # squeeze-and-excite, hard swish
+    "tf_efficientnet_lite0",
+]
+
+
+def make_classifier(
+    name: str, n_tail: int | None = None, *, is_cpu: bool | None, size: int = SIZE
+) -> tuple[Classifier, Halves]:
+    """A seeded classifier in training; with `is_cpu` its spatial filters are frozen."""
+    backbone = shared_backbone(name)
+    size = 160 if name == "test_vit" else size
+    halves = cut_backbone(backbone, n_tail, size)
+    if is_cpu is not None:
+        freeze_spatial_filters(halves, is_cpu=is_cpu)
+    n = backbone.n_features
+    head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
+    nn.init.normal_(head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    return Classifier(halves.tail, head).train(), halves
+
+
+def draw_inputs(halves: Halves, n: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, *halves.shape, generator=generator), torch.zeros(n, halves.n_moments)
+
+
+def depthwise(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            yield name, layer
+
+
+def learn(classifier: Classifier, inputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Logits, and the gradients of what is trained."""
+    logits = classifier(*inputs)
+    cross_entropy(logits, torch.arange(len(logits)) % K).backward()
+    grads = {name: value.grad for name, value in classifier.named_parameters() if value.grad is not None}
+    return {"logits": logits.detach(), **grads}
+
+
+def is_short(layer: nn.Module) -> bool:
+    return "forward" in vars(layer)
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+@pytest.mark.parametrize(
+    ("name", "n_filters", "has_norms"), [("test_convnext", 9, False), ("test_efficientnet", 2, True)]
+)
+def test_filters_and_their_scales_stay_and_everything_else_moves(
+    name: str, n_filters: int, has_norms: bool, is_cpu: bool
+) -> None:
+    classifier, halves = make_classifier(name, is_cpu=is_cpu)
+    filters = [name for name, _ in depthwise(classifier)]
+    assert len(filters) == n_filters
+    scales = [name.replace("conv_dw", "bn2") for name in filters] if has_norms else []
+    frozen = {f"{name}.weight" for name in (*filters, *scales)}
+    before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=0.01, weight_decay=0.1)
+    grads = set(learn(classifier, draw_inputs(halves))) - {"logits"}
+    optimizer.step()
+    moved = {key for key, value in classifier.named_parameters() if not torch.equal(value, before[key])}
+    assert grads == moved == set(before) - frozen
+
+
+@pytest.mark.parametrize("size", [64, 60])  # 60: strided convolutions meet odd sides too
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_and_gradients_are_those_of_the_long_way(name: str, size: int) -> None:
+    n_tail = 2 if name == "tf_efficientnet_lite0" else None  # more layers make more of last digits
+    found = []
+    for is_cpu in (True, False):
+        classifier, halves = make_classifier(name, n_tail, is_cpu=is_cpu, size=size)
+        found.append(learn(classifier, draw_inputs(halves)))
+    short, long = found
+    assert list(short) == list(long)
+    for key, value in long.items():
+        assert (short[key] - value).norm() <= 1e-3 * value.norm() + 1e-7, key
+
+
+def test_gradients_arrive_in_maps_that_want_them_and_at_a_cut() -> None:
+    found = []
+    for is_cpu in (True, False):
+        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_cpu=is_cpu, size=96)
+        maps, moments = draw_inputs(halves)
+        maps.requires_grad_()
+        assert maps.shape[1] > 3
+        learn(classifier, (maps, moments))
+        assert maps.grad is not None
+        found.append(maps.grad / maps.grad.abs().max())
+    torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
+
+
+def test_nearly_every_convolution_of_the_embedded_network_takes_the_short_way() -> None:
+    classifier, _ = make_classifier("tf_efficientnet_lite0", 5, is_cpu=True, size=224)
+    convs = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in classifier.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(convs) == len(norms) > 30
+    assert all(map(is_short, [*convs, *norms]))
+
+
+def test_a_gpu_goes_the_long_way() -> None:
+    classifier, _ = make_classifier("test_efficientnet", is_cpu=False)
+    assert not any(map(is_short, classifier.modules()))
+
+
+@torch.no_grad()
+def test_in_bf16_layers_compute_in_bf16_and_logits_agree() -> None:
+    classifier, halves = make_classifier("tf_efficientnet_lite0", 4, is_cpu=True, size=96)
+    exact, _ = make_classifier("tf_efficientnet_lite0", 4, is_cpu=None, size=96)
+    inputs = draw_inputs(halves)
+    kinds = set()
+    for layer in classifier.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, given, made: kinds.add(made.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = classifier(*inputs)
+    assert kinds == {torch.bfloat16}
+    assert logits.dtype == torch.float32
+    expected = exact(*inputs)
+    scale = expected.abs().max()
+    torch.testing.assert_close(logits / scale, expected / scale, atol=0.1, rtol=0)
+
+
+def test_weights_that_are_loaded_later_count() -> None:
+    classifier, halves = make_classifier("test_efficientnet", is_cpu=True)
+    long, _ = make_classifier("test_efficientnet", is_cpu=None)
+    generator = torch.Generator().manual_seed(2)
+    state = {
+        key: value + 0.1 * torch.rand(value.shape, generator=generator)
+        for key, value in long.state_dict().items()
+        if value.is_floating_point()
+    }
+    for each in (classifier, long):
+        each.load_state_dict(state, strict=False)
+    inputs = draw_inputs(halves)
+    with torch.no_grad():
+        found, expected = classifier(*inputs), long(*inputs)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+class Twice(nn.Module):
+    """Uses what a convolution makes in front of its norm too, so that the two are not one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5)
+        nn.init.constant_(self.norm.bias, 3.0)
+
+    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+        made = self.conv(maps)
+        return torch.cat([moments, (self.norm(made) + 2 * made).mean((2, 3))], dim=1)
+
+
+def test_layers_whose_short_way_leads_elsewhere_keep_their_own() -> None:
+    tail = Twice()
+    inputs = torch.randn(2, 3, 8, 8), torch.zeros(2, 0)
+    with torch.no_grad():
+        expected = tail.eval()(*inputs)
+        freeze_spatial_filters(
+            Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0), is_cpu=True
+        )
+        assert torch.equal(tail(*inputs), expected)
+    assert not any(map(is_short, tail.modules()))
+
+
+class Filters(nn.Module):
+    """One depthwise filter of any kind."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, groups=3, **settings)
+
+    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+        made: Tensor = torch.cat([moments, self.conv(maps).flatten(1)], dim=1)
+        return made
+
+
+@pytest.mark.parametrize("size", [8, 9, 11])
+@pytest.mark.parametrize(
+    ("settings", "is_shorter"),
+    [
+        ({"kernel_size": 3, "padding": 1}, True),
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, True),
+        ({"kernel_size": 5, "stride": 3, "padding": 0}, True),
+        ({"kernel_size": 4, "stride": 4, "padding": 2}, True),
+        ({"kernel_size": 3, "padding": 3}, False),  # a slope of no padding's
+        ({"kernel_size": 3, "padding": 2, "dilation": 2}, False),
+        ({"kernel_size": (3, 5), "padding": (1, 2)}, False),
+        ({"kernel_size": 3, "padding": "same"}, False),
+        ({"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}, False),
+        ({"kernel_size": 3, "padding": 1, "out_channels": 6}, False),
+    ],
+)
+def test_slopes_behind_filters_of_every_kind(settings: dict[str, Any], is_shorter: bool, size: int) -> None:
+    torch.manual_seed(0)
+    tail = Filters(**{"out_channels": 3, **settings})
+    maps = torch.randn(2, 3, size, size)
+    found = []
+    for is_cpu in (False, True):
+        freeze_spatial_filters(
+            Halves(front=None, tail=cast(Tail, tail), shape=(3, size, size), n_moments=0), is_cpu=is_cpu
+        )
+        given = maps.clone().requires_grad_()
+        made = tail(given, torch.zeros(2, 0))
+        (made * torch.arange(made.numel()).view_as(made).sin()).sum().backward()
+        assert given.grad is not None
+        found += [made.detach(), given.grad]
+    assert is_short(tail.conv) == is_shorter
+    torch.testing.assert_close(found[2], found[0])
+    torch.testing.assert_close(found[3], found[1])

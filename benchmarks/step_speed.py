@@ -30,7 +30,7 @@ def make_step(backbone: str, n_stages: int | None) -> Callable[[], None]:
     loaded = load_backbone(backbone, None, is_offline=True)
     halves = cut_backbone(loaded.backbone, n_stages, loaded.preprocessing.input_size)
     if n_stages is not None:
-        freeze_spatial_filters(halves, is_cpu=True)
+        freeze_spatial_filters(halves, is_shortened=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
     head = TrainedLinear(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
     classifier = Classifier(halves.tail, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

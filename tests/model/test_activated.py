@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pixelplay.model import activated
-from pixelplay.model.activated import ActivatedConv2d, convolve, has_name
+from pixelplay.model.activated import ActivatedConv2d, convolve, is_listed
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
 
@@ -14,7 +14,7 @@ ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
 def is_there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both with oneDNN's one pass and where it is missing."""
     if not request.param:
-        monkeypatch.setattr(activated, "_is_there", lambda: False)
+        monkeypatch.setattr(activated, "_has_one_pass", lambda dtype: False)
     return bool(request.param)
 
 
@@ -25,8 +25,15 @@ def make_conv(kernel: int, stride: int, groups: int, *, bias: bool) -> nn.Conv2d
     return conv
 
 
+def test_another_signature_is_no_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(activated._NAMES, nn.ReLU6, ("a name of tomorrow", []))
+    activated._has_one_pass.cache_clear()
+    assert not activated._has_one_pass(torch.float32)
+    activated._has_one_pass.cache_clear()
+
+
 def test_this_machine_has_the_one_pass() -> None:
-    assert activated._is_there() == torch.backends.mkldnn.is_available()
+    assert activated._has_one_pass(torch.float32) == torch.backends.mkldnn.is_available()
 
 
 @torch.no_grad()
@@ -38,7 +45,7 @@ def test_one_pass_makes_what_two_make(
     conv = make_conv(kernel, stride, groups, bias=bias)
     images = torch.randn(2, 8, 11, 11)
     expected = activation(conv(images))
-    assert has_name(activation)
+    assert is_listed(activation)
     found = convolve(
         images,
         conv.weight,
@@ -66,8 +73,8 @@ def test_in_bf16_rectifiers_change_no_bit(activation: nn.Module, is_there: bool)
 def test_an_activation_without_a_name_follows_the_convolution() -> None:
     conv, images = make_conv(1, 1, 1, bias=False), torch.randn(2, 8, 5, 5)
     sides = {"stride": (1, 1), "padding": (0, 0), "groups": 1}
-    assert not has_name(nn.Tanh())
-    assert not has_name(None)
+    assert not is_listed(nn.Tanh())
+    assert not is_listed(None)
     for activation in (nn.Tanh(), None):
         found = convolve(images, conv.weight, None, **sides, activation=activation)  # type: ignore[arg-type]
         expected = conv(images) if activation is None else activation(conv(images))

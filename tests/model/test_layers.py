@@ -6,36 +6,41 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from networks import shared_backbone
+from pixelplay.config import ComputeConfig
+from pixelplay.model import activated
 from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.features import find_device
 from pixelplay.model.layers import freeze_spatial_filters
 from pixelplay.model.tail import Halves, Tail, cut_backbone
+from pixelplay.training.shares import forward_for_training
 
 K, SIZE = 4, 64
-NETWORKS = [
-    "test_efficientnet",
-    "test_convnext",
-    "test_resnet",
-    "test_byobnet",
-    "test_nfnet",  # its convolutions standardise their weights
-    "test_vit",
-    "mobilenetv3_small_050",  # squeeze-and-excite, hard swish
-    "tf_efficientnet_lite0",
-]
+NETWORKS = {  # and the last stages that are trained: more layers make more of last digits
+    "test_efficientnet": None,
+    "test_convnext": None,
+    "test_resnet": None,
+    "test_byobnet": None,
+    "test_nfnet": None,  # its convolutions standardise their weights
+    "test_vit": None,
+    "mobilenetv3_small_050": None,  # squeeze-and-excite, hard swish
+    "tf_efficientnet_lite0": 2,
+}
 
 
 def make_classifier(
-    name: str, n_tail: int | None = None, *, is_cpu: bool | None, size: int = SIZE
+    name: str, n_tail: int | None = None, *, is_shortened: bool | None, size: int = SIZE
 ) -> tuple[Classifier, Halves]:
-    """A seeded classifier in training; with `is_cpu` its spatial filters are frozen."""
+    """A seeded classifier in training; with `is_shortened` its spatial filters are frozen."""
     backbone = shared_backbone(name)
     size = 160 if name == "test_vit" else size
     halves = cut_backbone(backbone, n_tail, size)
-    if is_cpu is not None:
-        freeze_spatial_filters(halves, is_cpu=is_cpu)
+    if is_shortened is not None:
+        freeze_spatial_filters(halves, is_shortened=is_shortened)
     n = backbone.n_features
     head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
     nn.init.normal_(head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -65,14 +70,14 @@ def is_short(layer: nn.Module) -> bool:
     return "forward" in vars(layer)
 
 
-@pytest.mark.parametrize("is_cpu", [True, False])
+@pytest.mark.parametrize("is_shortened", [True, False])
 @pytest.mark.parametrize(
     ("name", "n_filters", "has_norms"), [("test_convnext", 9, False), ("test_efficientnet", 2, True)]
 )
 def test_filters_and_their_scales_stay_and_everything_else_moves(
-    name: str, n_filters: int, has_norms: bool, is_cpu: bool
+    name: str, n_filters: int, has_norms: bool, is_shortened: bool
 ) -> None:
-    classifier, halves = make_classifier(name, is_cpu=is_cpu)
+    classifier, halves = make_classifier(name, is_shortened=is_shortened)
     filters = [name for name, _ in depthwise(classifier)]
     assert len(filters) == n_filters
     scales = [name.replace("conv_dw", "bn2") for name in filters] if has_norms else []
@@ -86,12 +91,11 @@ def test_filters_and_their_scales_stay_and_everything_else_moves(
 
 
 @pytest.mark.parametrize("size", [64, 60])  # 60: strided convolutions meet odd sides too
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list(NETWORKS))
 def test_logits_and_gradients_are_those_of_the_long_way(name: str, size: int) -> None:
-    n_tail = 2 if name == "tf_efficientnet_lite0" else None  # more layers make more of last digits
     found = []
-    for is_cpu in (True, False):
-        classifier, halves = make_classifier(name, n_tail, is_cpu=is_cpu, size=size)
+    for is_shortened in (True, False):
+        classifier, halves = make_classifier(name, NETWORKS[name], is_shortened=is_shortened, size=size)
         found.append(learn(classifier, draw_inputs(halves)))
     short, long = found
     assert list(short) == list(long)
@@ -101,8 +105,8 @@ def test_logits_and_gradients_are_those_of_the_long_way(name: str, size: int) ->
 
 def test_gradients_arrive_in_maps_that_want_them_and_at_a_cut() -> None:
     found = []
-    for is_cpu in (True, False):
-        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_cpu=is_cpu, size=96)
+    for is_shortened in (True, False):
+        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
         maps, moments = draw_inputs(halves)
         maps.requires_grad_()
         assert maps.shape[1] > 3
@@ -112,23 +116,60 @@ def test_gradients_arrive_in_maps_that_want_them_and_at_a_cut() -> None:
     torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
 
 
-def test_nearly_every_convolution_of_the_embedded_network_takes_the_short_way() -> None:
-    classifier, _ = make_classifier("tf_efficientnet_lite0", 5, is_cpu=True, size=224)
+def test_every_convolution_of_the_embedded_network_takes_the_short_way() -> None:
+    classifier, _ = make_classifier("tf_efficientnet_lite0", 5, is_shortened=True, size=224)
     convs = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in classifier.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert len(convs) == len(norms) > 30
     assert all(map(is_short, [*convs, *norms]))
 
 
+@pytest.mark.parametrize(
+    ("name", "n_short"),
+    [
+        ("test_efficientnet", 13),  # all but squeeze-and-excite
+        ("test_convnext", 9),  # its depthwise filters
+        ("test_resnet", 15),  # all
+        ("test_byobnet", 14),  # all but attention
+        ("test_nfnet", 0),
+        ("test_vit", 0),
+        ("mobilenetv3_small_050", 34),  # all but squeeze-and-excite
+    ],
+)
+def test_what_the_short_way_is_for_takes_it(name: str, n_short: int) -> None:
+    classifier, _ = make_classifier(name, is_shortened=True)
+    convs = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d)]
+    assert sum(map(is_short, convs)) == n_short
+
+
+def test_odd_sides_take_the_short_way_too() -> None:
+    classifier, _ = make_classifier("tf_efficientnet_lite2", 5, is_shortened=True, size=260)
+    filters = [layer for _, layer in depthwise(classifier)]
+    assert {layer.stride for layer in filters} == {(1, 1), (2, 2)}
+    assert all(map(is_short, filters))
+
+
+def test_shortening_twice_is_shortening_once() -> None:
+    classifier, halves = make_classifier("test_efficientnet", is_shortened=True)
+    short = [is_short(layer) for layer in classifier.modules()]
+    inputs = draw_inputs(halves)
+    expected = classifier(*inputs)
+    freeze_spatial_filters(halves, is_shortened=True)
+    assert [is_short(layer) for layer in classifier.modules()] == short
+    assert torch.equal(classifier(*inputs), expected)
+    freeze_spatial_filters(halves, is_shortened=False)
+    assert not any(map(is_short, classifier.modules()))
+
+
 def test_a_gpu_goes_the_long_way() -> None:
-    classifier, _ = make_classifier("test_efficientnet", is_cpu=False)
+    classifier, _ = make_classifier("test_efficientnet", is_shortened=False)
     assert not any(map(is_short, classifier.modules()))
 
 
 @torch.no_grad()
 def test_in_bf16_layers_compute_in_bf16_and_logits_agree() -> None:
-    classifier, halves = make_classifier("tf_efficientnet_lite0", 4, is_cpu=True, size=96)
-    exact, _ = make_classifier("tf_efficientnet_lite0", 4, is_cpu=None, size=96)
+    classifier, halves = make_classifier("tf_efficientnet_lite0", 4, is_shortened=True, size=96)
+    exact, _ = make_classifier("tf_efficientnet_lite0", 4, is_shortened=None, size=96)
     inputs = draw_inputs(halves)
     kinds = set()
     for layer in classifier.modules():
@@ -143,9 +184,97 @@ def test_in_bf16_layers_compute_in_bf16_and_logits_agree() -> None:
     torch.testing.assert_close(logits / scale, expected / scale, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("has_one_pass", [True, False])
+def test_in_bf16_gradients_are_nearly_those_of_fp32(
+    has_one_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_one_pass:
+        monkeypatch.setattr(activated, "_has_one_pass", lambda dtype: False)
+    found = []
+    for is_shortened, is_bf16 in ((True, True), (None, False)):
+        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+            logits = classifier(*draw_inputs(halves))
+        cross_entropy(logits, torch.arange(4) % K).backward()
+        found.append({name: value.grad for name, value in classifier.named_parameters()})
+    short, exact = found
+    for name, grad in short.items():
+        value = exact[name]
+        if grad is not None and value is not None:
+            cosine = (grad * value).sum() / (grad.norm() * value.norm())
+            assert cosine > 0.9, name
+
+
+def test_threads_share_short_layers() -> None:
+    device = find_device(ComputeConfig(precision="fp32"))
+    found = []
+    for batch_size in (8, 16):  # one share, and two
+        classifier, halves = make_classifier("tf_efficientnet_lite0", 2, is_shortened=True, size=64)
+        inputs = draw_inputs(halves, 16)
+        torch.set_num_threads(2)
+        with forward_for_training(classifier, device, batch_size) as forward:
+            assert (forward is classifier) == (batch_size == 8)
+            logits = forward(*inputs)
+            cross_entropy(logits, torch.arange(16) % K).backward()
+        torch.set_num_threads(1)
+        found.append([value.grad for value in classifier.parameters() if value.grad is not None])
+    for one, two in zip(*found, strict=True):
+        assert (one - two).norm() <= 1e-3 * one.norm() + 1e-7
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_biases_and_norms_without_weights_are_folded_too(bias: bool, affine: bool) -> None:
+    tail = Normed(bias=bias, affine=affine)
+    found = []
+    for is_shortened in (False, True):
+        halves = Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0)
+        freeze_spatial_filters(halves, is_shortened=is_shortened)
+        tail.zero_grad()
+        tail(torch.linspace(-1, 1, 384).view(2, 3, 8, 8), torch.zeros(2, 0)).square().sum().backward()
+        found.append([value.grad for value in tail.parameters()])
+    assert is_short(tail.conv)
+    assert all(grad is not None for grad in found[0])
+    for short, long in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(short, long, atol=1e-3, rtol=1e-4)
+
+
+class Normed(nn.Module):
+    """A dense convolution and a plain batch norm."""
+
+    def __init__(self, *, bias: bool, affine: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 5, 3, bias=bias), nn.BatchNorm2d(5, affine=affine)
+        self.norm.running_mean, self.norm.running_var = torch.randn(5), torch.rand(5) + 0.5
+
+    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+        return torch.cat([moments, self.norm(self.conv(maps)).flatten(1)], dim=1)
+
+
+@pytest.mark.parametrize("is_dropping", [True, False])
+def test_what_a_norm_drops_is_dropped_and_what_it_activates_activated(is_dropping: bool) -> None:
+    tail = Normed(bias=True, affine=True)
+    tail.norm = BatchNormAct2d(5, act_layer=nn.ReLU, drop_layer=Halve if is_dropping else None)
+    halves = Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0)
+    inputs = torch.linspace(-1, 1, 384).view(2, 3, 8, 8), torch.zeros(2, 0)
+    with torch.no_grad():
+        expected = tail.eval()(*inputs)
+        freeze_spatial_filters(halves, is_shortened=True)
+        torch.testing.assert_close(tail(*inputs), expected)
+    assert is_short(tail.norm)
+
+
+class Halve(nn.Module):
+    """A layer in the place of dropout whose doing shows."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps / 2 - 0.1
+
+
 def test_weights_that_are_loaded_later_count() -> None:
-    classifier, halves = make_classifier("test_efficientnet", is_cpu=True)
-    long, _ = make_classifier("test_efficientnet", is_cpu=None)
+    classifier, halves = make_classifier("test_efficientnet", is_shortened=True)
+    long, _ = make_classifier("test_efficientnet", is_shortened=None)
     generator = torch.Generator().manual_seed(2)
     state = {
         key: value + 0.1 * torch.rand(value.shape, generator=generator)
@@ -179,7 +308,7 @@ def test_layers_whose_short_way_leads_elsewhere_keep_their_own() -> None:
     with torch.no_grad():
         expected = tail.eval()(*inputs)
         freeze_spatial_filters(
-            Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0), is_cpu=True
+            Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0), is_shortened=True
         )
         assert torch.equal(tail(*inputs), expected)
     assert not any(map(is_short, tail.modules()))
@@ -218,9 +347,10 @@ def test_slopes_behind_filters_of_every_kind(settings: dict[str, Any], is_shorte
     tail = Filters(**{"out_channels": 3, **settings})
     maps = torch.randn(2, 3, size, size)
     found = []
-    for is_cpu in (False, True):
+    for is_shortened in (False, True):
         freeze_spatial_filters(
-            Halves(front=None, tail=cast(Tail, tail), shape=(3, size, size), n_moments=0), is_cpu=is_cpu
+            Halves(front=None, tail=cast(Tail, tail), shape=(3, size, size), n_moments=0),
+            is_shortened=is_shortened,
         )
         given = maps.clone().requires_grad_()
         made = tail(given, torch.zeros(2, 0))

@@ -38,7 +38,7 @@ def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = 
     """A training of the last two stages that has not begun; always the same."""
     backbone = shared_backbone("test_efficientnet")
     halves = cut_backbone(backbone, 2, 64)
-    freeze_spatial_filters(halves, is_cpu=True)
+    freeze_spatial_filters(halves, is_shortened=True)
     tail = halves.tail
     n = backbone.n_features
     with torch.random.fork_rng():

@@ -76,7 +76,7 @@ def test_rates_go_with_the_root_of_the_photographs_a_step(photographs_a_step: in
 def test_frozen_weights_are_not_the_optimizers() -> None:
     classifier = make_classifier("test_convnext")
     halves = Halves(front=None, tail=classifier.tail, shape=(3, 64, 64), n_moments=0)
-    freeze_spatial_filters(halves, is_cpu=True)
+    freeze_spatial_filters(halves, is_shortened=True)
     found = settings_by_name(classifier, FinetuneConfig())
     assert set(found) == {key for key, value in classifier.named_parameters() if value.requires_grad}
     assert len(found) < len(list(classifier.parameters()))

@@ -24,7 +24,8 @@ from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, ConfigError, name_some, suggest
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
-FEATURES_VERSION = 1  # of bundles and cache keys: raise it when the same pixels yield other features
+# of bundles and cache keys: raise it when the same pixels yield other features, by more than rounding
+FEATURES_VERSION = 1
 FeatureKind = Literal["stages", "pooled"]
 N_STAGES = 5  # of longer lists (EfficientNet's seven, a transformer's blocks) the last five
 

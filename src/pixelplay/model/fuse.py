@@ -2,21 +2,22 @@
 
 On a CPU most of EfficientNet's time goes into batch norms, padding copies and activations. Batch norms
 of a frozen network are folded into the convolution before them; TensorFlow's one-sided padding of
-strided convolutions becomes a row and a column of zeros in their kernels; activations are applied by the
-convolution itself.
+strided convolutions becomes a row and a column of zeros in their kernels; the activation of a folded
+batch norm is applied by the convolution itself, where oneDNN can.
 """
 
 import copy
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pixelplay.model.activated import ActivatedConv2d, has_name
+from pixelplay.model.activated import ActivatedConv2d, is_listed
 from pixelplay.model.backbone import Backbone
 
 TOLERANCE = 1e-3  # of the largest feature; folding as such changes the last bits only
@@ -43,13 +44,13 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
     images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = backbone(images)
-    fused = copy.deepcopy(backbone)
+    fused = copy.deepcopy(backbone).requires_grad_(False)
     with torch.no_grad():
         calls = trace_layers(fused, images)
         activations = _fold_batch_norms(fused, calls)
-        padded = _fold_one_sided_padding(fused, calls)
+        new_of = _fold_same_padding(fused, calls)
         for conv, activation in activations.items():
-            _activate(fused, padded.get(conv, conv), activation)
+            _activate(fused, new_of.get(conv, conv), activation)
     with torch.inference_mode():
         difference = (fused(images) - expected).abs().max()
     return fused if difference <= TOLERANCE * expected.abs().max() else copy.deepcopy(backbone)
@@ -70,8 +71,11 @@ def trace_layers(network: nn.Module, *inputs: Tensor) -> list[Call]:
     return calls
 
 
-def foldable(calls: list[Call]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
-    """Convolutions and the batch norms with fixed statistics that take their outputs as they are."""
+def find_foldable(calls: list[Call]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
+    """Convolutions, and the batch norms that take their outputs as they are.
+
+    Seen in eval mode: dropout between the two would not show.
+    """
     uses = Counter(call.layer for call in calls)
     maker = {id(call.made): call.layer for call in calls}  # the calls keep their tensors, and so their ids
     found = {}
@@ -87,7 +91,7 @@ def foldable(calls: list[Call]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
 def _fold_batch_norms(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, nn.Module]:
     """Fold each batch norm that can be into the convolution before it, and give what is left of it."""
     activations = {}
-    for conv, norm in foldable(calls).items():
+    for conv, norm in find_foldable(calls).items():
         assert norm.running_mean is not None
         assert norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -102,48 +106,66 @@ def _fold_batch_norms(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, 
 def _activate(backbone: Backbone, conv: nn.Conv2d, activation: nn.Module) -> None:
     """Let a convolution apply the activation that follows it."""
     is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.dilation == (1, 1)
-    if is_plain and not isinstance(conv.padding, str) and has_name(activation):
+    if is_plain and not isinstance(conv.padding, str) and is_listed(activation):
         _replace(backbone, activation, nn.Identity())
         _replace(backbone, conv, ActivatedConv2d(conv, activation))
 
 
-def is_padded_below(call: Call) -> bool:
-    """Whether a "same" convolution of stride 2 pads one row less above than below, as on even sizes.
+def padding_of(conv: nn.Conv2d, sides: Sequence[int]) -> tuple[int, bool] | None:
+    """Padding that is alike on all edges, and whether the kernel must grow for it.
 
-    With a row and a column of zeros put before its kernel, equal padding by half of the kernel on all
-    sides reads the same pixels, and needs no copy of the input.
+    TensorFlow's "same" convolutions pad by what the size asks for, a row less above than below where that is
+    odd. With a row and a column of zeros put before the kernel, equal padding reads the same pixels, and
+    needs no copy of the input.
+
+    Args:
+        sides: height and width of the maps that it is given.
+
+    Returns:
+        Rows and columns on each edge, and whether zeros go before the kernel; None where it pads otherwise.
     """
     from timm.layers.conv2d_same import Conv2dSame
 
-    layer: Any = call.layer
-    if not isinstance(layer, Conv2dSame) or layer.stride != (2, 2) or layer.dilation != (1, 1):
-        return False
-    side = layer.kernel_size[0]
-    is_even = call.given.shape[2] % 2 == 0 and call.given.shape[3] % 2 == 0
-    return is_even and layer.kernel_size == (side, side) and side % 2 == 1
+    is_square = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+    if not is_square or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        return None
+    if conv.dilation != (1, 1) or type(conv) not in (nn.Conv2d, Conv2dSame):
+        return None
+    if type(conv) is nn.Conv2d:
+        return conv.padding[0], False
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    needed = {max(0, (math.ceil(side / stride) - 1) * stride + kernel - side) for side in sides}
+    return ((max(needed) + 1) // 2, max(needed) % 2 == 1) if len(needed) == 1 else None
 
 
-def _fold_one_sided_padding(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, nn.Conv2d]:
+def _fold_same_padding(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, nn.Conv2d]:
     """Old convolutions and the new ones in their places."""
-    padded: dict[nn.Conv2d, nn.Conv2d] = {}
+    new_of: dict[nn.Conv2d, nn.Conv2d] = {}
     for call in calls:
-        if not is_padded_below(call):
+        old = call.layer
+        if not isinstance(old, nn.Conv2d) or type(old) is nn.Conv2d or old in new_of:
             continue
-        old: Any = call.layer
-        side = old.kernel_size[0]
+        if (padded := padding_of(old, call.given.shape[2:])) is None:
+            continue
+        padding, is_grown = padded
         new = nn.Conv2d(
             old.in_channels,
             old.out_channels,
-            side + 1,
-            stride=2,
-            padding=side // 2,
+            old.kernel_size[0] + is_grown,
+            stride=old.stride[0],
+            padding=padding,
             groups=old.groups,
             bias=old.bias is not None,
         )
-        new.weight, new.bias = nn.Parameter(pad(old.weight, (1, 0, 1, 0))), old.bias
+        new.weight, new.bias = nn.Parameter(grow(old.weight) if is_grown else old.weight), old.bias
         _replace(backbone, old, new)
-        padded[old] = new
-    return padded
+        new_of[old] = new
+    return new_of
+
+
+def grow(kernel: Tensor) -> Tensor:
+    """Put a row and a column of zeros before a kernel (C', C, K, K)."""
+    return pad(kernel, (1, 0, 1, 0))
 
 
 def _replace(backbone: Backbone, old: nn.Module, new: nn.Module) -> None:

@@ -34,7 +34,7 @@ Made = tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]  # rows, squa
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 AnyBatch = TypeVar("AnyBatch")
 MIXES = ("mixup", "cutmix")
-VIEWS_VERSION = 1  # raise it when the same pixels yield other views
+VIEWS_VERSION = 1  # raise it when the same pixels yield views that differ by more than rounding
 
 
 @dataclass(frozen=True)

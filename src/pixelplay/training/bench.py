@@ -147,7 +147,10 @@ class Bench:
                     dropout=settings.dropout,
                 )
         if halves.front is not None:
-            freeze_spatial_filters(halves, is_cpu=self.workplace.device.name == "cpu")
+            is_compiled = settings.compile == "on"  # the compiler finds ways of its own
+            freeze_spatial_filters(
+                halves, is_shortened=self.workplace.device.name == "cpu" and not is_compiled
+            )
         return Classifier(halves.tail, head, drop_path=settings.drop_path)
 
     def job(self, source: Source, plan: Plan, *, is_refit: bool = False) -> Job:

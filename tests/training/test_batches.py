@@ -1,6 +1,7 @@
 """What batches.py promises: any batch can be made again, by anyone, and nothing is computed twice."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -446,9 +447,23 @@ def test_views_that_cannot_be_kept_say_why(tmp_path: Path) -> None:
 
 def test_a_try_keeps_nothing(tmp_path: Path) -> None:
     store = MemoryStore()
-    make_views(tmp_path, cut(), make_pixels(store)).try_out(ROWS[:5], 2, 2)
+    make_views(tmp_path, cut(), make_pixels(store)).try_out(ROWS[:5], 2, 2, n_first=1)
     assert n_reads(store) == 5
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("n_first", "expected_s"), [(0, 0.08), (1, 0.0), (2, 0.0), (3, 0.08), (99, 0.08)])
+def test_what_a_view_takes_is_told_without_the_first_batches(
+    n_first: int, expected_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = make_views(tmp_path, cut(), make_pixels())
+
+    def make(rows: NDArray[np.int64], *_: object) -> Iterator[tuple[NDArray[np.int64], list[object], None]]:
+        time.sleep(0.4)
+        yield from ((part, [], None) for part in np.split(rows, [2, 4]))
+
+    monkeypatch.setattr(views, "_make", make)
+    assert views.try_out(ROWS[:5], 2, 2, n_first=n_first) == pytest.approx(expected_s, abs=0.02)
 
 
 # --- pixels

@@ -8,6 +8,7 @@ time, on any thread, by any process.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -220,10 +221,18 @@ class ViewSource:
                 return cache.failure
         return None
 
-    def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None) -> None:
-        """Make one varied view of each row and keep nothing, to see how long it takes."""
-        for _ in self._make(rows, 0, batch_size, num_workers):
-            pass
+    def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_first: int) -> float:
+        """Seconds that a varied view of a row takes; none is kept.
+
+        Args:
+            n_first: batches until all cores are at work, which do not count where others follow.
+        """
+        ends, sizes = [time.perf_counter()], [0]
+        for chunk, _, _ in self._make(rows, 0, batch_size, num_workers):
+            ends.append(time.perf_counter())
+            sizes.append(len(chunk))
+        n_first = n_first if n_first < len(sizes) - 1 else 0
+        return (ends[-1] - ends[n_first]) / sum(sizes[n_first + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """See `Source`; each time a photograph shows its next view, and each starts with another."""

@@ -231,8 +231,7 @@ class Bench:
         """How much work there is."""
         config = self.config
         free = self._max_bytes if self._max_bytes > 0 else UNKEPT_BYTES
-        # validation is read alone and together with the probe
-        n_final = 2 * len(self.val) + len(self.material.parts.split.test)
+        n_final = len(self.val) + len(self.material.parts.split.test)
         if self.config.imbalance == "crt":  # the head is fitted again before and after the last epochs
             n_final += len(self.train) + len(self.learn)
         n_epoch = epoch_length(self.counts, self.imbalance, config.min_per_class)
@@ -249,7 +248,7 @@ class Bench:
     def _share_read_last(self) -> float:
         """Share of the test part in what is read with the finished network."""
         n_test = len(self.material.parts.split.test)
-        return n_test / max(1, n_test + 2 * len(self.val))
+        return n_test / max(1, n_test + len(self.val))
 
     def _fits_to_come_s(self) -> float:
         """Seconds of fitting heads after the training; crt searches for a strength again, twice."""

@@ -21,6 +21,7 @@ from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
     AIM,
     MAX_STAGES,
+    REPEATS,
     Plan,
     Speed,
     plan_full,
@@ -162,10 +163,9 @@ def _speed_partial(bench: Bench, n_stages: int, batch_size: int) -> Speed:
     views = bench.views(halves, 1)
     n_cores = torch.get_num_threads() if device.name == "cpu" else 1
     rows = bench.train[: max(MEASURED_VIEWS, MEASURED_BATCHES * bench.batch_size * n_cores)]
-    view_s = time_per_photograph(
-        lambda: views.try_out(rows, bench.batch_size, bench.config.compute.num_workers),
-        len(rows),
-        device.name,
+    view_s = min(
+        views.try_out(rows, bench.batch_size, bench.config.compute.num_workers, n_first=n_cores)
+        for _ in range(REPEATS)
     )
     maps = torch.zeros(batch_size, *halves.shape).to(device.name, memory_format=torch.channels_last)
     moments = torch.zeros(batch_size, halves.n_moments, device=device.name)

@@ -115,10 +115,13 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         )
     labels = bench.material.labels[bench.val]
     own = _own_answer(bench, halves, classifier, job)
-    answers: dict[bool, NDArray[np.float32]] = {}
-    for is_with_probe in _ways_to_answer(config):
-        whole, head = _beside(bench, halves, own, bench.probe.probe.head) if is_with_probe else own
-        answers[is_with_probe] = head.logits(bench.read(whole, bench.val))
+    whole, head = own
+    logits = head.logits(bench.read(whole, bench.val))  # (n, K)
+    beside = bench.probe.probe.head.logits(bench.material.features[bench.val])
+    answers = {
+        is_with_probe: (logits + beside) / np.float32(2) if is_with_probe else logits
+        for is_with_probe in _ways_to_answer(config)
+    }
     chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, job.priors, config.metric))
     return Tuned(
         logits=answers[chosen],

@@ -4,7 +4,7 @@ Photographs that the data itself puts in the test part are left alone. Each fold
 whole commands, one with the settings given, one with `--tune probe`; everything is chosen inside the rest.
 The interval of the gain is a bootstrap over duplicate groups of the paired difference.
 
-Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2.5 ± 0.5 points of accuracy; solar cells with
+Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points of accuracy; solar cells with
 `--metric macro_f1 --time-budget 10m` reach a macro-F1 above the probe's 0.59, functional against defective
 (`--positive-from 2`: classes 2 and 3 against 0 and 1) above its 0.88.
 

@@ -41,7 +41,7 @@ def freeze_spatial_filters(halves: Halves, *, is_shortened: bool) -> None:
     convs = {call.layer: call.given.shape[2:] for call in calls if isinstance(call.layer, nn.Conv2d)}
     for conv, sides in convs.items():
         if _is_depthwise(conv):
-            _freeze(conv, norms.get(conv), has_bias=_turns_around(conv, sides))
+            _freeze(conv, norms.get(conv), is_bias_trained=_turns_around(conv, sides))
     if not is_shortened:
         return
     with torch.no_grad():
@@ -63,11 +63,11 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     return conv.groups == conv.in_channels > 1
 
 
-def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, has_bias: bool) -> None:
-    """Freeze a filter and its scale; its own bias only where that costs as much as the filter's gradient."""
+def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, is_bias_trained: bool) -> None:
+    """Freeze a filter and its scale, and its own bias unless the bias has a cheap gradient."""
     conv.weight.requires_grad_(False)
     if conv.bias is not None:
-        conv.bias.requires_grad_(has_bias)
+        conv.bias.requires_grad_(is_bias_trained)
     if norm is not None and norm.affine:
         norm.weight.requires_grad_(False)
 

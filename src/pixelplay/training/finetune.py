@@ -309,10 +309,7 @@ def _best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.floa
     """
     if not len(logits):
         return logits, NAN
-    answers = [logits]
-    if job.beside is not None:
-        alone = [] if job.config.finetune.with_probe == "on" else answers
-        answers = [*alone, (logits + job.beside) / np.float32(2)]
+    answers = job.answers(logits).values()
     labels, metric = job.labels[job.val], job.config.metric
     scored = [(held_out_score(answer, labels, job.priors, metric), answer) for answer in answers]
     score, answer = min(scored, key=lambda pair: pair[0])

@@ -105,6 +105,17 @@ class Job:
         """
         return self.config.finetune.focus if may_focus(self.config) else 0.0
 
+    def answers(self, logits: NDArray[np.float32]) -> dict[bool, NDArray[np.float32]]:
+        """Whether the probe answers too → logits (n, K) of the validation part, for what may be deployed.
+
+        Args:
+            logits: (n, K) the tuned network's own, natural.
+        """
+        if self.beside is None:
+            return {False: logits}
+        alone = {} if self.config.finetune.with_probe == "on" else {False: logits}
+        return {**alone, True: (logits + self.beside) / np.float32(2)}
+
     def batches(self, epoch: int, misses: NDArray[np.float32]) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most.
 

@@ -17,7 +17,7 @@ from pixelplay.model.ensemble import as_member, join_members
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Source, ViewSource
-from pixelplay.training.bench import Bench, may_answer_together
+from pixelplay.training.bench import Bench
 from pixelplay.training.checkpoint import has_checkpoint
 from pixelplay.training.depth import TunedDepth
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
@@ -117,11 +117,7 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     own = _own_answer(bench, halves, classifier, job)
     whole, head = own
     logits = head.logits(bench.read(whole, bench.val))  # (n, K)
-    beside = bench.probe.probe.head.logits(bench.material.features[bench.val])
-    answers = {
-        is_with_probe: (logits + beside) / np.float32(2) if is_with_probe else logits
-        for is_with_probe in _ways_to_answer(config)
-    }
+    answers = job.answers(logits)
     chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, job.priors, config.metric))
     return Tuned(
         logits=answers[chosen],
@@ -212,13 +208,6 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
         lr_frac=REFIT_LR_FRAC,
         config=replace(bench.config, finetune=settings, augmenting=unmixed),
     )
-
-
-def _ways_to_answer(config: TrainConfig) -> list[bool]:
-    """Whether the probe may answer beside the tuned network: both, where validation is to choose."""
-    if not may_answer_together(config):
-        return [False]
-    return [True] if config.finetune.with_probe == "on" else [True, False]
 
 
 def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) -> Answer:

@@ -691,7 +691,7 @@ def test_tuning_that_cannot_be_done_as_asked(
 @pytest.mark.parametrize("depth", [PARTIAL, FULL])
 def test_a_time_budget_that_is_too_short(depth: tuple[str, str], refuse_tuning: Refusal) -> None:
     line = refuse_tuning(*depth, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
-    _assert_says(line, f"time_budget=0.1s is too short for {depth[1]} tuning on 32 photographs: about ")
+    _assert_says(line, f"--time-budget 0.1s is too short for {depth[1]} tuning on 32 photographs: about ")
     _assert_says(line, " are needed here", "raise --time-budget", "--tune probe")
 
 

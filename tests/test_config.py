@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pixelplay.config import (
+    AugmentConfig,
     ComputeConfig,
     DataConfig,
     FinetuneConfig,
     TrainConfig,
-    suggest,
     to_json,
 )
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, suggest
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,6 @@ from pixelplay.errors import ConfigError
         (TrainConfig, "test_frac", float("nan"), "0 to 0.9"),
         (TrainConfig, "n_folds", 1, "2 to 20"),
         (TrainConfig, "n_folds", 21, "2 to 20"),
-        (TrainConfig, "n_folds", "5", "2 to 20"),
         (TrainConfig, "seed", -1, "0 to 4294967295"),
         (TrainConfig, "seed", 2**32, "0 to 4294967295"),
         (ComputeConfig, "batch_size", 0, "1 to 4096"),
@@ -131,3 +132,24 @@ def test_classes_are_raised_to_a_number_or_to_the_largest() -> None:
 def test_rates_follow_the_depth_where_none_are_given() -> None:
     assert FinetuneConfig().rates(is_full=False) != FinetuneConfig().rates(is_full=True)
     assert FinetuneConfig(lr=0.5, layer_decay=0.9).rates(is_full=True) == (0.5, 0.9)
+
+
+@pytest.mark.parametrize("value", ["5", np.int64(5), None])
+def test_what_is_no_plain_number_is_called_that(value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(n_folds=value)  # type: ignore[arg-type]
+    assert str(caught.value) == f"n_folds={value!r} is no plain number; its range is 2 to 20"
+
+
+def test_paths_become_texts() -> None:
+    given: dict[str, Any] = {name: Path("a/b") for name in ("weights", "classes", "relabel", "cache_dir")}
+    config = TrainConfig(**given, data=DataConfig(images_dir=Path("c")))  # type: ignore[arg-type]
+    kept = json.loads(json.dumps(to_json(config)))
+    assert {name: kept[name] for name in given} == dict.fromkeys(given, "a/b")
+    assert kept["data"]["images_dir"] == "c"
+
+
+def test_one_name_in_place_of_several_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        AugmentConfig(augment="mixup")  # type: ignore[arg-type]
+    assert str(caught.value) == "augment='mixup' is one text; give a tuple, ('mixup',)"

@@ -347,10 +347,14 @@ def test_a_cache_that_cannot_be_written_costs_a_note_only(
 def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
     options = ["--tune", "partial", "--seed", "3", "--start", "random", "--with-probe", "off"]
     first = train("first", *options, "--epochs", "2", "--n-views", "3", "--n-stages", "1")
-    again = train("again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s")
+    repeat = ["again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s"]
+    again = train(*repeat)
     assert _model(again) == _model(first)
     assert _is_tuned(first)
     assert (again / "plan.json").read_bytes() == (first / "plan.json").read_bytes()
+    weights = (again / "model/backbone.safetensors").stat()
+    train(*repeat, "--resume")  # which is done
+    assert (again / "model/backbone.safetensors").stat() == weights
     assert len(_read(again / "history.csv")) == 3 + 2
 
 

@@ -1,10 +1,11 @@
 """Whether a setting is legal."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, suggest
 
 
 def parse_duration(text: str) -> float:
@@ -26,9 +27,22 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}")
 
 
+def check_names(name: str, noun: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConfigError unless a setting is a sequence of known names."""
+    if isinstance(names, str):
+        raise ConfigError(f"{name}={names!r} is one text; give a tuple, ({names!r},)")
+    for each in names:
+        if each not in known:
+            raise ConfigError(
+                f"{noun} {each!r} is unknown{suggest(each, known)}; there are {', '.join(known)}"
+            )
+
+
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise ConfigError unless a setting is a number in its range, ends included."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} is no plain number; its range is {low} to {high}")
+    if not math.isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r} is outside its range {low} to {high}")
 
 
@@ -37,6 +51,21 @@ def check_count(name: str, value: int, low: int, high: int) -> None:
     check_range(name, value, low, high)
     if not isinstance(value, int):
         raise ConfigError(f"{name}={value!r} is no whole number; its range is {low} to {high}")
+
+
+def check_regex(name: str, pattern: str) -> None:
+    """Raise ConfigError unless a setting is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+
+
+def take_paths(config: object, *names: str) -> None:
+    """Make texts of a frozen configuration's paths, as its JSON holds them."""
+    for name in names:
+        if (value := getattr(config, name)) is not None:
+            object.__setattr__(config, name, os.fspath(value))
 
 
 def check_share(name: str, value: float) -> None:

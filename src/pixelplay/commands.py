@@ -95,7 +95,7 @@ def train(
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         out: Folder of the run, made by this command.
         recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
-        plan: plan.json of another run, to be repeated whatever the clock says.
+        plan: plan.json of another run: as many stages, views, epochs and batches, whatever the clock says.
         resume: Go on where a killed run stopped.
         force: Replace an existing run.
         json: Print JSON for programs.
@@ -105,7 +105,7 @@ def train(
     journal = Journal(
         quiet=quiet, is_json=json_progress
     )  # before the heavy imports: they count against the time budget
-    if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, is_json=json):
+    if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
         return
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_training
@@ -293,11 +293,24 @@ def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[
 
 
 def _tell_finished(
-    run: str, source: str, config: TrainConfig, also: dict[str, Any], *, is_json: bool
+    run: str,
+    source: str,
+    config: TrainConfig,
+    also: dict[str, Any],
+    *,
+    plan: str | None = None,
+    is_json: bool,
 ) -> bool:
     """Whether there is nothing left to resume, as that very run is done; then say so."""
     from pixelplay.outputs.run_dir import is_finished
 
+    if plan is not None:
+        from pixelplay.training.plan import follow, has_followed, read_plan
+
+        repeated = read_plan(plan)
+        config = follow(repeated, config)
+        if not has_followed(run, repeated):
+            return False
     if not is_finished(run, {**to_json(config), "source": os.path.abspath(source), **also}):
         return False
     if is_json:

@@ -4,14 +4,22 @@ Command line, help and the JSON beside a model are generated from these classes.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import DisallowNone, arg
 
-from pixelplay.checks import check_choice, check_count, check_range, check_share, parse_duration
-from pixelplay.errors import ConfigError, suggest
+from pixelplay.checks import (
+    check_choice,
+    check_count,
+    check_names,
+    check_range,
+    check_regex,
+    check_share,
+    parse_duration,
+    take_paths,
+)
+from pixelplay.errors import ConfigError
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -42,7 +50,7 @@ def shown(metavar: str | None = None) -> object:
 
 # hflip is on by default, so the command line has --no-hflip, which needs its own words
 FORGET_COPIES = "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
-TELL_MIRRORED = "Tell a photograph from its mirror image, as digits, arrows and text need."
+TELL_MIRRORED = "Tell a photograph from its mirror image, then no copy, as digits, arrows and text need."
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Count = Annotated[int, shown("N")]
 File = DisallowNone[Annotated[str | None, shown("FILE")]]  # a name may be "None"; a number is then off
@@ -70,13 +78,9 @@ class DataConfig:
     """Folder that the paths or ids of a table are looked up in (default: the table's own folder)."""
 
     def __post_init__(self) -> None:
+        take_paths(self, "images_dir")
         if self.group_regex is not None:
-            try:
-                re.compile(self.group_regex)
-            except re.error as error:
-                raise ConfigError(
-                    f"group_regex={self.group_regex!r} is not a regular expression: {error}"
-                ) from None
+            check_regex("group_regex", self.group_regex)
         ways = [self.group_column is not None, self.group_regex is not None, self.group_by_folder]
         if sum(ways) > 1:
             raise ConfigError("group_column, group_regex and group_by_folder exclude each other: give one")
@@ -91,7 +95,7 @@ class ComputeConfig:
     precision: Precision = "auto"
     """Number format of the network; auto takes bf16 where the device computes it natively."""
     batch_size: Annotated[int | None, shown("N")] = None
-    """Photographs a batch, on a CPU for each core, 1 to 4096 (default: 32; on a CPU 8 of 224 px)."""
+    """Photographs seen at once outside training, on a CPU for each core (default: 32; a CPU: 8 of 224 px)."""
     num_workers: Annotated[int | None, shown("N")] = None
     """Threads that read and decode (default: one a core, at most 16)."""
 
@@ -139,13 +143,13 @@ class FinetuneConfig:
     head: HeadKind = "linear"
     """linear, on the features of several stages; mlp: one hidden layer on the last stage's features."""
     epochs: Annotated[int | None, shown("N")] = None
-    """Passes over the learning part (default: as many as the time budget allows)."""
+    """Passes over the learning part (default: as many as the time budget allows, at most 24)."""
     n_views: Annotated[int | None, shown("N")] = None
     """Augmented views of each photograph that partial keeps (default: by time budget and cache)."""
     n_stages: Annotated[int | None, shown("N")] = None
-    """Last stages of the backbone that partial trains (default: as many as the time budget allows)."""
+    """Last stages of the backbone that partial trains (default: as many as time allows, at most 5)."""
     train_batch_size: Annotated[int | None, shown("N")] = None
-    """Photographs a training step (default: 32; on a GPU 128, or what fits)."""
+    """Photographs a training step (default: 32; with CUDA 128, or what fits)."""
     lr: Annotated[float | None, shown("LR")] = None
     """Peak rate of AdamW for the last stage, for 32 photographs a step (default: 2e-3; full: 2e-4)."""
     head_lr: Annotated[float, shown("LR")] = 5e-4
@@ -165,7 +169,7 @@ class FinetuneConfig:
     drop_path: Annotated[float, shown("FRACTION")] = 0.0
     """Stochastic depth: share of the residual branches left out in the last stage, below 1."""
     focus: Annotated[float, shown("FRACTION")] = 0.5
-    """Share of an epoch for what the network still gets wrong, each time with less weight; 0: none."""
+    """Share of an epoch for what is still wrong, each time with less weight; 0 (and beside mixup): none."""
     clip_norm: Annotated[float | None, shown("NORM")] = 1.0
     """Largest norm of the gradient."""
     accumulate: Annotated[int, shown("N")] = 1
@@ -179,9 +183,9 @@ class FinetuneConfig:
     patience: Annotated[int | None, shown("EPOCHS")] = None
     """Stop once validation loss has not fallen for so many epochs (default: never)."""
     compile: Switch = "auto"
-    """torch.compile; auto: on a GPU, where the job is long enough to repay it."""
+    """torch.compile; auto: with CUDA, where the job is long enough to repay it."""
     deterministic: Flag = False
-    """On a GPU: the same weights from every run, at some cost in speed. A CPU always does."""
+    """With CUDA: the same weights from every run, at some cost in speed. A CPU always does."""
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, get_args(Start))
@@ -235,12 +239,7 @@ class AugmentConfig:
     """Last part of the steps in which nothing is mixed."""
 
     def __post_init__(self) -> None:
-        for name in self.augment:
-            if name not in AUGMENTATIONS:
-                hint = suggest(name, AUGMENTATIONS)
-                raise ConfigError(
-                    f"augmentation {name!r} is unknown{hint}; there are {', '.join(AUGMENTATIONS)}"
-                )
+        check_names("augment", "augmentation", self.augment, AUGMENTATIONS)
         check_range("crop_scale", self.crop_scale, 0.01, 1)
         check_range("rotation_deg", self.rotation_deg, 0, 180)
         for name in ("erasing_prob", "mix_prob", "mix_off_frac"):
@@ -260,9 +259,9 @@ class TrainConfig:
     time_budget: Annotated[str, shown("TIME")] = "10m"
     """Time for partial, full and auto: 90s, 5m or 2h, in crossval for each fold; --epochs take their own."""
     backbone: Annotated[str, shown("NAME")] = "auto"
-    """auto, lite0, lite2 (both offline), or any timm model name."""
+    """auto (on a CPU lite0, on a GPU convnext_tiny), lite0 and lite2 (offline), or any timm model name."""
     weights: File = None
-    """Local .safetensors or .pth file with the backbone's weights."""
+    """Local .safetensors or .pth file with the weights of the network that --backbone names."""
     input_size: Annotated[int | None, shown("PX")] = None
     """Side of the square that the network sees, px (default: as its weights were trained)."""
     classes: File = None
@@ -276,7 +275,7 @@ class TrainConfig:
     near_duplicates: Annotated[bool, arg(help=FORGET_COPIES, help_behavior_hint="")] = True
     """Keep resized, cut, mirrored and otherwise altered copies of a photograph on one side of each split."""
     imbalance: Imbalance = "auto"
-    """How rare classes are helped while learning; auto compares on held-out features."""
+    """How rare classes are helped while learning; auto: beyond 5 : 1 class_weights, if folds agree."""
     logit_tau: Annotated[float, shown("TAU")] = 1.0
     """logit_adjusted: strength of its correction; at 1 it is balanced_softmax."""
     focal_gamma: Annotated[float, shown("GAMMA")] = 2.0
@@ -303,6 +302,7 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        take_paths(self, "weights", "classes", "relabel", "cache_dir")
         check_choice("metric", self.metric, get_args(Metric))
         check_choice("tune", self.tune, get_args(Tune))
         check_choice("imbalance", self.imbalance, get_args(Imbalance))

@@ -36,6 +36,7 @@ def predict(
     *,
     out: Annotated[str, arg(metavar="FILE")],
     submission: File = None,
+    probability_of: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     path_column: Column = None,
     images_dir: Folder = None,
     with_runs: WithRuns = (),
@@ -54,6 +55,7 @@ def predict(
         images: Folders, files, tables or zip archives; - reads a list of files from stdin.
         out: Table to write, .csv or .parquet.
         submission: Sample submission whose header, ids and order the output takes exactly.
+        probability_of: Class whose probability the sample's one column wants (default: labels go there).
         path_column: Column of a table that names the photograph.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
         with_runs: Other runs that answer with this one, by the mean of their probabilities.
@@ -71,6 +73,7 @@ def predict(
         list(expand_stdin(images)),
         out,
         submission=submission,
+        probability_of=probability_of,
         path_column=path_column,
         images_dir=images_dir,
         is_forced=force,

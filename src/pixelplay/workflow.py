@@ -39,12 +39,11 @@ from pixelplay.training.bench import Workplace
 from pixelplay.training.deal import check_enough
 from pixelplay.training.deploy import deploy_folds, deploy_learned, make_bundle
 from pixelplay.training.depth import check_depth
-from pixelplay.training.folds import check_repeats, learn_folds, with_left_out, without_test
+from pixelplay.training.folds import check_repeats, learn_folds, with_left_out, without_test, without_val
 from pixelplay.training.job import fix_workspaces
 from pixelplay.training.learn import learn
-from pixelplay.training.plan import follow, read_plan
 from pixelplay.training.prepare import prepare_material
-from pixelplay.training.resume import check_settings
+from pixelplay.training.resume import check_settings, repeat_plan
 from pixelplay.training.suspected import without_suspects
 
 StrPath = str | os.PathLike[str]
@@ -65,7 +64,7 @@ def train(
     Args:
         source: folder, table or zip archive of labelled photographs.
         out_dir: folder of the run; it appears once everything in it is there.
-        plan: plan.json of another run, to be repeated whatever the clock says.
+        plan: plan.json of another run: as many stages, views, epochs and batches, whatever the clock says.
         is_forced: replace an existing run.
         is_resumed: go on where a killed process stopped.
 
@@ -74,9 +73,7 @@ def train(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     config, journal = config or TrainConfig(), journal or Journal()
-    repeated = None if plan is None else read_plan(os.fspath(plan))
-    if repeated is not None:
-        config = follow(repeated, config)
+    repeated, config = (None, config) if plan is None else repeat_plan(os.fspath(plan), config, journal)
     check_depth(config)
     with new_run_dir(os.fspath(out_dir), is_forced=is_forced, is_resumed=is_resumed) as folder:
         # What names alone can show is checked before the first expensive second.
@@ -146,7 +143,7 @@ def cross_validate(
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=None)
         also = {"n_repeats": n_repeats, "is_single": is_single}
         check_settings(workplace.checkpoints, config, device, None, also)
-        index = name_labelled(os.fspath(source), config, journal)
+        index = without_val(name_labelled(os.fspath(source), config, journal), journal)
         check_enough(index.select(~index.in_part("test")), config.n_folds)
         material, backbone = prepare_material(index, config, workplace, journal)
 
@@ -233,6 +230,7 @@ def predict(
     out: StrPath,
     *,
     submission: StrPath | None = None,
+    probability_of: str | None = None,
     path_column: str | None = None,
     images_dir: str | None = None,
     is_forced: bool = False,
@@ -251,6 +249,7 @@ def predict(
         images: folders, tables, zip archives and files, or one of these.
         out: the table to write, .csv or .parquet.
         submission: sample submission; `out` then has exactly its header, ids and order.
+        probability_of: class whose probability a sample's one column wants (default: labels go there).
         path_column: column of a table that names the photographs.
         images_dir: folder that the names in a table are looked up in.
         is_forced: replace an existing table.
@@ -275,8 +274,7 @@ def predict(
     predictor = (
         JointPredictor([run, *others], compute, tta=tta) if others else Predictor(run, compute, tta=tta)
     )
-    if sample is not None:
-        check_submission(sample, predictor.classes, out, caution)
+    check_submission(sample, predictor.classes, out, probability_of=probability_of, caution=caution)
     careful = Caution(caution, predictor.held_out)
     for note in careful.notes:
         journal.note(note)
@@ -295,7 +293,7 @@ def predict(
             write_predictions(watch(), predictor.classes, out)
         else:
             predictions = join_predictions(list(watch()), predictor.classes)
-            for note in write_submission(predictions, sample, out):
+            for note in write_submission(predictions, sample, out, probability_of=probability_of):
                 journal.note(note)
     if tally.n_bad == n_images:
         n = counted(n_images, "photograph")

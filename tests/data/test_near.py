@@ -24,9 +24,18 @@ def decoded(data: bytes) -> PixelArray:
     return decode_image(data, path="photo")
 
 
-def search(pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None) -> list[CopyPair]:
+def search(
+    pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, has_mirrored: bool = True
+) -> list[CopyPair]:
     thumbs = np.stack([make_thumb(picture) for picture in pictures])
-    return find_copies(thumbs, lambda i: pictures[i], features, num_workers=1, journal=Journal(quiet=True))
+    return find_copies(
+        thumbs,
+        lambda i: pictures[i],
+        features,
+        has_mirrored=has_mirrored,
+        num_workers=1,
+        journal=Journal(quiet=True),
+    )
 
 
 def wafer(seed: int) -> PixelArray:
@@ -51,6 +60,15 @@ def test_every_altered_copy_is_found_and_nothing_else(kind: str) -> None:
     found = search([*originals, *copies], features)
     assert [pair.members for pair in found] == [(0, 8), (1, 9), (2, 10), (3, 11)]
     assert all(pair.is_mirrored == (kind == "mirrored") for pair in found)
+
+
+def test_where_mirror_images_mean_something_else_they_are_no_copies() -> None:
+    originals = [np.asarray(scene(seed)) for seed in range(8)]
+    mirrored = decoded(altered(scene(0))["mirrored"])
+    re_encoded = decoded(altered(scene(1))["re-encoded"])
+    pictures = [*originals, mirrored, re_encoded]
+    assert [pair.members for pair in search(pictures)] == [(0, 8), (1, 9)]
+    assert [pair.members for pair in search(pictures, has_mirrored=False)] == [(1, 9)]
 
 
 def under_one_sky(seed: int) -> PixelArray:

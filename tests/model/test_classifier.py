@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from networks import shared_backbone
+from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.head import LinearHead, feature_scale
@@ -279,6 +280,13 @@ def test_stochastic_depth_works_in_training_only(name: str) -> None:
         found.append(classifier(*inputs))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_network_without_residual_branches_cannot_leave_them_out() -> None:
+    with pytest.raises(
+        ConfigError, match=r"drop_path=0\.5 says nothing to this backbone, which has no residual"
+    ):
+        make_classifier("densenet121", drop_path=0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,13 @@ def make_predictions(*names: str, broken: tuple[str, ...] = ()) -> Predictions:
     )
 
 
-def submit(sample: str, predictions: Predictions, folder: Path) -> tuple[str, list[str]]:
+def submit(
+    sample: str, predictions: Predictions, folder: Path, probability_of: str | None = None
+) -> tuple[str, list[str]]:
     (folder / "sample.csv").write_text(sample, "utf-8", errors="surrogateescape")
     out = folder / "out.csv"
-    notes = write_submission(predictions, read_table(str(folder / "sample.csv")), str(out))
+    table = read_table(str(folder / "sample.csv"))
+    notes = write_submission(predictions, table, str(out), probability_of=probability_of)
     assert sorted(os.listdir(folder)) == ["out.csv", "sample.csv"]
     return out.read_bytes().decode("utf-8", "surrogateescape"), notes
 
@@ -63,6 +67,63 @@ def test_one_column_named_like_a_class_is_its_probability(tmp_path: Path) -> Non
     assert notes == [
         "the sample has no column for 2 classes of the model, so its rows do not add up to 1: dog, owl"
     ]
+
+
+def test_one_column_of_another_name_takes_the_probability_that_is_asked_for(tmp_path: Path) -> None:
+    predictions = make_predictions("a.jpg", "b.jpg", broken=())
+    text, notes = submit("id,target\nb,0.5\na,0.5\n", predictions, tmp_path, "dog")
+    assert text == "id,target\nb,0.8\na,0.9\n"
+    assert notes == []
+
+
+def test_a_column_that_plainly_wants_a_probability_is_not_filled_with_labels(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"sample\.csv has '0\.5' in its column 'target', a probability and no class; say of "
+        "which class, as with --probability-of owl$",
+    ):
+        submit("id,target\na,0.5\n", make_predictions("a.jpg"), tmp_path)
+    assert os.listdir(tmp_path) == ["sample.csv"]
+
+
+@pytest.mark.parametrize("cell", ["x", "0", "", "1.0", "nan", "inf", "3"])
+def test_what_may_stand_for_a_label_is_replaced_by_one(cell: str, tmp_path: Path) -> None:
+    text, _ = submit(f"id,target\na,{cell}\n", make_predictions("a.jpg"), tmp_path)
+    assert text == "id,target\na,dog\n"
+
+
+def test_a_class_whose_name_is_a_fraction_is_a_label(tmp_path: Path) -> None:
+    predictions = replace(make_predictions("a.jpg"), classes=("0.25", "0.5", "0.75"))
+    text, _ = submit("id,grade\na,0.5\n", predictions, tmp_path)
+    assert text == "id,grade\na,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("sample", "label", "line"),
+    [
+        ("id,p\na,0.5\n", "dgo", "the model has no class 'dgo'; did you mean 'dog'?"),
+        ("id,p\na,0.5\n", "yes", "the model has no class 'yes'; it knows cat, dog, owl"),
+        (
+            "id,cat,dog\na,0.5,0.5\n",
+            "dog",
+            "probability_of='dog' is for a sample with one column besides the id, and {} has 2, whose names "
+            "are classes; leave it out",
+        ),
+    ],
+)
+def test_a_probability_that_has_no_column_is_refused(
+    sample: str, label: str, line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        submit(sample, make_predictions("a.jpg"), tmp_path, label)
+    assert str(caught.value) == line.format(tmp_path / "sample.csv")
+
+
+def test_a_probability_without_a_sample_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="probability_of='dog' says nothing without --submission; give both"
+    ):
+        check_submission(None, CLASSES, "out.csv", probability_of="dog")
 
 
 def test_columns_that_the_model_does_not_know_are_zero_and_named(tmp_path: Path) -> None:

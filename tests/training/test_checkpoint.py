@@ -206,7 +206,7 @@ def assert_refused(state: State, folder: Path) -> None:
         read_checkpoint(state, str(folder))
     message = str(caught.value)
     assert message.startswith(f"{folder / CHECKPOINT} cannot be continued from (")
-    assert message.endswith("; start anew with --force")
+    assert message.endswith("; start anew with --force instead of --resume")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,9 @@ def test_the_strength_of_a_correction_that_is_not_chosen_is_refused(name: str, w
         check_depth(TrainConfig(**{name: 0.5}))
     assert str(caught.value) == f"{name}=0.5 says nothing without --imbalance {way}; give both"
     check_depth(TrainConfig(imbalance=way, **{name: 0.5}))
+    with pytest.raises(ConfigError) as caught:
+        check_depth(TrainConfig(tune="probe", imbalance=way, **{name: 0.5}))
+    assert str(caught.value) == f"--tune probe has no use for {name}=0.5; leave one of them out"
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,14 @@ def test_logits_that_are_not_finite_leave_no_nan_behind(tmp_path: Path) -> None:
     run.train()
     assert run.state.progress.stopped.startswith("the loss is nan")
     assert run.state.misses.isfinite().all()
+
+
+@pytest.mark.parametrize(("epochs", "stopped"), [(1, ""), (2, ""), (3, "after 2")])
+def test_patience_stops_a_training_that_is_not_over(epochs: int, stopped: str, tmp_path: Path) -> None:
+    job = make_job(epochs=epochs)
+    worse = replace(job.config.finetune, lr=10.0, head_lr=10.0, patience=2)
+    _, where = tuned(replace(job, config=replace(job.config, finetune=worse)), tmp_path)
+    losses = [row["val_loss"] for row in where.history]
+    assert min(losses) == losses[0]  # every epoch is worse
+    assert where.stopped == ("validation loss has not fallen for 2 epochs" if stopped else "")
+    assert len(losses) == 1 + min(epochs, 2)

@@ -1,6 +1,9 @@
 """How deep to train: what the choice rests on, and what is said about it."""
 
+import errno
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from safetensors.torch import save_file
 from conftest import draw_folder
 from materials import sort_out_folder
 from networks import shared_backbone
-from pixelplay.config import ComputeConfig, FinetuneConfig, TrainConfig
+from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, Tune
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.journal import Journal
 from pixelplay.training.learn import ENOUGH_VAL, compare_depths
@@ -157,8 +160,9 @@ def test_auto_fits_a_probe_where_time_is_short_and_says_so(
     assert report.depth == "probe"
     assert report.held_out_part == "oof"
     note = next(note for note in journal.notes if "too short" in note)
-    assert note.startswith("time_budget=0.1s is too short for partial tuning on ")
+    assert note.startswith("--time-budget 0.1s is too short for partial tuning on ")
     assert note.endswith("; raise --time-budget or use --tune probe; a probe is fitted")
+    assert "a probe has no use for train_batch_size=8" in journal.notes
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
         "config.json",
@@ -183,7 +187,7 @@ def test_an_explicit_depth_is_refused_with_the_time_it_needs(
     config = TrainConfig(**{**vars(tiny), "tune": depth, "val_frac": 0.15})
     with pytest.raises(
         ConfigError,
-        match=rf"time_budget=0\.1s is too short for {depth} tuning on 32 photographs: "
+        match=rf"--time-budget 0\.1s is too short for {depth} tuning on 32 photographs: "
         r"about \d+[0sm]+ are needed here; raise --time-budget or use --tune probe",
     ):
         train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
@@ -198,6 +202,8 @@ def test_auto_fits_a_probe_where_too_few_can_choose(
     report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
     assert report.depth == "probe"
     assert any("6 validation photographs cannot tell which depth is better" in n for n in journal.notes)
+    assert "--time-budget 2h does not count: a probe has no use for it" in journal.notes
+    assert "a probe has no use for train_batch_size=8" in journal.notes
 
 
 def test_auto_fits_a_probe_where_no_epoch_is_better(
@@ -230,6 +236,55 @@ def test_auto_says_which_settings_mean_nothing_at_the_depth_it_takes(
     assert "partial tuning has no use for first_size_frac=0.5" in journal.notes
 
 
+@pytest.mark.parametrize("augment", [("crop",), ("crop", "mixup")])
+def test_a_focus_that_makes_way_is_said(
+    augment: tuple[str, ...], drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    settings = FinetuneConfig(epochs=1, n_stages=1)
+    config = replace(tiny, tune="partial", finetune=settings, augmenting=AugmentConfig(augment=augment))
+    journal = Journal(quiet=True)
+    train(drawn_photographs, tmp_path / "run", config, journal=journal)
+    note = "--focus 0.5 does not count beside mixup, cutmix or an mlp head"
+    assert (note in journal.notes) == ("mixup" in augment)
+
+
+@pytest.mark.parametrize("depth", ["auto", "partial"])
+def test_where_no_disk_takes_the_views(
+    depth: Tune, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaces = os.replace
+
+    def fill_up(source: str, target: str) -> None:
+        if "views-" in os.path.dirname(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replaces(source, target)
+
+    monkeypatch.setattr(os, "replace", fill_up)
+    new, settings = str(tmp_path / "cache"), FinetuneConfig(epochs=1, n_stages=1)
+    config = replace(tiny, tune=depth, cache_dir=new, finetune=settings)
+    words = r"views of the photographs cannot be kept: .*: No space left on device; free some space"
+    journal = Journal(quiet=True)
+    if depth == "auto":
+        assert train(drawn_photographs, tmp_path / "run", config, journal=journal).depth == "probe"
+        assert any(re.fullmatch(f"{words}; a probe is fitted", note) for note in journal.notes)
+        return
+    with pytest.raises(ConfigError, match=words):
+        train(drawn_photographs, tmp_path / "run", config, journal=journal)
+
+
+@pytest.mark.parametrize("accumulate", [1, 1000])
+def test_fewer_batches_than_are_to_be_added_up_are_said(
+    accumulate: int, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    settings = FinetuneConfig(epochs=1, n_stages=1, accumulate=accumulate, train_batch_size=8)
+    journal = Journal(quiet=True)
+    train(
+        drawn_photographs, tmp_path / "run", replace(tiny, tune="partial", finetune=settings), journal=journal
+    )
+    said = [note for note in journal.notes if note.startswith("--accumulate ")]
+    assert len(said) == (accumulate == 1000)
+
+
 def test_auto_fits_a_probe_where_the_network_cannot_be_cut(
     drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
@@ -257,6 +312,31 @@ def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_folder(root / "train", {"bars": 4, "dots": 4})
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=50)
     return root
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three bursts of each class: one to test, one to choose and one to learn from."""
+    root = tmp_path_factory.mktemp("few")
+    for n, place in enumerate(("oak", "pond", "road")):
+        for name in ("bars", "dots"):
+            draw_folder(root / "drawn", {name: 20}, first_seed=100 * n)
+            (root / "photos" / name).mkdir(parents=True, exist_ok=True)
+            (root / "drawn" / name).rename(root / "photos" / name / place)
+    return root / "photos"
+
+
+def test_auto_fits_a_probe_where_one_burst_of_each_class_is_left(
+    few: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    data = replace(tiny.data, group_by_folder=True)
+    config = replace(tiny, val_frac=0.4, time_budget="2h", data=data)
+    journal = Journal(quiet=True)
+    assert train(few, tmp_path / "run", config, journal=journal).depth == "probe"
+    words = "tuning needs a class with 2 photographs or groups to learn from beside those that are held out"
+    assert f"{words}; a probe is fitted" in journal.notes
+    with pytest.raises(DataError, match=f"{words}; add some or use --tune probe"):
+        train(few, tmp_path / "other", replace(config, tune="partial"), journal=Journal(quiet=True))
 
 
 def test_without_a_validation_photograph_an_explicit_depth_is_refused(

@@ -208,6 +208,13 @@ def test_a_horizon_of_one_step_is_the_last_weights(horizon: float) -> None:
     assert follow(horizon, values) == values
 
 
+@pytest.mark.parametrize("horizon", [20, 50, 99])
+def test_an_average_within_its_horizon_is_the_plain_mean(horizon: int) -> None:
+    values = np.random.default_rng(0).normal(size=horizon)
+    expected = values.cumsum() / np.arange(1, horizon + 1)
+    np.testing.assert_allclose(follow(horizon, values.tolist()), expected, atol=1e-5)
+
+
 def test_an_early_average_has_left_its_start_behind() -> None:
     # with a horizon of 1000 steps, ten are not enough to forget a start, were it not for the early rule
     assert follow(1000, [1.0] * 10)[-1] == pytest.approx(1, abs=1e-4)

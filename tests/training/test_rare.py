@@ -16,7 +16,7 @@ from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
 from pixelplay.model.head import feature_scale
 from pixelplay.training.losses import make_loss
 from pixelplay.training.probe import fit_probe
-from pixelplay.training.rare import FOCAL_NOTE, FairProbe, fit_fair_probe
+from pixelplay.training.rare import NOTES, FairProbe, fit_fair_probe
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 METRICS: dict[Metric, Any] = {
@@ -114,7 +114,10 @@ def test_ways_that_coincide_on_frozen_features_give_the_same_head(asked: Imbalan
     np.testing.assert_array_equal(found.probe.head.bias, expected.probe.head.bias)
     assert found.imbalance == same
     assert found.evidence == {"value": same, "asked": asked, "ratio": 12.0}
-    assert found.notes == ([FOCAL_NOTE] if asked == "focal" else [])
+    (note,) = found.notes
+    assert note.startswith(f"imbalance={asked} ")
+    assert note == NOTES[asked].format(asked)
+    assert expected.notes == []
 
 
 def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:

@@ -11,15 +11,17 @@ from conftest import draw_of_class
 from jobs import PLAN
 from materials import sort_out_folder
 from photographs import encode
-from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig
+from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
+from pixelplay.journal import Journal
 from pixelplay.model.features import Device
 from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
-from pixelplay.training.resume import check_photographs, check_settings
+from pixelplay.training.plan import write_plan
+from pixelplay.training.resume import check_photographs, check_settings, repeat_plan
 
 CPU = Device(name="cpu", precision="bf16")
 CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3))
@@ -40,7 +42,7 @@ def refusal_of_settings(folder: Path, config: TrainConfig) -> str:
         check_settings(str(folder), config, CPU, None)
     line = str(caught.value)
     assert "\n" not in line
-    assert line.endswith("give the same, or start anew with --force")
+    assert line.endswith("give the same, or start anew with --force instead of --resume")
     return line
 
 
@@ -49,8 +51,44 @@ def refusal_of_photographs(folder: Path, material: Material) -> str:
         check_photographs(str(folder), material, "weights")
     line = str(caught.value)
     assert "\n" not in line
-    assert line.endswith("bring them back, or start anew with --force")
+    assert line.endswith("bring them back, or start anew with --force instead of --resume")
     return line.removeprefix("the photographs are not those of the interrupted run: ")
+
+
+# --- plans ---
+
+
+def notes_of_repeating(config: TrainConfig, kept: object, folder: Path) -> list[str]:
+    write_plan(PLAN, str(folder / "plan.json"))
+    (folder / "config.json").write_text(json.dumps(kept))
+    journal = Journal(quiet=True)
+    plan, followed = repeat_plan(str(folder / "plan.json"), config, journal)
+    assert plan == PLAN
+    assert followed == replace(config, tune=PLAN.depth)
+    return journal.notes
+
+
+def test_a_plan_repeated_with_other_settings_names_them(tmp_path: Path) -> None:
+    kept = {"pixelplay": "train", "source": "photos", **to_json(replace(CONFIG, seed=4, cache_gb=1.0))}
+    config = replace(CONFIG, tune="auto", finetune=FinetuneConfig(lr=0.001))
+    assert notes_of_repeating(config, kept, tmp_path) == [
+        "the plan's run had other settings, which a plan does not hold: seed was 4, is 0, "
+        "finetune.lr was 0.002, is 0.001"
+    ]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"pixelplay": "train", **to_json(replace(CONFIG, finetune=FinetuneConfig(lr=0.002, n_stages=2)))},
+        {"pixelplay": "train", "seed": 0},  # of a version with fewer settings
+        {"seed": 4},  # of another program
+        ["seed"],
+    ],
+    ids=["what the plan holds", "fewer", "no run", "no settings"],
+)
+def test_a_plan_repeated_alike_says_nothing(kept: object, tmp_path: Path) -> None:
+    assert notes_of_repeating(replace(CONFIG, finetune=FinetuneConfig(lr=0.002)), kept, tmp_path) == []
 
 
 # --- settings ---
@@ -144,10 +182,26 @@ def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
         cache_gb=0.0,
         cache_dir=str(tmp_path / "elsewhere"),
         offline=True,
-        time_budget="2h",
         compute=ComputeConfig(num_workers=3),
     )
     check_settings(str(tmp_path), free, CPU, None)
+
+
+def test_a_time_budget_is_kept_as_the_last_epochs_depend_on_it(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG, CPU, None)
+    interrupt(tmp_path)
+    assert "time_budget was '10m', is '2h'" in refusal_of_settings(
+        tmp_path, replace(CONFIG, time_budget="2h")
+    )
+
+
+@pytest.mark.parametrize("name", ["pixelplay", "torch"])
+def test_another_version_is_named(name: str, tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG, CPU, None)
+    interrupt(tmp_path)
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps({**kept, name: "0.0.1"}))
+    assert f"{name} was '0.0.1', is {kept[name]!r}" in refusal_of_settings(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("content", [None, "{", ""])
@@ -197,13 +251,18 @@ def test_other_photographs_are_counted_and_named(drawn_classes: Path, tmp_path: 
     )
 
 
-def test_a_photograph_of_another_class_or_part_is_named(drawn_photographs: Path, tmp_path: Path) -> None:
+def test_a_photograph_of_another_class_part_or_group_is_named(
+    drawn_photographs: Path, tmp_path: Path
+) -> None:
     names = sorted(path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*"))
     parts = {name: ("train", "train", "val", "test")[i % 4] for i, name in enumerate(names)}
     classes = {name: name.split("/")[0] for name in names}
 
+    groups = {name: name for name in names}
+
     def read_table() -> Material:
-        lines = ["path,label,part", *(f"{name},{classes[name]},{parts[name]}" for name in names)]
+        rows = (f"{name},{classes[name]},{parts[name]},{groups[name]}" for name in names)
+        lines = ["path,label,part,group", *rows]
         (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
         index = scan_source(
             str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_photographs))
@@ -218,8 +277,12 @@ def test_a_photograph_of_another_class_or_part_is_named(drawn_photographs: Path,
     classes["bars/004.jpg"] = "dots"
     assert refusal_of_photographs(folder, read_table()).startswith("1 changed (bars/004.jpg); bring")
     classes["bars/004.jpg"] = "bars"
-    parts["dots/000.jpg"] = "val" if parts["dots/000.jpg"] == "train" else "train"
+    was = parts["dots/000.jpg"]
+    parts["dots/000.jpg"] = "val" if was == "train" else "train"
     assert refusal_of_photographs(folder, read_table()).startswith("1 changed (dots/000.jpg); bring")
+    parts["dots/000.jpg"] = was
+    groups[names[1]] = groups[names[0]]
+    assert refusal_of_photographs(folder, read_table()).startswith(f"1 changed ({names[1]}); bring")
 
 
 def test_other_weights_are_refused(drawn_photographs: Path, tmp_path: Path) -> None:

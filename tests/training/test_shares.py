@@ -9,11 +9,13 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from networks import shared_backbone
+from pixelplay.errors import ConfigError
+from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device
 from pixelplay.model.tail import cut_backbone
-from pixelplay.training.shares import forward_for_training
+from pixelplay.training.shares import Compiled, Forward, forward_for_training
 
 FP32 = Device(name="cpu", precision="fp32")
 N_CLASSES = 3
@@ -180,3 +182,47 @@ def test_an_error_in_a_share_comes_out_and_leaves_threads_as_they_were() -> None
         forward(maps, torch.randn(21, 999))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 4
+
+
+# --- compiled ---
+
+
+def broken(classifier: Classifier) -> Forward:
+    """As torch.compile, where there is no compiler: it fails at the first batch."""
+
+    def forward(maps: Tensor, moments: Tensor) -> Tensor:
+        raise RuntimeError("no compiler\nlong story")
+
+    return forward
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, maps, moments = make_classifier()
+    monkeypatch.setattr(torch, "compile", broken)
+    journal = Journal(quiet=True)
+    forward = Compiled(classifier, journal, is_asked=False)
+    for _ in range(2):
+        assert torch.equal(forward(maps, moments), classifier(maps, moments))
+    assert journal.notes == [
+        "training is not compiled, as torch.compile fails here (RuntimeError: no compiler)"
+    ]
+
+
+def test_what_cannot_be_compiled_and_must_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, maps, moments = make_classifier()
+    monkeypatch.setattr(torch, "compile", broken)
+    forward = Compiled(classifier, Journal(quiet=True), is_asked=True)
+    with pytest.raises(ConfigError) as caught:
+        forward(maps, moments)
+    assert str(caught.value) == "torch.compile fails here (RuntimeError: no compiler); use --compile off"
+
+
+def test_too_little_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, maps, moments = make_classifier()
+
+    def full(maps: Tensor, moments: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda classifier: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(classifier, Journal(quiet=True), is_asked=False)(maps, moments)

@@ -1,5 +1,7 @@
 """What suspected.py promises: wrong labels are not learned from; what chooses or measures keeps its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,15 @@ def test_wrong_labels_are_dropped_and_said() -> None:
     (note,) = notes
     assert note.startswith(f"{len(wrong_learned)} of {len(material.learn)} photographs not learned from")
     assert note.endswith("as their labels look wrong: " + ", ".join(map(str, wrong_learned)))
+
+
+def test_what_somebody_has_looked_at_is_not_dropped() -> None:
+    material = material_of(WRONG, CONFIG)
+    wrong_learned = np.intersect1d(WRONG, material.learn)
+    reviewed = np.isin(np.arange(N), wrong_learned[:2])
+    kept, _ = drop(replace(material, reviewed=reviewed), CONFIG)
+    np.testing.assert_array_equal(kept.dropped, wrong_learned[2:])
+    assert np.isin(wrong_learned[:2], kept.learn).all()
 
 
 def test_nothing_is_dropped_where_nothing_looks_wrong() -> None:

@@ -6,7 +6,7 @@ all be copies: sets as large as that are never kept together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -50,6 +50,12 @@ class Candidates:
     is_mirrored: NDArray[np.bool_]
     is_dark: NDArray[np.bool_]
     look_alikes: IntArray
+
+    def select(self, rows: NDArray[np.bool_]) -> "Candidates":
+        """Keep the pairs where a (P,) mask is true."""
+        return replace(
+            self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
+        )
 
 
 def max_copies(n: int) -> int:

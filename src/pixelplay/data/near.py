@@ -73,6 +73,7 @@ def find_copies(
     read: Callable[[int], NDArray[np.uint8]],
     features: FloatArray | None = None,
     *,
+    has_mirrored: bool = True,
     num_workers: int | None = None,
     journal: Journal,
 ) -> list[CopyPair]:
@@ -82,6 +83,7 @@ def find_copies(
         thumbs: (N, S, S) uint8, of photographs whose files differ.
         read: gives the pixels (H, W, 3) of a photograph; it runs in threads.
         features: (N, D) finite; without them cut copies are rarely among the candidates.
+        has_mirrored: mirror images are looked for too.
 
     Returns:
         Pairs in ascending order.
@@ -89,6 +91,8 @@ def find_copies(
     if len(thumbs) < 2:
         return []
     candidates = propose(thumbs, features, journal)
+    if not has_mirrored:
+        candidates = candidates.select(~candidates.is_mirrored)
     placed = _place(thumbs, candidates, journal)
     usual = None
     if candidates.look_alikes.shape[1]:

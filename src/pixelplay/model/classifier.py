@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Tail
@@ -148,12 +149,19 @@ def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[str
 def _set_drop_path(tail: Tail, share: float) -> None:
     """Raise stochastic depth linearly from the first block to the last.
 
+    Raises:
+        ConfigError: no block could be left out.
+
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
     """
     from timm.layers.drop import DropPath
 
     names = ("drop_path", "drop_path1", "drop_path2")  # a transformer's block has two branches
     blocks = [layer for layer in tail.network.modules() if any(hasattr(layer, name) for name in names)]
+    if not blocks:
+        raise ConfigError(
+            f"drop_path={share} says nothing to this backbone, which has no residual branches; leave it out"
+        )
     for i, block in enumerate(blocks, start=1):
         for name in names:
             if hasattr(block, name):

@@ -49,9 +49,17 @@ def scan_closely(
 
 
 def look_for_copies(
-    index: ImageIndex, photographs: PhotographFeatures, num_workers: int | None, journal: Journal
+    index: ImageIndex,
+    photographs: PhotographFeatures,
+    num_workers: int | None,
+    journal: Journal,
+    *,
+    hflip: bool = True,
 ) -> list[CopyPair]:
     """Find near copies among photographs of which thumbs were made.
+
+    Args:
+        hflip: a mirror image means the same, and so is a copy.
 
     Returns:
         Pairs of positions in the index, of one photograph of each digest.
@@ -65,5 +73,5 @@ def look_for_copies(
         return decode_image(index.store.read(path), path=path, target_px=CLOSE_PX)
 
     thumbs, features = photographs.thumbs[rows], photographs.values[rows]
-    found = find_copies(thumbs, read, features, num_workers=num_workers, journal=journal)
+    found = find_copies(thumbs, read, features, has_mirrored=hflip, num_workers=num_workers, journal=journal)
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

@@ -92,7 +92,8 @@ class Normaliser:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32, channels last in memory."""
-        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        # an Apple GPU would read them when they may be gone
+        images = pixels.to(self._device, non_blocking=pixels.is_pinned()).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 

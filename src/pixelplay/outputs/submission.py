@@ -1,24 +1,41 @@
 """Predictions → exactly the file that a competition's sample submission asks for."""
 
+import math
 import os
+import shlex
 from collections.abc import Sequence
 
 from pixelplay.config import CautionConfig
 from pixelplay.data.tables import Table
-from pixelplay.errors import ConfigError, DataError, counted, name_some
+from pixelplay.errors import ConfigError, DataError, counted, name_some, suggest
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs.table import csv_writer
 
 
 def check_submission(
-    sample: Table, classes: Sequence[str], path: str, caution: CautionConfig | None = None
+    sample: Table | None,
+    classes: Sequence[str],
+    path: str,
+    *,
+    probability_of: str | None = None,
+    caution: CautionConfig | None = None,
 ) -> None:
-    """Raise unless a sample submission can be filled in by a model of these classes.
+    """Raise unless a sample submission, if there is one, can be filled in by a model of these classes.
+
+    Args:
+        probability_of: class whose probability the only column besides the id is to hold.
 
     Raises:
-        ConfigError: `path` is no CSV file, or something is asked for that would add a column.
+        ConfigError: `path` is no CSV file, something is asked for that would add a column, or
+            `probability_of` is no class, or there is no such column.
         DataError: the sample has neither one column of labels nor a column of a known class.
     """
+    if sample is None:
+        if probability_of is not None:
+            raise ConfigError(
+                f"probability_of={probability_of!r} says nothing without --submission; give both"
+            )
+        return
     if not path.lower().endswith(".csv"):
         raise ConfigError(f"--out {path} does not end in .csv; a submission is a CSV file")
     if caution not in (None, CautionConfig()):
@@ -31,27 +48,34 @@ def check_submission(
             f"{sample.name} has the one column {columns[0]!r}; a sample submission has an id column "
             "and one or more to fill in"
         )
-    if not _asks_for_labels(columns, classes) and not set(columns[1:]) & set(classes):
+    if probability_of is not None:
+        _check_probability_of(probability_of, sample, classes)
+    asked = _asked_classes(columns, classes, probability_of)
+    if asked is None:
+        _check_labels(sample, classes)
+    elif not set(asked) & set(classes):
         raise DataError(
             f"{sample.name} has the columns {name_some(columns[1:])}, none of which is a class of the model: "
             f"{name_some(classes)}"
         )
 
 
-def write_submission(predictions: Predictions, sample: Table, path: str) -> list[str]:
+def write_submission(
+    predictions: Predictions, sample: Table, path: str, *, probability_of: str | None = None
+) -> list[str]:
     """Write the sample's header, ids and order, with predictions filled in.
 
-    Probabilities where the header is an id and class names, otherwise labels. An id without a
-    readable image keeps the sample's value.
+    Probabilities where the header is an id and class names, or where one is asked for, otherwise labels. An
+    id without a readable image keeps the sample's value.
 
     Returns:
         What could not be filled in, one sentence each.
 
     Raises:
-        ConfigError: `path` is no CSV file, or something is asked for that would add a column.
+        ConfigError: as of `check_submission`.
         DataError: the columns fit neither form, an id fits two images, or no id fits any.
     """
-    check_submission(sample, predictions.classes, path)
+    check_submission(sample, predictions.classes, path, probability_of=probability_of)
     columns = list(sample.columns)
     ids = list(sample.columns[columns[0]])
     row_of = _match_ids(ids, predictions)
@@ -60,8 +84,7 @@ def write_submission(predictions: Predictions, sample: Table, path: str) -> list
             f"no id of {sample.name} names a readable photograph: ids such as {ids[0]!r}, "
             f"photographs such as {predictions.paths[0]!r}; give the folder that the ids are about"
         )
-    has_labels = _asks_for_labels(columns, predictions.classes)
-    fill = _labels if has_labels else _probabilities
+    asked = _asked_classes(columns, predictions.classes, probability_of)
     # ids and labels are written exactly as they are: the file is for a program
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -69,16 +92,52 @@ def write_submission(predictions: Predictions, sample: Table, path: str) -> list
         writer.writerow(columns)
         for i, row in enumerate(row_of):
             own = [sample.columns[name][i] for name in columns[1:]]
-            writer.writerow([ids[i], *(own if row is None else fill(predictions, row, columns[1:]))])
+            writer.writerow([ids[i], *(own if row is None else _fill(predictions, row, asked))])
     os.replace(partial, path)
+    has_classes = asked is not None and probability_of is None
     return [
         *_note_ids(ids, row_of, predictions),
-        *([] if has_labels else _note_columns(columns[1:], predictions.classes)),
+        *(_note_columns(columns[1:], predictions.classes) if has_classes else []),
     ]
 
 
-def _asks_for_labels(columns: Sequence[str], classes: Sequence[str]) -> bool:
-    return len(columns) == 2 and columns[1] not in classes
+def _asked_classes(
+    columns: Sequence[str], classes: Sequence[str], probability_of: str | None
+) -> Sequence[str] | None:
+    """Classes whose probabilities the columns behind the id are to hold; None: a column of labels."""
+    if probability_of is not None:
+        return [probability_of]
+    return None if len(columns) == 2 and columns[1] not in classes else columns[1:]
+
+
+def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> None:
+    if label not in classes:
+        hint = suggest(label, classes) or f"; it knows {name_some(classes)}"
+        raise ConfigError(f"the model has no class {label!r}{hint}")
+    if len(sample.columns) != 2:
+        raise ConfigError(
+            f"probability_of={label!r} is for a sample with one column besides the id, and {sample.name} has "
+            f"{len(sample.columns) - 1}, whose names are classes; leave it out"
+        )
+
+
+def _check_labels(sample: Table, classes: Sequence[str]) -> None:
+    """Raise DataError where the one column of a sample plainly wants a probability."""
+    name = list(sample.columns)[1]
+    fractions = [cell for cell in sample.columns[name] if cell not in classes and _is_fraction(cell)]
+    if fractions:
+        raise DataError(
+            f"{sample.name} has {fractions[0]!r} in its column {name!r}, a probability and no class; say of "
+            f"which class, as with --probability-of {shlex.quote(classes[-1])}"
+        )
+
+
+def _is_fraction(cell: str) -> bool:
+    try:
+        value = float(cell)
+    except ValueError:
+        return False
+    return math.isfinite(value) and not value.is_integer()
 
 
 def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]:
@@ -103,13 +162,12 @@ def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]
     return found
 
 
-def _labels(predictions: Predictions, row: int, columns: Sequence[str]) -> list[str]:
-    return [predictions.classes[predictions.pred[row]]]
-
-
-def _probabilities(predictions: Predictions, row: int, columns: Sequence[str]) -> list[str]:
+def _fill(predictions: Predictions, row: int, asked: Sequence[str] | None) -> list[str]:
+    """A row's label, or the probabilities of the classes that are asked for."""
+    if asked is None:
+        return [predictions.classes[predictions.pred[row]]]
     shown = dict(zip(predictions.classes, predictions.probs[row], strict=True))
-    return [f"{shown[name]:.9g}" if name in shown else "0" for name in columns]
+    return [f"{shown[name]:.9g}" if name in shown else "0" for name in asked]
 
 
 def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Predictions) -> list[str]:

@@ -305,9 +305,10 @@ class ViewSource:
         moments = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name
-        if device == "cuda":
+        is_pinned = device == "cuda"
+        if is_pinned:
             maps, moments = maps.pin_memory(), moments.pin_memory()
-        return lambda: (maps.to(device, non_blocking=True), moments.to(device, non_blocking=True))
+        return lambda: (maps.to(device, non_blocking=is_pinned), moments.to(device, non_blocking=is_pinned))
 
 
 def _digest_of(content: object) -> str:

@@ -15,6 +15,7 @@ from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
+from pixelplay.errors import ConfigError, counted
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size
@@ -127,7 +128,7 @@ class Bench:
             max_bytes=self._max_bytes if is_kept else UNKEPT_BYTES,
         )
 
-    def classifier(self, halves: Halves) -> Classifier:
+    def classifier(self, halves: Halves, *, is_compiled: bool) -> Classifier:
         """Tail and head, ready to train."""
         settings, n_classes = self.config.finetune, self.material.n_known
         features = self.material.features[self.train]
@@ -147,14 +148,17 @@ class Bench:
                     dropout=settings.dropout,
                 )
         if halves.front is not None:
-            is_compiled = settings.compile == "on"  # the compiler finds ways of its own
-            freeze_spatial_filters(
-                halves, is_shortened=self.workplace.device.name == "cpu" and not is_compiled
-            )
+            # the compiler finds ways of its own
+            is_shortened = self.workplace.device.name == "cpu" and not is_compiled
+            freeze_spatial_filters(halves, is_shortened=is_shortened)
         return Classifier(halves.tail, head, drop_path=settings.drop_path)
 
     def job(self, source: Source, plan: Plan, *, is_refit: bool = False) -> Job:
-        """What the loop does, before the short last epochs or in them."""
+        """What the loop does, before the short last epochs or in them.
+
+        Raises:
+            ConfigError: a batch norm would see single photographs.
+        """
         config = self.config
         limit_s = None
         if self.workplace.plan is None and config.finetune.epochs is None:
@@ -163,10 +167,10 @@ class Bench:
             reading_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("reading and measuring", "refit"))
             # validation has been read when the last epochs begin
             to_come_s = reading_s * self._share_read_last() if is_refit else reading_s + refit_s
-            limit_s = max(0.0, budget_s - spent - to_come_s - self._fits_to_come_s())
+            limit_s = max(0.0, budget_s - spent - to_come_s - self.fits_to_come_s())
         probe_logits = self.probe.probe.head.logits(self.material.features[self.val])
         rows = self.learn if is_refit else self.train
-        return Job(
+        job = Job(
             source=source,
             labels=self.material.labels,
             train=rows,
@@ -191,6 +195,13 @@ class Bench:
             input_size=self.loaded.preprocessing.input_size,
             beside=probe_logits if may_answer_together(config) else None,
         )
+        if config.finetune.head == "mlp" and job.n_epoch < 2 * job.batches_per_epoch:
+            raise ConfigError(
+                f"head='mlp' has a batch norm, which needs 2 photographs a batch, and "
+                f"{counted(job.n_epoch, 'photograph')} in batches of {job.batch_size} leave it 1; "
+                "raise --train-batch-size"
+            )
+        return job
 
     def offset(self, rows: IntArray) -> FloatArray:
         """What makes logits natural that were learned from some rows, (K,); natural is what train has."""
@@ -250,14 +261,14 @@ class Bench:
         n_test = len(self.material.parts.split.test)
         return n_test / max(1, n_test + len(self.val))
 
-    def _fits_to_come_s(self) -> float:
+    def fits_to_come_s(self) -> float:
         """Seconds of fitting heads after the training; crt searches for a strength again, twice."""
         return self.probe.seconds * (2.0 if self.config.imbalance == "crt" else ONE_FIT)
 
     def left_s(self) -> float:
         """Seconds that are left of what is aimed at of the time budget."""
         spent = time.monotonic() - self.workplace.started
-        return AIM * parse_duration(self.config.time_budget) - spent - self._fits_to_come_s()
+        return AIM * parse_duration(self.config.time_budget) - spent - self.fits_to_come_s()
 
 
 def may_answer_together(config: TrainConfig) -> bool:

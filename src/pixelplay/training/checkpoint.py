@@ -121,7 +121,8 @@ def read_checkpoint(state: State, folder: str) -> None:
             value.copy_(kept[name])
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with --force"
+            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with "
+            "--force instead of --resume"
         ) from None
     vars(state.progress).update(vars(progress))
 

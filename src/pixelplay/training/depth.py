@@ -51,7 +51,8 @@ def check_depth(config: TrainConfig) -> None:
             f"focus={config.finetune.focus} says nothing with mixup, cutmix or head='mlp'; leave one out"
         )
     for name, way in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
-        if getattr(config, name) != getattr(usual, name) and config.imbalance != way:
-            raise ConfigError(
-                f"{name}={getattr(config, name)!r} says nothing without --imbalance {way}; give both"
-            )
+        value = getattr(config, name)
+        if value != getattr(usual, name) and config.imbalance != way:
+            raise ConfigError(f"{name}={value!r} says nothing without --imbalance {way}; give both")
+        if value != getattr(usual, name) and config.tune == "probe":
+            raise ConfigError(f"--tune probe has no use for {name}={value!r}; leave one of them out")

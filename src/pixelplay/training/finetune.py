@@ -24,7 +24,7 @@ from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint
 from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
-from pixelplay.training.shares import Forward, forward_for_training
+from pixelplay.training.shares import Compiled, Forward, forward_for_training
 
 IntArray = NDArray[np.int64]
 NAN = float("nan")
@@ -70,9 +70,7 @@ class _Run:
         self.checkpoints, self.journal = checkpoints, journal
         classifier.zero_grad()  # a training that was stopped between two steps leaves some
         settings = job.config.finetune
-        optimizer = make_optimizer(
-            classifier, settings, job.batch_size * job.batches_per_step, lr_frac=job.lr_frac
-        )
+        optimizer = make_optimizer(classifier, settings, job.photographs_a_step, lr_frac=job.lr_frac)
         names = [name for name, value in classifier.named_parameters() if value.requires_grad]
         averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
         self.state = State(
@@ -97,7 +95,9 @@ class _Run:
             forward_for_training(self.classifier, job.device, job.batch_size) as forward,
             self.journal.progress("training", n_all, "batches") as bar,
         ):
-            self._forward = torch.compile(self.classifier) if job.is_compiled else forward
+            is_asked = job.config.finetune.compile == "on"
+            compiled = Compiled(self.classifier, self.journal, is_asked=is_asked) if job.is_compiled else None
+            self._forward = compiled or forward
             bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
             while where.epoch <= job.epochs and not where.stopped:
                 self.train_epoch(bar.update)
@@ -157,8 +157,8 @@ class _Run:
         settings = job.config.finetune
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = torch.from_numpy(job.labels[batch.rows]).to(job.device.name, non_blocking=True)
-        weights = torch.from_numpy(batch.weights).to(job.device.name, non_blocking=True)
+        labels = torch.from_numpy(job.labels[batch.rows]).to(job.device.name)
+        weights = torch.from_numpy(batch.weights).to(job.device.name)
         is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
         targets = is_class * weights[:, None]
         maps, moments = inputs
@@ -226,7 +226,8 @@ class _Run:
         where.history.append(row)
         losses = [past["val_loss"] for past in where.history]
         patience = job.config.finetune.patience
-        if patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience:
+        is_over = where.epoch == job.epochs
+        if patience is not None and not is_over and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
         self.state.misses_before.copy_(self.state.misses)
         where.epoch, where.n_batches = where.epoch + 1, 0

@@ -117,5 +117,6 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
         )
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with --force"
+            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with "
+            "--force instead of --resume"
         ) from None

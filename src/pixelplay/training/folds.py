@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.checks import check_count
-from pixelplay.config import TrainConfig
+from pixelplay.config import PARTS, TrainConfig
 from pixelplay.data.imbalance import class_priors
+from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import NEVER_HELD_OUT, Split, hold_out
 from pixelplay.errors import ConfigError, counted
 from pixelplay.evaluation.calibration import fit_temperature
@@ -29,7 +30,7 @@ from pixelplay.model.tail import BranchedBackbone
 from pixelplay.training.bench import Workplace, read_rows
 from pixelplay.training.deal import deal_photographs
 from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold
-from pixelplay.training.learn import Learned, learn
+from pixelplay.training.learn import Learned, learn, say_what_does_not_count
 from pixelplay.training.material import Material
 from pixelplay.training.plan import read_plan
 from pixelplay.training.suspected import without_suspects
@@ -81,8 +82,8 @@ def learn_folds(
     dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
     if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
         journal.note(f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class")
-    if material.index.in_part("val").any():
-        journal.note("the given val part is dealt into the folds like train")
+    if config.tune == "probe":
+        say_what_does_not_count("probe", config, workplace, journal)
     parts: list[Fold] = []
     for repeat, seeded in enumerate(seeds):
         for fold in range(n_folds):
@@ -126,6 +127,15 @@ def without_test(config: TrainConfig, journal: Journal) -> TrainConfig:
     return replace(config, test_frac=0.0)
 
 
+def without_val(index: ImageIndex, journal: Journal) -> ImageIndex:
+    """The photographs without a given validation part: its own learn and measure like all others."""
+    val = index.in_part("val")
+    if val.any():
+        journal.note("the given val part is dealt into the folds like train")
+    parts = np.where(val, np.int8(PARTS.index("train")), index.parts)
+    return replace(index, parts=parts)
+
+
 def learn_alone(
     validation: CrossValidation,
     material: Material,
@@ -147,7 +157,9 @@ def learn_alone(
         settings = replace(settings, with_probe="on" if _commonest(ways) else "off")
         plan = read_plan(os.path.join(workplace.folder, "plan.json"))
     raised = config.min_per_class if depth != "probe" else None  # a probe has no views to raise classes by
-    alike = replace(config, tune=depth, finetune=settings, min_per_class=raised)
+    alike = replace(
+        config, tune=depth, finetune=settings, min_per_class=raised, time_budget=TrainConfig().time_budget
+    )
     place = replace(workplace, started=time.monotonic(), plan=plan)
     with journal.chapter("everything"):
         everything = _set_apart(material, np.empty(0, dtype=np.int64), alike, journal)

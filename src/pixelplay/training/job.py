@@ -82,15 +82,24 @@ class Job:
         return np.bincount(self.labels[self.train], minlength=self.n_classes)
 
     @cached_property
+    def n_epoch(self) -> int:
+        """Photographs drawn in an epoch."""
+        return epoch_length(self._counts, self.imbalance, self.config.min_per_class)
+
+    @property
     def batches_per_epoch(self) -> int:
         """Forward passes in an epoch."""
-        n = epoch_length(self._counts, self.imbalance, self.config.min_per_class)
-        return max(1, -(-n // self.batch_size))
+        return max(1, -(-self.n_epoch // self.batch_size))
 
     @property
     def batches_per_step(self) -> int:
         """Forward passes behind an optimizer step; none reaches over the end of an epoch."""
         return min(self.config.finetune.accumulate, self.batches_per_epoch)
+
+    @property
+    def photographs_a_step(self) -> float:
+        """Mean number behind an optimizer step: batches are even, and so smaller than they might be."""
+        return self.n_epoch / self.batches_per_epoch * self.batches_per_step
 
     @cached_property
     def n_steps(self) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
-from pixelplay.data.split import assign_folds, check_some_held_out
+from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError, counted, name_some
 from pixelplay.evaluation.decision import compare_logits, held_out_score
 from pixelplay.journal import Journal
@@ -18,7 +18,7 @@ from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
-from pixelplay.training.depth import Depth, unused_settings
+from pixelplay.training.depth import Depth, may_focus, unused_settings
 from pixelplay.training.job import TooLittleMemoryError
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
@@ -88,8 +88,8 @@ def learn(
     """
     probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
     depth = _pick_depth(config, workplace, material, journal)
-    if config.tune == "probe" or depth != "probe":
-        _say_what_does_not_count(depth, config, workplace, journal)
+    if not (is_fold and config.tune == "probe"):  # then that was said before the first fold
+        say_what_does_not_count(depth, config, workplace, journal)
     if depth == "probe":
         return probe_instead()
     train, val = train_apart(material), material.parts.split.val
@@ -108,6 +108,7 @@ def learn(
         if config.tune != "auto":
             raise ConfigError(str(error)) from None
         journal.note(f"{error}; a probe is fitted")
+        _say_what_a_probe_leaves_out(config, journal)
         return probe_instead()
     if not tuned.best_epoch and starts_at_probe(config):  # its weights are those of the probe
         journal.note(
@@ -194,7 +195,7 @@ def learn_probe(
     )
 
 
-def _say_what_does_not_count(
+def say_what_does_not_count(
     depth: Depth, config: TrainConfig, workplace: Workplace, journal: Journal
 ) -> None:
     """Note settings that were given and that training as deep, or as long, has no use for."""
@@ -203,12 +204,22 @@ def _say_what_does_not_count(
             value = getattr(config, name)
             if value != getattr(TrainConfig(), name):
                 journal.note(f"--{name.replace('_', '-')} {value} does not count: a probe has no use for it")
+        _say_what_a_probe_leaves_out(config, journal)
         return
+    if config.finetune.focus and not may_focus(config):
+        journal.note(f"--focus {config.finetune.focus} does not count beside mixup, cutmix or an mlp head")
+    if config.finetune.deterministic and workplace.device.name == "mps":
+        journal.note("--deterministic does not count: Apple's GPUs do not promise the same sums in every run")
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
         journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
     is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
     if is_long_as_asked and config.time_budget != TrainConfig().time_budget:
         journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
+
+
+def _say_what_a_probe_leaves_out(config: TrainConfig, journal: Journal) -> None:
+    if unused := unused_settings("probe", config):
+        journal.note(f"a probe has no use for {', '.join(unused)}")
 
 
 def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -> Learned:
@@ -299,7 +310,7 @@ def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, j
     if n_val < ENOUGH_VAL:
         journal.note(
             f"{n_val} validation photographs cannot tell which depth is better, {ENOUGH_VAL} could; "
-            "a probe is fitted"
+            "a probe is fitted (--tune partial trains all the same)"
         )
         return "probe"
     if reason := _why_nothing_can_choose(material, train_apart(material)):
@@ -312,6 +323,11 @@ def _why_nothing_can_choose(material: Material, train: IntArray) -> str:
     """What stands against choosing on the validation part; "" where nothing does."""
     if not len(material.parts.split.val):
         return "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
+    labels, groups = material.labels[train], material.parts.groups[train]
+    if (assign_folds(labels, groups, 2, seed=0) == NEVER_HELD_OUT).all():
+        return (
+            "tuning needs a class with 2 photographs or groups to learn from beside those that are held out"
+        )
     absent = [material.classes[k] for k in np.flatnonzero(material.counts_of(train) == 0)]
     if absent:
         return f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"

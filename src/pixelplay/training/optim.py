@@ -13,7 +13,7 @@ RATES_BATCH = 32  # photographs a step that the learning rates are meant for
 
 
 def make_optimizer(
-    classifier: Classifier, finetune: FinetuneConfig, photographs_a_step: int, *, lr_frac: float = 1.0
+    classifier: Classifier, finetune: FinetuneConfig, photographs_a_step: float, *, lr_frac: float = 1.0
 ) -> torch.optim.AdamW:
     """Make AdamW with a learning rate for each stage, and no decay on norms, biases and layer scales.
 
@@ -66,8 +66,8 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step counted from 0; early on the average looks back less far."""
-        share = max(1 / self._horizon, 9 / (10 + step))
+        """Take in the weights after a step counted from 0; at first it is the plain mean of all so far."""
+        share = max(1 / self._horizon, 1 / (1 + step))
         torch._foreach_lerp_(list(self.values.values()), list(self._live.values()), share)
 
     @torch.no_grad()

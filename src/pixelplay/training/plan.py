@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -255,6 +256,12 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
                 f"the plan has {name}={planned!r}, not {wish!r}; leave out the plan or the setting"
             )
     return replace(config, tune=plan.depth)
+
+
+def has_followed(run: str, plan: Plan) -> bool:
+    """Whether a run did what a plan says; its estimates of the time do not count."""
+    path = os.path.join(run, "plan.json")
+    return os.path.isfile(path) and replace(read_plan(path), seconds={}) == replace(plan, seconds={})
 
 
 def _check(content: dict[str, Any], path: str) -> None:

@@ -60,10 +60,10 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
 
 def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
     """The error that says what would fit."""
-    spent = time.monotonic() - bench.workplace.started
+    spent = time.monotonic() - bench.workplace.started + bench.fits_to_come_s()
     needed = shortest_s(speed, bench.amount(), bench.config.finetune.n_views)
     return NoPlanError(
-        f"time_budget={bench.config.time_budget} is too short for {depth} tuning on "
+        f"--time-budget {bench.config.time_budget} is too short for {depth} tuning on "
         f"{len(bench.train):,} photographs: about {_round_up((spent + needed) / AIM)} are needed here; "
         "raise --time-budget or use --tune probe"
     )
@@ -71,7 +71,7 @@ def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
 
 def _plan_partial(bench: Bench) -> Plan:
     settings = bench.config.finetune
-    batch_size = _batch_size(bench)
+    batch_size = usual_batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
     stages = [settings.n_stages] if settings.n_stages else list(range(1, last + 1))
     if settings.epochs is not None:
@@ -129,7 +129,7 @@ def _no_room(bench: Bench, speed: Speed) -> NoPlanError:
 
 def _plan_full(bench: Bench) -> Plan:
     settings = bench.config.finetune
-    batch_size = _batch_size(bench)
+    batch_size = usual_batch_size(bench)
     speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
     if settings.epochs is None or bench.workplace.device.name == "cuda":
         batch_size, speed = _fitting_speed(bench, None, batch_size)
@@ -209,7 +209,9 @@ def _step(
 ) -> Iterator[Callable[[], None]]:
     """Give a step of the training on one batch, that changes nothing."""
     device, settings = bench.workplace.device, bench.config.finetune
-    classifier = bench.classifier(halves).to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    is_compiled = settings.compile == "on"
+    classifier = bench.classifier(halves, is_compiled=is_compiled)
+    classifier.to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, settings, len(maps))
     classifier.train()
 
@@ -222,7 +224,7 @@ def _step(
 
     with (
         nullcontext(classifier)  # a compiled one is not shared out
-        if settings.compile == "on"
+        if is_compiled
         else forward_for_training(classifier, device, len(maps)) as forward
     ):
         yield step
@@ -238,6 +240,7 @@ def _round_up(seconds: float) -> str:
     return f"{math.ceil(seconds / 10) * 10}s" if seconds < 100 else f"{math.ceil(seconds / 60)}m"
 
 
-def _batch_size(bench: Bench) -> int:
+def usual_batch_size(bench: Bench) -> int:
+    """Photographs a batch, where memory has room for so many."""
     usual = GPU_BATCH if bench.workplace.device.name == "cuda" else CPU_BATCH
     return min(bench.config.finetune.train_batch_size or usual, len(bench.train))

@@ -36,7 +36,7 @@ def prepare_material(
     photographs = read_photographs(index, backbone, config, workplace.device, journal)
     near = []
     if config.near_duplicates:
-        near = look_for_copies(index, photographs, config.compute.num_workers, journal)
+        near = look_for_copies(index, photographs, config.compute.num_workers, journal, hflip=config.hflip)
     material = sort_out(index, photographs, config, corrections, [pair.members for pair in near])
     say_what_was_found(material, config, journal)
     check_photographs(workplace.checkpoints, material, backbone.weights_id)

@@ -42,7 +42,18 @@ CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "class_weights": "class_weights",
     "crt": "class_weights",
 }
-FOCAL_NOTE = "imbalance=focal needs trained layers; on frozen features the head is fitted without it"
+SHIFT_NOTE = (
+    "imbalance={} changes nothing on frozen features: it shifts logits, and probabilities that keep the "
+    "data's frequencies take that back; --metric macro_f1 makes decisions lean towards rare classes"
+)
+SAME_NOTE = "imbalance={} on frozen features is class_weights"
+NOTES: dict[Imbalance, str] = {
+    "focal": "imbalance={} needs trained layers; on frozen features the head is fitted without it",
+    "balanced_softmax": SHIFT_NOTE,
+    "logit_adjusted": SHIFT_NOTE,
+    "sampler": SAME_NOTE,
+    "crt": SAME_NOTE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +118,7 @@ def fit_fair_probe(
     else:
         chosen = CANDIDATE_OF[config.imbalance]
         probe = _fit_candidate(chosen, features, labels, folds, tolerance, on_progress)
-    notes = [FOCAL_NOTE] if config.imbalance == "focal" else []
+    notes = [NOTES[config.imbalance].format(config.imbalance)] if config.imbalance in NOTES else []
     return FairProbe(
         probe=probe,
         imbalance=chosen,

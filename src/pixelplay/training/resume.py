@@ -1,21 +1,30 @@
-"""Whether an interrupted training may be continued: same settings, same photographs."""
+"""Whether a training is the one before: an interrupted one to be continued, or one whose plan is repeated."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from pixelplay import __version__
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.journal import Journal
 from pixelplay.model.features import Device
 from pixelplay.training.checkpoint import has_progress, write_durably
 from pixelplay.training.material import Material
-from pixelplay.training.plan import Plan
+from pixelplay.training.plan import Plan, follow, read_plan
 
 SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
-# they change nothing in the weights: the plan is made, and the cache holds what could be computed again
-FREE = {"cache_dir", "cache_gb", "offline", "time_budget", "compute.num_workers"}
+# they change nothing in the weights: the cache holds what could be computed again
+FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers"})
+# what a plan holds itself, or stands for
+OF_A_PLAN = frozenset(
+    {"tune", "time_budget"}
+    | {f"finetune.{name}" for name in ("epochs", "n_stages", "n_views", "train_batch_size", "compile")}
+)
 
 
 def check_settings(
@@ -39,17 +48,12 @@ def check_settings(
     own |= {"compute.device": device.name, "compute.precision": device.precision}
     repeated = {} if plan is None else asdict(plan)
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
-    own |= also or {}
+    own |= {"pixelplay": __version__, "torch": torch.__version__, **(also or {})}
     kept = _read_or_write(folder, SETTINGS, own)
-    changed = [
-        f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
-        for name in {**kept, **own}
-        if name not in FREE and kept.get(name) != own.get(name)
-    ]
-    if changed:
+    if changed := _differences(kept, own):
         raise ConfigError(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
-            "or start anew with --force"
+            "or start anew with --force instead of --resume"
         )
 
 
@@ -57,18 +61,27 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
     """Compare with the photographs and weights of the interrupted training; else write them down.
 
     Raises:
-        DataError: photographs were added, removed, changed, relabelled or moved to another part.
+        DataError: photographs were added, removed, changed, relabelled or moved to another part or group.
         ConfigError: the backbone has other weights.
     """
     parts = {int(i): name for name, rows in vars(material.parts.split).items() for i in rows}
+    first_of: dict[int, str] = {}  # group → its first photograph, which names it
+    for path, group in zip(material.index.paths, material.parts.groups.tolist(), strict=True):
+        first_of.setdefault(group, path)
     own: dict[str, Any] = {
-        path: [material.digests[i].hex(), material.classes[material.labels[i]], parts.get(i, "")]
+        path: [
+            material.digests[i].hex(),
+            material.classes[material.labels[i]],
+            parts.get(i, ""),
+            first_of[material.parts.groups[i]],
+        ]
         for i, path in enumerate(material.index.paths)
     }
     kept = _read_or_write(folder, PHOTOGRAPHS, {"weights": weights_id, "photographs": own})
     if kept["weights"] != weights_id:
         raise ConfigError(
-            "the interrupted run had other backbone weights; give the same, or start anew with --force"
+            "the interrupted run had other backbone weights; give the same, or start anew with --force "
+            "instead of --resume"
         )
     then = kept["photographs"]
     found = {
@@ -80,8 +93,40 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
     if told:
         raise DataError(
             f"the photographs are not those of the interrupted run: {', '.join(told)}; "
-            "bring them back, or start anew with --force"
+            "bring them back, or start anew with --force instead of --resume"
         )
+
+
+def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan, TrainConfig]:
+    """A plan, and the settings under which it is repeated; other settings than its run had are said.
+
+    Raises:
+        ConfigError: the plan cannot be read, or a setting asks for something else than it.
+    """
+    plan = read_plan(path)
+    config = follow(plan, config)
+    try:
+        with open(os.path.join(os.path.dirname(path), "config.json"), encoding="utf-8") as file:
+            content: Any = json.load(file)
+    except (OSError, ValueError):
+        return plan, config  # the plan has left its run
+    own = dict(_flatten(to_json(config)))
+    kept = {name: value for name, value in _flatten(content) if name in own} if _is_run(content) else own
+    if changed := _differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
+        journal.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
+    return plan, config
+
+
+def _is_run(content: Any) -> bool:
+    return isinstance(content, Mapping) and "pixelplay" in content
+
+
+def _differences(kept: Mapping[str, Any], own: Mapping[str, Any], free: Set[str] = FREE) -> list[str]:
+    return [
+        f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
+        for name in {**kept, **own}
+        if name not in free and kept.get(name) != own.get(name)
+    ]
 
 
 def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +137,9 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
                 kept: dict[str, Any] = json.load(file)
             return kept
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); start anew with --force") from None
+            raise DataError(
+                f"{path} cannot be read ({error}); start anew with --force instead of --resume"
+            ) from None
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(content)
     write_durably(text.encode(), path)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from pixelplay.data.crew import Crew
+from pixelplay.errors import ConfigError
+from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cores import cores_to_share
 from pixelplay.model.features import Device
+from pixelplay.training.job import is_out_of_memory
 
 SMALLEST_SHARE = 8  # photographs
 MAX_SHARES = 16  # each has gradients of its own until they are added
@@ -43,6 +46,41 @@ def forward_for_training(classifier: Classifier, device: Device, batch_size: int
             return
         with Crew(n_shares, prepare=lambda: torch.set_num_threads(n_cores // n_shares)) as crew:
             yield _Shared(classifier, device, crew, n_shares)
+
+
+class Compiled:
+    """A classifier compiled at its first batch; where that fails, it runs as it is, and that is said.
+
+    Args:
+        is_asked: the user wants it compiled, and nothing else.
+    """
+
+    def __init__(self, classifier: Classifier, journal: Journal, *, is_asked: bool) -> None:
+        self._classifier, self._journal, self._is_asked = classifier, journal, is_asked
+        self._forward: Forward = torch.compile(classifier)
+        self._is_tried = False
+
+    def __call__(self, maps: Tensor, moments: Tensor) -> Tensor:
+        """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front).
+
+        Raises:
+            ConfigError: it cannot be compiled, and that was asked for.
+        """
+        if self._is_tried:
+            return self._forward(maps, moments)
+        self._is_tried = True
+        try:
+            return self._forward(maps, moments)
+        except Exception as error:  # a missing compiler is found in many ways
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if self._is_asked:
+            raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
+        self._journal.note(f"training is not compiled, as torch.compile fails here ({reason})")
+        self._forward = self._classifier
+        logits: Tensor = self._classifier(maps, moments)
+        return logits
 
 
 def _leaves_out(classifier: Classifier) -> bool:

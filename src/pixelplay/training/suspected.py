@@ -23,7 +23,7 @@ def without_suspects(material: Material, config: TrainConfig, journal: Journal) 
 
     Folds of train and val judge each other. What chooses or measures stays as it is, with the labels it has:
     a figure that leaves out what looks wrong is too good. So suspects of a validation part still choose, but
-    are not learned from once it has chosen.
+    are not learned from once it has chosen. What the user has looked at is right.
 
     Raises:
         DataError: no photograph can be held out to be judged.
@@ -39,6 +39,7 @@ def without_suspects(material: Material, config: TrainConfig, journal: Journal) 
     judged = folds != NEVER_HELD_OUT
     found = find_suspects(decision.apply(logits)[0][judged], labels[judged])
     suspected = rows[judged][found.order[found.is_suspect[found.order]]]
+    suspected = suspected[~material.reviewed[suspected]]  # somebody has looked at these
     dropped = _spare(suspected, material)
     if len(dropped):
         named = name_some([material.index.paths[i] for i in dropped])

@@ -23,7 +23,7 @@ from pixelplay.training.depth import TunedDepth
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
 from pixelplay.training.plan import Plan, write_plan
-from pixelplay.training.planning import make_plan
+from pixelplay.training.planning import NoPlanError, make_plan, usual_batch_size
 
 IntArray = NDArray[np.int64]
 
@@ -79,7 +79,7 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     """Train the last stages, or all, starting from the probe's head; the validation part chooses.
 
     Raises:
-        NoPlanError: the time budget or the cache has no room for it; the message says what would fit.
+        NoPlanError: the time budget or the disk has no room for it; the message says what would fit.
         UncuttableError: the network has no last stages that could be trained on their own.
         ConfigError: training failed.
     """
@@ -93,7 +93,9 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     source: Source = bench.pixels
     if plan.n_views is not None:
         source = _prepare_views(bench, halves, plan.n_views, journal)
-    classifier, job = bench.classifier(halves), bench.job(source, plan)
+    classifier = bench.classifier(halves, is_compiled=plan.is_compiled)
+    job = bench.job(source, plan)
+    _say_what_was_lowered(bench, job, journal)
     if halves.front is None:
         _check_sizes(job, backbone)
     where = finetune(
@@ -106,7 +108,9 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
-            "start anew with --force and a longer --time-budget" if is_late else "lower --lr and --head-lr"
+            "start anew with --force instead of --resume, and a longer --time-budget"
+            if is_late
+            else "lower --lr and --head-lr"
         )
         raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
     if where.stopped:
@@ -131,6 +135,18 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         classifier=classifier,
         job=job,
     )
+
+
+def _say_what_was_lowered(bench: Bench, job: Job, journal: Journal) -> None:
+    """Note where steps are of fewer photographs than was asked for, or than is usual."""
+    usual, asked = usual_batch_size(bench), bench.config.finetune.accumulate
+    if bench.workplace.plan is None and job.batch_size < usual:
+        journal.note(f"batches are of {job.batch_size} photographs, as memory has no room for {usual}")
+    if job.batches_per_step < asked:
+        journal.note(
+            f"--accumulate {asked} is {job.batches_per_step}: an epoch has no more batches, and its end "
+            "always makes a step"
+        )
 
 
 def starts_at_probe(config: TrainConfig) -> bool:
@@ -175,7 +191,7 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
     """Bring views of all photographs to be learned from as far as the cut.
 
     Raises:
-        ConfigError: neither the cache nor the run's folder takes them.
+        NoPlanError: neither the cache nor the run's folder takes them.
     """
     rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
     for has_cache in (True, False):
@@ -192,7 +208,7 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
             return views
         if has_cache:
             journal.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
-    raise ConfigError(f"views of the photographs cannot be kept: {failure}; free some space")
+    raise NoPlanError(f"views of the photographs cannot be kept: {failure}; free some space")
 
 
 def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:

@@ -19,6 +19,7 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import pixelplay
@@ -512,6 +513,26 @@ def test_two_classes_have_an_operating_point(two_class_run: Path, tmp_path: Path
     other = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--positive", "bars")
     assert "'bars'" in other.out
     assert "recall" in other.out
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_evaluate_writes_each_answer_beside_the_given_class(
+    ending: str, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 3, "rings": 2}, first_seed=300)
+    (photos / "bars/zz.jpg").write_bytes(b"")
+    (photos / "spirals").mkdir()  # which the model does not know
+    (photos / "spirals/1.png").write_bytes(encode(draw(1), "PNG"))
+    out = tmp_path / f"judged.{ending}"
+    done = shell("evaluate", tiny_run, photos, "--out", out, "--json")
+    rows = _read(out) if ending == "csv" else pq.read_table(out).to_pylist()
+    assert [row["given"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["unreadable"] + ["ok"] * 3
+    n_right = sum(row["given"] == row["label"] for row in rows)
+    assert n_right / 6 == pytest.approx(done.json["accuracy"]["value"])
+    again = shell("evaluate", tiny_run, photos, "--out", out)
+    assert (again.status, again.err.count("exists; choose another --out")) == (1, 1)
+    assert shell("evaluate", tiny_run, photos, "--out", out, "--force").status == 0
 
 
 def test_evaluate_scores_the_asked_part_else_the_given_test_part(

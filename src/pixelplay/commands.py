@@ -180,6 +180,8 @@ def evaluate(
     positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
     tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
+    out: File = None,
+    force: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
     json_progress: Flag = False,
@@ -194,6 +196,8 @@ def evaluate(
         positive: Class that precision and recall are about (default: the second).
         against: Another run: how far both are apart, photograph by photograph, and whether that is real.
         tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
+        out: Table to write, .csv or .parquet: each prediction beside the class that was given.
+        force: Replace an existing table.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
@@ -210,6 +214,8 @@ def evaluate(
         positive=positive,
         against=against,
         tta=tta,
+        out=out,
+        is_forced=force,
         compute=compute,
         journal=Journal(quiet=quiet, is_json=json_progress),
     )

@@ -9,8 +9,7 @@ from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, P
 from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed
 from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
-from pixelplay.errors import ConfigError, DataError, counted
-from pixelplay.evaluation.operating_point import find_positive
+from pixelplay.evaluation.operating_point import check_asked, find_positive
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.explain import Explainer, explain_all
 from pixelplay.inference.joint import JointPredictor
@@ -30,6 +29,7 @@ from pixelplay.outputs.judged import (
     judge_held_out,
     judge_test,
     labels_among,
+    write_judged,
 )
 from pixelplay.outputs.records import TrainReport, make_report, write_records
 from pixelplay.outputs.run_dir import new_run_dir
@@ -179,6 +179,8 @@ def evaluate(
     positive: str | None = None,
     against: StrPath | None = None,
     tta: Tta | None = None,
+    out: StrPath | None = None,
+    is_forced: bool = False,
     compute: ComputeConfig | None = None,
     journal: Journal | None = None,
 ) -> EvaluationReport:
@@ -190,17 +192,19 @@ def evaluate(
         positive: the class that precision and recall are about (default: the second).
         against: another run, whose figures are subtracted photograph by photograph.
         tta: views of each photograph that are answered for together, as of `Predictor`.
+        out: a table to write, .csv or .parquet: each prediction beside the class that was given.
+        is_forced: replace an existing table.
 
     Raises:
         DataError: no labelled photograph to score, or not two classes for a precision.
-        ConfigError: a precision outside (0, 1], or `positive` without one.
+        ConfigError: a precision outside (0, 1], `positive` without one, no such part, device or views, or the
+            table cannot be written.
         BundleError: no model in `run` or `against`.
     """
     journal = journal or Journal()
-    if positive is not None and at_precision is None:
-        raise ConfigError(
-            f"positive={positive!r} says nothing without a precision; add --at-precision 0.95, say"
-        )
+    check_asked(positive, at_precision)
+    if out is not None:
+        check_new_file(os.fspath(out), is_forced=is_forced)
     index = say_what_was_assumed(scan_source(os.fspath(source), data), journal)
     index, scored_part = choose_scored(index, part)
     predictor = Predictor(run, compute, tta=tta)
@@ -208,6 +212,8 @@ def evaluate(
     if at_precision is not None:  # refuse before the first expensive second
         find_positive(labels_among(predictor.classes, index), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, index, journal)
+    if out is not None:
+        write_judged(predictions, index, os.fspath(out))
     report = evaluate_predictions(
         predictions,
         index,
@@ -295,11 +301,7 @@ def predict(
             predictions = join_predictions(list(watch()), predictor.classes)
             for note in write_submission(predictions, sample, out, probability_of=probability_of):
                 journal.note(note)
-    if tally.n_bad == n_images:
-        n = counted(n_images, "photograph")
-        raise DataError(f"none of {n} can be read; {out} says why; last: {tally.last_error}")
-    if tally.n_bad:
-        journal.note(f"{tally.n_bad} of {n_images} photographs could not be read; their rows say why")
+    tally.say_what_is_missing(out, journal)
     return tally
 
 

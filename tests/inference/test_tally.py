@@ -1,9 +1,12 @@
 """What tally.py promises: counts over all chunks, and one line that tells them."""
 
 import numpy as np
+import pytest
 
+from pixelplay.errors import DataError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.inference.tally import N_LABELS, Tally
+from pixelplay.journal import Journal
 
 CLASSES = tuple("abcdefghij")
 
@@ -39,3 +42,17 @@ def test_of_many_classes_the_commonest_are_named() -> None:
     told = tally.describe()
     assert told.startswith("11 photographs; j 2, a 1, ")
     assert told.endswith(f", {len(CLASSES) - N_LABELS} more classes")
+
+
+def test_what_is_missing_is_noted_or_where_all_is_refused() -> None:
+    tally, journal = Tally(), Journal(quiet=True)
+    tally.add(chunk(0, -1))
+    tally.say_what_is_missing("out.csv", journal)
+    assert journal.notes == ["1 of 2 photographs could not be read; their rows say why"]
+    nothing = Tally()
+    nothing.add(chunk(-1))
+    with pytest.raises(DataError) as caught:
+        nothing.say_what_is_missing("out.csv", journal)
+    assert str(caught.value) == (
+        "none of 1 photograph can be read; out.csv says why; last: 0.jpg: no such file"
+    )

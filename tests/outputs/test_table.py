@@ -12,6 +12,7 @@ import pytest
 from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
+from pixelplay.outputs import table as table_module
 from pixelplay.outputs.table import check_new_file, write_predictions
 
 CLASSES = ("cat", "dog")
@@ -138,6 +139,18 @@ def test_further_columns_follow_their_rows_over_chunks(tmp_path: Path) -> None:
     )
     rows = read_csv(tmp_path / "p.csv")
     assert [row[3:5] for row in rows] == [["fold", "given"], ["0", "x"], ["", "y"], ["2", "z"]]
+
+
+def test_further_columns_follow_their_rows_over_groups_of_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "GROUP_CELLS", 1)  # a group for each chunk
+    chunks = [make_predictions(["a", "b"], [0.9, 0.9]), make_predictions(["c"], [0.9])]
+    write_predictions(chunks, CLASSES, str(tmp_path / "p.parquet"), {"given": ["x", "", "bad\udcff"]})
+    found = pq.ParquetFile(tmp_path / "p.parquet")
+    assert found.num_row_groups == 2
+    assert found.schema_arrow.names[:5] == ["path", "status", "error", "given", "label"]
+    assert found.read().to_pydict()["given"] == ["x", "", "bad\ufffd"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -43,6 +43,14 @@ class OperatingPoint:
         }
 
 
+def check_asked(positive: str | None, at_precision: float | None) -> None:
+    """Raise ConfigError where a positive class is named and no precision is asked for."""
+    if positive is not None and at_precision is None:
+        raise ConfigError(
+            f"positive={positive!r} says nothing without a precision; add --at-precision 0.95, say"
+        )
+
+
 def find_positive(
     labels: IntArray, classes: tuple[str, ...], positive: str | None, asked_precision: float
 ) -> int:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pixelplay.errors import counted
+from pixelplay.errors import DataError, counted
 from pixelplay.inference.predictor import Predictions
+from pixelplay.journal import Journal
 
 NOVEL = 0.99  # novelty that one in a hundred of the photographs like those learned from has
 N_LABELS = 8  # that are named
@@ -45,6 +46,21 @@ class Tally:
             self.n_novel = (self.n_novel or 0) + int((chunk.novelty[is_ok] >= NOVEL).sum())
         for i in np.flatnonzero(~is_ok)[-1:]:
             self.last_error = f"{chunk.paths[i]}: {chunk.errors[i]}"
+
+    def say_what_is_missing(self, out: str, journal: Journal) -> None:
+        """Note how many have no prediction.
+
+        Args:
+            out: the table that says why.
+
+        Raises:
+            DataError: none has one.
+        """
+        if self.n_bad == self.n:
+            n = counted(self.n, "photograph")
+            raise DataError(f"none of {n} can be read; {out} says why; last: {self.last_error}")
+        if self.n_bad:
+            journal.note(f"{self.n_bad} of {self.n} photographs could not be read; their rows say why")
 
     def describe(self) -> str:
         """One line for people."""

@@ -19,6 +19,7 @@ from pixelplay.model.bundle import Bundle
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was_learned
+from pixelplay.outputs.table import write_predictions
 from pixelplay.training.familiar import see_rows
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
@@ -208,6 +209,12 @@ def labels_among(classes: tuple[str, ...], index: ImageIndex) -> NDArray[np.int6
     """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
     position = {name: k for k, name in enumerate(classes)}
     return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
+
+
+def write_judged(predictions: Predictions, index: ImageIndex, path: str) -> None:
+    """Write each prediction beside the class that its photograph was given."""
+    given = [index.classes[k] for k in index.labels]
+    write_predictions([predictions], predictions.classes, path, {"given": given})
 
 
 def evaluate_predictions(

@@ -27,7 +27,7 @@ def write_predictions(
     beside them, columns follow.
 
     Args:
-        extra: further text columns (N,), put before the label; CSV only.
+        extra: further text columns (N,), put before the label.
 
     What is written so far stays as `<path>.partial` when the work is interrupted.
     """
@@ -37,7 +37,7 @@ def write_predictions(
             with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 _write_csv(chunks, classes, file, extra or {})
         else:
-            _write_parquet(chunks, classes, partial)
+            _write_parquet(chunks, classes, partial, extra or {})
     except PixelPlayError:  # the input was no good: nothing to keep
         os.remove(partial)
         raise
@@ -134,22 +134,26 @@ class _Newlines:
         self._file.write(line.removesuffix("\r\n") + "\n")
 
 
-def _write_parquet(chunks: Iterable[Predictions], classes: Sequence[str], path: str) -> None:
+def _write_parquet(
+    chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Mapping[str, Sequence[str]]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [(name, pa.string()) for name in ("path", "status", "error", "label")]
+    fields = [(name, pa.string()) for name in ("path", "status", "error", *extra, "label")]
     fields += [("probability", pa.float64()), *((_as_text(f"prob_{name}"), pa.float64()) for name in classes)]
     kinds = {"answered": pa.bool_(), "novelty": pa.float64(), "prediction_set": pa.list_(pa.string())}
     cautious, chunks = _peek(chunks)
     schema = pa.schema([*fields, *((name, kinds[name]) for name in cautious)])
     with pq.ParquetWriter(path, schema) as writer:
         group: list[Predictions] = []
+        further = {name: map(_as_text, values) for name, values in extra.items()}
 
         def write() -> None:
             whole = join_predictions(group, tuple(classes))
             group.clear()  # what cannot be written is not tried again
-            writer.write_table(pa.table(_columns(whole), schema=schema))
+            texts = {name: list(islice(values, len(whole))) for name, values in further.items()}
+            writer.write_table(pa.table(_columns(whole) | texts, schema=schema))
 
         try:
             for chunk in chunks:

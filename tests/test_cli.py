@@ -487,6 +487,15 @@ def test_evaluate_warns_of_photographs_that_were_trained_on(
     assert "trained on" not in done.err + done.out
 
 
+def test_evaluate_writes_what_was_trained_on(
+    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    found = shell("evaluate", tiny_run, drawn_photographs, "--out", tmp_path / "judged.csv", "--json").json
+    seen = [row["trained_on"] for row in _read(tmp_path / "judged.csv")]
+    assert seen.count("true") == found["n_trained_on"] > 0
+    assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
+
+
 def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
     tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
@@ -527,12 +536,15 @@ def test_evaluate_writes_each_answer_beside_the_given_class(
     done = shell("evaluate", tiny_run, photos, "--out", out, "--json")
     rows = _read(out) if ending == "csv" else pq.read_table(out).to_pylist()
     assert [row["given"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
+    assert {row["trained_on"] for row in rows} == {"false"}
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["unreadable"] + ["ok"] * 3
     n_right = sum(row["given"] == row["label"] for row in rows)
     assert n_right / 6 == pytest.approx(done.json["accuracy"]["value"])
     again = shell("evaluate", tiny_run, photos, "--out", out)
     assert (again.status, again.err.count("exists; choose another --out")) == (1, 1)
     assert shell("evaluate", tiny_run, photos, "--out", out, "--force").status == 0
+    unwritten = shell("evaluate", tiny_run, photos, "--force")
+    assert unwritten.err == "error: --force replaces a table, and none is written; add --out\n"
 
 
 def test_evaluate_scores_the_asked_part_else_the_given_test_part(

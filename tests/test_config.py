@@ -149,6 +149,13 @@ def test_paths_become_texts() -> None:
     assert kept["data"]["images_dir"] == "c"
 
 
+@pytest.mark.parametrize("value", [5, True, ("a",)])
+def test_what_is_no_path_is_called_that(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(weights=value)
+    assert str(caught.value) == f"weights={value!r} is no path; give a text"
+
+
 def test_one_name_in_place_of_several_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         AugmentConfig(augment="mixup")  # type: ignore[arg-type]

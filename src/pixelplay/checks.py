@@ -64,8 +64,11 @@ def check_regex(name: str, pattern: str) -> None:
 def take_paths(config: object, *names: str) -> None:
     """Make texts of a frozen configuration's paths, as its JSON holds them."""
     for name in names:
-        if (value := getattr(config, name)) is not None:
-            object.__setattr__(config, name, os.fspath(value))
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"{name}={value!r} is no path; give a text")
+        if value is not None:
+            object.__setattr__(config, name, os.fsdecode(value))
 
 
 def check_share(name: str, value: float) -> None:

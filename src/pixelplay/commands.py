@@ -95,7 +95,7 @@ def train(
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         out: Folder of the run, made by this command.
         recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
-        plan: plan.json of another run: as many stages, views, epochs and batches, whatever the clock says.
+        plan: plan.json of another run: the same depth, stages, views, epochs and batch size, at any speed.
         resume: Go on where a killed run stopped.
         force: Replace an existing run.
         json: Print JSON for programs.
@@ -196,12 +196,14 @@ def evaluate(
         positive: Class that precision and recall are about (default: the second).
         against: Another run: how far both are apart, photograph by photograph, and whether that is real.
         tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
-        out: Table to write, .csv or .parquet: each prediction beside the class that was given.
+        out: Table to write, .csv or .parquet: each answer of RUN beside the class that was given.
         force: Replace an existing table.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
+    if force and out is None:
+        raise ConfigError("--force replaces a table, and none is written; add --out")
     from pixelplay import workflow
     from pixelplay.outputs.summary import summarise_evaluation
 

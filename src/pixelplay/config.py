@@ -38,6 +38,7 @@ Method = Literal["gradcam", "gradcam++", "layercam"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 MAX_INPUT_PX = 4096
+SMALLEST_NORMED = 3  # photographs a batch: its norm needs two, and a last batch may hold one less than others
 
 
 def shown(metavar: str | None = None) -> object:
@@ -50,7 +51,7 @@ def shown(metavar: str | None = None) -> object:
 
 # hflip is on by default, so the command line has --no-hflip, which needs its own words
 FORGET_COPIES = "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
-TELL_MIRRORED = "Tell a photograph from its mirror image, then no copy, as digits, arrows and text need."
+TELL_MIRRORED = "Tell a photograph from its mirror image, which is no copy then: for digits, arrows, text."
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Count = Annotated[int, shown("N")]
 File = DisallowNone[Annotated[str | None, shown("FILE")]]  # a name may be "None"; a number is then off
@@ -143,11 +144,11 @@ class FinetuneConfig:
     head: HeadKind = "linear"
     """linear, on the features of several stages; mlp: one hidden layer on the last stage's features."""
     epochs: Annotated[int | None, shown("N")] = None
-    """Passes over the learning part (default: as many as the time budget allows, at most 24)."""
+    """Passes over the learning part (default: by time budget)."""
     n_views: Annotated[int | None, shown("N")] = None
     """Augmented views of each photograph that partial keeps (default: by time budget and cache)."""
     n_stages: Annotated[int | None, shown("N")] = None
-    """Last stages of the backbone that partial trains (default: as many as time allows, at most 5)."""
+    """Last stages of the backbone that partial trains (default: by time budget and cache)."""
     train_batch_size: Annotated[int | None, shown("N")] = None
     """Photographs a training step (default: 32; with CUDA 128, or what fits)."""
     lr: Annotated[float | None, shown("LR")] = None
@@ -198,8 +199,7 @@ class FinetuneConfig:
         check_count("accumulate", self.accumulate, 1, 1024)
         check_count("refit_epochs", self.refit_epochs, 0, 1000)
         if self.head == "mlp" and self.train_batch_size is not None:
-            # its batch norm needs two, and the last batch may hold one photograph less than the others
-            check_count("train_batch_size", self.train_batch_size, 3, 10_000)
+            check_count("train_batch_size", self.train_batch_size, SMALLEST_NORMED, 10_000)
         if self.head == "mlp" and self.with_probe == "on":
             raise ConfigError("with_probe='on' averages linear heads, and head='mlp' is none; leave one out")
         check_range("head_lr", self.head_lr, 1e-8, 10)
@@ -259,7 +259,7 @@ class TrainConfig:
     time_budget: Annotated[str, shown("TIME")] = "10m"
     """Time for partial, full and auto: 90s, 5m or 2h, in crossval for each fold; --epochs take their own."""
     backbone: Annotated[str, shown("NAME")] = "auto"
-    """auto (on a CPU lite0, on a GPU convnext_tiny), lite0 and lite2 (offline), or any timm model name."""
+    """auto (on a CPU lite0, on a GPU ConvNeXt-Tiny), lite0, lite2, or any timm model name."""
     weights: File = None
     """Local .safetensors or .pth file with the weights of the network that --backbone names."""
     input_size: Annotated[int | None, shown("PX")] = None

@@ -62,6 +62,12 @@ class Journal:
         else:
             self.tell(f"note: {text}")
 
+    def note_once(self, text: str) -> None:
+        """Note what is no more about one chapter than about any other."""
+        chapter, self._chapter = self._chapter, ""
+        self.note(text)
+        self._chapter = chapter
+
     def keep(self, notes: Sequence[str]) -> None:
         """Take over notes that another process has said."""
         self.notes += [note for note in notes if note not in self.notes]

@@ -64,7 +64,7 @@ def train(
     Args:
         source: folder, table or zip archive of labelled photographs.
         out_dir: folder of the run; it appears once everything in it is there.
-        plan: plan.json of another run: as many stages, views, epochs and batches, whatever the clock says.
+        plan: plan.json of another run: the same depth, stages, views, epochs and batch size, at any speed.
         is_forced: replace an existing run.
         is_resumed: go on where a killed process stopped.
 
@@ -212,8 +212,6 @@ def evaluate(
     if at_precision is not None:  # refuse before the first expensive second
         find_positive(labels_among(predictor.classes, index), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, index, journal)
-    if out is not None:
-        write_judged(predictions, index, os.fspath(out))
     report = evaluate_predictions(
         predictions,
         index,
@@ -223,6 +221,8 @@ def evaluate(
         at_precision=at_precision,
         positive=positive,
     )
+    if out is not None:
+        write_judged(predictions, index, predictor.bundle, os.fspath(out))
     if against is None or other is None:
         return report
     answers = predictions, collect_predictions(other, index, journal)

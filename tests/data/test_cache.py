@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -274,3 +275,29 @@ def test_a_shard_that_cannot_be_read_back_is_a_failure(
     cache.flush()
     assert b"d" * 16 not in cache
     assert "cannot be read back" in cache.failure
+
+
+def test_what_is_dropped_is_gone_and_nothing_more_is_kept(tmp_path: Path) -> None:
+    kept, dropped = (PhotographCache(str(tmp_path), "views", key, max_bytes=MANY) for key in ("ab", "cd"))
+    for cache in (kept, dropped):
+        cache.add(digest(1), np.zeros(3, np.float32))
+        cache.flush()
+    dropped.drop()
+    dropped.add(digest(2), np.zeros(3, np.float32))
+    dropped.flush()
+    assert digest(1) not in dropped
+    assert [folder.name for folder in tmp_path.iterdir()] == ["views-ab"]
+    assert digest(1) in kept
+
+
+def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(file: IO[bytes], array: Rows, **options: object) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", half)
+    cache = PhotographCache(str(tmp_path), "views", "ab", max_bytes=MANY)
+    cache.add(digest(1), np.zeros(3, np.float32))
+    cache.flush()
+    assert cache.failure.endswith("No space left on device")
+    assert list((tmp_path / "views-ab").iterdir()) == []

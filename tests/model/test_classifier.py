@@ -282,17 +282,22 @@ def test_stochastic_depth_works_in_training_only(name: str) -> None:
     assert not torch.equal(found[0], found[2])
 
 
-def test_a_network_without_residual_branches_cannot_leave_them_out() -> None:
-    with pytest.raises(
-        ConfigError, match=r"drop_path=0\.5 says nothing to this backbone, which has no residual"
-    ):
-        make_classifier("densenet121", drop_path=0.5)
+@pytest.mark.parametrize(
+    "name", ["densenet121", "test_efficientnet"]
+)  # blocks of the second have no way around
+def test_a_network_that_can_leave_nothing_out_says_so(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_classifier(name, drop_path=0.5)
+    assert str(caught.value) == (
+        "drop_path=0.5 says nothing here: what is trained of this backbone has no branch to be left out; "
+        "leave it out"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "rates"),
     [
-        ("test_efficientnet", [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ("tf_efficientnet_lite0", [n / 18 for n in range(1, 10)]),  # of blocks that have a way around
         ("test_resnet", [0.125, 0.25, 0.375, 0.5]),
         ("test_vit", [x / 12 for x in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)]),  # two branches in each block
     ],

@@ -106,8 +106,12 @@ def test_a_class_whose_name_is_a_fraction_is_a_label(tmp_path: Path) -> None:
         (
             "id,cat,dog\na,0.5,0.5\n",
             "dog",
-            "probability_of='dog' is for a sample with one column besides the id, and {} has 2, whose names "
-            "are classes; leave it out",
+            "probability_of='dog' is for a sample with one column besides the id, and {} has 2",
+        ),
+        (
+            "id,cat\na,0.5\n",
+            "dog",
+            "probability_of='dog' does not go into {}, which asks for 'cat'",
         ),
     ],
 )

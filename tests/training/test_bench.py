@@ -10,9 +10,8 @@ import pytest
 from conftest import TINY, draw_folder
 from jobs import PLAN
 from materials import sort_out_folder
-from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.imbalance import natural_offset
-from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
@@ -78,22 +77,6 @@ def test_fitting_heads_after_a_training_counts_against_the_budget(tmp_path: Path
     bench.probe = replace(bench.probe, seconds=600.0)
     assert bench.left_s() == pytest.approx(left_s - 1200, abs=5)
     assert bench.job(bench.pixels, PLAN).limit_s == pytest.approx(limit_s - 1200, abs=5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_batch_norm_sees_no_single_photograph(batch_size: int, tmp_path: Path, tiny_weights: Path) -> None:
-    config = TrainConfig(tune="partial", finetune=FinetuneConfig(head="mlp"), test_frac=0.0)
-    bench = make_bench(config, tmp_path, tiny_weights)  # 15 photographs: in twos, one is left over
-    plan = replace(PLAN, batch_size=batch_size)
-    if batch_size == 5:
-        assert bench.job(bench.pixels, plan).n_epoch == 15
-        return
-    with pytest.raises(ConfigError) as caught:
-        bench.job(bench.pixels, plan)
-    assert str(caught.value) == (
-        "head='mlp' has a batch norm, which needs 2 photographs a batch, and 15 photographs in batches of "
-        f"{batch_size} leave it 1; raise --train-batch-size"
-    )
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])

@@ -222,3 +222,10 @@ def test_patience_stops_a_training_that_is_not_over(epochs: int, stopped: str, t
     assert min(losses) == losses[0]  # every epoch is worse
     assert where.stopped == ("validation loss has not fallen for 2 epochs" if stopped else "")
     assert len(losses) == 1 + min(epochs, 2)
+
+
+def test_rates_are_for_the_photographs_that_a_step_has(tmp_path: Path) -> None:
+    job = make_job(accumulate=3)  # 20 photographs in fives: of 15 and of 5
+    optimizer = begin(job, tmp_path, make_classifier()).state.optimizer
+    rates = [group["peak_lr"] for group in optimizer.param_groups]
+    assert max(rates) == pytest.approx(2e-3 * (10 / 32) ** 0.5)

@@ -215,12 +215,15 @@ def test_steps_are_batches_added_up_within_an_epoch(accumulate: int, steps_an_ep
     assert replace(job, epochs=1).n_steps == steps_an_epoch
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(10, 1), (10, 2), (38, 1), (37, 1), (100, 1)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate"), [(10, 1), (10, 2), (10, 3), (10, 9), (38, 1), (37, 1), (100, 1)]
+)
 def test_rates_are_for_the_photographs_that_a_step_has(batch_size: int, accumulate: int) -> None:
     job = make_job(batch_size=batch_size, accumulate=accumulate)
     sizes = [len(batch.rows) for batch in batches_of(job, 1)]
-    assert sum(sizes) == job.n_epoch == 38
-    assert job.photographs_a_step == pytest.approx(np.mean(sizes) * accumulate)
+    steps = [sum(sizes[start : start + accumulate]) for start in range(0, len(sizes), accumulate)]
+    assert sum(steps) == job.n_epoch == 38
+    assert job.photographs_a_step == pytest.approx(np.mean(steps))
 
 
 def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:

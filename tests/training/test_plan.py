@@ -257,6 +257,21 @@ def test_a_setting_that_says_otherwise_than_the_plan_is_named(settings: dict[str
     assert str(caught.value) == f"{words}; leave out the plan or the setting"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_plan_whose_batches_are_too_small_for_a_batch_norm_is_refused(batch_size: int) -> None:
+    plan = replace(PLAN, batch_size=batch_size)
+    config = TrainConfig(tune="partial", finetune=FinetuneConfig(head="mlp"))
+    if batch_size == 3:
+        assert follow(plan, config) == config
+        return
+    with pytest.raises(ConfigError) as caught:
+        follow(plan, config)
+    assert str(caught.value) == (
+        f"the plan has batches of {batch_size} photographs, and head='mlp' needs 3; leave out the plan or "
+        "the head"
+    )
+
+
 def refusal_of(path: str) -> str:
     with pytest.raises(ConfigError) as caught:
         read_plan(path)

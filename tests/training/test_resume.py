@@ -11,7 +11,7 @@ from conftest import draw_of_class
 from jobs import PLAN
 from materials import sort_out_folder
 from photographs import encode
-from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, to_json
+from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
@@ -182,17 +182,18 @@ def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
         cache_gb=0.0,
         cache_dir=str(tmp_path / "elsewhere"),
         offline=True,
+        time_budget="2h",  # does not count, as epochs are given
         compute=ComputeConfig(num_workers=3),
     )
     check_settings(str(tmp_path), free, CPU, None)
 
 
 def test_a_time_budget_is_kept_as_the_last_epochs_depend_on_it(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    by_time = replace(CONFIG, finetune=FinetuneConfig(lr=0.002))
+    check_settings(str(tmp_path), by_time, CPU, None)
     interrupt(tmp_path)
-    assert "time_budget was '10m', is '2h'" in refusal_of_settings(
-        tmp_path, replace(CONFIG, time_budget="2h")
-    )
+    line = refusal_of_settings(tmp_path, replace(by_time, time_budget="2h"))
+    assert "time_budget was '10m', is '2h'" in line
 
 
 @pytest.mark.parametrize("name", ["pixelplay", "torch"])
@@ -283,6 +284,25 @@ def test_a_photograph_of_another_class_part_or_group_is_named(
     parts["dots/000.jpg"] = was
     groups[names[1]] = groups[names[0]]
     assert refusal_of_photographs(folder, read_table()).startswith(f"1 changed ({names[1]}); bring")
+
+
+def test_a_photograph_less_changes_no_group(drawn_classes: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, test_frac=0.0)
+    index = scan_source(str(drawn_classes), DataConfig(group_regex=r"\d\d(?=\d\.)"))  # of ten each
+    digests = [path.encode() for path in index.paths]
+
+    def read_all_but(n_first: int) -> Material:
+        kept = index.select(np.arange(len(index)) >= n_first)
+        values = np.zeros((len(kept), 2), np.float32)
+        photographs = PhotographFeatures(values=values, digests=digests[n_first:], errors={})
+        material = sort_out(kept, photographs, config)
+        one_part = replace(material.parts.split, train=material.learn, val=material.learn[:0])
+        return replace(material, parts=replace(material.parts, split=one_part))
+
+    check_photographs(str(tmp_path), read_all_but(0), "weights")
+    interrupt(tmp_path)
+    line = refusal_of_photographs(tmp_path, read_all_but(1))
+    assert line.startswith(f"1 missing ({index.paths[0]}); bring")
 
 
 def test_other_weights_are_refused(drawn_photographs: Path, tmp_path: Path) -> None:

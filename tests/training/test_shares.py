@@ -1,21 +1,26 @@
 """A step that is shared out among cores is the step of one core."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from jobs import plain_job
 from networks import shared_backbone
+from pixelplay.config import FinetuneConfig, Switch, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device
 from pixelplay.model.tail import cut_backbone
-from pixelplay.training.shares import Compiled, Forward, forward_for_training
+from pixelplay.training.batches import Batch, Inputs
+from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
 
 FP32 = Device(name="cpu", precision="fp32")
 N_CLASSES = 3
@@ -187,42 +192,84 @@ def test_an_error_in_a_share_comes_out_and_leaves_threads_as_they_were() -> None
 # --- compiled ---
 
 
-def broken(classifier: Classifier) -> Forward:
-    """As torch.compile, where there is no compiler: it fails at the first batch."""
+def fails(error: Exception, *, backwards: bool = False) -> Callable[[Classifier], Forward]:
+    """As torch.compile where something is missing: the first batch fails, or what comes back from it."""
 
-    def forward(maps: Tensor, moments: Tensor) -> Tensor:
-        raise RuntimeError("no compiler\nlong story")
+    def fail(*_: object) -> Tensor:
+        raise error
 
-    return forward
+    def compile_it(classifier: Classifier) -> Forward:
+        def forward(maps: Tensor, moments: Tensor) -> Tensor:
+            logits: Tensor = classifier(maps, moments)
+            logits.register_hook(fail)
+            return logits
+
+        return forward if backwards else fail
+
+    return compile_it
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+class Drawn:
+    """A source of a drawn batch, whatever is asked for."""
+
+    def __init__(self, maps: Tensor, moments: Tensor) -> None:
+        self._inputs = maps, moments
+
+    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+        return lambda: self._inputs
+
+    def plain_batch(self, rows: NDArray[np.int64]) -> Callable[[], Inputs]:
+        return lambda: self._inputs
+
+    def flush(self) -> None:
+        pass
+
+
+def compile_for(compile_: Switch, journal: Journal) -> tuple[Forward, Forward, Classifier]:
+    """What is taken, what there is without compiling, and the classifier."""
     classifier, maps, moments = make_classifier()
-    monkeypatch.setattr(torch, "compile", broken)
+    config = TrainConfig(tune="partial", finetune=FinetuneConfig(compile=compile_))
+    job = plain_job(Drawn(maps, moments), np.arange(24) % N_CLASSES, 3, config)
+
+    def plain(maps: Tensor, moments: Tensor) -> Tensor:
+        logits: Tensor = classifier(maps, moments)
+        return logits
+
+    return compiled_for_training(classifier, plain, job, journal), plain, classifier
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_cannot_be_compiled_is_trained_without(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler\nlong story"), backwards=backwards))
     journal = Journal(quiet=True)
-    forward = Compiled(classifier, journal, is_asked=False)
-    for _ in range(2):
-        assert torch.equal(forward(maps, moments), classifier(maps, moments))
-    assert journal.notes == [
-        "training is not compiled, as torch.compile fails here (RuntimeError: no compiler)"
-    ]
+    found, plain, classifier = compile_for("auto", journal)
+    assert found is plain
+    assert journal.notes == ["training is not compiled, as torch.compile fails here (no compiler)"]
+    assert gradients(classifier) == []  # of the trial
 
 
 def test_what_cannot_be_compiled_and_must_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier, maps, moments = make_classifier()
-    monkeypatch.setattr(torch, "compile", broken)
-    forward = Compiled(classifier, Journal(quiet=True), is_asked=True)
+    monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler")))
     with pytest.raises(ConfigError) as caught:
-        forward(maps, moments)
-    assert str(caught.value) == "torch.compile fails here (RuntimeError: no compiler); use --compile off"
+        compile_for("on", Journal(quiet=True))
+    assert str(caught.value) == "torch.compile fails here (no compiler); use --compile off"
 
 
 def test_too_little_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier, maps, moments = make_classifier()
-
-    def full(maps: Tensor, moments: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(torch, "compile", lambda classifier: full)
+    monkeypatch.setattr(torch, "compile", fails(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
-        Compiled(classifier, Journal(quiet=True), is_asked=False)(maps, moments)
+        compile_for("auto", Journal(quiet=True))
+
+
+def test_what_can_be_compiled_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Forward] = []
+
+    def as_it_is(classifier: Classifier) -> Forward:
+        made.append(classifier.forward)
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", as_it_is)
+    journal = Journal(quiet=True)
+    found, _, classifier = compile_for("auto", journal)
+    assert (found, journal.notes) == (made[0], [])
+    assert gradients(classifier) == []

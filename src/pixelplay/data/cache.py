@@ -7,6 +7,7 @@ CACHE/<kind>-<key>/<shard>.values.npy   (n, …) features, pixels or maps in fro
 import contextlib
 import os
 import re
+import shutil
 import sys
 import uuid
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class PhotographCache:
         else:
             if not is_back:
                 self._stop("what was written cannot be read back; too many files may be open")
+
+    def drop(self) -> None:
+        """Delete all that is kept under this key; nothing more is."""
+        self._rows, self._new, self._max_bytes = {}, {}, 0
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stop(self, why: str) -> None:
         self._max_bytes = 0
@@ -181,6 +187,11 @@ def _list(folder: str) -> list[str]:
 
 def _save(path: str, array: NDArray[np.generic]) -> None:
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)  # a full disk has no room for half a shard
+        raise

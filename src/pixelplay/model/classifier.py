@@ -157,10 +157,15 @@ def _set_drop_path(tail: Tail, share: float) -> None:
     from timm.layers.drop import DropPath
 
     names = ("drop_path", "drop_path1", "drop_path2")  # a transformer's block has two branches
-    blocks = [layer for layer in tail.network.modules() if any(hasattr(layer, name) for name in names)]
+    blocks = [
+        layer
+        for layer in tail.network.modules()
+        if any(hasattr(layer, name) for name in names) and getattr(layer, "has_skip", True)
+    ]
     if not blocks:
         raise ConfigError(
-            f"drop_path={share} says nothing to this backbone, which has no residual branches; leave it out"
+            f"drop_path={share} says nothing here: what is trained of this backbone has no branch to be left "
+            "out; leave it out"
         )
     for i, block in enumerate(blocks, start=1):
         for name in names:

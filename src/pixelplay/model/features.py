@@ -67,6 +67,13 @@ class Device:
         """Whether convolutions and matrix products run in bf16."""
         return self.precision == "bf16"
 
+    def bring(self, values: torch.Tensor) -> torch.Tensor:
+        """Values on the device, in time for what comes next there; the host goes on where it may.
+
+        An Apple GPU would read them later, when their memory may be something else.
+        """
+        return values.to(self.name, non_blocking=self.name == "cuda")
+
     def autocast(self) -> torch.autocast:
         """Context in which they run in the chosen numbers."""
         return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
@@ -92,8 +99,8 @@ class Normaliser:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32, channels last in memory."""
-        # an Apple GPU would read them when they may be gone
-        images = pixels.to(self._device, non_blocking=pixels.is_pinned()).permute(0, 3, 1, 2)
+        is_cuda = self._device == "cuda"  # as `Device.bring`
+        images = pixels.to(self._device, non_blocking=is_cuda).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 

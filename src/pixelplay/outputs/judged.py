@@ -211,10 +211,13 @@ def labels_among(classes: tuple[str, ...], index: ImageIndex) -> NDArray[np.int6
     return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
 
 
-def write_judged(predictions: Predictions, index: ImageIndex, path: str) -> None:
-    """Write each prediction beside the class that its photograph was given."""
-    given = [index.classes[k] for k in index.labels]
-    write_predictions([predictions], predictions.classes, path, {"given": given})
+def write_judged(predictions: Predictions, index: ImageIndex, bundle: Bundle, path: str) -> None:
+    """Write each prediction beside the class that was given, and whether it was learned from."""
+    columns = {
+        "given": [index.classes[k] for k in index.labels],
+        "trained_on": ["true" if seen else "false" for seen in was_learned(predictions, bundle)],
+    }
+    write_predictions([predictions], predictions.classes, path, columns)
 
 
 def evaluate_predictions(

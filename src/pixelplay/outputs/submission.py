@@ -114,11 +114,14 @@ def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> 
     if label not in classes:
         hint = suggest(label, classes) or f"; it knows {name_some(classes)}"
         raise ConfigError(f"the model has no class {label!r}{hint}")
-    if len(sample.columns) != 2:
+    name, *others = list(sample.columns)[1:]
+    if others:
         raise ConfigError(
             f"probability_of={label!r} is for a sample with one column besides the id, and {sample.name} has "
-            f"{len(sample.columns) - 1}, whose names are classes; leave it out"
+            f"{1 + len(others)}"
         )
+    if name in classes and name != label:
+        raise ConfigError(f"probability_of={label!r} does not go into {sample.name}, which asks for {name!r}")
 
 
 def _check_labels(sample: Table, classes: Sequence[str]) -> None:

@@ -221,6 +221,11 @@ class ViewSource:
                 return cache.failure
         return None
 
+    def drop(self) -> None:
+        """Delete all views from the disk."""
+        for cache in (self._plain, *self._varied):
+            cache.drop()
+
     def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_first: int) -> float:
         """Seconds that a varied view of a row takes; none is kept.
 
@@ -304,11 +309,10 @@ class ViewSource:
         # a copy: behind an odd number of bf16 values a float32 would start between two words
         moments = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
-        device = self._pixels.device.name
-        is_pinned = device == "cuda"
-        if is_pinned:
+        device = self._pixels.device
+        if device.name == "cuda":
             maps, moments = maps.pin_memory(), moments.pin_memory()
-        return lambda: (maps.to(device, non_blocking=is_pinned), moments.to(device, non_blocking=is_pinned))
+        return lambda: (device.bring(maps), device.bring(moments))
 
 
 def _digest_of(content: object) -> str:

@@ -15,7 +15,6 @@ from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.split import assign_folds
-from pixelplay.errors import ConfigError, counted
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size
@@ -154,11 +153,7 @@ class Bench:
         return Classifier(halves.tail, head, drop_path=settings.drop_path)
 
     def job(self, source: Source, plan: Plan, *, is_refit: bool = False) -> Job:
-        """What the loop does, before the short last epochs or in them.
-
-        Raises:
-            ConfigError: a batch norm would see single photographs.
-        """
+        """What the loop does, before the short last epochs or in them."""
         config = self.config
         limit_s = None
         if self.workplace.plan is None and config.finetune.epochs is None:
@@ -170,7 +165,7 @@ class Bench:
             limit_s = max(0.0, budget_s - spent - to_come_s - self.fits_to_come_s())
         probe_logits = self.probe.probe.head.logits(self.material.features[self.val])
         rows = self.learn if is_refit else self.train
-        job = Job(
+        return Job(
             source=source,
             labels=self.material.labels,
             train=rows,
@@ -195,13 +190,6 @@ class Bench:
             input_size=self.loaded.preprocessing.input_size,
             beside=probe_logits if may_answer_together(config) else None,
         )
-        if config.finetune.head == "mlp" and job.n_epoch < 2 * job.batches_per_epoch:
-            raise ConfigError(
-                f"head='mlp' has a batch norm, which needs 2 photographs a batch, and "
-                f"{counted(job.n_epoch, 'photograph')} in batches of {job.batch_size} leave it 1; "
-                "raise --train-batch-size"
-            )
-        return job
 
     def offset(self, rows: IntArray) -> FloatArray:
         """What makes logits natural that were learned from some rows, (K,); natural is what train has."""

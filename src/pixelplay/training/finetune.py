@@ -24,7 +24,7 @@ from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint
 from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
-from pixelplay.training.shares import Compiled, Forward, forward_for_training
+from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
 
 IntArray = NDArray[np.int64]
 NAN = float("nan")
@@ -95,9 +95,9 @@ class _Run:
             forward_for_training(self.classifier, job.device, job.batch_size) as forward,
             self.journal.progress("training", n_all, "batches") as bar,
         ):
-            is_asked = job.config.finetune.compile == "on"
-            compiled = Compiled(self.classifier, self.journal, is_asked=is_asked) if job.is_compiled else None
-            self._forward = compiled or forward
+            self._forward = forward
+            if job.is_compiled:
+                self._forward = compiled_for_training(self.classifier, forward, job, self.journal)
             bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
             while where.epoch <= job.epochs and not where.stopped:
                 self.train_epoch(bar.update)
@@ -157,8 +157,8 @@ class _Run:
         settings = job.config.finetune
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = torch.from_numpy(job.labels[batch.rows]).to(job.device.name)
-        weights = torch.from_numpy(batch.weights).to(job.device.name)
+        labels = job.device.bring(torch.from_numpy(job.labels[batch.rows]))
+        weights = job.device.bring(torch.from_numpy(batch.weights))
         is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
         targets = is_class * weights[:, None]
         maps, moments = inputs

@@ -30,7 +30,7 @@ from pixelplay.model.tail import BranchedBackbone
 from pixelplay.training.bench import Workplace, read_rows
 from pixelplay.training.deal import deal_photographs
 from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold
-from pixelplay.training.learn import Learned, learn, say_what_does_not_count
+from pixelplay.training.learn import Learned, learn
 from pixelplay.training.material import Material
 from pixelplay.training.plan import read_plan
 from pixelplay.training.suspected import without_suspects
@@ -82,8 +82,6 @@ def learn_folds(
     dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
     if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
         journal.note(f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class")
-    if config.tune == "probe":
-        say_what_does_not_count("probe", config, workplace, journal)
     parts: list[Fold] = []
     for repeat, seeded in enumerate(seeds):
         for fold in range(n_folds):
@@ -157,8 +155,15 @@ def learn_alone(
         settings = replace(settings, with_probe="on" if _commonest(ways) else "off")
         plan = read_plan(os.path.join(workplace.folder, "plan.json"))
     raised = config.min_per_class if depth != "probe" else None  # a probe has no views to raise classes by
+    usual = TrainConfig()  # what did count in the folds is not said to be of no use
+    val_frac = usual.val_frac if depth == "probe" else config.val_frac
     alike = replace(
-        config, tune=depth, finetune=settings, min_per_class=raised, time_budget=TrainConfig().time_budget
+        config,
+        tune=depth,
+        finetune=settings,
+        min_per_class=raised,
+        time_budget=usual.time_budget,
+        val_frac=val_frac,
     )
     place = replace(workplace, started=time.monotonic(), plan=plan)
     with journal.chapter("everything"):

@@ -97,14 +97,19 @@ class Job:
         return min(self.config.finetune.accumulate, self.batches_per_epoch)
 
     @property
-    def photographs_a_step(self) -> float:
-        """Mean number behind an optimizer step: batches are even, and so smaller than they might be."""
-        return self.n_epoch / self.batches_per_epoch * self.batches_per_step
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-self.batches_per_epoch // self.batches_per_step)
 
-    @cached_property
+    @property
     def n_steps(self) -> int:
         """Optimizer steps in all."""
-        return self.epochs * -(-self.batches_per_epoch // self.batches_per_step)
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def photographs_a_step(self) -> float:
+        """Mean number behind an optimizer step; batches are even, and the last step may have fewer."""
+        return self.n_epoch / self.steps_per_epoch
 
     @property
     def focus(self) -> float:

@@ -88,8 +88,7 @@ def learn(
     """
     probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
     depth = _pick_depth(config, workplace, material, journal)
-    if not (is_fold and config.tune == "probe"):  # then that was said before the first fold
-        say_what_does_not_count(depth, config, workplace, journal)
+    _say_what_does_not_count(depth, config, workplace, journal)
     if depth == "probe":
         return probe_instead()
     train, val = train_apart(material), material.parts.split.val
@@ -195,31 +194,35 @@ def learn_probe(
     )
 
 
-def say_what_does_not_count(
+def _say_what_does_not_count(
     depth: Depth, config: TrainConfig, workplace: Workplace, journal: Journal
 ) -> None:
-    """Note settings that were given and that training as deep, or as long, has no use for."""
+    """Note settings that training as deep, or as long, has no use for."""
+    usual, settings = TrainConfig(), config.finetune
+    is_budget_given = config.time_budget != usual.time_budget
     if depth == "probe":
-        for name in ("time_budget", "val_frac"):
-            value = getattr(config, name)
-            if value != getattr(TrainConfig(), name):
-                journal.note(f"--{name.replace('_', '-')} {value} does not count: a probe has no use for it")
+        if is_budget_given:
+            journal.note_once(f"--time-budget {config.time_budget} does not count: a probe has no use for it")
+        if config.tune == "probe" and config.val_frac != usual.val_frac:
+            journal.note_once(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
         _say_what_a_probe_leaves_out(config, journal)
         return
-    if config.finetune.focus and not may_focus(config):
-        journal.note(f"--focus {config.finetune.focus} does not count beside mixup, cutmix or an mlp head")
-    if config.finetune.deterministic and workplace.device.name == "mps":
-        journal.note("--deterministic does not count: Apple's GPUs do not promise the same sums in every run")
+    if settings.focus and not may_focus(config):
+        journal.note_once("--focus makes way for mixup, cutmix or an mlp head: none comes more often")
+    if settings.deterministic and workplace.device.name == "mps":
+        journal.note_once("--deterministic does not count: Apple's GPUs promise no such thing")
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
-        journal.note(f"{depth} tuning has no use for {', '.join(unused)}")
-    is_long_as_asked = workplace.plan is not None or config.finetune.epochs is not None
-    if is_long_as_asked and config.time_budget != TrainConfig().time_budget:
-        journal.note(f"--time-budget {config.time_budget} does not count, as the number of epochs is given")
+        journal.note_once(f"{depth} tuning has no use for {', '.join(unused)}")
+    is_long_as_asked = workplace.plan is not None or settings.epochs is not None
+    if is_long_as_asked and is_budget_given:
+        journal.note_once(
+            f"--time-budget {config.time_budget} does not count, as the number of epochs is given"
+        )
 
 
 def _say_what_a_probe_leaves_out(config: TrainConfig, journal: Journal) -> None:
     if unused := unused_settings("probe", config):
-        journal.note(f"a probe has no use for {', '.join(unused)}")
+        journal.note_once(f"a probe has no use for {', '.join(unused)}")
 
 
 def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -> Learned:
@@ -306,15 +309,15 @@ def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, j
         return workplace.plan.depth
     if config.tune != "auto":
         return config.tune
+    if reason := _why_nothing_can_choose(material, train_apart(material)):
+        journal.note(f"{reason}; a probe is fitted")
+        return "probe"
     n_val = len(material.parts.split.val)
     if n_val < ENOUGH_VAL:
         journal.note(
             f"{n_val} validation photographs cannot tell which depth is better, {ENOUGH_VAL} could; "
             "a probe is fitted (--tune partial trains all the same)"
         )
-        return "probe"
-    if reason := _why_nothing_can_choose(material, train_apart(material)):
-        journal.note(f"{reason}; a probe is fitted")
         return "probe"
     return "partial" if workplace.device.name == "cpu" else "full"
 

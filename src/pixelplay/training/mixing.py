@@ -37,7 +37,7 @@ def mix_batch(
     named = [name for name in ("mixup", "cutmix") if name in config.augment]
     if not named:
         return inputs, extras, targets
-    partner = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
+    partner = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device, non_blocking=inputs.is_cuda)
     if named[rng.integers(len(named))] == "mixup":
         partner_share = rng.beta(config.mixup_alpha, config.mixup_alpha)
         mixed = _blend(inputs, partner, partner_share)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pixelplay.config import FinetuneConfig, TrainConfig
+from pixelplay.config import SMALLEST_NORMED, FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError, name_some, suggest
 from pixelplay.model.bundle import write_json
 from pixelplay.training.depth import TunedDepth
@@ -255,6 +255,11 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
             raise ConfigError(
                 f"the plan has {name}={planned!r}, not {wish!r}; leave out the plan or the setting"
             )
+    if asked.head == "mlp" and plan.batch_size < SMALLEST_NORMED:
+        raise ConfigError(
+            f"the plan has batches of {plan.batch_size} photographs, and head='mlp' needs {SMALLEST_NORMED}; "
+            "leave out the plan or the head"
+        )
     return replace(config, tune=plan.depth)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pixelplay.errors import PixelPlayError, counted
+from pixelplay.journal import Journal
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
@@ -40,10 +41,10 @@ MEASURED_VIEWS = 64
 
 
 class NoPlanError(PixelPlayError):
-    """Time budget or cache have no room for a useful training."""
+    """Time budget, cache or disk have no room for a useful training."""
 
 
-def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
+def make_plan(bench: Bench, depth: TunedDepth, journal: Journal) -> Plan:
     """Repeat the plan at hand, or make one from the time that is left.
 
     Raises:
@@ -55,7 +56,10 @@ def make_plan(bench: Bench, depth: TunedDepth) -> Plan:
         return read_plan(path)
     if bench.workplace.plan is not None:
         return bench.workplace.plan
-    return _plan_partial(bench) if depth == "partial" else _plan_full(bench)
+    plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
+    if plan.batch_size < (usual := _batch_size(bench)):
+        journal.note(f"batches are of {plan.batch_size} photographs, as memory has no room for {usual}")
+    return plan
 
 
 def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
@@ -71,7 +75,7 @@ def _too_short(bench: Bench, depth: TunedDepth, speed: Speed) -> NoPlanError:
 
 def _plan_partial(bench: Bench) -> Plan:
     settings = bench.config.finetune
-    batch_size = usual_batch_size(bench)
+    batch_size = _batch_size(bench)
     last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
     stages = [settings.n_stages] if settings.n_stages else list(range(1, last + 1))
     if settings.epochs is not None:
@@ -129,7 +133,7 @@ def _no_room(bench: Bench, speed: Speed) -> NoPlanError:
 
 def _plan_full(bench: Bench) -> Plan:
     settings = bench.config.finetune
-    batch_size = usual_batch_size(bench)
+    batch_size = _batch_size(bench)
     speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
     if settings.epochs is None or bench.workplace.device.name == "cuda":
         batch_size, speed = _fitting_speed(bench, None, batch_size)
@@ -240,7 +244,7 @@ def _round_up(seconds: float) -> str:
     return f"{math.ceil(seconds / 10) * 10}s" if seconds < 100 else f"{math.ceil(seconds / 60)}m"
 
 
-def usual_batch_size(bench: Bench) -> int:
+def _batch_size(bench: Bench) -> int:
     """Photographs a batch, where memory has room for so many."""
     usual = GPU_BATCH if bench.workplace.device.name == "cuda" else CPU_BATCH
     return min(bench.config.finetune.train_batch_size or usual, len(bench.train))

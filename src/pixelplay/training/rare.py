@@ -44,7 +44,7 @@ CANDIDATE_OF: dict[Imbalance, Candidate] = {
 }
 SHIFT_NOTE = (
     "imbalance={} changes nothing on frozen features: it shifts logits, and probabilities that keep the "
-    "data's frequencies take that back; --metric macro_f1 makes decisions lean towards rare classes"
+    "data's frequencies take that back; how far decisions lean towards rare classes is for --metric to say"
 )
 SAME_NOTE = "imbalance={} on frozen features is class_weights"
 NOTES: dict[Imbalance, str] = {

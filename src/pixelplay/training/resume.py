@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -50,7 +50,9 @@ def check_settings(
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
     own |= {"pixelplay": __version__, "torch": torch.__version__, **(also or {})}
     kept = _read_or_write(folder, SETTINGS, own)
-    if changed := _differences(kept, own):
+    # the last epochs are those that time is left for
+    has_time = plan is None and config.finetune.epochs is None and config.tune != "probe"
+    if changed := _differences(kept, own, FREE if has_time else FREE | {"time_budget"}):
         raise ConfigError(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
             "or start anew with --force instead of --resume"
@@ -65,16 +67,9 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
         ConfigError: the backbone has other weights.
     """
     parts = {int(i): name for name, rows in vars(material.parts.split).items() for i in rows}
-    first_of: dict[int, str] = {}  # group → its first photograph, which names it
-    for path, group in zip(material.index.paths, material.parts.groups.tolist(), strict=True):
-        first_of.setdefault(group, path)
+    groups = material.parts.groups.tolist()
     own: dict[str, Any] = {
-        path: [
-            material.digests[i].hex(),
-            material.classes[material.labels[i]],
-            parts.get(i, ""),
-            first_of[material.parts.groups[i]],
-        ]
+        path: [material.digests[i].hex(), material.classes[material.labels[i]], parts.get(i, ""), groups[i]]
         for i, path in enumerate(material.index.paths)
     }
     kept = _read_or_write(folder, PHOTOGRAPHS, {"weights": weights_id, "photographs": own})
@@ -84,10 +79,12 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
             "instead of --resume"
         )
     then = kept["photographs"]
+    both = [path for path in own if path in then]
+    moved = _in_other_groups([own[path][-1] for path in both], [then[path][-1] for path in both], both)
     found = {
         "new": [path for path in own if path not in then],
         "missing": [path for path in then if path not in own],
-        "changed": [path for path in own if path in then and own[path] != then[path]],
+        "changed": [path for path in both if own[path][:-1] != then[path][:-1] or path in moved],
     }
     told = [f"{len(paths)} {what} ({name_some(paths[:3])})" for what, paths in found.items() if paths]
     if told:
@@ -95,6 +92,17 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
             f"the photographs are not those of the interrupted run: {', '.join(told)}; "
             "bring them back, or start anew with --force instead of --resume"
         )
+
+
+def _in_other_groups(own: Sequence[int], then: Sequence[int], paths: Sequence[str]) -> set[str]:
+    """Paths whose group begins with another of them than it did; groups are numbers (n,)."""
+    first_own: dict[int, str] = {}
+    first_then: dict[int, str] = {}
+    found = set()
+    for path, group, old in zip(paths, own, then, strict=True):
+        if first_own.setdefault(group, path) != first_then.setdefault(old, path):
+            found.add(path)
+    return found
 
 
 def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan, TrainConfig]:

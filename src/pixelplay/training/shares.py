@@ -1,10 +1,11 @@
-"""A batch → logits, each core of a CPU seeing to a share of it; gradients come back as one."""
+"""A batch → logits: in shares, one for each core of a CPU, whose gradients come back as one, or compiled."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cores import cores_to_share
 from pixelplay.model.features import Device
-from pixelplay.training.job import is_out_of_memory
+from pixelplay.training.job import Job, is_out_of_memory
 
 SMALLEST_SHARE = 8  # photographs
 MAX_SHARES = 16  # each has gradients of its own until they are added
@@ -48,39 +49,34 @@ def forward_for_training(classifier: Classifier, device: Device, batch_size: int
             yield _Shared(classifier, device, crew, n_shares)
 
 
-class Compiled:
-    """A classifier compiled at its first batch; where that fails, it runs as it is, and that is said.
+def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, journal: Journal) -> Forward:
+    """Compile a classifier and try it, forwards and backwards; where that fails, say so and do without.
 
     Args:
-        is_asked: the user wants it compiled, and nothing else.
+        plain: what it does without.
+
+    Raises:
+        ConfigError: it cannot be compiled, and that was asked for.
     """
-
-    def __init__(self, classifier: Classifier, journal: Journal, *, is_asked: bool) -> None:
-        self._classifier, self._journal, self._is_asked = classifier, journal, is_asked
-        self._forward: Forward = torch.compile(classifier)
-        self._is_tried = False
-
-    def __call__(self, maps: Tensor, moments: Tensor) -> Tensor:
-        """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front).
-
-        Raises:
-            ConfigError: it cannot be compiled, and that was asked for.
-        """
-        if self._is_tried:
-            return self._forward(maps, moments)
-        self._is_tried = True
-        try:
-            return self._forward(maps, moments)
-        except Exception as error:  # a missing compiler is found in many ways
-            if is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if self._is_asked:
-            raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
-        self._journal.note(f"training is not compiled, as torch.compile fails here ({reason})")
-        self._forward = self._classifier
-        logits: Tensor = self._classifier(maps, moments)
-        return logits
+    batch, *_ = job.batches(1, np.ones(len(job.labels), np.float32))
+    sample = job.source.train_batch(batch, job.epochs_before + 1, job.size_px(0))()
+    compiled: Forward = torch.compile(classifier.train())
+    try:
+        with job.device.autocast():
+            logits = compiled(*sample)
+        logits.logsumexp(1).mean().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a missing compiler shows in many ways
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    else:
+        return compiled
+    finally:
+        classifier.zero_grad()
+    if job.config.finetune.compile == "on":
+        raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
+    journal.note(f"training is not compiled, as torch.compile fails here ({reason})")
+    return plain
 
 
 def _leaves_out(classifier: Classifier) -> bool:

@@ -23,7 +23,7 @@ from pixelplay.training.depth import TunedDepth
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
 from pixelplay.training.plan import Plan, write_plan
-from pixelplay.training.planning import NoPlanError, make_plan, usual_batch_size
+from pixelplay.training.planning import NoPlanError, make_plan
 
 IntArray = NDArray[np.int64]
 
@@ -84,18 +84,22 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         ConfigError: training failed.
     """
     config, workplace = bench.config, bench.workplace
-    plan = make_plan(bench, depth)
+    plan = make_plan(bench, depth, journal)
     os.makedirs(workplace.checkpoints, exist_ok=True)
     write_plan(plan, os.path.join(workplace.folder, "plan.json"))
     journal.tell(_describe(plan, len(bench.train)))
     backbone = bench.loaded.backbone
     halves = cut_backbone(backbone, plan.n_stages, bench.loaded.preprocessing.input_size)
+    classifier = bench.classifier(halves, is_compiled=plan.is_compiled)
     source: Source = bench.pixels
     if plan.n_views is not None:
         source = _prepare_views(bench, halves, plan.n_views, journal)
-    classifier = bench.classifier(halves, is_compiled=plan.is_compiled)
     job = bench.job(source, plan)
-    _say_what_was_lowered(bench, job, journal)
+    if job.batches_per_step < (asked := config.finetune.accumulate):
+        journal.note(
+            f"--accumulate {asked} is {job.batches_per_step}: an epoch has no more batches, and its end "
+            "always makes a step"
+        )
     if halves.front is None:
         _check_sizes(job, backbone)
     where = finetune(
@@ -135,18 +139,6 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         classifier=classifier,
         job=job,
     )
-
-
-def _say_what_was_lowered(bench: Bench, job: Job, journal: Journal) -> None:
-    """Note where steps are of fewer photographs than was asked for, or than is usual."""
-    usual, asked = usual_batch_size(bench), bench.config.finetune.accumulate
-    if bench.workplace.plan is None and job.batch_size < usual:
-        journal.note(f"batches are of {job.batch_size} photographs, as memory has no room for {usual}")
-    if job.batches_per_step < asked:
-        journal.note(
-            f"--accumulate {asked} is {job.batches_per_step}: an epoch has no more batches, and its end "
-            "always makes a step"
-        )
 
 
 def starts_at_probe(config: TrainConfig) -> bool:
@@ -206,6 +198,7 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
             )
         if failure is None:
             return views
+        views.drop()  # others need the room
         if has_cache:
             journal.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
     raise NoPlanError(f"views of the photographs cannot be kept: {failure}; free some space")

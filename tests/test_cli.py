@@ -487,6 +487,31 @@ def test_evaluate_warns_of_photographs_that_were_trained_on(
     assert "trained on" not in done.err + done.out
 
 
+def test_evaluate_says_how_many_have_no_label(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+    draw_folder(tmp_path / "photos", {"bars": 3, "rings": 3}, first_seed=300)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g"))
+    rows = [f"{name},{name.split('/')[1] if i else ''}" for i, name in enumerate(names)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    done = shell("evaluate", tiny_run, tmp_path / "table.csv", "--json")
+    assert done.json["n"] == 5
+    assert "1 of 6 photographs have no label and play no part" in done.err
+
+
+def test_a_threshold_comes_from_what_was_not_trained_on(
+    two_class_run: Path, drawn_photographs: Path, tmp_path: Path, shell: Shell
+) -> None:
+    photos = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6}, first_seed=400)
+    ask = ["evaluate", two_class_run, photos, "--at-precision", "0.5"]
+    (apart,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
+    for name in ("bars", "dots"):
+        for photo in (drawn_photographs / name).iterdir():
+            shutil.copy(photo, photos / name / f"seen-{photo.name}")
+    (found,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
+    assert found.endswith("(threshold chosen on these photographs, without those that were trained on)")
+    assert shell(*ask, "--json").json["n_trained_on"] > 0
+    assert apart.endswith("(threshold chosen on these photographs)")
+
+
 def test_evaluate_writes_what_was_trained_on(
     drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:

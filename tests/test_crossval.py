@@ -247,6 +247,8 @@ def test_repeats_deal_anew_and_count_a_photograph_once(
     widths = [metrics["oof"]["accuracy"][end] for end in ("low", "high")]
     once = _json(_once(command, tmp_path / "once", tiny) / "metrics.json")["oof"]["accuracy"]
     assert widths[1] - widths[0] > 0.8 * (once["high"] - once["low"])
+    assert [metrics["chosen"][name]["n"] for name in ("temperature", "tau")] == [N, N]
+    assert metrics["calibration"]["after"]["n"] == N
     assert read_bundle(str(run)).held_out.lac.shape == (N,)
     assert load_file(run / "oof.safetensors")["logits"].shape == (2 * N, 3)
 

@@ -84,6 +84,24 @@ def test_figures_stay_on_the_given_labels(
     assert any("4 labels to learn from changed, 1 photograph left out" in note for note in metrics["notes"])
 
 
+def test_what_is_left_out_of_train_is_no_part_of_val(
+    mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
+) -> None:
+    photos, _ = mislabelled
+    options = ["--test-frac", "0", *tiny, "--tune", "partial", "--epochs", "1", "--n-stages", "1"]
+    options += ["--start", "random", "--with-probe", "off"]  # else the probe may be taken
+    assert main(["train", str(photos), "--out", str(tmp_path / "given"), *options]) == 0
+    split = _json(tmp_path / "given/split.json")
+    left_out = {*split["train"][:5], *split["val"][:2]}
+    (tmp_path / "out.csv").write_text("".join(["path,label\n", *(f"{path},\n" for path in sorted(left_out))]))
+    relabel = ["--relabel", str(tmp_path / "out.csv")]
+    assert main(["train", str(photos), "--out", str(tmp_path / "less"), *options, *relabel]) == 0
+    assert {row["path"] for row in _rows(tmp_path / "less/val.csv")} == {*split["val"]}
+    metrics = _json(tmp_path / "less/metrics.json")
+    assert metrics["val"]["n"] == len(split["val"])
+    assert metrics["val_corrected"]["n"] == len(split["val"]) - 2
+
+
 def test_what_is_left_out_is_not_learned_from(
     mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
 ) -> None:

@@ -507,5 +507,5 @@ def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
     ]  # fmt: skip
     assert (theirs["epochs"], theirs["patience"]) == ("30", "3")
-    assert ours["epochs"] == "as many as the time budget allows"
+    assert ours["epochs"] == "by time budget"
     assert ours["patience"] == "never"

@@ -186,3 +186,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: 
         for pixels, plain in zip(found, expected, strict=True):
             np.testing.assert_array_equal(pixels, plain)
     assert (tmp_path / "cache").read_bytes() == b"a file"
+
+
+def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = open_store(folder, tmp_path / "cache")
+    (folder / "0.jpg").write_bytes(encode(draw(99), "JPEG"))
+    with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read"):
+        store[0]

@@ -208,7 +208,50 @@ def test_class_folders_that_differ_in_a_space_stay_apart_and_are_named(make: Mak
         ("cat/1", "cat", None),
         ("dog/1", "dog", None),
     ]
-    assert index.notes == ("classes 'Cat' and 'cat' and 'cat ' differ only in case or spaces and stay apart",)
+    assert index.notes == (
+        "classes 'Cat' and 'cat' and 'cat ' differ only in case, spaces or the way accents are stored "
+        "and stay apart",
+    )
+
+
+@BOTH
+def test_classes_whose_accents_are_stored_otherwise_are_named(make: Maker, tmp_path: Path) -> None:
+    index = scan_source(make(tmp_path, ["Cafe\u0301/1", "Caf\u00e9/1", "dog/1"]))
+    assert len(index.classes) == 3
+    (note,) = index.notes
+    assert note.endswith(" differ only in case, spaces or the way accents are stored and stay apart")
+
+
+def test_a_table_finds_names_whose_accents_are_stored_otherwise(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["in/Cafe\u0301.jpg", "in/dog.jpg"])
+    (tmp_path / "data/t.csv").write_text("path,label\nCaf\u00e9,cup\ndog,dog\n")
+    assert scan_source(str(tmp_path / "data/t.csv")).paths == ("in/Cafe\u0301.jpg", "in/dog.jpg")
+
+
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_class_folders_without_a_photograph_are_named(is_zipped: bool, tmp_path: Path) -> None:
+    names = ["train/cat/1", "train/dog/1", "train/emu/deep/film.mp4", "test/cat/1"]
+    folders = ["train/fox", "train/cat/none", "train/.git", "val", "val/cat"]
+    if is_zipped:
+        source = pack(
+            tmp_path, {**{name: b"x" for name in names}, **{f"{folder}/": b"" for folder in folders}}
+        )
+    else:
+        source = make_folder(tmp_path, names)
+        for folder in folders:
+            os.makedirs(f"{source}/{folder}", exist_ok=True)
+    seen = "train/fox" if is_zipped else "train/emu, train/fox"  # an archive need not name each folder
+    n = 2 if is_zipped else 3
+    note = f"{n} folders without a photograph, of which no class is learned: val, {seen}"
+    assert note in scan_source(source).notes
+    assert not any("without a photograph" in note for note in list_images(source).notes)
+
+
+def test_empty_folders_beside_class_folders_are_named(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, ["cat/1", "dog/1"])
+    for folder in ("emu/deep", "cat/deep", "lost+found"):
+        os.makedirs(f"{source}/{folder}")
+    assert scan_source(source).notes == ("1 folder without a photograph, of which no class is learned: emu",)
 
 
 @ALL
@@ -369,6 +412,22 @@ def test_backslashes_of_a_windows_archive_are_folders(tmp_path: Path) -> None:
     assert index.store.read("dog/deep/1") == b"dog\\deep\\1"
 
 
+@pytest.mark.parametrize("raw", [b"K\xc3\xa4fer/1", b"K\x84fer/1"], ids=["as a Mac does", "as DOS did"])
+def test_names_of_an_archive_that_does_not_say_how_they_are_written(raw: bytes, tmp_path: Path) -> None:
+    plain = b"x" * len(raw)  # has no flag, and is then written over
+    source = Path(pack(tmp_path, {plain.decode(): b"beetle", "dog/1": b"good"}))
+    source.write_bytes(source.read_bytes().replace(plain, raw))
+    index = scan_source(str(source))
+    assert index.classes == ("dog", "Käfer")
+    assert index.store.read("Käfer/1") == b"beetle"
+
+
+def test_an_archive_that_tar_has_made_is_read(tmp_path: Path) -> None:
+    index = scan_source(make_zip(tmp_path, ["./cat/1", "././dog/1"]))
+    assert rows(index) == [("cat/1", "cat", None), ("dog/1", "dog", None)]
+    assert index.store.read("cat/1") == b"./cat/1"
+
+
 def declare(path: str, name: str, *, size: int | None = None, flags: int | None = None) -> None:
     """Overwrite what both headers of a zip member say about its unpacked size or its flags."""
     data = bytearray(Path(path).read_bytes())
@@ -484,6 +543,12 @@ def test_several_tables_in_an_archive_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_broken_table_in_an_archive_does_not_hide_the_other(tmp_path: Path) -> None:
+    tables = {"a.csv": b"id,label\n1,dog\n2,cat\n", "notes.csv": b"", "z.csv": b"a,b\n1\n"}
+    index = scan_source(pack(tmp_path, {"images/1.jpg": b"1", "images/2.jpg": b"2", **tables}))
+    assert index.paths == ("images/1.jpg", "images/2.jpg")
+
+
 def test_a_table_in_an_archive_that_lacks_labels_says_so(tmp_path: Path) -> None:
     source = pack(tmp_path, {"1.jpg": b"1", "a.csv": b"id,n\n1,2\n"})
     assert message(source) == (
@@ -513,6 +578,12 @@ def test_a_sample_submission_of_another_task_or_a_broken_one_changes_nothing(tmp
     index = scan_source(source)
     assert index.expected == {}
     assert index.notes[0].startswith(f"a sample submission is not used: {sample}, line 2 has 1 cells")
+
+
+def test_of_a_wide_sample_submission_only_the_header_is_read(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, ["cat/1", "dog/1"])
+    (tmp_path / "data/sample_submission.csv").write_text("id,cat,dog\n1,0.5,0.5\n2,a line that is cut\n")
+    assert scan_source(source).expected == {"cat": None, "dog": None}
 
 
 @pytest.mark.parametrize(

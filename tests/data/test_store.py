@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pixelplay.data import store
 from pixelplay.data.names import list_names
+from pixelplay.data.source import list_images
 from pixelplay.data.store import FolderStore, ImageStore, ZipStore, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
@@ -108,6 +109,14 @@ def test_a_folder_without_permission_is_named_and_not_passed_over(unprivileged: 
     with pytest.raises(DataError) as caught:
         list_names(FolderStore(str(unprivileged)))
     assert str(caught.value) == f"{unprivileged}/x cannot be read: Permission denied"
+
+
+def test_a_missing_file_is_looked_for_past_folders_without_permission(unprivileged: Path) -> None:
+    (unprivileged / "x").mkdir(mode=0)
+    (unprivileged / "deep").mkdir()
+    (unprivileged / "deep/1.jpg").write_bytes(b"x")
+    (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
+    assert list_images(str(unprivileged / "list.csv")).paths == ("deep/1.jpg", "2.jpg")
 
 
 def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:

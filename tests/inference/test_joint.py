@@ -69,6 +69,7 @@ def test_two_runs_answer_by_the_mean_of_their_probabilities(
     joint = JointPredictor(two_runs).predict(drawn_photographs)
     assert joint.classes == first.classes == second.classes[::-1]
     np.testing.assert_allclose(joint.probs, (first.probs + second.probs[:, ::-1]) / 2)
+    np.testing.assert_array_equal(joint.novelty, first.novelty)  # the mean of two shares would be none
     agreed = np.array([a == b for a, b in zip(first.labels, second.labels, strict=True)])
     assert [a for a, ok in zip(joint.labels, agreed, strict=True) if ok] == [
         a for a, ok in zip(first.labels, agreed, strict=True) if ok

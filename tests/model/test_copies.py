@@ -47,3 +47,13 @@ def test_every_altered_copy_is_found_with_its_conflict_or_leak(folder: Path) -> 
 
 def test_a_second_scan_finds_the_same_from_the_cache(folder: Path) -> None:
     assert scan(folder)[1] == scan(folder)[1]
+
+
+def test_damaged_files_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    for name, i in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "good.png").write_bytes(encode(scene(i), "PNG"))
+        (tmp_path / name / "broken.jpg").write_bytes(b"")
+    _, audit = pixelplay.scan_closely(tmp_path, journal=Journal(quiet=True))
+    assert len(audit.errors) == 2
+    assert len(audit.duplicates.sets) == len(audit.duplicates.conflicts) == 0

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixelplay.errors import BundleError, ConfigError, MissingExtraError
-from pixelplay.model.backbone import load_backbone
+from pixelplay.model.backbone import create_network, fill_network, load_backbone
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
 TINY = "test_convnext"
@@ -141,6 +141,24 @@ def test_keys_that_do_not_fit_are_named(tiny_weights: Path, tmp_path: Path) -> N
     save_file(state | {"stem.0.weight": stem[:, :1].clone()}, path)
     with pytest.raises(BundleError, match=r"other shapes in stem\.0\.weight \(\d+, 1, .* for \(\d+, 3, "):
         load_backbone(TINY, path, is_offline=True)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "repvit_m0_9", "efficientvit_m0", "shvit_s1"])
+def test_a_classifier_goes_with_the_norm_in_front_of_it(name: str) -> None:
+    state = timm.create_model(name, pretrained=False, num_classes=5).state_dict()
+    network = create_network(name)
+    fill_network(network, state, "weights")
+    own = network.state_dict()
+    assert len(own) < len(state)
+    assert all(torch.equal(own[key], state[key]) for key in own)
+    with pytest.raises(BundleError, match=r"has unknown foreign\.weight$"):
+        fill_network(network, state | {"foreign.weight": torch.zeros(1)}, "weights")
+
+
+def test_a_second_classifier_that_only_learning_needs_is_dropped(tiny_weights: Path, tmp_path: Path) -> None:
+    state = read_state_dict(str(tiny_weights))
+    save_file(state | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    load_backbone(TINY, str(tmp_path / "weights.safetensors"), is_offline=True)
 
 
 def test_weights_of_another_network_name_ten_keys_and_count_the_rest(tmp_path: Path) -> None:

@@ -338,6 +338,34 @@ def answers(*rows: tuple[str, str, float]) -> list[Answer]:
     ]
 
 
+@pytest.mark.parametrize("is_before_refit", [True, False])
+def test_who_explains_has_learned_from_what_it_explains_only_if_it_has(
+    is_before_refit: bool, all_run: Path, tmp_path: Path
+) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["val"], metrics["val_is_before_refit"] = metrics.pop("oof"), is_before_refit
+    for name in ("headline", "baseline"):
+        metrics[name]["measured_on"] = "val"
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "oof.csv").rename(run / "val.csv")
+    assert ("which has learned from these photographs since" in make(run)) == is_before_refit
+
+
+def test_curves_of_a_tuning_that_was_not_taken_are_called_that_in_folds_too(
+    all_run: Path, tmp_path: Path
+) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = ["repeat,fold,epoch,train_loss,val_loss,val_macro_f1,val_accuracy"]
+    rows += [f"0,0,{epoch},{1 / epoch},{2 / epoch},0.5,0.5" for epoch in (1, 2, 3)]
+    (run / "history.csv").write_text("\n".join(rows) + "\n")
+    for depth, is_said in (("probe", True), ("partial", False)):
+        fold = {"repeat": 0, "fold": 0, "depth": depth}
+        (run / "metrics.json").write_text(json.dumps({**metrics, "folds": [fold]}))
+        assert ("of fold 0 of a tuning that was not taken," in make(run)) == is_said
+
+
 def test_mistakes_cells_and_typical_photographs() -> None:
     given = answers(("a", "b", 0.6), ("a", "b", 0.9), ("b", "b", 0.7), ("b", "b", 0.8), ("a", "a", 0.5))
     assert [a.path for a in worst_first(given)] == ["1.jpg", "0.jpg"]

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_a_column_that_plainly_wants_a_probability_is_not_filled_with_labels(tmp
 def test_what_may_stand_for_a_label_is_replaced_by_one(cell: str, tmp_path: Path) -> None:
     text, _ = submit(f"id,target\na,{cell}\n", make_predictions("a.jpg"), tmp_path)
     assert text == "id,target\na,dog\n"
+
+
+def test_a_header_is_written_as_it_is(tmp_path: Path) -> None:
+    text, _ = submit("Id, Expected \na,x\n", make_predictions("a.jpg"), tmp_path)
+    assert text == "Id, Expected \na,dog\n"
+
+
+@pytest.mark.parametrize(("labels", "n_notes"), [("xy", 1), ("xx", 0), (("x", "dog"), 0), (("x", ""), 0)])
+def test_labels_of_other_classes_than_the_samples_are_said(
+    labels: Sequence[str], n_notes: int, tmp_path: Path
+) -> None:
+    sample = f"id,label\na,{labels[0]}\nb,{labels[1]}\n"
+    _, notes = submit(sample, make_predictions("a.jpg", "b.jpg"), tmp_path)
+    assert notes == ["no label of the sample (x, y) is a class of the model (cat, dog, owl)"] * n_notes
 
 
 def test_a_class_whose_name_is_a_fraction_is_a_label(tmp_path: Path) -> None:

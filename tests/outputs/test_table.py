@@ -181,10 +181,28 @@ def test_interrupted_work_keeps_what_is_finished_and_looks_unfinished(tmp_path: 
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_our_own_error_leaves_nothing_behind(ending: str, tmp_path: Path) -> None:
+def test_an_error_of_ours_leaves_nothing_behind_but_what_is_finished(ending: str, tmp_path: Path) -> None:
+    def fail_at_once() -> Iterator[Predictions]:
+        raise DataError("none readable")
+        yield
+
     with pytest.raises(DataError):
-        write_predictions(fail_after_one(DataError("none readable")), CLASSES, str(tmp_path / f"p.{ending}"))
+        write_predictions(fail_at_once(), CLASSES, str(tmp_path / f"p.{ending}"))
     assert os.listdir(tmp_path) == []
+    with pytest.raises(DataError):
+        write_predictions(fail_after_one(DataError("gone")), CLASSES, str(tmp_path / f"p.{ending}"))
+    assert os.listdir(tmp_path) == [f"p.{ending}.partial"]
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "oof.csv"])  # of which a run of its kind has one
+def test_a_run_keeps_its_records(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    for is_forced in (False, True):
+        with pytest.raises(ConfigError, match="is a record of the run; choose another --out"):
+            check_new_file(str(tiny_run / name), is_forced=is_forced)
+    check_new_file(str(tiny_run / "mine.csv"), is_forced=False)
+    check_new_file(str(tmp_path / name), is_forced=False)
+    (tmp_path / "config.json").write_text('{"of": "another program"}')
+    check_new_file(str(tmp_path / name), is_forced=False)
 
 
 def test_an_old_table_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:

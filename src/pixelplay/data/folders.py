@@ -155,6 +155,17 @@ def _note_repeated_subfolders(found: FolderLabels) -> None:
         )
 
 
+def empty_class_folders(empty: Sequence[str]) -> list[str]:
+    """Folders that would be classes, or parts, and hold no photograph.
+
+    Args:
+        empty: all folders without a photograph.
+    """
+    tops = [name for name in empty if "/" not in name]
+    inner = [name.partition("/") for name in empty if name.count("/") == 1]
+    return tops + [f"{top}/{name}" for top, _, name in inner if part_named(top) and top not in tops]
+
+
 def unwrap(names: Sequence[str]) -> str:
     """Find the folders that wrap everything but a few strays, as archives often have: "photos/" or ""."""
     prefix = ""

@@ -1,6 +1,7 @@
 """What is known about photographs before any is opened: paths, labels, parts, groups."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -123,6 +124,11 @@ def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataCon
     return names
 
 
+def composed(name: str) -> str:
+    """The one of a name's spellings in Unicode that most systems use; a Mac writes accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sort key that puts `2` before `10` and ignores case before it decides by it."""
     pieces: list[str | tuple[int, str]] = list(re.split(r"(\d+)", name.casefold()))
@@ -137,9 +143,10 @@ def _note_alike(classes: Sequence[str]) -> list[str]:
     """Say which classes differ by nothing but case and spaces."""
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        alike.setdefault(composed(" ".join(name.split()).casefold()), []).append(name)
     return [
-        f"classes {' and '.join(map(repr, names))} differ only in case or spaces and stay apart"
+        f"classes {' and '.join(map(repr, names))} differ only in case, spaces or the way accents are stored "
+        "and stay apart"
         for names in alike.values()
         if len(names) > 1
     ]

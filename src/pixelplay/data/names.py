@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pixelplay.data.index import natural_key
@@ -17,6 +17,7 @@ OTHER_EXTENSIONS = frozenset([
     ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".onnx", ".db", ".sqlite", ".mp4", ".mov", ".avi", ".mkv",
     ".wav", ".mp3",
 ])  # fmt: skip
+SYSTEM_FOLDERS = frozenset({"lost+found"})  # at the root of a Linux disk, for nobody to read
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
@@ -27,42 +28,47 @@ class Names:
     Attributes:
         candidates: what may be a photograph.
         others: visible files that are not, such as tables beside the photographs.
+        empty: folders without a candidate in or below them.
         skipped: why → how many files were passed over.
     """
 
     candidates: list[str]
     others: list[str]
+    empty: list[str]
     skipped: dict[str, int]
 
 
-def list_names(store: FolderStore | ZipStore) -> Names:
+def list_names(store: FolderStore | ZipStore, *, is_lenient: bool = False) -> Names:
     """Name everything in a folder or archive.
 
     Links to folders are followed, loops are not. Members of an archive that point outside it are
     passed over.
 
+    Args:
+        is_lenient: folders inside that cannot be read are passed over.
+
     Raises:
         DataError: the folder, or one inside it, cannot be read.
     """
     if isinstance(store, FolderStore):
-        return _sort_out(_walk(store.root or "."))
+        folders: list[str] = []
+        return _sort_out(_walk(store.root or ".", folders, is_lenient=is_lenient), folders)
     names = store.names()
     safe = [name for name in names if not is_unsafe_member(name)]
-    found = _sort_out(safe)
+    found = _sort_out(safe, [name for name in store.folders() if not is_unsafe_member(name)])
     if len(safe) < len(names):
         found.skipped["unsafe names in the archive"] = len(names) - len(safe)
     return found
 
 
-def _sort_out(names: Iterable[str]) -> Names:
+def _sort_out(names: Iterable[str], folders: Sequence[str]) -> Names:
+    """Tell what may be photographs; `folders` need be complete only once all names have been taken."""
     candidates, others = [], []
     skipped: Counter[str] = Counter()
     for name in names:
         parts = name.split("/")
-        if "__MACOSX" in parts:
-            skipped["__MACOSX"] += 1
-        elif any(part.startswith(".") for part in parts):
-            skipped["hidden"] += 1
+        if reason := _passed_over(parts):
+            skipped[reason] += 1
         elif parts[-1].lower() in SYSTEM_FILES:
             skipped["system files"] += 1
         elif (extension := os.path.splitext(parts[-1])[1].lower()) in OTHER_EXTENSIONS:
@@ -72,11 +78,31 @@ def _sort_out(names: Iterable[str]) -> Names:
             candidates.append(name)
     candidates.sort(key=natural_key)
     others.sort(key=natural_key)
-    return Names(candidates=candidates, others=others, skipped=dict(sorted(skipped.items())))
+    filled = {
+        "/".join(parts[:depth]) for parts in _folders_of(candidates) for depth in range(1, len(parts) + 1)
+    }
+    empty = {folder for folder in folders if folder not in filled and not _passed_over(folder.split("/"))}
+    return Names(
+        candidates=candidates,
+        others=others,
+        empty=sorted(empty, key=natural_key),
+        skipped=dict(sorted(skipped.items())),
+    )
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Relative names of all files below root, depth first."""
+def _passed_over(parts: Sequence[str]) -> str:
+    """Why nothing of this name is looked at; "" where it is."""
+    if "__MACOSX" in parts:
+        return "__MACOSX"
+    return "hidden" if any(part.startswith(".") for part in parts) else ""
+
+
+def _folders_of(names: Iterable[str]) -> Iterator[list[str]]:
+    yield from (folder.split("/") for folder in {name.rpartition("/")[0] for name in names} if folder)
+
+
+def _walk(root: str, found: list[str], *, is_lenient: bool) -> Iterator[str]:
+    """Relative names of all files below root, depth first; those of folders are put into `found`."""
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
         folder, above = folders.pop()
@@ -85,6 +111,8 @@ def _walk(root: str) -> Iterator[str]:
             status = os.stat(full)
             entries = list(os.scandir(full))
         except OSError as error:
+            if folder and is_lenient:
+                continue
             raise DataError(f"{full} cannot be read: {error.strerror}") from None
         identity = (status.st_dev, status.st_ino)
         if identity in above:  # a link back to a folder that we are inside of
@@ -92,7 +120,9 @@ def _walk(root: str) -> Iterator[str]:
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if _is_folder(entry):
-                folders.append((name, above | {identity}))
+                if entry.name not in SYSTEM_FOLDERS:
+                    folders.append((name, above | {identity}))
+                    found.append(name)
             else:
                 yield name
 

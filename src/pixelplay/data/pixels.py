@@ -3,10 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
 MAX_SHARE = 0.5  # of the cache; larger sets of photographs are decoded in every pass
@@ -46,11 +48,17 @@ class PixelStore:
         self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        """Pixels (S, S, 3) of photograph i; threads may ask at the same time."""
+        """Pixels (S, S, 3) of photograph i; threads may ask at the same time.
+
+        Raises:
+            ImageError: it can no longer be read, or is no longer what it was.
+        """
         if self._digests[i] in self._cache:
             return self._cache.get(self._digests[i])
         path = self._index.paths[i]
         data = self._index.store.read(path)
+        if digest_bytes(data) != self._digests[i]:  # the cache would keep it as what it was
+            raise ImageError(path, "unreadable", "it has changed since it was first read")
         return eval_view(decode_image(data, path=path, target_px=self.side_px), self._view)
 
     def keep(self, i: int, pixels: NDArray[np.uint8]) -> None:

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -14,14 +15,22 @@ from pixelplay.data.expected import (
     name_expected,
     read_expected,
 )
-from pixelplay.data.folders import FolderLabels, check_some_classes, label_by_folder, unwrap
+from pixelplay.data.folders import (
+    FolderLabels,
+    check_some_classes,
+    empty_class_folders,
+    label_by_folder,
+    unwrap,
+)
 from pixelplay.data.formats import name_format
 from pixelplay.data.index import ImageIndex, group_names, make_index
 from pixelplay.data.names import Names, list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.table_index import index_table
 from pixelplay.data.tables import Table, folder_of, is_table, parse_table, pick_column, read_table
-from pixelplay.errors import ConfigError, DataError, name_some
+from pixelplay.errors import ConfigError, DataError, counted, name_some
+
+ID_AND_LABEL = 2  # columns of a sample submission; one with more names its classes in its header
 
 
 def scan_source(source: str, config: DataConfig | None = None, classes: str | None = None) -> ImageIndex:
@@ -127,6 +136,7 @@ def _index_folder(root: str, config: DataConfig) -> ImageIndex:
         )
     tables = [name for name in names.others if is_table(name) and not is_sample_submission(name)]
     check_some_classes(found, root, [os.path.join(root, name) for name in tables], names.skipped)
+    found.notes.extend(_note_empty(names.empty))
     return _labelled(root, store, names, found, config)
 
 
@@ -144,12 +154,20 @@ def _index_archive(store: ZipStore, config: DataConfig) -> ImageIndex:
             return index_table(table, store, config, folder=folder.strip("/"))
         check_some_classes(inner, store.archive, (), names.skipped)
     _check_no_columns(store.archive, config)
+    empty = [name[len(wrapper) :] for name in names.empty if name.startswith(wrapper)]
+    inner.notes.extend(_note_empty(empty))
     if wrapper:
         inner.notes.append(f"the photographs of the archive lie in {wrapper}: classes are the folders inside")
         n_outside = len(names.candidates) - len(wrapped)
         inner.skipped.update({f"outside {wrapper}": n_outside} if n_outside else {})
         inner.names[:] = [wrapper + name for name in inner.names]
     return _labelled(store.archive, store, names, inner, config)
+
+
+def _note_empty(folders: Sequence[str]) -> list[str]:
+    empty = empty_class_folders(folders)
+    n = counted(len(empty), "folder")
+    return [f"{n} without a photograph, of which no class is learned: {name_some(empty)}"] if empty else []
 
 
 def _pick_table(store: ZipStore, names: Iterable[str], config: DataConfig, *, is_needed: bool) -> str | None:
@@ -164,7 +182,11 @@ def _pick_table(store: ZipStore, names: Iterable[str], config: DataConfig, *, is
     tables = [name for name in names if is_table(name) and not is_sample_submission(name)]
     if is_needed and len(tables) == 1:
         return tables[0]
-    found = [name for name in tables if _is_labelling(_parse_member(store, name), config)]
+    found = []
+    for name in tables:
+        with suppress(DataError):  # what is no table labels nothing
+            if _is_labelling(_parse_member(store, name), config):
+                found.append(name)
     if len(found) > 1:
         raise DataError(
             f"{store.archive} holds several tables with labels: {name_some(found)}; "
@@ -181,8 +203,8 @@ def _is_labelling(table: Table, config: DataConfig) -> bool:
     )
 
 
-def _parse_member(store: ZipStore, name: str) -> Table:
-    return parse_table(store.read(name), store.shown(name))
+def _parse_member(store: ZipStore, name: str, most_columns: int | None = None) -> Table:
+    return parse_table(store.read(name), store.shown(name), most_columns=most_columns)
 
 
 def _labelled(
@@ -238,8 +260,14 @@ def _find_samples(index: ImageIndex) -> list[tuple[str, Callable[[], Table]]]:
     found: list[tuple[str, Callable[[], Table]]] = []
     if isinstance(index.store, ZipStore):
         members = filter(is_sample_submission, index.store.names())
-        found += [(index.store.shown(name), partial(_parse_member, index.store, name)) for name in members]
+        found += [
+            (index.store.shown(name), partial(_parse_member, index.store, name, ID_AND_LABEL))
+            for name in members
+        ]
     folder = index.source if os.path.isdir(index.source) else folder_of(index.source)
     for place in (folder, os.path.normpath(os.path.join(folder, os.pardir))):
-        found += [(path, partial(read_table, path)) for path in find_sample_submissions(place)]
+        found += [
+            (path, partial(read_table, path, most_columns=ID_AND_LABEL))
+            for path in find_sample_submissions(place)
+        ]
     return found

@@ -5,7 +5,7 @@ import stat
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pixelplay.data.decode import MAX_BYTES
@@ -15,6 +15,7 @@ MAX_ZIP_RATIO = 200  # photographs hardly shrink in a zip; a larger ratio is a b
 MIN_BOMB_BYTES = 64 << 20  # what is smaller does no harm: a blank bitmap shrinks a thousand times
 # The other methods of zip unpack as much as they like, whatever size the member declares.
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+SAYS_UTF8 = 0x800  # flag of a member: its name is UTF-8
 
 
 class ImageStore(Protocol):
@@ -82,8 +83,7 @@ class ZipStore:
                 f"{archive} cannot be read as a zip archive: {reason}; pack or download it again"
             ) from None
         self._lock = threading.Lock()
-        # some archives made on Windows have backslashes in their names
-        self._members = {info.filename.replace("\\", "/"): info for info in self._zip.infolist()}
+        self._members = {_name_of(info): info for info in self._zip.infolist()}
 
     def __contains__(self, path: str) -> bool:
         return path in self._members and not path.endswith("/")
@@ -94,6 +94,10 @@ class ZipStore:
     def names(self) -> list[str]:
         """All members that are files, in archive order."""
         return [name for name in self._members if not name.endswith("/")]
+
+    def folders(self) -> list[str]:
+        """All members that are folders, in archive order; few archives name each."""
+        return [name.rstrip("/") for name in self._members if name.endswith("/")]
 
     def size(self, path: str) -> int:
         return self._member(path).file_size
@@ -125,6 +129,18 @@ class ZipStore:
         if path not in self:
             raise ImageError(path, "missing", "no such member in the zip archive")
         return self._members[path]
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """A member's name as it was meant: a Mac does not say that it is UTF-8, tar begins with a dot."""
+    name = member.filename
+    if not member.flag_bits & SAYS_UTF8:
+        with suppress(UnicodeError):  # then it is what Python has taken it for
+            name = name.encode("cp437").decode("utf-8")
+    name = name.replace("\\", "/")  # of some archives made on Windows
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pixelplay.config import PARTS, DataConfig, Part
 from pixelplay.data.folders import part_named
-from pixelplay.data.index import ImageIndex, group_names, make_index
+from pixelplay.data.index import ImageIndex, composed, group_names, make_index
 from pixelplay.data.names import list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.tables import Table, need_column, pick_column
@@ -155,8 +155,8 @@ def _resolve_all(
             paths.append(near)
             continue
         if by_ending is None:
-            by_ending = _by_ending(list_names(store).candidates)
-        found = by_ending.get(reference.replace("\\", "/").removeprefix("./"), [])
+            by_ending = _by_ending(list_names(store, is_lenient=True).candidates)
+        found = by_ending.get(composed(reference.replace("\\", "/").removeprefix("./")), [])
         if len(found) > 1 and folder:
             found = [path for path in found if path.startswith(f"{folder}/")] or found
         if len(found) > 1:
@@ -177,6 +177,6 @@ def _by_ending(candidates: Sequence[str]) -> dict[str, list[str]]:
         ending = path
         while ending:
             for way in {ending, os.path.splitext(ending)[0]}:
-                found.setdefault(way, []).append(path)
+                found.setdefault(composed(way), []).append(path)
             ending = ending.partition("/")[2]
     return found

@@ -36,11 +36,13 @@ class Table:
         name: the file, as the user named it.
         columns: column name → cells (N,).
         delimiter: between the cells of a text file.
+        header: the columns' names as the file has them, which may begin or end with a blank.
     """
 
     name: str
     columns: Mapping[str, Sequence[str]]
     delimiter: str = ","
+    header: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -51,23 +53,26 @@ def is_table(path: str) -> bool:
     return path.lower().endswith(TABLE_EXTENSIONS)
 
 
-def read_table(path: str, *, may_be_empty: bool = False) -> Table:
+def read_table(path: str, *, may_be_empty: bool = False, most_columns: int | None = None) -> Table:
     """Read a CSV, TSV or Parquet file with a header.
 
     Args:
         may_be_empty: a header without a row is no error.
+        most_columns: of a text file with more only the header is read.
 
     Raises:
         DataError: not readable as its extension says, no header, no row, or a row of another length.
     """
     try:
         with open(path, "rb") as file:
-            return parse_table(file.read(), path, may_be_empty=may_be_empty)
+            return parse_table(file.read(), path, may_be_empty=may_be_empty, most_columns=most_columns)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def parse_table(data: bytes, name: str, *, may_be_empty: bool = False) -> Table:
+def parse_table(
+    data: bytes, name: str, *, may_be_empty: bool = False, most_columns: int | None = None
+) -> Table:
     """Parse the content of a table whose name says which kind it is.
 
     Raises:
@@ -76,17 +81,22 @@ def parse_table(data: bytes, name: str, *, may_be_empty: bool = False) -> Table:
     if name.lower().endswith((".parquet", ".pq")):
         (header, rows), delimiter = _parse_parquet(data, name), ","
     else:
-        header, rows, delimiter = _parse_text(data, name)
-    repeated = sorted({cell for cell in header if header.count(cell) > 1})
+        header, rows, delimiter = _parse_text(data, name, most_columns)
+    names = [cell.strip() for cell in header]
+    repeated = sorted({cell for cell in names if names.count(cell) > 1})
     if repeated:
         raise DataError(f"{name} has the column {repeated[0]!r} more than once; rename one of them")
-    if not rows and not (may_be_empty and header):
+    is_wide = most_columns is not None and len(header) > most_columns
+    if not rows and not (header and (may_be_empty or is_wide)):
         raise DataError(f"{name} has no rows; a table needs a header and at least one row")
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    return Table(name=name, columns=dict(zip(header, cells, strict=True)), delimiter=delimiter)
+    columns = dict(zip(names, cells, strict=True))
+    return Table(name=name, columns=columns, delimiter=delimiter, header=header)
 
 
-def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]], str]:
+def _parse_text(
+    data: bytes, name: str, most_columns: int | None = None
+) -> tuple[list[str], list[Sequence[str]], str]:
     """Parse delimited text; the delimiter is the one of comma, tab, semicolon most used in the header."""
     # spreadsheets write UTF-16 as "Unicode text"; file names need not be valid UTF-8
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -105,9 +115,11 @@ def _parse_text(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]],
                 )
             if row:
                 rows.append(row)
+            if most_columns is not None and len(row) > most_columns:
+                break
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} cannot be read as a table: {error}") from None
-    return [cell.strip() for cell in rows[0]] if rows else [], rows[1:], delimiter
+    return list(rows[0]) if rows else [], rows[1:], delimiter
 
 
 def _parse_parquet(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:

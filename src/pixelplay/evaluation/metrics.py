@@ -202,9 +202,9 @@ def evaluate_probs(
         asked = (find_positive(labels, classes[:n_known], positive, at_precision), at_precision)
     n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
     resampling = Resampling(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
-    scored = _Scored(probs.astype(np.float64), pred, labels, classes, resampling)
+    scored = _Scored(probs.astype(np.float64, copy=False), pred, labels, classes, resampling)
     is_known = labels < n_known
-    known = scored.only(is_known)
+    known = scored if n_known == len(classes) else scored.only(is_known)
     judged = judge_probs(known.probs, known.labels, known.resampling)
     has_both = is_known.any() and not is_known.all()
     known_only = _measure(known, judged, None, asked) if has_both else None

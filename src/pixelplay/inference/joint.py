@@ -90,7 +90,7 @@ class JointPredictor:
         """Nothing: what each model had not learned from says little about all of them together."""
 
     def predict(self, images: Images) -> Predictions:
-        """Classify photographs as `Predictor.predict` does."""
+        """Classify photographs as `Predictor.predict` does; how novel they are is said by the first model."""
         return join_predictions(list(self.predict_stream(images)), self.classes)
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
@@ -109,7 +109,6 @@ class JointPredictor:
                 chunks[0],
                 probs=probs,
                 pred=self._concord.decide(probs),
-                novelty=np.mean([chunk.novelty for chunk in chunks], axis=0),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
             )

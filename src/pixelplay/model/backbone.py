@@ -27,6 +27,7 @@ from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 # of bundles and cache keys: raise it when the same pixels yield other features, by more than rounding
 FEATURES_VERSION = 1
 FeatureKind = Literal["stages", "pooled"]
+AUXILIARY = "AuxLogits"  # the second classifier of Inception, in the middle, that only learning needs
 N_STAGES = 5  # of longer lists (EfficientNet's seven, a transformer's blocks) the last five
 
 
@@ -207,7 +208,9 @@ def load_backbone(
 
 
 def why_refused(backbone: Backbone, size_px: int) -> str | None:
-    """Say why a network takes no images of a size; None where it does."""
+    """Say why a network takes no images of a size; None where it does, as of its own."""
+    if size_px == _preprocessing_of(backbone.network).input_size:
+        return None
     try:
         with torch.inference_mode():
             backbone.eval()(torch.zeros(1, 3, size_px, size_px))
@@ -242,7 +245,7 @@ def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> N
     state = {
         key: value
         for key, value in state.items()
-        if key in own or not any(key.startswith(f"{prefix}.") for prefix in prefixes)
+        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in _left_out(network, prefixes)))
     }
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
@@ -256,6 +259,19 @@ def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> N
             architecture = config["architecture"]
             raise BundleError(f"{origin} does not fit {architecture}: it {what} {name_some(keys)}")
     network.load_state_dict({**own, **state}, strict=True)
+
+
+def _left_out(network: nn.Module, classifiers: Sequence[str]) -> Iterator[str]:
+    """What a network without classifier has not: that, what it alone was wrapped in, and a second one.
+
+    Some classifiers have a norm of their own in front, and go with it.
+    """
+    yield AUXILIARY
+    for name in classifiers:
+        yield name
+        parent = name.rpartition(".")[0]
+        if parent and isinstance(dict(network.named_modules()).get(parent), nn.Identity | None):
+            yield parent
 
 
 def _preprocessing_of(network: nn.Module) -> Preprocessing:

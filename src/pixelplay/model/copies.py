@@ -44,7 +44,8 @@ def scan_closely(
     backbone = load_backbone(SEES_COPIES, None, is_offline=True)
     photographs = read_photographs(index, backbone, config, find_device(config.compute), journal)
     near = look_for_copies(index, photographs, None, journal)
-    duplicates = find_duplicates(index, photographs.digests, [pair.members for pair in near])
+    digests = [b"" if i in photographs.errors else digest for i, digest in enumerate(photographs.digests)]
+    duplicates = find_duplicates(index, digests, [pair.members for pair in near])
     return index, replace(audit, duplicates=duplicates)
 
 

@@ -60,7 +60,8 @@ def stream_features(
     Yields:
         Photographs of the chunk and their features (chunk, D); the row of an error is NaN.
     """
-    ahead = max(CHUNK, 2 * extractor.batch_size * torch.get_num_threads())  # enough for every core
+    n_at_once = torch.get_num_threads() if extractor.device == "cpu" else 1  # batches under way
+    ahead = max(CHUNK, 2 * extractor.batch_size * n_at_once)
     photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=ahead)
 
     def extract(chunk: list[Loaded]) -> tuple[list[Loaded], FeatureArray]:

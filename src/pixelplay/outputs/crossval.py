@@ -270,11 +270,10 @@ def _evaluate(
 
 
 def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64]) -> dict[str, Any] | None:
-    held_out = [folds >= 0 for folds in validation.folds]  # what was left out has the deployed temperature
-    before = [natural_probs(z[kept], 1.0) for z, kept in zip(validation.logits, held_out, strict=True)]
-    after = [fit.probs[kept] for fit, kept in zip(validation.fits, held_out, strict=True)]
-    own = np.concatenate([labels[kept] for kept in held_out])
-    return compare_reliability(np.concatenate(before), np.concatenate(after), own, "oof")
+    """Of the first repeat: another time the same photographs are no further evidence."""
+    held_out = validation.folds[0] >= 0  # what was left out has the deployed temperature
+    before = natural_probs(validation.logits[0][held_out], 1.0)
+    return compare_reliability(before, validation.fits[0].probs[held_out], labels[held_out], "oof")
 
 
 def _find_suspects(

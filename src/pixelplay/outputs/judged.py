@@ -126,9 +126,10 @@ def judge_held_out(
         decided: probabilities (n, K) and classes (n,) of the photographs that chose.
         ask: positions to logits, by the finished classifier, which has not learned from what was left out.
     """
-    left_out = material.left_out
-    if learned.part == "oof":  # what was dropped is no part of a validation part
-        left_out = np.union1d(left_out, material.dropped)
+    if learned.part == "oof":
+        left_out = np.union1d(material.left_out, material.dropped)
+    else:  # what was dropped, or left out of train, is no part of a validation part
+        left_out = material.left_out_of_val
     probs, pred = decision.apply(ask(left_out))
     positions = np.concatenate([learned.held_out, left_out])
     return judge(

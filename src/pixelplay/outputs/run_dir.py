@@ -146,14 +146,25 @@ def is_finished(run: str, about: Mapping[str, Any]) -> bool:
     return all(name in config and config[name] == value for name, value in wanted.items())
 
 
+def is_record(path: str) -> bool:
+    """Whether a file would be, or take the place of, one of the records of a run."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return name in RUN_NAMES and "pixelplay" in _read_config(folder)
+
+
 def _is_run(folder: str, names: frozenset[str] = RUN_NAMES) -> bool:
     """Whether a folder is a run of ours and holds nothing else, so that replacing it loses nothing."""
+    return "pixelplay" in _read_config(folder) and set(os.listdir(folder)) <= names
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    """A run's settings; none where it is no run."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "pixelplay" in config and set(os.listdir(folder)) <= names
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _check_target(out_dir: str, *, is_forced: bool) -> None:

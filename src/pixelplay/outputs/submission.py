@@ -89,16 +89,15 @@ def write_submission(
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv_writer(file, sample.delimiter)
-        writer.writerow(columns)
+        writer.writerow(sample.header or columns)
         for i, row in enumerate(row_of):
             own = [sample.columns[name][i] for name in columns[1:]]
             writer.writerow([ids[i], *(own if row is None else _fill(predictions, row, asked))])
     os.replace(partial, path)
-    has_classes = asked is not None and probability_of is None
-    return [
-        *_note_ids(ids, row_of, predictions),
-        *(_note_columns(columns[1:], predictions.classes) if has_classes else []),
-    ]
+    notes = _note_ids(ids, row_of, predictions)
+    if asked is None:
+        return notes + _note_labels(sample.columns[columns[1]], predictions.classes)
+    return notes if probability_of is not None else notes + _note_columns(asked, predictions.classes)
 
 
 def _asked_classes(
@@ -189,6 +188,14 @@ def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Pre
             f"or that cannot be read: {name_some(unasked)}"
         )
     return notes
+
+
+def _note_labels(cells: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Say where a sample's labels are of other classes; one and the same everywhere is a place holder."""
+    theirs = sorted({cell for cell in cells if cell})
+    if len(theirs) < 2 or set(theirs) & set(classes):
+        return []
+    return [f"no label of the sample ({name_some(theirs)}) is a class of the model ({name_some(classes)})"]
 
 
 def _note_columns(columns: Sequence[str], classes: Sequence[str]) -> list[str]:

@@ -127,8 +127,12 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
         )
     lines += ["", *_class_table(evaluation, None)]
     lines += ["", *_confusion_table(evaluation)]
-    if evaluation.operating_point is not None:
-        lines += ["", _operating_point(evaluation.operating_point)]
+    fair = evaluation if report.unseen is None else report.unseen
+    if fair.operating_point is not None:
+        where = "" if report.unseen is None else ", without those that were trained on"
+        lines += ["", _operating_point(fair.operating_point, where)]
+    elif evaluation.operating_point is not None:
+        lines += ["", "no threshold: all photographs of the positive class were trained on"]
     if report.against is not None:
         lines += ["", *_comparison(report.against)]
     return "\n".join(lines)
@@ -189,16 +193,16 @@ def summarise_suspects(report: "SuspectReport") -> str:
     return "\n".join([*lines, "", f"all of them, with reasons, are in {printable(table)}"])
 
 
-def _operating_point(point: OperatingPoint) -> str:
+def _operating_point(point: OperatingPoint, where: str) -> str:
     if point.threshold is None:
         return (
-            f"precision {point.asked_precision} for {point.positive!r} is not reached; "
+            f"precision {point.asked_precision} for {point.positive!r} is not reached{where}; "
             f"the highest is {point.highest_precision:.3f}"
         )
     precision, recall = (" ".join(_value_and_interval(e)) for e in (point.precision, point.recall))
     return (
         f"{point.positive!r} at probability ≥ {point.threshold:.4f}: precision {precision}, "
-        f"recall {recall} (threshold chosen on these photographs)"
+        f"recall {recall} (threshold chosen on these photographs{where})"
     )
 
 

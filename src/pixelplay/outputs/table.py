@@ -3,13 +3,15 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import IO, Any
 
 from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
+from pixelplay.outputs.run_dir import is_record
 
 DECIMALS = 6
 GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together
@@ -31,15 +33,24 @@ def write_predictions(
 
     What is written so far stays as `<path>.partial` when the work is interrupted.
     """
-    partial = f"{path}.partial"
+    partial, written = f"{path}.partial", 0
+
+    def watch() -> Iterator[Predictions]:
+        nonlocal written
+        for chunk in chunks:
+            yield chunk
+            written += len(chunk)
+
     try:
         if path.lower().endswith(".csv"):
             with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                _write_csv(chunks, classes, file, extra or {})
+                _write_csv(watch(), classes, file, extra or {})
         else:
-            _write_parquet(chunks, classes, partial, extra or {})
-    except PixelPlayError:  # the input was no good: nothing to keep
-        os.remove(partial)
+            _write_parquet(watch(), classes, partial, extra or {})
+    except PixelPlayError:
+        if not written:  # the input was no good: nothing to keep
+            with suppress(FileNotFoundError):  # not begun
+                os.remove(partial)
         raise
     except OSError as error:
         error.filename = error.filename or partial  # a full disk names no file by itself
@@ -53,6 +64,8 @@ def check_new_file(path: str, *, is_forced: bool) -> None:
     Raises:
         ConfigError: it exists, has an unknown ending, or its folder cannot be written to.
     """
+    if is_record(path):
+        raise ConfigError(f"{path} is a record of the run; choose another --out")
     for taken in (path, f"{path}.partial"):
         if os.path.isdir(taken) or (os.path.lexists(taken) and not is_forced):
             way_on = "" if os.path.isdir(taken) else ", or replace it with --force"

@@ -243,7 +243,7 @@ def decide_alone(validation: CrossValidation, material: Material, config: TrainC
 
 def _decide(logits: NDArray[np.float32], rows: IntArray, material: Material, config: TrainConfig) -> Decision:
     n_repeats = len(logits)
-    return fit_decision(
+    found = fit_decision(
         logits.reshape(-1, logits.shape[2]),
         np.tile(material.labels[rows], n_repeats),
         np.tile(material.parts.groups[rows], n_repeats),
@@ -251,6 +251,9 @@ def _decide(logits: NDArray[np.float32], rows: IntArray, material: Material, con
         metric=config.metric,
         seed=config.seed,
     )
+    # a photograph that is seen again is no other photograph
+    temperature = replace(found.temperature, n=found.temperature.n // n_repeats)
+    return replace(found, temperature=temperature, tau=replace(found.tau, n=found.tau.n // n_repeats))
 
 
 def _learn_fold(

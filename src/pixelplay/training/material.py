@@ -35,6 +35,7 @@ class Material:
         labels: (N,) what is learned: in train and val as corrected, in test as given.
         learn: positions that are learned from in the end, train and val together, ascending.
         left_out: positions of train and val that a correction leaves out.
+        left_out_of_val: those of them that were in val.
         dropped: positions of train and val that are not learned from, as their labels look wrong.
     """
 
@@ -53,6 +54,7 @@ class Material:
     labels: NDArray[np.int64]
     learn: NDArray[np.int64]
     left_out: NDArray[np.int64]
+    left_out_of_val: NDArray[np.int64]
     dropped: NDArray[np.int64]
 
     @property
@@ -97,6 +99,7 @@ def sort_out(
     parts = make_parts(usable, duplicates, config)
     corrections = corrections or no_corrections(index)
     wanted = corrections.labels[is_readable]
+    given_val = parts.split.val
     parts, left_out = _leave_out(parts, wanted)
     learn = np.union1d(parts.split.train, parts.split.val)
     taught = usable.labels.copy()
@@ -122,6 +125,7 @@ def sort_out(
         labels=rank[taught],
         learn=learn,
         left_out=left_out,
+        left_out_of_val=np.intersect1d(left_out, given_val),
         dropped=np.empty(0, dtype=np.int64),
     )
 

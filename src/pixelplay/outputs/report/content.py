@@ -108,10 +108,12 @@ def _taken(records: RunRecords) -> Taken:
 
 def _mistakes(records: RunRecords, shown: Sequence[Mistake]) -> Mistakes:
     deployed = "the model that came of it, which has learned from these photographs since,"
+    has_learned = records.measured_on == "oof" or records.metrics.get("val_is_before_refit", False)
+    is_apart = records.measured_on == "test" or not has_learned
     return Mistakes(
         shown=tuple(shown),
         n=len(worst_first(records.answers)),
-        who_explains="the network" if records.measured_on == "test" else deployed,
+        who_explains="the network" if is_apart else deployed,
     )
 
 
@@ -218,6 +220,14 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     ]
 
 
+def _depth_of(records: RunRecords, fold: float | None) -> str | None:
+    """How deep a fold of the first repeat was trained in the end, or a run that has none."""
+    if fold is None:
+        return records.metrics.get("depth")
+    first = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
+    return first[0]["depth"] if first else None
+
+
 def _charts(records: RunRecords) -> list[Chart]:
     charts = []
     if (calibration := records.metrics.get("calibration")) is not None:
@@ -229,7 +239,7 @@ def _charts(records: RunRecords) -> list[Chart]:
     fold = first[0].get("fold") if first else None
     history = [row for row in first if row.get("fold") == fold]
     of = "" if fold is None else f" of fold {fold:.0f}"
-    if records.metrics.get("depth") == "probe":
+    if _depth_of(records, fold) == "probe":
         of += " of a tuning that was not taken,"
     for columns, title in (
         ({"train_loss": "training", "val_loss": "validation"}, f"Loss{of} by epoch"),

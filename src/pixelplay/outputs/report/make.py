@@ -15,7 +15,7 @@ from pixelplay.outputs.report.page import is_ours, render, render_model, write_p
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
 from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
 from pixelplay.outputs.report.sections import Mistake
-from pixelplay.outputs.run_dir import RUN_NAMES
+from pixelplay.outputs.run_dir import is_record
 
 REPORT = "report.html"
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
@@ -95,7 +95,7 @@ def check_target(path: str, *, is_forced: bool) -> None:
     parent = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
-    if os.path.basename(path) in RUN_NAMES - {REPORT} and os.path.isfile(os.path.join(parent, "config.json")):
+    if os.path.basename(path) != REPORT and is_record(path):
         raise ConfigError(f"{path} is a record of the run; choose another --out")
     if os.path.lexists(path) and not is_forced and not is_ours(path):
         raise ConfigError(f"{path} exists and is no report; choose another --out, or replace it with --force")

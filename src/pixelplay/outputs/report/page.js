@@ -68,8 +68,13 @@ const save = document.getElementById("save");
 if (save) {
   const saved = document.getElementById("saved");
   const items = [...document.querySelectorAll("li[data-suspect]")];
+  const AT_ONCE = 50;
   let isSaved = true;
   let isKept = true;
+  // each list of classes is filled when it is looked at: with many of them, all at once would be too much
+  const fill = (choice) => {
+    if (choice.options.length === 1) choice.append(...island.classes.map((name, n) => new Option(name, n)));
+  };
   const markedOf = (item) => {
     const input = item.querySelector("input:checked");
     const isOpen = input && input.value === "other" && item.querySelector("select").value === "";
@@ -111,6 +116,7 @@ if (save) {
       const kept = JSON.parse(localStorage.getItem(key));
       for (const [n, way, choice] of kept.marks) {
         items[n].querySelector(`input[value=${way}]`).checked = true;
+        if (choice !== "") fill(items[n].querySelector("select"));
         items[n].querySelector("select").value = choice;
       }
       isSaved = kept.isSaved;
@@ -134,6 +140,8 @@ if (save) {
   for (const item of items) {
     for (const input of item.querySelectorAll("input")) input.addEventListener("change", update);
     const choice = item.querySelector("select");
+    if (island.classes.length <= AT_ONCE) fill(choice);
+    for (const event of ["pointerdown", "focus"]) choice.addEventListener(event, () => fill(choice));
     choice.addEventListener("change", () => {
       item.querySelector("input[value=other]").checked = true;
       update();

@@ -191,6 +191,12 @@ def test_predict_on_a_file_that_does_not_exist(tiny_run: Path, capsys: pytest.Ca
     assert Path("p.csv").read_text().splitlines()[1].startswith("nowhere.jpg,missing,no such file,")
 
 
+def test_a_folder_that_does_not_exist_leaves_no_table(tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, "fotos/new", "--out", "p.csv")
+    _assert_says(line, "fotos/new does not exist", "give folders, files, tables or zip archives")
+    assert not Path("p.csv").exists()
+
+
 # --- outputs ---
 
 
@@ -678,7 +684,10 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
         ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 1000"]),
         ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
         ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),
-        ((*PARTIAL, "--plan", "nowhere.json"), ["plan nowhere.json cannot be read: No such file"]),
+        (
+            (*PARTIAL, "--plan", "nowhere.json"),
+            ["plan nowhere.json cannot be read: No such file", "a run that took the probe has none"],
+        ),
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
 )

@@ -494,7 +494,7 @@ def test_evaluate_says_how_many_have_no_label(tiny_run: Path, tmp_path: Path, sh
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     done = shell("evaluate", tiny_run, tmp_path / "table.csv", "--json")
     assert done.json["n"] == 5
-    assert "1 of 6 photographs have no label and play no part" in done.err
+    assert "1 of 6 photographs have no label and are not scored" in done.err
 
 
 def test_a_threshold_comes_from_what_was_not_trained_on(
@@ -510,6 +510,9 @@ def test_a_threshold_comes_from_what_was_not_trained_on(
     assert found.endswith("(threshold chosen on these photographs, without those that were trained on)")
     assert shell(*ask, "--json").json["n_trained_on"] > 0
     assert apart.endswith("(threshold chosen on these photographs)")
+    unseen = shell(*ask, "--json").json["unseen"]["operating_point"]
+    assert f"probability ≥ {unseen['threshold']:.4f}: precision {unseen['precision']['value']:.3f}" in found
+    assert f"recall {unseen['recall']['value']:.3f} {unseen['recall']['low']:.3f}–" in found
 
 
 def test_evaluate_writes_what_was_trained_on(

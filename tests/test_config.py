@@ -160,3 +160,11 @@ def test_one_name_in_place_of_several_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         AugmentConfig(augment="mixup")  # type: ignore[arg-type]
     assert str(caught.value) == "augment='mixup' is one text; give a tuple, ('mixup',)"
+
+
+@pytest.mark.parametrize("name", ["finetune", "augmenting", "data", "compute"])
+def test_a_group_of_settings_is_no_dictionary(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: {"lr": 1}})
+    kind = type(getattr(TrainConfig(), name)).__name__
+    assert str(caught.value) == f"{name}={{'lr': 1}} is no {kind}; give {kind}(...)"

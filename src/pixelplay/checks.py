@@ -1,9 +1,11 @@
 """Whether a setting is legal."""
 
+import dataclasses
 import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from pixelplay.errors import ConfigError, suggest
 
@@ -59,6 +61,14 @@ def check_regex(name: str, pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+
+
+def check_groups(config: Any) -> None:
+    """Raise ConfigError where a group of settings in a configuration is something else."""
+    for field in dataclasses.fields(config):
+        kind, value = field.default_factory, getattr(config, field.name)
+        if isinstance(kind, type) and not isinstance(value, kind):
+            raise ConfigError(f"{field.name}={value!r} is no {kind.__name__}; give {kind.__name__}(...)")
 
 
 def take_paths(config: object, *names: str) -> None:

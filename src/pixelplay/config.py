@@ -12,6 +12,7 @@ from tyro.conf import DisallowNone, arg
 from pixelplay.checks import (
     check_choice,
     check_count,
+    check_groups,
     check_names,
     check_range,
     check_regex,
@@ -103,10 +104,9 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         check_choice("device", self.device, get_args(Device))
         check_choice("precision", self.precision, get_args(Precision))
-        if self.batch_size is not None:
-            check_count("batch_size", self.batch_size, 1, 4096)
-        if self.num_workers is not None:
-            check_count("num_workers", self.num_workers, 1, 256)
+        for name, most in (("batch_size", 4096), ("num_workers", 256)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), 1, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +303,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         take_paths(self, "weights", "classes", "relabel", "cache_dir")
+        check_groups(self)
         check_choice("metric", self.metric, get_args(Metric))
         check_choice("tune", self.tune, get_args(Tune))
         check_choice("imbalance", self.imbalance, get_args(Imbalance))

@@ -58,7 +58,7 @@ def predict(
         probability_of: Class whose probability the sample's one column wants (default: labels go there).
         path_column: Column of a table that names the photograph.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
-        with_runs: Other runs that answer with this one, by the mean of their probabilities.
+        with_runs: Other runs that answer with this one, by the mean of their probabilities; novelty is RUN's.
         tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
         strict: Exit with status 1 if any photograph could not be read.
         force: Replace an existing table.

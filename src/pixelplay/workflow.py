@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, TrainConfig, Tta
-from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed, select_labelled
+from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed
 from pixelplay.data.source import scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.evaluation.operating_point import check_asked, find_positive
@@ -205,8 +205,8 @@ def evaluate(
     check_asked(positive, at_precision)
     if out is not None:
         check_new_file(os.fspath(out), is_forced=is_forced)
-    index = select_labelled(say_what_was_assumed(scan_source(os.fspath(source), data), journal), journal)
-    index, scored_part = choose_scored(index, part)
+    index = say_what_was_assumed(scan_source(os.fspath(source), data), journal)
+    index, scored_part = choose_scored(index, part, journal)
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second

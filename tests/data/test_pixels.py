@@ -193,5 +193,5 @@ def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
 ) -> None:
     store = open_store(folder, tmp_path / "cache")
     (folder / "0.jpg").write_bytes(encode(draw(99), "JPEG"))
-    with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read"):
+    with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read; start again"):
         store[0]

@@ -116,7 +116,14 @@ def test_a_missing_file_is_looked_for_past_folders_without_permission(unprivileg
     (unprivileged / "deep").mkdir()
     (unprivileged / "deep/1.jpg").write_bytes(b"x")
     (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
-    assert list_images(str(unprivileged / "list.csv")).paths == ("deep/1.jpg", "2.jpg")
+    index = list_images(str(unprivileged / "list.csv"))
+    assert index.paths == ("deep/1.jpg", "2.jpg")
+    assert index.notes == ("1 folder cannot be read, and nothing is found there: x",)
+
+
+def test_a_lost_and_found_that_nobody_may_read_is_passed_over(unprivileged: Path) -> None:
+    (unprivileged / "lost+found").mkdir(mode=0)
+    assert list_names(FolderStore(str(unprivileged))).candidates == []
 
 
 def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from conftest import TINY
-from networks import shared_backbone
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.held_out import HeldOut
@@ -333,25 +332,6 @@ def test_a_wrong_value_is_one_line(key: str, value: object, folder: Path) -> Non
 def test_impossible_preprocessing_is_refused(key: str, value: object, folder: Path) -> None:
     change(folder, lambda content: content["preprocessing"].update({key: value}))
     assert "bundle.json is damaged" in refused(folder)
-
-
-def test_an_image_size_that_the_network_refuses_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
-    backbone = shared_backbone("test_vit")
-    head = LinearHead(weight=np.zeros((3, backbone.n_features), np.float32), bias=np.zeros(3, np.float32))
-    novelty = replace(
-        bundle.novelty,
-        mean=bundle.novelty.mean[:1],
-        scale=bundle.novelty.scale[:1],
-        references=bundle.novelty.references[:, :1],
-    )
-    square = replace(bundle.preprocessing, input_size=160)
-    folder = tmp_path / "vit"
-    write_bundle(
-        replace(bundle, backbone=backbone, head=head, novelty=novelty, preprocessing=square), str(folder)
-    )
-    read_bundle(str(folder))
-    change(folder, lambda content: content["preprocessing"].update(input_size=150))
-    assert "input_size=150 (" in refused(folder)
 
 
 @pytest.mark.parametrize(

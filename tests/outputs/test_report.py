@@ -392,6 +392,28 @@ def test_advice_is_ordered_by_the_errors_it_is_about(all_run: Path) -> None:
     assert any(advice.command and "--time-budget" in advice.command for advice in found)
 
 
+@pytest.mark.parametrize("tune", ["partial", "auto"])
+@pytest.mark.parametrize("auto_takes", ["probe", "partial"])
+def test_a_depth_that_was_asked_for_and_is_worse_is_said_first(
+    tune: str, auto_takes: str, all_run: Path, tmp_path: Path
+) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    figures = {"probe_accuracy": 0.7, "tuned_accuracy": 0.71, "probe_score": 0.5, "tuned_score": 0.6}
+    metrics["depth"] = "partial"
+    metrics["chosen"]["depth"] = {"value": "partial", **figures, "auto_takes": auto_takes}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "tune": tune}))
+    first = advise(read_records(str(run)))[0]
+    is_said = (tune, auto_takes) == ("partial", "probe")
+    assert first.what.startswith("Take the probe") == is_said
+    if is_said:
+        assert first.why == "There it had accuracy 0.700 (loss 0.500), what was tuned 0.710 (0.600)."
+        assert first.command is not None
+        assert first.command.endswith("--tune auto")
+
+
 def test_charts_place_values_on_their_axes() -> None:
     bins = [{"n": 5, "confidence": 0.5, "accuracy": 0.25}, {"n": 3, "confidence": 1.0, "accuracy": 1.0}]
     chart = reliability_chart({"before": {"bins": bins}, "after": {"bins": bins}})

@@ -93,6 +93,11 @@ def test_what_may_stand_for_a_label_is_replaced_by_one(cell: str, tmp_path: Path
     assert text == "id,target\na,dog\n"
 
 
+def test_ids_are_found_however_accents_are_stored(tmp_path: Path) -> None:
+    text, notes = submit("id,label\nCaf\u00e9,x\n", make_predictions("Cafe\u0301.jpg"), tmp_path)
+    assert (text, notes) == ("id,label\nCaf\u00e9,dog\n", [])
+
+
 def test_a_header_is_written_as_it_is(tmp_path: Path) -> None:
     text, _ = submit("Id, Expected \na,x\n", make_predictions("a.jpg"), tmp_path)
     assert text == "Id, Expected \na,dog\n"

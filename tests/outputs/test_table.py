@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixelplay.data.cells import safe_label, safe_path
-from pixelplay.errors import ConfigError, DataError
+from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs import table as table_module
 from pixelplay.outputs.table import check_new_file, write_predictions
@@ -189,15 +189,18 @@ def test_an_error_of_ours_leaves_nothing_behind_but_what_is_finished(ending: str
     with pytest.raises(DataError):
         write_predictions(fail_at_once(), CLASSES, str(tmp_path / f"p.{ending}"))
     assert os.listdir(tmp_path) == []
-    with pytest.raises(DataError):
+    with pytest.raises(PixelPlayError) as caught:
         write_predictions(fail_after_one(DataError("gone")), CLASSES, str(tmp_path / f"p.{ending}"))
+    assert str(caught.value) == f"gone; 1 finished row in {tmp_path}/p.{ending}.partial"
     assert os.listdir(tmp_path) == [f"p.{ending}.partial"]
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "oof.csv"])  # of which a run of its kind has one
+@pytest.mark.parametrize("name", ["predictions.csv", "oof.csv", "OOF.csv"])
 def test_a_run_keeps_its_records(name: str, tiny_run: Path, tmp_path: Path) -> None:
     for is_forced in (False, True):
-        with pytest.raises(ConfigError, match="is a record of the run; choose another --out"):
+        with pytest.raises(
+            ConfigError, match="is, or would pass for, a record of the run; choose another --out"
+        ):
             check_new_file(str(tiny_run / name), is_forced=is_forced)
     check_new_file(str(tiny_run / "mine.csv"), is_forced=False)
     check_new_file(str(tmp_path / name), is_forced=False)

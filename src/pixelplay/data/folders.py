@@ -156,7 +156,7 @@ def _note_repeated_subfolders(found: FolderLabels) -> None:
 
 
 def empty_class_folders(empty: Sequence[str]) -> list[str]:
-    """Folders that would be classes, or parts, and hold no photograph.
+    """Those that lie where class folders and part folders lie.
 
     Args:
         empty: all folders without a photograph.

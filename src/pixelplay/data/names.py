@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pixelplay.data.index import natural_key
 from pixelplay.data.store import FolderStore, ZipStore, is_unsafe_member
@@ -17,7 +17,6 @@ OTHER_EXTENSIONS = frozenset([
     ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".onnx", ".db", ".sqlite", ".mp4", ".mov", ".avi", ".mkv",
     ".wav", ".mp3",
 ])  # fmt: skip
-SYSTEM_FOLDERS = frozenset({"lost+found"})  # at the root of a Linux disk, for nobody to read
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
@@ -30,12 +29,14 @@ class Names:
         others: visible files that are not, such as tables beside the photographs.
         empty: folders without a candidate in or below them.
         skipped: why → how many files were passed over.
+        closed: folders that could not be read.
     """
 
     candidates: list[str]
     others: list[str]
     empty: list[str]
     skipped: dict[str, int]
+    closed: list[str] = field(default_factory=list)
 
 
 def list_names(store: FolderStore | ZipStore, *, is_lenient: bool = False) -> Names:
@@ -52,10 +53,13 @@ def list_names(store: FolderStore | ZipStore, *, is_lenient: bool = False) -> Na
     """
     if isinstance(store, FolderStore):
         folders: list[str] = []
-        return _sort_out(_walk(store.root or ".", folders, is_lenient=is_lenient), folders)
+        closed: list[str] = []
+        found = _sort_out(_walk(store.root or ".", folders, closed if is_lenient else None), folders)
+        return replace(found, closed=closed)
     names = store.names()
     safe = [name for name in names if not is_unsafe_member(name)]
-    found = _sort_out(safe, [name for name in store.folders() if not is_unsafe_member(name)])
+    inside = _folders_of(safe) | {*store.folders()}  # of which few archives name each
+    found = _sort_out(safe, [name for name in inside if not is_unsafe_member(name)])
     if len(safe) < len(names):
         found.skipped["unsafe names in the archive"] = len(names) - len(safe)
     return found
@@ -78,9 +82,7 @@ def _sort_out(names: Iterable[str], folders: Sequence[str]) -> Names:
             candidates.append(name)
     candidates.sort(key=natural_key)
     others.sort(key=natural_key)
-    filled = {
-        "/".join(parts[:depth]) for parts in _folders_of(candidates) for depth in range(1, len(parts) + 1)
-    }
+    filled = _folders_of(candidates)
     empty = {folder for folder in folders if folder not in filled and not _passed_over(folder.split("/"))}
     return Names(
         candidates=candidates,
@@ -97,12 +99,18 @@ def _passed_over(parts: Sequence[str]) -> str:
     return "hidden" if any(part.startswith(".") for part in parts) else ""
 
 
-def _folders_of(names: Iterable[str]) -> Iterator[list[str]]:
-    yield from (folder.split("/") for folder in {name.rpartition("/")[0] for name in names} if folder)
+def _folders_of(names: Iterable[str]) -> set[str]:
+    """All folders that names lie in, at any depth."""
+    nearest = {name.rpartition("/")[0] for name in names} - {""}
+    parts = [folder.split("/") for folder in nearest]
+    return {"/".join(each[:depth]) for each in parts for depth in range(1, len(each) + 1)}
 
 
-def _walk(root: str, found: list[str], *, is_lenient: bool) -> Iterator[str]:
-    """Relative names of all files below root, depth first; those of folders are put into `found`."""
+def _walk(root: str, found: list[str], closed: list[str] | None) -> Iterator[str]:
+    """Relative names of all files below root, depth first.
+
+    Folders are put into `found`, and those that cannot be read into `closed`, or raise.
+    """
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
         folder, above = folders.pop()
@@ -111,18 +119,21 @@ def _walk(root: str, found: list[str], *, is_lenient: bool) -> Iterator[str]:
             status = os.stat(full)
             entries = list(os.scandir(full))
         except OSError as error:
-            if folder and is_lenient:
+            if folder == "lost+found":  # at the root of a Linux disk, for nobody to read
+                continue
+            if folder and closed is not None:
+                closed.append(folder)
                 continue
             raise DataError(f"{full} cannot be read: {error.strerror}") from None
         identity = (status.st_dev, status.st_ino)
         if identity in above:  # a link back to a folder that we are inside of
             continue
+        if folder:
+            found.append(folder)
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if _is_folder(entry):
-                if entry.name not in SYSTEM_FOLDERS:
-                    folders.append((name, above | {identity}))
-                    found.append(name)
+                folders.append((name, above | {identity}))
             else:
                 yield name
 

@@ -58,7 +58,7 @@ class PixelStore:
         path = self._index.paths[i]
         data = self._index.store.read(path)
         if digest_bytes(data) != self._digests[i]:  # the cache would keep it as what it was
-            raise ImageError(path, "unreadable", "it has changed since it was first read")
+            raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
         return eval_view(decode_image(data, path=path, target_px=self.side_px), self._view)
 
     def keep(self, i: int, pixels: NDArray[np.uint8]) -> None:

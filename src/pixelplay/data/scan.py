@@ -10,9 +10,11 @@ import numpy as np
 
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import Audit, audit_images
+from pixelplay.data.formats import PHOTO_ENDINGS
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.source import list_all, scan_source
+from pixelplay.errors import DataError
 from pixelplay.journal import Journal
 
 StrPath = str | os.PathLike[str]
@@ -59,9 +61,12 @@ def name_images(
     """Name all photographs to be answered about, in order, without labels.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or the only source does not exist and does not look like a photograph.
     """
-    listed = list_all([os.fspath(source) for source in as_several(sources)], config)
+    names = [os.fspath(source) for source in as_several(sources)]
+    if len(names) == 1 and not names[0].lower().endswith(PHOTO_ENDINGS) and not os.path.lexists(names[0]):
+        raise DataError(f"{names[0]} does not exist; give folders, files, tables or zip archives")
+    listed = list_all(names, config)
     return [say_what_was_assumed(index, journal) for index in listed]
 
 

@@ -3,7 +3,6 @@
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -147,11 +146,14 @@ def _index_archive(store: ZipStore, config: DataConfig) -> ImageIndex:
     inner = label_by_folder([name[len(wrapper) :] for name in wrapped])
     classes = {label for label in inner.labels if label is not None}
     if len(classes) < 2:
-        table_name = _pick_table(store, names.others, config, is_needed=not classes)
+        broken: list[str] = []
+        table_name = _pick_table(store, names.others, config, broken, is_needed=not classes)
+        inner.notes.extend(f"a table is not used: {reason}" for reason in broken)
         if table_name is not None:
             table = _parse_member(store, table_name)
             folder = config.images_dir or table_name.rpartition("/")[0]
-            return index_table(table, store, config, folder=folder.strip("/"))
+            index = index_table(table, store, config, folder=folder.strip("/"))
+            return replace(index, notes=(*index.notes, *inner.notes))
         check_some_classes(inner, store.archive, (), names.skipped)
     _check_no_columns(store.archive, config)
     empty = [name[len(wrapper) :] for name in names.empty if name.startswith(wrapper)]
@@ -167,26 +169,33 @@ def _index_archive(store: ZipStore, config: DataConfig) -> ImageIndex:
 def _note_empty(folders: Sequence[str]) -> list[str]:
     empty = empty_class_folders(folders)
     n = counted(len(empty), "folder")
-    return [f"{n} without a photograph, of which no class is learned: {name_some(empty)}"] if empty else []
+    return [f"{n} without a photograph: {name_some(empty)}"] if empty else []
 
 
-def _pick_table(store: ZipStore, names: Iterable[str], config: DataConfig, *, is_needed: bool) -> str | None:
+def _pick_table(
+    store: ZipStore, names: Iterable[str], config: DataConfig, broken: list[str], *, is_needed: bool
+) -> str | None:
     """Choose the one table in an archive that names photographs and their labels.
 
     Args:
+        broken: why tables cannot be read is put here.
         is_needed: there is nothing else to go by, so a single table is taken: what it lacks will be said.
 
     Raises:
-        DataError: there are several.
+        DataError: there are several, or all that might be it cannot be read.
     """
     tables = [name for name in names if is_table(name) and not is_sample_submission(name)]
     if is_needed and len(tables) == 1:
         return tables[0]
     found = []
     for name in tables:
-        with suppress(DataError):  # what is no table labels nothing
+        try:
             if _is_labelling(_parse_member(store, name), config):
                 found.append(name)
+        except DataError as error:
+            broken.append(str(error))
+    if broken and not found and is_needed:
+        raise DataError(broken[0])
     if len(found) > 1:
         raise DataError(
             f"{store.archive} holds several tables with labels: {name_some(found)}; "

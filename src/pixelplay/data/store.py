@@ -83,7 +83,8 @@ class ZipStore:
                 f"{archive} cannot be read as a zip archive: {reason}; pack or download it again"
             ) from None
         self._lock = threading.Lock()
-        self._members = {_name_of(info): info for info in self._zip.infolist()}
+        named = ((_name_of(info), info) for info in self._zip.infolist())
+        self._members = {name: info for name, info in named if name}
 
     def __contains__(self, path: str) -> bool:
         return path in self._members and not path.endswith("/")
@@ -96,7 +97,7 @@ class ZipStore:
         return [name for name in self._members if not name.endswith("/")]
 
     def folders(self) -> list[str]:
-        """All members that are folders, in archive order; few archives name each."""
+        """All members that are folders, in archive order."""
         return [name.rstrip("/") for name in self._members if name.endswith("/")]
 
     def size(self, path: str) -> int:

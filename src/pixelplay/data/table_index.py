@@ -39,9 +39,9 @@ def index_table(
     path_column = need_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
     if not is_labelled:
-        paths, _ = _resolve_all(table, references, store, folder)
+        paths, _, notes = _resolve_all(table, references, store, folder)
         nothing = [None] * len(table)
-        return make_index(table.name, store, paths, nothing, nothing)
+        return make_index(table.name, store, paths, nothing, nothing, notes=notes)
     label_column = need_column(table, "label", config.label_column)
     labels = [cell.strip() or None for cell in table.columns[label_column]]
     if not any(labels):
@@ -54,7 +54,8 @@ def index_table(
     if set(table.columns) >= ANSWERS and "given" not in table.columns:
         notes.append(f"{table.name} holds predictions: its labels are a model's answers")
     _check_complete(table, references)
-    paths, missing = _resolve_all(table, references, store, folder)
+    paths, missing, passed_over = _resolve_all(table, references, store, folder)
+    notes += passed_over
     if len(missing) > MOST_MISSING * len(table):
         where = store.root if isinstance(store, FolderStore) else store.archive
         raise DataError(
@@ -145,9 +146,9 @@ def _read_groups(
 
 def _resolve_all(
     table: Table, references: Sequence[str], store: FolderStore | ZipStore, folder: str
-) -> tuple[list[str], list[str]]:
-    """Find the file of each reference; returns paths (N,) and the references without a file."""
-    paths, missing = [], []
+) -> tuple[list[str], list[str], list[str]]:
+    """Find the file of each reference; returns paths (N,), the references without a file, and notes."""
+    paths, missing, notes = [], [], []
     by_ending: dict[str, list[str]] | None = None
     for reference in references:
         near = f"{folder}/{reference}" if folder else reference
@@ -155,7 +156,11 @@ def _resolve_all(
             paths.append(near)
             continue
         if by_ending is None:
-            by_ending = _by_ending(list_names(store, is_lenient=True).candidates)
+            names = list_names(store, is_lenient=True)
+            by_ending = _by_ending(names.candidates)
+            if names.closed:
+                n = counted(len(names.closed), "folder")
+                notes.append(f"{n} cannot be read, and nothing is found there: {name_some(names.closed)}")
         found = by_ending.get(composed(reference.replace("\\", "/").removeprefix("./")), [])
         if len(found) > 1 and folder:
             found = [path for path in found if path.startswith(f"{folder}/")] or found
@@ -167,7 +172,7 @@ def _resolve_all(
         paths.append(found[0] if found else reference)
         if not found:
             missing.append(reference)
-    return paths, missing
+    return paths, missing, notes
 
 
 def _by_ending(candidates: Sequence[str]) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ class Tally:
         n_bad: those without a prediction.
         n_unsure: those with one that is not answered; None where nothing was asked of answers.
         n_novel: those that are less like what was learned from than one in a hundred is; None where the
-            model, or several together, cannot tell.
+            model cannot tell.
         labels: decided class → photographs.
         last_error: path and reason of the last one without a prediction.
     """

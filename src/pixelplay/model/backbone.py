@@ -208,9 +208,7 @@ def load_backbone(
 
 
 def why_refused(backbone: Backbone, size_px: int) -> str | None:
-    """Say why a network takes no images of a size; None where it does, as of its own."""
-    if size_px == _preprocessing_of(backbone.network).input_size:
-        return None
+    """Say why a network takes no images of a size; None where it does."""
     try:
         with torch.inference_mode():
             backbone.eval()(torch.zeros(1, 3, size_px, size_px))

@@ -32,7 +32,6 @@ from pixelplay.model.backbone import (
     create_network,
     fill_network,
     stage_modules,
-    why_refused,
 )
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import BranchedBackbone, Tail
@@ -344,5 +343,3 @@ def _check(bundle: Bundle) -> None:
     wrong = [name for name, is_right in is_sound.items() if not is_right]
     if wrong:
         raise ValueError(", ".join(wrong))
-    if reason := why_refused(bundle.backbone, preprocessing.input_size):
-        raise ValueError(f"input_size={preprocessing.input_size} ({reason})")

@@ -118,7 +118,7 @@ def judge_held_out(
     decision: Decision,
     seed: int,
 ) -> Judged:
-    """Measure the photographs that chose, and those that were left out of learning.
+    """Measure the photographs that chose, and those of their part that were left out of learning.
 
     Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
 
@@ -183,8 +183,10 @@ class EvaluationReport:
         }
 
 
-def choose_scored(index: ImageIndex, part: Part | None) -> tuple[ImageIndex, str]:
+def choose_scored(index: ImageIndex, part: Part | None, journal: Journal) -> tuple[ImageIndex, str]:
     """Select the labelled photographs to score: the asked part, else test where given, else all.
+
+    Of a part without any label that was said as it was read; of others it is said here.
 
     Raises:
         ConfigError: no such part.
@@ -196,7 +198,10 @@ def choose_scored(index: ImageIndex, part: Part | None) -> tuple[ImageIndex, str
     chosen = part
     if chosen is None and (index.in_part("test") & is_labelled).any():
         chosen = "test"
-    where = is_labelled if chosen is None else is_labelled & index.in_part(chosen)
+    inside = ~index.in_part("test") if chosen is None else index.in_part(chosen)
+    where = inside & is_labelled
+    if n_without := int((inside & ~is_labelled).sum()):
+        journal.note(f"{n_without:,} of {inside.sum():,} photographs have no label and are not scored")
     if not where.any():
         there = [name for name in PARTS if (index.in_part(name) & is_labelled).any()]
         has = f"; it has {', '.join(there)}" if there else ""

@@ -149,7 +149,7 @@ def is_finished(run: str, about: Mapping[str, Any]) -> bool:
 def is_record(path: str) -> bool:
     """Whether a file would be, or take the place of, one of the records of a run."""
     folder, name = os.path.split(os.path.abspath(path))
-    return name in RUN_NAMES and "pixelplay" in _read_config(folder)
+    return name.lower() in {each.lower() for each in RUN_NAMES} and "pixelplay" in _read_config(folder)
 
 
 def _is_run(folder: str, names: frozenset[str] = RUN_NAMES) -> bool:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from pixelplay.config import CautionConfig
+from pixelplay.data.index import composed
 from pixelplay.data.tables import Table
 from pixelplay.errors import ConfigError, DataError, counted, name_some, suggest
 from pixelplay.inference.predictor import Predictions
@@ -150,10 +151,10 @@ def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]
         pieces = path.replace(os.sep, "/").split("/")
         ends = {"/".join(pieces[-1 - depth :]) for depth in depths}
         for way in ends | {os.path.splitext(end)[0] for end in ends}:
-            rows.setdefault(way, []).append(row)
+            rows.setdefault(composed(way), []).append(row)
     found: list[int | None] = []
     for name in ids:
-        matches = rows.get(name.strip(), [])
+        matches = rows.get(composed(name.strip()), [])
         if len(matches) > 1:
             named = name_some([predictions.paths[row] for row in matches])
             raise DataError(

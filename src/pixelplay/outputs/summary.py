@@ -130,6 +130,8 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
     fair = evaluation if report.unseen is None else report.unseen
     if fair.operating_point is not None:
         where = "" if report.unseen is None else ", without those that were trained on"
+        if report.unseen is None and report.n_trained_on:
+            where = ", which were trained on"
         lines += ["", _operating_point(fair.operating_point, where)]
     elif evaluation.operating_point is not None:
         lines += ["", "no threshold: all photographs of the positive class were trained on"]

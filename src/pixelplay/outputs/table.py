@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import IO, Any
 
 from pixelplay.data.cells import safe_label, safe_path
-from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.errors import ConfigError, PixelPlayError, counted
 from pixelplay.inference.predictor import Predictions, join_predictions
 from pixelplay.outputs.run_dir import is_record
 
@@ -47,10 +47,11 @@ def write_predictions(
                 _write_csv(watch(), classes, file, extra or {})
         else:
             _write_parquet(watch(), classes, partial, extra or {})
-    except PixelPlayError:
-        if not written:  # the input was no good: nothing to keep
-            with suppress(FileNotFoundError):  # not begun
-                os.remove(partial)
+    except PixelPlayError as error:
+        if written:
+            raise PixelPlayError(f"{error}; {counted(written, 'finished row')} in {partial}") from None
+        with suppress(FileNotFoundError):  # not begun
+            os.remove(partial)  # the input was no good: nothing to keep
         raise
     except OSError as error:
         error.filename = error.filename or partial  # a full disk names no file by itself
@@ -65,7 +66,7 @@ def check_new_file(path: str, *, is_forced: bool) -> None:
         ConfigError: it exists, has an unknown ending, or its folder cannot be written to.
     """
     if is_record(path):
-        raise ConfigError(f"{path} is a record of the run; choose another --out")
+        raise ConfigError(f"{path} is, or would pass for, a record of the run; choose another --out")
     for taken in (path, f"{path}.partial"):
         if os.path.isdir(taken) or (os.path.lexists(taken) and not is_forced):
             way_on = "" if os.path.isdir(taken) else ", or replace it with --force"

@@ -141,7 +141,12 @@ def _learn_on(tuned: Tuned, verdict: "Verdict", journal: Journal) -> Learned:
         logits=tuned.logits,
         folds=None,
         chosen={
-            "depth": {"value": depth, **(by_val if config.tune == "auto" else asked), **verdict.evidence},
+            "depth": {
+                "value": depth,
+                **(by_val if config.tune == "auto" else asked),
+                **verdict.evidence,
+                "auto_takes": depth if verdict.is_tuned_better else "probe",
+            },
             "epoch": {"value": tuned.best_epoch, **by_val},
             "with_probe": {"value": tuned.is_with_probe, **(by_val if has_ways else asked)},
             "refit_epochs": {"value": finished.refit_epochs, **asked},

@@ -35,7 +35,7 @@ class Plan:
         epochs: passes over what an epoch draws.
         batch_size: photographs a batch.
         is_compiled: compile the network.
-        seconds: estimates of what each piece of work takes.
+        seconds: estimates of what each piece of work takes; none where nothing was measured.
     """
 
     depth: TunedDepth
@@ -220,7 +220,8 @@ def read_plan(path: str) -> Plan:
         with open(path, encoding="utf-8") as file:
             content: Any = json.load(file)
     except OSError as error:
-        raise ConfigError(f"plan {path} cannot be read: {error.strerror}") from None
+        hint = "; a run that took the probe has none" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"plan {path} cannot be read: {error.strerror}{hint}") from None
     except ValueError as error:
         raise ConfigError(f"plan {path} is no JSON: {error}") from None
     known = [field.name for field in dataclasses.fields(Plan)]

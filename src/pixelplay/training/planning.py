@@ -113,7 +113,8 @@ def _plan_asked(bench: Bench, stages: list[int], batch_size: int) -> Plan:
         batch_size, speed = _fitting_speed(bench, n_stages, batch_size)
     plan = plan_partial([speed], bench.amount(), None, bench.config.finetune, batch_size=batch_size)
     assert plan is not None, "epochs that are asked for always fit"
-    return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+    plan = replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+    return plan if device.name == "cuda" else replace(plan, seconds={})  # nothing was measured
 
 
 def _has_room(bench: Bench, speed: Speed) -> bool:
@@ -135,12 +136,14 @@ def _plan_full(bench: Bench) -> Plan:
     settings = bench.config.finetune
     batch_size = _batch_size(bench)
     speed = Speed(n_stages=None, view_s=0, step_s=0, bytes_per_view=0)
-    if settings.epochs is None or bench.workplace.device.name == "cuda":
+    is_measured = settings.epochs is None or bench.workplace.device.name == "cuda"
+    if is_measured:
         batch_size, speed = _fitting_speed(bench, None, batch_size)
     plan = plan_full(speed, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
     if plan is None:
         raise _too_short(bench, "full", speed)
-    return replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+    plan = replace(plan, is_compiled=_is_compiled(bench, plan.seconds["training"]))
+    return plan if is_measured else replace(plan, seconds={})
 
 
 def _fitting_speed(bench: Bench, n_stages: int | None, batch_size: int) -> tuple[int, Speed]:

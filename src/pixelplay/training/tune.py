@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, counted
 from pixelplay.evaluation.decision import held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, why_refused
@@ -258,9 +258,9 @@ def _describe(plan: Plan, n_train: int) -> str:
         if plan.n_stages == 1
         else f"the last {plan.n_stages} stages"
     )
-    views = "" if plan.n_views is None else f" on {plan.n_views} views of each"
+    views = "" if plan.n_views is None else f" on {counted(plan.n_views, 'view')} of each"
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items() if seconds)
     return (
-        f"plan: train {what} with {n_train:,} photographs{views}, {plan.epochs} epochs"
+        f"plan: train {what} with {n_train:,} photographs{views}, {counted(plan.epochs, 'epoch')}"
         f"{f' ({took})' if took else ''}"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pixelplay.data.audit import FEW
 from pixelplay.errors import counted, percent
 from pixelplay.outputs.report.reading import RunRecords
+from pixelplay.outputs.summary import TITLES
 
 N_CLASSES = 3  # whose errors are named one by one
 MANY_ERRORS = 0.1  # of all, from which a class is worth a line
@@ -34,7 +35,7 @@ class Advice:
 def advise(records: RunRecords) -> list[Advice]:
     """Collect what the records suggest, what concerns most errors first."""
     found = [*_check_labels(records), *_mend_classes(records), *_go_deeper(records), *_mend_files(records)]
-    return sorted(found, key=lambda advice: -advice.share)
+    return [*_stay_shallow(records), *sorted(found, key=lambda advice: -advice.share)]
 
 
 def again(records: RunRecords, *changes: str) -> str:
@@ -106,6 +107,25 @@ def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
     if gain["low"] > 0:
         return True, f"{told}; as many again may well bring more."
     return False, f"{told}: not clear of chance ({gain['low']:+.2f} to {gain['high']:+.2f})."
+
+
+def _stay_shallow(records: RunRecords) -> list[Advice]:
+    """Where a depth was asked for, and held-out photographs speak for the probe."""
+    chosen, metric = records.metrics["chosen"].get("depth", {}), records.metrics["headline"]["metric"]
+    if records.config["tune"] not in ("partial", "full") or chosen.get("auto_takes") != "probe":
+        return []
+    # to a depth, or to a head that no probe stands beside
+    is_bound = bool({"--recipe", "--plan"} & {*(records.command or ())})
+    values, scores = ([chosen[f"{who}_{what}"] for who in ("probe", "tuned")] for what in (metric, "score"))
+    return [
+        Advice(
+            what="Take the probe, as --tune auto would: held-out photographs speak for it.",
+            why=f"There it had {TITLES[metric]} {values[0]:.3f} (loss {scores[0]:.3f}), what was tuned "
+            f"{values[1]:.3f} ({scores[1]:.3f}).",
+            command=None if is_bound else again(records, "--tune", "auto"),
+            share=0.0,
+        )
+    ]
 
 
 def _go_deeper(records: RunRecords) -> list[Advice]:

@@ -11,7 +11,7 @@ def test_a_note_about_a_chapter_names_it_and_one_about_all_is_said_once(
     journal = Journal()
     for fold in (1, 2):
         with journal.chapter(f"fold {fold}"):
-            journal.note_once("a setting does not count")
+            journal.note_for_all("a setting does not count")
             journal.note("a photograph is missing")
     assert journal.notes == [
         "a setting does not count",

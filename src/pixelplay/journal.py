@@ -62,7 +62,7 @@ class Journal:
         else:
             self.tell(f"note: {text}")
 
-    def note_once(self, text: str) -> None:
+    def note_for_all(self, text: str) -> None:
         """Note what is no more about one chapter than about any other."""
         chapter, self._chapter = self._chapter, ""
         self.note(text)

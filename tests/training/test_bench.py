@@ -3,20 +3,24 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import TINY, draw_folder
 from jobs import PLAN
 from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.imbalance import natural_offset
+from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import cut_backbone
 from pixelplay.training.bench import Bench, Workplace
+from pixelplay.training.planning import make_plan
 from pixelplay.training.probe import ProbeFit
 from pixelplay.training.rare import FairProbe, refit_fair_head
 from pixelplay.training.tune import _refit_job
@@ -88,3 +92,24 @@ def test_what_is_compiled_has_no_short_way_of_ours(
     layers = bench.classifier(halves, is_compiled=is_compiled).modules()
     ours = [layer for layer in layers if "forward" in vars(layer)]
     assert bool(ours) != is_compiled
+
+
+def test_batches_that_memory_has_no_room_for_are_halved_and_that_is_said(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(TrainConfig(tune="partial", test_frac=0.0, time_budget="1h"), tmp_path, tiny_weights)
+    n_features, n = bench.loaded.backbone.n_features, len(bench.material.index)
+    bench.material = replace(bench.material, features=np.ones((n, n_features), np.float32))
+    head = LinearHead(weight=np.zeros((2, n_features), np.float32), bias=np.zeros(2, np.float32))
+    bench.probe = replace(bench.probe, probe=replace(bench.probe.probe, head=head))
+    zeros = torch.zeros
+
+    def scarce(*shape: Any, **options: Any) -> torch.Tensor:
+        if len(shape) == 4 and shape[0] > 8:  # a batch of maps
+            raise torch.OutOfMemoryError("out of memory")
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    journal = Journal(quiet=True)
+    assert make_plan(bench, "partial", journal).batch_size == 7
+    assert journal.notes == ["batches are of 7 photographs, as memory has no room for 15"]

@@ -240,11 +240,8 @@ def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> N
     classifiers = config.get("classifier") or ()
     prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     own = network.state_dict()
-    state = {
-        key: value
-        for key, value in state.items()
-        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in _left_out(network, prefixes)))
-    }
+    left_out = tuple(f"{name}." for name in _left_out(network, prefixes))
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(left_out)}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
     misshapen = [

@@ -50,6 +50,14 @@ def pick_precision(asked: Precision, device: str) -> Precision:
     return "fp32"
 
 
+def to_device(values: torch.Tensor, device: str) -> torch.Tensor:
+    """Values on a device, in time for what comes next there; with CUDA the host goes on at once.
+
+    An Apple GPU would read them later, when their memory may be something else.
+    """
+    return values.to(device, non_blocking=device == "cuda")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """Where and in which numbers a network runs.
@@ -66,13 +74,6 @@ class Device:
     def is_bf16(self) -> bool:
         """Whether convolutions and matrix products run in bf16."""
         return self.precision == "bf16"
-
-    def bring(self, values: torch.Tensor) -> torch.Tensor:
-        """Values on the device, in time for what comes next there; the host goes on where it may.
-
-        An Apple GPU would read them later, when their memory may be something else.
-        """
-        return values.to(self.name, non_blocking=self.name == "cuda")
 
     def autocast(self) -> torch.autocast:
         """Context in which they run in the chosen numbers."""
@@ -99,8 +100,7 @@ class Normaliser:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32, channels last in memory."""
-        is_cuda = self._device == "cuda"  # as `Device.bring`
-        images = pixels.to(self._device, non_blocking=is_cuda).permute(0, 3, 1, 2)
+        images = to_device(pixels, self._device).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 

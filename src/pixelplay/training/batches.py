@@ -27,7 +27,7 @@ from pixelplay.data.loader import map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import Device, Normaliser
+from pixelplay.model.features import Device, Normaliser, to_device
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
@@ -309,10 +309,10 @@ class ViewSource:
         # a copy: behind an odd number of bf16 values a float32 would start between two words
         moments = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
-        device = self._pixels.device
-        if device.name == "cuda":
+        device = self._pixels.device.name
+        if device == "cuda":
             maps, moments = maps.pin_memory(), moments.pin_memory()
-        return lambda: (device.bring(maps), device.bring(moments))
+        return lambda: (to_device(maps, device), to_device(moments, device))
 
 
 def _digest_of(content: object) -> str:

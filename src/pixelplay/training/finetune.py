@@ -19,6 +19,7 @@ from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.model.cores import on_every_core
+from pixelplay.model.features import to_device
 from pixelplay.training.batches import Batch, Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
 from pixelplay.training.job import Job, memory_errors_explained, numerics
@@ -157,8 +158,8 @@ class _Run:
         settings = job.config.finetune
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = job.device.bring(torch.from_numpy(job.labels[batch.rows]))
-        weights = job.device.bring(torch.from_numpy(batch.weights))
+        labels = to_device(torch.from_numpy(job.labels[batch.rows]), job.device.name)
+        weights = to_device(torch.from_numpy(batch.weights), job.device.name)
         is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
         targets = is_class * weights[:, None]
         maps, moments = inputs

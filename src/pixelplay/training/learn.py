@@ -207,27 +207,29 @@ def _say_what_does_not_count(
     is_budget_given = config.time_budget != usual.time_budget
     if depth == "probe":
         if is_budget_given:
-            journal.note_once(f"--time-budget {config.time_budget} does not count: a probe has no use for it")
+            journal.note_for_all(
+                f"--time-budget {config.time_budget} does not count: a probe has no use for it"
+            )
         if config.tune == "probe" and config.val_frac != usual.val_frac:
-            journal.note_once(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
+            journal.note_for_all(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
         _say_what_a_probe_leaves_out(config, journal)
         return
     if settings.focus and not may_focus(config):
-        journal.note_once("--focus makes way for mixup, cutmix or an mlp head: none comes more often")
+        journal.note_for_all("--focus makes way for mixup, cutmix or an mlp head: none comes more often")
     if settings.deterministic and workplace.device.name == "mps":
-        journal.note_once("--deterministic does not count: Apple's GPUs promise no such thing")
+        journal.note_for_all("--deterministic does not count: Apple's GPUs promise no such thing")
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
-        journal.note_once(f"{depth} tuning has no use for {', '.join(unused)}")
+        journal.note_for_all(f"{depth} tuning has no use for {', '.join(unused)}")
     is_long_as_asked = workplace.plan is not None or settings.epochs is not None
     if is_long_as_asked and is_budget_given:
-        journal.note_once(
+        journal.note_for_all(
             f"--time-budget {config.time_budget} does not count, as the number of epochs is given"
         )
 
 
 def _say_what_a_probe_leaves_out(config: TrainConfig, journal: Journal) -> None:
     if unused := unused_settings("probe", config):
-        journal.note_once(f"a probe has no use for {', '.join(unused)}")
+        journal.note_for_all(f"a probe has no use for {', '.join(unused)}")
 
 
 def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -> Learned:

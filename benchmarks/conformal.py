@@ -25,6 +25,7 @@ from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.held_out import score_held_out
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
+from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import read_photographs
 from pixelplay.training.probe import fit_probe
@@ -42,9 +43,11 @@ def main() -> None:
     index = index.select((index.labels >= 0) & ~index.in_part("test"))
     config, device = TrainConfig(tune="probe"), find_device(ComputeConfig())
     loaded = load_backbone("lite0", None, is_offline=True)
-    photographs = read_photographs(index, loaded, config, device, Journal())
+    journal = Journal()
+    photographs = read_photographs(index, loaded, config, device, journal)
     labels, features = index.labels, photographs.values
-    groups = join_groups(index, find_duplicates(index, photographs.digests))
+    near = [pair.members for pair in look_for_copies(index, photographs, None, journal)]
+    groups = join_groups(index, find_duplicates(index, photographs.digests, near))
     found: dict[str, list[float]] = {}
     by_class: dict[str, list[list[float]]] = {}
     for seed in range(args.splits):

@@ -2,8 +2,9 @@
 
 The test part that TrashNet gives takes no part in either, and is read once by each run.
 
-Expected (two CPU cores): five folds take about 1.5 times as long as one probe, for the backbone sees every
-photograph once in both; the table has one row for each photograph of train and val.
+Expected (two CPU cores): five folds take 1.2 to 1.5 times as long as one probe, for the backbone sees every
+photograph once in both; the table has one row for each photograph of train and val, and a figure for all of
+them but copies of test photographs.
 
 Usage: python benchmarks/crossval.py TRASHNET [--repeats 3] [--n-folds 5]
 """

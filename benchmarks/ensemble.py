@@ -5,8 +5,8 @@ with the given val part held out until it has chosen. Each training has the same
 ensemble takes some five times as long. The time of an answer is that of `Predictor.predict` over the test
 part, decoding included, after a first pass.
 
-Expected (5m): the ensemble is right a little more often, its log-loss is lower by a tenth or more, and an
-answer takes it about twice as long, for all five share the frozen front.
+Expected (5m): the ensemble is right as often or a little more, its log-loss is lower by a tenth or more, and
+an answer takes it about twice as long, for all five share the frozen front.
 
 Usage: python benchmarks/ensemble.py TRASHNET [--time-budget 5m] [--seeds 0] [--repeats 3]
 """

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from pixelplay.config import ComputeConfig, TrainConfig
+from pixelplay.data.audit import find_duplicates
+from pixelplay.data.parts import join_groups
 from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_novelty, nearest_distances
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
+from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.head import feature_scale
 from pixelplay.model.reading import read_photographs
@@ -60,12 +63,16 @@ def relative_mahalanobis(train: FloatArray, labels: NDArray[np.int64], rows: Flo
 
 
 def score(
-    features: NDArray[np.float32], labels: NDArray[np.int64], learns: NDArray[np.bool_], seed: int
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    learns: NDArray[np.bool_],
+    seed: int,
 ) -> dict[str, FloatArray]:
     """Every score of the photographs that were not learned from, a probe having learned from the others."""
     train, rows = features[learns], features[~learns]
     own = np.unique(labels[learns], return_inverse=True)[1]
-    folds = assign_folds(own, np.arange(len(own)), TrainConfig().n_folds, seed)
+    folds = assign_folds(own, groups[learns], TrainConfig().n_folds, seed)
     probe = fit_probe(train, own, folds)
     logits = probe.head.logits(rows)
     chosen, held = choose_references(own, MAX_REFERENCES, seed), np.flatnonzero(folds >= 0)
@@ -92,13 +99,17 @@ def main() -> None:
     for source in args.data:
         index = scan_source(source)
         index = index.select((index.labels >= 0) & ~index.in_part("test"))
-        features = read_photographs(index, loaded, config, device, Journal(quiet=True)).values
+        journal = Journal(quiet=True)
+        photographs = read_photographs(index, loaded, config, device, journal)
+        near = [pair.members for pair in look_for_copies(index, photographs, None, journal)]
+        groups = join_groups(index, find_duplicates(index, photographs.digests, near))
         labels, found = index.labels, {}
         for out in np.unique(labels):
             for seed in args.seeds:
                 is_new = labels == out
-                learns = ~is_new & (np.random.default_rng(seed).random(len(labels)) < 0.7)
-                for name, scores in score(features, labels, learns, seed).items():
+                chance = np.random.default_rng(seed).random(groups.max() + 1)  # copies stay together
+                learns = ~is_new & (chance[groups] < 0.7)
+                for name, scores in score(photographs.values, labels, groups, learns, seed).items():
                     found.setdefault(name, {}).setdefault(index.classes[out], []).append(
                         auroc(scores, is_new[~learns])
                     )

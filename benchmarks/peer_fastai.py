@@ -5,12 +5,13 @@ given train, val and test parts (TrashNet), in one run of this script. PixelPlay
 cache, one for each time budget and one frozen probe. fastai: the best of three settings by validation
 accuracy at the cap, each with a schedule as long as the cap allows; its clock begins with its process and
 does not run while the test part is read. fastai learns from train and chooses by val, PixelPlay's probe
-learns from both. With several caps each budget is answered by the smallest cap that covers it, so that no
-schedule is judged half-way.
+learns from both. With several caps each budget is answered by the smallest cap that covers it; with
+the one of the defaults shorter budgets are read on the way through its schedule, which is not fastai's
+best for them.
 
 Expected (two idle cores): PixelPlay is above 0.81 and 0.87 as soon as its probe is done, after about a
 minute; fastai takes at least ten times as long to 0.81. A sketch on a busy machine, fine_tune(3): 0.814
-after 1,495 s. The defaults take about two and a half hours. Nothing else may run meanwhile: where another
+after 1,495 s. The defaults take two hours or more. Nothing else may run meanwhile: where another
 process holds one of two cores, a training step in two threads takes twenty times as long, or more.
 
 Usage: python benchmarks/peer_fastai.py TRASHNET --fastai-python PATH [--cap 5m 15m 30m]

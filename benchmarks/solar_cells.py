@@ -74,7 +74,7 @@ def main() -> None:
             flush=True,
         )
     for name, values in (("macro-F1", scores), ("functional against defective", binary)):
-        print(f"{name}: {np.mean(values):.4f} ± {np.std(values):.4f} ({len(values)} seeds)")
+        print(f"{name}: {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} ({len(values)} seeds)")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Photographs that the data itself puts in the test part are left alone. Each fold is the test part of two
 whole commands, one with the settings given, one with `--tune probe`; everything is chosen inside the rest.
-The interval of the gain is a bootstrap over duplicate groups of the paired difference.
+The interval of the gain is a bootstrap of the paired difference, in which equal files are drawn together.
 
 Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points of accuracy; solar cells with
 `--metric macro_f1 --time-budget 10m` reach a macro-F1 above the probe's 0.59, functional against defective

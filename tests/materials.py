@@ -6,6 +6,7 @@ import numpy as np
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
+from pixelplay.data.index import ImageIndex
 from pixelplay.data.source import scan_source
 from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.material import Material, sort_out
@@ -14,9 +15,13 @@ from pixelplay.training.material import Material, sort_out
 def sort_out_folder(root: Path, config: TrainConfig) -> Material:
     """Material of a folder; its features are of no interest."""
     index = scan_source(str(root))
-    photographs = PhotographFeatures(
+    return sort_out(index, featureless(index), config)
+
+
+def featureless(index: ImageIndex) -> PhotographFeatures:
+    """All photographs readable, with their digests."""
+    return PhotographFeatures(
         values=np.zeros((len(index), 2), dtype=np.float32),
         digests=[digest_bytes(index.store.read(path)) for path in index.paths],
         errors={},
     )
-    return sort_out(index, photographs, config)

@@ -100,6 +100,12 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def noisy_png() -> bytes:
+    """Make a PNG on which Pillow warns: an animation control chunk with no frames."""
+    whole = encode(draw(1), "PNG")
+    return whole[:33] + chunk(b"acTL", bytes(8)) + whole[33:]
+
+
 def bomb_png(width: int = 60_000, height: int = 60_000) -> bytes:
     """Build a PNG of a few bytes that declares a huge picture."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))

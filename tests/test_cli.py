@@ -19,8 +19,11 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder, draw_of_class
@@ -28,6 +31,8 @@ from photographs import altered, draw, encode, scene
 from pixelplay.cli import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.journal import Journal
+from pixelplay.model.backbone import Backbone
+from tables import read_rows
 
 RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "suspects.csv", "model"}
 BUNDLE = {"bundle.json"} | {f"{name}.safetensors" for name in ("backbone", "calibration", "head", "novelty")}
@@ -80,11 +85,6 @@ def two_class_run(
         shutil.copytree(drawn_photographs / name, root / "photos" / name)
     assert main(["train", str(root / "photos"), "--out", str(root / "run"), *tiny_train, "--quiet"]) == 0
     return root / "run"
-
-
-def _read(path: str | Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _hash_tree(root: Path) -> dict[str, tuple[str, int]]:
@@ -356,7 +356,7 @@ def test_groups_of_a_table_stay_on_one_side(
     split = json.loads(Path("run/split.json").read_text())
     assert not {group[path] for path in split["train"]} & {group[path] for path in split["test"]}
     fold_of: dict[str, set[str]] = {}
-    for row in _read("run/oof.csv"):
+    for row in read_rows("run/oof.csv"):
         fold_of.setdefault(group[row["path"]], set()).add(row["fold"])
     assert all(len(folds) == 1 for folds in fold_of.values())
 
@@ -393,7 +393,7 @@ def test_kaggle_test_folder_is_not_scored(
     assert len(split["train"] + split["test"]) == 48
     assert shell("scan", root, "--json", "--quiet").json["n_unlabelled"] == 3
     assert shell("predict", "run", root / "test", "--out", "p.csv", "--quiet").status == 0
-    assert [row["path"] for row in _read("p.csv")] == [str(root / "test" / f"{i}.png") for i in range(3)]
+    assert [row["path"] for row in read_rows("p.csv")] == [str(root / "test" / f"{i}.png") for i in range(3)]
 
 
 @pytest.mark.parametrize("form", ["--classes", "sample submission"])
@@ -519,7 +519,7 @@ def test_evaluate_writes_what_was_trained_on(
     drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     found = shell("evaluate", tiny_run, drawn_photographs, "--out", tmp_path / "judged.csv", "--json").json
-    seen = [row["trained_on"] for row in _read(tmp_path / "judged.csv")]
+    seen = [row["trained_on"] for row in read_rows(tmp_path / "judged.csv")]
     assert seen.count("true") == found["n_trained_on"] > 0
     assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
 
@@ -534,7 +534,9 @@ def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
     done = shell("evaluate", tiny_run, photos, "--json")
     assert done.status == 0
     assert (done.json["n"], done.json["n_unreadable"]) == (7, 1)
-    assert "1 labelled photographs could not be read" in done.err
+    assert "1 labelled photographs could not be read and are not in the figures: " in done.err
+    assert "bars/broken.jpg: empty file" in done.err
+    assert [bad["status"] for bad in done.json["unreadable"]] == ["unreadable"]
     assert "does not know spirals" in done.err
     assert done.json["known_only"]["n"] == 6
 
@@ -562,7 +564,7 @@ def test_evaluate_writes_each_answer_beside_the_given_class(
     (photos / "spirals/1.png").write_bytes(encode(draw(1), "PNG"))
     out = tmp_path / f"judged.{ending}"
     done = shell("evaluate", tiny_run, photos, "--out", out, "--json")
-    rows = _read(out) if ending == "csv" else pq.read_table(out).to_pylist()
+    rows = read_rows(out) if ending == "csv" else pq.read_table(out).to_pylist()
     assert [row["given"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
     assert {row["trained_on"] for row in rows} == {"false"}
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["unreadable"] + ["ok"] * 3
@@ -605,6 +607,19 @@ def test_evaluate_against_another_run_shows_the_paired_difference(
     assert swapped["against"]["n_only_first_right"] == against["n_only_second_right"]
 
 
+def test_a_comparison_on_what_a_model_has_learned_from_is_said_to_say_little(
+    drawn_photographs: Path, tiny_run: Path, two_class_run: Path, tmp_path: Path, shell: Shell
+) -> None:
+    learned = json.loads((tiny_run / "split.json").read_text())["train"]
+    for path in learned[:12]:
+        (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn_photographs / path, tmp_path / "photos" / path)
+    done = shell("evaluate", two_class_run, tmp_path / "photos", "--against", tiny_run)
+    assert "each of the 12 photographs was learned from by a model" in done.err
+    assert f"{tiny_run} from 12" in done.err
+    assert "12 photographs, each of which a model was trained on" in done.out
+
+
 def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12}, first_seed=600)
     done = shell("evaluate", tiny_run, photos, "--against", tiny_run)
@@ -618,13 +633,20 @@ def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: S
 
 
 def test_predict_with_another_run_and_other_views(
-    drawn_photographs: Path, tiny_run: Path, shell: Shell
+    drawn_photographs: Path, tiny_run: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     folder = drawn_photographs / "rings"
-    assert shell("predict", tiny_run, folder, "--out", "alone.csv", "--tta", "none").status == 0
-    twice = ("--with", tiny_run, "--tta", "none")
-    assert shell("predict", tiny_run, folder, "--out", "twice.csv", *twice).status == 0
-    assert Path("twice.csv").read_bytes() == Path("alone.csv").read_bytes()
+    learn = ("train", drawn_photographs, "--out", "other", *tiny_train, "--seed", "5", "--quiet")
+    assert shell(*learn).status == 0
+    ways = {"alone": (tiny_run,), "other": ("other",), "both": (tiny_run, "--with", "other")}
+    probs = {}
+    for name, (run, *others) in ways.items():
+        options = ("--out", f"{name}.csv", "--tta", "none", *others)
+        assert shell("predict", run, folder, *options).status == 0
+        rows = read_rows(f"{name}.csv")
+        probs[name] = np.array([[float(row[f"prob_{k}"]) for k in TINY_COUNTS] for row in rows])
+    assert np.abs(probs["alone"] - probs["other"]).max() > 0.01
+    np.testing.assert_allclose(probs["both"], (probs["alone"] + probs["other"]) / 2, atol=2e-6)
     assert shell("predict", tiny_run, folder, "--out", "views.csv", "--tta", "multicrop").status == 0
     assert Path("views.csv").read_bytes() != Path("alone.csv").read_bytes()
 
@@ -634,7 +656,7 @@ def test_predict_gives_each_photograph_its_row_in_order(
 ) -> None:
     done = shell("predict", tiny_run, drawn_photographs, "--out", "p.csv")
     assert (done.status, done.out) == (0, "wrote p.csv: 48 photographs; bars 24, dots 15, rings 9\n")
-    rows = _read("p.csv")
+    rows = read_rows("p.csv")
     assert list(rows[0]) == [
         "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings",
         "novelty",
@@ -666,7 +688,7 @@ def test_predict_takes_every_form_of_input(
         "all together": [photos[0], "photos.zip", "-", photos[1], photos[2]],
     }
     assert shell("predict", tiny_run, *sources[form], "--out", "p.csv", "--quiet").status == 0
-    rows = _read("p.csv")
+    rows = read_rows("p.csv")
     expected = {
         "table": [str(p) for p in photos],
         "zip": [f"photos.zip/{name}" for name in names],
@@ -692,7 +714,7 @@ def test_bad_rows_stay_in_place_and_are_counted(
     done = shell("predict", tiny_run, *sources, "--out", "p.csv")
     assert done.status == 0
     assert "2 of 4 photographs could not be read" in done.err
-    rows = _read("p.csv")
+    rows = read_rows("p.csv")
     assert [Path(row["path"]).name for row in rows] == ["1.jpg", "2.jpg", "10.jpg", "gone.jpg"]
     assert [row["status"] for row in rows] == ["ok", "unreadable", "ok", "missing"]
     assert all(
@@ -702,7 +724,8 @@ def test_bad_rows_stay_in_place_and_are_counted(
     strict = shell("predict", tiny_run, *sources, "--out", "strict.csv", "--strict", "--quiet")
     assert strict.status == 1
     assert strict.err.count("\n") == 1
-    assert "2 photographs could not be read, and --strict is set; strict.csv says why" in strict.err
+    assert "2 photographs could not be read, and --strict is set; first: " in strict.err
+    assert "2.jpg: empty file" in strict.err
     assert Path("strict.csv").read_bytes() == Path("p.csv").read_bytes()
 
 
@@ -711,7 +734,7 @@ def test_parquet_holds_what_csv_holds(drawn_photographs: Path, tiny_run: Path, s
 
     for name in ("p.csv", "p.parquet"):
         assert shell("predict", tiny_run, drawn_photographs / "rings", "--out", name, "--quiet").status == 0
-    table, rows = pq.read_table("p.parquet").to_pylist(), _read("p.csv")
+    table, rows = pq.read_table("p.parquet").to_pylist(), read_rows("p.csv")
     assert [row["path"] for row in table] == [row["path"] for row in rows]
     assert [row["label"] for row in table] == [row["label"] for row in rows]
     assert [row["prob_dots"] for row in table] == pytest.approx(
@@ -731,14 +754,14 @@ def test_submission_has_exactly_the_samples_header_ids_and_order(
     predict = ["predict", tiny_run, drawn_photographs / "rings"]
     done = shell(*predict, "--out", "a.csv", "--submission", "probs.csv")
     assert done.status == 0
-    rows = _read("a.csv")
+    rows = read_rows("a.csv")
     assert list(rows[0]) == ["image_id", "rings", "bars", "spirals"]
     assert [row["image_id"] for row in rows] == names
     assert list(rows[1].values())[1:] == ["0.5", "0.25", "0.25"]
     assert "missing" in done.err
     assert "spirals" in done.err
     shell(*predict, "--out", "p.csv", "--quiet")
-    direct = {Path(row["path"]).stem: row for row in _read("p.csv")}
+    direct = {Path(row["path"]).stem: row for row in read_rows("p.csv")}
     assert float(rows[0]["rings"]) == pytest.approx(float(direct["003"]["prob_rings"]), abs=1e-6)
 
     assert shell(*predict, "--out", "b.csv", "--submission", "labels.csv").status == 0
@@ -756,7 +779,7 @@ def test_a_model_works_without_the_photographs_it_learned_from(
     os.rename("run/model", "elsewhere")
     shutil.rmtree("run")
     assert shell("predict", "elsewhere", drawn_photographs / "dots", "--out", "p.csv", "--quiet").status == 0
-    assert len(_read("p.csv")) == 15
+    assert len(read_rows("p.csv")) == 15
 
 
 # --- stderr, stdout, signals ---
@@ -907,10 +930,19 @@ def test_a_second_run_takes_features_from_the_cache(
     drawn_photographs: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     train = ["train", drawn_photographs, *tiny_train, "--quiet", "--cache-dir", "cache"]
-    assert shell(*train, "--out", "a").status == 0
-    before = _hash_tree(Path("cache"))
-    sizes = {path: content for path, (content, _) in before.items()}
-    assert shell(*train, "--out", "b").status == 0
+    n_seen = []  # images of each forward pass
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, Backbone):
+            n_seen.append(len(inputs[0]))
+
+    with register_module_forward_pre_hook(watch):
+        assert shell(*train, "--out", "a").status == 0
+        assert sum(n_seen) > sum(TINY_COUNTS.values())
+        sizes = {path: content for path, (content, _) in _hash_tree(Path("cache")).items()}
+        n_seen.clear()
+        assert shell(*train, "--out", "b").status == 0
+    assert set(n_seen) <= {1}  # how many features there are
     assert {path: content for path, (content, _) in _hash_tree(Path("cache")).items()} == sizes
     done = shell("cache", "--cache-dir", "cache")
     assert (
@@ -952,8 +984,7 @@ def test_predict_says_what_became_of_the_photographs(tiny_run: Path, tmp_path: P
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 2}, first_seed=700)
     (photos / "bars/broken.jpg").write_bytes(b"")
     said = shell("predict", tiny_run, photos, "--out", "p.csv", "--min-confidence", "0.5").out
-    with open("p.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows("p.csv")
     n_unsure = sum(row["status"] == "ok" and row["answered"] == "false" for row in rows)
     assert said.startswith("wrote p.csv: 6 photographs; ")
     assert f"; 1 without a prediction; {n_unsure} not answered" in said

@@ -1,12 +1,9 @@
 """Cross-validation from the command line: each photograph is predicted by who has not seen it."""
 
-import csv
-import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +12,10 @@ from safetensors.numpy import load_file
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from pixelplay.cli import main
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import fit_temperature, natural_probs, nll_of
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle
+from tables import read_json, read_rows
 
 N = sum(TINY_COUNTS.values())
 PARTIAL = [
@@ -65,17 +63,8 @@ def tuned(drawn_photographs: Path, tiny: list[str], tmp_path_factory: pytest.Tem
     return run
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
 def _classes(run: Path) -> list[str]:
-    return [name.removeprefix("prob_") for name in _read(run / "oof.csv")[0] if name.startswith("prob_")]
+    return [name.removeprefix("prob_") for name in read_rows(run / "oof.csv")[0] if name.startswith("prob_")]
 
 
 def _once(command: list[str], run: Path, tiny: list[str]) -> Path:
@@ -89,7 +78,7 @@ def _once(command: list[str], run: Path, tiny: list[str]) -> Path:
 
 
 def test_every_photograph_has_one_row_with_the_fold_that_held_it_out(probes: Path) -> None:
-    rows = _read(probes / "oof.csv")
+    rows = read_rows(probes / "oof.csv")
     assert Counter(row["given"] for row in rows) == {**TINY_COUNTS, "bars": 25, "spirals": 1}
     assert len({row["path"] for row in rows}) == len(rows) == N + 2
     states = {row["path"]: (row["status"], row["error"]) for row in rows if row["status"] != "ok"}
@@ -108,7 +97,7 @@ def test_every_photograph_has_one_row_with_the_fold_that_held_it_out(probes: Pat
 
 
 def test_folds_are_stratified(probes: Path) -> None:
-    rows = [row for row in _read(probes / "oof.csv") if row["status"] == "ok"]
+    rows = [row for row in read_rows(probes / "oof.csv") if row["status"] == "ok"]
     for name, n in TINY_COUNTS.items():
         sizes = Counter(row["fold"] for row in rows if row["given"] == name).values()
         assert max(sizes) - min(sizes) <= 1, name
@@ -116,12 +105,12 @@ def test_folds_are_stratified(probes: Path) -> None:
 
 
 def test_logits_stand_in_the_order_of_the_table(probes: Path) -> None:
-    rows = _read(probes / "oof.csv")
+    rows = read_rows(probes / "oof.csv")
     logits = load_file(probes / "oof.safetensors")["logits"]
     assert logits.shape == (len(rows), len(_classes(probes)))
     temperatures = {
         str(fold["fold"]): fold["chosen"]["temperature"]["value"]
-        for fold in _json(probes / "metrics.json")["folds"]
+        for fold in read_json(probes / "metrics.json")["folds"]
     }
     for row, logit in zip(rows, logits, strict=True):
         if row["status"] != "ok":
@@ -134,7 +123,7 @@ def test_logits_stand_in_the_order_of_the_table(probes: Path) -> None:
 def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
     probes: Path, drawn_photographs: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    held_out = [row for row in _read(probes / "oof.csv") if row["fold"] == "0"]
+    held_out = [row for row in read_rows(probes / "oof.csv") if row["fold"] == "0"]
     rest = Path(shutil.copytree(probes.parent / "photos", tmp_path / "rest"))
     for row in held_out:
         (rest / row["path"]).unlink()
@@ -143,7 +132,7 @@ def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
     predictor = Predictor(tmp_path / "run")
     found = predictor.predict([probes.parent / "photos" / row["path"] for row in held_out])
     logits = load_file(probes / "oof.safetensors")["logits"]
-    rows = [i for i, row in enumerate(_read(probes / "oof.csv")) if row["fold"] == "0"]
+    rows = [i for i, row in enumerate(read_rows(probes / "oof.csv")) if row["fold"] == "0"]
     expected = natural_probs(logits[rows], predictor.bundle.temperature)
     # both heads end where the objective hardly falls any more, from different starts
     np.testing.assert_allclose(found.probs, expected, atol=2e-3)
@@ -153,8 +142,8 @@ def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
 
 
 def test_headline_is_what_the_table_says(probes: Path) -> None:
-    metrics = _json(probes / "metrics.json")
-    rows = [row for row in _read(probes / "oof.csv") if row["status"] == "ok"]
+    metrics = read_json(probes / "metrics.json")
+    rows = [row for row in read_rows(probes / "oof.csv") if row["status"] == "ok"]
     right = np.mean([row["label"] == row["given"] for row in rows])
     headline = metrics["headline"]
     assert headline["value"] == pytest.approx(right)
@@ -169,7 +158,7 @@ def test_headline_is_what_the_table_says(probes: Path) -> None:
 
 
 def test_t_and_tau_of_a_fold_come_from_the_others(probes: Path) -> None:
-    found = _json(probes / "metrics.json")
+    found = read_json(probes / "metrics.json")
     for fold in found["folds"]:
         for name in ("temperature", "tau"):
             assert fold["chosen"][name]["n"] == N - fold["n"]
@@ -178,10 +167,20 @@ def test_t_and_tau_of_a_fold_come_from_the_others(probes: Path) -> None:
 
 
 def test_calibration_is_measured_on_folds_that_did_not_choose_it(probes: Path) -> None:
-    found = _json(probes / "metrics.json")["calibration"]
+    found = read_json(probes / "metrics.json")["calibration"]
     assert found["measured_on"] == "oof"
     assert found["before"]["n"] == found["after"]["n"] == N
     assert sum(b["n"] for b in found["after"]["bins"]) == N
+    metrics, classes = read_json(probes / "metrics.json"), read_bundle(str(probes)).classes
+    chosen = [fold["chosen"]["temperature"]["value"] for fold in metrics["folds"]]
+    rows, logits = read_rows(probes / "oof.csv"), load_file(probes / "oof.safetensors")["logits"]
+    held_out = [i for i, row in enumerate(rows) if row["fold"].isdigit()]
+    labels = np.array([classes.index(rows[i]["given"]) for i in held_out])
+    temperatures = np.array([chosen[int(rows[i]["fold"])] for i in held_out])
+    cooled = logits[held_out].astype(np.float64) / temperatures[:, None]
+    assert found["after"]["log_loss"] == pytest.approx(nll_of(cooled, labels))
+    # one temperature that all of them had chosen would do better
+    assert fit_temperature(logits[held_out], labels).nll_after < found["after"]["log_loss"]
 
 
 # --- what is deployed ---
@@ -205,7 +204,7 @@ def test_tuned_folds_answer_together(tuned: Path, drawn_photographs: Path) -> No
     assert bundle.head.fits(bundle.backbone.n_features, 3)
     accuracy = pixelplay.evaluate(tuned, drawn_photographs).evaluation.accuracy.value
     assert accuracy > 0.9  # it has learned from them
-    history = _read(tuned / "history.csv")
+    history = read_rows(tuned / "history.csv")
     assert {(row["repeat"], row["fold"]) for row in history} == {("0", "0"), ("0", "1"), ("0", "2")}
     assert (tuned / "plan.json").exists()
 
@@ -217,13 +216,13 @@ def test_single_deploys_one_classifier_of_the_folds_kind(
     run = tmp_path / "run"
     command = ["crossval", str(drawn_photographs), "--out", str(run), "--single", *depth, *tiny]
     assert main(command) == 0
-    metrics = _json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json")
     assert metrics["deployed"] == "single"
     assert metrics["headline"]["n"] == N
     if depth == PARTIAL:
         assert metrics["chosen"]["depth"]["value"] == "partial"
         assert metrics["chosen"]["epoch"]["value"] > 0
-        assert [row["fold"] for row in _read(run / "history.csv")].count("") > 2  # its own epochs
+        assert [row["fold"] for row in read_rows(run / "history.csv")].count("") > 2  # its own epochs
     else:
         assert metrics["chosen"]["C"]["value"] > 0
     assert pixelplay.evaluate(run, drawn_photographs).n_trained_on == N
@@ -237,15 +236,15 @@ def test_repeats_deal_anew_and_count_a_photograph_once(
     command = ["crossval", str(drawn_photographs), "--out", str(run), "--tune", "probe", "--n-folds", "3"]
     assert main([*command, "--repeats", "2", *tiny]) == 0
     assert "48 photographs, each 2 times" in capsys.readouterr().out
-    rows = _read(run / "oof.csv")
+    rows = read_rows(run / "oof.csv")
     assert Counter(row["repeat"] for row in rows) == {"0": N, "1": N}
     folds = [[row["fold"] for row in rows if row["repeat"] == repeat] for repeat in "01"]
     assert folds[0] != folds[1]
-    metrics = _json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json")
     assert len(metrics["folds"]) == len(metrics["by_fold"]["values"]) == 6
     assert metrics["oof"]["n"] == N  # measured twice, and no more evidence for it
     widths = [metrics["oof"]["accuracy"][end] for end in ("low", "high")]
-    once = _json(_once(command, tmp_path / "once", tiny) / "metrics.json")["oof"]["accuracy"]
+    once = read_json(_once(command, tmp_path / "once", tiny) / "metrics.json")["oof"]["accuracy"]
     assert widths[1] - widths[0] > 0.8 * (once["high"] - once["low"])
     assert [metrics["chosen"][name]["n"] for name in ("temperature", "tau")] == [N, N]
     assert metrics["calibration"]["after"]["n"] == N
@@ -263,14 +262,38 @@ def test_a_given_test_part_is_measured_and_not_dealt(
     command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]
     assert main(command) == 0
     assert "on the given test part, 16 photographs: accuracy" in capsys.readouterr().out
-    rows = {row["path"]: row for row in _read(tmp_path / "run/oof.csv")}
+    rows = {row["path"]: row for row in read_rows(tmp_path / "run/oof.csv")}
     assert len(rows) == N
     assert rows["train/bars/002.jpg"]["error"] == "a copy of a test photograph, not learned from"
-    metrics = _json(tmp_path / "run/metrics.json")
+    metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N - 1
     assert metrics["test"]["n"] == 16
+    assert metrics["test_without_copies"]["n"] == 15
     again = pixelplay.evaluate(tmp_path / "run", photos).evaluation.accuracy.value
     assert metrics["test"]["accuracy"]["value"] == pytest.approx(again)
+
+
+def test_a_corrected_test_part_is_measured_on_both_labels(
+    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn_photographs, photos / "train")
+    draw_folder(photos / "test", {"bars": 5, "dots": 5}, first_seed=700)
+    (tmp_path / "mended.csv").write_text("path,label\ntest/bars/000.jpg,\n")
+    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]
+    assert main([*command, "--relabel", str(tmp_path / "mended.csv")]) == 0
+    metrics = read_json(tmp_path / "run/metrics.json")
+    assert (metrics["test"]["n"], metrics["test_corrected"]["n"]) == (10, 9)
+
+
+def test_each_block_of_figures_names_who_chose_and_who_measured(probes: Path, tiny_run: Path) -> None:
+    for run in (probes, tiny_run):
+        metrics = read_json(run / "metrics.json")
+        blocks = {name: block for name, block in metrics.items() if "measured_on" in str(block)}
+        assert {"headline", "baseline", "oof", "calibration"} <= set(blocks)
+        unnamed = [name for name, block in blocks.items() if not {"chosen_on", "measured_on"} <= set(block)]
+        assert unnamed == []
+    assert {"chosen_on", "measured_on"} <= set(read_json(probes / "metrics.json")["by_fold"])
 
 
 def test_the_same_command_gives_the_same_model(
@@ -287,38 +310,45 @@ def test_asking_for_a_test_part_is_said_not_to_count(
 ) -> None:
     command = ["crossval", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe"]
     assert main([*command, "--test-frac", "0.5", *tiny]) == 0
-    metrics = _json(tmp_path / "run/metrics.json")
+    metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N
     assert any(note.startswith("--test-frac 0.5 does not count") for note in metrics["notes"])
 
 
 def test_split_json_names_the_photographs_of_each_fold(probes: Path) -> None:
-    split = _json(probes / "split.json")
-    rows = _read(probes / "oof.csv")
+    split = read_json(probes / "split.json")
+    rows = read_rows(probes / "oof.csv")
     for fold in range(5):
         expected = [row["path"] for row in rows if row["fold"] == str(fold)]
         assert split[f"repeat 0, fold {fold}"] == expected
     assert split["never_held_out"] == ["spirals/alone.jpg"]
-    assert _json(probes / "config.json")["test_frac"] == 0
+    assert read_json(probes / "config.json")["test_frac"] == 0
 
 
 def test_bursts_stay_in_one_fold(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = ["crossval", str(drawn_photographs), "--out", str(run), "--tune", "probe", "--n-folds", "3"]
-    assert main([*command, "--group-regex", r"(\w+/\d\d)\d", *tiny]) == 1  # nine rings are one burst of ten
-    assert main([*command, "--group-regex", r"\w+/0[012]\d", *tiny]) == 0
-    rows = _read(run / "oof.csv")
-    assert len({row["fold"] for row in rows if row["status"] == "ok"}) == 3
+    photos = tmp_path / "photos"
+    for path in drawn_photographs.rglob("*.*"):  # three photographs of each class a burst
+        burst = photos / path.parent.name / f"burst{int(path.stem) // 3}_{path.name}"
+        burst.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, burst)
+    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", "--n-folds", "3"]
+    assert main([*command, "--group-regex", r"\w+/burst", *tiny]) == 1  # one burst of each class
+    assert main([*command, "--group-regex", r"\w+/burst\d", *tiny]) == 0
+    folds = defaultdict(set)
+    for row in read_rows(tmp_path / "run/oof.csv"):
+        folds[row["path"].split("_")[0]].add(row["fold"])
+    assert len(folds) == N / 3
+    assert {len(found) for found in folds.values()} == {1}
 
 
-def test_auto_goes_as_deep_as_held_out_photographs_approve(
+def test_auto_takes_the_probe_where_too_few_are_held_out_to_choose_a_depth(
     drawn_photographs: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     command = ["crossval", str(drawn_photographs), "--out", str(run), "--n-folds", "3"]
     assert main([*command, "--min-per-class", "5", "--single", *tiny]) == 0
-    metrics = _json(run / "metrics.json")
-    assert metrics["depths"] == {"probe": 3}  # five photographs cannot choose a depth
+    metrics = read_json(run / "metrics.json")
+    assert metrics["depths"] == {"probe": 3}
     assert metrics["chosen"]["C"]["value"] > 0
 
 
@@ -331,7 +361,7 @@ def test_a_given_val_part_is_dealt_and_that_is_said(
     command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "partial", "--epochs", "1"]
     bursts = ["--group-regex", r"\d\d\."]  # some lie in both parts
     assert main([*command, "--n-folds", "2", "--n-stages", "1", "--val-frac", "0.3", *bursts, *tiny]) == 0
-    metrics = _json(tmp_path / "run/metrics.json")
+    metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N + 12
     notes = " ".join(metrics["notes"])
     assert "the given val part is dealt into the folds like train" in notes
@@ -344,6 +374,6 @@ def test_python_takes_the_same_settings(
 ) -> None:
     config = replace(tiny_probe, n_folds=3)
     report = pixelplay.cross_validate(drawn_photographs, tmp_path / "run", config)
-    assert report.to_json() == _json(tmp_path / "run/metrics.json")
+    assert report.to_json() == read_json(tmp_path / "run/metrics.json")
     assert report.headline.low <= report.headline.value <= report.headline.high
     assert len(report.fold_values) == 3

@@ -1,6 +1,5 @@
 """`pixelplay explain` as a user types it."""
 
-import csv
 import io
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from PIL import Image
 
 import pixelplay
 from conftest import draw_of_class
-from photographs import encode
+from photographs import encode, noisy_png
 from pixelplay.cli import main
 from pixelplay.outputs.contact import CELL_PX, GAP_PX, LINE_PX, NO_PICTURE, PER_SHEET, ContactSheets
 from pixelplay.outputs.explained import file_stem
 from pixelplay.outputs.overlay import colour
+from tables import read_rows
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -34,11 +34,6 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return call
 
 
-def read_table(folder: str) -> list[dict[str, str]]:
-    with open(Path(folder) / "explanations.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def write_photograph(path: Path, seed: int = 1, size: tuple[int, int] = (80, 64)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(draw_of_class("dots", seed, size), "PNG"))
@@ -51,7 +46,7 @@ def test_a_folder_gets_overlays_maps_a_table_and_a_contact_sheet(run: Run, tiny_
     status, out, err = run("explain", tiny_run, "new", "--out", "cams")
     assert (status, out) == (0, "wrote cams/explanations.csv\n")
     assert "explaining: 3 photographs in" in err
-    rows = read_table("cams")
+    rows = read_rows(Path("cams") / "explanations.csv")
     assert [row["path"] for row in rows] == ["new/0.png", "new/1.png", "new/2.png"]
     header = "path,status,error,label,probability,explained,explained_probability,overlay,map"
     assert list(rows[0]) == header.split(",")
@@ -68,12 +63,18 @@ def test_a_folder_gets_overlays_maps_a_table_and_a_contact_sheet(run: Run, tiny_
     assert not Path("cams.partial").exists()
 
 
+def test_pillows_warnings_do_not_reach_the_user(run: Run, tiny_run: Path) -> None:
+    Path("noisy.png").write_bytes(noisy_png())  # pytest makes errors of warnings
+    status, _, err = run("explain", tiny_run, "noisy.png", "--out", "cams", "--quiet")
+    assert (status, err) == (0, "")
+
+
 def test_the_named_class_is_explained(run: Run, tiny_run: Path) -> None:
     write_photograph(Path("a.png"))
     assert (
         run("explain", tiny_run, "a.png", "--out", "cams", "--class", "rings", "--method", "gradcam")[0] == 0
     )
-    (row,) = read_table("cams")
+    (row,) = read_rows(Path("cams") / "explanations.csv")
     assert row["explained"] == "rings"
     assert row["overlay"] == "0001_a_rings.overlay.png"
     assert 0 <= float(row["explained_probability"]) <= float(row["probability"]) <= 1
@@ -87,10 +88,9 @@ def test_runs_that_answer_together_are_explained_together(
     assert run("train", drawn_photographs, "--out", "other", *settings)[0] == 0
     both = ["--with", "other", "--quiet"]
     assert run("predict", tiny_run, photo, "--out", "p.csv", *both, "--precision", "fp32")[0] == 0
-    with open("p.csv", newline="") as file:
-        (answer,) = csv.DictReader(file)
+    (answer,) = read_rows("p.csv")
     assert run("explain", tiny_run, photo, "--out", "cams", *both)[0] == 0
-    (row,) = read_table("cams")
+    (row,) = read_rows(Path("cams") / "explanations.csv")
     assert row["label"] == row["explained"] == answer["label"]
     assert float(row["probability"]) == pytest.approx(float(answer["probability"]), abs=0.02)
 
@@ -110,7 +110,7 @@ def test_photographs_are_upright_and_keep_their_proportions(
     exif[274] = orientation
     Path("a.jpg").write_bytes(encode(draw_of_class("dots", 1, (300, 200)), "JPEG", exif=exif))
     assert run("explain", tiny_run, "a.jpg", "--out", "cams", "--quiet")[0] == 0
-    (row,) = read_table("cams")
+    (row,) = read_rows(Path("cams") / "explanations.csv")
     size = (200, 300) if orientation == 6 else (300, 200)
     with Image.open(Path("cams") / row["overlay"]) as image:
         assert image.size == size
@@ -124,7 +124,7 @@ def test_an_unreadable_photograph_is_a_row_and_the_others_go_on(run: Run, tiny_r
     status, _, err = run("explain", tiny_run, "bad.png", "good.png", "gone.png", "--out", "cams")
     assert status == 0
     assert "2 of 3 photographs could not be read; their rows say why" in err
-    rows = read_table("cams")
+    rows = read_rows(Path("cams") / "explanations.csv")
     assert [row["status"] for row in rows] == ["unreadable", "ok", "missing"]
     assert rows[0]["error"] == "not an image"
     assert rows[0]["overlay"] == rows[0]["label"] == ""
@@ -162,7 +162,7 @@ def test_nothing_is_overwritten_without_force(run: Run, tiny_run: Path) -> None:
     assert err.endswith("cams exists; choose another --out, or replace it with --force\n")
     assert {p.name: p.read_bytes() for p in Path("cams").iterdir()} == before
     assert run("explain", tiny_run, "a.png", "--out", "cams", "--force", "--quiet")[0] == 0
-    assert len(read_table("cams")) == 1
+    assert len(read_rows(Path("cams") / "explanations.csv")) == 1
     assert not list(Path("cams").glob("0002*"))
     assert {p.name for p in Path().iterdir()} == {"a.png", "b.png", "cams"}
 
@@ -205,7 +205,7 @@ def test_hostile_names_become_safe_ones(run: Run, tiny_run: Path) -> None:
     write_photograph(Path("new/one/same.png"))
     write_photograph(Path("new/two/same.png"))
     assert run("explain", tiny_run, "new", "--out", "cams", "--quiet")[0] == 0
-    rows = read_table("cams")
+    rows = read_rows(Path("cams") / "explanations.csv")
     assert {row["path"] for row in rows} == {f"new/{name}" for name in names} | {
         "new/one/same.png",
         "new/two/same.png",
@@ -263,7 +263,7 @@ def test_a_list_of_files_comes_from_stdin(run: Run, tiny_run: Path, monkeypatch:
     write_photograph(Path("a.png"))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.png\n")))
     assert run("explain", tiny_run, "-", "--out", "cams", "--quiet")[0] == 0
-    assert [row["path"] for row in read_table("cams")] == ["a.png"]
+    assert [row["path"] for row in read_rows(Path("cams") / "explanations.csv")] == ["a.png"]
 
 
 def test_what_a_kill_has_left_between_two_renames_comes_back(run: Run, tiny_run: Path) -> None:

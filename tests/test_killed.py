@@ -19,6 +19,7 @@ import pixelplay
 from pixelplay.cli import main
 from pixelplay.training import finetune
 from pixelplay.training.checkpoint import CHECKPOINT
+from tables import read_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
@@ -316,5 +317,5 @@ def test_a_run_under_way_and_its_remains_are_guarded(
 
     assert main([*photos, *out, "--force"]) == 0
     assert os.listdir(tmp_path) == ["run"]
-    with open(tmp_path / "run/history.csv", newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)][:4] == ["0", "1", "2", "3"]
+    rows = read_rows(tmp_path / "run/history.csv")
+    assert [row["epoch"] for row in rows][:4] == ["0", "1", "2", "3"]

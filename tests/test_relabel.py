@@ -1,26 +1,23 @@
 """Corrected labels are learned from; figures stay on the given ones, the corrected beside."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import pixelplay
 from conftest import draw_folder
-from materials import sort_out_folder
+from materials import featureless, sort_out_folder
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
-from pixelplay.data.audit import digest_bytes
 from pixelplay.data.corrections import read_corrections
 from pixelplay.data.source import scan_source
 from pixelplay.journal import Journal
-from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import sort_out
+from tables import read_json, read_rows
 
 N = 48
 
@@ -50,15 +47,6 @@ def mislabelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return photos, root / "mended.csv"
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("command", ["train", "crossval"])
 def test_figures_stay_on_the_given_labels(
     command: str, mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
@@ -68,11 +56,11 @@ def test_figures_stay_on_the_given_labels(
     options = ["--n-folds", "4", *(["--test-frac", "0"] if command == "train" else []), *tiny]
     assert main([command, str(photos), "--out", str(given), *options]) == 0
     assert main([command, str(photos), "--out", str(mended), "--relabel", str(table), *options]) == 0
-    metrics = _json(mended / "metrics.json")
+    metrics = read_json(mended / "metrics.json")
     assert metrics["oof"]["n"] == N  # what is left out of learning is measured all the same
     assert metrics["oof_corrected"]["n"] == N - 1
     assert metrics["oof_corrected"]["accuracy"]["value"] > metrics["oof"]["accuracy"]["value"]
-    rows = {row["path"]: row for row in _rows(mended / "oof.csv")}
+    rows = {row["path"]: row for row in read_rows(mended / "oof.csv")}
     assert rows["bars/dot1.png"]["given"] == "bars"
     assert (rows["rings/000.jpg"]["status"], rows["rings/000.jpg"]["fold"]) == ("ok", "")
     right = np.mean([row["label"] == row["given"] for row in rows.values()])
@@ -80,7 +68,7 @@ def test_figures_stay_on_the_given_labels(
     corrections = {c["path"]: (c["given"], c["corrected"]) for c in metrics["data"]["corrections"]}
     assert corrections["bars/dot3.png"] == ("bars", "dots")
     assert corrections["rings/000.jpg"] == ("rings", None)
-    assert "oof_corrected" not in _json(given / "metrics.json")
+    assert "oof_corrected" not in read_json(given / "metrics.json")
     assert any("4 labels to learn from changed, 1 photograph left out" in note for note in metrics["notes"])
 
 
@@ -91,13 +79,13 @@ def test_what_is_left_out_of_train_is_no_part_of_val(
     options = ["--test-frac", "0", *tiny, "--tune", "partial", "--epochs", "1", "--n-stages", "1"]
     options += ["--start", "random", "--with-probe", "off"]  # else the probe may be taken
     assert main(["train", str(photos), "--out", str(tmp_path / "given"), *options]) == 0
-    split = _json(tmp_path / "given/split.json")
+    split = read_json(tmp_path / "given/split.json")
     left_out = {*split["train"][:5], *split["val"][:2]}
     (tmp_path / "out.csv").write_text("".join(["path,label\n", *(f"{path},\n" for path in sorted(left_out))]))
     relabel = ["--relabel", str(tmp_path / "out.csv")]
     assert main(["train", str(photos), "--out", str(tmp_path / "less"), *options, *relabel]) == 0
-    assert {row["path"] for row in _rows(tmp_path / "less/val.csv")} == {*split["val"]}
-    metrics = _json(tmp_path / "less/metrics.json")
+    assert {row["path"] for row in read_rows(tmp_path / "less/val.csv")} == {*split["val"]}
+    metrics = read_json(tmp_path / "less/metrics.json")
     assert metrics["val"]["n"] == len(split["val"])
     assert metrics["val_corrected"]["n"] == len(split["val"]) - 2
 
@@ -110,7 +98,7 @@ def test_what_is_left_out_is_not_learned_from(
     command = ["train", str(photos), "--out", str(run), "--relabel", str(table), "--test-frac", "0"]
     assert main([*command, *tiny]) == 0
     assert pixelplay.evaluate(run, photos).n_trained_on == N - 1
-    assert _json(run / "metrics.json")["train_counts"] == {"bars": 20, "dots": 20, "rings": 7}
+    assert read_json(run / "metrics.json")["train_counts"] == {"bars": 20, "dots": 20, "rings": 7}
 
 
 @pytest.mark.parametrize("command", ["train", "crossval"])
@@ -120,13 +108,13 @@ def test_dropped_suspects_are_recorded_and_still_measured(
     photos, run = mislabelled[0], tmp_path / "run"
     options = ["--test-frac", "0"] if command == "train" else []
     assert main([command, str(photos), "--out", str(run), "--drop-suspects", *options, *tiny]) == 0
-    metrics = _json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json")
     assert metrics["oof"]["n"] == N  # on the labels as given
-    assert _json(run / "config.json")["drop_suspects"] is True
+    assert read_json(run / "config.json")["drop_suspects"] is True
     listed = {suspect.path for suspect in pixelplay.read_suspects(str(run)).suspects}
     if command == "train":
         dropped = set(metrics["data"]["dropped_suspects"])
-        assert dropped == set(_json(run / "split.json")["dropped"])
+        assert dropped == set(read_json(run / "split.json")["dropped"])
         assert len({f"bars/dot{i}.png" for i in (1, 3, 5, 7)} & dropped) >= 2
         assert dropped & listed
         assert pixelplay.evaluate(run, photos).n_trained_on == N - len(dropped)
@@ -171,12 +159,7 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
     )
     index = scan_source(str(root))
     corrections = read_corrections(str(tmp_path / "mended.csv"), index)
-    photographs = PhotographFeatures(
-        values=np.zeros((len(index), 2), dtype=np.float32),
-        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
-        errors={},
-    )
-    material = sort_out(index, photographs, TrainConfig(tune="probe"), corrections)
+    material = sort_out(index, featureless(index), TrainConfig(tune="probe"), corrections)
     plain = sort_out_folder(root, TrainConfig(tune="probe"))
     np.testing.assert_array_equal(material.parts.split.test, plain.parts.split.test)
     test = material.parts.split.test
@@ -235,14 +218,9 @@ def notes_on(root: Path, corrections: str) -> list[str]:
     (root.parent / "mended.csv").write_text("path,label\n" + corrections)
     index = scan_source(str(root))
     config = TrainConfig(tune="probe", relabel=str(root.parent / "mended.csv"))
-    photographs = PhotographFeatures(
-        values=np.zeros((len(index), 2), dtype=np.float32),
-        digests=[digest_bytes(index.store.read(path)) for path in index.paths],
-        errors={},
-    )
     journal = Journal(quiet=True)
     assert config.relabel is not None
-    material = sort_out(index, photographs, config, read_corrections(config.relabel, index))
+    material = sort_out(index, featureless(index), config, read_corrections(config.relabel, index))
     say_what_was_found(material, config, journal)
     return journal.notes
 

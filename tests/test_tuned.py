@@ -1,7 +1,5 @@
 """Tuned runs from the command line: what they record, that they repeat, and that they learn."""
 
-import csv
-import json
 import random
 import re
 import shutil
@@ -23,6 +21,7 @@ from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 from pixelplay.training.shares import _Shared
+from tables import read_json, read_rows
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "suspects.csv"}
@@ -70,28 +69,19 @@ def tuned(
     return run
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
 def _model(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "model").iterdir()}
 
 
 def _is_tuned(run: Path) -> bool:
     """Whether any epoch was better than the start, so that the model shows what was learned."""
-    best: int = _json(run / "metrics.json")["chosen"]["epoch"]["value"]
+    best: int = read_json(run / "metrics.json")["chosen"]["epoch"]["value"]
     return best > 0
 
 
 def _is_refitted(run: Path) -> bool:
     """Whether the validation photographs were learned from in the end."""
-    epochs: int = _json(run / "metrics.json")["chosen"]["refit_epochs"]["value"]
+    epochs: int = read_json(run / "metrics.json")["chosen"]["refit_epochs"]["value"]
     return epochs > 0
 
 
@@ -116,7 +106,7 @@ def test_the_plan_says_what_was_done(tuned: Path) -> None:
 
 
 def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
-    rows = _read(tuned / "history.csv")
+    rows = read_rows(tuned / "history.csv")
     train, val = ([f"{part}_{name}" for name in FIGURES] for part in ("train", "val"))
     assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
     # 32 photographs are learned from, then 38 in twice
@@ -135,7 +125,7 @@ def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
 
 
 def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
-    metrics = _json(tuned / "metrics.json")
+    metrics = read_json(tuned / "metrics.json")
     assert metrics["depth"] == ("full" if tuned.name == "full" else "partial")
     by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
     assert by == {"test": ("val", "test"), "val": ("val", "val")}
@@ -144,7 +134,7 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == (learned, "test")
     assert metrics["val_is_before_refit"] == _is_refitted(tuned)
     assert "oof" not in metrics
-    split = _json(tuned / "split.json")
+    split = read_json(tuned / "split.json")
     sizes = {part: len(split[part]) for part in ("train", "val", "test")}
     assert (metrics["val"]["n"], metrics["test"]["n"]) == (sizes["val"], sizes["test"])
     assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
@@ -166,14 +156,14 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
 
 
 def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
-    scores = [float(row["val_score"]) for row in _read(tuned / "history.csv") if row["val_score"]]
-    assert _json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
+    scores = [float(row["val_score"]) for row in read_rows(tuned / "history.csv") if row["val_score"]]
+    assert read_json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
 def test_val_and_test_have_a_row_for_each_of_their_photographs(tuned: Path) -> None:
-    split = _json(tuned / "split.json")
+    split = read_json(tuned / "split.json")
     for name, part in (("val.csv", "val"), ("predictions.csv", "test")):
-        rows = _read(tuned / name)
+        rows = read_rows(tuned / name)
         assert [row["path"] for row in rows] == split[part]
         assert [row["given"] for row in rows] == [path.split("/")[0] for path in split[part]]
     parts = [set(split[part]) for part in ("train", "val", "test")]
@@ -185,10 +175,10 @@ def test_prediction_repeats_what_the_run_measured(
 ) -> None:
     out = tmp_path / "p.csv"
     assert main(["predict", str(tuned), str(drawn_photographs), "--out", str(out), "--quiet"]) == 0
-    found = {Path(row["path"]).relative_to(drawn_photographs).as_posix(): row for row in _read(out)}
+    found = {Path(row["path"]).relative_to(drawn_photographs).as_posix(): row for row in read_rows(out)}
     # what the validation part said before it was learned from is what chose
     for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
-        for row in _read(tuned / name):
+        for row in read_rows(tuned / name):
             columns = [column for column in row if column not in ("path", "given")]
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
 
@@ -221,7 +211,7 @@ def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) 
 def test_the_probe_answers_beside_the_tuned_network_where_asked(way: str, train: Train) -> None:
     options = ["--tune", "partial", "--epochs", "1", "--n-views", "1", "--n-stages", "1", "--lr", "0.0002"]
     run = train("run", *options, "--with-probe", way)
-    assert _json(run / "metrics.json")["chosen"]["with_probe"]["value"] is (way == "on")
+    assert read_json(run / "metrics.json")["chosen"]["with_probe"]["value"] is (way == "on")
     assert (run / "model/tuned.00.safetensors").exists() == (way == "on")
 
 
@@ -234,7 +224,7 @@ def test_the_size_that_was_asked_for_is_used_and_kept(
     assert read_bundle(str(run)).preprocessing.input_size == 96
     other = train("other", "--tune", depth, *options)
     assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
-    rows = _read(run / "predictions.csv")
+    rows = read_rows(run / "predictions.csv")
     photos = [drawn_photographs / row["path"] for row in rows]
     assert [f"{p:.6f}" for p in Predictor(run).predict(photos).probs[:, 0]] == [
         row["prob_bars"] for row in rows
@@ -254,7 +244,7 @@ def test_kin_stay_on_one_side_of_the_validation_part(seed: int, drawn_classes: P
         "run", "--tune", "partial", "--epochs", "1", "--n-views", "1", "--group-regex", r"[^/]+/\d+_",
         "--val-frac", "0.4", "--seed", seed, data=drawn_classes,
     )  # fmt: skip
-    split = _json(run / "split.json")
+    split = read_json(run / "split.json")
     side = {path: part for part in ("train", "val", "test") for path in split[part]}
     assert len(side) == len(list(drawn_classes.glob("*/*")))
     assert set(side.values()) == {"train", "val", "test"}
@@ -278,10 +268,10 @@ def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Tra
         shutil.copy(photos / f"val/bars/{i}.jpg", photos / f"train/bars/copy{i}.jpg")
     run = train("run", "--tune", "partial", "--epochs", "1", "--n-views", "1", data=photos)
     said = "3 training photographs must wait until val has chosen, as copies of val photographs"
-    assert said in _json(run / "metrics.json")["notes"]
-    plan_steps = [row["step"] for row in _read(run / "history.csv")]
+    assert said in read_json(run / "metrics.json")["notes"]
+    plan_steps = [row["step"] for row in read_rows(run / "history.csv")]
     assert plan_steps[1] == "1"  # 16 photographs without the copies fill one step
-    assert len(_json(run / "split.json")["train"]) == 19
+    assert len(read_json(run / "split.json")["train"]) == 19
 
 
 # --- the same again ---
@@ -341,7 +331,7 @@ def test_a_cache_that_cannot_be_written_costs_a_note_only(
     options = ["--tune", "partial", "--epochs", "1", "--n-views", "1"]
     kept, unkept = train("kept", *options), train("unkept", *options, "--cache-dir", tmp_path / "file")
     assert _model(unkept) == _model(kept)
-    notes = _json(unkept / "metrics.json")["notes"]
+    notes = read_json(unkept / "metrics.json")["notes"]
     assert any(note.startswith("views cannot be kept in the cache: ") for note in notes)
 
 
@@ -356,7 +346,7 @@ def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
     weights = (again / "model/backbone.safetensors").stat()
     train(*repeat, "--resume")  # which is done
     assert (again / "model/backbone.safetensors").stat() == weights
-    assert len(_read(again / "history.csv")) == 3 + 2
+    assert len(read_rows(again / "history.csv")) == 3 + 2
 
 
 def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path: Path) -> None:
@@ -367,7 +357,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert 0 < sum(plan.seconds.values()) < 60
     assert plan.seconds["training"] > 0
-    assert len(_read(run / "history.csv")) == 1 + plan.epochs + 2
+    assert len(read_rows(run / "history.csv")) == 1 + plan.epochs + 2
 
 
 def test_tuning_leaves_the_users_random_numbers_alone(
@@ -423,14 +413,14 @@ def test_every_way_to_help_rare_classes_answers_with_natural_priors(
     )  # fmt: skip
     # where no epoch is better than the probe, it is the probe that answers
     held_out = "val.csv" if (run / "val.csv").exists() else "oof.csv"
-    rows = [row for name in (held_out, "predictions.csv") for row in _read(run / name)]
+    rows = [row for name in (held_out, "predictions.csv") for row in read_rows(run / name)]
     mean = np.mean([float(row["prob_rare"]) for row in rows])
     assert 0.05 < mean < 0.2  # 1/9 of them are; of an evened-out mix half would be
-    losses = [float(row["val_loss"]) for row in _read(run / "history.csv") if row["val_loss"]]
+    losses = [float(row["val_loss"]) for row in read_rows(run / "history.csv") if row["val_loss"]]
     if is_corrected:  # every photograph has the natural mix as its answer
         assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
     assert losses[-1] < 0.5  # an even answer for all of them would cost log 2
-    assert _json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
+    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
 
 
 def test_raised_classes_are_drawn_evenly_where_that_helped_the_probe(rare: Path, train: Train) -> None:
@@ -438,8 +428,8 @@ def test_raised_classes_are_drawn_evenly_where_that_helped_the_probe(rare: Path,
         "run", "--tune", "partial", "--n-stages", "1", "--n-views", "2", "--epochs", "1",
         "--min-per-class", "largest", "--metric", "balanced_accuracy", data=rare,
     )  # fmt: skip
-    assert _json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
-    assert _read(run / "history.csv")[1]["step"] == "4"  # 64 of each class, in steps of 32
+    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
+    assert read_rows(run / "history.csv")[1]["step"] == "4"  # 64 of each class, in steps of 32
 
 
 def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: Path) -> None:
@@ -456,22 +446,22 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
         "run", "--tune", "partial", "--start", "random", "--epochs", "30", "--train-batch-size", "8",
         "--n-stages", "1", "--n-views", "1", "--refit-epochs", "0", "--augment", data=tmp_path / "photos",
     )  # fmt: skip
-    rows = _read(run / "history.csv")[1:]
+    rows = read_rows(run / "history.csv")[1:]
     assert rows[-1]["step"] == "30"
     assert float(rows[0]["train_loss"]) == pytest.approx(np.log(2), abs=1e-4)  # the head starts at zero
     assert [float(row["train_accuracy"]) for row in (rows[0], rows[-1])] == [0.5, 1.0]
     assert float(rows[-1]["train_loss"]) < 0.25
 
 
-def test_size_grows_and_gradients_add_up(train: Train) -> None:
+def test_steps_are_of_two_batches_where_that_is_asked_for(train: Train) -> None:
     run = train(
         "run", "--tune", "full", "--epochs", "2", "--first-size-frac", "0.4", "--train-batch-size", "8",
         "--accumulate", "2", "--refit-epochs", "0", "--time-budget", "9h",
     )  # fmt: skip
-    notes = _json(run / "metrics.json")["notes"]
+    notes = read_json(run / "metrics.json")["notes"]
     assert "--time-budget 9h does not count, as the number of epochs is given" in notes
-    assert [row["step"] for row in _read(run / "history.csv")] == ["0", "2", "4"]
-    assert _json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
+    assert [row["step"] for row in read_rows(run / "history.csv")] == ["0", "2", "4"]
+    assert read_json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
 
 
 # --- recipes ---
@@ -479,7 +469,7 @@ def test_size_grows_and_gradients_add_up(train: Train) -> None:
 
 def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
     run = train("run", "--recipe", "pixelplay25", "--epochs", "1", "--patience", "None")
-    config = _json(run / "config.json")
+    config = read_json(run / "config.json")
     assert (config["backbone"], config["tune"], config["min_per_class"]) == (TINY, "full", "largest")
     finetune = config["finetune"]
     assert (finetune["epochs"], finetune["head"], finetune["dropout"]) == (1, "mlp", 0.6)

@@ -1,6 +1,5 @@
 """The Python interface as a user meets it: five lines from photographs to answers."""
 
-import csv
 import json
 import random
 import sys
@@ -14,6 +13,7 @@ import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from photographs import encode
 from pixelplay.journal import Journal
+from tables import read_rows
 
 
 def test_five_lines_from_photographs_to_answers(
@@ -31,8 +31,7 @@ def test_five_lines_from_photographs_to_answers(
     assert report.to_json() == json.loads((tmp_path / "run/metrics.json").read_text())
     assert figures.evaluation.n == len(predictions) == 48
     assert n_bad == 0
-    with open(tmp_path / "p.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "p.csv")
     assert [row["path"] for row in rows] == list(predictions.paths)
     assert [row["label"] for row in rows] == list(predictions.labels)
     written = np.array([[float(row[f"prob_{name}"]) for name in predictions.classes] for row in rows])
@@ -109,6 +108,10 @@ def test_errors_are_of_one_family_and_of_pythons_own(
         pixelplay.Predictor(tmp_path)
     with pytest.raises(pixelplay.ConfigError, match="--out"):
         pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.txt")
+    with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' is outside its range"):
+        pixelplay.CautionConfig(coverage="0.9")  # type: ignore[arg-type]
+    with pytest.raises(pixelplay.ConfigError, match=r"precision '0\.9' was asked for"):
+        pixelplay.evaluate(tiny_run, drawn_photographs, at_precision="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="no photographs named"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")
     assert issubclass(pixelplay.ConfigError, pixelplay.PixelPlayError)
@@ -133,10 +136,7 @@ def test_training_leaves_the_users_random_numbers_alone(
     assert after == before
 
 
-def test_the_order_of_files_and_the_way_to_name_them_change_no_decision(
-    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
-) -> None:
-    """The same photographs as a folder and as a shuffled table."""
+def test_a_table_keeps_its_own_order(drawn_photographs: Path, tmp_path: Path) -> None:
     names = [path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*")]
     random.Random(0).shuffle(names)
     table = tmp_path / "labels.csv"
@@ -145,7 +145,7 @@ def test_the_order_of_files_and_the_way_to_name_them_change_no_decision(
     )
     data = pixelplay.DataConfig(images_dir=str(drawn_photographs))
     index, _ = pixelplay.scan(table, data)
-    assert list(index.paths) == names  # a table keeps its own order
+    assert list(index.paths) == names
     assert index.classes == tuple(TINY_COUNTS)
 
 

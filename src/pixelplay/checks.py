@@ -59,7 +59,7 @@ def check_regex(name: str, pattern: str) -> None:
     """Raise ConfigError unless a setting is a regular expression."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
 
 
@@ -83,5 +83,5 @@ def take_paths(config: object, *names: str) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Raise ConfigError unless a setting lies between 0 and 1, both excluded."""
-    if not 0 < value < 1:
-        raise ConfigError(f"{name}={value} is outside its range, above 0 and below 1; ask for 0.9, say")
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"{name}={value!r} is outside its range, above 0 and below 1; ask for 0.9, say")

@@ -71,8 +71,13 @@ def _escape(sign: str) -> str:
 
 def name_some(items: Sequence[object]) -> str:
     """Name the first ten items and count the rest: "a, b and 3 more"."""
-    shown = ", ".join(str(item) for item in items[:SHOWN])
-    rest = len(items) - SHOWN
+    return name_first(items[:SHOWN], len(items))
+
+
+def name_first(items: Sequence[object], n: int) -> str:
+    """The same, given only the first of n items."""
+    shown = ", ".join(str(item) for item in items)
+    rest = n - len(items)
     return shown if rest <= 0 else f"{shown} and {rest} more"
 
 

@@ -86,7 +86,8 @@ def predict(
     print(f"wrote {printable(out)}: {printable(tally.describe())}")
     if tally.n_bad and strict:
         raise PixelPlayError(
-            f"{counted(tally.n_bad, 'photograph')} could not be read, and --strict is set; {out} says why"
+            f"{counted(tally.n_bad, 'photograph')} could not be read, and --strict is set; "
+            f"first: {tally.errors[0]}"
         )
 
 

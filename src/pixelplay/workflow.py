@@ -80,7 +80,7 @@ def train(
         device = find_device(config.compute)
         fix_workspaces(config, device)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=repeated)
-        check_settings(workplace.checkpoints, config, device, repeated)
+        check_settings(workplace.checkpoints, config, device, repeated, journal)
         index = name_labelled(os.fspath(source), config, journal)
         material, backbone = prepare_material(index, config, workplace, journal)
 
@@ -142,7 +142,7 @@ def cross_validate(
         fix_workspaces(config, device)
         workplace = Workplace(folder=folder, device=device, started=journal.started, plan=None)
         also = {"n_repeats": n_repeats, "is_single": is_single}
-        check_settings(workplace.checkpoints, config, device, None, also)
+        check_settings(workplace.checkpoints, config, device, None, journal, also)
         index = without_val(name_labelled(os.fspath(source), config, journal), journal)
         check_enough(index.select(~index.in_part("test")), config.n_folds)
         material, backbone = prepare_material(index, config, workplace, journal)
@@ -301,7 +301,7 @@ def predict(
             predictions = join_predictions(list(watch()), predictor.classes)
             for note in write_submission(predictions, sample, out, probability_of=probability_of):
                 journal.note(note)
-    tally.say_what_is_missing(out, journal)
+    tally.say_what_is_missing(out if sample is None else None, journal)
     return tally
 
 

@@ -14,9 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
-from PIL.PngImagePlugin import PngInfo
 
-from photographs import FORMATS, bomb_png, chunk, damaged_files, draw, encode, icc_profile, mangled_files
+from photographs import (
+    FORMATS,
+    bomb_png,
+    chunk,
+    damaged_files,
+    draw,
+    encode,
+    icc_profile,
+    mangled_files,
+    noisy_png,
+)
 from pixelplay.data import decode
 from pixelplay.data.decode import (
     MAX_PIXELS,
@@ -528,12 +537,6 @@ def test_eight_threads_decode_the_same_pixels() -> None:
         together = list(pool.map(lambda i: decode_image(files[i % len(files)], path="a"), range(48)))
     for i, pixels in enumerate(together):
         np.testing.assert_array_equal(pixels, alone[i % len(files)])
-
-
-def noisy_png() -> bytes:
-    """Make a PNG on which Pillow warns: an animation control chunk with no frames."""
-    whole = encode(draw(1), "PNG", pnginfo=PngInfo())
-    return whole[:33] + chunk(b"acTL", bytes(8)) + whole[33:]
 
 
 def test_pillows_warnings_do_not_reach_the_user() -> None:

@@ -195,3 +195,13 @@ def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
     (folder / "0.jpg").write_bytes(encode(draw(99), "JPEG"))
     with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read; start again"):
         store[0]
+
+
+def test_a_set_too_large_for_the_cache_is_said(folder: Path, tmp_path: Path) -> None:
+    limit = round(SET_BYTES / MAX_SHARE)
+    assert open_store(folder, tmp_path / "cache", limit).failure == ""
+    assert open_store(folder, tmp_path / "cache", limit - 1).failure == "they take 0.0 GB"
+    assert open_store(folder, tmp_path / "cache", 0).failure == ""  # as was asked for
+    store = open_store(folder, folder / "0.jpg")  # no folder
+    fill(store)
+    assert "Not a directory" in store.failure

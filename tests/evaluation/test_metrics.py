@@ -83,6 +83,13 @@ def test_every_figure_equals_scikit_learn(decimals: int | None) -> None:
     assert got["confusion"]["matrix"] == reference.confusion_matrix(labels, pred).tolist()
 
 
+def test_classes_ranked_in_turn_have_the_figures_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probs, pred, labels = draw_model(300, 6, seed=0)
+    at_once = evaluate_probs(probs, pred, labels, NAMES, n_known=6).to_json()
+    monkeypatch.setattr("pixelplay.evaluation.estimates._RANKED_CELLS", 2 * 300)
+    assert evaluate_probs(probs, pred, labels, NAMES, n_known=6).to_json() == at_once
+
+
 def test_two_class_brier_and_auc_equal_scikit_learn() -> None:
     probs, pred, labels = draw_model(200, 2, seed=3)
     got = evaluate_probs(probs, pred, labels, ("good", "cracked"), n_known=2)

@@ -1,6 +1,5 @@
 """What predictions say about their own worth, from the held-out scores that travel with the model."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.held_out import HeldOut, score_held_out
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.predictor import Predictions
+from tables import read_rows
 
 
 def _held_out(n: int = 400, seed: int = 0) -> HeldOut:
@@ -127,8 +127,7 @@ def test_the_table_has_the_columns_that_were_asked_for(
     assert main([*command, "--coverage", "0.8", "--min-confidence", "0.9"]) == 0
     assert "prediction sets rest on 38 held-out photographs, approximately" in capsys.readouterr().err
     if ending == "csv":
-        with open(out, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(out)
         assert list(rows[0])[-3:] == ["answered", "novelty", "prediction_set"]
         broken = next(row for row in rows if row["status"] != "ok")
         assert (broken["answered"], broken["novelty"], broken["prediction_set"]) == ("", "", "")

@@ -97,6 +97,8 @@ def test_an_unreadable_photograph_stays_a_row(two_runs: list[Path], tmp_path: Pa
     assert found.status == ("unreadable", "missing")
     assert found.labels == (None, None)
     assert np.isnan(found.probs).all()
+    assert found.novelty is not None
+    assert np.isnan(found.novelty).all()
 
 
 def test_runs_that_know_other_classes_cannot_answer_together(two_runs: list[Path], tiny_run: Path) -> None:

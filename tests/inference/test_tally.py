@@ -30,7 +30,7 @@ def test_chunks_are_added_up() -> None:
     for each in (chunk(0, 0, 1, novelty=0.5), chunk(0, -1, novelty=0.995)):
         tally.add(each)
     assert (tally.n, tally.n_bad, tally.n_novel, tally.n_unsure) == (5, 1, 1, None)
-    assert tally.last_error == "1.jpg: no such file"
+    assert tally.errors == ["1.jpg: no such file"]
     assert (
         tally.describe() == "5 photographs; a 3, b 1; 1 without a prediction; 1 unlike what was learned from"
     )
@@ -54,5 +54,5 @@ def test_what_is_missing_is_noted_or_where_all_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         nothing.say_what_is_missing("out.csv", journal)
     assert str(caught.value) == (
-        "none of 1 photograph can be read; out.csv says why; last: 0.jpg: no such file"
+        "none of 1 photograph can be read; out.csv says why; first: 0.jpg: no such file"
     )

@@ -1,5 +1,6 @@
 import getpass
 import json
+import resource
 import shutil
 import socket
 from collections.abc import Callable
@@ -218,6 +219,19 @@ def test_another_known_backbone_does_not_fit(folder: Path) -> None:
     assert "does not fit test_resnet: it lacks" in refused(folder)
 
 
+def test_the_name_of_an_enormous_network_costs_no_memory(folder: Path) -> None:
+    change(folder, lambda content: content["backbone"].update(name="vit_huge_patch14_clip_224"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KB on Linux, bytes on macOS
+    assert "vit_huge_patch14_clip_224" in refused(folder)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 0.2 * before, "its 632 million weights take 2.5 GB"
+
+
+def test_a_size_that_the_network_refuses_is_one_line(folder: Path) -> None:
+    change(folder, lambda content: content["preprocessing"].update(input_size=2))
+    assert "test_convnext takes no images of 2 px" in refused(folder)
+
+
 def test_a_head_that_does_not_fit_is_refused(bundle: Bundle, folder: Path) -> None:
     n = bundle.backbone.n_features
     replace_head(folder, weight=np.zeros((3, n - 1), np.float32))
@@ -310,6 +324,7 @@ def test_a_tail_that_cannot_be_is_refused(n_front: object, twin_folder: Path) ->
         ("temperature", None),
         ("tau", float("nan")),
         ("precision", "int4"),
+        ("metric", "f1"),
         ("backbone", []),
         ("preprocessing", []),
         ("preprocessing", {"input_size": 10, "mean": [0], "std": [1], "pickle": 1}),

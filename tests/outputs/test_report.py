@@ -1,7 +1,6 @@
 """What a report promises: it tells what the records say, every name is text, and its size has a bound."""
 
 import base64
-import csv
 import io
 import json
 import re
@@ -29,6 +28,7 @@ from pixelplay.outputs.report.make import report
 from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import Answer, read_records
 from pixelplay.workflow import train
+from tables import read_rows
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -111,8 +111,7 @@ def test_the_page_needs_nothing_from_outside(tiny_page: str) -> None:
 def test_every_cell_of_the_matrix_has_its_photographs(all_run: Path, tiny_page: str) -> None:
     island = island_of(tiny_page)
     confusion = json.loads((all_run / "metrics.json").read_text())["oof"]["confusion"]
-    with (all_run / "oof.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(all_run / "oof.csv")
     for i, given in enumerate(confusion["classes"]):
         for j, label in enumerate(confusion["classes"]):
             n = confusion["matrix"][i][j]

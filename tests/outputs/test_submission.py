@@ -207,11 +207,32 @@ def test_photographs_that_no_id_names_are_listed(tmp_path: Path) -> None:
 def test_a_sample_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("id,label\n900,x\n901,x\n")
     predictions = make_predictions("test/1.jpg", "test/2.jpg")
-    with pytest.raises(
-        DataError, match=r"no id of .*s\.csv names a readable photograph: .*'900'.*'test/1\.jpg'"
-    ):
+    with pytest.raises(DataError, match=r"no id of .*s\.csv names a photograph: .*'900'.*'test/1\.jpg'"):
         write_submission(predictions, read_table(str(tmp_path / "s.csv")), str(tmp_path / "o.csv"))
     assert os.listdir(tmp_path) == ["s.csv"]
+
+
+def test_where_nothing_that_is_asked_for_can_be_read_the_reason_is_said(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("id,label\nb,x\n")
+    predictions = make_predictions("a.jpg", "b.jpg", broken=("b.jpg",))
+    with pytest.raises(DataError, match=r"s\.csv names can be read; first: b\.jpg: cut short$"):
+        write_submission(predictions, read_table(str(tmp_path / "s.csv")), str(tmp_path / "o.csv"))
+
+
+def test_a_column_of_classes_takes_labels_even_if_it_is_named_like_a_class(tmp_path: Path) -> None:
+    text, notes = submit("id,cat\na,dog\nb,owl\n", make_predictions("a.jpg", "b.jpg"), tmp_path)
+    assert (text, notes) == ("id,cat\na,dog\nb,dog\n", [])
+    digits = replace(make_predictions("a.jpg"), classes=("0", "1", "2"))
+    text, _ = submit_in(tmp_path / "digits", "id,1\na,0\n", digits)  # a place holder
+    assert text == "id,1\na,0.9\n"
+
+
+def test_classes_are_found_however_accents_are_stored(tmp_path: Path) -> None:
+    predictions = replace(make_predictions("a.jpg"), classes=("cat", "E\u0301pagneul", "owl"))
+    text, notes = submit("id,cat,\u00c9pagneul,owl\na,0,0,0\n", predictions, tmp_path)
+    assert (text.splitlines()[1], notes) == ("a,0,0.9,0.1", [])
+    text, notes = submit_in(tmp_path / "labels", "id,label\na,\u00c9pagneul\n", predictions)
+    assert (text.splitlines()[1], notes) == ("a,\u00c9pagneul", [])
 
 
 def test_a_repeated_id_is_answered_each_time(tmp_path: Path) -> None:

@@ -127,9 +127,16 @@ def test_odd_names_come_back_from_parquet_as_valid_text(tmp_path: Path) -> None:
         [make_predictions(ODD_NAMES, [0.1] * 10, classes)], classes, str(tmp_path / "p.parquet")
     )
     table = pq.read_table(tmp_path / "p.parquet").to_pydict()
-    assert table["path"] == [*ODD_NAMES[:-1], "bad\ufffd.jpg"]
-    assert table["label"] == ["bad\ufffd"] * 10
-    assert list(table)[-2:] == ["prob_plain", "prob_bad\ufffd"]
+    assert table["path"] == [*ODD_NAMES[:-1], "bad\\xff.jpg"]
+    assert table["label"] == ["bad\\xff"] * 10
+    assert list(table)[-2:] == ["prob_plain", "prob_bad\\xff"]
+
+
+def test_names_that_are_no_unicode_stay_apart_in_parquet(tmp_path: Path) -> None:
+    classes = ("bad\udce4", "bad\udcfc")
+    write_predictions([make_predictions(["a"], [0.9], classes)], classes, str(tmp_path / "p.parquet"))
+    (row,) = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert (row["prob_bad\\xe4"], row["prob_bad\\xfc"]) == (0.9, pytest.approx(0.1))
 
 
 def test_further_columns_follow_their_rows_over_chunks(tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_further_columns_follow_their_rows_over_groups_of_parquet(
     found = pq.ParquetFile(tmp_path / "p.parquet")
     assert found.num_row_groups == 2
     assert found.schema_arrow.names[:5] == ["path", "status", "error", "given", "label"]
-    assert found.read().to_pydict()["given"] == ["x", "", "bad\ufffd"]
+    assert found.read().to_pydict()["given"] == ["x", "", "bad\\xff"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -185,6 +185,23 @@ def test_an_epoch_is_drawn_by_what_the_ones_before_it_got_wrong(tmp_path: Path) 
         assert np.bincount(expected).max() == 2
 
 
+def test_images_have_the_size_of_their_epoch(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watched(InMemory):
+        def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+            seen.append((epoch, size_px))
+            return super().train_batch(batch, epoch, size_px)
+
+    job = make_job(epochs=6, source=Watched())
+    grows = replace(job.config.finetune, first_size_frac=0.4)
+    job = replace(job, config=replace(job.config, finetune=grows))
+    begin(job, tmp_path, opinionated()).train()
+    sizes = [job.size_px(epoch) for epoch in range(6)]
+    assert sizes[0] < sizes[1] < sizes[3] == job.input_size
+    assert sorted(set(seen)) == list(enumerate(sizes, 1))
+
+
 def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None:
     def losses(focus: float, seed: int) -> list[float]:
         job = still(make_job(epochs=6), focus=focus)

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +287,43 @@ def test_fewer_batches_than_are_to_be_added_up_are_said(
     )
     said = [note for note in journal.notes if note.startswith("--accumulate ")]
     assert len(said) == (accumulate == 1000)
+
+
+@pytest.mark.parametrize(
+    ("depth", "settings", "more", "words"),
+    [
+        ("partial", {"train_batch_size": 900}, {}, "--train-batch-size 900 is "),
+        ("partial", {"layer_decay": 0.5}, {}, "--layer-decay 0.5 does not count: one stage is trained"),
+        ("partial", {}, {"min_per_class": 60}, "in 1 view of each; --n-views keeps more"),
+        (
+            "full",
+            {},
+            {"min_per_class": 60, "hflip": False, "augmenting": AugmentConfig(augment=())},
+            "in 1 view of each; --augment varies them",
+        ),
+        ("full", {"first_size_frac": 0.5}, {}, "--first-size-frac 0.5 does not count: every epoch"),
+        ("full", {}, {"cache_gb": 1e-6}, "every epoch decodes the photographs anew: they take 0.0 GB"),
+    ],
+)
+def test_what_a_plan_leaves_no_room_for_is_said(
+    depth: Tune,
+    settings: dict[str, Any],
+    more: dict[str, Any],
+    words: str,
+    drawn_photographs: Path,
+    tiny: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    stages = {"n_stages": 1, "n_views": 1} if depth == "partial" else {}
+    finetune = FinetuneConfig(epochs=1, refit_epochs=0, **stages, **settings)
+    journal = Journal(quiet=True)
+    train(
+        drawn_photographs,
+        tmp_path / "run",
+        replace(tiny, tune=depth, finetune=finetune, **more),
+        journal=journal,
+    )
+    assert [words in note for note in journal.notes].count(True) == 1, journal.notes
 
 
 def test_auto_fits_a_probe_where_the_network_cannot_be_cut(

@@ -50,6 +50,12 @@ def test_norms_biases_and_layer_scales_do_not_decay(name: str) -> None:
         assert decay == (0.3 if is_weight else 0.0), key
 
 
+def test_a_layer_scale_in_the_shape_of_a_map_does_not_decay() -> None:
+    classifier = make_classifier("test_convnext")
+    classifier.head.gamma = nn.Parameter(torch.ones(1, 7, 1, 1))
+    assert settings_by_name(classifier, FinetuneConfig(weight_decay=0.3))["head.gamma"][1] == 0
+
+
 @pytest.mark.parametrize("name", N_STAGES)
 def test_each_stage_in_front_has_its_rate_times_the_layer_decay(name: str) -> None:
     classifier = make_classifier(name)

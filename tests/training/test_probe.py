@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.split import NEVER_HELD_OUT
@@ -31,11 +32,6 @@ def draw_data(n: int, n_features: int, n_classes: int, seed: int = 0, gap: float
     return features.astype(np.float32), labels.astype(np.int64), folds
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
-
-
 def scikit_learns(
     rows: NDArray[np.float64],
     labels: NDArray[np.int64],
@@ -60,7 +56,7 @@ def test_probabilities_equal_scikit_learns(n_classes: int, n: int, n_features: i
     assert probe.head.weight.shape == (n_classes, n_features)
     rows = scale_rows(features)
     expected = scikit_learns(rows, labels, probe.C).predict_proba(rows)
-    np.testing.assert_allclose(softmax(probe.head.logits(features)), expected, atol=1e-3)
+    np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
@@ -75,9 +71,11 @@ def test_held_out_logits_come_from_the_heads_of_the_other_folds(
         held_out = folds == fold
         head = scikit_learns(rows[~held_out], labels[~held_out], probe.C)
         expected[held_out] = head.predict_proba(rows[held_out])
-    np.testing.assert_allclose(softmax(probe.oof_logits), expected, atol=0.05 if n_features > n else 0.01)
+    np.testing.assert_allclose(
+        softmax(probe.oof_logits, axis=1), expected, atol=0.05 if n_features > n else 0.01
+    )
     rows_ = np.arange(len(labels))
-    nll, reference = (-np.log(p[rows_, labels]).mean() for p in (softmax(probe.oof_logits), expected))
+    nll, reference = (-np.log(p[rows_, labels]).mean() for p in (softmax(probe.oof_logits, axis=1), expected))
     assert nll == pytest.approx(reference, abs=5e-3)
 
 
@@ -99,7 +97,7 @@ def test_the_strength_is_the_best_of_those_tried() -> None:
 def test_the_reported_nll_is_that_of_the_kept_logits() -> None:
     features, labels, folds = draw_data(150, 40, 3, seed=2)
     probe = fit_probe(features, labels, folds)
-    nll = -np.log(softmax(probe.oof_logits)[np.arange(len(labels)), labels]).mean()
+    nll = -np.log(softmax(probe.oof_logits, axis=1)[np.arange(len(labels)), labels]).mean()
     assert nll == pytest.approx(probe.nll_by_C[probe.C], abs=5e-3)
 
 
@@ -128,7 +126,7 @@ def test_images_that_are_never_held_out_are_nan_and_still_learned_from() -> None
         expected[held_out] = scikit_learns(rows[~held_out], labels[~held_out], probe.C).predict_proba(
             rows[held_out]
         )
-    np.testing.assert_allclose(softmax(probe.oof_logits)[~always], expected[~always], atol=0.01)
+    np.testing.assert_allclose(softmax(probe.oof_logits, axis=1)[~always], expected[~always], atol=0.01)
 
 
 def test_a_lone_image_of_a_class_is_learned() -> None:
@@ -157,7 +155,9 @@ def test_features_far_from_zero_lose_no_precision() -> None:
     far = (scaled + 100).astype(np.float32)
     near = fit_probe(scaled, labels, folds)
     probe = fit_probe(far, labels, folds)
-    np.testing.assert_allclose(softmax(probe.head.logits(far)), softmax(near.head.logits(scaled)), atol=2e-3)
+    np.testing.assert_allclose(
+        softmax(probe.head.logits(far), axis=1), softmax(near.head.logits(scaled), axis=1), atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("n_classes", [2, 5])
@@ -172,7 +172,7 @@ def test_noise_is_answered_with_the_class_frequencies() -> None:
     rng = np.random.default_rng(8)
     _, labels, folds = draw_data(400, 5, 3, seed=8)
     features = rng.normal(size=(len(labels), 5)).astype(np.float32)
-    probs = softmax(fit_probe(features, labels, folds).head.logits(features))
+    probs = softmax(fit_probe(features, labels, folds).head.logits(features), axis=1)
     np.testing.assert_allclose(probs.mean(0), np.bincount(labels) / len(labels), atol=1e-3)
     assert probs.std(0).max() < 0.05
 
@@ -185,7 +185,7 @@ def test_the_order_of_images_changes_last_digits_only() -> None:
     assert second.C == first.C
     np.testing.assert_allclose(second.oof_logits, first.oof_logits[order], atol=0.02)
     np.testing.assert_allclose(
-        softmax(second.head.logits(features)), softmax(first.head.logits(features)), atol=1e-3
+        softmax(second.head.logits(features), axis=1), softmax(first.head.logits(features), axis=1), atol=1e-3
     )
 
 
@@ -213,7 +213,7 @@ def test_weighted_probabilities_equal_scikit_learns(n_classes: int, n: int, n_fe
     probe = fit_probe(features, labels, folds, weights=weights)
     rows = scale_rows(features)
     expected = scikit_learns(rows, labels, probe.C, weights).predict_proba(rows)
-    np.testing.assert_allclose(softmax(probe.head.logits(features)), expected, atol=1e-3)
+    np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), expected, atol=1e-3)
 
 
 def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
@@ -231,7 +231,7 @@ def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
         expected = np.average(-np.log(probs[np.arange(len(labels)), labels]), weights=weights)
         assert nll == pytest.approx(expected, abs=5e-3)
         if C == probe.C:
-            np.testing.assert_allclose(softmax(probe.oof_logits), probs, atol=0.01)
+            np.testing.assert_allclose(softmax(probe.oof_logits, axis=1), probs, atol=0.01)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.37, 1e-6, 3e5])
@@ -251,4 +251,6 @@ def test_only_ratios_of_weights_matter() -> None:
     first = fit_probe(features, labels, folds, weights=weights)
     second = fit_probe(features, labels, folds, weights=weights * np.float32(7e4))
     assert second.C == first.C
-    np.testing.assert_allclose(softmax(second.oof_logits), softmax(first.oof_logits), atol=1e-3)
+    np.testing.assert_allclose(
+        softmax(second.oof_logits, axis=1), softmax(first.oof_logits, axis=1), atol=1e-3
+    )

@@ -9,10 +9,9 @@ import pytest
 
 from conftest import draw_of_class
 from jobs import PLAN
-from materials import sort_out_folder
+from materials import featureless, sort_out_folder
 from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
-from pixelplay.data.audit import digest_bytes
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.journal import Journal
@@ -23,6 +22,7 @@ from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import write_plan
 from pixelplay.training.resume import check_photographs, check_settings, repeat_plan
 
+QUIET = Journal(quiet=True)
 CPU = Device(name="cpu", precision="bf16")
 CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3))
 
@@ -39,7 +39,7 @@ def interrupt(folder: Path) -> None:
 
 def refusal_of_settings(folder: Path, config: TrainConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_settings(str(folder), config, CPU, None)
+        check_settings(str(folder), config, CPU, None, QUIET)
     line = str(caught.value)
     assert "\n" not in line
     assert line.endswith("give the same, or start anew with --force instead of --resume")
@@ -95,25 +95,23 @@ def test_a_plan_repeated_alike_says_nothing(kept: object, tmp_path: Path) -> Non
 
 
 def test_without_a_checkpoint_settings_are_written_down(tmp_path: Path) -> None:
-    check_settings(str(tmp_path / "checkpoint"), CONFIG, CPU, None)
+    check_settings(str(tmp_path / "checkpoint"), CONFIG, CPU, None, QUIET)
     kept = json.loads((tmp_path / "checkpoint/settings.json").read_text())
     assert (kept["tune"], kept["finetune.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
-    check_settings(
-        str(tmp_path / "checkpoint"), replace(CONFIG, seed=5), CPU, None
-    )  # still nothing to go on with
+    # still nothing to go on with
+    check_settings(str(tmp_path / "checkpoint"), replace(CONFIG, seed=5), CPU, None, QUIET)
     assert json.loads((tmp_path / "checkpoint/settings.json").read_text())["seed"] == 5
 
 
 def test_the_same_settings_may_go_on(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
-    check_settings(
-        str(tmp_path), TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3)), CPU, None
-    )
+    same = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3))
+    check_settings(str(tmp_path), same, CPU, None, QUIET)
 
 
 def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(CONFIG, finetune=replace(CONFIG.finetune, lr=0.01)))
     assert "finetune.lr was 0.002, is 0.01;" in line
@@ -136,7 +134,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_whatever_the_weights_depend_on_is_compared(changed: TrainConfig, words: str, tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     assert words in refusal_of_settings(tmp_path, changed)
 
@@ -149,24 +147,34 @@ def test_whatever_the_weights_depend_on_is_compared(changed: TrainConfig, words:
     ],
 )
 def test_what_auto_stands_for_is_compared(device: Device, words: str, tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     with pytest.raises(ConfigError, match=words):
-        check_settings(str(tmp_path), CONFIG, device, None)
+        check_settings(str(tmp_path), CONFIG, device, None, QUIET)
+
+
+def test_another_number_of_threads_is_said_and_taken(tmp_path: Path) -> None:
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
+    interrupt(tmp_path)
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps({**kept, "threads": 77}))
+    journal = Journal(quiet=True)
+    check_settings(str(tmp_path), CONFIG, CPU, None, journal)
+    assert journal.notes[0].startswith("the interrupted run had 77 threads, this one has 1: the weights")
 
 
 def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, PLAN)
+    check_settings(str(tmp_path), CONFIG, CPU, PLAN, QUIET)
     interrupt(tmp_path)
-    check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, seconds={}))
+    check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, seconds={}), QUIET)
     with pytest.raises(ConfigError, match=r"plan\.n_views was 4, is 5;"):
-        check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, n_views=5))
+        check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, n_views=5), QUIET)
     with pytest.raises(ConfigError, match=r"plan\.depth was 'partial', is None"):
-        check_settings(str(tmp_path), CONFIG, CPU, None)
+        check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
 
 
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(CONFIG, seed=4, finetune=FinetuneConfig(lr=0.5, epochs=9)))
     assert "seed was 0, is 4" in line
@@ -175,7 +183,7 @@ def test_all_changed_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     free = replace(
         CONFIG,
@@ -185,12 +193,12 @@ def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
         time_budget="2h",  # does not count, as epochs are given
         compute=ComputeConfig(num_workers=3),
     )
-    check_settings(str(tmp_path), free, CPU, None)
+    check_settings(str(tmp_path), free, CPU, None, QUIET)
 
 
 def test_a_time_budget_is_kept_as_the_last_epochs_depend_on_it(tmp_path: Path) -> None:
     by_time = replace(CONFIG, finetune=FinetuneConfig(lr=0.002))
-    check_settings(str(tmp_path), by_time, CPU, None)
+    check_settings(str(tmp_path), by_time, CPU, None, QUIET)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(by_time, time_budget="2h"))
     assert "time_budget was '10m', is '2h'" in line
@@ -198,7 +206,7 @@ def test_a_time_budget_is_kept_as_the_last_epochs_depend_on_it(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["pixelplay", "torch"])
 def test_another_version_is_named(name: str, tmp_path: Path) -> None:
-    check_settings(str(tmp_path), CONFIG, CPU, None)
+    check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     kept = json.loads((tmp_path / "settings.json").read_text())
     (tmp_path / "settings.json").write_text(json.dumps({**kept, name: "0.0.1"}))
@@ -211,7 +219,7 @@ def test_settings_that_cannot_be_read_are_named(content: str | None, tmp_path: P
     if content is not None:
         (tmp_path / "settings.json").write_text(content)
     with pytest.raises(DataError, match=r"settings\.json cannot be read \(.*\); start anew with --force"):
-        check_settings(str(tmp_path), CONFIG, CPU, None)
+        check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
 
 
 # --- photographs ---
@@ -268,9 +276,7 @@ def test_a_photograph_of_another_class_part_or_group_is_named(
         index = scan_source(
             str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_photographs))
         )
-        digests = [digest_bytes(index.store.read(path)) for path in index.paths]
-        values = np.zeros((len(index), 2), dtype=np.float32)
-        return sort_out(index, PhotographFeatures(values=values, digests=digests, errors={}), CONFIG)
+        return sort_out(index, featureless(index), CONFIG)
 
     folder = tmp_path / "checkpoint"
     check_photographs(str(folder), read_table(), "weights")

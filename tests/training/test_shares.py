@@ -248,6 +248,16 @@ def test_what_cannot_be_compiled_is_trained_without(backwards: bool, monkeypatch
     assert gradients(classifier) == []  # of the trial
 
 
+def test_a_try_to_compile_leaves_the_heads_norm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    classifier, maps, moments = make_classifier("mlp")
+    before = {name: value.clone() for name, value in classifier.named_buffers()}
+    assert any(name.endswith("running_mean") for name in before)
+    job = plain_job(Drawn(maps, moments), np.arange(24) % N_CLASSES, 3, TrainConfig(tune="partial"))
+    compiled_for_training(classifier, classifier, job, Journal(quiet=True))
+    assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
+
+
 def test_what_cannot_be_compiled_and_must_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler")))
     with pytest.raises(ConfigError) as caught:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,25 @@ def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tup
     formats = Counter(info.format for info in audit.infos.values())
     sizes = sorted({(i.width, i.height) for i in audit.infos.values()}, key=lambda size: size[0] * size[1])
     return formats, (sizes[0] if sizes else None), (sizes[-1] if sizes else None)
+
+
+def describe_findings(
+    index: ImageIndex, errors: Iterable[ImageError], duplicates: Duplicates
+) -> dict[str, Any]:
+    """Plain values of what is broken, copied or contradictory, with the files of each."""
+    sets = {
+        "duplicates": duplicates.sets,
+        "near_duplicates": duplicates.near,
+        "look_alikes": duplicates.large,
+        "conflicts": duplicates.conflicts,
+    }
+    return {
+        "unreadable": [
+            {"path": error.path, "status": error.status, "reason": error.reason} for error in errors
+        ],
+        "skipped": dict(index.skipped),
+        **{name: [describe_set(index, members) for members in found] for name, found in sets.items()},
+    }
 
 
 def describe_set(index: ImageIndex, members: Sequence[int]) -> list[dict[str, str | None]]:

@@ -43,7 +43,9 @@ class PixelStore:
             std=preprocessing.std,
             interpolation=preprocessing.interpolation,
         )
-        fits = len(index) * 3 * self.side_px**2 <= MAX_SHARE * max_bytes
+        n_bytes = len(index) * 3 * self.side_px**2
+        fits = n_bytes <= MAX_SHARE * max_bytes
+        self._too_many = "" if fits or not max_bytes else f"they take {n_bytes / 1e9:.1f} GB"
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
         self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
 
@@ -65,6 +67,11 @@ class PixelStore:
         """Remember what `self[i]` gave; from one thread only."""
         if self._digests[i] not in self._cache:
             self._cache.add(self._digests[i], pixels)
+
+    @property
+    def failure(self) -> str:
+        """Why they are decoded anew in every pass, unless that was asked for; "" where they are kept."""
+        return self._too_many or self._cache.failure
 
     def flush(self) -> None:
         """Write what is remembered to the disk."""

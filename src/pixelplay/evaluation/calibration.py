@@ -24,6 +24,7 @@ __all__ = [
     "fit_temperature",
     "log_softmax",
     "natural_probs",
+    "nll_of",
 ]
 
 Float = TypeVar("Float", np.float32, np.float64)
@@ -81,6 +82,11 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
     """Logits minus the log of the sum of their exponentials along the last axis, without overflow."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def nll_of(logits: NDArray[Any], labels: IntArray) -> float:
+    """Mean negative log-likelihood in nats."""
+    return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())
 
 
 def natural_probs(logits: NDArray[Any], temperature: float) -> FloatArray:
@@ -151,10 +157,9 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
 
     _check_held_out(logits, labels)
     logits = logits.astype(np.float64)
-    rows = np.arange(len(labels))
 
     def nll(log_temperature: float) -> float:
-        return float(-log_softmax(logits / np.exp(log_temperature))[rows, labels].mean())
+        return nll_of(logits / np.exp(log_temperature), labels)
 
     # searched in log T: T stays positive and the scale is symmetric; NLL is convex in 1/T, so unimodal here
     bounds = np.log(TEMPERATURE_RANGE)

@@ -1,7 +1,6 @@
 """Held-out logits → how probabilities are made and how a class is decided."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from pixelplay.evaluation.calibration import (
     fit_temperature,
     log_softmax,
     natural_probs,
+    nll_of,
 )
 from pixelplay.evaluation.comparison import Comparison, compare_preds
 
@@ -35,9 +35,7 @@ class Decision:
 
     def apply(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Probabilities (N, K) and decided classes (N,) of logits (N, K); NaN rows give NaN and -1."""
-        probs = np.full(logits.shape, np.nan)
-        is_known = ~np.isnan(logits).any(1)
-        probs[is_known] = natural_probs(logits[is_known], self.temperature.temperature)
+        probs = natural_probs(logits, self.temperature.temperature)
         return probs, decide(probs, self.priors, self.tau.tau)
 
 
@@ -113,8 +111,3 @@ def held_out_score(
         return nll_of(cooled, labels)
     losses = -log_softmax(cooled - np.log(priors))[np.arange(len(labels)), labels]
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
-
-
-def nll_of(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Mean negative log-likelihood in nats."""
-    return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())

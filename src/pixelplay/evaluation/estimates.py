@@ -1,10 +1,9 @@
 """What answers and probabilities are worth: figures of `weighted`, each with its interval."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pixelplay.evaluation.intervals import (
     MIN_UNITS,
@@ -23,6 +22,8 @@ from pixelplay.evaluation.weighted import (
     mean_defined,
     rank,
 )
+
+_RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,38 +141,49 @@ def judge_probs(probs: FloatArray, labels: IntArray, resampling: Resampling) -> 
             class_average_precision=[None] * n_classes,
         )
     losses = np.stack([log_losses(probs, labels), brier_losses(probs, labels)], axis=1)  # (N, 2)
-    rankings = [rank(probs[:, k], labels == k) for k in present]
-
-    def draw(weights: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        means = weights @ losses / weights.sum(axis=1, keepdims=True)  # (R, 2)
-        areas = np.full((2, len(weights), n_classes), np.nan)
-        columns = np.ascontiguousarray(weights.T, dtype=np.float64)  # (N, R)
-        for k, ranking in zip(present, rankings, strict=True):
-            areas[:, :, k] = ranking.areas(columns)
-        return means, np.concatenate([areas, mean_defined(areas)[:, :, None]], axis=2)  # (2, R, K + 1)
-
-    mean, area = draw(np.ones((1, n)))
-    drawn = [draw(weights) for weights in resampling.weights()]
-    means = np.concatenate([part[0] for part in drawn])  # (R, 2)
-    areas = np.concatenate([part[1] for part in drawn], axis=1)  # (2, R, K + 1)
+    drawn = np.concatenate([w @ losses / w.sum(axis=1, keepdims=True) for w in _once_and(resampling)])
+    mean, means = drawn[0], drawn[1:]  # (2,), (R, 2)
+    areas = np.full((2, resampling.n_resamples + 1, n_classes), np.nan)
+    # a ranking takes some 16 bytes for each image: with 1,000 classes too much to hold all at once
+    n_at_once = max(1, _RANKED_CELLS // n)
+    for start in range(0, len(present), n_at_once):
+        some = present[start : start + n_at_once]
+        areas[:, :, some] = _areas_of(some, probs, labels, resampling)
+    macros = mean_defined(areas)  # (2, 1 + R)
     is_enough = bool(support[present].min() >= MIN_UNITS)
-    n_areas = int((~np.isnan(area[0, 0, :-1])).sum())
+    n_areas = int((~np.isnan(areas[0, 0])).sum())
 
     def of_classes(which: int) -> list[Estimate | None]:
         enough = np.minimum(support, n - support) >= MIN_UNITS
-        return resampling.estimates(area[which, 0, :-1], areas[which, :, :-1], n=support, is_enough=enough)
+        return resampling.estimates(areas[which, 0], areas[which, 1:], n=support, is_enough=enough)
 
     def macro(which: int) -> Estimate | None:
         if n_areas == 0:
             return None
-        value, samples = float(area[which, 0, -1]), areas[which, :, -1]
+        value, samples = float(macros[which, 0]), macros[which, 1:]
         return resampling.estimate(value, samples, n=n, is_enough=is_enough, n_classes=n_areas)
 
     return JudgedProbs(
-        log_loss=resampling.estimate(float(mean[0, 0]), means[:, 0], n=n, is_enough=is_enough),
-        brier=resampling.estimate(float(mean[0, 1]), means[:, 1], n=n, is_enough=is_enough),
+        log_loss=resampling.estimate(float(mean[0]), means[:, 0], n=n, is_enough=is_enough),
+        brier=resampling.estimate(float(mean[1]), means[:, 1], n=n, is_enough=is_enough),
         roc_auc=macro(0),
         average_precision=macro(1),
         class_roc_auc=of_classes(0),
         class_average_precision=of_classes(1),
     )
+
+
+def _areas_of(some: IntArray, probs: FloatArray, labels: IntArray, resampling: Resampling) -> FloatArray:
+    """ROC-AUC and average precision of some classes, as they are and on each resample: (2, 1 + R, some)."""
+    rankings = [rank(probs[:, k], labels == k) for k in some]
+    drawn = []
+    for weights in _once_and(resampling):
+        columns = np.ascontiguousarray(weights.T, dtype=np.float64)  # (N, R')
+        drawn.append(np.stack([ranking.areas(columns) for ranking in rankings], axis=2))
+    return np.concatenate(drawn, axis=1)
+
+
+def _once_and(resampling: Resampling) -> Iterator[IntArray]:
+    """Every image once, (1, N), then the multiplicities of all resamples."""
+    yield np.ones((1, resampling.n), dtype=np.int64)
+    yield from resampling.weights()

@@ -66,9 +66,10 @@ def find_positive(
         ConfigError: `asked_precision` is outside (0, 1].
         DataError: the model has not exactly two classes, `positive` is none of them or has no image.
     """
-    if not 0 < asked_precision <= 1:
+    if not isinstance(asked_precision, int | float) or not 0 < asked_precision <= 1:
         raise ConfigError(
-            f"precision {asked_precision} was asked for; it must be above 0 and at most 1; ask for 0.95, say"
+            f"precision {asked_precision!r} was asked for; it must be above 0 and at most 1; "
+            "ask for 0.95, say"
         )
     if len(classes) != 2:
         raise DataError(

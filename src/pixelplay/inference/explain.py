@@ -14,6 +14,7 @@ from pixelplay.checks import check_choice
 from pixelplay.config import ComputeConfig, Method
 from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
+from pixelplay.data.silence import silence_pillow
 from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
 from pixelplay.errors import ConfigError, ImageError, name_some, suggest
 from pixelplay.evaluation.calibration import natural_probs
@@ -222,7 +223,8 @@ def _look_at(explainer: Explainer, index: ImageIndex, path: str, label: str | No
     name = index.store.shown(path)
     try:
         data = index.store.read(path)
-        pixels = decode_image(data, path=path, target_px=explainer.input_size)
+        with silence_pillow():
+            pixels = decode_image(data, path=path, target_px=explainer.input_size)
     except ImageError as error:
         return Look(path=name, pixels=np.empty((0, 0, 3), np.uint8), error=error.detached())
     return Look(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))

@@ -105,10 +105,14 @@ class JointPredictor:
             # what one model could not read has no answer
             worst = [next((c for c in chunks if c.status[i] != "ok"), chunks[0]) for i in range(n)]
             probs = self._concord.mean([chunk.probs for chunk in chunks])
+            novelty = chunks[0].novelty
+            if novelty is not None:
+                novelty = np.where(np.isnan(probs).any(axis=1), np.nan, novelty)
             yield replace(
                 chunks[0],
                 probs=probs,
                 pred=self._concord.decide(probs),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
+                novelty=novelty,
             )

@@ -170,9 +170,8 @@ class Predictor:
     ) -> Predictions:
         bundle = self._bundle
         logits = bundle.head.logits(features)  # (N, K), NaN where nothing was read
-        probs = np.full(logits.shape, np.nan)
+        probs = natural_probs(logits, bundle.temperature)
         is_ok = np.array([loaded.error is None for loaded in chunk])
-        probs[is_ok] = natural_probs(logits[is_ok], bundle.temperature)
         novelty = np.full(len(logits), np.nan)
         novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
         return Predictions(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pixelplay.errors import DataError, counted
+from pixelplay.errors import SHOWN, DataError, counted, name_first
 from pixelplay.inference.predictor import Predictions
 from pixelplay.journal import Journal
 
@@ -24,7 +24,7 @@ class Tally:
         n_novel: those that are less like what was learned from than one in a hundred is; None where the
             model cannot tell.
         labels: decided class → photographs.
-        last_error: path and reason of the last one without a prediction.
+        errors: path and reason of the first ones without a prediction.
     """
 
     n: int = 0
@@ -32,7 +32,7 @@ class Tally:
     n_unsure: int | None = None
     n_novel: int | None = None
     labels: Counter[str] = field(default_factory=Counter)
-    last_error: str = ""
+    errors: list[str] = field(default_factory=list)
 
     def add(self, chunk: Predictions) -> None:
         """Count further predictions."""
@@ -44,23 +44,26 @@ class Tally:
             self.n_unsure = (self.n_unsure or 0) + int((is_ok & ~chunk.answered).sum())
         if chunk.novelty is not None:
             self.n_novel = (self.n_novel or 0) + int((chunk.novelty[is_ok] >= NOVEL).sum())
-        for i in np.flatnonzero(~is_ok)[-1:]:
-            self.last_error = f"{chunk.paths[i]}: {chunk.errors[i]}"
+        room = SHOWN - len(self.errors)
+        self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:room]]
 
-    def say_what_is_missing(self, out: str, journal: Journal) -> None:
-        """Note how many have no prediction.
+    def say_what_is_missing(self, table: str | None, journal: Journal) -> None:
+        """Note how many have no prediction, and why.
 
         Args:
-            out: the table that says why.
+            table: where a row of each says so; None: nowhere else.
 
         Raises:
             DataError: none has one.
         """
         if self.n_bad == self.n:
-            n = counted(self.n, "photograph")
-            raise DataError(f"none of {n} can be read; {out} says why; last: {self.last_error}")
+            where = "" if table is None else f"{table} says why; "
+            raise DataError(
+                f"none of {counted(self.n, 'photograph')} can be read; {where}first: {self.errors[0]}"
+            )
         if self.n_bad:
-            journal.note(f"{self.n_bad} of {self.n} photographs could not be read; their rows say why")
+            why = name_first(self.errors, self.n_bad) if table is None else "their rows say why"
+            journal.note(f"{self.n_bad} of {self.n} photographs could not be read; {why}")
 
     def describe(self) -> str:
         """One line for people."""

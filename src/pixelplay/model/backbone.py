@@ -55,13 +55,18 @@ class Backbone(nn.Module):
         n_stages = len(stage_modules(self.network))
         return tuple(range(max(0, n_stages - N_STAGES), n_stages)) if self.features == "stages" else ()
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm knows of the weights: input size, mean, classifier's name and more."""
+        config: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
+        return config
+
     @cached_property
     def n_features(self) -> int:
         """D, the length of the feature vector."""
-        config: Any = self.network.pretrained_cfg
         was_training = self.training
         with torch.inference_mode():
-            n_features = self.eval()(torch.zeros(1, *config["input_size"])).shape[1]
+            n_features = self.eval()(torch.zeros(1, *self.pretrained_cfg["input_size"])).shape[1]
         self.train(was_training)
         return int(n_features)
 
@@ -193,11 +198,7 @@ def load_backbone(
     fill_network(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
     backbone, preprocessing = Backbone(timm_name, network, features), _preprocessing_of(network)
     if input_size is not None:
-        if reason := why_refused(backbone, input_size):
-            raise ConfigError(
-                f"{backbone.name} takes no images of {input_size} px ({reason}); its weights were trained "
-                f"with {preprocessing.input_size} px"
-            )
+        check_input_size(backbone, input_size)
         preprocessing = replace(preprocessing, input_size=input_size)
     return LoadedBackbone(
         backbone=backbone,
@@ -205,6 +206,20 @@ def load_backbone(
         weights_id=found.sha256,
         origin=found.origin,
     )
+
+
+def check_input_size(backbone: Backbone, size_px: int) -> None:
+    """Raise for a size that a network cannot take.
+
+    Raises:
+        ConfigError: with the reason, and the size that its weights were trained with.
+    """
+    native_px = int(backbone.pretrained_cfg["input_size"][-1])
+    if size_px != native_px and (reason := why_refused(backbone, size_px)):
+        raise ConfigError(
+            f"{backbone.name} takes no images of {size_px} px ({reason}); its weights were trained "
+            f"with {native_px} px"
+        )
 
 
 def why_refused(backbone: Backbone, size_px: int) -> str | None:
@@ -230,8 +245,32 @@ def create_network(timm_name: str) -> Any:
             raise ConfigError(f"backbone {timm_name!r} cannot be built: {error}") from None
 
 
+def create_filled(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
+    """Build a network that a stranger names, once it is known that the stranger's weights fit.
+
+    Those are already in memory; a name may stand for a network that is larger than all of it.
+
+    Raises:
+        BundleError: keys or shapes that do not fit; the first ten are named.
+    """
+    with torch.device("meta"):  # shapes without values
+        fitting_state(create_network(timm_name), state, origin)
+    network = create_network(timm_name)
+    fill_network(network, state, origin)
+    return network
+
+
 def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load weights into a network without classifier.
+
+    Raises:
+        BundleError: keys or shapes that do not fit; the first ten are named.
+    """
+    network.load_state_dict({**network.state_dict(), **fitting_state(network, state, origin)}, strict=True)
+
+
+def fitting_state(network: nn.Module, state: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """Weights without those of a classifier, which must be all that the network has, and no others.
 
     Raises:
         BundleError: keys or shapes that do not fit; the first ten are named.
@@ -253,7 +292,7 @@ def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> N
         if keys:
             architecture = config["architecture"]
             raise BundleError(f"{origin} does not fit {architecture}: it {what} {name_some(keys)}")
-    network.load_state_dict({**own, **state}, strict=True)
+    return state
 
 
 def _left_out(network: nn.Module, classifiers: Sequence[str]) -> Iterator[str]:

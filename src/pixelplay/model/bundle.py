@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pixelplay.config import MAX_INPUT_PX, Precision
+from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
 from pixelplay.evaluation.held_out import HeldOut
@@ -29,7 +29,8 @@ from pixelplay.model.backbone import (
     Backbone,
     FeatureKind,
     check_backbone_name,
-    create_network,
+    check_input_size,
+    create_filled,
     fill_network,
     stage_modules,
 )
@@ -213,8 +214,8 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
             f"this PixelPlay makes {FEATURES_VERSION}); train it again"
         )
     check_backbone_name(name)  # only timm's own list: a name cannot reach out
-    network = create_network(name)
-    _fill(network, folder, BACKBONE)
+    weights = os.path.join(folder, BACKBONE)
+    network = create_filled(name, read_state_dict(weights), weights)
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
         raise ValueError(f"features {features!r}")
     backbone = Backbone(name, network, features)
@@ -299,7 +300,8 @@ def _with_branches(
         raise ValueError(f"no digest of {unvouched[0]}")
     tails = [Tail(backbone, n_front) for n_front in n_fronts]
     for name, tail in zip(names, tails, strict=True):
-        _fill(tail.network, folder, name)
+        path = os.path.join(folder, name)
+        fill_network(tail.network, read_state_dict(path), path)
     return BranchedBackbone(backbone, tails)
 
 
@@ -315,11 +317,6 @@ def _state_of(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
 
 
-def _fill(network: nn.Module, folder: str, name: str) -> None:
-    path = os.path.join(folder, name)
-    fill_network(network, read_state_dict(path), path)
-
-
 def _check(bundle: Bundle) -> None:
     n_classes, n_features = len(bundle.classes), bundle.backbone.n_features
     head, preprocessing = bundle.head, bundle.preprocessing
@@ -332,6 +329,7 @@ def _check(bundle: Bundle) -> None:
         "priors": bundle.priors.shape == (n_classes,) and bool((bundle.priors > 0).all()),
         "temperature": 0 < bundle.temperature < np.inf,
         "tau": bool(np.isfinite(bundle.tau)),
+        "metric": bundle.metric in get_args(Metric),
         "precision": bundle.precision in ("fp32", "bf16"),
         "input_size": 1 <= preprocessing.input_size <= MAX_INPUT_PX,
         "mean": len(preprocessing.mean) == 3 and bool(np.isfinite(preprocessing.mean).all()),
@@ -343,3 +341,4 @@ def _check(bundle: Bundle) -> None:
     wrong = [name for name, is_right in is_sound.items() if not is_right]
     if wrong:
         raise ValueError(", ".join(wrong))
+    check_input_size(bundle.backbone, preprocessing.input_size)

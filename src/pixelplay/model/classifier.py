@@ -160,7 +160,7 @@ def _set_drop_path(tail: Tail, share: float) -> None:
     blocks = [
         layer
         for layer in tail.network.modules()
-        if any(hasattr(layer, name) for name in names) and getattr(layer, "has_skip", True)
+        if any(hasattr(layer, name) for name in names) and _has_way_around(layer)
     ]
     if not blocks:
         raise ConfigError(
@@ -171,6 +171,12 @@ def _set_drop_path(tail: Tail, share: float) -> None:
         for name in names:
             if hasattr(block, name):
                 setattr(block, name, DropPath(share * i / len(blocks)))
+
+
+def _has_way_around(block: nn.Module) -> bool:
+    """Whether anything is left of the signal where a block's branch is left out; timm's blocks say it so."""
+    is_residual = getattr(block, "has_skip", True) and getattr(block, "residual", True)
+    return bool(is_residual and getattr(block, "identity", True) is not None)
 
 
 def _to_array(values: Tensor) -> NDArray[np.float32]:

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +79,10 @@ class Device:
     def autocast(self) -> torch.autocast:
         """Context in which they run in the chosen numbers."""
         return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
+
+    def generators(self) -> list[int]:
+        """Positions of the GPUs whose random numbers `torch.random.fork_rng` is to give back."""
+        return [torch.cuda.current_device()] if self.name == "cuda" else []
 
 
 def find_device(compute: ComputeConfig) -> Device:
@@ -163,15 +168,11 @@ class FeatureExtractor:
             views = np.stack([self(pixels[:, v]) for v in range(pixels.shape[1])])  # (V, B, D)
             return np.asarray(views.mean(axis=0))
         n = len(pixels)
-        if n < self.batch_size:
-            padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)
-            pixels = np.concatenate([pixels, padding])
-        try:
+        with batches_that_fit(self.device, self.batch_size):
+            if n < self.batch_size:
+                padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)
+                pixels = np.concatenate([pixels, padding])
             features = self.extract(torch.from_numpy(pixels))
-        except torch.OutOfMemoryError:
-            raise ConfigError(
-                f"{self.device} has too little memory for batches of {self.batch_size}; lower --batch-size"
-            ) from None
         return np.asarray(features[:n].cpu().numpy())
 
     @torch.inference_mode()
@@ -196,6 +197,30 @@ class FeatureExtractor:
             "numbers": f"{self.device} {self._dtype}",
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def batches_that_fit(device: str, batch_size: int) -> Iterator[None]:
+    """Say what to lower where memory runs out while a network only looks.
+
+    Raises:
+        ConfigError: it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
+        ) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: CUDA has an error of its own, a CPU and MPS say it in words."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or any(said in str(error) for said in words)
 
 
 def make_extractor(

@@ -79,17 +79,25 @@ def compare_runs(
             is_known=is_known[keep],
         )
 
-    if is_seen.any() and not is_seen[is_ok].all():
+    n_unseen = int((is_ok & ~is_seen).sum())
+    if is_seen.any() and n_unseen:
         journal.note(
-            f"the difference is shown for the {(is_ok & ~is_seen).sum()} photographs that neither model has "
-            "learned from"
+            f"the difference is shown for the {n_unseen} photographs that neither model has learned from"
+        )
+    elif is_seen.any():
+        learned = " and ".join(
+            f"{run} from {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True)
+        )
+        journal.note(
+            f"each of the {is_ok.sum()} photographs was learned from by a model ({learned}): the difference "
+            "says little about new ones"
         )
     return RunComparison(
         runs=runs,
         metric=bundles[0].metric,
         everything=measure(is_ok),
         n_trained_on=int(is_seen.sum()),
-        unseen=measure(is_ok & ~is_seen) if is_seen.any() and (is_ok & ~is_seen).any() else None,
+        unseen=measure(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
     )
 
 

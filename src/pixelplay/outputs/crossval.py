@@ -23,10 +23,11 @@ from pixelplay.evaluation.reliability import compare_reliability
 from pixelplay.evaluation.weighted import label_metric
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
-from pixelplay.outputs.judged import Judged
+from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.oof import write_oof
 from pixelplay.outputs.records import (
     METRICS_VERSION,
+    chosen_by,
     describe_data,
     describe_decision,
     describe_origin,
@@ -58,6 +59,8 @@ class CrossvalReport:
         depths: how deep the folds were trained → how many.
         deployed: "ensemble", the mean of all folds' classifiers, or "single", one that learned from all.
         test: figures of the given test part for what is deployed; None where the data gives none.
+        test_without_copies: the same without test photographs that had a copy in training.
+        test_corrected: on the labels as the user has corrected them; None where none differs.
         baseline: what always guessing the commonest class scores.
         train_counts: class → photographs that took part.
         folds: what each fold has chosen.
@@ -79,6 +82,8 @@ class CrossvalReport:
     depths: Mapping[str, int]
     deployed: str
     test: Evaluation | None
+    test_without_copies: Evaluation | None
+    test_corrected: Evaluation | None
     baseline: Baseline
     train_counts: Mapping[str, int]
     folds: Sequence[Mapping[str, Any]]
@@ -108,11 +113,13 @@ class CrossvalReport:
     def to_json(self) -> dict[str, Any]:
         """Turn the report into metrics.json: every number with who chose and who measured."""
         by = {"chosen_on": CHOOSER, "measured_on": "oof"}
-        more: dict[str, Any] = {}
-        if self.oof_corrected is not None:
-            more["oof_corrected"] = {**by, **self.oof_corrected.to_json()}
-        if self.test is not None:
-            more["test"] = {"chosen_on": "oof", "measured_on": "test", **self.test.to_json()}
+        by_deployed = {"chosen_on": "oof", "measured_on": "test"}
+        more = {
+            "oof_corrected": (by, self.oof_corrected),
+            "test": (by_deployed, self.test),
+            "test_without_copies": (by_deployed, self.test_without_copies),
+            "test_corrected": (by_deployed, self.test_corrected),
+        }
         return {
             "format_version": METRICS_VERSION,
             "headline": {"metric": self.metric, **self.headline.to_json(), **by},
@@ -121,19 +128,29 @@ class CrossvalReport:
             "depths": dict(self.depths),
             "by_fold": {
                 "metric": self.metric,
+                **by,
                 "values": list(self.fold_values),
                 "mean": float(np.mean(self.fold_values)),
                 "sd": self.fold_sd,
             },
-            "baseline": {**self.baseline.to_json(), "n": self.oof.n, "measured_on": "oof"},
+            "baseline": {
+                **self.baseline.to_json(),
+                "n": self.oof.n,
+                "chosen_on": "train+val",
+                "measured_on": "oof",
+            },
             "oof": {**by, **self.oof.to_json()},
             "deployed": self.deployed,
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
-            **more,
+            **{
+                name: {**who, **figures.to_json()}
+                for name, (who, figures) in more.items()
+                if figures is not None
+            },
             "folds": [dict(fold) for fold in self.folds],
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
-            "calibration": None if self.calibration is None else dict(self.calibration),
+            "calibration": chosen_by(CHOOSER, self.calibration),
             "suspects": self.suspects.summary(),
             "notes": list(self.notes),
         }
@@ -172,6 +189,8 @@ def make_crossval_report(
         depths=Counter(part.depth for part in validation.parts),
         deployed="ensemble" if deployed.alone is None else "single",
         test=None if test is None else test.evaluation,
+        test_without_copies=judge_without_copies(material, test, config.seed),
+        test_corrected=None if test is None else test.corrected,
         baseline=majority_baseline(counts, labels[held_out], oof.classes),
         train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
         folds=[_describe_fold(part, validation) for part in validation.parts],

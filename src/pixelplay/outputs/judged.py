@@ -1,6 +1,6 @@
 """Logits of labelled photographs → figures, and rows that show them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,12 +143,13 @@ def judge_test(material: Material, ask: Ask, decision: Decision, seed: int) -> J
     return judge(material, test, decision.apply(ask(test)), seed) if len(test) else None
 
 
-def judge_again(material: Material, judged: Judged, keep: NDArray[np.bool_], seed: int) -> Evaluation | None:
-    """Measure again on a subset of the part, a mask (N,); None where nothing is left."""
-    if not keep.any():
+def judge_without_copies(material: Material, test: Judged | None, seed: int) -> Evaluation | None:
+    """Measure the test part without photographs that had a copy in training; None where none had, or all."""
+    if test is None or not len(material.parts.copied):
         return None
-    kept = judged.predictions.probs[keep], judged.predictions.pred[keep]
-    return judge(material, judged.positions[keep], kept, seed).evaluation
+    kept = ~np.isin(test.positions, material.parts.copied)
+    decided = test.predictions.probs[kept], test.predictions.pred[kept]
+    return judge(material, test.positions[kept], decided, seed).evaluation if kept.any() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ class EvaluationReport:
     Attributes:
         evaluation: figures over the readable labelled photographs.
         part: the given part that was scored, or "all".
-        n_unreadable: labelled photographs that could not be read and are not in the figures.
+        unreadable: path, status and reason of labelled photographs that are not in the figures.
         n_trained_on: scored photographs that the model has learned from.
         unseen: the same figures without those; None where there are none, or nothing else.
         against: the difference to another model, if one was named.
@@ -166,7 +167,7 @@ class EvaluationReport:
 
     evaluation: Evaluation
     part: str
-    n_unreadable: int
+    unreadable: Sequence[Mapping[str, str]]
     n_trained_on: int
     unseen: Evaluation | None
     against: RunComparison | None = None
@@ -176,7 +177,8 @@ class EvaluationReport:
         return {
             **self.evaluation.to_json(),
             "part": self.part,
-            "n_unreadable": self.n_unreadable,
+            "n_unreadable": len(self.unreadable),
+            "unreadable": [dict(bad) for bad in self.unreadable],
             "n_trained_on": self.n_trained_on,
             "unseen": None if self.unseen is None else self.unseen.to_json(),
             "against": None if self.against is None else self.against.to_json(),
@@ -242,13 +244,17 @@ def evaluate_predictions(
         DataError: no photograph could be read.
     """
     is_ok = predictions.pred >= 0
-    n_unreadable = int((~is_ok).sum())
-    if n_unreadable == len(predictions):
-        raise DataError(
-            f"none of the {n_unreadable} labelled photographs could be read; first: {predictions.errors[0]}"
+    unreadable = [
+        {"path": predictions.paths[i], "status": predictions.status[i], "reason": predictions.errors[i]}
+        for i in np.flatnonzero(~is_ok)
+    ]
+    named = name_some([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
+    if not is_ok.any():
+        raise DataError(f"none of the {len(unreadable)} labelled photographs could be read: {named}")
+    if unreadable:
+        journal.note(
+            f"{len(unreadable)} labelled photographs could not be read and are not in the figures: {named}"
         )
-    if n_unreadable:
-        journal.note(f"{n_unreadable} labelled photographs could not be read and are not in the figures")
     classes = all_names(bundle.classes, index.classes)
     labels = renumbered(index.classes, classes)[index.labels]
     unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
@@ -281,7 +287,7 @@ def evaluate_predictions(
     return EvaluationReport(
         evaluation=measure(is_ok, at_precision),
         part=part,
-        n_unreadable=n_unreadable,
+        unreadable=unreadable,
         n_trained_on=int(seen.sum()),
         unseen=unseen,
     )

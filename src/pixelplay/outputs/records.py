@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
-from pixelplay.data.audit import describe_set
+from pixelplay.data.audit import describe_findings
 from pixelplay.data.split import IntArray
 from pixelplay.data.store import ZipStore
 from pixelplay.evaluation.decision import Decision
@@ -19,7 +19,7 @@ from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
 from pixelplay.journal import Journal
 from pixelplay.model.bundle import write_json
-from pixelplay.outputs.judged import Judged, judge_again
+from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
 from pixelplay.training.curve import measure_curve
@@ -125,13 +125,18 @@ class TrainReport:
                 if part is not None
             },
             "val_is_before_refit": self.is_refitted,
-            "calibration": None if self.calibration is None else dict(self.calibration),
-            "learning_curve": None if self.learning_curve is None else dict(self.learning_curve),
+            "calibration": chosen_by(chooser, self.calibration),
+            "learning_curve": chosen_by(chooser, self.learning_curve),
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "suspects": self.suspects.summary(),
             "notes": list(self.notes),
         }
+
+
+def chosen_by(chooser: str, figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Figures that say themselves what measured them, with what chose."""
+    return None if figures is None else {"chosen_on": chooser, **figures}
 
 
 def make_report(
@@ -150,10 +155,6 @@ def make_report(
     """
     held_out, test = judged
     headline = test or held_out
-    copied = material.parts.copied
-    without = None
-    if test is not None and len(copied):
-        without = judge_again(material, test, ~np.isin(test.positions, copied), config.seed)
     calibration = None
     if test is not None:
         probs = test.predictions.probs
@@ -164,7 +165,7 @@ def make_report(
         run_dir=run_dir,
         metric=config.metric,
         test=None if test is None else test.evaluation,
-        test_without_copies=without,
+        test_without_copies=judge_without_copies(material, test, config.seed),
         corrected={
             name: part.corrected
             for name, part in ((learned.part, held_out), ("test", test))
@@ -284,18 +285,10 @@ def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, A
 
 def describe_data(material: Material) -> dict[str, Any]:
     """What the data showed: unreadable files, duplicates, conflicts, copies of test photographs."""
-    index, duplicates = material.index, material.duplicates
+    index = material.index
     return {
         "n_usable": len(index),
-        "unreadable": [
-            {"path": error.path, "status": error.status, "reason": error.reason}
-            for error in material.errors.values()
-        ],
-        "skipped": dict(index.skipped),
-        "duplicates": [describe_set(index, members) for members in duplicates.sets],
-        "near_duplicates": [describe_set(index, members) for members in duplicates.near],
-        "look_alikes": [describe_set(index, members) for members in duplicates.large],
-        "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
+        **describe_findings(index, material.errors.values(), material.duplicates),
         "removed_from_training": list(_paths(material, material.parts.removed)),
         "corrections": [
             {

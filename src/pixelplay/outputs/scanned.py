@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pixelplay.data.audit import FEW, Audit, count_kinds, describe_set, find_coverage
+from pixelplay.data.audit import FEW, Audit, count_kinds, describe_findings, describe_set, find_coverage
 from pixelplay.data.imbalance import imbalance_ratio
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import SHOWN, counted, name_some, printable
@@ -22,7 +22,6 @@ def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
     """Everything that scan found, each finding with its files."""
     counts = index.class_counts()
     formats, smallest, largest = count_kinds(audit)
-    duplicates = audit.duplicates
     coverage = find_coverage(index)
     return {
         "source": index.source,
@@ -38,19 +37,12 @@ def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
         "formats": dict(formats.most_common()),
         "smallest_px": smallest,
         "largest_px": largest,
-        "unreadable": [
-            {"path": e.path, "status": e.status, "reason": e.reason} for e in audit.errors.values()
-        ],
-        "duplicates": [describe_set(index, members) for members in duplicates.sets],
-        "near_duplicates": [describe_set(index, members) for members in duplicates.near],
-        "look_alikes": [describe_set(index, members) for members in duplicates.large],
-        "conflicts": [describe_set(index, members) for members in duplicates.conflicts],
-        "leaks": [describe_set(index, members) for members in duplicates.leaks],
+        **describe_findings(index, audit.errors.values(), audit.duplicates),
+        "leaks": [describe_set(index, members) for members in audit.duplicates.leaks],
         "expected_without_images": list(coverage.absent),
         "expected_with_few_images": dict(coverage.few),
         "reachable_accuracy": coverage.reachable,
         "test_share_with_few_images": coverage.in_few,
-        "skipped": dict(index.skipped),
         "notes": list(index.notes),
     }
 

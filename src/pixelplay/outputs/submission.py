@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pixelplay.config import CautionConfig
 from pixelplay.data.index import composed
@@ -51,10 +51,10 @@ def check_submission(
         )
     if probability_of is not None:
         _check_probability_of(probability_of, sample, classes)
-    asked = _asked_classes(columns, classes, probability_of)
+    asked = _asked_classes(sample, classes, probability_of)
     if asked is None:
         _check_labels(sample, classes)
-    elif not set(asked) & set(classes):
+    elif not _known(asked, classes):
         raise DataError(
             f"{sample.name} has the columns {name_some(columns[1:])}, none of which is a class of the model: "
             f"{name_some(classes)}"
@@ -80,12 +80,18 @@ def write_submission(
     columns = list(sample.columns)
     ids = list(sample.columns[columns[0]])
     row_of = _match_ids(ids, predictions)
-    if all(row is None for row in row_of):
+    named = [row for row in row_of if row is not None]
+    if not named:
         raise DataError(
-            f"no id of {sample.name} names a readable photograph: ids such as {ids[0]!r}, "
-            f"photographs such as {predictions.paths[0]!r}; give the folder that the ids are about"
+            f"no id of {sample.name} names a photograph: ids such as {ids[0]!r}, photographs such as "
+            f"{predictions.paths[0]!r}; give the folder that the ids are about"
         )
-    asked = _asked_classes(columns, predictions.classes, probability_of)
+    row_of = [None if row is None or predictions.status[row] != "ok" else row for row in row_of]
+    if all(row is None for row in row_of):
+        first = f"{predictions.paths[named[0]]}: {predictions.errors[named[0]]}"
+        raise DataError(f"no photograph that {sample.name} names can be read; first: {first}")
+    asked = _asked_classes(sample, predictions.classes, probability_of)
+    spelling = {composed(cell): cell for cell in sample.columns[columns[1]]}  # the sample's own
     # ids and labels are written exactly as they are: the file is for a program
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -93,7 +99,7 @@ def write_submission(
         writer.writerow(sample.header or columns)
         for i, row in enumerate(row_of):
             own = [sample.columns[name][i] for name in columns[1:]]
-            writer.writerow([ids[i], *(own if row is None else _fill(predictions, row, asked))])
+            writer.writerow([ids[i], *(own if row is None else _fill(predictions, row, asked, spelling))])
     os.replace(partial, path)
     notes = _note_ids(ids, row_of, predictions)
     if asked is None:
@@ -101,13 +107,26 @@ def write_submission(
     return notes if probability_of is not None else notes + _note_columns(asked, predictions.classes)
 
 
-def _asked_classes(
-    columns: Sequence[str], classes: Sequence[str], probability_of: str | None
-) -> Sequence[str] | None:
-    """Classes whose probabilities the columns behind the id are to hold; None: a column of labels."""
+def _asked_classes(sample: Table, classes: Sequence[str], probability_of: str | None) -> Sequence[str] | None:
+    """Classes whose probabilities the columns behind the id are to hold; None: a column of labels.
+
+    A column may be named like a class and hold classes all the same: "label" among the classes "label" and
+    "other". A number says nothing there, where classes are numbers too.
+    """
     if probability_of is not None:
         return [probability_of]
-    return None if len(columns) == 2 and columns[1] not in classes else columns[1:]
+    columns = list(sample.columns)[1:]
+    if len(columns) > 1:
+        return columns
+    cells = sample.columns[columns[0]]
+    holds_classes = len(_known(cells, classes)) == len(cells) and not any(map(_is_number, cells))
+    return None if holds_classes or not _known(columns, classes) else columns
+
+
+def _known(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Those that are classes, in whatever spelling of Unicode."""
+    known = set(map(composed, classes))
+    return [name for name in names if composed(name) in known]
 
 
 def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> None:
@@ -127,7 +146,11 @@ def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> 
 def _check_labels(sample: Table, classes: Sequence[str]) -> None:
     """Raise DataError where the one column of a sample plainly wants a probability."""
     name = list(sample.columns)[1]
-    fractions = [cell for cell in sample.columns[name] if cell not in classes and _is_fraction(cell)]
+    fractions = [
+        cell
+        for cell in sample.columns[name]
+        if cell not in classes and _is_number(cell) and not float(cell).is_integer()
+    ]
     if fractions:
         raise DataError(
             f"{sample.name} has {fractions[0]!r} in its column {name!r}, a probability and no class; say of "
@@ -135,16 +158,15 @@ def _check_labels(sample: Table, classes: Sequence[str]) -> None:
         )
 
 
-def _is_fraction(cell: str) -> bool:
+def _is_number(cell: str) -> bool:
     try:
-        value = float(cell)
+        return math.isfinite(float(cell))
     except ValueError:
         return False
-    return math.isfinite(value) and not value.is_integer()
 
 
 def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]:
-    """Row of the readable image that each id names: by the end of its path, with extension or without."""
+    """Row of the image that each id names: by the end of its path, with extension or without."""
     rows: dict[str, list[int]] = {}
     depths = {name.strip().count("/") for name in ids}
     for row, path in enumerate(predictions.paths):
@@ -160,17 +182,19 @@ def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]
             raise DataError(
                 f"id {name!r} of the sample fits {len(matches)} images: {named}; give only the right folder"
             )
-        is_ok = bool(matches) and predictions.status[matches[0]] == "ok"
-        found.append(matches[0] if is_ok else None)
+        found.append(matches[0] if matches else None)
     return found
 
 
-def _fill(predictions: Predictions, row: int, asked: Sequence[str] | None) -> list[str]:
-    """A row's label, or the probabilities of the classes that are asked for."""
+def _fill(
+    predictions: Predictions, row: int, asked: Sequence[str] | None, spelling: Mapping[str, str]
+) -> list[str]:
+    """A row's label, spelled as in the sample, or the probabilities of the classes that are asked for."""
     if asked is None:
-        return [predictions.classes[predictions.pred[row]]]
-    shown = dict(zip(predictions.classes, predictions.probs[row], strict=True))
-    return [f"{shown[name]:.9g}" if name in shown else "0" for name in asked]
+        label = predictions.classes[predictions.pred[row]]
+        return [spelling.get(composed(label), label)]
+    shown = dict(zip(map(composed, predictions.classes), predictions.probs[row], strict=True))
+    return [f"{shown[composed(name)]:.9g}" if composed(name) in shown else "0" for name in asked]
 
 
 def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Predictions) -> list[str]:
@@ -194,14 +218,15 @@ def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Pre
 def _note_labels(cells: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Say where a sample's labels are of other classes; one and the same everywhere is a place holder."""
     theirs = sorted({cell for cell in cells if cell})
-    if len(theirs) < 2 or set(theirs) & set(classes):
+    if len(theirs) < 2 or _known(theirs, classes):
         return []
     return [f"no label of the sample ({name_some(theirs)}) is a class of the model ({name_some(classes)})"]
 
 
 def _note_columns(columns: Sequence[str], classes: Sequence[str]) -> list[str]:
-    unknown = [name for name in columns if name not in classes]
-    unasked = [name for name in classes if name not in columns]
+    known, asked = _known(columns, classes), set(map(composed, columns))
+    unknown = [name for name in columns if name not in known]
+    unasked = [name for name in classes if composed(name) not in asked]
     notes = []
     if unknown:
         notes.append(

@@ -144,7 +144,9 @@ def _comparison(found: "RunComparison") -> list[str]:
     """Both models' figures, how far they are apart, and whether that is shown."""
     first, second = found.runs
     fairest = found.fairest
-    where = "" if found.unseen is None else " that neither model was trained on"
+    where = " that neither model was trained on" if found.unseen else ""
+    if found.n_trained_on and not found.unseen:
+        where = ", each of which a model was trained on"
     lines = [f"{first} less {second}: {counted(fairest.n, 'photograph')}{where}"]
     rows = []
     for name, difference in fairest.differences.items():

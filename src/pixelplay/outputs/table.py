@@ -200,5 +200,8 @@ def _columns(chunk: Predictions) -> dict[str, list[Any]]:
 
 
 def _as_text(name: str) -> str:
-    """A file name in valid Unicode, which Parquet asks for; bytes that are none become "\ufffd"."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A file name in valid Unicode, which Parquet asks for; a byte that is none shows as "\\xe4".
+
+    Different names stay different: of two columns with one name Parquet would keep one.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -23,11 +23,11 @@ from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import HEEDED_BY, augment_view
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.loader import map_ahead
+from pixelplay.data.loader import default_workers, map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import Device, Normaliser, to_device
+from pixelplay.model.features import Device, Normaliser, batches_that_fit, to_device
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
@@ -70,7 +70,8 @@ def stream(
     batches: Sequence[AnyBatch], load: Callable[[AnyBatch], Callable[[], Inputs]], num_workers: int | None
 ) -> Iterator[tuple[AnyBatch, Inputs]]:
     """Yield batches in order with their inputs, a few loaded ahead."""
-    loaded = map_ahead(load, batches, num_workers=num_workers, ahead=8)
+    ahead = max(8, num_workers or default_workers())  # none of them is idle
+    loaded = map_ahead(load, batches, num_workers=num_workers, ahead=ahead)
     for batch, bring in zip(batches, loaded, strict=True):
         yield batch, bring()
 
@@ -296,7 +297,8 @@ class ViewSource:
         n = len(pixels)
         # every batch is full, so that a view does not depend on how many others came with it
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
-        with self._pixels.device.autocast():
+        device = self._pixels.device
+        with batches_that_fit(device.name, batch_size), device.autocast():
             maps, moments = self._front(self._normalise(torch.from_numpy(full)))
         maps = maps[:n].to(self._dtype).contiguous().cpu()
         parts = [maps.view(torch.uint8).reshape(n, -1), moments[:n].cpu().view(torch.uint8).reshape(n, -1)]

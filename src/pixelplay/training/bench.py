@@ -131,7 +131,7 @@ class Bench:
         """Tail and head, ready to train."""
         settings, n_classes = self.config.finetune, self.material.n_known
         features = self.material.features[self.train]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=self.workplace.device.generators()):
             torch.manual_seed(self.config.seed)
             head: TrainedLinear | TrainedMlp
             if settings.head == "mlp":

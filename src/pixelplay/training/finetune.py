@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelplay.evaluation.decision import held_out_score, nll_of
+from pixelplay.evaluation.calibration import nll_of
+from pixelplay.evaluation.decision import held_out_score
 from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
@@ -48,9 +49,8 @@ def finetune(
     Raises:
         ConfigError: too little memory; the message says what to lower.
     """
-    devices = [torch.cuda.current_device()] if job.device.name == "cuda" else []
     with (
-        torch.random.fork_rng(devices=devices),
+        torch.random.fork_rng(devices=job.device.generators()),
         numerics(job),
         memory_errors_explained(job.device.name, job.batch_size),
     ):
@@ -236,13 +236,14 @@ class _Run:
         where.seconds += time.monotonic() - start
         if where.epoch > 1:
             held_out = (
-                f"val loss {row['val_loss']:.3f}, val accuracy {row['val_accuracy']:.3f}"
+                f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, balanced "
+                f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}"
                 if len(logits)
                 else "train and val together"
             )
             self.journal.tell(
                 f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
-                f"{row['img_per_s']:.0f} img/s"
+                f"lr {row['lr']:.1e}, {row['img_per_s']:.0f} img/s"
             )
 
     @contextmanager

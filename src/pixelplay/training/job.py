@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
 from pixelplay.errors import ConfigError
-from pixelplay.model.features import Device
+from pixelplay.model.features import Device, is_out_of_memory
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.depth import may_focus
 from pixelplay.training.focus import expected_draws, whole_draws
@@ -213,10 +213,3 @@ def memory_errors_explained(device: str, batch_size: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise too_little_memory(device, batch_size) from None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: CUDA has an error of its own, a CPU and MPS say it in words."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or any(said in str(error) for said in words)

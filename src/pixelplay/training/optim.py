@@ -26,7 +26,8 @@ def make_optimizer(
     for name, value, distance in classifier.distances():
         is_head = name.startswith("head.")
         lr = finetune.head_lr if is_head else top_lr * layer_decay**distance
-        decay = finetune.weight_decay if value.ndim > 1 else 0.0
+        is_vector = sum(side > 1 for side in value.shape) <= 1  # some layer scales are (C, 1, 1)
+        decay = 0.0 if is_vector else finetune.weight_decay
         groups.setdefault((lr * scale, decay), []).append(value)
     return torch.optim.AdamW(
         [

@@ -13,11 +13,12 @@ import torch
 from pixelplay.errors import PixelPlayError, counted
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import stage_modules
+from pixelplay.model.features import is_out_of_memory
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
 from pixelplay.training.depth import TunedDepth
-from pixelplay.training.job import is_out_of_memory, too_little_memory
+from pixelplay.training.job import too_little_memory
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
     AIM,
@@ -52,11 +53,12 @@ def make_plan(bench: Bench, depth: TunedDepth, journal: Journal) -> Plan:
         ConfigError: the plan cannot be read, or the network cannot be cut.
     """
     path = os.path.join(bench.workplace.folder, "plan.json")
-    if os.path.isfile(path):  # of the interrupted run
-        return read_plan(path)
     if bench.workplace.plan is not None:
         return bench.workplace.plan
-    plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
+    if os.path.isfile(path):  # of the interrupted run
+        plan = read_plan(path)
+    else:
+        plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
     if plan.batch_size < (usual := _batch_size(bench)):
         journal.note(f"batches are of {plan.batch_size} photographs, as memory has no room for {usual}")
     return plan

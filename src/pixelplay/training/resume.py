@@ -17,9 +17,10 @@ from pixelplay.training.checkpoint import has_progress, write_durably
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan, follow, read_plan
 
+THREADS = "threads"
 SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
 # they change nothing in the weights: the cache holds what could be computed again
-FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers"})
+FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
 # what a plan holds itself, or stands for
 OF_A_PLAN = frozenset(
     {"tune", "time_budget"}
@@ -32,9 +33,12 @@ def check_settings(
     config: TrainConfig,
     device: Device,
     plan: Plan | None,
+    journal: Journal,
     also: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare with the settings of the interrupted training, where there is one; else write them down.
+
+    Another number of threads is said only: the last digits of sums depend on it.
 
     Args:
         device: where it runs, "auto" resolved.
@@ -49,6 +53,7 @@ def check_settings(
     repeated = {} if plan is None else asdict(plan)
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
     own |= {"pixelplay": __version__, "torch": torch.__version__, **(also or {})}
+    own[THREADS] = torch.get_num_threads()
     kept = _read_or_write(folder, SETTINGS, own)
     # the last epochs are those that time is left for
     has_time = plan is None and config.finetune.epochs is None and config.tune != "probe"
@@ -56,6 +61,11 @@ def check_settings(
         raise ConfigError(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
             "or start anew with --force instead of --resume"
+        )
+    if kept.get(THREADS) != own[THREADS] and device.name == "cpu":
+        journal.note(
+            f"the interrupted run had {kept.get(THREADS)} threads, this one has {own[THREADS]}: the weights "
+            "will differ in last digits from those of a run left alone"
         )
 
 

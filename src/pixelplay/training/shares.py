@@ -14,8 +14,8 @@ from pixelplay.errors import ConfigError
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cores import cores_to_share
-from pixelplay.model.features import Device
-from pixelplay.training.job import Job, is_out_of_memory
+from pixelplay.model.features import Device, is_out_of_memory
+from pixelplay.training.job import Job
 
 SMALLEST_SHARE = 8  # photographs
 MAX_SHARES = 16  # each has gradients of its own until they are added
@@ -61,6 +61,8 @@ def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, jour
     batch, *_ = job.batches(1, np.ones(len(job.labels), np.float32))
     sample = job.source.train_batch(batch, job.epochs_before + 1, job.size_px(0))()
     compiled: Forward = torch.compile(classifier.train())
+    buffers = dict(classifier.named_buffers())
+    before = {name: value.clone() for name, value in buffers.items()}
     try:
         with job.device.autocast():
             logits = compiled(*sample)
@@ -73,6 +75,8 @@ def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, jour
         return compiled
     finally:
         classifier.zero_grad()
+        for name, value in buffers.items():  # a norm of the head has counted the try
+            value.copy_(before[name])
     if job.config.finetune.compile == "on":
         raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
     journal.note(f"training is not compiled, as torch.compile fails here ({reason})")

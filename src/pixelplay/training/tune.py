@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,13 +96,12 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     if plan.n_views is not None:
         source = _prepare_views(bench, halves, plan.n_views, journal)
     job = bench.job(source, plan)
-    if job.batches_per_step < (asked := config.finetune.accumulate):
-        journal.note(
-            f"--accumulate {asked} is {job.batches_per_step}: an epoch has no more batches, and its end "
-            "always makes a step"
-        )
     if halves.front is None:
         _check_sizes(job, backbone)
+    for note in _what_does_not_count(plan, job):
+        journal.note(note)
+    if plan.n_views is None and (reason := bench.pixels.pixels.failure):
+        journal.note(f"every epoch decodes the photographs anew: {reason}; raise --cache-gb")
     where = finetune(
         job,
         classifier,
@@ -248,6 +248,32 @@ def _check_sizes(job: Job, backbone: Backbone) -> None:
                 f"{backbone.name} takes no images of {size} px ({reason}), with which "
                 f"first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
             )
+
+
+def _what_does_not_count(plan: Plan, job: Job) -> Iterator[str]:
+    """Settings that turn out to say nothing, or less than they seem to, now that there is a plan."""
+    settings, augmenting = job.config.finetune, job.config.augmenting
+    if job.batches_per_step < settings.accumulate:
+        yield (
+            f"--accumulate {settings.accumulate} is {job.batches_per_step}: an epoch has no more batches, "
+            "and its end always makes a step"
+        )
+    if (asked := settings.train_batch_size or 0) > plan.batch_size:
+        yield f"--train-batch-size {asked} is {plan.batch_size}: no more photographs are learned from"
+    if plan.n_stages == 1 and settings.layer_decay not in (None, 1):
+        yield f"--layer-decay {settings.layer_decay} does not count: one stage is trained"
+    if settings.first_size_frac < 1 and {job.size_px(epoch) for epoch in range(job.epochs)} == {
+        job.input_size
+    }:
+        yield f"--first-size-frac {settings.first_size_frac} does not count: every epoch has the full size"
+    is_varied = bool(augmenting.augment) or job.config.hflip
+    n_views = plan.n_views if is_varied else 1
+    batches = job.batches(1, np.ones(len(job.labels), np.float32))
+    most = 1 + max(int(batch.times.max()) for batch in batches)
+    if n_views is not None and most > n_views:
+        remedy = "--n-views keeps more" if is_varied else "--augment varies them"
+        seen = f"in {counted(n_views, 'view')} of each"
+        yield f"rare photographs come up to {most} times an epoch, {seen}; {remedy}"
 
 
 def _describe(plan: Plan, n_train: int) -> str:

@@ -13,6 +13,7 @@ from pixelplay.config import DataConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
+from pixelplay.data.silence import silence_pillow
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.journal import Journal
@@ -56,7 +57,8 @@ class Pictures:
         """
         if self._index is None or path not in self._known:
             raise ImageError(path, "missing", "no longer where it was")
-        return decode_image(self._index.store.read(path), path=path, target_px=target_px)
+        with silence_pillow():
+            return decode_image(self._index.store.read(path), path=path, target_px=target_px)
 
     def make(
         self,

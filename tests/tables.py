@@ -1,0 +1,21 @@
+"""What a command has written, read back with nothing of PixelPlay."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by column."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: str | Path) -> Any:
+    """What is in a JSON file; NaN and infinity are none."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {path}")
+
+    return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)

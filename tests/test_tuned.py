@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import pixelplay
@@ -451,6 +452,23 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
     assert float(rows[0]["train_loss"]) == pytest.approx(np.log(2), abs=1e-4)  # the head starts at zero
     assert [float(row["train_accuracy"]) for row in (rows[0], rows[-1])] == [0.5, 1.0]
     assert float(rows[-1]["train_loss"]) < 0.25
+
+
+def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_epochs(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(name: str, refit_epochs: int) -> dict[str, NDArray[np.float32]]:
+        depth = ("--tune", "partial", "--n-stages", "1", "--epochs", "2", "--train-batch-size", "8")
+        run = train(name, *depth, "--with-probe", "off", "--refit-epochs", refit_epochs)
+        return load_file(run / "model/backbone.safetensors")
+
+    before, deployed = weights("before", 0), weights("deployed", 2)
+    monkeypatch.setattr("pixelplay.training.tune.halfway", lambda before, after: after)
+    after = weights("after", 2)
+    moved = [key for key, value in after.items() if not np.array_equal(value, before[key])]
+    assert moved
+    for key in moved:
+        np.testing.assert_allclose(deployed[key], (before[key] + after[key]) / 2, atol=1e-6)
 
 
 def test_steps_are_of_two_batches_where_that_is_asked_for(train: Train) -> None:

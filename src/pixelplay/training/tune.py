@@ -2,24 +2,26 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError, counted
 from pixelplay.evaluation.decision import held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, why_refused
-from pixelplay.model.classifier import Classifier
+from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.ensemble import as_member, join_members
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves, cut_backbone
 from pixelplay.training.batches import Source, ViewSource
 from pixelplay.training.bench import Bench
-from pixelplay.training.checkpoint import has_checkpoint
+from pixelplay.training.checkpoint import copy_of, has_checkpoint, restore
 from pixelplay.training.depth import TunedDepth
 from pixelplay.training.finetune import OUT_OF_TIME, finetune
 from pixelplay.training.job import Job
@@ -149,14 +151,17 @@ def starts_at_probe(config: TrainConfig) -> bool:
 def finish(tuned: Tuned, journal: Journal) -> Finished:
     """Learn from the validation part too, now that it has chosen, and put together what is deployed.
 
-    As a probe is refitted on everything once folds have chosen its strength. Temperature and tau stay
-    those of the classifier before, whose logits the validation part had not been learned by.
+    As a probe is refitted on everything once folds have chosen its strength. Deployed are weights halfway
+    between those before and after. Temperature and tau stay those of the classifier before, whose logits
+    the validation part had not been learned by.
+
+    Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
     """
     bench, classifier = tuned.bench, tuned.classifier
     own, history, learned_from = tuned.own, tuned.history, bench.train
     epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
     if epochs:
-        folder = os.path.join(bench.workplace.checkpoints, "refit")
+        folder, before = os.path.join(bench.workplace.checkpoints, "refit"), copy_of(classifier)
         job = _refit_job(bench, tuned.job, tuned.plan, epochs)
         where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder))
         if where.stopped:
@@ -164,6 +169,8 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
             epochs = 0
         else:
             learned_from = bench.learn
+            if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
+                restore(classifier, halfway(before, copy_of(classifier)))
             own = _own_answer(bench, tuned.halves, classifier, job)
             done = history[-1]
             history = history + [
@@ -177,6 +184,11 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
     return Finished(
         backbone=backbone, head=head, history=history, learned_from=learned_from, refit_epochs=epochs
     )
+
+
+def halfway(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of two states of a network, where the second lies."""
+    return {name: torch.lerp(before[name].to(value.device), value, 0.5) for name, value in after.items()}
 
 
 def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal) -> ViewSource:

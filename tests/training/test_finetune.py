@@ -1,5 +1,6 @@
 """What the loop promises of steps, of what an earlier training leaves behind, and of the time limit."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,10 +115,41 @@ def test_a_time_limit_stops_a_training_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Path) -> None:
-    _, where = tuned(make_job(epochs=1, limit_s=1e9), tmp_path)
-    assert where.stopped == ""
+    run = begin(make_job(epochs=3, limit_s=1e9), tmp_path, make_classifier())
+    run.finish_epoch()
+    run.save()
     _, where = tuned(make_job(epochs=3, limit_s=0.0), tmp_path, is_resumed=True)
     assert (where.stopped, where.limit_s, where.step) == ("", 1e9, 12)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "epochs"),
+    [(None, 9), (90.0, 9), (86.0, 9), (84.0, 8), (60.0, 6), (31.0, 3), (21.0, 3), (1.0, 3)],
+)
+def test_epochs_that_there_is_no_time_for_are_left_out(
+    limit_s: float | None, epochs: int, tmp_path: Path
+) -> None:
+    run = begin(make_job(epochs=9, limit_s=limit_s), tmp_path, make_classifier())
+    where = run.state.progress
+    where.epoch, where.seconds = 3, 20.0  # two are done, in ten seconds each
+    run._keep_to_time()
+    assert (where.epochs, run.job.epochs, run.job.n_steps) == (epochs, epochs, epochs * 4)
+
+
+def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(tmp_path: Path) -> None:
+    class Slow(InMemory):
+        def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+            time.sleep(0.05)
+            return super().train_batch(batch, epoch, size_px)
+
+    _, where = tuned(make_job(epochs=30, limit_s=1.5, source=Slow()), tmp_path)
+    assert 2 <= where.epochs < 15
+    lrs = [row["lr"] for row in where.history]
+    assert lrs[-1] < 0.1 * max(lrs)
+    again = make_job(epochs=30, limit_s=1.5, source=Slow())
+    _, resumed = tuned(again, tmp_path, is_resumed=True)
+    assert resumed.epochs == where.epochs
+    assert [row["lr"] for row in resumed.history] == lrs
 
 
 def opinionated() -> Classifier:

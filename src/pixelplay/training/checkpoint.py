@@ -33,6 +33,7 @@ class Where:
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
         limit_s: of `seconds`, at which training ends early; that of the first process, whose clock counts.
+        epochs: of the plan, or as many of them as there turns out to be time for.
         stopped: why training ended before its plan; "" while it has not.
     """
 
@@ -48,6 +49,7 @@ class Where:
     best_epoch: int = 0
     best_score: float = float("inf")
     limit_s: float | None = None
+    epochs: int = 0
     stopped: str = ""
 
 

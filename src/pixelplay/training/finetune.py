@@ -8,6 +8,7 @@ share of every batch, if they tell each other after an epoch what they got wrong
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.decision import held_out_score
 from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
-from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import to_device
 from pixelplay.training.batches import Batch, Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
@@ -27,6 +26,7 @@ from pixelplay.training.job import Job, memory_errors_explained, numerics
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
+from pixelplay.training.validation import best_answer, predict_logits
 
 IntArray = NDArray[np.int64]
 NAN = float("nan")
@@ -79,7 +79,7 @@ class _Run:
             optimizer=optimizer,
             averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
-            progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s),
+            progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s, epochs=job.epochs),
             misses=torch.ones(len(job.labels)),
             misses_before=torch.ones(len(job.labels)),
         )
@@ -88,7 +88,8 @@ class _Run:
 
     def train(self) -> None:
         """Go through what is left of the plan, until something stops it."""
-        job, where = self.job, self.state.progress
+        where = self.state.progress
+        job = self.job = replace(self.job, epochs=where.epochs)
         if not where.history:
             self.finish_epoch()
         n_all = job.epochs * job.batches_per_epoch
@@ -100,12 +101,27 @@ class _Run:
             if job.is_compiled:
                 self._forward = compiled_for_training(self.classifier, forward, job, self.journal)
             bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
-            while where.epoch <= job.epochs and not where.stopped:
+            while where.epoch <= where.epochs and not where.stopped:
                 self.train_epoch(bar.update)
                 if where.stopped and not where.n_batches:
                     break  # the weights are spoilt
                 self.finish_epoch()
+                self._keep_to_time()
                 self.save()
+
+    def _keep_to_time(self) -> None:
+        """Leave out epochs that there will be no time for, so that the learning rate still falls to 0.
+
+        Half an epoch more or less does not matter: there the rate is near 0 anyway.
+        """
+        where = self.state.progress
+        done = where.epoch - 1
+        if where.limit_s is None or where.stopped or done >= where.epochs:
+            return
+        left = round((where.limit_s - where.seconds) * done / max(where.seconds, 1e-9))
+        if (fitting := done + max(1, left)) < where.epochs:
+            where.epochs = fitting
+            self.job = replace(self.job, epochs=fitting)
 
     def save(self) -> None:
         """Write the state down; the next one knows how long that took."""
@@ -218,7 +234,7 @@ class _Run:
         start = time.monotonic()
         job.source.flush()
         with self._deployed():
-            logits, score = _best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
+            logits, score = best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
             if score < where.best_score or not len(logits):
                 where.best_score, where.best_epoch = score, where.epoch
                 for name, value in copy_of(self.classifier).items():
@@ -303,37 +319,6 @@ class _Run:
         job, step = self.job, self.state.progress.step
         peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
         return peak * lr_factor(step - 1, job.n_steps, job.config.finetune.warmup_frac) if step else 0.0
-
-
-def _best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """What would be deployed of these weights, the network alone or together with the probe, and its score.
-
-    Without validation part the network alone, and NaN.
-    """
-    if not len(logits):
-        return logits, NAN
-    answers = job.answers(logits).values()
-    labels, metric = job.labels[job.val], job.config.metric
-    scored = [(held_out_score(answer, labels, job.priors, metric), answer) for answer in answers]
-    score, answer = min(scored, key=lambda pair: pair[0])
-    return answer, score
-
-
-def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
-    """Natural-prior logits (n, K) of the validation part, one view each."""
-    if not len(job.val):
-        return np.empty((0, job.n_classes), np.float32)
-    classifier.eval()
-    batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
-
-    @torch.no_grad()  # each thread has its own
-    def see(loaded: tuple[IntArray, Inputs]) -> NDArray[np.float32]:
-        with job.device.autocast():
-            return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
-
-    inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
-    found = list(on_every_core(see, inputs, job.device.name))
-    return (np.concatenate(found) + job.offset).astype(np.float32)
 
 
 def _figures(part: str, counts: Counts) -> dict[str, float]:

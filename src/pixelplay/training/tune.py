@@ -111,6 +111,12 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
+    if where.epochs < plan.epochs:
+        journal.note(
+            f"training took longer than was measured before: {where.epochs} epochs instead of {plan.epochs}"
+        )
+        plan = replace(plan, epochs=where.epochs)
+        write_plan(plan, os.path.join(workplace.folder, "plan.json"))
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
@@ -168,7 +174,7 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
             journal.note(f"the validation photographs are not learned from: {where.stopped}")
             epochs = 0
         else:
-            learned_from = bench.learn
+            epochs, learned_from = where.epochs, bench.learn
             if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
                 restore(classifier, halfway(before, copy_of(classifier)))
             own = _own_answer(bench, tuned.halves, classifier, job)

@@ -1,0 +1,44 @@
+"""What a network in training makes of the validation part."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pixelplay.evaluation.decision import held_out_score
+from pixelplay.model.classifier import Classifier
+from pixelplay.model.cores import on_every_core
+from pixelplay.training.batches import Inputs, stream
+from pixelplay.training.job import Job
+
+IntArray = NDArray[np.int64]
+
+
+def best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """What would be deployed of these weights, the network alone or together with the probe, and its score.
+
+    Without validation part the network alone, and NaN.
+    """
+    if not len(logits):
+        return logits, float("nan")
+    answers = job.answers(logits).values()
+    labels, metric = job.labels[job.val], job.config.metric
+    scored = [(held_out_score(answer, labels, job.priors, metric), answer) for answer in answers]
+    score, answer = min(scored, key=lambda pair: pair[0])
+    return answer, score
+
+
+def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
+    """Natural-prior logits (n, K) of the validation part, one view each."""
+    if not len(job.val):
+        return np.empty((0, job.n_classes), np.float32)
+    classifier.eval()
+    batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
+
+    @torch.no_grad()  # each thread has its own
+    def see(loaded: tuple[IntArray, Inputs]) -> NDArray[np.float32]:
+        with job.device.autocast():
+            return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
+
+    inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
+    found = list(on_every_core(see, inputs, job.device.name))
+    return (np.concatenate(found) + job.offset).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 import re
 from collections.abc import Sequence
@@ -83,5 +84,5 @@ def take_paths(config: object, *names: str) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Raise ConfigError unless a setting lies between 0 and 1, both excluded."""
-    if not isinstance(value, int | float) or not 0 < value < 1:
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
         raise ConfigError(f"{name}={value!r} is outside its range, above 0 and below 1; ask for 0.9, say")

@@ -200,7 +200,9 @@ def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
 def test_a_set_too_large_for_the_cache_is_said(folder: Path, tmp_path: Path) -> None:
     limit = round(SET_BYTES / MAX_SHARE)
     assert open_store(folder, tmp_path / "cache", limit).failure == ""
-    assert open_store(folder, tmp_path / "cache", limit - 1).failure == "they take 0.0 GB"
+    assert open_store(folder, tmp_path / "cache", limit - 1).failure == (
+        "they take 0.1 MB, and 0.1 MB of the cache are for them; raise --cache-gb"
+    )
     assert open_store(folder, tmp_path / "cache", 0).failure == ""  # as was asked for
     store = open_store(folder, folder / "0.jpg")  # no folder
     fill(store)

@@ -283,7 +283,7 @@ def test_stochastic_depth_works_in_training_only(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    # blocks of the last two have no way around
+    # no block of the last two has a way around
     "name",
     ["densenet121", "test_efficientnet", "ese_vovnet19b_dw"],
 )

@@ -19,7 +19,7 @@ from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.tail import Tail
 from pixelplay.training.batches import Batch, Inputs
-from pixelplay.training.checkpoint import Where
+from pixelplay.training.checkpoint import Where, read_checkpoint
 from pixelplay.training.finetune import OUT_OF_TIME, _Run, finetune
 from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss
@@ -123,17 +123,49 @@ def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("limit_s", "epochs"),
-    [(None, 9), (90.0, 9), (86.0, 9), (84.0, 8), (60.0, 6), (31.0, 3), (21.0, 3), (1.0, 3)],
+    ("limit_s", "n_val", "epochs"),
+    [
+        (None, 4, 5),
+        (170.0, 4, 9),  # what the first epoch alone had to do does not count
+        (500.0, 4, 9),
+        (156.0, 4, 8),
+        (154.0, 4, 7),
+        (154.0, 0, 7),
+        (156.0, 0, 7),  # to be whole
+        (101.0, 4, 3),
+        (1.0, 4, 3),
+    ],
 )
-def test_epochs_that_there_is_no_time_for_are_left_out(
-    limit_s: float | None, epochs: int, tmp_path: Path
+def test_as_many_epochs_come_as_there_is_time_for(
+    limit_s: float | None, n_val: int, epochs: int, tmp_path: Path
 ) -> None:
-    run = begin(make_job(epochs=9, limit_s=limit_s), tmp_path, make_classifier())
+    job = make_job(epochs=9, limit_s=limit_s)
+    run = begin(replace(job, val=job.val[:n_val]), tmp_path, make_classifier())
+    run._plan_for(5)  # as it seemed after the first
     where = run.state.progress
-    where.epoch, where.seconds = 3, 20.0  # two are done, in ten seconds each
-    run._keep_to_time()
+    where.epoch, where.seconds, where.began_s = 3, 100.0, 90.0  # two are done
+    run._keep_to_time(9)
     assert (where.epochs, run.job.epochs, run.job.n_steps) == (epochs, epochs, epochs * 4)
+
+
+def test_averages_look_back_over_the_same_share_of_fewer_steps(tmp_path: Path) -> None:
+    job = make_job(epochs=20)
+    job = replace(job, config=replace(job.config, finetune=replace(job.config.finetune, ema_frac=0.5)))
+    run = begin(job, tmp_path, make_classifier())
+    run._plan_for(5)
+    assert run.state.averaged is not None
+    assert run.state.averaged._horizon == 10
+
+
+def test_a_resumed_training_knows_how_many_epochs_there_is_time_for(tmp_path: Path) -> None:
+    run = begin(make_job(epochs=9, limit_s=1e9), tmp_path, make_classifier())
+    run.finish_epoch()
+    run.state.progress.epochs, run.state.progress.epoch = 4, 5
+    run.save()
+    resumed = begin(make_job(epochs=9, limit_s=1e9), tmp_path, make_classifier())
+    read_checkpoint(resumed.state, str(tmp_path))
+    resumed.train()
+    assert (resumed.job.epochs, resumed.job.n_steps, resumed.state.progress.step) == (4, 16, 0)
 
 
 def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(tmp_path: Path) -> None:
@@ -146,10 +178,6 @@ def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(tmp_path
     assert 2 <= where.epochs < 15
     lrs = [row["lr"] for row in where.history]
     assert lrs[-1] < 0.1 * max(lrs)
-    again = make_job(epochs=30, limit_s=1.5, source=Slow())
-    _, resumed = tuned(again, tmp_path, is_resumed=True)
-    assert resumed.epochs == where.epochs
-    assert [row["lr"] for row in resumed.history] == lrs
 
 
 def opinionated() -> Classifier:

@@ -302,7 +302,12 @@ def test_fewer_batches_than_are_to_be_added_up_are_said(
             "in 1 view of each; --augment varies them",
         ),
         ("full", {"first_size_frac": 0.5}, {}, "--first-size-frac 0.5 does not count: every epoch"),
-        ("full", {}, {"cache_gb": 1e-6}, "every epoch decodes the photographs anew: they take 0.0 GB"),
+        (
+            "full",
+            {},
+            {"cache_gb": 1e-6},
+            "every epoch decodes photographs anew: they take 5.8 MB, and 0.0 MB of the cache",
+        ),
     ],
 )
 def test_what_a_plan_leaves_no_room_for_is_said(

@@ -45,7 +45,10 @@ class PixelStore:
         )
         n_bytes = len(index) * 3 * self.side_px**2
         fits = n_bytes <= MAX_SHARE * max_bytes
-        self._too_many = "" if fits or not max_bytes else f"they take {n_bytes / 1e9:.1f} GB"
+        self._too_many = ""
+        if max_bytes and not fits:
+            room, taken = (f"{size / 1e6:,.1f} MB" for size in (MAX_SHARE * max_bytes, n_bytes))
+            self._too_many = f"they take {taken}, and {room} of the cache are for them; raise --cache-gb"
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
         self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
 

@@ -1,5 +1,6 @@
 """At which probability a two-class model must say yes to be right as often as asked."""
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def find_positive(
         ConfigError: `asked_precision` is outside (0, 1].
         DataError: the model has not exactly two classes, `positive` is none of them or has no image.
     """
-    if not isinstance(asked_precision, int | float) or not 0 < asked_precision <= 1:
+    if not isinstance(asked_precision, numbers.Real) or not 0 < asked_precision <= 1:
         raise ConfigError(
             f"precision {asked_precision!r} was asked for; it must be above 0 and at most 1; "
             "ask for 0.95, say"

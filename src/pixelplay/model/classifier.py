@@ -176,7 +176,8 @@ def _set_drop_path(tail: Tail, share: float) -> None:
 def _has_way_around(block: nn.Module) -> bool:
     """Whether anything is left of the signal where a block's branch is left out; timm's blocks say it so."""
     is_residual = getattr(block, "has_skip", True) and getattr(block, "residual", True)
-    return bool(is_residual and getattr(block, "identity", True) is not None)
+    has_skip = all(getattr(block, name, True) is not None for name in ("identity", "shortcut"))
+    return bool(is_residual and has_skip)
 
 
 def _to_array(values: Tensor) -> NDArray[np.float32]:

@@ -199,19 +199,23 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class TooLittleMemoryError(ConfigError):
+    """Memory does not suffice for the smallest batches, or for those that were asked for."""
+
+
 @contextmanager
 def batches_that_fit(device: str, batch_size: int) -> Iterator[None]:
     """Say what to lower where memory runs out while a network only looks.
 
     Raises:
-        ConfigError: it did.
+        TooLittleMemoryError: it did.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(
+        raise TooLittleMemoryError(
             f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
         ) from None
 

@@ -130,7 +130,7 @@ def _known(names: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> None:
-    if label not in classes:
+    if not _known([label], classes):
         hint = suggest(label, classes) or f"; it knows {name_some(classes)}"
         raise ConfigError(f"the model has no class {label!r}{hint}")
     name, *others = list(sample.columns)[1:]
@@ -139,7 +139,7 @@ def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> 
             f"probability_of={label!r} is for a sample with one column besides the id, and {sample.name} has "
             f"{1 + len(others)}"
         )
-    if name in classes and name != label:
+    if _known([name], classes) and composed(name) != composed(label):
         raise ConfigError(f"probability_of={label!r} does not go into {sample.name}, which asks for {name!r}")
 
 

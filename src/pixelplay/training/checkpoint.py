@@ -34,6 +34,7 @@ class Where:
         best_score: its score, lower is better.
         limit_s: of `seconds`, at which training ends early; that of the first process, whose clock counts.
         epochs: of the plan, or as many of them as there turns out to be time for.
+        began_s: `seconds` when the epoch under way began.
         stopped: why training ended before its plan; "" while it has not.
     """
 
@@ -50,6 +51,7 @@ class Where:
     best_score: float = float("inf")
     limit_s: float | None = None
     epochs: int = 0
+    began_s: float = 0.0
     stopped: str = ""
 
 

@@ -1,8 +1,8 @@
 """The loop: partial and full tuning, on a CPU and a GPU.
 
-A step is fixed by seed, epoch, batch and what the network got wrong before the epoch; nothing else is
-random. So a training that was killed goes on bit by bit, and several processes could each take their
-share of every batch, if they tell each other after an epoch what they got wrong.
+A step is fixed by seed, epoch, batch, what the network got wrong before the epoch and how many epochs there
+is time for; nothing else is random. So a training that was killed goes on bit by bit, and several processes
+could each take their share of every batch, if they tell each other after an epoch what they got wrong.
 """
 
 import time
@@ -88,10 +88,12 @@ class _Run:
 
     def train(self) -> None:
         """Go through what is left of the plan, until something stops it."""
-        where = self.state.progress
-        job = self.job = replace(self.job, epochs=where.epochs)
+        where, n_planned = self.state.progress, self.job.epochs
+        self._plan_for(where.epochs)
+        job = self.job
         if not where.history:
             self.finish_epoch()
+            where.began_s = where.seconds
         n_all = job.epochs * job.batches_per_epoch
         with (
             forward_for_training(self.classifier, job.device, job.batch_size) as forward,
@@ -106,22 +108,28 @@ class _Run:
                 if where.stopped and not where.n_batches:
                     break  # the weights are spoilt
                 self.finish_epoch()
-                self._keep_to_time()
+                self._keep_to_time(n_planned)
                 self.save()
 
-    def _keep_to_time(self) -> None:
+    def _keep_to_time(self, n_planned: int) -> None:
         """Leave out epochs that there will be no time for, so that the learning rate still falls to 0.
 
-        Half an epoch more or less does not matter: there the rate is near 0 anyway.
+        As many come as would if each took as long as the last. Half an epoch too many does not matter where
+        the best is kept, for the rate is near 0 there; the last epochs on everything are to be whole.
         """
         where = self.state.progress
+        epoch_s, where.began_s = where.seconds - where.began_s, where.seconds
         done = where.epoch - 1
         if where.limit_s is None or where.stopped or done >= where.epochs:
             return
-        left = round((where.limit_s - where.seconds) * done / max(where.seconds, 1e-9))
-        if (fitting := done + max(1, left)) < where.epochs:
-            where.epochs = fitting
-            self.job = replace(self.job, epochs=fitting)
+        left = (where.limit_s - where.seconds) / max(epoch_s, 1e-9)
+        n_more = round(left) if len(self.job.val) else int(left)
+        self._plan_for(min(n_planned, done + max(1, n_more)))
+
+    def _plan_for(self, epochs: int) -> None:
+        self.job, self.state.progress.epochs = replace(self.job, epochs=epochs), epochs
+        if self.state.averaged is not None:
+            self.state.averaged.look_back(self.job.config.finetune.ema_frac * self.job.n_steps)
 
     def save(self) -> None:
         """Write the state down; the next one knows how long that took."""

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
-from pixelplay.errors import ConfigError
-from pixelplay.model.features import Device, is_out_of_memory
+from pixelplay.model.features import Device, TooLittleMemoryError, is_out_of_memory
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.depth import may_focus
 from pixelplay.training.focus import expected_draws, whole_draws
@@ -190,10 +189,6 @@ def numerics(job: Job) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)
         torch.backends.cudnn.benchmark = was_trying
-
-
-class TooLittleMemoryError(ConfigError):
-    """Memory does not suffice for the smallest steps, or for those that were asked for."""
 
 
 def too_little_memory(device: str, batch_size: int) -> TooLittleMemoryError:

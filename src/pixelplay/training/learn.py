@@ -15,11 +15,11 @@ from pixelplay.errors import ConfigError, DataError, counted, name_some
 from pixelplay.evaluation.decision import compare_logits, held_out_score
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.features import TooLittleMemoryError
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.depth import Depth, may_focus, unused_settings
-from pixelplay.training.job import TooLittleMemoryError
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan
 from pixelplay.training.planning import NoPlanError

@@ -62,8 +62,12 @@ class AveragedWeights:
     def __init__(self, network: nn.Module, names: Iterable[str], horizon: float) -> None:
         own = dict(network.named_parameters())
         self._live = {name: own[name] for name in names}
-        self._horizon = max(1.0, horizon)
+        self.look_back(horizon)
         self.values = {name: value.detach().clone() for name, value in self._live.items()}
+
+    def look_back(self, horizon: float) -> None:
+        """Set the horizon, steps."""
+        self._horizon = max(1.0, horizon)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -59,7 +59,7 @@ def make_plan(bench: Bench, depth: TunedDepth, journal: Journal) -> Plan:
         plan = read_plan(path)
     else:
         plan = _plan_partial(bench) if depth == "partial" else _plan_full(bench)
-    if plan.batch_size < (usual := _batch_size(bench)):
+    if 2 * plan.batch_size <= (usual := _batch_size(bench)):  # another fold may have a photograph less
         journal.note(f"batches are of {plan.batch_size} photographs, as memory has no room for {usual}")
     return plan
 

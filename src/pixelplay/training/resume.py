@@ -62,9 +62,9 @@ def check_settings(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
             "or start anew with --force instead of --resume"
         )
-    if kept.get(THREADS) != own[THREADS] and device.name == "cpu":
+    if device.name == "cpu" and (before := kept.get(THREADS, own[THREADS])) != own[THREADS]:
         journal.note(
-            f"the interrupted run had {kept.get(THREADS)} threads, this one has {own[THREADS]}: the weights "
+            f"the interrupted run had {before} threads, this one has {own[THREADS]}: the weights "
             "will differ in last digits from those of a run left alone"
         )
 

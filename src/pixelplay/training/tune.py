@@ -101,9 +101,8 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
     if halves.front is None:
         _check_sizes(job, backbone)
     for note in _what_does_not_count(plan, job):
-        journal.note(note)
-    if plan.n_views is None and (reason := bench.pixels.pixels.failure):
-        journal.note(f"every epoch decodes the photographs anew: {reason}; raise --cache-gb")
+        journal.note_for_all(note)
+    _say_what_is_decoded_anew(bench, plan, journal)
     where = finetune(
         job,
         classifier,
@@ -111,12 +110,9 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         journal,
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
+    _say_what_is_decoded_anew(bench, plan, journal)  # a disk may be full by now
     if where.epochs < plan.epochs:
-        journal.note(
-            f"training took longer than was measured before: {where.epochs} epochs instead of {plan.epochs}"
-        )
-        plan = replace(plan, epochs=where.epochs)
-        write_plan(plan, os.path.join(workplace.folder, "plan.json"))
+        journal.note(f"training took longer than was planned: {where.epochs} epochs instead of {plan.epochs}")
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
@@ -174,9 +170,12 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
             journal.note(f"the validation photographs are not learned from: {where.stopped}")
             epochs = 0
         else:
+            if where.epochs < epochs:
+                journal.note(f"the last epochs are {where.epochs} instead of {epochs}, as time is short")
             epochs, learned_from = where.epochs, bench.learn
             if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
                 restore(classifier, halfway(before, copy_of(classifier)))
+                job = replace(job, offset=(tuned.job.offset + job.offset) / 2)
             own = _own_answer(bench, tuned.halves, classifier, job)
             done = history[-1]
             history = history + [
@@ -266,6 +265,11 @@ def _check_sizes(job: Job, backbone: Backbone) -> None:
                 f"{backbone.name} takes no images of {size} px ({reason}), with which "
                 f"first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
             )
+
+
+def _say_what_is_decoded_anew(bench: Bench, plan: Plan, journal: Journal) -> None:
+    if plan.n_views is None and (reason := bench.pixels.pixels.failure):
+        journal.note_for_all(f"every epoch decodes photographs anew: {reason}")
 
 
 def _what_does_not_count(plan: Plan, job: Job) -> Iterator[str]:

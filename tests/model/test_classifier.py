@@ -296,6 +296,21 @@ def test_a_network_that_can_leave_nothing_out_says_so(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["mobileone_s0", "regnetz_b16"])
+def test_a_block_without_a_way_around_is_never_left_out(name: str) -> None:
+    layers = [
+        layer for layer in make_classifier(name, drop_path=0.5).modules() if hasattr(layer, "drop_path")
+    ]
+    alone = [
+        layer for layer in layers if None in (getattr(layer, "identity", 0), getattr(layer, "shortcut", 0))
+    ]
+    assert 0 < len(alone) < len(layers)
+    assert not [
+        layer for layer in alone if isinstance(layer.drop_path, DropPath) and layer.drop_path.drop_prob
+    ]
+    assert any(isinstance(layer.drop_path, DropPath) for layer in layers)
+
+
 @pytest.mark.parametrize(
     ("name", "rates"),
     [

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -532,6 +533,16 @@ def test_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
 def test_a_photograph_twice_in_a_batch_is_varied_twice() -> None:
     images = make_pixels().train_batch(drawn(np.array([4, 4]), np.array([0, 1])), 1, SIZE)()[0]
     assert not torch.equal(images[0], images[1])
+
+
+def test_every_worker_has_a_batch_to_load() -> None:
+    together = Barrier(12)
+
+    def load(rows: NDArray[np.int64]) -> Callable[[], Inputs]:
+        together.wait(timeout=10)  # breaks unless twelve are loaded at once
+        return lambda: (torch.zeros(len(rows), 1, 1, 1), torch.zeros(len(rows), 1))
+
+    assert len(list(stream([ROWS[:1]] * 24, load, 12))) == 24
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])

@@ -20,6 +20,7 @@ from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import cut_backbone
 from pixelplay.training.bench import Bench, Workplace
+from pixelplay.training.plan import write_plan
 from pixelplay.training.planning import make_plan
 from pixelplay.training.probe import ProbeFit
 from pixelplay.training.rare import FairProbe, refit_fair_head
@@ -113,3 +114,9 @@ def test_batches_that_memory_has_no_room_for_are_halved_and_that_is_said(
     journal = Journal(quiet=True)
     assert make_plan(bench, "partial", journal).batch_size == 7
     assert journal.notes == ["batches are of 7 photographs, as memory has no room for 15"]
+    monkeypatch.setattr(torch, "zeros", zeros)
+    for batch_size, n_notes in ((7, 1), (14, 0)):  # of the interrupted run; of a fold with one less
+        write_plan(replace(PLAN, batch_size=batch_size), str(tmp_path / "plan.json"))
+        journal = Journal(quiet=True)
+        assert make_plan(bench, "partial", journal).batch_size == batch_size
+        assert len(journal.notes) == n_notes

@@ -59,7 +59,7 @@ def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = 
         optimizer=make_optimizer(network, FinetuneConfig(), 8),
         averaged=AveragedWeights(network, names, 5) if is_averaged else None,
         best=copy_of(network),
-        progress=Where(tally=[[0] * n_classes for _ in range(3)]),
+        progress=Where(epochs=2, tally=[[0] * n_classes for _ in range(3)]),
         misses=torch.ones(20),
         misses_before=torch.ones(20),
     )

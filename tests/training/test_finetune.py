@@ -168,14 +168,20 @@ def test_a_resumed_training_knows_how_many_epochs_there_is_time_for(tmp_path: Pa
     assert (resumed.job.epochs, resumed.job.n_steps, resumed.state.progress.step) == (4, 16, 0)
 
 
-def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_val", "what"), [(4, "training"), (0, "learning from train and val together")])
+def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(
+    n_val: int, what: str, tmp_path: Path
+) -> None:
     class Slow(InMemory):
         def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
             time.sleep(0.05)
             return super().train_batch(batch, epoch, size_px)
 
-    _, where = tuned(make_job(epochs=30, limit_s=1.5, source=Slow()), tmp_path)
+    job, journal = make_job(epochs=30, limit_s=1.5, source=Slow()), Journal(quiet=True)
+    job = replace(job, val=job.val[:n_val])
+    where = finetune(job, make_classifier(), str(tmp_path), journal, is_resumed=False)
     assert 2 <= where.epochs < 15
+    assert journal.notes == [f"{what} takes longer than was planned: {where.epochs} of 30 epochs"]
     lrs = [row["lr"] for row in where.history]
     assert lrs[-1] < 0.1 * max(lrs)
 

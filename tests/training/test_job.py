@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from jobs import plain_job
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.model.features import Device
+from pixelplay.model.features import Device, memory_errors_explained
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.focus import MOST_DRAWS
-from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, memory_errors_explained
+from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
 
 SIZES = (23, 11, 4)
 FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32
@@ -287,11 +287,14 @@ def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.
 def test_too_little_memory_says_what_to_lower(error: Exception) -> None:
     with (
         pytest.raises(ConfigError, match=r"has too little memory for steps of 64 .*lower --train-batch-size"),
-        memory_errors_explained("cpu", 64),
+        memory_errors_explained(too_little_memory("cpu", 64)),
     ):
         raise error
 
 
 def test_another_error_is_not_taken_for_too_little_memory() -> None:
-    with pytest.raises(RuntimeError, match="sizes do not match"), memory_errors_explained("cpu", 64):
+    with (
+        pytest.raises(RuntimeError, match="sizes do not match"),
+        memory_errors_explained(too_little_memory("cpu", 64)),
+    ):
         raise RuntimeError("sizes do not match")

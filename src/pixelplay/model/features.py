@@ -168,7 +168,7 @@ class FeatureExtractor:
             views = np.stack([self(pixels[:, v]) for v in range(pixels.shape[1])])  # (V, B, D)
             return np.asarray(views.mean(axis=0))
         n = len(pixels)
-        with batches_that_fit(self.device, self.batch_size):
+        with memory_errors_explained(too_large_to_read(self.device, self.batch_size)):
             if n < self.batch_size:
                 padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)
                 pixels = np.concatenate([pixels, padding])
@@ -203,21 +203,22 @@ class TooLittleMemoryError(ConfigError):
     """Memory does not suffice for the smallest batches, or for those that were asked for."""
 
 
-@contextmanager
-def batches_that_fit(device: str, batch_size: int) -> Iterator[None]:
-    """Say what to lower where memory runs out while a network only looks.
+def too_large_to_read(device: str, batch_size: int) -> TooLittleMemoryError:
+    """The error of a network that only looks, and what to lower."""
+    return TooLittleMemoryError(
+        f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
+    )
 
-    Raises:
-        TooLittleMemoryError: it did.
-    """
+
+@contextmanager
+def memory_errors_explained(explained: TooLittleMemoryError) -> Iterator[None]:
+    """Raise where memory runs out what says what to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TooLittleMemoryError(
-            f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
-        ) from None
+        raise explained from None
 
 
 def is_out_of_memory(error: Exception) -> bool:

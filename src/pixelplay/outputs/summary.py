@@ -53,9 +53,7 @@ def summarise_training(report: "TrainReport") -> str:
         n = counted(report.held_out.n, "photograph")
         lines += ["", f"out of fold, {n} learned from: {TITLES[report.metric]} {value}  {interval}"]
     lines += ["", *_class_table(evaluation, report.train_counts)]
-    if report.test_without_copies is not None:
-        value, interval = _value_and_interval(report.test_without_copies.accuracy)
-        lines += ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
+    lines += _without_copies(report)
     if (corrected := report.corrected.get(report.measured_on)) is not None:
         value, interval = _value_and_interval(corrected.accuracy)
         lines += ["", f"on the labels as you have corrected them: accuracy {value}  {interval}"]
@@ -95,6 +93,7 @@ def summarise_crossval(report: "CrossvalReport") -> str:
         n = counted(report.test.n, "photograph")
         title = TITLES[report.metric]
         lines.append(f"deployed: {what}; on the given test part, {n}: {title} {value}  {interval}")
+    lines += _without_copies(report)
     return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.suspects.suspects))])
 
 
@@ -276,6 +275,13 @@ def _what_next(run_dir: str, n_suspects: int) -> list[str]:
         f"  pixelplay evaluate {run} LABELLED_PHOTOS",
         *([f"  pixelplay suspects {run}   ({looks})"] if n_suspects else []),
     ]
+
+
+def _without_copies(report: "TrainReport | CrossvalReport") -> list[str]:
+    if report.test_without_copies is None:
+        return []
+    value, interval = _value_and_interval(report.test_without_copies.accuracy)
+    return ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
 
 
 def _baseline(report: "TrainReport | CrossvalReport", name: str) -> str:

@@ -27,7 +27,13 @@ from pixelplay.data.loader import default_workers, map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import Device, Normaliser, batches_that_fit, to_device
+from pixelplay.model.features import (
+    Device,
+    Normaliser,
+    memory_errors_explained,
+    to_device,
+    too_large_to_read,
+)
 from pixelplay.model.tail import Halves
 
 IntArray = NDArray[np.int64]
@@ -298,7 +304,8 @@ class ViewSource:
         # every batch is full, so that a view does not depend on how many others came with it
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
         device = self._pixels.device
-        with batches_that_fit(device.name, batch_size), device.autocast():
+        explained = too_large_to_read(device.name, batch_size)
+        with memory_errors_explained(explained), device.autocast():
             maps, moments = self._front(self._normalise(torch.from_numpy(full)))
         maps = maps[:n].to(self._dtype).contiguous().cpu()
         parts = [maps.view(torch.uint8).reshape(n, -1), moments[:n].cpu().view(torch.uint8).reshape(n, -1)]

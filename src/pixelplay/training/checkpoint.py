@@ -21,6 +21,7 @@ class Where:
     """Where a training is. All chance is derived from seed, epoch and batch, so none of it is kept here.
 
     Attributes:
+        epochs: of the plan, or as many of them as there turns out to be time for.
         epoch: the one under way; 0 measures the weights before the first step.
         n_batches: batches of it that are done.
         step: optimizer steps in all.
@@ -33,11 +34,11 @@ class Where:
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
         limit_s: of `seconds`, at which training ends early; that of the first process, whose clock counts.
-        epochs: of the plan, or as many of them as there turns out to be time for.
         began_s: `seconds` when the epoch under way began.
         stopped: why training ended before its plan; "" while it has not.
     """
 
+    epochs: int
     epoch: int = 0
     n_batches: int = 0
     step: int = 0
@@ -50,7 +51,6 @@ class Where:
     best_epoch: int = 0
     best_score: float = float("inf")
     limit_s: float | None = None
-    epochs: int = 0
     began_s: float = 0.0
     stopped: str = ""
 

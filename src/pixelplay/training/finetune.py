@@ -19,10 +19,10 @@ from pixelplay.evaluation.calibration import nll_of
 from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedMlp
-from pixelplay.model.features import to_device
+from pixelplay.model.features import memory_errors_explained, to_device
 from pixelplay.training.batches import Batch, Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.job import Job, memory_errors_explained, numerics
+from pixelplay.training.job import Job, numerics, too_little_memory
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
@@ -52,12 +52,15 @@ def finetune(
     with (
         torch.random.fork_rng(devices=job.device.generators()),
         numerics(job),
-        memory_errors_explained(job.device.name, job.batch_size),
+        memory_errors_explained(too_little_memory(job.device.name, job.batch_size)),
     ):
         run = _Run(job, classifier, checkpoints, journal)
         if is_resumed:
             read_checkpoint(run.state, checkpoints)
         run.train()
+        if (n := run.state.progress.epochs) < job.epochs:
+            part = "training" if len(job.val) else "learning from train and val together"
+            journal.note(f"{part} takes longer than was planned: {n} of {job.epochs} epochs")
         restore(classifier, run.state.best)
     return run.state.progress
 

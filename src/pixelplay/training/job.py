@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
-from pixelplay.model.features import Device, TooLittleMemoryError, is_out_of_memory
+from pixelplay.model.features import Device, TooLittleMemoryError
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.depth import may_focus
 from pixelplay.training.focus import expected_draws, whole_draws
@@ -197,14 +197,3 @@ def too_little_memory(device: str, batch_size: int) -> TooLittleMemoryError:
         f"{device} has too little memory for steps of {batch_size} photographs; lower --train-batch-size "
         "and raise --accumulate as much"
     )
-
-
-@contextmanager
-def memory_errors_explained(device: str, batch_size: int) -> Iterator[None]:
-    """Raise where memory runs out what says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise too_little_memory(device, batch_size) from None

@@ -111,8 +111,6 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         is_resumed=has_checkpoint(workplace.checkpoints),
     )
     _say_what_is_decoded_anew(bench, plan, journal)  # a disk may be full by now
-    if where.epochs < plan.epochs:
-        journal.note(f"training took longer than was planned: {where.epochs} epochs instead of {plan.epochs}")
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
@@ -170,8 +168,6 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
             journal.note(f"the validation photographs are not learned from: {where.stopped}")
             epochs = 0
         else:
-            if where.epochs < epochs:
-                journal.note(f"the last epochs are {where.epochs} instead of {epochs}, as time is short")
             epochs, learned_from = where.epochs, bench.learn
             if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
                 restore(classifier, halfway(before, copy_of(classifier)))

@@ -28,6 +28,9 @@ class Progress(Protocol):
     def update(self, n: int = 1) -> object:
         """Count n more units."""
 
+    def expect(self, total: int) -> object:
+        """Let there be so many units in all, other than was thought at first."""
+
 
 class Journal:
     """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
@@ -101,7 +104,8 @@ class Journal:
             total: units to do; None where that shows only at the end.
             unit: what is counted, in the plural.
 
-        Yields an object whose `update(n)` counts n more units.
+        Yields an object whose `update(n)` counts n more units; `expect(total)` says that there are others
+        in all than was thought.
         """
         if self._quiet:
             yield _Silence()
@@ -139,6 +143,9 @@ class _Silence:
     def update(self, n: int = 1) -> None:
         pass
 
+    def expect(self, total: int) -> None:
+        pass
+
 
 class _Lines:
     """Progress in lines that still read well tomorrow: at most one a minute."""
@@ -154,6 +161,9 @@ class _Lines:
         if now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
             _say(f"{self._what}: {self.n:,} {self._unit}{self._rest(now - self._start)}")
+
+    def expect(self, total: int) -> None:
+        self._total = total
 
     def _rest(self, elapsed: float) -> str:
         if not self._total or not self.n:
@@ -174,6 +184,9 @@ class _JsonLines:
         self.n += n
         if time.monotonic() - self._said >= SECONDS_BETWEEN_OBJECTS:
             self.say()
+
+    def expect(self, total: int) -> None:
+        self._about["total"] = total
 
     def say(self, *, is_done: bool = False) -> None:
         """Say how far it is, how fast, and how long still; the last line says that it is done."""
@@ -197,12 +210,16 @@ def _make_bar(what: str, total: int | None, unit: str) -> Any:
     """A moving bar; without a total it only counts, for a speed would tell nothing."""
     from tqdm import tqdm
 
+    class Bar(tqdm):  # type: ignore[misc]  # untyped
+        def expect(self, total: int) -> None:
+            self.total = total
+
     has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not tell theirs
     counted = "{desc}: {n_fmt} {unit} in {elapsed}"
     with_total = (
         "{desc}: {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
     )
-    return tqdm(
+    return Bar(
         total=total,
         desc=what,
         unit=f" {unit}" if total else unit,

@@ -1,5 +1,6 @@
 """What the loop promises of steps, of what an earlier training leaves behind, and of the time limit."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -170,20 +171,24 @@ def test_a_resumed_training_knows_how_many_epochs_there_is_time_for(tmp_path: Pa
 
 @pytest.mark.parametrize(("n_val", "what"), [(4, "training"), (0, "learning from train and val together")])
 def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(
-    n_val: int, what: str, tmp_path: Path
+    n_val: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Slow(InMemory):
         def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
             time.sleep(0.05)
             return super().train_batch(batch, epoch, size_px)
 
-    job, journal = make_job(epochs=30, limit_s=1.5, source=Slow()), Journal(quiet=True)
+    job, journal = make_job(epochs=30, limit_s=1.5, source=Slow()), Journal(is_json=True)
     job = replace(job, val=job.val[:n_val])
     where = finetune(job, make_classifier(), str(tmp_path), journal, is_resumed=False)
     assert 2 <= where.epochs < 15
     assert journal.notes == [f"{what} takes longer than was planned: {where.epochs} of 30 epochs"]
     lrs = [row["lr"] for row in where.history]
     assert lrs[-1] < 0.1 * max(lrs)
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    counted = [each for each in said if "progress" in each]
+    assert counted[0]["total"] == 30 * job.batches_per_epoch
+    assert counted[-1]["n"] == counted[-1]["total"] == where.epochs * job.batches_per_epoch
 
 
 def opinionated() -> Classifier:

@@ -112,6 +112,7 @@ class _Run:
                     break  # the weights are spoilt
                 self.finish_epoch()
                 self._keep_to_time(n_planned)
+                bar.expect(where.epochs * job.batches_per_epoch)
                 self.save()
 
     def _keep_to_time(self, n_planned: int) -> None:

@@ -188,7 +188,8 @@ def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     counted = [each for each in said if "progress" in each]
     assert counted[0]["total"] == 30 * job.batches_per_epoch
-    assert counted[-1]["n"] == counted[-1]["total"] == where.epochs * job.batches_per_epoch
+    assert counted[-1]["total"] == where.epochs * job.batches_per_epoch
+    assert counted[-1]["n"] > (where.epochs - 1) * job.batches_per_epoch  # the last one may be cut short
 
 
 def opinionated() -> Classifier:

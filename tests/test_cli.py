@@ -1004,7 +1004,10 @@ def test_a_run_that_is_done_needs_no_resuming(
     assert shell(*words, "--resume", "--json").json == json.loads(Path("run/metrics.json").read_text())
     other = shell(*words, "--resume", "--seed", "5")
     assert other.status == 1
-    assert "exists; choose another --out" in other.err
+    assert other.err == (
+        "error: run is finished, and had other settings: seed was 0, is 5; choose another --out, or "
+        "replace it with --force instead of --resume\n"
+    )
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 

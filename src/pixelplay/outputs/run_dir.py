@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pixelplay.errors import ConfigError
+from pixelplay.errors import ConfigError, name_some
 from pixelplay.outputs.swap import bring_back, put_in_place
 from pixelplay.training.checkpoint import has_progress
+from pixelplay.training.resume import flatten
 
 RUN_NAMES = frozenset(
     {
@@ -137,13 +138,25 @@ def _tidy_up(run: str) -> None:
 
 
 def is_finished(run: str, about: Mapping[str, Any]) -> bool:
-    """Whether a finished run lies there, and its config.json has these values."""
+    """Whether a finished run lies there.
+
+    Raises:
+        ConfigError: its config.json has other values than these; they are named.
+    """
     if not _is_run(run):
         return False
-    with open(os.path.join(run, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
-    wanted = json.loads(json.dumps(about))
-    return all(name in config and config[name] == value for name, value in wanted.items())
+    had = dict(flatten(_read_config(run)))
+    changed = [
+        f"{name} was {had.get(name)!r}, is {value!r}"
+        for name, value in flatten(about)
+        if name not in had or had[name] != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run} is finished, and had other settings: {name_some(changed)}; choose another --out, or "
+            "replace it with --force instead of --resume"
+        )
+    return True
 
 
 def is_record(path: str) -> bool:

@@ -48,7 +48,7 @@ def check_settings(
     Raises:
         ConfigError: some differ; they are named with both values.
     """
-    own = dict(_flatten(to_json(config)))
+    own = dict(flatten(to_json(config)))
     own |= {"compute.device": device.name, "compute.precision": device.precision}
     repeated = {} if plan is None else asdict(plan)
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
@@ -128,8 +128,8 @@ def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan,
             content: Any = json.load(file)
     except (OSError, ValueError):
         return plan, config  # the plan has left its run
-    own = dict(_flatten(to_json(config)))
-    kept = {name: value for name, value in _flatten(content) if name in own} if _is_run(content) else own
+    own = dict(flatten(to_json(config)))
+    kept = {name: value for name, value in flatten(content) if name in own} if _is_run(content) else own
     if changed := _differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
         journal.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
     return plan, config
@@ -164,9 +164,10 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield name and value of each setting as JSON has it, those under a heading as `heading.name`."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, json.loads(json.dumps(value))

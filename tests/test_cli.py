@@ -999,8 +999,9 @@ def test_a_run_that_is_done_needs_no_resuming(
     words = [command, str(drawn_classes), "--out", "run", "--tune", "probe", "--n-folds", "2", *tiny_settings]
     assert shell(*words).status == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    again = shell(*words, "--resume")
-    assert (again.status, again.out) == (0, "run is finished: nothing is left to resume\n")
+    for free in ([], ["--cache-gb", "3"]):  # decides nothing
+        again = shell(*words, *free, "--resume")
+        assert (again.status, again.out) == (0, "run is finished: nothing is left to resume\n")
     assert shell(*words, "--resume", "--json").json == json.loads(Path("run/metrics.json").read_text())
     other = shell(*words, "--resume", "--seed", "5")
     assert other.status == 1

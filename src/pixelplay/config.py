@@ -281,7 +281,7 @@ class TrainConfig:
     focal_gamma: Annotated[float, shown("GAMMA")] = 2.0
     """focal: how much less a photograph counts that is recognised already."""
     min_per_class: Annotated[int | Literal["largest"] | None, shown("N")] = None
-    """Raise smaller classes to N samples an epoch (largest: like it); not with most other corrections."""
+    """Raise smaller classes to N samples an epoch (largest: to it); with imbalance auto, none or sampler."""
     test_frac: Annotated[float, shown("FRACTION")] = 0.2
     """Fraction held out as test part when the data gives none, 0 to 0.9; 0 and crossval hold out nothing."""
     val_frac: Annotated[float, shown("FRACTION")] = 0.15

@@ -10,7 +10,7 @@ from typing import Any
 from pixelplay.errors import ConfigError, name_some
 from pixelplay.outputs.swap import bring_back, put_in_place
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.resume import flatten
+from pixelplay.training.resume import differences, flatten
 
 RUN_NAMES = frozenset(
     {
@@ -145,13 +145,9 @@ def is_finished(run: str, about: Mapping[str, Any]) -> bool:
     """
     if not _is_run(run):
         return False
-    had = dict(flatten(_read_config(run)))
-    changed = [
-        f"{name} was {had.get(name)!r}, is {value!r}"
-        for name, value in flatten(about)
-        if name not in had or had[name] != value
-    ]
-    if changed:
+    own = dict(flatten(about))
+    had = {name: value for name, value in flatten(_read_config(run)) if name in own}
+    if changed := differences(had, own):
         raise ConfigError(
             f"{run} is finished, and had other settings: {name_some(changed)}; choose another --out, or "
             "replace it with --force instead of --resume"

@@ -57,7 +57,7 @@ def check_settings(
     kept = _read_or_write(folder, SETTINGS, own)
     # the last epochs are those that time is left for
     has_time = plan is None and config.finetune.epochs is None and config.tune != "probe"
-    if changed := _differences(kept, own, FREE if has_time else FREE | {"time_budget"}):
+    if changed := differences(kept, own, FREE if has_time else FREE | {"time_budget"}):
         raise ConfigError(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
             "or start anew with --force instead of --resume"
@@ -130,7 +130,7 @@ def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan,
         return plan, config  # the plan has left its run
     own = dict(flatten(to_json(config)))
     kept = {name: value for name, value in flatten(content) if name in own} if _is_run(content) else own
-    if changed := _differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
+    if changed := differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
         journal.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
     return plan, config
 
@@ -139,7 +139,8 @@ def _is_run(content: Any) -> bool:
     return isinstance(content, Mapping) and "pixelplay" in content
 
 
-def _differences(kept: Mapping[str, Any], own: Mapping[str, Any], free: Set[str] = FREE) -> list[str]:
+def differences(kept: Mapping[str, Any], own: Mapping[str, Any], free: Set[str] = FREE) -> list[str]:
+    """Say of each setting that is not free to differ, and does, what it was and what it is."""
     return [
         f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
         for name in {**kept, **own}

@@ -116,6 +116,11 @@ def test_version(shell: Shell) -> None:
         (["train", "photos", "--out", "run", "--classes", "None", "--seed"], "--seed"),
         (["evaluate", "run", "photos", "--part", "tset"], "--part"),
         (["predict", "run", "--out", "p.csv"], "IMAGES"),
+        (
+            ["train", "photos", "--out", "run", "--imbalance", "sampler", "--imbalance=focal"],
+            "--imbalance is",
+        ),
+        (["predict", "run", "new", "--with", "a", "--with", "b", "--out", "p.csv"], "all its values"),
     ],
 )
 def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, shell: Shell) -> None:

@@ -161,6 +161,23 @@ def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
     assert read_json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
+def test_each_epoch_is_told_with_the_score_that_chooses(
+    drawn_photographs: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", drawn_photographs, "--out", tmp_path / "run", *tiny_settings, "--tune", "partial"]
+    assert main([*map(str, argv), "--epochs", "4", "--refit-epochs", "0"]) == 0
+    scores = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
+    expected = [
+        (str(epoch), f"{scores[epoch]:.3f}", scores[epoch] < min(scores[:epoch]))
+        for epoch in range(1, len(scores))
+    ]
+    lines = re.findall(
+        r"^epoch (\d) of 4: .*, score (\S+?)(, the lowest)?, lr", capsys.readouterr().err, re.M
+    )
+    assert [(epoch, score, bool(lowest)) for epoch, score, lowest in lines] == expected
+    assert len(expected) == 4
+
+
 def test_val_and_test_have_a_row_for_each_of_their_photographs(tuned: Path) -> None:
     split = read_json(tuned / "split.json")
     for name, part in (("val.csv", "val"), ("predictions.csv", "test")):

@@ -15,7 +15,7 @@ from pixelplay import __version__
 from pixelplay.commands import COMMANDS
 from pixelplay.errors import PixelPlayError, printable, suggest
 from pixelplay.journal import typed
-from pixelplay.parsing import find_recipe, registry_of_settings
+from pixelplay.parsing import find_recipe, find_repeated, registry_of_settings
 
 DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
   pixelplay scan photos
@@ -66,6 +66,13 @@ def _run_command(argv: list[str]) -> None:
     if argv and argv[0].isalpha() and argv[0] not in COMMANDS:
         hint = suggest(argv[0], list(COMMANDS))
         print(f"error: no command {argv[0]!r}{hint}; pixelplay --help lists all", file=sys.stderr)
+        raise SystemExit(2)
+    if (flag := find_repeated(argv)) is not None:
+        print(
+            f"error: {flag} is given more than once; give it once, with all its values behind it if it "
+            "takes several",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,

@@ -29,6 +29,12 @@ def find_recipe(argv: Sequence[str]) -> Recipe:
     return named[-1] if named else "pixelplay"
 
 
+def find_repeated(argv: Sequence[str]) -> str | None:
+    """The first option that is given more than once, of which only the last would count."""
+    flags = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
+    return next((flag for i, flag in enumerate(flags) if flag in flags[:i]), None)
+
+
 def registry_of_settings(recipe: Recipe) -> ConstructorRegistry:
     """Let tyro build our settings as it does, with a recipe's defaults, and leave errors in them to us.
 

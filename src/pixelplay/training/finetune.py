@@ -265,7 +265,8 @@ class _Run:
         if where.epoch > 1:
             held_out = (
                 f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, balanced "
-                f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}"
+                f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}, score {score:.3f}"
+                + (", the lowest" if where.best_epoch == row["epoch"] else "")
                 if len(logits)
                 else "train and val together"
             )

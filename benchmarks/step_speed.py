@@ -1,6 +1,6 @@
 """Training steps of partial tuning against full tuning of the same model, in one process, in turn.
 
-Expected on two CPU cores with bf16: partial tuning of the last two stages 20 to 30 times as many photographs
+Expected on two CPU cores with bf16: partial tuning of the last two stages 25 to 35 times as many photographs
 a second as full tuning, of the last four 10 to 15 times.
 
 Usage: python benchmarks/step_speed.py [--backbone lite0] [--stages 1 2 3 4] [--repeats 5]

@@ -5,7 +5,7 @@ process without cache.
 
 Expected (two CPU cores, bf16): a probe of lite0 0.92 to 0.93 test accuracy and 0.91 to 0.92 macro-F1 in a
 minute; tuned within 5 minutes 0.935 to 0.950, within 15 minutes 0.940 to 0.950; the original recipe on lite0
-about 0.93 after more than half an hour.
+0.93 to 0.94 after more than half an hour.
 
 Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2]
        --settings "--tune probe" "--tune auto --time-budget 5m"

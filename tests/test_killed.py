@@ -105,16 +105,15 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def photos(drawn_photographs: Path, tiny_settings: list[str]) -> list[str]:
-    """What all runs here have in common."""
-    return [
-        *(
-            "train",
-            str(drawn_photographs),
-            *tiny_settings,
-        ),
-        *("--epochs", "3", "--quiet"),
-    ]
+def lengthless(drawn_photographs: Path, tiny_settings: list[str]) -> list[str]:
+    """What all runs here have in common but for their length."""
+    return ["train", str(drawn_photographs), *tiny_settings, "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def photos(lengthless: list[str]) -> list[str]:
+    """What all runs of three epochs have in common."""
+    return [*lengthless, "--epochs", "3"]
 
 
 @pytest.fixture(scope="module", params=TRAININGS)
@@ -283,13 +282,13 @@ def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
 
 
 def test_a_run_under_way_and_its_remains_are_guarded(
-    photos: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lengthless: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
+    command = [*lengthless, "--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
 
-    def refusal(*argv: str) -> str:
+    def refusal(*argv: str, epochs: str = "3") -> str:
         capsys.readouterr()
-        status = main([*photos, *out, *argv])
+        status = main([*command, "--epochs", epochs, *argv])
         shown = capsys.readouterr()
         assert (status, shown.out) == (1, "")
         assert shown.err.startswith("error: ")
@@ -297,25 +296,25 @@ def test_a_run_under_way_and_its_remains_are_guarded(
         return shown.err
 
     partial = tmp_path / "run.partial"
-    process = start([*photos, *out, "--epochs", "9999"])
+    process = start([*command, "--epochs", "9999"])
     deadline = time.monotonic() + 120
     while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    for argv in ([], ["--force"], ["--resume", "--epochs", "9999"]):
-        assert f"another process is training into {partial}; wait for it" in refusal(*argv)
+    for argv in ([], ["--force"], ["--resume"]):
+        assert f"another process is training into {partial}; wait for it" in refusal(*argv, epochs="9999")
     _kill_once(process, lambda: True)
 
     left = (partial / "checkpoint" / CHECKPOINT).read_bytes()
-    line = refusal("--epochs", "9999")
+    line = refusal(epochs="9999")
     assert f"{partial} holds an interrupted run" in line
     assert "--resume" in line
     assert "--force" in line
     assert "finetune.epochs was 9999, is 3" in refusal("--resume")
     assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
     (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
-    assert f"{CHECKPOINT} cannot be continued from" in refusal("--resume", "--epochs", "9999")
+    assert f"{CHECKPOINT} cannot be continued from" in refusal("--resume", epochs="9999")
 
-    assert main([*photos, *out, "--force"]) == 0
+    assert main([*command, "--epochs", "3", "--force"]) == 0
     assert os.listdir(tmp_path) == ["run"]
     rows = read_rows(tmp_path / "run/history.csv")
     assert [row["epoch"] for row in rows][:4] == ["0", "1", "2", "3"]

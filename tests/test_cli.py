@@ -629,7 +629,7 @@ def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: S
     photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12}, first_seed=600)
     done = shell("evaluate", tiny_run, photos, "--against", tiny_run)
     assert "right by" in done.out
-    assert "(McNemar's p = 1)" in done.out
+    assert "(McNemar's mid-p = 1)" in done.out
     assert "accuracy: no difference is shown, for its interval holds 0" in done.out
     assert done.out.count("+0.000") >= 4
 

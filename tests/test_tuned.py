@@ -171,9 +171,9 @@ def test_each_epoch_is_told_with_the_score_that_chooses(
         (str(epoch), f"{scores[epoch]:.3f}", scores[epoch] < min(scores[:epoch]))
         for epoch in range(1, len(scores))
     ]
-    lines = re.findall(
-        r"^epoch (\d) of 4: .*, score (\S+?)(, the lowest)?, lr", capsys.readouterr().err, re.M
-    )
+    said = capsys.readouterr().err
+    assert re.findall(r"^before the first epoch: .*, score (\S+)$", said, re.M) == [f"{scores[0]:.3f}"]
+    lines = re.findall(r"^epoch (\d) of 4: .*, score (\S+?)(, the lowest)?, lr", said, re.M)
     assert [(epoch, score, bool(lowest)) for epoch, score, lowest in lines] == expected
     assert len(expected) == 4
 

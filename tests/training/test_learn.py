@@ -22,6 +22,7 @@ from pixelplay.journal import Journal
 from pixelplay.training.learn import ENOUGH_VAL, compare_depths
 from pixelplay.training.material import Material
 from pixelplay.workflow import train
+from tables import read_rows
 
 CONFIG = TrainConfig(tune="auto", val_frac=0.5)
 
@@ -133,8 +134,9 @@ def test_the_sentence_names_both_figures_and_who_is_taken(
     verdict = compare_depths(logits_with(5, material), logits_with(n_wrong, material), material, config)
     evidence = verdict.evidence
     assert verdict.sentence.format(depth="partial") == (
-        f"on {n} held-out photographs partial has accuracy {1 - n_wrong / n:.3f} (loss "
-        f"{evidence['tuned_score']:.3f}), the probe {1 - 5 / n:.3f} ({evidence['probe_score']:.3f}): {words}"
+        f"on {n} held-out photographs, seen as in prediction, partial has accuracy {1 - n_wrong / n:.3f} "
+        f"(loss {evidence['tuned_score']:.3f}), the probe {1 - 5 / n:.3f} "
+        f"({evidence['probe_score']:.3f}): {words}"
     )
 
 
@@ -230,6 +232,18 @@ def test_auto_fits_a_probe_where_no_epoch_is_better(
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
+def test_a_probe_that_is_taken_shows_the_scores_that_chose_it(
+    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    settings = FinetuneConfig(epochs=2, lr=0.1, head_lr=0.1, n_stages=1)
+    journal = Journal(quiet=True)
+    train(drawn_photographs, tmp_path / "run", replace(tiny, finetune=settings), journal=journal)
+    before, *after = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
+    assert min(after) >= before
+    scores = f"(score {min(after):.3f} at best, {before:.3f} before; lower is better); the probe is taken"
+    assert [note for note in journal.notes if note.endswith(scores)]
+
+
 def test_auto_says_which_settings_mean_nothing_at_the_depth_it_takes(
     drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
@@ -247,7 +261,7 @@ def test_a_focus_that_makes_way_is_said(
     config = replace(tiny, tune="partial", finetune=settings, augmenting=AugmentConfig(augment=augment))
     journal = Journal(quiet=True)
     train(drawn_photographs, tmp_path / "run", config, journal=journal)
-    note = "--focus makes way for mixup, cutmix or an mlp head: none comes more often"
+    note = "--focus makes way for mixup, cutmix or an mlp head: it does not count"
     assert (note in journal.notes) == ("mixup" in augment)
 
 

@@ -158,7 +158,7 @@ def _comparison(found: "RunComparison") -> list[str]:
     lines += align(["", first, second, "difference", "interval"], rows)
     has_doubt = any(row[-1].endswith("?") for row in rows)
     lines += ["? few photographs of a class, or few on which they differ: a rough interval"] * has_doubt
-    evidence = "" if fairest.p_value is None else f" (McNemar's p = {fairest.p_value:.2g})"
+    evidence = "" if fairest.p_value is None else f" (McNemar's mid-p = {fairest.p_value:.2g})"
     lines.append(
         f"right by {first} alone: {fairest.n_only_first_right}, by {second} alone: "
         f"{fairest.n_only_second_right}{evidence}"

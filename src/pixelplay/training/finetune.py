@@ -26,7 +26,7 @@ from pixelplay.training.job import Job, numerics, too_little_memory
 from pixelplay.training.mixing import mix_batch
 from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
-from pixelplay.training.validation import best_answer, predict_logits
+from pixelplay.training.validation import best_answer, describe_epoch, predict_logits
 
 IntArray = NDArray[np.int64]
 NAN = float("nan")
@@ -262,18 +262,9 @@ class _Run:
         where.epoch, where.n_batches = where.epoch + 1, 0
         where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
         where.seconds += time.monotonic() - start
-        if where.epoch > 1:
-            held_out = (
-                f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, balanced "
-                f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}, score {score:.3f}"
-                + (", the lowest" if where.best_epoch == row["epoch"] else "")
-                if len(logits)
-                else "train and val together"
-            )
-            self.journal.tell(
-                f"epoch {row['epoch']} of {job.epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
-                f"lr {row['lr']:.1e}, {row['img_per_s']:.0f} img/s"
-            )
+        if row["epoch"] or len(logits):
+            is_lowest = where.best_epoch == row["epoch"]
+            self.journal.tell(describe_epoch(row, job.epochs, is_lowest=is_lowest))
 
     @contextmanager
     def _deployed(self) -> Iterator[None]:

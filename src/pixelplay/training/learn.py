@@ -112,7 +112,7 @@ def learn(
     if not tuned.best_epoch and starts_at_probe(config):  # its weights are those of the probe
         journal.note(
             f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
-            f"{_tell_losses(tuned)}; the probe is taken"
+            f"{_tell_scores(tuned)}; the probe is taken"
         )
         return _after_tuning(probe_instead(), tuned, {})
     probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
@@ -215,7 +215,7 @@ def _say_what_does_not_count(
         _say_what_a_probe_leaves_out(config, journal)
         return
     if settings.focus and not may_focus(config):
-        journal.note_for_all("--focus makes way for mixup, cutmix or an mlp head: none comes more often")
+        journal.note_for_all("--focus makes way for mixup, cutmix or an mlp head: it does not count")
     if settings.deterministic and workplace.device.name == "mps":
         journal.note_for_all("--deterministic does not count: Apple's GPUs promise no such thing")
     if config.tune == "auto" and (unused := unused_settings(depth, config)):
@@ -238,10 +238,10 @@ def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -
     return replace(probe, history=tuned.history, chosen={"depth": depth, **probe.chosen})
 
 
-def _tell_losses(tuned: Tuned) -> str:
-    """The smallest validation loss of an epoch, and that before the first."""
-    before, *losses = [row["val_loss"] for row in tuned.history]
-    return f" (validation loss {min(losses):.3f} at best, {before:.3f} before)" if losses else ""
+def _tell_scores(tuned: Tuned) -> str:
+    """The lowest score of an epoch, by which epochs are chosen, and that before the first."""
+    before, *scores = [row["val_score"] for row in tuned.history]
+    return f" (score {min(scores):.3f} at best, {before:.3f} before; lower is better)" if scores else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +276,8 @@ def compare_depths(
     else:
         verdict = "the probe is taken" if config.tune == "auto" else "--tune auto would take the probe"
     sentence = (
-        f"on {len(val)} held-out photographs {{depth}} has {name} {values[1]:.3f} (loss {scores[1]:.3f}), "
-        f"the probe {values[0]:.3f} ({scores[0]:.3f}): {verdict}"
+        f"on {len(val)} held-out photographs, seen as in prediction, {{depth}} has {name} {values[1]:.3f} "
+        f"(loss {scores[1]:.3f}), the probe {values[0]:.3f} ({scores[0]:.3f}): {verdict}"
     )
     return Verdict(
         is_tuned_better=is_better,

@@ -1,5 +1,7 @@
 """What a network in training makes of the validation part."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,3 +44,21 @@ def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
     inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
     found = list(on_every_core(see, inputs, job.device.name))
     return (np.concatenate(found) + job.offset).astype(np.float32)
+
+
+def describe_epoch(row: Mapping[str, float], n_epochs: int, *, is_lowest: bool) -> str:
+    """One line for people; the lowest score so far chooses, that before the first epoch included."""
+    if np.isnan(row["val_loss"]):
+        held_out = "train and val together"
+    else:
+        held_out = (
+            f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, balanced "
+            f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}, "
+            f"score {row['val_score']:.3f}{', the lowest' if is_lowest and row['epoch'] else ''}"
+        )
+    if not row["epoch"]:
+        return f"before the first epoch: {held_out}"
+    return (
+        f"epoch {row['epoch']} of {n_epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
+        f"lr {row['lr']:.1e}, {row['img_per_s']:.0f} img/s"
+    )

@@ -120,6 +120,7 @@ def test_version(shell: Shell) -> None:
             ["train", "photos", "--out", "run", "--imbalance", "sampler", "--imbalance=focal"],
             "--imbalance is",
         ),
+        (["train", "photos", "--out", "run", "--val_frac", "0.1", "--val-frac", "0.2"], "--val-frac is"),
         (["predict", "run", "new", "--with", "a", "--with", "b", "--out", "p.csv"], "all its values"),
     ],
 )

@@ -76,18 +76,8 @@ def test_what_is_left_out_of_train_is_no_part_of_val(
     mislabelled: tuple[Path, Path], tiny_settings: list[str], tmp_path: Path
 ) -> None:
     photos, _ = mislabelled
-    options = [
-        "--test-frac",
-        "0",
-        *tiny_settings,
-        "--quiet",
-        "--tune",
-        "partial",
-        "--epochs",
-        "1",
-        "--n-stages",
-        "1",
-    ]
+    options = [*tiny_settings, "--quiet", "--test-frac", "0"]
+    options += ["--tune", "partial", "--epochs", "1", "--n-stages", "1"]
     options += ["--start", "random", "--with-probe", "off"]  # else the probe may be taken
     assert main(["train", str(photos), "--out", str(tmp_path / "given"), *options]) == 0
     split = read_json(tmp_path / "given/split.json")

@@ -30,8 +30,8 @@ def find_recipe(argv: Sequence[str]) -> Recipe:
 
 
 def find_repeated(argv: Sequence[str]) -> str | None:
-    """The first option that is given more than once, of which only the last would count."""
-    flags = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
+    """The first option that is given more than once, with - or _ in it: only the last would count."""
+    flags = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
     return next((flag for i, flag in enumerate(flags) if flag in flags[:i]), None)
 
 

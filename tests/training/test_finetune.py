@@ -24,6 +24,7 @@ from pixelplay.training.checkpoint import Where, read_checkpoint
 from pixelplay.training.finetune import OUT_OF_TIME, _Run, finetune
 from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss
+from pixelplay.training.validation import describe_epoch
 
 LABELS = np.arange(24) % 3  # the last four choose the epoch
 NONE = np.arange(0)  # nothing chooses: the last weights are kept
@@ -300,6 +301,20 @@ def test_logits_that_are_not_finite_leave_no_nan_behind(tmp_path: Path) -> None:
     run.train()
     assert run.state.progress.stopped.startswith("the loss is nan")
     assert run.state.misses.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [0.5, float("nan")])
+@pytest.mark.parametrize("has_val", [True, False])
+def test_an_epoch_tells_what_was_held_out_even_of_spoilt_weights(loss: float, has_val: bool) -> None:
+    row = dict.fromkeys(("train_loss", "lr", "img_per_s"), 1.0) | {"epoch": 2, "val_score": loss}
+    row["val_loss"] = loss if has_val else float("nan")
+    figures = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+    row |= dict.fromkeys(figures, 0.25 if has_val else float("nan"))
+    line = describe_epoch(row, 3, is_lowest=False)
+    assert line.startswith("epoch 2 of 3: train loss 1.000, ")
+    held_out = f"val loss {loss:.3f}, accuracy 0.250, balanced 0.250, macro-F1 0.250, score {loss:.3f},"
+    assert (held_out in line) == has_val
+    assert ("train and val together," in line) == (not has_val)
 
 
 @pytest.mark.parametrize(("epochs", "stopped"), [(1, ""), (2, ""), (3, "after 2")])

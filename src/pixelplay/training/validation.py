@@ -48,7 +48,7 @@ def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
 
 def describe_epoch(row: Mapping[str, float], n_epochs: int, *, is_lowest: bool) -> str:
     """One line for people; the lowest score so far chooses, that before the first epoch included."""
-    if np.isnan(row["val_loss"]):
+    if np.isnan(row["val_accuracy"]):  # a loss is NaN too where weights are spoilt
         held_out = "train and val together"
     else:
         held_out = (

@@ -9,10 +9,8 @@ from functools import cache
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-Pictures = NDArray[np.float32]
-Placements = NDArray[np.float32]
+from pixelplay.arrays import BoolArray, Float32Array
 
 # Shares of a side that a cut may leave, for the search to start from; those in between are found from the
 # nearest, those far below are not looked for.
@@ -26,7 +24,7 @@ TILE_FLAT = 1.0  # grey levels: JPEG's own noise stays below
 MIN_TILES = 12  # with so many that show something
 
 
-def detail(pictures: Pictures) -> Pictures:
+def detail(pictures: Float32Array) -> Float32Array:
     """Take the means of rows and columns out of pictures (…, h, w).
 
     What is constant along an axis, such as frames, horizons or the bus bars of a solar cell, is alike in
@@ -36,7 +34,7 @@ def detail(pictures: Pictures) -> Pictures:
     return np.asarray(centred - centred.mean(-2, keepdims=True), dtype=np.float32)
 
 
-def correlate(first: Pictures, second: Pictures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def correlate(first: Float32Array, second: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Correlate the details of pictures (…, h, w).
 
     Returns:
@@ -50,7 +48,7 @@ def correlate(first: Pictures, second: Pictures) -> tuple[NDArray[np.float32], N
     return correlation.astype(np.float32), spread
 
 
-def place_coarsely(first: Pictures, second: Pictures) -> tuple[Placements, NDArray[np.float32]]:
+def place_coarsely(first: Float32Array, second: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Find how pictures (P, n, n) lie on others, among the cuts that copies are likely to have.
 
     Returns:
@@ -70,7 +68,9 @@ def place_coarsely(first: Pictures, second: Pictures) -> tuple[Placements, NDArr
     return placements, best
 
 
-def refine(first: Pictures, second: Pictures, placements: Placements, n_steps: int = 8) -> Placements:
+def refine(
+    first: Float32Array, second: Float32Array, placements: Float32Array, n_steps: int = 8
+) -> Float32Array:
     """Move placements (P, 4) to where pictures (P, n, n) agree best, whatever their brightness and contrast.
 
     Gauss-Newton on the squared difference, gain and offset being fitted in each step.
@@ -107,7 +107,7 @@ def refine(first: Pictures, second: Pictures, placements: Placements, n_steps: i
     return np.where(is_lost[:, None], np.nan, found).astype(np.float32)
 
 
-def agreement(first: Pictures, second: Pictures, placement: Placements) -> float:
+def agreement(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
     """Measure whether two pictures (n, n) show the same pixels where one lies on the other.
 
     The overlap is cut into tiles. Photographs of like things agree in their outlines; copies agree in the
@@ -125,12 +125,12 @@ def agreement(first: Pictures, second: Pictures, placement: Placements) -> float
     return float(np.median(correlation[shows])) if shows.sum() >= MIN_TILES else 0.0
 
 
-def outlines_agree(first: Pictures, second: Pictures, placement: Placements) -> float:
+def outlines_agree(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
     """Correlation of the details of two pictures (n, n) over all that they share."""
     return float(correlate(*_lay(first, second, placement))[0])
 
 
-def likeness(first: Pictures, second: Pictures, placement: Placements) -> float:
+def likeness(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
     """Correlate colour pictures (3, n, n) where one lies on the other, all colours and places at once.
 
     Brightness and contrast may differ, by the same for all; other colours or another light may not.
@@ -142,7 +142,9 @@ def likeness(first: Pictures, second: Pictures, placement: Placements) -> float:
     return float(seen[0] @ seen[1] / max(lengths.prod(), 1e-9))
 
 
-def lay(first: Pictures, second: Pictures, placements: Placements) -> tuple[Pictures, NDArray[np.bool_]]:
+def lay(
+    first: Float32Array, second: Float32Array, placements: Float32Array
+) -> tuple[Float32Array, BoolArray]:
     """Bring second pictures (P, n, n) to where they lie on the first; and where they do (P, n, n)."""
     n = first.shape[-1]
     to_y, inside_y = _samplers(placements[:, 0], placements[:, 1], n)
@@ -151,28 +153,30 @@ def lay(first: Pictures, second: Pictures, placements: Placements) -> tuple[Pict
     return laid, inside_y[:, :, None] & inside_x[:, None]
 
 
-def inverse(placements: Placements) -> Placements:
+def inverse(placements: Float32Array) -> Float32Array:
     """How first pictures lie on second ones, for placements (P, 4) of these on those."""
     scales, shifts = placements[:, [0, 2]], placements[:, [1, 3]]
     found = np.stack([1 / scales, -shifts / scales], axis=2)
     return np.asarray(found.reshape(-1, 4), dtype=np.float32)
 
 
-def _lay(first: Pictures, second: Pictures, placement: Placements) -> tuple[Pictures, Pictures]:
+def _lay(
+    first: Float32Array, second: Float32Array, placement: Float32Array
+) -> tuple[Float32Array, Float32Array]:
     """Cut both pictures (n, n) to where they overlap, pixel upon pixel."""
     to_y, ys = _sampler(placement[0], placement[1], len(first))
     to_x, xs = _sampler(placement[2], placement[3], len(first))
     return first[ys, xs], np.asarray(to_y @ second @ to_x.T, dtype=np.float32)
 
 
-def _tiles(picture: Pictures, size: int) -> Pictures:
+def _tiles(picture: Float32Array, size: int) -> Float32Array:
     """Cut a picture into whole tiles (T, size, size)."""
     down, across = picture.shape[0] // size, picture.shape[1] // size
     whole = picture[: down * size, : across * size]
     return whole.reshape(down, size, across, size).swapaxes(1, 2).reshape(-1, size, size)
 
 
-def _overlap(placements: Placements) -> NDArray[np.bool_]:
+def _overlap(placements: Float32Array) -> BoolArray:
     """Whether enough of both pictures lies on the other, for placements (P, 4)."""
     enough = np.ones(len(placements), bool)
     for scale, shift in (placements[:, :2].T, placements[:, 2:].T):
@@ -183,9 +187,7 @@ def _overlap(placements: Placements) -> NDArray[np.bool_]:
     return enough
 
 
-def _samplers(
-    scales: NDArray[np.float32], shifts: NDArray[np.float32], n: int
-) -> tuple[Pictures, NDArray[np.bool_]]:
+def _samplers(scales: Float32Array, shifts: Float32Array, n: int) -> tuple[Float32Array, BoolArray]:
     """Weights (P, n, n) that read second pictures along an axis, and which places (P, n) lie on them."""
     centres = (np.arange(n, dtype=np.float32) + 0.5) / n
     at = scales[:, None] * centres + shifts[:, None]  # (P, n)
@@ -197,7 +199,7 @@ def _samplers(
     return weights.astype(np.float32), inside
 
 
-def _sampler(scale: float, shift: float, n: int) -> tuple[Pictures, slice]:
+def _sampler(scale: float, shift: float, n: int) -> tuple[Float32Array, slice]:
     """Weights (m, n) that read the second picture at the m places that lie on it, and which these are."""
     weights, inside = _samplers(np.array([scale], np.float32), np.array([shift], np.float32), n)
     places = np.flatnonzero(inside[0])
@@ -208,7 +210,7 @@ def _sampler(scale: float, shift: float, n: int) -> tuple[Pictures, slice]:
 
 
 @cache
-def _start_samplers(n: int) -> list[tuple[tuple[float, float], Pictures, slice]]:
+def _start_samplers(n: int) -> list[tuple[tuple[float, float], Float32Array, slice]]:
     """Along one axis: scale and shift of each start of the search, its weights and where they apply."""
     starts = [(1.0, 0.0)]
     for share in CUTS:

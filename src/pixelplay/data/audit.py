@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import IntArray
 from pixelplay.config import PARTS
 from pixelplay.data.cache import DIGEST_BYTES
 from pixelplay.data.candidates import max_copies
@@ -134,7 +135,7 @@ def find_duplicates(
     )
 
 
-def first_of_each(digests: Sequence[bytes]) -> NDArray[np.int64]:
+def first_of_each(digests: Sequence[bytes]) -> IntArray:
     """Positions of one photograph for each digest, ascending; an empty digest has none."""
     firsts = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest}
     return np.array(sorted(firsts.values()), dtype=np.int64)
@@ -159,7 +160,7 @@ class ClassCoverage:
 
 
 def measure_coverage(
-    classes: Sequence[str], counts: NDArray[np.int64], expected: Mapping[str, int | None]
+    classes: Sequence[str], counts: IntArray, expected: Mapping[str, int | None]
 ) -> ClassCoverage:
     """Find the expected classes that have no or too few training photographs.
 
@@ -182,7 +183,7 @@ def measure_coverage(
     )
 
 
-def find_coverage(index: ImageIndex, learned: NDArray[np.int64] | None = None) -> ClassCoverage:
+def find_coverage(index: ImageIndex, learned: IntArray | None = None) -> ClassCoverage:
     """Find the classes that the test side expects and training has no or too few photographs of.
 
     What is expected is what a list or sample submission names, else what a given test part holds.

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from pixelplay.arrays import UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.transforms import FILTERS, Preprocessing
 
@@ -30,14 +30,14 @@ _MAGNITUDES = 31
 
 
 def augment_view(
-    pixels: NDArray[np.uint8],
+    pixels: UInt8Array,
     config: AugmentConfig,
     preprocessing: Preprocessing,
     rng: np.random.Generator,
     *,
     hflip: bool,
     size_px: int | None = None,
-) -> NDArray[np.uint8]:
+) -> UInt8Array:
     """Draw one varied view of a photograph.
 
     Cropped and squashed to the square, then mirrored, rotated, recoloured or distorted, and erased in part,
@@ -69,7 +69,7 @@ def augment_view(
 
 
 def _resize(
-    pixels: NDArray[np.uint8],
+    pixels: UInt8Array,
     config: AugmentConfig,
     resample: Image.Resampling,
     size: int,
@@ -131,7 +131,7 @@ def _trivial_augment(image: Image.Image, fill: Colour, rng: np.random.Generator)
     return operation(image, rng.choice((-1.0, 1.0)) * magnitude, fill)
 
 
-def _erase(image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _erase(image: Image.Image, rng: np.random.Generator) -> UInt8Array:
     """Replace a rectangle by noise.
 
     The logarithm of its aspect is uniform, as in timm, so that flat and upright are equally frequent.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.align import detail
-from pixelplay.data.thumbs import PRINT_PX, Thumbs, darker_half
+from pixelplay.data.thumbs import PRINT_PX, darker_half
 from pixelplay.journal import Journal
 
 MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
@@ -29,8 +29,6 @@ BLOCK_BYTES = 64 << 20  # of cosines held at once
 
 AT_ONCE = 1024  # thumbs or rows of features
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
 Nearest = tuple[IntArray, IntArray]
 
 
@@ -47,11 +45,11 @@ class Candidates:
     """
 
     pairs: IntArray
-    is_mirrored: NDArray[np.bool_]
-    is_dark: NDArray[np.bool_]
+    is_mirrored: BoolArray
+    is_dark: BoolArray
     look_alikes: IntArray
 
-    def select(self, rows: NDArray[np.bool_]) -> "Candidates":
+    def select(self, rows: BoolArray) -> "Candidates":
         """Keep the pairs where a (P,) mask is true."""
         return replace(
             self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
@@ -63,7 +61,7 @@ def max_copies(n: int) -> int:
     return int(max(MAX_COPIES, MAX_COPIES_FRAC * n))
 
 
-def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Candidates:
+def propose(thumbs: UInt8Array, features: Float32Array | None, journal: Journal) -> Candidates:
     """Find, for each photograph, those that stand out from all that look like it.
 
     By fingerprint, straight and mirrored; by that of what a cut at one corner leaves; by that of the darker
@@ -81,7 +79,7 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
         "looking for copies", n_searches * len(thumbs), "comparisons with all others"
     ) as bar:
 
-        def search(rows: FloatArray, others: FloatArray, k: int, share: float = STANDS_OUT) -> Nearest:
+        def search(rows: Float32Array, others: Float32Array, k: int, share: float = STANDS_OUT) -> Nearest:
             return nearest_pairs(rows, others, k, share, on_progress=bar.update)
 
         pairs, look_alikes = search(straight, straight, N_BY_PRINT)
@@ -103,8 +101,8 @@ def propose(thumbs: Thumbs, features: FloatArray | None, journal: Journal) -> Ca
 
 
 def nearest_pairs(
-    rows: FloatArray,
-    others: FloatArray,
+    rows: Float32Array,
+    others: Float32Array,
     k: int,
     stands_out: float = STANDS_OUT,
     *,
@@ -145,13 +143,13 @@ def nearest_pairs(
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), alike
 
 
-def unit_rows(rows: FloatArray) -> FloatArray:
+def unit_rows(rows: Float32Array) -> Float32Array:
     """Divide rows (N, D) by their length; what has none stays zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(lengths, 1e-9), dtype=np.float32)
 
 
-def _look_alikes(cosines: FloatArray, limit: int, n: int, n_groups: int) -> tuple[IntArray, FloatArray]:
+def _look_alikes(cosines: Float32Array, limit: int, n: int, n_groups: int) -> tuple[IntArray, Float32Array]:
     """Positions (b, n) of those after the `limit` nearest by cosine (b, N), and how far the first is.
 
     Where more than `limit` others are the same, those after all of them.
@@ -170,12 +168,14 @@ def _look_alikes(cosines: FloatArray, limit: int, n: int, n_groups: int) -> tupl
     return inside * n_groups + groups, distance
 
 
-def _distance(cosines: FloatArray) -> FloatArray:
+def _distance(cosines: Float32Array) -> Float32Array:
     """Distance of unit vectors."""
     return np.asarray(np.sqrt(np.maximum(2 - 2 * cosines, 0)), dtype=np.float32)
 
 
-def _prints(thumbs: Thumbs, top: float, left: float, share: float, *, is_dark: bool = False) -> FloatArray:
+def _prints(
+    thumbs: UInt8Array, top: float, left: float, share: float, *, is_dark: bool = False
+) -> Float32Array:
     """Average a window of thumbs (N, S, S), its corner and side in fractions, to fingerprints (N, s, s)."""
     see = darker_half if is_dark else np.float32
     to_y, to_x = (_average(start, share, thumbs.shape[-1]) for start in (top, left))
@@ -183,7 +183,7 @@ def _prints(thumbs: Thumbs, top: float, left: float, share: float, *, is_dark: b
     return np.concatenate([to_y @ see(block) @ to_x.T for block in blocks])
 
 
-def _average(start: float, share: float, side_px: int) -> FloatArray:
+def _average(start: float, share: float, side_px: int) -> Float32Array:
     """Weights (s, S) that average a window of S pixels in s equal steps."""
     edges = (start + share * np.arange(PRINT_PX + 1) / PRINT_PX) * side_px
     pixels = np.arange(side_px)
@@ -191,12 +191,12 @@ def _average(start: float, share: float, side_px: int) -> FloatArray:
     return np.asarray(np.maximum(covered, 0) / np.diff(edges)[:, None], dtype=np.float32)
 
 
-def _rows(prints: FloatArray) -> FloatArray:
+def _rows(prints: Float32Array) -> Float32Array:
     """The details of fingerprints (N, s, s) as unit rows (N, s²)."""
     return unit_rows(detail(prints).reshape(len(prints), -1))
 
 
-def _project(features: FloatArray) -> FloatArray:
+def _project(features: Float32Array) -> Float32Array:
     """Scale features (N, D) alike and bring them to few directions, as unit rows; a block at a time."""
     mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
     n_features = features.shape[1]

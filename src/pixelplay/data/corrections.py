@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.cells import plain_label, plain_path
 from pixelplay.data.index import NO_LABEL, ImageIndex
 from pixelplay.data.tables import need_column, read_table
@@ -20,8 +20,8 @@ class Corrections:
         is_reviewed: (N,) somebody has looked at it, and changed or confirmed its label.
     """
 
-    labels: NDArray[np.int64]
-    is_reviewed: NDArray[np.bool_]
+    labels: IntArray
+    is_reviewed: BoolArray
 
 
 def no_corrections(index: ImageIndex) -> Corrections:

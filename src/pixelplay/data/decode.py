@@ -21,6 +21,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pixelplay.arrays import UInt8Array
 from pixelplay.data.formats import READERS, name_format
 from pixelplay.errors import ImageError
 
@@ -54,7 +55,7 @@ class ImageInfo:
     mode: str  # Pillow's name of the pixel layout in the file
 
 
-def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UInt8Array:
     """Decode one encoded image to upright sRGB pixels.
 
     Transparency is laid over white; of several frames or pages the first is taken.
@@ -98,7 +99,7 @@ def probe_image(data: bytes, *, path: str) -> ImageInfo:
     return ImageInfo(kind, width, height, image.mode)
 
 
-def to_rgb(image: Image.Image, *, path: str) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, *, path: str) -> UInt8Array:
     """Turn an opened image upright and into sRGB, whatever its mode, profile and transparency.
 
     16-bit greys are divided by 257. An ICC profile that is broken, or made for another colour space than
@@ -122,7 +123,7 @@ def to_rgb(image: Image.Image, *, path: str) -> NDArray[np.uint8]:
         return _to_array(image, profile)
 
 
-def check_array(array: NDArray[Any], *, path: str) -> NDArray[np.uint8]:
+def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
     """Bring an array that already holds pixels into the form of a decoded image.
 
     Args:
@@ -145,7 +146,7 @@ def check_array(array: NDArray[Any], *, path: str) -> NDArray[np.uint8]:
     if array.size == 0:
         raise ImageError(path, "unreadable", f"array of shape {shape} has no pixels")
     _check_pixels((shape[1], shape[0]), path)
-    pixels: NDArray[np.uint8] = _from_16_bit(array) if array.dtype.itemsize == 2 else array
+    pixels: UInt8Array = _from_16_bit(array) if array.dtype.itemsize == 2 else array
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]  # (H, W, 1)
     if pixels.shape[2] == 4:
@@ -264,7 +265,7 @@ def _eight_bit(image: Image.Image, path: str) -> Image.Image:
     return Image.fromarray(_from_16_bit(values))
 
 
-def _from_16_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_16_bit(values: NDArray[Any]) -> UInt8Array:
     """Map 0…65535 to 0…255, rounded: 65535 / 257 = 255 exactly."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
@@ -316,7 +317,7 @@ def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
     return rgb if alpha is None else Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
 
 
-def _to_array(image: Image.Image, profile: bytes | None) -> NDArray[np.uint8]:
+def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:
     """Copy an image into an sRGB array of its own, by strips.
 
     What is between the two exists for a strip only; and it is 3 times as fast as numpy.array(image).

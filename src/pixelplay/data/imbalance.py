@@ -7,12 +7,10 @@ and the way back to natural priors stand side by side here, so that they agree.
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 MinPerClass = int | Literal["largest"] | None
 
 HINT_RATIO = 5.0
@@ -24,12 +22,12 @@ def imbalance_ratio(counts: IntArray) -> float:
     return float(present.max() / present.min()) if len(present) else 1.0
 
 
-def class_priors(counts: IntArray) -> FloatArray:
+def class_priors(counts: IntArray) -> Float64Array:
     """Relative class frequencies π (K,), summing to 1."""
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def class_weights(counts: IntArray) -> FloatArray:
+def class_weights(counts: IntArray) -> Float64Array:
     """Weight of an image of each class, (K,): N / (K·n_k), so that all classes weigh the same in sum.
 
     Over the N images the mean weight is 1. It is scikit-learn's `class_weight="balanced"`.
@@ -71,7 +69,7 @@ def epoch_length(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerCl
     return int(_times_drawn(counts, imbalance, min_per_class).sum())
 
 
-def effective_prior(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass) -> FloatArray:
+def effective_prior(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass) -> Float64Array:
     """Class mix π_eff (K,) of what a loss sees; logits fitted by a plain loss have it as their prior.
 
     Args:
@@ -85,7 +83,7 @@ def effective_prior(counts: IntArray, imbalance: Imbalance, min_per_class: MinPe
 
 def natural_offset(
     counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass, logit_tau: float
-) -> FloatArray:
+) -> Float64Array:
     """What is added to fitted logits z to give them natural priors, (K,).
 
     It is log π_data − log π_eff, or τ·log π_data where the loss itself added that to z.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.config import PARTS, DataConfig, Part
 from pixelplay.data.store import ImageStore
 from pixelplay.errors import DataError, counted
@@ -36,10 +37,10 @@ class ImageIndex:
     source: str
     store: ImageStore
     paths: tuple[str, ...]
-    labels: NDArray[np.int64]
+    labels: IntArray
     classes: tuple[str, ...]
     parts: NDArray[np.int8]
-    groups: NDArray[np.int64] | None = None
+    groups: IntArray | None = None
     expected: Mapping[str, int | None] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, where: NDArray[np.bool_]) -> "ImageIndex":
+    def select(self, where: BoolArray) -> "ImageIndex":
         """Keep the rows where a (N,) mask is true; classes stay as they are."""
         kept = np.flatnonzero(where)
         return replace(
@@ -58,11 +59,11 @@ class ImageIndex:
             groups=None if self.groups is None else self.groups[kept],
         )
 
-    def in_part(self, part: Part) -> NDArray[np.bool_]:
+    def in_part(self, part: Part) -> BoolArray:
         """Mask (N,) of the photographs that the data itself puts in a part."""
         return np.asarray(self.parts == PARTS.index(part))
 
-    def class_counts(self, where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def class_counts(self, where: BoolArray | None = None) -> IntArray:
         """Labelled photographs of each class, (K,), among those where a mask is true."""
         labels = self.labels if where is None else self.labels[where]
         return np.bincount(labels[labels >= 0], minlength=len(self.classes)).astype(np.int64)
@@ -157,7 +158,7 @@ def _note_ungrouped(names: Sequence[str] | None) -> list[str]:
     return [f"{counted(n, 'photograph')} in no group: each stands alone"] if n else []
 
 
-def _number_groups(names: Sequence[str]) -> NDArray[np.int64]:
+def _number_groups(names: Sequence[str]) -> IntArray:
     numbers: dict[str | int, int] = {}
     keys = (name or i for i, name in enumerate(names))  # a nameless one is a group of its own
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)

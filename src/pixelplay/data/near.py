@@ -12,27 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.data.align import (
-    Placements,
-    agreement,
-    inverse,
-    likeness,
-    outlines_agree,
-    place_coarsely,
-    refine,
-)
+from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.data.align import agreement, inverse, likeness, outlines_agree, place_coarsely, refine
 from pixelplay.data.candidates import Candidates, propose
 from pixelplay.data.loader import map_ahead
-from pixelplay.data.standout import Tiles, differences, share_of_usual, tile_differences, usual_differences
-from pixelplay.data.thumbs import (
-    PRINT_PX,
-    THUMB_PX,
-    Thumbs,
-    darker_half,
-    make_colour_thumb,
-    make_thumb,
-    shrink,
-)
+from pixelplay.data.standout import differences, share_of_usual, tile_differences, usual_differences
+from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, darker_half, make_colour_thumb, make_thumb, shrink
 from pixelplay.errors import ImageError
 from pixelplay.journal import Journal
 
@@ -42,9 +27,6 @@ ALIKE = 0.75  # correlation of the colours
 AT_ONCE = 256  # pairs
 CLOSE_PX = 192  # side at which the decision is made
 UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full sight and by thumbs
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +51,9 @@ class CopyPair:
 
 
 def find_copies(
-    thumbs: Thumbs,
-    read: Callable[[int], NDArray[np.uint8]],
-    features: FloatArray | None = None,
+    thumbs: UInt8Array,
+    read: Callable[[int], UInt8Array],
+    features: Float32Array | None = None,
     *,
     has_mirrored: bool = True,
     num_workers: int | None = None,
@@ -127,9 +109,9 @@ class _Placed:
         placements: (P, 4).
     """
 
-    members: NDArray[np.int64]
-    is_mirrored: NDArray[np.bool_]
-    placements: Placements
+    members: IntArray
+    is_mirrored: BoolArray
+    placements: Float32Array
 
     def select(self, rows: NDArray[Any] | Sequence[int]) -> "_Placed":
         """Keep some of the pairs."""
@@ -140,7 +122,7 @@ class _Placed:
         )
 
 
-def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
+def _place(thumbs: UInt8Array, candidates: Candidates, journal: Journal) -> _Placed:
     """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
@@ -160,7 +142,7 @@ def _place(thumbs: Thumbs, candidates: Candidates, journal: Journal) -> _Placed:
     return every.select(is_kept)
 
 
-def _place_block(first: FloatArray, second: FloatArray) -> tuple[Placements, NDArray[np.bool_]]:
+def _place_block(first: Float32Array, second: Float32Array) -> tuple[Float32Array, BoolArray]:
     """Lay pictures (P, S, S) on others (P, S, S): placements (P, 4), and which go on agreeing (P,)."""
     found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
     kept = np.flatnonzero(correlation >= COARSE)
@@ -177,7 +159,7 @@ def _place_block(first: FloatArray, second: FloatArray) -> tuple[Placements, NDA
     return found, is_kept
 
 
-def _which_stand_out(thumbs: Thumbs, placed: _Placed, usual: Tiles) -> _Placed:
+def _which_stand_out(thumbs: UInt8Array, placed: _Placed, usual: Float32Array) -> _Placed:
     """Keep the pairs that may be copies, as far as thumbs (N, S, S) tell."""
     shares = []
     for start in range(0, len(placed.members), AT_ONCE):
@@ -191,18 +173,18 @@ def _which_stand_out(thumbs: Thumbs, placed: _Placed, usual: Tiles) -> _Placed:
 class _Seen:
     """A photograph seen closely: grey (n, n) and colours (3, S, S), uint8."""
 
-    grey: Thumbs
-    colours: Thumbs
+    grey: UInt8Array
+    colours: UInt8Array
 
 
-def _see(pixels: NDArray[np.uint8]) -> _Seen:
+def _see(pixels: UInt8Array) -> _Seen:
     return _Seen(
         grey=make_thumb(pixels, CLOSE_PX),
         colours=make_colour_thumb(pixels, THUMB_PX),
     )
 
 
-def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Tiles | None) -> CopyPair | None:
+def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Float32Array | None) -> CopyPair | None:
     """Decide whether one candidate is a copy."""
     is_mirrored = bool(placed.is_mirrored[0])
     close = _turned(first.grey, second.grey, is_mirrored)
@@ -223,8 +205,8 @@ def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Tiles | None) 
 
 
 def _shares_of_usual(
-    pictures: tuple[FloatArray, FloatArray], placed: _Placed, usual: Tiles
-) -> NDArray[np.float32]:
+    pictures: tuple[Float32Array, Float32Array], placed: _Placed, usual: Float32Array
+) -> Float32Array:
     """How much pictures (P, n, n) differ, of what either of a pair does from its look-alikes: the larger."""
     first, second = pictures
     i, j = placed.members.T
@@ -235,8 +217,8 @@ def _shares_of_usual(
 
 
 def _turned(
-    first: NDArray[Any], second: NDArray[Any], is_mirrored: bool | NDArray[np.bool_]
-) -> tuple[FloatArray, FloatArray]:
+    first: NDArray[Any], second: NDArray[Any], is_mirrored: bool | BoolArray
+) -> tuple[Float32Array, Float32Array]:
     """Both pictures (…, h, w) of a pair, or of pairs (P, h, w), the second mirrored back."""
     first, second = first.astype(np.float32), second.astype(np.float32)
     turned = np.where(np.asarray(is_mirrored)[..., None, None], second[..., ::-1], second)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.index import ImageIndex
-from pixelplay.data.split import IntArray, Split, hold_out, merge_groups
+from pixelplay.data.split import Split, hold_out, merge_groups
 from pixelplay.errors import DataError, counted, name_some
 
 
@@ -83,7 +83,7 @@ def join_groups(index: ImageIndex, duplicates: Duplicates) -> IntArray:
     return merge_groups(len(index), duplicates.copies, given)
 
 
-def check_learnable(index: ImageIndex, is_readable: NDArray[np.bool_]) -> None:
+def check_learnable(index: ImageIndex, is_readable: BoolArray) -> None:
     """Raise where labelled photographs cannot make a classifier.
 
     Args:
@@ -120,7 +120,7 @@ def check_two_classes(index: ImageIndex, learning: IntArray) -> None:
         )
 
 
-def _check_held_out(index: ImageIndex, test: NDArray[np.bool_], config: TrainConfig) -> None:
+def _check_held_out(index: ImageIndex, test: BoolArray, config: TrainConfig) -> None:
     if config.test_frac > 0 and not test.any():
         raise DataError(
             f"no test images: no class of {index.source} has 2 photographs (or groups) to hold one out; "
@@ -128,7 +128,7 @@ def _check_held_out(index: ImageIndex, test: NDArray[np.bool_], config: TrainCon
         )
 
 
-def _note_lost(index: ImageIndex, learning: NDArray[np.bool_], removed: IntArray) -> list[str]:
+def _note_lost(index: ImageIndex, learning: BoolArray, removed: IntArray) -> list[str]:
     """Say which classes lose all they had to learn from with the removed copies.
 
     Raises:
@@ -147,7 +147,7 @@ def _note_lost(index: ImageIndex, learning: NDArray[np.bool_], removed: IntArray
     return [f"all training photographs of {name_some(lost)} are copies of test photographs: not learned"]
 
 
-def _copies_of(duplicates: Duplicates, those: NDArray[np.bool_], among: NDArray[np.bool_]) -> IntArray:
+def _copies_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
     """Positions in `among` that are copies of something in `those`."""
     found = [
         i for members in duplicates.copies if any(those[j] for j in members) for i in members if among[i]
@@ -165,7 +165,7 @@ def _note_unused(index: ImageIndex, config: TrainConfig) -> list[str]:
     return notes
 
 
-def _note_straddling(index: ImageIndex, test: NDArray[np.bool_], val: NDArray[np.bool_] | None) -> list[str]:
+def _note_straddling(index: ImageIndex, test: BoolArray, val: BoolArray | None) -> list[str]:
     """Say where given parts cut through the user's groups; None: no validation part is to choose."""
     if index.groups is None:
         return []

@@ -1,8 +1,6 @@
 """Decoded photographs for training: decoded once, kept a little larger than the network needs."""
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pixelplay.arrays import UInt8Array
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION, decode_image
@@ -52,7 +50,7 @@ class PixelStore:
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
         self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+    def __getitem__(self, i: int) -> UInt8Array:
         """Pixels (S, S, 3) of photograph i; threads may ask at the same time.
 
         Raises:
@@ -66,7 +64,7 @@ class PixelStore:
             raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
         return eval_view(decode_image(data, path=path, target_px=self.side_px), self._view)
 
-    def keep(self, i: int, pixels: NDArray[np.uint8]) -> None:
+    def keep(self, i: int, pixels: UInt8Array) -> None:
         """Remember what `self[i]` gave; from one thread only."""
         if self._digests[i] not in self._cache:
             self._cache.add(self._digests[i], pixels)

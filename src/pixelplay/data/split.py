@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import DataError
 
 NEVER_HELD_OUT = -1
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class Split:
     test: IntArray
 
 
-def hold_out(labels: IntArray, groups: IntArray, frac: float, seed: int) -> NDArray[np.bool_]:
+def hold_out(labels: IntArray, groups: IntArray, frac: float, seed: int) -> BoolArray:
     """Choose a held-out part, stratified by class, groups whole.
 
     A class with one image, or with one group only, is never held out. Where every group carries
@@ -77,14 +75,14 @@ def merge_groups(n: int, *links: Sequence[Sequence[int]]) -> IntArray:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def _is_lone(labels: IntArray, groups: IntArray) -> NDArray[np.bool_]:
+def _is_lone(labels: IntArray, groups: IntArray) -> BoolArray:
     """Mask (N,) of the images whose class has fewer than two groups."""
     pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
     n_groups = np.bincount(pairs[:, 0], minlength=int(labels.max(initial=-1)) + 1)
     return np.asarray(n_groups[labels] < 2)
 
 
-def _assign(labels: IntArray, groups: IntArray, shares: NDArray[np.float64], seed: int) -> IntArray:
+def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int) -> IntArray:
     """Deal images to sides so that each class meets its shares as nearly as groups allow.
 
     Groups of several images are dealt first, the largest first, each to the side that it brings
@@ -124,7 +122,7 @@ def _assign(labels: IntArray, groups: IntArray, shares: NDArray[np.float64], see
     return sides
 
 
-def _quotas(counts: IntArray, shares: NDArray[np.float64], rng: np.random.Generator) -> IntArray:
+def _quotas(counts: IntArray, shares: Float64Array, rng: np.random.Generator) -> IntArray:
     """Whole numbers (K, sides) that add up to the counts and are within one of the exact shares.
 
     The remainders of one class go to the sides that earlier classes left short, so that the

@@ -5,10 +5,10 @@ usual. A copy differs from its original by less than a fifth of what look-alikes
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pixelplay.data.align import TILE_FRAC, Pictures, Placements, lay, refine
-from pixelplay.data.thumbs import THUMB_PX, Thumbs, shrink
+from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.data.align import TILE_FRAC, lay, refine
+from pixelplay.data.thumbs import THUMB_PX, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
@@ -16,10 +16,8 @@ ENOUGH_TILES = 16  # of all, to judge a picture by
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
 AT_ONCE = 256  # pictures
 
-Tiles = NDArray[np.float32]
 
-
-def differences(first: Pictures, second: Pictures, placements: Placements) -> Pictures:
+def differences(first: Float32Array, second: Float32Array, placements: Float32Array) -> Float32Array:
     """Lay pictures (P, n, n) on others, brightness and contrast fitted, and subtract.
 
     Returns:
@@ -48,7 +46,7 @@ def differences(first: Pictures, second: Pictures, placements: Placements) -> Pi
     return np.where(known, left, np.nan).astype(np.float32)
 
 
-def _known_tiles(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _known_tiles(known: BoolArray) -> BoolArray:
     """Tiles (P, t, t) known by half: a pixel of a thumb is known where all its pixels (P, n, n) are."""
     n, side = len(known), THUMB_PX // TILE_FRAC
     step = known.shape[-1] // THUMB_PX
@@ -57,7 +55,7 @@ def _known_tiles(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(share >= 0.5)
 
 
-def tile_differences(left: Pictures) -> Tiles:
+def tile_differences(left: Float32Array) -> Float32Array:
     """Root mean square of differences (P, n, n) in tiles (P, t, t); NaN where less than half of one is known.
 
     Taken at the sharpness of thumbs: a JPEG's noise is averaged out.
@@ -74,7 +72,7 @@ def tile_differences(left: Pictures) -> Tiles:
     return np.where(is_known, np.sqrt(square), np.nan).astype(np.float32)
 
 
-def usual_differences(thumbs: Thumbs, look_alikes: NDArray[np.int64], rows: NDArray[np.int64]) -> Tiles:
+def usual_differences(thumbs: UInt8Array, look_alikes: IntArray, rows: IntArray) -> Float32Array:
     """What thumbs (N, S, S) differ by from their look-alikes (N, R), the median in each tile.
 
     Returns:
@@ -95,7 +93,7 @@ def usual_differences(thumbs: Thumbs, look_alikes: NDArray[np.int64], rows: NDAr
     return usual
 
 
-def share_of_usual(found: Tiles, usual: Tiles) -> NDArray[np.float32]:
+def share_of_usual(found: Float32Array, usual: Float32Array) -> Float32Array:
     """Median of found over usual differences (P, t, t), in the half of tiles where look-alikes differ most.
 
     Returns:
@@ -109,7 +107,7 @@ def share_of_usual(found: Tiles, usual: Tiles) -> NDArray[np.float32]:
     return np.where(known.sum(1) < ENOUGH_TILES, np.inf, share).astype(np.float32)
 
 
-def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _median(values: Float32Array) -> Float32Array:
     """The lower median along the last axis of what is finite; not finite where nothing is."""
     ordered = np.sort(values, axis=-1)  # what is not finite last
     middle = np.maximum(np.isfinite(values).sum(-1) - 1, 0) // 2

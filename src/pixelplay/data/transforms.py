@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from pixelplay.arrays import UInt8Array
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,13 +39,13 @@ class Preprocessing:
     crop_pct: float = 1.0
 
 
-def eval_view(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def eval_view(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
     """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
     image = Image.fromarray(pixels)
     return _resize(image, seen_box(image.size, preprocessing), preprocessing)
 
 
-def corner_views(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def corner_views(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
     """The same view and one in each of its corners: decoded pixels (H, W, 3) to (5, S, S, 3), all uint8."""
     image = Image.fromarray(pixels)
     left, top, right, bottom = whole = seen_box(image.size, preprocessing)
@@ -65,6 +66,6 @@ def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
     return left, top, left + side, top + side
 
 
-def _resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> UInt8Array:
     size = (preprocessing.input_size, preprocessing.input_size)
     return np.asarray(image.resize(size, FILTERS[preprocessing.interpolation], box=box))

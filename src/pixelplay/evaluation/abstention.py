@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.checks import check_share
 from pixelplay.errors import DataError
-from pixelplay.evaluation.intervals import FloatArray
 
 CONFIDENCE = 0.95  # with which an asked accuracy is promised
 N_CUTS = 20
@@ -24,8 +23,8 @@ class RiskCoverage:
         aurc: area under the curve: mean risk over all coverages; lower is better.
     """
 
-    coverage: FloatArray
-    risk: FloatArray
+    coverage: Float64Array
+    risk: Float64Array
     aurc: float
 
     def points(self) -> tuple[tuple[float, float], ...]:
@@ -51,7 +50,7 @@ class Cut:
     bound: float
 
 
-def risk_coverage(confidence: FloatArray, is_right: NDArray[np.bool_]) -> RiskCoverage:
+def risk_coverage(confidence: Float64Array, is_right: BoolArray) -> RiskCoverage:
     """Sort images by confidence and count errors.
 
     Args:
@@ -72,7 +71,7 @@ def risk_coverage(confidence: FloatArray, is_right: NDArray[np.bool_]) -> RiskCo
     )
 
 
-def fit_cut(confidence: FloatArray, is_right: NDArray[np.bool_], target_accuracy: float) -> Cut:
+def fit_cut(confidence: Float64Array, is_right: BoolArray, target_accuracy: float) -> Cut:
     """Find the lowest confidence from which on answers are right as often as asked, with a guarantee.
 
     Twenty cuts are tried, one for each further 5 % of the images. Every bound allows for that, so that it
@@ -115,7 +114,7 @@ def fit_cut(confidence: FloatArray, is_right: NDArray[np.bool_], target_accuracy
     )
 
 
-def _highest_error(n_wrong: NDArray[np.int64], n: NDArray[np.int64], alpha: float) -> FloatArray:
+def _highest_error(n_wrong: IntArray, n: IntArray, alpha: float) -> Float64Array:
     """Upper end of Clopper and Pearson's one-sided interval of an error rate."""
     from scipy.special import betaincinv
 

@@ -6,15 +6,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.intervals import FloatArray, IntArray, bootstrap_weights
-from pixelplay.evaluation.weighted import (
-    LABEL_METRICS,
-    check_labels,
-    count_labels,
-    expect_labels,
-)
+from pixelplay.evaluation.intervals import bootstrap_weights
+from pixelplay.evaluation.weighted import LABEL_METRICS, check_labels, count_labels, expect_labels
 
 __all__ = [
     "TauFit",
@@ -89,7 +85,7 @@ def nll_of(logits: NDArray[Any], labels: IntArray) -> float:
     return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())
 
 
-def natural_probs(logits: NDArray[Any], temperature: float) -> FloatArray:
+def natural_probs(logits: NDArray[Any], temperature: float) -> Float64Array:
     """Return softmax(logits / T).
 
     Args:

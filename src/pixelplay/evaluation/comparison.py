@@ -4,18 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
-from pixelplay.evaluation.intervals import (
-    MIN_UNITS,
-    Estimate,
-    FloatArray,
-    IntArray,
-    Resampling,
-    bootstrap_weights,
-    wilson,
-)
+from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, bootstrap_weights, wilson
 from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels, log_losses
 
 N_RESAMPLES = 1000
@@ -31,7 +23,7 @@ class Comparison:
     """
 
     values: tuple[float, float]
-    samples: FloatArray
+    samples: Float64Array
 
     @property
     def difference(self) -> float:
@@ -108,11 +100,11 @@ def compare_preds(
 
 def compare_models(
     preds: tuple[IntArray, IntArray],
-    probs: tuple[FloatArray, FloatArray],
+    probs: tuple[Float64Array, Float64Array],
     labels: IntArray,
     groups: IntArray | None,
     *,
-    is_known: NDArray[np.bool_],
+    is_known: BoolArray,
     seed: int = 0,
 ) -> PairedComparison:
     """Compare everything that two models say about the same photographs.
@@ -155,7 +147,7 @@ def compare_models(
     )
 
 
-def newcombe(is_right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Estimate:
+def newcombe(is_right: BoolArray, other: BoolArray) -> Estimate:
     """Estimate the difference of two shares of the same independent images.
 
     Made of both shares' Wilson intervals and the correlation between them; unlike a percentile of
@@ -216,10 +208,10 @@ def _at_least(spread: Estimate, alone: Estimate, *, has_groups: bool) -> Estimat
 
 
 def _compare_losses(
-    probs: tuple[FloatArray, FloatArray],
+    probs: tuple[Float64Array, Float64Array],
     labels: IntArray,
     groups: IntArray | None,
-    is_known: NDArray[np.bool_],
+    is_known: BoolArray,
     seed: int,
 ) -> tuple[tuple[float, float], Estimate]:
     """Log-loss of both, and of the first less the second the mean with its interval."""

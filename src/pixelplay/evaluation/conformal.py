@@ -3,15 +3,14 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.checks import check_share
 from pixelplay.config import SetMethod
 from pixelplay.errors import DataError
-from pixelplay.evaluation.intervals import FloatArray, IntArray
 
 
-def class_scores(probs: FloatArray, method: SetMethod) -> FloatArray:
+def class_scores(probs: Float64Array, method: SetMethod) -> Float64Array:
     """How badly each class fits each image, (N, K) in [0, 1]; lower fits better.
 
     LAC: one less its probability. Its sets are the smallest on average, and the smallest where the model is
@@ -32,7 +31,7 @@ def class_scores(probs: FloatArray, method: SetMethod) -> FloatArray:
     return scores
 
 
-def held_out_scores(probs: FloatArray, labels: IntArray, method: SetMethod) -> FloatArray:
+def held_out_scores(probs: Float64Array, labels: IntArray, method: SetMethod) -> Float64Array:
     """Scores (N,) of the true classes, ascending: what thresholds are taken from.
 
     Args:
@@ -42,7 +41,7 @@ def held_out_scores(probs: FloatArray, labels: IntArray, method: SetMethod) -> F
     return np.sort(class_scores(probs, method)[np.arange(len(labels)), labels])
 
 
-def fit_threshold(scores: FloatArray, coverage: float) -> float:
+def fit_threshold(scores: Float64Array, coverage: float) -> float:
     """The score up to which classes belong to a set.
 
     Args:
@@ -68,7 +67,7 @@ def fit_threshold(scores: FloatArray, coverage: float) -> float:
     return float(scores[max(rank, 1) - 1])
 
 
-def prediction_sets(probs: FloatArray, threshold: float, method: SetMethod) -> NDArray[np.bool_]:
+def prediction_sets(probs: Float64Array, threshold: float, method: SetMethod) -> BoolArray:
     """Which classes (N, K) belong to each image's set; the most probable one always does.
 
     A row of NaN has an empty set.

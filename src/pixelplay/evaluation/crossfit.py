@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.data.split import NEVER_HELD_OUT
 from pixelplay.evaluation.decision import Decision, fit_decision
@@ -20,17 +20,17 @@ class CrossFit:
         decisions: fold → what the other folds have chosen for it.
     """
 
-    probs: NDArray[np.float64]
-    pred: NDArray[np.int64]
+    probs: Float64Array
+    pred: IntArray
     decisions: dict[int, Decision]
 
 
 def cross_fit(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    priors: NDArray[np.float64],
+    logits: Float32Array,
+    labels: IntArray,
+    groups: IntArray,
+    folds: IntArray,
+    priors: Float64Array,
     *,
     metric: Metric,
     seed: int,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.evaluation.calibration import (
     TauFit,
@@ -31,19 +31,19 @@ class Decision:
 
     temperature: TemperatureFit
     tau: TauFit
-    priors: NDArray[np.float64]
+    priors: Float64Array
 
-    def apply(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def apply(self, logits: Float32Array) -> tuple[Float64Array, IntArray]:
         """Probabilities (N, K) and decided classes (N,) of logits (N, K); NaN rows give NaN and -1."""
         probs = natural_probs(logits, self.temperature.temperature)
         return probs, decide(probs, self.priors, self.tau.tau)
 
 
 def fit_decision(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    priors: NDArray[np.float64],
+    logits: Float32Array,
+    labels: IntArray,
+    groups: IntArray,
+    priors: Float64Array,
     *,
     metric: Metric,
     seed: int,
@@ -64,10 +64,10 @@ def fit_decision(
 
 
 def compare_logits(
-    logits: tuple[NDArray[np.float32], NDArray[np.float32]],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    priors: NDArray[np.float64],
+    logits: tuple[Float32Array, Float32Array],
+    labels: IntArray,
+    groups: IntArray,
+    priors: Float64Array,
     *,
     metric: Metric,
     seed: int,
@@ -89,9 +89,7 @@ def compare_logits(
     return compare_preds((first, second), labels, groups, len(priors), metric=metric, seed=seed)
 
 
-def held_out_score(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], priors: NDArray[np.float64], metric: Metric
-) -> float:
+def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
     """Negative log-likelihood after the best temperature, in nats; lower is better.
 
     It moves with every photograph, where accuracy moves with the few that change sides; and unlike the

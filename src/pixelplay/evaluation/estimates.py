@@ -5,23 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelplay.evaluation.intervals import (
-    MIN_UNITS,
-    Estimate,
-    FloatArray,
-    IntArray,
-    Resampling,
-    mean_of_shares,
-    wilson,
-)
-from pixelplay.evaluation.weighted import (
-    Counts,
-    brier_losses,
-    count_labels,
-    log_losses,
-    mean_defined,
-    rank,
-)
+from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, mean_of_shares, wilson
+from pixelplay.evaluation.weighted import Counts, brier_losses, count_labels, log_losses, mean_defined, rank
 
 _RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
 
@@ -69,14 +55,14 @@ def judge_labels(pred: IntArray, labels: IntArray, n_classes: int, resampling: R
     if resampling.groups is None:
         return alone
 
-    def widen(share: Estimate, spread: FloatArray) -> Estimate:
+    def widen(share: Estimate, spread: Float64Array) -> Estimate:
         is_enough = share.reliable and share.n >= MIN_UNITS
         grouped = resampling.estimate(
             share.value, spread, n=share.n, is_enough=is_enough, n_classes=share.n_classes
         )
         return replace(grouped, low=min(grouped.low, share.low), high=max(grouped.high, share.high))
 
-    def widen_each(shares: list[Estimate | None], spreads: FloatArray) -> list[Estimate | None]:
+    def widen_each(shares: list[Estimate | None], spreads: Float64Array) -> list[Estimate | None]:
         return [share and widen(share, spread) for share, spread in zip(shares, spreads.T, strict=True)]
 
     return JudgedLabels(
@@ -120,7 +106,7 @@ def _wilson_f1(n_correct: int, n_true: int, n_pred: int) -> Estimate:
     return replace(share, value=value, low=low, high=high, n=n_true)
 
 
-def judge_probs(probs: FloatArray, labels: IntArray, resampling: Resampling) -> JudgedProbs:
+def judge_probs(probs: Float64Array, labels: IntArray, resampling: Resampling) -> JudgedProbs:
     """Estimate everything that depends on the probabilities.
 
     Args:
@@ -173,7 +159,7 @@ def judge_probs(probs: FloatArray, labels: IntArray, resampling: Resampling) -> 
     )
 
 
-def _areas_of(some: IntArray, probs: FloatArray, labels: IntArray, resampling: Resampling) -> FloatArray:
+def _areas_of(some: IntArray, probs: Float64Array, labels: IntArray, resampling: Resampling) -> Float64Array:
     """ROC-AUC and average precision of some classes, as they are and on each resample: (2, 1 + R, some)."""
     rankings = [rank(probs[:, k], labels == k) for k in some]
     drawn = []

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import SetMethod
 from pixelplay.evaluation.conformal import held_out_scores
-from pixelplay.evaluation.intervals import FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,18 +23,18 @@ class HeldOut:
     """
 
     part: str
-    lac: FloatArray
-    aps: FloatArray
-    confidence: FloatArray
-    is_right: NDArray[np.bool_]
+    lac: Float64Array
+    aps: Float64Array
+    confidence: Float64Array
+    is_right: BoolArray
 
-    def set_scores(self, method: SetMethod) -> FloatArray:
+    def set_scores(self, method: SetMethod) -> Float64Array:
         """What the thresholds of prediction sets are taken from."""
         return self.lac if method == "lac" else self.aps
 
 
 def score_held_out(
-    probs: FloatArray, pred: IntArray, labels: IntArray, groups: IntArray, part: str
+    probs: Float64Array, pred: IntArray, labels: IntArray, groups: IntArray, part: str
 ) -> HeldOut:
     """Keep of held-out images what prediction sets and abstention need.
 

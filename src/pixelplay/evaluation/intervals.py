@@ -10,12 +10,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import DataError
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 MIN_UNITS = 10  # fewer images of a class, or fewer groups in all, and a bootstrap says too little
@@ -89,7 +86,7 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def mean_of_shares(
-    shares: Sequence[Estimate], *, reliable: bool, correlation: FloatArray | None = None
+    shares: Sequence[Estimate], *, reliable: bool, correlation: Float64Array | None = None
 ) -> Estimate:
     """Estimate a macro mean from the intervals of its classes.
 
@@ -148,7 +145,7 @@ class Resampling:
         return "image" if self.groups is None else "group"
 
     def estimate(
-        self, value: float, samples: FloatArray, *, n: int, is_enough: bool, n_classes: int | None = None
+        self, value: float, samples: Float64Array, *, n: int, is_enough: bool, n_classes: int | None = None
     ) -> Estimate:
         """Put a percentile interval around a figure.
 
@@ -174,7 +171,7 @@ class Resampling:
         )
 
     def estimates(
-        self, values: FloatArray, samples: FloatArray, n: IntArray, is_enough: NDArray[np.bool_]
+        self, values: Float64Array, samples: Float64Array, n: IntArray, is_enough: BoolArray
     ) -> list[Estimate | None]:
         """Put intervals around S figures, (S,) with samples (R, S); None where one is NaN."""
         return [
@@ -185,9 +182,7 @@ class Resampling:
         ]
 
 
-def bootstrap_weights(
-    groups: IntArray | None, n: int, n_resamples: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
+def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: int) -> Iterator[IntArray]:
     """Yield how often each image occurs in each bootstrap resample, in chunks of bounded size.
 
     As many groups are drawn with replacement as there are, each with all its images, so with groups of
@@ -223,7 +218,7 @@ def bootstrap_weights(
         yield times if member_of is None else times[:, member_of]  # (R', N)
 
 
-def percentile_interval(samples: FloatArray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def percentile_interval(samples: Float64Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the two quantiles that enclose `confidence` of the samples; NaN ones, not all, are left out."""
     defined = samples[~np.isnan(samples)]
     low, high = np.quantile(defined, [0.5 - confidence / 2, 0.5 + confidence / 2])

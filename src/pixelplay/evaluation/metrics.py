@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import DataError
 from pixelplay.evaluation.abstention import risk_coverage
 from pixelplay.evaluation.estimates import JudgedProbs, judge_labels, judge_probs
-from pixelplay.evaluation.intervals import Estimate, FloatArray, IntArray, Resampling, wilson
+from pixelplay.evaluation.intervals import Estimate, Resampling, wilson
 from pixelplay.evaluation.operating_point import OperatingPoint, find_positive, fit_operating_point
 from pixelplay.evaluation.weighted import (
     ECE_BINS,
@@ -273,13 +274,13 @@ def _check_inputs(
 class _Scored:
     """Answers and labels of one set of images, with the way to resample it."""
 
-    probs: FloatArray
+    probs: Float64Array
     pred: IntArray
     labels: IntArray
     classes: tuple[str, ...]
     resampling: Resampling
 
-    def only(self, is_known: NDArray[np.bool_]) -> "_Scored":
+    def only(self, is_known: BoolArray) -> "_Scored":
         """Return the images of known classes, without the names of the others."""
         groups = self.resampling.groups
         kept = None if groups is None else groups[is_known]

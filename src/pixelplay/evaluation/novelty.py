@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.evaluation.intervals import FloatArray, IntArray
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 
 MAX_REFERENCES = 1000
 LEAST_DISTANCE = 1e-3  # below it lie copies
@@ -31,14 +31,14 @@ class Novelty:
         scores: (n,) of those, ascending: the sum of both, standardised.
     """
 
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
+    mean: Float32Array
+    scale: Float32Array
     references: NDArray[np.float16]
-    centre: FloatArray
-    spread: FloatArray
-    scores: FloatArray
+    centre: Float64Array
+    spread: Float64Array
+    scores: Float64Array
 
-    def measure(self, features: NDArray[Any], logits: NDArray[Any]) -> FloatArray:
+    def measure(self, features: NDArray[Any], logits: NDArray[Any]) -> Float64Array:
         """Place photographs on the scale.
 
         Args:
@@ -59,11 +59,11 @@ class Novelty:
 
 
 def fit_novelty(
-    references: NDArray[np.float32],
+    references: Float32Array,
     reference_folds: IntArray,
-    held_out: NDArray[np.float32],
+    held_out: Float32Array,
     folds: IntArray,
-    logits: NDArray[np.float32],
+    logits: Float32Array,
 ) -> Novelty:
     """Set the scale.
 
@@ -98,7 +98,7 @@ def fit_novelty(
     )
 
 
-def _scale_of(references: NDArray[np.float32]) -> NDArray[np.float32]:
+def _scale_of(references: Float32Array) -> Float32Array:
     """Deviations (D,) of features (R, D); of what hardly moves a share of the median one.
 
     Else a channel that was as good as constant would find every photograph new for its last digits.
@@ -122,7 +122,7 @@ def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:
     return np.asarray(np.sort(by_class[np.argsort(turn, kind="stable")][:n]))
 
 
-def nearest_distances(rows: NDArray[Any], references: NDArray[Any]) -> FloatArray:
+def nearest_distances(rows: NDArray[Any], references: NDArray[Any]) -> Float64Array:
     """Euclidean distance (N,) of rows (N, D) to the nearest of references (R, D), per square root of D."""
     lengths = np.square(references).sum(axis=1)
     found = [
@@ -137,7 +137,7 @@ def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
-def _raw(distances: FloatArray, logits: NDArray[Any]) -> FloatArray:
+def _raw(distances: Float64Array, logits: NDArray[Any]) -> Float64Array:
     """Log distance and energy, (N, 2)."""
     values = logits.astype(np.float64)
     largest = values.max(axis=1)
@@ -146,6 +146,6 @@ def _raw(distances: FloatArray, logits: NDArray[Any]) -> FloatArray:
 
 
 def _standardised(
-    distances: FloatArray, logits: NDArray[Any], centre: FloatArray, spread: FloatArray
-) -> FloatArray:
+    distances: Float64Array, logits: NDArray[Any], centre: Float64Array, spread: Float64Array
+) -> Float64Array:
     return (_raw(distances, logits) - centre) / spread

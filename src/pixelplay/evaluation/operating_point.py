@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.estimates import judge_labels
-from pixelplay.evaluation.intervals import Estimate, FloatArray, IntArray, Resampling
+from pixelplay.evaluation.intervals import Estimate, Resampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ def find_positive(
 
 
 def fit_operating_point(
-    scores: FloatArray,
-    is_positive: NDArray[np.bool_],
+    scores: Float64Array,
+    is_positive: BoolArray,
     positive: str,
     asked_precision: float,
     resampling: Resampling,

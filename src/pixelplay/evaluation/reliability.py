@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.evaluation.intervals import FloatArray, IntArray
 from pixelplay.evaluation.weighted import (
     ECE_BINS,
     brier_losses,
@@ -49,7 +49,7 @@ class Reliability:
         }
 
 
-def measure_reliability(probs: FloatArray, labels: IntArray) -> Reliability:
+def measure_reliability(probs: Float64Array, labels: IntArray) -> Reliability:
     """Compare confidence with accuracy.
 
     Args:
@@ -73,7 +73,7 @@ def measure_reliability(probs: FloatArray, labels: IntArray) -> Reliability:
     )
 
 
-def uncalibrated(probs: FloatArray, temperature: float) -> FloatArray:
+def uncalibrated(probs: Float64Array, temperature: float) -> Float64Array:
     """The probabilities (N, K) that a model would give without its temperature."""
     with np.errstate(divide="ignore"):  # log 0 is -inf and stays so
         return natural_probs(temperature * np.log(probs), 1.0)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pixelplay.evaluation.intervals import FloatArray, IntArray
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 
 SUSPICIOUS = 0.1  # the best other class is nine times as probable (benchmarks/LOG.md)
 
@@ -22,12 +21,12 @@ class Suspects:
     """
 
     order: IntArray
-    is_suspect: NDArray[np.bool_]
+    is_suspect: BoolArray
     proposed: IntArray
-    quality: FloatArray
+    quality: Float64Array
 
 
-def find_suspects(probs: FloatArray, labels: IntArray) -> Suspects:
+def find_suspects(probs: Float64Array, labels: IntArray) -> Suspects:
     """Find labels that are likely wrong.
 
     The quality of a label is its probability if only it and the best other class were possible. That found

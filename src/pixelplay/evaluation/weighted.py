@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.intervals import FloatArray, IntArray
 
 ECE_BINS = 15
 
@@ -21,37 +21,37 @@ ECE_BINS = 15
 class Counts(NamedTuple):
     """Numbers of images per class, each (..., K): all that the label metrics need."""
 
-    n_correct: FloatArray
-    n_true: FloatArray
-    n_pred: FloatArray
+    n_correct: Float64Array
+    n_true: Float64Array
+    n_pred: Float64Array
 
-    def precision(self) -> FloatArray:
+    def precision(self) -> Float64Array:
         """Return the share of right answers among those naming the class, (..., K); NaN where none."""
         return _ratio(self.n_correct, self.n_pred)
 
-    def recall(self) -> FloatArray:
+    def recall(self) -> Float64Array:
         """Return the share of the class's images that is found, (..., K); NaN where it has none."""
         return _ratio(self.n_correct, self.n_true)
 
-    def f1(self) -> FloatArray:
+    def f1(self) -> Float64Array:
         """Return the harmonic mean of precision and recall, (..., K); NaN where the class has no image."""
         f1 = _ratio(2 * self.n_correct, self.n_true + self.n_pred)
         return np.where(self.n_true > 0, f1, np.nan)
 
-    def accuracy(self) -> FloatArray:
+    def accuracy(self) -> Float64Array:
         """Return the share of images with the right label, (...)."""
         return _ratio(self.n_correct.sum(axis=-1), self.n_true.sum(axis=-1))
 
-    def balanced_accuracy(self) -> FloatArray:
+    def balanced_accuracy(self) -> Float64Array:
         """Return the mean recall over the classes present, (...)."""
         return mean_defined(self.recall())
 
-    def macro_f1(self) -> FloatArray:
+    def macro_f1(self) -> Float64Array:
         """Return the mean F1 over the classes present, (...)."""
         return mean_defined(self.f1())
 
 
-LABEL_METRICS: dict[Metric, Callable[[Counts], FloatArray]] = {
+LABEL_METRICS: dict[Metric, Callable[[Counts], Float64Array]] = {
     "accuracy": Counts.accuracy,
     "balanced_accuracy": Counts.balanced_accuracy,
     "macro_f1": Counts.macro_f1,
@@ -84,7 +84,7 @@ def count_labels(
     return Counts(*np.split(sums, 3, axis=-1))
 
 
-def expect_labels(pred: IntArray, probs: FloatArray) -> Counts:
+def expect_labels(pred: IntArray, probs: Float64Array) -> Counts:
     """Counts (K,) to be expected if the probabilities (N, K) mean what they say; predictions are given."""
     n_classes = probs.shape[1]
     sure = probs[np.arange(len(pred)), pred]  # (N,)
@@ -119,7 +119,7 @@ def macro_f1(pred: IntArray, labels: IntArray) -> float:
 
 
 def expected_calibration_error(
-    probs: FloatArray, pred: IntArray, labels: IntArray, n_bins: int = ECE_BINS
+    probs: Float64Array, pred: IntArray, labels: IntArray, n_bins: int = ECE_BINS
 ) -> float:
     """Return the mean gap between confidence and accuracy: equal-width bins, L1 norm.
 
@@ -147,24 +147,24 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def confidence_bins(confidence: FloatArray, n_bins: int) -> IntArray:
+def confidence_bins(confidence: Float64Array, n_bins: int) -> IntArray:
     """Bin (N,) of each confidence: equal widths on [0, 1], closed on the right, the first on the left too."""
     return np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
 
 
-def log_losses(probs: FloatArray, labels: IntArray) -> FloatArray:
+def log_losses(probs: Float64Array, labels: IntArray) -> Float64Array:
     """Return −log of the true class's probability per image, (N,) in nats, clipped as scikit-learn does."""
     eps = np.finfo(np.float64).eps
     return -np.log(np.clip(probs[np.arange(len(labels)), labels], eps, 1 - eps))
 
 
-def brier_losses(probs: FloatArray, labels: IntArray) -> FloatArray:
+def brier_losses(probs: Float64Array, labels: IntArray) -> Float64Array:
     """Return the squared error summed over the classes per image, (N,); halved for two classes.
 
     The halving is scikit-learn's `scale_by_half="auto"`; it makes the two-class score the usual one.
     """
     true = probs[np.arange(len(labels)), labels]
-    losses: FloatArray = (probs * probs).sum(axis=1) - 2 * true + 1
+    losses: Float64Array = (probs * probs).sum(axis=1) - 2 * true + 1
     return losses / 2 if probs.shape[1] == 2 else losses
 
 
@@ -183,7 +183,7 @@ class Ranking:
     buckets: Any
     n_scores: int
 
-    def areas(self, weights: FloatArray) -> FloatArray:
+    def areas(self, weights: Float64Array) -> Float64Array:
         """Return ROC-AUC and average precision under each set of weights.
 
         Ties count half in ROC-AUC; in average precision all images of one score are let in together.
@@ -208,7 +208,7 @@ class Ranking:
         return np.stack([roc_auc, average_precision])
 
 
-def rank(scores: FloatArray, is_positive: NDArray[np.bool_]) -> Ranking:
+def rank(scores: Float64Array, is_positive: BoolArray) -> Ranking:
     """Sort images into the buckets of a `Ranking`.
 
     Args:
@@ -222,7 +222,7 @@ def rank(scores: FloatArray, is_positive: NDArray[np.bool_]) -> Ranking:
     return Ranking(buckets, len(levels))
 
 
-def mean_defined(values: FloatArray) -> FloatArray:
+def mean_defined(values: Float64Array) -> Float64Array:
     """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
     defined = ~np.isnan(values)
     return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
@@ -247,10 +247,10 @@ def check_labels(labels: IntArray, n_classes: int) -> None:
         )
 
 
-def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> FloatArray:
+def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> Float64Array:
     """Divide; 0/0 is NaN without a warning."""
     undefined = np.full(np.shape(bottom), np.nan)
-    quotient: FloatArray = np.divide(top, bottom, out=undefined, where=np.asarray(bottom) > 0)
+    quotient: Float64Array = np.divide(top, bottom, out=undefined, where=np.asarray(bottom) > 0)
     return quotient
 
 

@@ -7,9 +7,9 @@ from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
 from pixelplay.checks import check_choice
 from pixelplay.config import ComputeConfig, Method
 from pixelplay.data.decode import decode_image
@@ -43,7 +43,7 @@ class Explanation:
         decided_probability: of that one.
     """
 
-    heat: NDArray[np.float32]
+    heat: Float32Array
     label: str
     probability: float
     decided: str
@@ -62,7 +62,7 @@ class Look:
     """
 
     path: str
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Array
     explanation: Explanation | None = None
     error: ImageError | None = None
 
@@ -118,7 +118,7 @@ class Explainer:
             hint = suggest(label, self.classes) or ";"
             raise ConfigError(f"class {label!r} is unknown{hint} the model knows {name_some(self.classes)}")
 
-    def explain(self, pixels: NDArray[np.uint8], label: str | None = None) -> Explanation:
+    def explain(self, pixels: UInt8Array, label: str | None = None) -> Explanation:
         """Explain one photograph.
 
         Args:
@@ -157,7 +157,7 @@ class _Sight:
         outputs: of the stages that are watched.
     """
 
-    probs: NDArray[np.float64]
+    probs: Float64Array
     logits: Tensor
     outputs: Sequence[Tensor]
 
@@ -176,7 +176,7 @@ class _Model:
         """Side of the square that the network sees, px."""
         return self._bundle.preprocessing.input_size
 
-    def see(self, pixels: NDArray[np.uint8]) -> _Sight:
+    def see(self, pixels: UInt8Array) -> _Sight:
         """Answer for a photograph (H, W, 3), and remember how."""
         images = self._views_of(pixels)  # (B, 3, S, S)
         with torch.enable_grad(), self._watch() as outputs:
@@ -185,7 +185,7 @@ class _Model:
         probs = natural_probs(logits.detach().cpu().numpy()[None], 1.0)[0]
         return _Sight(probs=probs, logits=logits, outputs=outputs)
 
-    def heat_of(self, sight: _Sight, k: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def heat_of(self, sight: _Sight, k: int, shape: tuple[int, ...]) -> Float32Array:
         """Evidence (h, w) for class k over a photograph of the shape (H, W)."""
         gradients = torch.autograd.grad(
             sight.logits[k], sight.outputs, allow_unused=True, materialize_grads=True
@@ -193,7 +193,7 @@ class _Model:
         heat = self._add_views(sight.outputs, gradients)  # (S, S)
         return _lay_over_photograph(heat, shape, self._bundle.preprocessing)
 
-    def _views_of(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _views_of(self, pixels: UInt8Array) -> Tensor:
         """The photograph as the network sees it, and its mirror image where the model answers for both."""
         view = eval_view(pixels, self._bundle.preprocessing)
         images = self._normalise(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
@@ -230,7 +230,7 @@ def _look_at(explainer: Explainer, index: ImageIndex, path: str, label: str | No
     return Look(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))
 
 
-def _mean_of(heats: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _mean_of(heats: Sequence[Float32Array]) -> Float32Array:
     """Mean of maps (h, w) of one photograph, in the size of the largest."""
     largest = max(heats, key=lambda heat: heat.shape)
     grown = [add_up([torch.from_numpy(heat)[None]], largest.shape)[0].numpy() for heat in heats]
@@ -245,9 +245,7 @@ def _apply_head(head: LinearHead, features: Tensor) -> Tensor:
     return arrays["weight"] @ features + arrays["bias"]
 
 
-def _lay_over_photograph(
-    heat: Tensor, shape: tuple[int, ...], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
+def _lay_over_photograph(heat: Tensor, shape: tuple[int, ...], preprocessing: Preprocessing) -> Float32Array:
     """Bring a map of the network's square (S, S) into the proportions of the photograph (H, W).
 
     What a centre crop hides from the network gives no evidence.

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import ComputeConfig, Tta
 from pixelplay.errors import ConfigError, DataError, name_some
 from pixelplay.evaluation.calibration import decide
@@ -26,15 +26,15 @@ class Concord:
     """
 
     classes: tuple[str, ...]
-    orders: NDArray[np.int64]
-    lean: NDArray[np.float64]
+    orders: IntArray
+    lean: Float64Array
 
-    def mean(self, probs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def mean(self, probs: Sequence[Float64Array]) -> Float64Array:
         """Probabilities (N, K) of all models together, from those of each, (N, K) in its own order."""
         ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
         return np.asarray(np.mean(ordered, axis=0))
 
-    def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
+    def decide(self, probs: Float64Array) -> IntArray:
         """Choose the class (N,) that is answered with probabilities (N, K)."""
         return decide(probs, self.lean, 1.0)
 

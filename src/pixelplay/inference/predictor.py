@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray, UInt8Array
 from pixelplay.checks import check_choice
 from pixelplay.config import ComputeConfig, DataConfig, Tta
 from pixelplay.data.audit import digest_bytes
@@ -50,13 +51,13 @@ class Predictions:
     paths: tuple[str, ...]
     status: tuple[str, ...]
     errors: tuple[str, ...]
-    probs: NDArray[np.float64]
-    pred: NDArray[np.int64]
+    probs: Float64Array
+    pred: IntArray
     classes: tuple[str, ...]
     digests: tuple[bytes, ...]
-    novelty: NDArray[np.float64] | None = None
-    answered: NDArray[np.bool_] | None = None
-    sets: NDArray[np.bool_] | None = None
+    novelty: Float64Array | None = None
+    answered: BoolArray | None = None
+    sets: BoolArray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -165,9 +166,7 @@ class Predictor:
             yield self._decide(paths, chunk, features)
             start += len(chunk)
 
-    def _decide(
-        self, paths: Sequence[str], chunk: Sequence[Loaded], features: NDArray[np.float32]
-    ) -> Predictions:
+    def _decide(self, paths: Sequence[str], chunk: Sequence[Loaded], features: Float32Array) -> Predictions:
         bundle = self._bundle
         logits = bundle.head.logits(features)  # (N, K), NaN where nothing was read
         probs = natural_probs(logits, bundle.temperature)
@@ -233,7 +232,7 @@ def _gather(images: Images) -> tuple[ImageIndex, dict[int, InMemoryImage]]:
     return list_files(names), in_memory
 
 
-def _pixels_of(image: InMemoryImage, name: str) -> NDArray[np.uint8]:
+def _pixels_of(image: InMemoryImage, name: str) -> UInt8Array:
     if isinstance(image, Image.Image):
         return to_rgb(image, path=name)
     if isinstance(image, np.ndarray):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pixelplay.arrays import Float64Array
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
@@ -76,7 +77,7 @@ class Bundle:
     precision: Precision
     temperature: float
     tau: float
-    priors: NDArray[np.float64]
+    priors: Float64Array
     metric: str
     trained_on: frozenset[str]
     head: LinearHead

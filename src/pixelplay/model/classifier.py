@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pixelplay.arrays import Float32Array
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.head import LinearHead
@@ -31,8 +31,8 @@ class TrainedLinear(nn.Module):
 
     def __init__(
         self,
-        mean: NDArray[np.float32],
-        scale: NDArray[np.float32],
+        mean: Float32Array,
+        scale: Float32Array,
         n_classes: int,
         *,
         start: LinearHead | None,
@@ -180,5 +180,5 @@ def _has_way_around(block: nn.Module) -> bool:
     return bool(is_residual and has_skip)
 
 
-def _to_array(values: Tensor) -> NDArray[np.float32]:
+def _to_array(values: Tensor) -> Float32Array:
     return np.array(values.detach().float().cpu().numpy())  # a copy: training may go on

@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import Audit, find_duplicates, first_of_each
 from pixelplay.data.decode import decode_image
@@ -69,7 +69,7 @@ def look_for_copies(
     rows = first_of_each(photographs.digests)
     rows = rows[~np.isin(rows, list(photographs.errors))]
 
-    def read(k: int) -> NDArray[np.uint8]:
+    def read(k: int) -> UInt8Array:
         path = index.paths[rows[k]]
         return decode_image(index.store.read(path), path=path, target_px=CLOSE_PX)
 

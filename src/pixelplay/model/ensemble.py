@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import IntArray
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.head import LinearHead, average_heads
 from pixelplay.model.tail import BranchedBackbone, Tail
@@ -57,7 +57,7 @@ def join_members(
     """
     n_frozen = frozen.n_features
     tails: list[Tail] = []
-    columns: list[NDArray[np.int64]] = []  # of each member's features among those of all
+    columns: list[IntArray] = []  # of each member's features among those of all
     n_features = n_frozen
     for member in members:
         n_own = BranchedBackbone(frozen, member.tails).n_features - n_frozen

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, UInt8Array
 from pixelplay.config import ComputeConfig, Precision, TrainConfig
 from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.transforms import Preprocessing
@@ -19,8 +19,6 @@ from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone
 from pixelplay.model.fuse import fuse_for_inference
 
-PixelArray = NDArray[np.uint8]
-FeatureArray = NDArray[np.float32]
 GPU_BATCH = 32
 CPU_BATCH_PIXELS = 8 * 224**2
 
@@ -158,7 +156,7 @@ class FeatureExtractor:
         self._backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalise = Normaliser(preprocessing, device)
 
-    def __call__(self, pixels: PixelArray) -> FeatureArray:
+    def __call__(self, pixels: UInt8Array) -> Float32Array:
         """Features (B, D) of prepared photographs (B, S, S, 3); B at most the batch size.
 
         With hflip they are the mean over the photograph and its mirror image; of several views of each,

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +19,10 @@ class LinearHead:
         hidden_bias: (H,) float32; None without hidden layer.
     """
 
-    weight: FloatArray
-    bias: FloatArray
-    hidden_weight: FloatArray | None = None
-    hidden_bias: FloatArray | None = None
+    weight: Float32Array
+    bias: Float32Array
+    hidden_weight: Float32Array | None = None
+    hidden_bias: Float32Array | None = None
 
     def fits(self, n_features: int, n_classes: int) -> bool:
         """Whether it takes so many features to so many logits, and its arrays fit each other."""
@@ -37,13 +36,13 @@ class LinearHead:
             expected |= {"hidden_weight": (n_hidden, n_features), "hidden_bias": (n_hidden,)}
         return shapes == expected
 
-    def logits(self, features: FloatArray) -> FloatArray:
+    def logits(self, features: Float32Array) -> Float32Array:
         """Logits (N, K) of features (N, D); a row of NaN stays NaN."""
         if self.hidden_weight is not None and self.hidden_bias is not None:
             features = np.maximum(_linear(features, self.hidden_weight, self.hidden_bias), np.float32(0))
         return _linear(features, self.weight, self.bias)
 
-    def shifted(self, offset: NDArray[np.float64]) -> "LinearHead":
+    def shifted(self, offset: Float64Array) -> "LinearHead":
         """The same head with an offset (K,) added to its logits."""
         return LinearHead(
             weight=self.weight,
@@ -52,14 +51,14 @@ class LinearHead:
             hidden_bias=self.hidden_bias,
         )
 
-    def arrays(self) -> dict[str, FloatArray]:
+    def arrays(self) -> dict[str, Float32Array]:
         """Its arrays by name, those that it has."""
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}
 
 
 def average_heads(
     heads: Sequence[LinearHead],
-    columns: Sequence[NDArray[np.int64]],
+    columns: Sequence[IntArray],
     n_features: int,
     temperatures: Sequence[float] | None = None,
 ) -> LinearHead:
@@ -92,7 +91,7 @@ def average_heads(
     return LinearHead(weight=second, bias=bias, hidden_weight=first, hidden_bias=hidden_bias)
 
 
-def feature_scale(features: FloatArray) -> tuple[FloatArray, FloatArray]:
+def feature_scale(features: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Mean (D,) of features (N, D), and what each is divided by: its deviation, softened by the median one.
 
     On photographs that look alike many channels hardly move. Divided by their own deviation they would
@@ -107,7 +106,7 @@ def feature_scale(features: FloatArray) -> tuple[FloatArray, FloatArray]:
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _linear(features: FloatArray, weight: FloatArray, bias: FloatArray) -> FloatArray:
+def _linear(features: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
     """Affine map of rows.
 
     A row's result does not depend on the rows beside it, nor on how the arrays lie in memory. With a

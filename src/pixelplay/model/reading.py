@@ -6,25 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pixelplay.arrays import Float32Array, UInt8Array
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.loader import map_ahead
-from pixelplay.data.thumbs import THUMB_PX, THUMB_VERSION, Thumbs, make_thumb
+from pixelplay.data.thumbs import THUMB_PX, THUMB_VERSION, make_thumb
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone
 from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import (
-    Device,
-    FeatureArray,
-    FeatureExtractor,
-    PixelArray,
-    make_extractor,
-)
+from pixelplay.model.features import Device, FeatureExtractor, make_extractor
 
 CHUNK = 64  # photographs that are passed on together: what comes after works on many as fast as on few
 NO_THUMB = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
@@ -38,8 +33,8 @@ class Loaded:
     """
 
     digest: bytes = b""
-    pixels: PixelArray | None = None
-    thumb: Thumbs | None = None
+    pixels: UInt8Array | None = None
+    thumb: UInt8Array | None = None
     error: ImageError | None = None
 
 
@@ -50,7 +45,7 @@ def stream_features(
     *,
     cache: PhotographCache | None = None,
     num_workers: int | None = None,
-) -> Iterator[tuple[list[Loaded], FeatureArray]]:
+) -> Iterator[tuple[list[Loaded], Float32Array]]:
     """Yield photographs in order with their features, in chunks of CHUNK; the last may be smaller.
 
     Args:
@@ -64,13 +59,13 @@ def stream_features(
     ahead = max(CHUNK, 2 * extractor.batch_size * n_at_once)
     photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=ahead)
 
-    def extract(chunk: list[Loaded]) -> tuple[list[Loaded], FeatureArray]:
+    def extract(chunk: list[Loaded]) -> tuple[list[Loaded], Float32Array]:
         pixels = [loaded.pixels for loaded in chunk if loaded.pixels is not None]
         none = np.empty((0, extractor.n_features), np.float32)
         return chunk, extractor(np.stack(pixels)) if pixels else none
 
     ready: list[Loaded] = []
-    features: list[FeatureArray] = []
+    features: list[Float32Array] = []
     batches = _gather(photographs, extractor.batch_size)
     for batch, fresh in on_every_core(extract, batches, extractor.device):
         ready += batch
@@ -98,8 +93,8 @@ def _gather(photographs: Iterator[Loaded], batch_size: int) -> Iterator[list[Loa
 
 
 def _put_in_order(
-    chunk: Sequence[Loaded], fresh: FeatureArray, cache: PhotographCache | None
-) -> FeatureArray:
+    chunk: Sequence[Loaded], fresh: Float32Array, cache: PhotographCache | None
+) -> Float32Array:
     """Features (chunk, D), those of pixels fresh and others from the cache; NaN in the row of an error."""
     if not np.isfinite(fresh).all():
         raise BundleError(
@@ -129,10 +124,10 @@ class PhotographFeatures:
             were not asked for.
     """
 
-    values: FeatureArray
+    values: Float32Array
     digests: list[bytes]
     errors: dict[int, ImageError]
-    thumbs: Thumbs | None = None
+    thumbs: UInt8Array | None = None
 
 
 def read_photographs(
@@ -182,7 +177,7 @@ def read_features(
     values = np.empty((len(index), extractor.n_features), np.float32)
     digests: list[bytes] = []
     errors: dict[int, ImageError] = {}
-    thumbs: list[Thumbs] = []
+    thumbs: list[UInt8Array] = []
     try:
         stream = stream_features(extractor, load, len(index), cache=cache, num_workers=num_workers)
         for chunk, features in stream:
@@ -226,7 +221,7 @@ def _load(
         return Loaded(digest=digest, error=error.detached())
 
 
-def _keep_thumb(seen: Loaded, thumb_cache: PhotographCache) -> Thumbs:
+def _keep_thumb(seen: Loaded, thumb_cache: PhotographCache) -> UInt8Array:
     """The thumb of a photograph, from now on in the cache."""
     if seen.error is not None:
         return NO_THUMB

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.index import ImageIndex
 from pixelplay.errors import name_some
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
@@ -70,7 +70,7 @@ def compare_runs(
     seen = [was_learned(answer, bundle) for answer, bundle in zip(answers, bundles, strict=True)]
     is_seen = (seen[0] | seen[1]) & is_ok
 
-    def measure(keep: NDArray[np.bool_]) -> PairedComparison:
+    def measure(keep: BoolArray) -> PairedComparison:
         return compare_models(
             (preds[0][keep], preds[1][keep]),
             (probs[0][keep], probs[1][keep]),
@@ -106,12 +106,12 @@ def all_names(*lists: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in lists for name in names))
 
 
-def renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> NDArray[np.int64]:
+def renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> IntArray:
     """Positions (K,) of names in a longer list."""
     position = {name: k for k, name in enumerate(among)}
     return np.array([position[name] for name in names], dtype=np.int64)
 
 
-def was_learned(predictions: Predictions, bundle: Bundle) -> NDArray[np.bool_]:
+def was_learned(predictions: Predictions, bundle: Bundle) -> BoolArray:
     """Which rows (N,) a model has learned from."""
     return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])

@@ -5,9 +5,9 @@ import math
 import os
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pixelplay.arrays import UInt8Array
 from pixelplay.errors import printable
 from pixelplay.outputs.overlay import colour
 
@@ -29,10 +29,10 @@ class ContactSheets:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._cells: list[tuple[NDArray[np.uint8], list[str]]] = []
+        self._cells: list[tuple[UInt8Array, list[str]]] = []
         self._n_sheets = 0
 
-    def add(self, picture: NDArray[np.uint8] | None, lines: list[str]) -> None:
+    def add(self, picture: UInt8Array | None, lines: list[str]) -> None:
         """Add a picture (H, W, 3) of at most CELL_PX, or an empty place, and lines below it."""
         if picture is None:
             picture = np.full((CELL_PX, CELL_PX, 3), NO_PICTURE, np.uint8)
@@ -50,7 +50,7 @@ class ContactSheets:
         self._cells = []
 
 
-def _draw_sheet(cells: list[tuple[NDArray[np.uint8], list[str]]]) -> Image.Image:
+def _draw_sheet(cells: list[tuple[UInt8Array, list[str]]]) -> Image.Image:
     n_columns = min(N_COLUMNS, len(cells))
     n_lines = max(len(lines) for _, lines in cells)
     across, down = CELL_PX + GAP_PX, CELL_PX + n_lines * LINE_PX + GAP_PX

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import IntArray
 from pixelplay.config import Metric, TrainConfig, to_json
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.intervals import Estimate
@@ -263,9 +263,7 @@ def _write_split(folder: str, material: Material, validation: CrossValidation) -
     write_json({**folds, **named}, os.path.join(folder, "split.json"))
 
 
-def _evaluate(
-    validation: CrossValidation, material: Material, labels: NDArray[np.int64], seed: int
-) -> Evaluation:
+def _evaluate(validation: CrossValidation, material: Material, labels: IntArray, seed: int) -> Evaluation:
     """Figures of the procedure: the mean of all repeats, each of which measures every photograph once.
 
     Args:
@@ -288,7 +286,7 @@ def _evaluate(
     return average_evaluations(found)
 
 
-def _compare_reliability(validation: CrossValidation, labels: NDArray[np.int64]) -> dict[str, Any] | None:
+def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
     """Of the first repeat: another time the same photographs are no further evidence."""
     held_out = validation.folds[0] >= 0  # what was left out has the deployed temperature
     before = natural_probs(validation.logits[0][held_out], 1.0)
@@ -306,7 +304,7 @@ def _find_suspects(
     return find_suspects_in(run_dir, material, found)
 
 
-def _fold_values(validation: CrossValidation, labels: NDArray[np.int64], metric: Metric) -> list[float]:
+def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
     return [
         label_metric(metric, validation.fits[part.repeat].pred[own], labels[own])
         for part in validation.parts

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.checks import check_choice
 from pixelplay.config import PARTS, Part, TrainConfig
 from pixelplay.data.index import ImageIndex
@@ -24,7 +24,7 @@ from pixelplay.training.familiar import see_rows
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 
-Ask = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # positions (n,) to logits (n, K)
+Ask = Callable[[IntArray], Float32Array]  # positions (n,) to logits (n, K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Judged:
             left out; None where that is no difference.
     """
 
-    positions: NDArray[np.int64]
+    positions: IntArray
     predictions: Predictions
     given: tuple[str, ...]
     evaluation: Evaluation
@@ -49,8 +49,8 @@ class Judged:
 
 def judge(
     material: Material,
-    positions: NDArray[np.int64],
-    decided: tuple[NDArray[np.float64], NDArray[np.int64]],
+    positions: IntArray,
+    decided: tuple[Float64Array, IntArray],
     seed: int,
 ) -> Judged:
     """Measure decisions on photographs of the material.
@@ -73,7 +73,7 @@ def judge(
         digests=tuple(material.digests[i] for i in positions),
     )
 
-    def measure(kept: NDArray[np.bool_], labels: NDArray[np.int64]) -> Evaluation:
+    def measure(kept: BoolArray, labels: IntArray) -> Evaluation:
         return evaluate_probs(
             probs[kept],
             pred[kept],
@@ -101,8 +101,8 @@ def answer_rows(
     loaded: LoadedBackbone,
     config: TrainConfig,
     device: Device,
-    rows: NDArray[np.int64],
-) -> NDArray[np.float32]:
+    rows: IntArray,
+) -> Float32Array:
     """Logits (n, K) of some photographs of the material from a finished network and its head."""
     backbone, head = answer
     if not len(rows):
@@ -113,7 +113,7 @@ def answer_rows(
 def judge_held_out(
     material: Material,
     learned: Learned,
-    decided: tuple[NDArray[np.float64], NDArray[np.int64]],
+    decided: tuple[Float64Array, IntArray],
     ask: Ask,
     decision: Decision,
     seed: int,
@@ -213,7 +213,7 @@ def choose_scored(index: ImageIndex, part: Part | None, journal: Journal) -> tup
     return index.select(where), chosen or "all"
 
 
-def labels_among(classes: tuple[str, ...], index: ImageIndex) -> NDArray[np.int64]:
+def labels_among(classes: tuple[str, ...], index: ImageIndex) -> IntArray:
     """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
     position = {name: k for k, name in enumerate(classes)}
     return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
@@ -261,7 +261,7 @@ def evaluate_predictions(
     if unknown:
         journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
 
-    def measure(keep: NDArray[np.bool_], precision: float | None) -> Evaluation:
+    def measure(keep: BoolArray, precision: float | None) -> Evaluation:
         return evaluate_probs(
             predictions.probs[keep],
             predictions.pred[keep],

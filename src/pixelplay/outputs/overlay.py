@@ -1,8 +1,9 @@
 """Photograph + heat → a picture that shows where the heat is."""
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+
+from pixelplay.arrays import Float32Array, UInt8Array
 
 # Dark to light in even steps, blue to yellow: order shows in lightness, also on a grey print, and no step
 # asks to tell red from green. RGB.
@@ -19,14 +20,14 @@ GREYED = 0.7  # of the photograph's colour is taken away, lest it be taken for h
 MAX_OPACITY = 0.8  # of the hottest place: what it lies on must still be known
 
 
-def colour(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def colour(values: Float32Array) -> Float32Array:
     """Colours (…, 3) in [0, 255] of values in [0, 1]."""
     places = np.linspace(0, 1, len(ANCHORS))
     channels = [np.interp(values, places, channel) for channel in np.transpose(ANCHORS)]
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32], *, max_px: int) -> NDArray[np.uint8]:
+def overlay(pixels: UInt8Array, heat: Float32Array, *, max_px: int) -> UInt8Array:
     """Lay heat over a paler photograph, the more opaque the hotter.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pixelplay.arrays import IntArray
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_findings
-from pixelplay.data.split import IntArray
 from pixelplay.data.store import ZipStore
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.data.cells import plain_label, plain_path, safe_label, safe_path
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.suspects import find_suspects
@@ -69,9 +69,7 @@ class SuspectReport:
         return {**self.summary(), "suspects": [asdict(suspect) for suspect in self.suspects]}
 
 
-Answers = tuple[
-    NDArray[np.int64], NDArray[np.float64]
-]  # positions (n,) in the material, probabilities (n, K)
+Answers = tuple[IntArray, Float64Array]  # positions (n,) in the material, probabilities (n, K)
 
 
 def find_suspects_in(run_dir: str, material: Material, held_out: Mapping[str, Answers]) -> SuspectReport:

@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelplay.arrays import Float32Array, IntArray, UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import HEEDED_BY, augment_view
 from pixelplay.data.cache import PhotographCache
@@ -27,17 +27,10 @@ from pixelplay.data.loader import default_workers, map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import (
-    Device,
-    Normaliser,
-    memory_errors_explained,
-    to_device,
-    too_large_to_read,
-)
+from pixelplay.model.features import Device, Normaliser, memory_errors_explained, to_device, too_large_to_read
 from pixelplay.model.tail import Halves
 
-IntArray = NDArray[np.int64]
-Made = tuple[IntArray, list[NDArray[np.uint8]], NDArray[np.uint8]]  # rows, squares, what is made of them
+Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
 AnyBatch = TypeVar("AnyBatch")
 MIXES = ("mixup", "cutmix")
@@ -56,7 +49,7 @@ class Batch:
 
     rows: IntArray
     times: IntArray
-    weights: NDArray[np.float32]
+    weights: Float32Array
 
 
 class Source(Protocol):
@@ -123,7 +116,7 @@ class PixelSource:
         return Normaliser(self.preprocessing, self.device.name)
 
     def _bring(
-        self, views: Sequence[NDArray[np.uint8]], rows: IntArray, wholes: Sequence[NDArray[np.uint8]]
+        self, views: Sequence[UInt8Array], rows: IntArray, wholes: Sequence[UInt8Array]
     ) -> Callable[[], Inputs]:
         pixels = torch.from_numpy(np.stack(views))
         if self.device.name == "cuda":
@@ -278,7 +271,7 @@ class ViewSource:
         """Yield rows, their squares as they are kept, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
-        def load(i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        def load(i: int) -> tuple[UInt8Array, UInt8Array]:
             whole = source.pixels[i]
             if view is None:
                 return whole, eval_view(whole, source.preprocessing)
@@ -298,7 +291,7 @@ class ViewSource:
                 pending = []
 
     @torch.inference_mode()
-    def _run_front(self, pixels: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
+    def _run_front(self, pixels: UInt8Array, batch_size: int) -> UInt8Array:
         """Bytes (n, …) of the maps and moments of pixels (n, S, S, 3)."""
         n = len(pixels)
         # every batch is full, so that a view does not depend on how many others came with it
@@ -311,7 +304,7 @@ class ViewSource:
         parts = [maps.view(torch.uint8).reshape(n, -1), moments[:n].cpu().view(torch.uint8).reshape(n, -1)]
         return np.asarray(torch.cat(parts, dim=1).numpy())
 
-    def _bring(self, rows: Sequence[NDArray[np.uint8]]) -> Callable[[], Inputs]:
+    def _bring(self, rows: Sequence[UInt8Array]) -> Callable[[], Inputs]:
         raw = np.stack(rows)
         maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
         maps = maps.view(len(rows), *self._shape)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.checks import parse_duration
 from pixelplay.config import TrainConfig
 from pixelplay.data.cache import PhotographCache, default_cache_dir
@@ -29,8 +29,6 @@ from pixelplay.training.material import Material
 from pixelplay.training.plan import AIM, Amount, Plan
 from pixelplay.training.rare import FairProbe, fit_fair_probe, refit_fair_head
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 ONE_FIT = 0.5  # of the time of a probe, whose strength is searched in folds: 0.45 to 0.55 measured
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
 
@@ -191,7 +189,7 @@ class Bench:
             beside=probe_logits if may_answer_together(config) else None,
         )
 
-    def offset(self, rows: IntArray) -> FloatArray:
+    def offset(self, rows: IntArray) -> Float64Array:
         """What makes logits natural that were learned from some rows, (K,); natural is what train has."""
         config = self.config
         own = natural_offset(
@@ -199,7 +197,7 @@ class Bench:
         )
         return own + self._shift(rows)
 
-    def _shift(self, rows: IntArray) -> FloatArray:
+    def _shift(self, rows: IntArray) -> Float64Array:
         """From the class mix of some rows to that of train, (K,): temperature and tau belong to it."""
         return np.log(class_priors(self.counts)) - np.log(class_priors(self.material.counts_of(rows)))
 
@@ -221,7 +219,7 @@ class Bench:
         )
         return fair.probe.head.shifted(self._shift(rows))
 
-    def read(self, backbone: Backbone, rows: IntArray) -> NDArray[np.float32]:
+    def read(self, backbone: Backbone, rows: IntArray) -> Float32Array:
         """Features (n, D) of photographs as prediction will make them."""
         extractor = make_extractor(backbone, self.loaded.preprocessing, self.config, self.workplace.device)
         return read_rows(self.material, rows, extractor, self.config)
@@ -282,7 +280,7 @@ def read_rows(
     extractor: FeatureExtractor,
     config: TrainConfig,
     on_progress: Callable[[int], object] = lambda n: None,
-) -> NDArray[np.float32]:
+) -> Float32Array:
     """Features (n, D) of some photographs of the material, read anew.
 
     Raises:

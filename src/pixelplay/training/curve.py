@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.evaluation.comparison import newcombe
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import wilson
@@ -15,8 +15,6 @@ from pixelplay.training.rare import fit_fair_on_some
 
 SHARES = (0.25, 0.5)  # of each class; all of it is measured anyway
 MIN_LEARNED = 8  # photographs of a class: a quarter of fewer is hardly any
-
-IntArray = NDArray[np.int64]
 
 
 def measure_curve(
@@ -64,7 +62,7 @@ def _count_learned(labels: IntArray, folds: IntArray, material: Material) -> Int
     return np.asarray(np.round(counts - left_out), dtype=np.int64)
 
 
-def choose_share(labels: IntArray, share: float, seed: int) -> NDArray[np.bool_]:
+def choose_share(labels: IntArray, share: float, seed: int) -> BoolArray:
     """Mark (N,) a share of each class at random, rounded up; a smaller share is part of a larger."""
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = np.zeros(len(labels), bool)
@@ -75,7 +73,7 @@ def choose_share(labels: IntArray, share: float, seed: int) -> NDArray[np.bool_]
 
 
 def _compare(
-    right: Mapping[float, NDArray[np.bool_]], rows: NDArray[np.bool_], n_learned: Mapping[float, int]
+    right: Mapping[float, BoolArray], rows: BoolArray, n_learned: Mapping[float, int]
 ) -> dict[str, Any]:
     """Share of right answers at each share learned from, and the paired gain of the second half."""
     points = [

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import assign_folds, check_some_held_out
 from pixelplay.errors import DataError, counted
 from pixelplay.training.material import Material
-
-IntArray = NDArray[np.int64]
 
 
 def check_enough(index: ImageIndex, n_folds: int) -> None:

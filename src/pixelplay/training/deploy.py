@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pixelplay import __version__
+from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.evaluation.decision import Decision, fit_decision
@@ -20,13 +18,7 @@ from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.training.bench import Workplace
 from pixelplay.training.familiar import make_novelty
-from pixelplay.training.folds import (
-    CrossValidation,
-    decide_alone,
-    decide_together,
-    learn_alone,
-    score_folds,
-)
+from pixelplay.training.folds import CrossValidation, decide_alone, decide_together, learn_alone, score_folds
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material
 
@@ -45,7 +37,7 @@ class Deployed:
 
     answer: tuple[Backbone, LinearHead]
     decision: Decision
-    learned_from: NDArray[np.int64]
+    learned_from: IntArray
     held_out: HeldOut
     novelty: Novelty
 

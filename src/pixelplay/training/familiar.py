@@ -1,8 +1,8 @@
 """What a finished classifier is used to: the scale of novelty that its bundle carries."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.evaluation.novelty import MAX_REFERENCES, Novelty, choose_references, fit_novelty
 from pixelplay.model.backbone import Backbone, LoadedBackbone
@@ -11,7 +11,6 @@ from pixelplay.model.tail import BranchedBackbone
 from pixelplay.training.bench import read_rows, train_apart
 from pixelplay.training.material import Material
 
-IntArray = NDArray[np.int64]
 MAX_READ = 300  # photographs of either kind, where tuning has changed all features and they are read anew
 
 
@@ -22,7 +21,7 @@ def see_rows(
     config: TrainConfig,
     device: Device,
     rows: IntArray,
-) -> NDArray[np.float32]:
+) -> Float32Array:
     """Features (n, D) of some photographs of the material under a finished network."""
     if backbone is loaded.backbone:
         return material.features[rows]
@@ -35,7 +34,7 @@ def make_novelty(
     loaded: LoadedBackbone,
     config: TrainConfig,
     device: Device,
-    held_out: tuple[IntArray, NDArray[np.float32], IntArray | None],
+    held_out: tuple[IntArray, Float32Array, IntArray | None],
 ) -> Novelty:
     """Set the scale of novelty by photographs that a classifier, or one like it, has not learned from.
 
@@ -58,7 +57,7 @@ def make_novelty(
         kept = kept[choose_references(material.labels[rows[kept]], MAX_READ, config.seed)]
         chosen = references[choose_references(material.labels[references], MAX_READ, config.seed)]
 
-    def see(wanted: IntArray) -> NDArray[np.float32]:
+    def see(wanted: IntArray) -> Float32Array:
         if is_frozen:
             return material.features[wanted]
         return see_rows(backbone, material, loaded, config, device, wanted)

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelplay.arrays import Float32Array
 from pixelplay.evaluation.calibration import nll_of
 from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
 from pixelplay.journal import Journal
@@ -28,7 +28,6 @@ from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
 from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
 from pixelplay.training.validation import best_answer, describe_epoch, predict_logits
 
-IntArray = NDArray[np.int64]
 NAN = float("nan")
 OUT_OF_TIME = "the time budget was used up"
 CHECKPOINT_EVERY_S = 20.0
@@ -301,7 +300,7 @@ class _Run:
                 self.classifier(*inputs)
         norm.momentum = momentum
 
-    def _describe(self, logits: NDArray[np.float32], score: float) -> dict[str, float]:
+    def _describe(self, logits: Float32Array, score: float) -> dict[str, float]:
         job, where = self.job, self.state.progress
         labels = job.labels[job.val]
         held_out = count_labels(logits.argmax(1), labels, job.n_classes)

@@ -3,14 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from pixelplay.arrays import Float64Array, IntArray
 
 MOST_DRAWS = 2.0  # of a photograph in an epoch that would show it once
 LEAST_MISS = 1e-4  # keeps shares defined where nothing was wrong
 
 
-def expected_draws(misses: NDArray[np.floating], focus: float) -> FloatArray:
+def expected_draws(misses: NDArray[np.floating], focus: float) -> Float64Array:
     """How often each of n photographs is to come in an epoch, on average.
 
     A share of the epoch goes to all alike and the rest by how wrong the network was, which the gradient of
@@ -43,7 +42,7 @@ def expected_draws(misses: NDArray[np.floating], focus: float) -> FloatArray:
     return draws
 
 
-def whole_draws(expected: FloatArray, rng: np.random.Generator) -> IntArray:
+def whole_draws(expected: Float64Array, rng: np.random.Generator) -> IntArray:
     """Make whole numbers of expected draws (n,): each rounded up or down by chance, as many as before in all.
 
     Source: Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics 20(3), 1949.

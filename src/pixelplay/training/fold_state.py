@@ -5,10 +5,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.errors import DataError, counted
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.ensemble import Member
@@ -16,7 +15,6 @@ from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Tail
 from pixelplay.training.checkpoint import write_durably
 
-IntArray = NDArray[np.int64]
 RESULT = "fold.safetensors"
 
 
@@ -39,7 +37,7 @@ class Fold:
     repeat: int
     fold: int
     rows: IntArray
-    logits: NDArray[np.float32]
+    logits: Float32Array
     member: Member
     depth: str
     chosen: dict[str, dict[str, Any]]

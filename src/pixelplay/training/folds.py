@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.checks import check_count
 from pixelplay.config import PARTS, TrainConfig
 from pixelplay.data.imbalance import class_priors
@@ -35,7 +35,6 @@ from pixelplay.training.material import Material
 from pixelplay.training.plan import read_plan
 from pixelplay.training.suspected import without_suspects
 
-IntArray = NDArray[np.int64]
 MAX_REPEATS = 20
 
 
@@ -53,7 +52,7 @@ class CrossValidation:
 
     rows: IntArray
     folds: IntArray
-    logits: NDArray[np.float32]
+    logits: Float32Array
     fits: list[CrossFit]
     parts: list[Fold]
 
@@ -177,7 +176,7 @@ def _commonest(values: Sequence[Any]) -> Any:
 
 def decide_together(
     validation: CrossValidation, material: Material, config: TrainConfig, journal: Journal
-) -> tuple[list[float], NDArray[np.float32], Decision]:
+) -> tuple[list[float], Float32Array, Decision]:
     """How the mean of all M members decides: their temperatures, then T and tau of what is cooled by them.
 
     What is cooled comes in between, (R, N, K).
@@ -200,7 +199,7 @@ def decide_together(
 
 
 def with_left_out(
-    validation: CrossValidation, left_out: IntArray, logits: NDArray[np.float32], decision: Decision
+    validation: CrossValidation, left_out: IntArray, logits: Float32Array, decision: Decision
 ) -> CrossValidation:
     """Add what no fold has learned from, as the deployed model sees and decides it; it is in no fold.
 
@@ -241,7 +240,7 @@ def decide_alone(validation: CrossValidation, material: Material, config: TrainC
     return _decide(validation.logits, validation.rows, material, config)
 
 
-def _decide(logits: NDArray[np.float32], rows: IntArray, material: Material, config: TrainConfig) -> Decision:
+def _decide(logits: Float32Array, rows: IntArray, material: Material, config: TrainConfig) -> Decision:
     n_repeats = len(logits)
     found = fit_decision(
         logits.reshape(-1, logits.shape[2]),

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
 from pixelplay.model.features import Device, TooLittleMemoryError
@@ -19,7 +19,6 @@ from pixelplay.training.depth import may_focus
 from pixelplay.training.focus import expected_draws, whole_draws
 from pixelplay.training.losses import LossFunction
 
-IntArray = NDArray[np.int64]
 SIZE_STEP_PX = 32  # networks halve their maps five times
 
 
@@ -52,7 +51,7 @@ class Job:
     labels: IntArray
     train: IntArray
     val: IntArray
-    offset: NDArray[np.float64]
+    offset: Float64Array
     loss: LossFunction
     imbalance: Imbalance
     config: TrainConfig
@@ -62,7 +61,7 @@ class Job:
     limit_s: float | None
     device: Device
     input_size: int
-    beside: NDArray[np.float32] | None = None
+    beside: Float32Array | None = None
     lr_frac: float = 1.0
     epochs_before: int = 0
 
@@ -72,7 +71,7 @@ class Job:
         return len(self.offset)
 
     @cached_property
-    def priors(self) -> NDArray[np.float64]:
+    def priors(self) -> Float64Array:
         """Class mix (K,) of what is learned from."""
         return class_priors(self._counts)
 
@@ -118,7 +117,7 @@ class Job:
         """
         return self.config.finetune.focus if may_focus(self.config) else 0.0
 
-    def answers(self, logits: NDArray[np.float32]) -> dict[bool, NDArray[np.float32]]:
+    def answers(self, logits: Float32Array) -> dict[bool, Float32Array]:
         """Whether the probe answers too → logits (n, K) of the validation part, for what may be deployed.
 
         Args:
@@ -129,7 +128,7 @@ class Job:
         alone = {} if self.config.finetune.with_probe == "on" else {False: logits}
         return {**alone, True: (logits + self.beside) / np.float32(2)}
 
-    def batches(self, epoch: int, misses: NDArray[np.float32]) -> list[Batch]:
+    def batches(self, epoch: int, misses: Float32Array) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most.
 
         Args:

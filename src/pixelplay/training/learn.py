@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
@@ -26,7 +26,6 @@ from pixelplay.training.planning import NoPlanError
 from pixelplay.training.rare import FairProbe, fit_fair_probe
 from pixelplay.training.tune import Tuned, finish, starts_at_probe, tune
 
-IntArray = NDArray[np.int64]
 CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
 ENOUGH_VAL = 30  # validation photographs, for auto to choose a depth on
 
@@ -56,7 +55,7 @@ class Learned:
     learned_from: IntArray
     prior_from: IntArray
     held_out: IntArray
-    logits: NDArray[np.float32]
+    logits: Float32Array
     folds: IntArray | None
     chosen: dict[str, dict[str, Any]]
     history: list[dict[str, float]]
@@ -254,7 +253,7 @@ class Verdict:
 
 
 def compare_depths(
-    probe: NDArray[np.float32], tuned: NDArray[np.float32], material: Material, config: TrainConfig
+    probe: Float32Array, tuned: Float32Array, material: Material, config: TrainConfig
 ) -> Verdict:
     """Compare the declared metric of both; where that is not clear, their held-out score.
 

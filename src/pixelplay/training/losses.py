@@ -8,20 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
-from pixelplay.data.imbalance import (
-    MinPerClass,
-    class_priors,
-    class_weights,
-    effective_prior,
-    natural_offset,
-)
+from pixelplay.data.imbalance import MinPerClass, class_priors, class_weights, effective_prior, natural_offset
 from pixelplay.errors import ConfigError
 
-IntArray = NDArray[np.int64]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -66,7 +59,7 @@ def make_loss(
     is_weighted = imbalance == "class_weights"
     neutral = np.zeros(len(counts))
 
-    def constant(values: NDArray[np.float64]) -> Tensor:
+    def constant(values: Float64Array) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=device)
 
     return SoftCrossEntropy(

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.corrections import Corrections, no_corrections
@@ -42,20 +42,20 @@ class Material:
     scanned: ImageIndex
     errors: Mapping[int, ImageError]
     index: ImageIndex
-    features: NDArray[np.float32]
+    features: Float32Array
     digests: tuple[bytes, ...]
     duplicates: Duplicates
     parts: Parts
     classes: tuple[str, ...]
     n_known: int
-    given: NDArray[np.int64]
-    corrected: NDArray[np.int64]
-    reviewed: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    learn: NDArray[np.int64]
-    left_out: NDArray[np.int64]
-    left_out_of_val: NDArray[np.int64]
-    dropped: NDArray[np.int64]
+    given: IntArray
+    corrected: IntArray
+    reviewed: BoolArray
+    labels: IntArray
+    learn: IntArray
+    left_out: IntArray
+    left_out_of_val: IntArray
+    dropped: IntArray
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -63,11 +63,11 @@ class Material:
         return self.classes[: self.n_known]
 
     @property
-    def learn_counts(self) -> NDArray[np.int64]:
+    def learn_counts(self) -> IntArray:
         """(K,) photographs of each class that are learned from."""
         return self.counts_of(self.learn)
 
-    def counts_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def counts_of(self, positions: IntArray) -> IntArray:
         """(K,) photographs of each class among some that are learned from."""
         return np.bincount(self.labels[positions], minlength=self.n_known).astype(np.int64)
 
@@ -130,7 +130,7 @@ def sort_out(
     )
 
 
-def _leave_out(parts: Parts, wanted: NDArray[np.int64]) -> tuple[Parts, NDArray[np.int64]]:
+def _leave_out(parts: Parts, wanted: IntArray) -> tuple[Parts, IntArray]:
     """Take what has no label any more out of train and val; returns its positions."""
     split = parts.split
     learn = np.union1d(split.train, split.val)

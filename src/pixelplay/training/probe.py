@@ -4,14 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.data.split import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.head import LinearHead, feature_scale
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
 
 # Inverse regularisation strengths, weakest model first: the search stops once NLL has risen twice.
 C_GRID = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(-6, 5))
@@ -41,15 +38,15 @@ class ProbeFit:
     head: LinearHead
     C: float
     nll_by_C: dict[float, float]
-    oof_logits: FloatArray
+    oof_logits: Float32Array
 
 
 def fit_probe(
-    features: FloatArray,
+    features: Float32Array,
     labels: IntArray,
     folds: IntArray,
     *,
-    weights: FloatArray | None = None,
+    weights: Float32Array | None = None,
     oof_tolerance: float = FOLDS_TOLERANCE,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> ProbeFit:
@@ -70,7 +67,7 @@ def fit_probe(
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
     shares = masks * image_weights[:, None]  # (N, F)
     nll_by_C: dict[float, float] = {}
-    heads: FloatArray | None = None
+    heads: Float32Array | None = None
     for C in C_GRID:
         # from one strength to the next the heads change little
         heads = _fit_heads(scaled.rows, labels, shares, C, heads, SEARCH_TOLERANCE)  # (F, D+1, K)
@@ -90,7 +87,7 @@ def fit_probe(
 
 
 def fit_head(
-    features: FloatArray, labels: IntArray, C: float, *, weights: FloatArray | None = None
+    features: Float32Array, labels: IntArray, C: float, *, weights: Float32Array | None = None
 ) -> LinearHead:
     """Fit a head at a strength that is known; the arguments are those of `fit_probe`."""
     scaled = _Scaled(features)
@@ -99,14 +96,14 @@ def fit_head(
 
 
 def fit_on_some(
-    features: FloatArray,
+    features: Float32Array,
     labels: IntArray,
     folds: IntArray,
     C: float,
-    learns: NDArray[np.bool_],
+    learns: BoolArray,
     *,
-    weights: FloatArray | None = None,
-) -> FloatArray:
+    weights: Float32Array | None = None,
+) -> Float32Array:
     """Logits (N, K) out of fold, of heads at a known strength that learned from some rows (N,) only.
 
     The other arguments are those of `fit_probe`; a class may be missing outside a fold.
@@ -126,13 +123,13 @@ class _Scaled:
     No label is looked at, so held-out rows may take part.
     """
 
-    def __init__(self, features: FloatArray) -> None:
+    def __init__(self, features: Float32Array) -> None:
         self._mean, self._scale = feature_scale(features)  # (D,) each
         self.rows = np.ones((len(features), features.shape[1] + 1), np.float32)  # (N, D+1)
         np.subtract(features, self._mean, out=self.rows[:, :-1])
         self.rows[:, :-1] /= self._scale
 
-    def undo(self, head: FloatArray) -> LinearHead:
+    def undo(self, head: Float32Array) -> LinearHead:
         """Turn a head (D+1, K) on scaled features into one on raw features."""
         weight = head[:-1].T.astype(np.float64) / self._scale  # (K, D)
         bias = head[-1] - weight @ self._mean  # (K,)
@@ -140,13 +137,13 @@ class _Scaled:
 
 
 def _fit_heads(
-    rows: FloatArray,
+    rows: Float32Array,
     labels: IntArray,
-    shares: NDArray[np.float64],
+    shares: Float64Array,
     C: float,
-    start: FloatArray | None,
+    start: Float32Array | None,
     tolerance: float,
-) -> FloatArray:
+) -> Float32Array:
     """Fit F logistic regressions on subsets of the same rows, all at once.
 
     Minimises, for each subset, C times the sum of its negative log-likelihoods, their weights scaled
@@ -175,7 +172,7 @@ def _fit_heads(
     each = np.arange(len(labels))
     share = (shares / shares.sum(0)).astype(np.float32)[:, :, None]  # (N, F, 1)
 
-    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def objective(flat: Float64Array) -> tuple[float, Float64Array]:
         heads = flat.reshape(shape)
         wide = heads.astype(np.float32).swapaxes(0, 1).reshape(shape[1], -1)  # (D+1, F*K)
         log_probs = log_softmax((rows @ wide).reshape(-1, shape[0], n_classes))  # (N, F, K)
@@ -195,7 +192,7 @@ def _fit_heads(
     return np.asarray(found.x.reshape(shape), dtype=np.float32)
 
 
-def _predict_held_out(rows: FloatArray, heads: FloatArray, folds: IntArray) -> FloatArray:
+def _predict_held_out(rows: Float32Array, heads: Float32Array, folds: IntArray) -> Float32Array:
     """Logits (N, K) of each row from the head that did not see it; NaN for fold -1."""
     oof = np.full((len(rows), heads.shape[2]), np.nan, np.float32)
     for fold, head in enumerate(heads):
@@ -203,7 +200,7 @@ def _predict_held_out(rows: FloatArray, heads: FloatArray, folds: IntArray) -> F
     return oof
 
 
-def _nll(oof: FloatArray, labels: IntArray, folds: IntArray, weights: NDArray[np.float64]) -> float:
+def _nll(oof: Float32Array, labels: IntArray, folds: IntArray, weights: Float64Array) -> float:
     held_out = folds != NEVER_HELD_OUT
     log_probs = log_softmax(oof[held_out].astype(np.float64))
     true = log_probs[np.arange(len(log_probs)), labels[held_out]]  # (n,)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import BoolArray, Float32Array, IntArray
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.imbalance import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
 from pixelplay.evaluation.comparison import N_RESAMPLES
@@ -22,8 +22,6 @@ from pixelplay.model.head import LinearHead
 from pixelplay.training.probe import (
     FOLDS_TOLERANCE,
     SEARCH_TOLERANCE,
-    FloatArray,
-    IntArray,
     ProbeFit,
     fit_head,
     fit_on_some,
@@ -81,7 +79,7 @@ class FairProbe:
 
 
 def fit_fair_probe(
-    features: FloatArray,
+    features: Float32Array,
     labels: IntArray,
     groups: IntArray,
     folds: IntArray,
@@ -128,7 +126,7 @@ def fit_fair_probe(
     )
 
 
-def refit_fair_head(fair: FairProbe, features: FloatArray, labels: IntArray) -> LinearHead:
+def refit_fair_head(fair: FairProbe, features: Float32Array, labels: IntArray) -> LinearHead:
     """Fit a probe's head on other photographs, the same candidate at the same strength."""
     if fair.imbalance == "none":
         return fit_head(features, labels, fair.probe.C)
@@ -140,12 +138,12 @@ def refit_fair_head(fair: FairProbe, features: FloatArray, labels: IntArray) -> 
 
 def fit_fair_on_some(
     imbalance: Candidate,
-    features: FloatArray,
+    features: Float32Array,
     labels: IntArray,
     folds: IntArray,
     C: float,
-    learns: NDArray[np.bool_],
-) -> FloatArray:
+    learns: BoolArray,
+) -> Float32Array:
     """Natural-prior logits (N, K) out of fold, of a candidate that learned from some rows (N,) only."""
     if imbalance == "none":
         return fit_on_some(features, labels, folds, C, learns)
@@ -157,7 +155,7 @@ def fit_fair_on_some(
 
 def _fit_candidate(
     name: Candidate,
-    features: FloatArray,
+    features: Float32Array,
     labels: IntArray,
     folds: IntArray,
     oof_tolerance: float,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
@@ -48,7 +48,7 @@ def without_suspects(material: Material, config: TrainConfig, journal: Journal) 
     return _leave_out(material, dropped, has_val_choose=config.tune != "probe")
 
 
-def _spare(suspected: NDArray[np.int64], material: Material) -> NDArray[np.int64]:
+def _spare(suspected: IntArray, material: Material) -> IntArray:
     """Of each class in train and in val the most suspicious, at most as many as may be dropped, ascending."""
     dropped = []
     for part in (material.parts.split.train, material.parts.split.val):
@@ -58,7 +58,7 @@ def _spare(suspected: NDArray[np.int64], material: Material) -> NDArray[np.int64
     return np.sort(np.concatenate(dropped))
 
 
-def _leave_out(material: Material, dropped: NDArray[np.int64], *, has_val_choose: bool) -> Material:
+def _leave_out(material: Material, dropped: IntArray, *, has_val_choose: bool) -> Material:
     split = material.parts.split
     val = split.val if has_val_choose else np.setdiff1d(split.val, dropped)
     kept = replace(split, train=np.setdiff1d(split.train, dropped), val=val)

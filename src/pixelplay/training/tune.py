@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError, counted
 from pixelplay.evaluation.decision import held_out_score
@@ -28,8 +28,6 @@ from pixelplay.training.job import Job
 from pixelplay.training.plan import Plan, write_plan
 from pixelplay.training.planning import NoPlanError, make_plan
 
-IntArray = NDArray[np.int64]
-
 Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
 REFIT_LR_FRAC = 0.25  # of the peak learning rates, once the validation part is learned from too
 
@@ -47,7 +45,7 @@ class Tuned:
         own: the tuned network and its own head.
     """
 
-    logits: NDArray[np.float32]
+    logits: Float32Array
     history: list[dict[str, float]]
     best_epoch: int
     is_with_probe: bool

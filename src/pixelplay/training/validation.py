@@ -4,18 +4,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.evaluation.decision import held_out_score
 from pixelplay.model.classifier import Classifier
 from pixelplay.model.cores import on_every_core
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.job import Job
 
-IntArray = NDArray[np.int64]
 
-
-def best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def best_answer(job: Job, logits: Float32Array) -> tuple[Float32Array, float]:
     """What would be deployed of these weights, the network alone or together with the probe, and its score.
 
     Without validation part the network alone, and NaN.
@@ -29,7 +27,7 @@ def best_answer(job: Job, logits: NDArray[np.float32]) -> tuple[NDArray[np.float
     return answer, score
 
 
-def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
+def predict_logits(job: Job, classifier: Classifier) -> Float32Array:
     """Natural-prior logits (n, K) of the validation part, one view each."""
     if not len(job.val):
         return np.empty((0, job.n_classes), np.float32)
@@ -37,7 +35,7 @@ def predict_logits(job: Job, classifier: Classifier) -> NDArray[np.float32]:
     batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
 
     @torch.no_grad()  # each thread has its own
-    def see(loaded: tuple[IntArray, Inputs]) -> NDArray[np.float32]:
+    def see(loaded: tuple[IntArray, Inputs]) -> Float32Array:
         with job.device.autocast():
             return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
 

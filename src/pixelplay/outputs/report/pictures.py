@@ -5,10 +5,9 @@ import io
 import os
 from collections.abc import Collection, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
@@ -49,7 +48,7 @@ class Pictures:
             self.missing = "nobody wrote down where the photographs are"
         self._known: frozenset[str] = frozenset() if self._index is None else frozenset(self._index.paths)
 
-    def read(self, path: str, target_px: int) -> NDArray[np.uint8]:
+    def read(self, path: str, target_px: int) -> UInt8Array:
         """Decode a photograph (H, W, 3), not much larger than asked.
 
         Raises:
@@ -130,7 +129,7 @@ class Pictures:
         return True
 
 
-def encode(pixels: NDArray[np.uint8], side_px: int) -> str:
+def encode(pixels: UInt8Array, side_px: int) -> str:
     """Fit pixels (H, W, 3) into a square and write them as a data address."""
     image = Image.fromarray(pixels)
     image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)

@@ -23,11 +23,11 @@ from pixelplay.data.split import assign_folds, hold_out
 from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.held_out import score_held_out
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import read_photographs
+from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 
 METHODS: tuple[SetMethod, ...] = ("lac", "aps")

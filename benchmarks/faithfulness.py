@@ -42,9 +42,9 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.transforms import eval_view
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.explain import DEFAULT_METHOD, DEFAULT_STAGES, Explainer
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.features import FeatureExtractor, find_device
+from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 
 SIZE, SHARE, MIN_OFF = (512, 384), 0.4, 0.2  # px; of each side; off the centre, of each side

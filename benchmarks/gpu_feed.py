@@ -42,10 +42,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pixelplay.config import FinetuneConfig, TrainConfig
-from pixelplay.data.loader import default_workers
 from pixelplay.model.backbone import create_network, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.tail import cut_backbone
+from pixelplay.thread_pool import default_workers
 from pixelplay.training.optim import make_optimizer
 
 NETWORK = "convnext_tiny"

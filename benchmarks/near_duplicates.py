@@ -31,11 +31,11 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.near import CopyPair
 from pixelplay.data.source import scan_source
 from pixelplay.data.thumbs import THUMB_PX
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import read_photographs
+from pixelplay.run_log import Journal
 
 SHEET_PAIRS, SHEET_PX = 20, 200
 

@@ -24,12 +24,12 @@ from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_novelty, nearest_distances
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.head import feature_scale
 from pixelplay.model.reading import read_photographs
+from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 
 N_COMPONENTS, SHRINK = 512, 0.1

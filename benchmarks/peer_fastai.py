@@ -34,8 +34,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelplay.checks import parse_duration
-from pixelplay.config import PARTS
+from pixelplay.config import PARTS, parse_duration
 from pixelplay.data.decode import decode_image
 from pixelplay.data.source import scan_source
 from pixelplay.model.backbone import load_backbone

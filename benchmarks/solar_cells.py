@@ -23,11 +23,11 @@ from pixelplay.data.source import scan_source
 from pixelplay.data.split import assign_folds
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import macro_f1
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import read_photographs
+from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 
 N_FOLDS = 5

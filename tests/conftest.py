@@ -143,7 +143,7 @@ def tiny_run(
     drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Read-only: a finished run of `train` on the drawn photographs."""
-    from pixelplay.journal import Journal
+    from pixelplay.run_log import Journal
     from pixelplay.workflow import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"

@@ -19,9 +19,9 @@ from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
-from pixelplay.errors import counted
-from pixelplay.journal import Journal
 from pixelplay.model.features import find_device
+from pixelplay.run_log import Journal
+from pixelplay.text import counted
 from pixelplay.training.resume import check_settings
 from tables import read_rows
 

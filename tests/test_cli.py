@@ -30,8 +30,8 @@ from conftest import TINY_COUNTS, draw_folder, draw_of_class
 from photographs import altered, draw, encode, scene
 from pixelplay.cli import main
 from pixelplay.data.cache import measure_cache
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone
+from pixelplay.run_log import Journal
 from tables import read_rows
 
 RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "suspects.csv", "model"}

@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelplay.config import (
-    AugmentConfig,
-    ComputeConfig,
-    DataConfig,
-    FinetuneConfig,
-    TrainConfig,
-    to_json,
-)
-from pixelplay.errors import ConfigError, suggest
+from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
+from pixelplay.errors import ConfigError
+from pixelplay.text import suggest
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 
 def test_a_note_about_a_chapter_names_it_and_one_about_all_is_said_once(

@@ -14,7 +14,7 @@ from pixelplay.cli import main
 from pixelplay.config import TrainConfig
 from pixelplay.data.corrections import read_corrections
 from pixelplay.data.source import scan_source
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import sort_out
 from tables import read_json, read_rows

@@ -12,7 +12,7 @@ from PIL import Image
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from photographs import encode
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 from tables import read_rows
 
 

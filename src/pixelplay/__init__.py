@@ -28,7 +28,7 @@ _HOMES = {
     "cross_validate": "pixelplay.workflow",
     "evaluate": "pixelplay.workflow",
     "explain": "pixelplay.workflow",
-    "original_recipe": "pixelplay.recipes",
+    "original_recipe": "pixelplay.config",
     "predict": "pixelplay.workflow",
     "read_suspects": "pixelplay.outputs.suspects",
     "report": "pixelplay.outputs.report.make",
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         DataConfig,
         FinetuneConfig,
         TrainConfig,
+        original_recipe,
     )
     from pixelplay.data.scan import scan
     from pixelplay.errors import (
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     from pixelplay.model.copies import scan_closely
     from pixelplay.outputs.report.make import report
     from pixelplay.outputs.suspects import read_suspects
-    from pixelplay.recipes import original_recipe
     from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
 
 

@@ -13,9 +13,10 @@ from tyro.conf import FlagCreatePairsOff
 
 from pixelplay import __version__
 from pixelplay.commands import COMMANDS
-from pixelplay.errors import PixelPlayError, printable, suggest
-from pixelplay.journal import typed
+from pixelplay.errors import PixelPlayError
 from pixelplay.parsing import find_recipe, find_repeated, registry_of_settings
+from pixelplay.run_log import typed
+from pixelplay.text import printable, suggest
 
 DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
   pixelplay scan photos

@@ -20,15 +20,16 @@ from pixelplay.config import (
     Flag,
     Folder,
     Part,
+    Recipe,
     TrainConfig,
     Tta,
     shown,
     to_json,
 )
-from pixelplay.errors import ConfigError, PixelPlayError, counted, printable
-from pixelplay.journal import Journal
+from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.options import ComputeSection, Data, DataSection, Decode, Run, TrainSection
-from pixelplay.recipes import Recipe
+from pixelplay.run_log import Journal
+from pixelplay.text import counted, printable
 from pixelplay.using import explain, predict
 
 Report = Annotated[bool, arg(help="Make no RUN/report.html when it is done.", help_behavior_hint="")]

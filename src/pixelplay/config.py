@@ -1,44 +1,144 @@
-"""Every setting: its default, unit and legal range.
-
-Command line, help and the JSON beside a model are generated from these classes. Off is None.
-"""
+"""Whether a setting is legal."""
 
 import dataclasses
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import DisallowNone, arg
 
-from pixelplay.checks import (
-    check_choice,
-    check_count,
-    check_groups,
-    check_names,
-    check_range,
-    check_regex,
-    check_share,
-    parse_duration,
-    take_paths,
-)
 from pixelplay.errors import ConfigError
+from pixelplay.text import suggest
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration written 90s, 5m or 2h.
+
+    Raises:
+        ConfigError: written otherwise, or nothing.
+    """
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", str(text).strip())
+    seconds = float(matched[1]) * {"s": 1, "m": 60, "h": 3600}[matched[2]] if matched else 0.0
+    if not seconds:
+        raise ConfigError(f"time_budget={text!r} is no duration; write 90s, 5m or 2h")
+    return seconds
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless a setting has one of the values that there are."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def check_names(name: str, noun: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConfigError unless a setting is a sequence of known names."""
+    if isinstance(names, str):
+        raise ConfigError(f"{name}={names!r} is one text; give a tuple, ({names!r},)")
+    for each in names:
+        if each not in known:
+            raise ConfigError(
+                f"{noun} {each!r} is unknown{suggest(each, known)}; there are {', '.join(known)}"
+            )
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless a setting is a number in its range, ends included."""
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} is no plain number; its range is {low} to {high}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{name}={value!r} is outside its range {low} to {high}")
+
+
+def check_count(name: str, value: int, low: int, high: int) -> None:
+    """Raise ConfigError unless a setting is a whole number in its range."""
+    check_range(name, value, low, high)
+    if not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} is no whole number; its range is {low} to {high}")
+
+
+def check_regex(name: str, pattern: str) -> None:
+    """Raise ConfigError unless a setting is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+
+
+def check_groups(config: Any) -> None:
+    """Raise ConfigError where a group of settings in a configuration is something else."""
+    for each in dataclasses.fields(config):
+        kind, value = each.default_factory, getattr(config, each.name)
+        if isinstance(kind, type) and not isinstance(value, kind):
+            raise ConfigError(f"{each.name}={value!r} is no {kind.__name__}; give {kind.__name__}(...)")
+
+
+def take_paths(config: object, *names: str) -> None:
+    """Make texts of a frozen configuration's paths, as its JSON holds them."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"{name}={value!r} is no path; give a text")
+        if value is not None:
+            object.__setattr__(config, name, os.fsdecode(value))
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ConfigError unless a setting lies between 0 and 1, both excluded."""
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise ConfigError(f"{name}={value!r} is outside its range, above 0 and below 1; ask for 0.9, say")
+
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
 Precision = Literal["auto", "fp32", "bf16"]
+
+
 Tune = Literal["auto", "probe", "partial", "full"]
+
+
 Imbalance = Literal[
     "auto", "none", "sampler", "class_weights", "balanced_softmax", "logit_adjusted", "focal", "crt"
 ]
+
+
 Start = Literal["probe", "random"]
+
+
 HeadKind = Literal["linear", "mlp"]
+
+
 Switch = Literal["auto", "on", "off"]
+
+
 AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
+
+
 SetMethod = Literal["lac", "aps"]
+
+
 Tta = Literal["none", "flip", "multicrop"]
+
+
 Method = Literal["gradcam", "gradcam++", "layercam"]
+
+
 Part = Literal["train", "val", "test"]
+
+
 PARTS: tuple[Part, ...] = get_args(Part)
+
+
 MAX_INPUT_PX = 4096
+
+
 SMALLEST_NORMED = 3  # photographs a batch: its norm needs two, and a last batch may hold one less than others
 
 
@@ -52,11 +152,23 @@ def shown(metavar: str | None = None) -> object:
 
 # hflip is on by default, so the command line has --no-hflip, which needs its own words
 FORGET_COPIES = "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
+
+
 TELL_MIRRORED = "Tell a photograph from its mirror image, which is no copy then: for digits, arrows, text."
+
+
 Flag = Annotated[bool, arg(help_behavior_hint="")]
+
+
 Count = Annotated[int, shown("N")]
+
+
 File = DisallowNone[Annotated[str | None, shown("FILE")]]  # a name may be "None"; a number is then off
+
+
 Folder = DisallowNone[Annotated[str | None, shown("FOLDER")]]
+
+
 Column = DisallowNone[Annotated[str | None, shown("COLUMN")]]
 
 
@@ -348,3 +460,43 @@ class TrainConfig:
 def to_json(config: Any) -> dict[str, Any]:
     """Turn a configuration into the nested dictionary that is stored beside a model."""
     return dataclasses.asdict(config)
+
+
+Recipe = Literal["pixelplay", "pixelplay25"]
+
+
+def original_recipe(**settings: Any) -> TrainConfig:
+    """Settings of PixelPlay's first competition entry; those given replace them, `finetune` as a whole.
+
+    ConvNeXt-Tiny fine-tuned in full under a two-layer head, weighted sampling over classes raised
+    to equal size, label smoothing, AdamW with cosine annealing, early stopping on validation loss.
+    """
+    recipe: dict[str, Any] = {
+        "tune": "full",
+        "backbone": "convnext_tiny.in12k_ft_in1k",
+        "imbalance": "sampler",
+        "min_per_class": "largest",
+        "finetune": FinetuneConfig(
+            start="random",
+            head="mlp",
+            epochs=30,
+            lr=1e-4,
+            head_lr=1e-4,
+            layer_decay=1.0,
+            weight_decay=0.01,
+            warmup_frac=0.0,
+            ema_frac=0.0,
+            label_smoothing=0.1,
+            dropout=0.6,
+            clip_norm=None,
+            focus=0.0,
+            with_probe="off",
+            refit_epochs=0,
+            patience=3,
+        ),
+        "augmenting": AugmentConfig(augment=("crop", "rotation"), crop_scale=0.5),
+    }
+    return TrainConfig(**{**recipe, **settings})
+
+
+RECIPES: dict[Recipe, Callable[..., TrainConfig]] = {"pixelplay": TrainConfig, "pixelplay25": original_recipe}

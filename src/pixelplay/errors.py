@@ -11,13 +11,9 @@ A message says what is wrong with the value and the place, then the limit, then 
 in one sentence.
 """
 
-import difflib
-from collections.abc import Sequence
 from typing import Literal
 
 ImageStatus = Literal["ok", "missing", "unreadable", "too_large", "unsupported"]
-
-SHOWN = 10  # items named in a message before the rest is only counted
 
 
 class PixelPlayError(Exception):
@@ -58,40 +54,3 @@ class BundleError(PixelPlayError, RuntimeError):
 
 class MissingExtraError(PixelPlayError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
-
-
-def printable(text: str) -> str:
-    """Text for one line of a terminal: control characters in a name show as escapes."""
-    return "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
-
-
-def _escape(sign: str) -> str:
-    return sign.encode("ascii", "backslashreplace").decode() if sign > "\x7f" else repr(sign)[1:-1]
-
-
-def name_some(items: Sequence[object]) -> str:
-    """Name the first ten items and count the rest: "a, b and 3 more"."""
-    return name_first(items[:SHOWN], len(items))
-
-
-def name_first(items: Sequence[object], n: int) -> str:
-    """The same, given only the first of n items."""
-    shown = ", ".join(str(item) for item in items)
-    rest = n - len(items)
-    return shown if rest <= 0 else f"{shown} and {rest} more"
-
-
-def counted(n: int, noun: str) -> str:
-    """A number and its noun: "1 photograph", "2,624 photographs"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def percent(share: float, decimals: int = 1) -> str:
-    """A share for people: "92.6 %"."""
-    return f"{100 * share:.{decimals}f} %"
-
-
-def suggest(name: str, known: Sequence[str], n: int = 3) -> str:
-    """Name the closest known words: "; did you mean 'a' or 'b'?", or nothing."""
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -9,15 +9,16 @@ from typing import Any
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from pixelplay.config import (
+    RECIPES,
     AugmentConfig,
     CautionConfig,
     ComputeConfig,
     DataConfig,
     FinetuneConfig,
+    Recipe,
     TrainConfig,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
-from pixelplay.recipes import RECIPES, Recipe
 
 SETTINGS = (DataConfig, CautionConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
 

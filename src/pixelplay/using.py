@@ -6,9 +6,10 @@ from typing import Annotated
 from tyro.conf import DisallowNone, arg
 
 from pixelplay.config import CautionConfig, Column, ComputeConfig, File, Flag, Folder, Method, Tta, shown
-from pixelplay.errors import PixelPlayError, counted, printable
-from pixelplay.journal import Journal
+from pixelplay.errors import PixelPlayError
 from pixelplay.options import CautionSection, ComputeSection, Images, Run, WithRuns, check_some, expand_stdin
+from pixelplay.run_log import Journal
+from pixelplay.text import counted, printable
 
 
 def predict(

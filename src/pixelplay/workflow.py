@@ -15,7 +15,6 @@ from pixelplay.inference.explain import Explainer, explain_all
 from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.inference.tally import Tally
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.features import find_device
 from pixelplay.outputs.compared import compare_runs
@@ -35,6 +34,7 @@ from pixelplay.outputs.records import TrainReport, make_report, write_records
 from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
+from pixelplay.run_log import Journal
 from pixelplay.training.bench import Workplace
 from pixelplay.training.deal import check_enough
 from pixelplay.training.deploy import deploy_folds, deploy_learned, make_bundle

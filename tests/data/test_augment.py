@@ -14,8 +14,8 @@ from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 from photographs import draw
 from pixelplay.config import AUGMENTATIONS, AugmentConfig
 from pixelplay.data.augment import WIDE_SPACE, augment_view
-from pixelplay.data.loader import map_ahead
 from pixelplay.data.transforms import FILTERS, Preprocessing, eval_view
+from pixelplay.thread_pool import map_ahead
 
 Pixels = NDArray[np.uint8]
 NAMES = st.sets(st.sampled_from(AUGMENTATIONS)).map(lambda names: tuple(sorted(names)))

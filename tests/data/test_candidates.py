@@ -8,7 +8,7 @@ from photographs import altered, scene
 from pixelplay.data.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
 from pixelplay.data.decode import decode_image
 from pixelplay.data.thumbs import Thumbs, make_thumb
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 
 def thumbs_with_copies(kind: str) -> Thumbs:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from pixelplay.data.crew import Crew
+from pixelplay.thread_pool import Crew
 
 # Python notices a signal when a function begins, when a call comes back and when a loop goes on. A
 # KeyboardInterrupt is raised at the n-th of the first two of the main thread: n = 1, 2, 3 ...

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.data.loader import MAX_WORKERS, default_workers, map_ahead
+from pixelplay.thread_pool import MAX_WORKERS, default_workers, map_ahead
 
 
 @given(st.integers(0, 50), st.integers(1, 8), st.integers(0, 60))

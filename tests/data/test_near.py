@@ -15,7 +15,7 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.near import CopyPair, find_copies, form_sets
 from pixelplay.data.thumbs import make_thumb
 from pixelplay.errors import ImageError
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 PixelArray = NDArray[np.uint8]
 

@@ -8,13 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixelplay.data.split import (
-    NEVER_HELD_OUT,
-    assign_folds,
-    check_some_held_out,
-    hold_out,
-    merge_groups,
-)
+from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out, merge_groups
 from pixelplay.errors import DataError
 
 Ints = NDArray[np.int64]

@@ -6,13 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from photographs import scene
-from pixelplay.data.standout import (
-    UPRIGHT,
-    differences,
-    share_of_usual,
-    tile_differences,
-    usual_differences,
-)
+from pixelplay.data.standout import UPRIGHT, differences, share_of_usual, tile_differences, usual_differences
 from pixelplay.data.thumbs import make_thumb
 
 

@@ -5,12 +5,7 @@ import pytest
 
 from pixelplay.config import SetMethod
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.conformal import (
-    class_scores,
-    fit_threshold,
-    held_out_scores,
-    prediction_sets,
-)
+from pixelplay.evaluation.conformal import class_scores, fit_threshold, held_out_scores, prediction_sets
 
 METHODS: list[SetMethod] = ["lac", "aps"]
 

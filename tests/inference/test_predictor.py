@@ -17,8 +17,8 @@ from pixelplay.data.index import natural_key
 from pixelplay.data.source import list_images
 from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
-from pixelplay.journal import Journal
 from pixelplay.model.reading import CHUNK
+from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 
 

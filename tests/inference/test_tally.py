@@ -6,7 +6,7 @@ import pytest
 from pixelplay.errors import DataError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.inference.tally import N_LABELS, Tally
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 CLASSES = tuple("abcdefghij")
 

@@ -8,7 +8,7 @@ import pixelplay
 from photographs import altered, encode, scene
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.index import ImageIndex
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 
 @pytest.fixture(scope="module")

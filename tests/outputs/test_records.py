@@ -10,8 +10,8 @@ import pytest
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import damaged_files, encode
 from pixelplay.config import TrainConfig
-from pixelplay.journal import Journal
 from pixelplay.outputs.records import TrainReport
+from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 from tables import read_json, read_rows
 

@@ -14,11 +14,11 @@ from jobs import PLAN
 from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.imbalance import natural_offset
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import cut_backbone
+from pixelplay.run_log import Journal
 from pixelplay.training.bench import Bench, Workplace
 from pixelplay.training.plan import write_plan
 from pixelplay.training.planning import make_plan

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.config import RECIPES, AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.recipes import RECIPES
 from pixelplay.training.depth import Depth, check_depth, unused_settings
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from jobs import plain_job
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig, TrainConfig
-from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.tail import Tail
+from pixelplay.run_log import Journal
 from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.checkpoint import Where, read_checkpoint
 from pixelplay.training.finetune import OUT_OF_TIME, _Run, finetune

@@ -18,7 +18,7 @@ from materials import sort_out_folder
 from networks import shared_backbone
 from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, Tune
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 from pixelplay.training.learn import ENOUGH_VAL, compare_depths
 from pixelplay.training.material import Material
 from pixelplay.workflow import train

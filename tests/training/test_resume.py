@@ -14,9 +14,9 @@ from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.journal import Journal
 from pixelplay.model.features import Device
 from pixelplay.model.reading import PhotographFeatures
+from pixelplay.run_log import Journal
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import write_plan

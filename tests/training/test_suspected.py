@@ -8,8 +8,8 @@ import pytest
 from pixelplay.config import Part, TrainConfig
 from pixelplay.data.index import make_index
 from pixelplay.data.store import FolderStore
-from pixelplay.journal import Journal
 from pixelplay.model.reading import PhotographFeatures
+from pixelplay.run_log import Journal
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import Material, sort_out
 from pixelplay.training.suspected import without_suspects

@@ -15,10 +15,10 @@ from pixelplay.data.cache import DIGEST_BYTES
 from pixelplay.data.candidates import max_copies
 from pixelplay.data.decode import ImageInfo, decode_image, probe_image
 from pixelplay.data.index import ImageIndex
-from pixelplay.data.loader import map_ahead
 from pixelplay.data.near import form_sets
 from pixelplay.data.split import merge_groups
 from pixelplay.errors import ImageError
+from pixelplay.thread_pool import map_ahead
 
 FEW = 10  # photographs of a class: with fewer, neither a classifier nor its figures can be relied on
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte

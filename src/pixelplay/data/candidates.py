@@ -14,7 +14,7 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.align import detail
 from pixelplay.data.thumbs import PRINT_PX, darker_half
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
 N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each photograph

@@ -8,7 +8,8 @@ from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.cells import plain_label, plain_path
 from pixelplay.data.index import NO_LABEL, ImageIndex
 from pixelplay.data.tables import need_column, read_table
-from pixelplay.errors import DataError, name_some, suggest
+from pixelplay.errors import DataError
+from pixelplay.text import name_some, suggest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

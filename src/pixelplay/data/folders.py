@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pixelplay.config import Part
-from pixelplay.errors import DataError, counted, name_some
+from pixelplay.errors import DataError
+from pixelplay.text import counted, name_some
 
 PART_NAMES: Mapping[str, Part] = {
     "train": "train",

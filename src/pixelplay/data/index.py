@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.config import PARTS, DataConfig, Part
 from pixelplay.data.store import ImageStore
-from pixelplay.errors import DataError, counted
+from pixelplay.errors import DataError
+from pixelplay.text import counted
 
 NO_PART = -1
 NO_LABEL = -1

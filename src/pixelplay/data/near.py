@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.align import agreement, inverse, likeness, outlines_agree, place_coarsely, refine
 from pixelplay.data.candidates import Candidates, propose
-from pixelplay.data.loader import map_ahead
 from pixelplay.data.standout import differences, share_of_usual, tile_differences, usual_differences
 from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, darker_half, make_colour_thumb, make_thumb, shrink
 from pixelplay.errors import ImageError
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
+from pixelplay.thread_pool import map_ahead
 
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
 AGREES = 0.7  # agreement of the pictures

@@ -9,7 +9,8 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import Split, hold_out, merge_groups
-from pixelplay.errors import DataError, counted, name_some
+from pixelplay.errors import DataError
+from pixelplay.text import counted, name_some
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pixelplay.data.index import ImageIndex
 from pixelplay.data.parts import check_learnable
 from pixelplay.data.source import list_all, scan_source
 from pixelplay.errors import DataError
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
 
 StrPath = str | os.PathLike[str]
 

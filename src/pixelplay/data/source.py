@@ -27,7 +27,8 @@ from pixelplay.data.names import Names, list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.table_index import index_table
 from pixelplay.data.tables import Table, folder_of, is_table, parse_table, pick_column, read_table
-from pixelplay.errors import ConfigError, DataError, counted, name_some
+from pixelplay.errors import ConfigError, DataError
+from pixelplay.text import counted, name_some
 
 ID_AND_LABEL = 2  # columns of a sample submission; one with more names its classes in its header
 

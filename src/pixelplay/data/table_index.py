@@ -9,7 +9,8 @@ from pixelplay.data.index import ImageIndex, composed, group_names, make_index
 from pixelplay.data.names import list_names
 from pixelplay.data.store import FolderStore, ZipStore
 from pixelplay.data.tables import Table, need_column, pick_column
-from pixelplay.errors import DataError, counted, name_some, suggest
+from pixelplay.errors import DataError
+from pixelplay.text import counted, name_some, suggest
 
 FIRST_ROW = 2  # as a spreadsheet counts: the header is row 1
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixelplay.errors import DataError, suggest
+from pixelplay.errors import DataError
+from pixelplay.text import suggest
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 

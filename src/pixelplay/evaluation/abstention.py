@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.checks import check_share
+from pixelplay.config import check_share
 from pixelplay.errors import DataError
 
 CONFIDENCE = 0.95  # with which an asked accuracy is promised

@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.checks import check_share
-from pixelplay.config import SetMethod
+from pixelplay.config import SetMethod, check_share
 from pixelplay.errors import DataError
 
 

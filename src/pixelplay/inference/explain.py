@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
-from pixelplay.checks import check_choice
-from pixelplay.config import ComputeConfig, Method
+from pixelplay.config import ComputeConfig, Method, check_choice
 from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.silence import silence_pillow
 from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
-from pixelplay.errors import ConfigError, ImageError, name_some, suggest
+from pixelplay.errors import ConfigError, ImageError
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.cams import METHODS, See, add_up
 from pixelplay.inference.joint import bring_together
@@ -24,6 +23,7 @@ from pixelplay.model.activations import StageWatch
 from pixelplay.model.bundle import Bundle
 from pixelplay.model.features import Normaliser, pick_device
 from pixelplay.model.head import LinearHead
+from pixelplay.text import name_some, suggest
 
 DEFAULT_METHOD: Method = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
 DEFAULT_STAGES = 5

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray, UInt8Array
-from pixelplay.checks import check_choice
-from pixelplay.config import ComputeConfig, DataConfig, Tta
+from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.index import ImageIndex
@@ -20,10 +19,10 @@ from pixelplay.data.transforms import corner_views, eval_view
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.evaluation.calibration import decide, natural_probs
 from pixelplay.evaluation.held_out import HeldOut
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
 from pixelplay.model.reading import Loaded, stream_features
+from pixelplay.run_log import Journal
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
 Images = str | os.PathLike[str] | ImageIndex | Sequence[str | os.PathLike[str] | InMemoryImage]

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pixelplay.errors import SHOWN, DataError, counted, name_first
+from pixelplay.errors import DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
+from pixelplay.text import SHOWN, counted, name_first
 
 NOVEL = 0.99  # novelty that one in a hundred of the photographs like those learned from has
 N_LABELS = 8  # that are named

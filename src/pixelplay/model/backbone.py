@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pixelplay.data.transforms import FILTERS, Preprocessing
-from pixelplay.errors import BundleError, ConfigError, name_some, suggest
+from pixelplay.errors import BundleError, ConfigError
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+from pixelplay.text import name_some, suggest
 
 # of bundles and cache keys: raise it when the same pixels yield other features, by more than rounding
 FEATURES_VERSION = 1

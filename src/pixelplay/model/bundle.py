@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixelplay.arrays import Float64Array
+from pixelplay.atomic import write_json
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
@@ -40,13 +41,25 @@ from pixelplay.model.tail import BranchedBackbone, Tail
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3
+
+
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
+
+
 DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
+
+
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
     f"{name}.safetensors" for name in ("backbone", "head", "calibration", "novelty")
 )
+
+
 HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of calibration
+
+
 NOVELTY_ARRAYS = ("mean", "scale", "references", "centre", "spread", "scores")
+
+
 MAX_BRANCHES = 100  # two digits in a file name
 
 
@@ -171,15 +184,6 @@ def find_bundle(folder: str) -> str:
             return candidate
     what = "is no model" if os.path.exists(folder) else "does not exist"
     raise BundleError(f"{folder} {what}; expected a run of pixelplay train, or its model folder")
-
-
-def write_json(content: Mapping[str, Any], path: str) -> None:
-    """Write JSON under a temporary name, then rename."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-    os.replace(temporary, path)
 
 
 def _read_content(path: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.near import CLOSE_PX, CopyPair, find_copies
 from pixelplay.data.scan import scan
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import find_device
 from pixelplay.model.reading import PhotographFeatures, read_photographs
+from pixelplay.run_log import Journal
 
 SEES_COPIES = "lite0"  # offline, and quick enough on any machine
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from pixelplay.data.loader import map_ahead
+from pixelplay.thread_pool import map_ahead
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

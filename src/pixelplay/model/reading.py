@@ -12,14 +12,14 @@ from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.index import ImageIndex
-from pixelplay.data.loader import map_ahead
 from pixelplay.data.thumbs import THUMB_PX, THUMB_VERSION, make_thumb
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import BundleError, ImageError
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone
 from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor
+from pixelplay.run_log import Journal
+from pixelplay.thread_pool import map_ahead
 
 CHUNK = 64  # photographs that are passed on together: what comes after works on many as fast as on few
 NO_THUMB = np.zeros((THUMB_PX, THUMB_PX), np.uint8)

@@ -6,11 +6,11 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.index import ImageIndex
-from pixelplay.errors import name_some
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.inference.predictor import Predictions
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.run_log import Journal
+from pixelplay.text import name_some
 
 
 @dataclass(frozen=True, kw_only=True)

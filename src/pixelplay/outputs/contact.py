@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelplay.arrays import UInt8Array
-from pixelplay.errors import printable
 from pixelplay.outputs.overlay import colour
+from pixelplay.text import printable
 
 PER_SHEET, N_COLUMNS = 60, 6
 CELL_PX, GAP_PX, LINE_PX = 200, 12, 17  # LINE_PX: of a caption

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import IntArray
+from pixelplay.atomic import write_json
 from pixelplay.config import Metric, TrainConfig, to_json
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.intervals import Estimate
@@ -21,8 +22,6 @@ from pixelplay.evaluation.metrics import (
 )
 from pixelplay.evaluation.reliability import compare_reliability
 from pixelplay.evaluation.weighted import label_metric
-from pixelplay.journal import Journal
-from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.oof import write_oof
 from pixelplay.outputs.records import (
@@ -35,6 +34,7 @@ from pixelplay.outputs.records import (
     write_part,
 )
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
+from pixelplay.run_log import Journal
 from pixelplay.training.deploy import DeployedFolds
 from pixelplay.training.fold_state import Fold
 from pixelplay.training.folds import CrossValidation

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pixelplay.atomic import bring_back, put_in_place
 from pixelplay.data.cells import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.explain import Explanation, Look
-from pixelplay.journal import Journal
 from pixelplay.outputs.contact import CELL_PX, ContactSheets
 from pixelplay.outputs.overlay import overlay
-from pixelplay.outputs.swap import bring_back, put_in_place
 from pixelplay.outputs.table import DECIMALS, csv_writer
+from pixelplay.run_log import Journal
 
 OVERLAY_PX = 640  # long side
 NAME_CHARS = 40  # of a photograph's and of a class's name in a file name

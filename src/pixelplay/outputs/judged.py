@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.checks import check_choice
-from pixelplay.config import PARTS, Part, TrainConfig
+from pixelplay.config import PARTS, Part, TrainConfig, check_choice
 from pixelplay.data.index import ImageIndex
-from pixelplay.errors import DataError, name_some
+from pixelplay.errors import DataError
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
 from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was_learned
 from pixelplay.outputs.table import write_predictions
+from pixelplay.run_log import Journal
+from pixelplay.text import name_some
 from pixelplay.training.familiar import see_rows
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import IntArray
+from pixelplay.atomic import write_json
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.store import ZipStore
@@ -17,11 +18,10 @@ from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
-from pixelplay.journal import Journal
-from pixelplay.model.bundle import write_json
 from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
+from pixelplay.run_log import Journal
 from pixelplay.training.curve import measure_curve
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pixelplay.errors import ConfigError, name_some
-from pixelplay.outputs.swap import bring_back, put_in_place
+from pixelplay.atomic import bring_back, put_in_place
+from pixelplay.errors import ConfigError
+from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
 from pixelplay.training.resume import differences, flatten
 

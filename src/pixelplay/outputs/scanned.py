@@ -6,8 +6,7 @@ from typing import Any
 from pixelplay.data.audit import FEW, Audit, count_kinds, describe_findings, describe_set, find_coverage
 from pixelplay.data.imbalance import imbalance_ratio
 from pixelplay.data.index import ImageIndex
-from pixelplay.errors import SHOWN, counted, name_some, printable
-from pixelplay.outputs.columns import align
+from pixelplay.text import SHOWN, align, counted, name_some, printable
 
 SETS = {  # finding → its title
     "duplicates": "duplicates",

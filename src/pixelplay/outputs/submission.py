@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pixelplay.config import CautionConfig
 from pixelplay.data.index import composed
 from pixelplay.data.tables import Table
-from pixelplay.errors import ConfigError, DataError, counted, name_some, suggest
+from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs.table import csv_writer
+from pixelplay.text import counted, name_some, suggest
 
 
 def check_submission(

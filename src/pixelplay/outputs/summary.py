@@ -5,12 +5,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixelplay.errors import counted, printable
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Evaluation
 from pixelplay.evaluation.operating_point import OperatingPoint
 from pixelplay.evaluation.weighted import ECE_BINS
-from pixelplay.outputs.columns import align
+from pixelplay.text import align, counted, printable
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
     from pixelplay.outputs.compared import RunComparison

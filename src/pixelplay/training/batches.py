@@ -23,12 +23,12 @@ from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import HEEDED_BY, augment_view
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.loader import default_workers, map_ahead
 from pixelplay.data.pixels import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import Device, Normaliser, memory_errors_explained, to_device, too_large_to_read
 from pixelplay.model.tail import Halves
+from pixelplay.thread_pool import default_workers, map_ahead
 
 Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device

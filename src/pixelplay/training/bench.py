@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
-from pixelplay.checks import parse_duration
-from pixelplay.config import TrainConfig
+from pixelplay.config import TrainConfig, parse_duration
 from pixelplay.data.cache import PhotographCache, default_cache_dir
 from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
 from pixelplay.data.pixels import PixelStore

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelplay.atomic import write_durably
 from pixelplay.errors import DataError
 from pixelplay.training.optim import AveragedWeights
 
 SUFFIX = ".safetensors"
+
+
 CHECKPOINT = f"checkpoint{SUFFIX}"
 
 
@@ -83,15 +86,6 @@ def write_checkpoint(state: State, folder: str) -> None:
     path = os.path.join(folder, CHECKPOINT)
     tensors = {name: value.detach().contiguous().cpu() for name, value in _tensors(state).items()}
     write_durably(save(tensors, metadata={"progress": json.dumps(asdict(state.progress))}), path)
-
-
-def write_durably(data: bytes, path: str) -> None:
-    """Write under a temporary name, then rename: whatever stops the machine, it is whole or not there."""
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # else the name could reach the disk before the content
-    os.replace(f"{path}.tmp", path)
 
 
 def has_checkpoint(folder: str) -> bool:

@@ -8,7 +8,8 @@ from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import assign_folds, check_some_held_out
-from pixelplay.errors import DataError, counted
+from pixelplay.errors import DataError
+from pixelplay.text import counted
 from pixelplay.training.material import Material
 
 

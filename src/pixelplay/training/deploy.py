@@ -10,12 +10,12 @@ from pixelplay.data.imbalance import class_priors
 from pixelplay.evaluation.decision import Decision, fit_decision
 from pixelplay.evaluation.held_out import HeldOut, score_held_out
 from pixelplay.evaluation.novelty import Novelty
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest
 from pixelplay.model.ensemble import join_members
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead
+from pixelplay.run_log import Journal
 from pixelplay.training.bench import Workplace
 from pixelplay.training.familiar import make_novelty
 from pixelplay.training.folds import CrossValidation, decide_alone, decide_together, learn_alone, score_folds

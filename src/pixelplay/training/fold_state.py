@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.errors import DataError, counted
+from pixelplay.atomic import write_durably
+from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.ensemble import Member
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Tail
-from pixelplay.training.checkpoint import write_durably
+from pixelplay.text import counted
 
 RESULT = "fold.safetensors"
 

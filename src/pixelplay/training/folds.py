@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.checks import check_count
-from pixelplay.config import PARTS, TrainConfig
+from pixelplay.config import PARTS, TrainConfig, check_count
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.index import ImageIndex
 from pixelplay.data.split import NEVER_HELD_OUT, Split, hold_out
-from pixelplay.errors import ConfigError, counted
+from pixelplay.errors import ConfigError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.crossfit import CrossFit, cross_fit
 from pixelplay.evaluation.decision import Decision, fit_decision
 from pixelplay.evaluation.held_out import HeldOut, score_held_out
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES
 from pixelplay.model.ensemble import as_member
 from pixelplay.model.features import make_extractor
 from pixelplay.model.tail import BranchedBackbone
+from pixelplay.run_log import Journal
+from pixelplay.text import counted
 from pixelplay.training.bench import Workplace, read_rows
 from pixelplay.training.deal import deal_photographs
 from pixelplay.training.fold_state import Fold, has_fold, read_fold, write_fold

@@ -11,13 +11,14 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
-from pixelplay.errors import ConfigError, DataError, counted, name_some
+from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision import compare_logits, held_out_score
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.features import TooLittleMemoryError
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import UncuttableError
+from pixelplay.run_log import Journal
+from pixelplay.text import counted, name_some
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
 from pixelplay.training.depth import Depth, may_focus, unused_settings
 from pixelplay.training.material import Material

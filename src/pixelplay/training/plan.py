@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from pixelplay.atomic import write_json
 from pixelplay.config import SMALLEST_NORMED, FinetuneConfig, TrainConfig
-from pixelplay.errors import ConfigError, name_some, suggest
-from pixelplay.model.bundle import write_json
+from pixelplay.errors import ConfigError
+from pixelplay.text import name_some, suggest
 from pixelplay.training.depth import TunedDepth
 
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile

@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pixelplay.errors import PixelPlayError, counted
-from pixelplay.journal import Journal
+from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.features import is_out_of_memory
 from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.run_log import Journal
+from pixelplay.text import counted
 from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
 from pixelplay.training.depth import TunedDepth

@@ -3,10 +3,10 @@
 from pixelplay.config import TrainConfig
 from pixelplay.data.corrections import read_corrections
 from pixelplay.data.index import ImageIndex
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.reading import read_photographs
+from pixelplay.run_log import Journal
 from pixelplay.training.bench import Workplace
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import Material, sort_out

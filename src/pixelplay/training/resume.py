@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from pixelplay import __version__
+from pixelplay.atomic import write_durably
 from pixelplay.config import TrainConfig, to_json
-from pixelplay.errors import ConfigError, DataError, name_some
-from pixelplay.journal import Journal
+from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.features import Device
-from pixelplay.training.checkpoint import has_progress, write_durably
+from pixelplay.run_log import Journal
+from pixelplay.text import name_some
+from pixelplay.training.checkpoint import has_progress
 from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan, follow, read_plan
 

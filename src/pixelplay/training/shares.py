@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.data.crew import Crew
 from pixelplay.errors import ConfigError
-from pixelplay.journal import Journal
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cores import cores_to_share
 from pixelplay.model.features import Device, is_out_of_memory
+from pixelplay.run_log import Journal
+from pixelplay.thread_pool import Crew
 from pixelplay.training.job import Job
 
 SMALLEST_SHARE = 8  # photographs

@@ -8,10 +8,10 @@ from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.imbalance import class_priors
 from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
-from pixelplay.errors import counted, name_some
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.suspects import find_suspects
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
+from pixelplay.text import counted, name_some
 from pixelplay.training.material import Material
 from pixelplay.training.rare import fit_fair_probe
 

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.errors import ConfigError, counted
+from pixelplay.errors import ConfigError
 from pixelplay.evaluation.decision import held_out_score
-from pixelplay.journal import Journal
 from pixelplay.model.backbone import Backbone, why_refused
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.ensemble import as_member, join_members
 from pixelplay.model.head import LinearHead
 from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.run_log import Journal
+from pixelplay.text import counted
 from pixelplay.training.batches import Source, ViewSource
 from pixelplay.training.bench import Bench
 from pixelplay.training.checkpoint import copy_of, has_checkpoint, restore

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixelplay.data.audit import FEW
-from pixelplay.errors import counted, percent
 from pixelplay.outputs.report.reading import RunRecords
 from pixelplay.outputs.summary import TITLES
+from pixelplay.text import counted, percent
 
 N_CLASSES = 3  # whose errors are named one by one
 MANY_ERRORS = 0.1  # of all, from which a class is worth a line

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixelplay import __version__
-from pixelplay.errors import counted, percent
 from pixelplay.outputs.report.advice import advise, again
 from pixelplay.outputs.report.charts import (
     Chart,
@@ -30,6 +29,7 @@ from pixelplay.outputs.report.pictures import Pictures, take_turns
 from pixelplay.outputs.report.reading import SETS, RunRecords
 from pixelplay.outputs.report.sections import Doubt, Labels, Made, Mistake, Mistakes, Page, Taken, Trust
 from pixelplay.outputs.summary import HEADLINES, TITLES
+from pixelplay.text import counted, percent
 
 N_MISTAKES = 24
 N_SUSPECTS, N_ENLARGED = 150, 60

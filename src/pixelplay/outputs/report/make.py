@@ -5,7 +5,6 @@ import os
 from pixelplay.config import ComputeConfig, DataConfig
 from pixelplay.errors import BundleError, ConfigError, DataError, ImageError, PixelPlayError
 from pixelplay.inference.explain import Explainer
-from pixelplay.journal import Journal
 from pixelplay.model.bundle import find_bundle, read_bundle
 from pixelplay.outputs.overlay import overlay
 from pixelplay.outputs.report.confusion import worst_first
@@ -16,6 +15,7 @@ from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_s
 from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
 from pixelplay.outputs.report.sections import Mistake
 from pixelplay.outputs.run_dir import is_record
+from pixelplay.run_log import Journal
 
 REPORT = "report.html"
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pixelplay import __version__
-from pixelplay.errors import percent
 from pixelplay.evaluation.abstention import risk_coverage
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.model.bundle import Bundle
 from pixelplay.outputs.report.charts import Chart, risk_chart
+from pixelplay.text import percent
 
 HELD_OUT = {
     "oof": "photographs held out in turn while it was made",

@@ -11,11 +11,11 @@ from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.index import ImageIndex
-from pixelplay.data.loader import map_ahead
 from pixelplay.data.silence import silence_pillow
 from pixelplay.data.source import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
-from pixelplay.journal import Journal
+from pixelplay.run_log import Journal
+from pixelplay.thread_pool import map_ahead
 
 SMALL_PX, LARGE_PX = 144, 256
 QUALITY = 70

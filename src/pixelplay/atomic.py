@@ -1,8 +1,10 @@
 """A folder that is whole or not there: the new one takes the place of the old one."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 OLD = "-old"  # what is being replaced waits under the new one's temporary name and this
 
@@ -31,3 +33,21 @@ def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) ->
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_durably(data: bytes, path: str) -> None:
+    """Write under a temporary name, then rename: whatever stops the machine, it is whole or not there."""
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else the name could reach the disk before the content
+    os.replace(f"{path}.tmp", path)
+
+
+def write_json(content: Mapping[str, Any], path: str) -> None:
+    """Write JSON under a temporary name, then rename."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
+    os.replace(temporary, path)

@@ -16,10 +16,9 @@ import numpy as np
 
 from pixelplay.config import ComputeConfig, SetMethod, TrainConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.parts import join_groups
-from pixelplay.data.source import scan_source
-from pixelplay.data.split import assign_folds, hold_out
+from pixelplay.data.sampling import class_priors
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import assign_folds, hold_out, join_groups
 from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.held_out import score_held_out

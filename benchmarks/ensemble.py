@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixelplay import Predictor
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 
 
 @dataclass(frozen=True, kw_only=True)

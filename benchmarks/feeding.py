@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 
 from pixelplay.data.cache import PhotographCache
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import FeatureExtractor, pick_precision

@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.cache import PhotographCache, default_cache_dir
-from pixelplay.data.source import scan_source
-from pixelplay.data.split import assign_folds
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import FeatureExtractor, pick_precision

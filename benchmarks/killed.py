@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 
 # from chance: no epoch is then as good as the probe, which would be taken instead of so short a tuning
 FROM_CHANCE = ["--start", "random", "--with-probe", "off"]

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.source import scan_source
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import scan_source
 
 WAYS = ("none", "sampler", "auto")
 RATIO = 100

@@ -26,11 +26,11 @@ from PIL import Image, ImageDraw
 
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.candidates import propose
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near import CopyPair
-from pixelplay.data.source import scan_source
-from pixelplay.data.thumbs import THUMB_PX
+from pixelplay.data.near_duplicates.candidates import propose
+from pixelplay.data.near_duplicates.search import CopyPair
+from pixelplay.data.near_duplicates.thumbnails import THUMB_PX
+from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device

@@ -19,9 +19,8 @@ from scipy.stats import rankdata
 
 from pixelplay.config import ComputeConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.parts import join_groups
-from pixelplay.data.source import scan_source
-from pixelplay.data.split import assign_folds
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_novelty, nearest_distances
 from pixelplay.model.backbone import load_backbone

@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 
 from pixelplay.config import PARTS, parse_duration
 from pixelplay.data.decode import decode_image
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
 
 SETTINGS = ("fine_tune", "frozen_then_slices", "one_cycle_mixup")

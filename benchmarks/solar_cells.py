@@ -17,10 +17,9 @@ import numpy as np
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import find_duplicates
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.parts import join_groups
-from pixelplay.data.source import scan_source
-from pixelplay.data.split import assign_folds
+from pixelplay.data.sampling import class_priors
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import macro_f1
 from pixelplay.model.backbone import load_backbone

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.source import scan_source
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import scan_source
 from pixelplay.evaluation.suspects import find_suspects
 
 CLEANLAB = """

@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.data.audit import digest_bytes, find_duplicates
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.parts import join_groups
-from pixelplay.data.source import scan_source
-from pixelplay.data.split import assign_folds
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.source import scan_source
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import scan_source
 from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.material import Material, sort_out
 

@@ -12,8 +12,8 @@ from conftest import draw_folder
 from materials import featureless, sort_out_folder
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
-from pixelplay.data.corrections import read_corrections
-from pixelplay.data.source import scan_source
+from pixelplay.data.relabel import read_corrections
+from pixelplay.data.sources import scan_source
 from pixelplay.run_log import Journal
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import sort_out

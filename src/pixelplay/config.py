@@ -92,6 +92,7 @@ def check_share(name: str, value: float) -> None:
         raise ConfigError(f"{name}={value!r} is outside its range, above 0 and below 1; ask for 0.9, say")
 
 
+StrPath = str | os.PathLike[str]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
 

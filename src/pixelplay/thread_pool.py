@@ -10,7 +10,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from pixelplay.data.silence import silence_pillow
+from pixelplay.data.decode import silence_pillow
 
 Result = TypeVar("Result")
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, TrainConfig, Tta
-from pixelplay.data.scan import as_several, name_images, name_labelled, say_what_was_assumed
-from pixelplay.data.source import scan_source
+from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, StrPath, TrainConfig, Tta
+from pixelplay.data.sources import as_several, name_images, name_labelled, say_what_was_assumed, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.evaluation.operating_point import check_asked, find_positive
 from pixelplay.inference.caution import Caution
@@ -45,8 +44,6 @@ from pixelplay.training.learn import learn
 from pixelplay.training.prepare import prepare_material
 from pixelplay.training.resume import check_settings, repeat_plan
 from pixelplay.training.suspected import without_suspects
-
-StrPath = str | os.PathLike[str]
 
 
 def train(

@@ -6,8 +6,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from photographs import scene
-from pixelplay.data.align import agreement, correlate, detail, likeness, place_coarsely, refine
-from pixelplay.data.thumbs import make_colour_thumb, make_thumb, shrink
+from pixelplay.data.near_duplicates.alignment import (
+    agreement,
+    correlate,
+    detail,
+    likeness,
+    place_coarsely,
+    refine,
+)
+from pixelplay.data.near_duplicates.thumbnails import make_colour_thumb, make_thumb, shrink
 
 SIDE = 192
 # left, top, right, bottom: the whole, two corners, all around, one side

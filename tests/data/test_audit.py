@@ -22,11 +22,11 @@ from pixelplay.data.audit import (
     first_of_each,
     measure_coverage,
 )
+from pixelplay.data.dataset import ImageIndex, make_index
 from pixelplay.data.decode import ImageInfo
-from pixelplay.data.index import ImageIndex, make_index
-from pixelplay.data.near import form_sets
-from pixelplay.data.source import scan_source
-from pixelplay.data.store import FolderStore, ImageStore
+from pixelplay.data.near_duplicates.search import form_sets
+from pixelplay.data.sources import scan_source
+from pixelplay.data.storage import FolderStore, ImageStore
 
 PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
 

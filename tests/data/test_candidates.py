@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from photographs import altered, scene
-from pixelplay.data.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
 from pixelplay.data.decode import decode_image
-from pixelplay.data.thumbs import Thumbs, make_thumb
+from pixelplay.data.near_duplicates.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
+from pixelplay.data.near_duplicates.thumbnails import Thumbs, make_thumb
 from pixelplay.run_log import Journal
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.data.cells import plain_label, plain_path, safe_label, safe_path
+from pixelplay.data.tables import plain_label, plain_path, safe_label, safe_path
 
 TEXTS = st.text(alphabet="'=+-@./ab\t", max_size=6)
 

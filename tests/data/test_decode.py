@@ -27,8 +27,15 @@ from photographs import (
     noisy_png,
 )
 from pixelplay.data import decode
-from pixelplay.data.decode import MAX_PIXELS, ImageInfo, check_array, decode_image, probe_image, to_rgb
-from pixelplay.data.silence import silence_pillow
+from pixelplay.data.decode import (
+    MAX_PIXELS,
+    ImageInfo,
+    check_array,
+    decode_image,
+    probe_image,
+    silence_pillow,
+    to_rgb,
+)
 from pixelplay.errors import ImageError, ImageStatus
 
 Pixels = NDArray[np.uint8]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance
-from pixelplay.data.imbalance import (
+from pixelplay.data.sampling import (
     MinPerClass,
     class_priors,
     class_weights,

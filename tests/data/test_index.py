@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pixelplay.data.index import ImageIndex, make_index
-from pixelplay.data.store import FolderStore
+from pixelplay.data.dataset import ImageIndex, make_index
+from pixelplay.data.storage import FolderStore
 
 
 def example() -> ImageIndex:

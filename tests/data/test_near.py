@@ -12,8 +12,8 @@ from PIL import Image
 
 from photographs import altered, encode, scene
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near import CopyPair, find_copies, form_sets
-from pixelplay.data.thumbs import make_thumb
+from pixelplay.data.near_duplicates.search import CopyPair, find_copies, form_sets
+from pixelplay.data.near_duplicates.thumbnails import make_thumb
 from pixelplay.errors import ImageError
 from pixelplay.run_log import Journal
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pixelplay.config import DataConfig, Part, TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
-from pixelplay.data.index import ImageIndex, make_index
-from pixelplay.data.parts import check_learnable, join_groups, make_parts
-from pixelplay.data.source import scan_source
-from pixelplay.data.store import FolderStore
+from pixelplay.data.dataset import ImageIndex, make_index
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import check_learnable, join_groups, make_parts
+from pixelplay.data.storage import FolderStore
 from pixelplay.errors import DataError
 
 CONFIG = TrainConfig(tune="probe")

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from photographs import draw, encode
 from pixelplay.data.audit import digest_bytes
+from pixelplay.data.dataset import ImageIndex, make_index
 from pixelplay.data.decode import decode_image
-from pixelplay.data.index import ImageIndex, make_index
-from pixelplay.data.pixels import MARGIN, MAX_SHARE, PixelStore
-from pixelplay.data.store import FolderStore
+from pixelplay.data.pixel_cache import MARGIN, MAX_SHARE, PixelStore
+from pixelplay.data.storage import FolderStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import ImageError
 

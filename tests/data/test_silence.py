@@ -3,7 +3,7 @@
 import logging
 import warnings
 
-from pixelplay.data.silence import silence_pillow
+from pixelplay.data.decode import silence_pillow
 
 
 def test_overlapping_jobs_leave_warnings_and_logger_as_they_were() -> None:

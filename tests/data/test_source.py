@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelplay.config import PARTS, DataConfig
-from pixelplay.data.index import ImageIndex, natural_key
-from pixelplay.data.source import list_images, scan_source
+from pixelplay.data.dataset import ImageIndex, natural_key
+from pixelplay.data.sources import list_images, scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 
 Maker = Callable[[Path, Iterable[str]], str]

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out, merge_groups
+from pixelplay.data.dataset import merge_groups
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
 from pixelplay.errors import DataError
 
 Ints = NDArray[np.int64]

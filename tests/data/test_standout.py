@@ -6,8 +6,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from photographs import scene
-from pixelplay.data.standout import UPRIGHT, differences, share_of_usual, tile_differences, usual_differences
-from pixelplay.data.thumbs import make_thumb
+from pixelplay.data.near_duplicates.thumbnails import make_thumb
+from pixelplay.data.near_duplicates.verification import (
+    UPRIGHT,
+    differences,
+    share_of_usual,
+    tile_differences,
+    usual_differences,
+)
 
 
 def grey(image: Image.Image, side: int = 64) -> NDArray[np.float32]:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.data import store
-from pixelplay.data.names import list_names
-from pixelplay.data.source import list_images
-from pixelplay.data.store import FolderStore, ImageStore, ZipStore, is_unsafe_member
+from pixelplay.data import storage as store
+from pixelplay.data.file_listing import list_names
+from pixelplay.data.sources import list_images
+from pixelplay.data.storage import FolderStore, ImageStore, ZipStore, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
 

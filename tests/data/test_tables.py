@@ -8,8 +8,8 @@ import pytest
 
 from pixelplay.config import PARTS, DataConfig
 from pixelplay.data.audit import audit_images
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.source import scan_source
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import DataError
 

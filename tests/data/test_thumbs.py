@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from photographs import scene
-from pixelplay.data.thumbs import THUMB_PX, darker_half, make_colour_thumb, make_thumb, shrink
+from pixelplay.data.near_duplicates.thumbnails import (
+    THUMB_PX,
+    darker_half,
+    make_colour_thumb,
+    make_thumb,
+    shrink,
+)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (900, 40)])

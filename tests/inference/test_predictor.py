@@ -13,8 +13,8 @@ from PIL import Image
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import FORMATS, damaged_files, encode
 from pixelplay.config import ComputeConfig, DataConfig, Precision, TrainConfig
-from pixelplay.data.index import natural_key
-from pixelplay.data.source import list_images
+from pixelplay.data.dataset import natural_key
+from pixelplay.data.sources import list_images
 from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.model.reading import CHUNK

@@ -7,7 +7,7 @@ import pytest
 import pixelplay
 from photographs import altered, encode, scene
 from pixelplay.data.audit import Duplicates
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.run_log import Journal
 
 

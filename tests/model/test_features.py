@@ -10,7 +10,7 @@ from conftest import TINY, draw_of_class
 from photographs import damaged_files, encode
 from pixelplay.config import Precision
 from pixelplay.data.cache import PhotographCache
-from pixelplay.data.source import list_files
+from pixelplay.data.sources import list_files
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
 from pixelplay.model.features import FeatureExtractor, pick_batch_size, pick_device, pick_precision

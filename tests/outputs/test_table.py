@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pixelplay.data.cells import safe_label, safe_path
+from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs import table as table_module

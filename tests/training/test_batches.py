@@ -19,8 +19,8 @@ from photographs import draw, encode
 from pixelplay.config import AugmentConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.augment import augment_view
-from pixelplay.data.index import make_index
-from pixelplay.data.pixels import PixelStore
+from pixelplay.data.dataset import make_index
+from pixelplay.data.pixel_cache import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.features import Device, Normaliser

@@ -13,7 +13,7 @@ from conftest import TINY, draw_folder
 from jobs import PLAN
 from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
-from pixelplay.data.imbalance import natural_offset
+from pixelplay.data.sampling import natural_offset
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import Device
 from pixelplay.model.head import LinearHead

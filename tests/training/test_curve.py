@@ -9,7 +9,7 @@ import pytest
 from conftest import draw_folder
 from materials import sort_out_folder
 from pixelplay.config import TrainConfig
-from pixelplay.data.split import assign_folds
+from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.model.backbone import Backbone
 from pixelplay.training.curve import choose_share, measure_curve

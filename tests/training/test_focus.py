@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.training.focus import MOST_DRAWS, expected_draws, whole_draws
+from pixelplay.data.sampling import MOST_DRAWS, expected_draws, whole_draws
 
 MISSES = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
 FOCUS = st.floats(0, 0.99)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from jobs import plain_job
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
+from pixelplay.data.sampling import MOST_DRAWS
 from pixelplay.errors import ConfigError
 from pixelplay.model.features import Device, memory_errors_explained
 from pixelplay.training.batches import Batch, Source
-from pixelplay.training.focus import MOST_DRAWS
 from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
 
 SIZES = (23, 11, 4)

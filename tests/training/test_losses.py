@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from pixelplay.config import Imbalance
-from pixelplay.data.imbalance import class_priors, class_weights, effective_prior, natural_offset
+from pixelplay.data.sampling import class_priors, class_weights, effective_prior, natural_offset
 from pixelplay.errors import ConfigError
 from pixelplay.training.losses import LossFunction, make_loss
 

@@ -8,7 +8,7 @@ from conftest import draw_folder, draw_of_class
 from photographs import damaged_files, encode
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 from pixelplay.errors import DataError, ImageError
 from pixelplay.model.reading import PhotographFeatures
 from pixelplay.training.material import Material, sort_out

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.training.probe import C_GRID, ProbeFit, fit_probe
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from torch.nn.functional import one_hot
 
 from pixelplay.config import Imbalance, Metric, TrainConfig
-from pixelplay.data.imbalance import class_priors, class_weights, natural_offset
+from pixelplay.data.sampling import class_priors, class_weights, natural_offset
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
 from pixelplay.model.head import feature_scale

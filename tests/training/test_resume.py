@@ -12,7 +12,7 @@ from jobs import PLAN
 from materials import featureless, sort_out_folder
 from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
-from pixelplay.data.source import scan_source
+from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.features import Device
 from pixelplay.model.reading import PhotographFeatures

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pixelplay.config import Part, TrainConfig
-from pixelplay.data.index import make_index
-from pixelplay.data.store import FolderStore
+from pixelplay.data.dataset import make_index
+from pixelplay.data.storage import FolderStore
 from pixelplay.model.reading import PhotographFeatures
 from pixelplay.run_log import Journal
 from pixelplay.training.findings import say_what_was_found

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from pixelplay.arrays import IntArray
 from pixelplay.config import PARTS
 from pixelplay.data.cache import DIGEST_BYTES
-from pixelplay.data.candidates import max_copies
+from pixelplay.data.dataset import ImageIndex, merge_groups
 from pixelplay.data.decode import ImageInfo, decode_image, probe_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.near import form_sets
-from pixelplay.data.split import merge_groups
+from pixelplay.data.near_duplicates.candidates import max_copies
+from pixelplay.data.near_duplicates.search import form_sets
 from pixelplay.errors import ImageError
 from pixelplay.thread_pool import map_ahead
 
 FEW = 10  # photographs of a class: with fewer, neither a classifier nor its figures can be relied on
+
+
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
+
+
 BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
 
 

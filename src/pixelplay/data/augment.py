@@ -12,7 +12,10 @@ from pixelplay.config import AugmentConfig
 from pixelplay.data.transforms import FILTERS, Preprocessing
 
 Colour = tuple[int, ...]
+
+
 Operation = Callable[[Image.Image, float, Colour], Image.Image]
+
 
 HEEDED_BY = {  # setting → the variations whose strength it is
     "crop_scale": ("crop",),
@@ -23,9 +26,17 @@ HEEDED_BY = {  # setting → the variations whose strength it is
     "mix_prob": ("mixup", "cutmix"),
     "mix_off_frac": ("mixup", "cutmix"),
 }
+
+
 _CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the photograph's own shape
+
+
 _ERASING_AREA = (0.02, 0.33)
+
+
 _ERASING_ASPECT = 3.3
+
+
 _MAGNITUDES = 31
 
 

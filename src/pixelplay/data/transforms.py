@@ -14,7 +14,10 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+
 CORNER_FRAC = 0.85  # of each side, what a view in a corner shows
+
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
 

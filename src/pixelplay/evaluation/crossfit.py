@@ -6,7 +6,7 @@ import numpy as np
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric
-from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.decision import Decision, fit_decision
 
 

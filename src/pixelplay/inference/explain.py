@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
 from pixelplay.config import ComputeConfig, Method, check_choice
-from pixelplay.data.decode import decode_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.silence import silence_pillow
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.evaluation.calibration import natural_probs

@@ -12,9 +12,9 @@ from PIL import Image
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray, UInt8Array
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.decode import check_array, decode_image, to_rgb
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.source import list_files, list_images
+from pixelplay.data.sources import list_files, list_images
 from pixelplay.data.transforms import corner_views, eval_view
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.evaluation.calibration import decide, natural_probs

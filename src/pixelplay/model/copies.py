@@ -8,9 +8,9 @@ import numpy as np
 from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import Audit, find_duplicates, first_of_each
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.decode import decode_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.near import CLOSE_PX, CopyPair, find_copies
+from pixelplay.data.near_duplicates.search import CLOSE_PX, CopyPair, find_copies
 from pixelplay.data.scan import scan
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.features import find_device

@@ -10,9 +10,9 @@ from pixelplay.arrays import Float32Array, UInt8Array
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache, default_cache_dir
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.decode import DECODE_VERSION, decode_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.thumbs import THUMB_PX, THUMB_VERSION, make_thumb
+from pixelplay.data.near_duplicates.thumbnails import THUMB_PX, THUMB_VERSION, make_thumb
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.model.backbone import LoadedBackbone

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import Bundle, shorten_digest

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pixelplay.atomic import bring_back, put_in_place
-from pixelplay.data.cells import safe_label, safe_path
+from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.explain import Explanation, Look
 from pixelplay.outputs.contact import CELL_PX, ContactSheets

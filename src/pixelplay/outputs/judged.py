@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import PARTS, Part, TrainConfig, check_choice
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.errors import DataError
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.metrics import Evaluation, evaluate_probs

@@ -13,7 +13,7 @@ from pixelplay.arrays import IntArray
 from pixelplay.atomic import write_json
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_findings
-from pixelplay.data.store import ZipStore
+from pixelplay.data.storage import ZipStore
 from pixelplay.evaluation.decision import Decision
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixelplay.data.audit import FEW, Audit, count_kinds, describe_findings, describe_set, find_coverage
-from pixelplay.data.imbalance import imbalance_ratio
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sampling import imbalance_ratio
 from pixelplay.text import SHOWN, align, counted, name_some, printable
 
 SETS = {  # finding → its title

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from pixelplay.config import CautionConfig
-from pixelplay.data.index import composed
+from pixelplay.data.dataset import composed
 from pixelplay.data.tables import Table
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions

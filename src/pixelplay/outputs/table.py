@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import IO, Any
 
-from pixelplay.data.cells import safe_label, safe_path
+from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
 from pixelplay.outputs.run_dir import is_record

@@ -23,7 +23,7 @@ from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import HEEDED_BY, augment_view
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.pixels import PixelStore
+from pixelplay.data.pixel_cache import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.cores import on_every_core
 from pixelplay.model.features import Device, Normaliser, memory_errors_explained, to_device, too_large_to_read

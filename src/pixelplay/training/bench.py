@@ -11,9 +11,9 @@ import torch
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import TrainConfig, parse_duration
 from pixelplay.data.cache import PhotographCache, default_cache_dir
-from pixelplay.data.imbalance import class_priors, epoch_length, natural_offset
-from pixelplay.data.pixels import PixelStore
-from pixelplay.data.split import assign_folds
+from pixelplay.data.pixel_cache import PixelStore
+from pixelplay.data.sampling import class_priors, epoch_length, natural_offset
+from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size

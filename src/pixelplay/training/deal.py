@@ -6,8 +6,8 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.split import assign_folds, check_some_held_out
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.splits import assign_folds, check_some_held_out
 from pixelplay.errors import DataError
 from pixelplay.text import counted
 from pixelplay.training.material import Material

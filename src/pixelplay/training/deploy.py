@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pixelplay import __version__
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.data.imbalance import class_priors
+from pixelplay.data.sampling import class_priors
 from pixelplay.evaluation.decision import Decision, fit_decision
 from pixelplay.evaluation.held_out import HeldOut, score_held_out
 from pixelplay.evaluation.novelty import Novelty

@@ -6,7 +6,7 @@ import numpy as np
 
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW, find_coverage
-from pixelplay.data.imbalance import HINT_RATIO, imbalance_ratio
+from pixelplay.data.sampling import HINT_RATIO, imbalance_ratio
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
 from pixelplay.training.material import Material

@@ -12,9 +12,9 @@ import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import PARTS, TrainConfig, check_count
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.split import NEVER_HELD_OUT, Split, hold_out
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sampling import class_priors
+from pixelplay.data.splits import NEVER_HELD_OUT, Split, hold_out
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.crossfit import CrossFit, cross_fit

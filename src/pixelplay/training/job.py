@@ -12,11 +12,10 @@ import torch
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
-from pixelplay.data.imbalance import class_priors, draw_epoch, epoch_length
+from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, whole_draws
 from pixelplay.model.features import Device, TooLittleMemoryError
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.depth import may_focus
-from pixelplay.training.focus import expected_draws, whole_draws
 from pixelplay.training.losses import LossFunction
 
 SIZE_STEP_PX = 32  # networks halve their maps five times

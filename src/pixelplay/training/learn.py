@@ -9,8 +9,8 @@ import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
+from pixelplay.data.sampling import class_priors
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision import compare_logits, held_out_score
 from pixelplay.model.backbone import Backbone, LoadedBackbone

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
-from pixelplay.data.imbalance import MinPerClass, class_priors, class_weights, effective_prior, natural_offset
+from pixelplay.data.sampling import MinPerClass, class_priors, class_weights, effective_prior, natural_offset
 from pixelplay.errors import ConfigError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

@@ -8,9 +8,9 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
-from pixelplay.data.corrections import Corrections, no_corrections
-from pixelplay.data.index import NO_LABEL, ImageIndex
-from pixelplay.data.parts import Parts, check_learnable, check_two_classes, make_parts
+from pixelplay.data.dataset import NO_LABEL, ImageIndex
+from pixelplay.data.relabel import Corrections, no_corrections
+from pixelplay.data.splits import Parts, check_learnable, check_two_classes, make_parts
 from pixelplay.errors import ImageError
 from pixelplay.model.reading import PhotographFeatures
 

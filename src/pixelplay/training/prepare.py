@@ -1,8 +1,8 @@
 """Photographs → material: each is read once, copies are found, and all are sorted into parts."""
 
 from pixelplay.config import TrainConfig
-from pixelplay.data.corrections import read_corrections
-from pixelplay.data.index import ImageIndex
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.relabel import read_corrections
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.reading import read_photographs

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.data.split import NEVER_HELD_OUT
+from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.head import LinearHead, feature_scale
 

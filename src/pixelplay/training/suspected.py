@@ -6,8 +6,8 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.data.imbalance import class_priors
-from pixelplay.data.split import NEVER_HELD_OUT, assign_folds, check_some_held_out
+from pixelplay.data.sampling import class_priors
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.evaluation.decision import fit_decision
 from pixelplay.evaluation.suspects import find_suspects
 from pixelplay.run_log import Journal

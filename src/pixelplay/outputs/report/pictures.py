@@ -9,10 +9,9 @@ from PIL import Image
 
 from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig
-from pixelplay.data.decode import decode_image
-from pixelplay.data.index import ImageIndex
-from pixelplay.data.silence import silence_pillow
-from pixelplay.data.source import scan_source
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.decode import decode_image, silence_pillow
+from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.run_log import Journal
 from pixelplay.thread_pool import map_ahead

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pixelplay.data.cells import plain_label, plain_path
+from pixelplay.data.tables import plain_label, plain_path
 from pixelplay.errors import BundleError
 from pixelplay.outputs.suspects import SUSPECTS, Suspect, read_suspects
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
-from pixelplay.data.cells import plain_label, plain_path
-from pixelplay.data.index import NO_LABEL, ImageIndex
-from pixelplay.data.tables import need_column, read_table
+from pixelplay.data.dataset import NO_LABEL, ImageIndex
+from pixelplay.data.tables import need_column, plain_label, plain_path, read_table
 from pixelplay.errors import DataError
 from pixelplay.text import name_some, suggest
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.config import PARTS, DataConfig, Part
-from pixelplay.data.store import ImageStore
+from pixelplay.data.storage import ImageStore
 from pixelplay.errors import DataError
 from pixelplay.text import counted
 
 NO_PART = -1
+
+
 NO_LABEL = -1
 
 
@@ -169,3 +171,14 @@ def _first_group(match: "re.Match[str] | None") -> str:
     if match is None:
         return ""
     return (match.group(1) if match.re.groups else match.group(0)) or ""
+
+
+def merge_groups(n: int, *links: Sequence[Sequence[int]]) -> IntArray:
+    """Number the connected sets of n images, given lists of sets that belong together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = [(members[0], member) for sets in links for members in sets for member in members[1:]]
+    first, other = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (first, other)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)

@@ -7,27 +7,38 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
-from pixelplay.config import DataConfig
-from pixelplay.data.expected import (
-    find_sample_submissions,
-    is_sample_submission,
-    name_expected,
-    read_expected,
-)
-from pixelplay.data.folders import (
+import numpy as np
+
+from pixelplay.config import DataConfig, StrPath, TrainConfig
+from pixelplay.data.class_folders import (
     FolderLabels,
     check_some_classes,
     empty_class_folders,
     label_by_folder,
     unwrap,
 )
-from pixelplay.data.formats import name_format
-from pixelplay.data.index import ImageIndex, group_names, make_index
-from pixelplay.data.names import Names, list_names
-from pixelplay.data.store import FolderStore, ZipStore
-from pixelplay.data.table_index import index_table
-from pixelplay.data.tables import Table, folder_of, is_table, parse_table, pick_column, read_table
+from pixelplay.data.dataset import ImageIndex, group_names, make_index
+from pixelplay.data.decode import PHOTO_ENDINGS, name_format
+from pixelplay.data.file_listing import Names, list_names
+from pixelplay.data.sample_submission import (
+    find_sample_submissions,
+    is_sample_submission,
+    name_expected,
+    read_expected,
+)
+from pixelplay.data.splits import check_learnable
+from pixelplay.data.storage import FolderStore, ZipStore
+from pixelplay.data.tables import (
+    Table,
+    folder_of,
+    index_table,
+    is_table,
+    parse_table,
+    pick_column,
+    read_table,
+)
 from pixelplay.errors import ConfigError, DataError
+from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
 
 ID_AND_LABEL = 2  # columns of a sample submission; one with more names its classes in its header
@@ -281,3 +292,53 @@ def _find_samples(index: ImageIndex) -> list[tuple[str, Callable[[], Table]]]:
             for path in find_sample_submissions(place)
         ]
     return found
+
+
+def name_labelled(source: str, config: TrainConfig, journal: Journal) -> ImageIndex:
+    """Name all labelled photographs, and check what names alone can show.
+
+    Raises:
+        DataError: nothing there, or not two classes to learn from.
+    """
+    index = say_what_was_assumed(scan_source(source, config.data, config.classes), journal)
+    index = select_labelled(index, journal)
+    check_learnable(index, np.ones(len(index), dtype=np.bool_))
+    return index
+
+
+def name_images(
+    sources: StrPath | Sequence[StrPath], config: DataConfig, journal: Journal
+) -> list[ImageIndex]:
+    """Name all photographs to be answered about, in order, without labels.
+
+    Raises:
+        DataError: there are none, or the only source does not exist and does not look like a photograph.
+    """
+    names = [os.fspath(source) for source in as_several(sources)]
+    if len(names) == 1 and not names[0].lower().endswith(PHOTO_ENDINGS) and not os.path.lexists(names[0]):
+        raise DataError(f"{names[0]} does not exist; give folders, files, tables or zip archives")
+    listed = list_all(names, config)
+    return [say_what_was_assumed(index, journal) for index in listed]
+
+
+def as_several(paths: StrPath | Sequence[StrPath]) -> Sequence[StrPath]:
+    """One path as a sequence of one, which its letters are not."""
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
+
+
+def select_labelled(index: ImageIndex, journal: Journal) -> ImageIndex:
+    """Leave out photographs without a label, and say how many."""
+    is_labelled = index.labels >= 0
+    if not is_labelled.all():
+        journal.note(f"{(~is_labelled).sum()} of {len(index)} photographs have no label and play no part")
+    return index.select(is_labelled)
+
+
+def say_what_was_assumed(index: ImageIndex, journal: Journal) -> ImageIndex:
+    """Note what reading names has assumed and passed over; returns the index."""
+    for note in index.notes:
+        journal.note(note)
+    if index.skipped:
+        named = ", ".join(f"{n} {why}" for why, n in index.skipped.items())
+        journal.note(f"{index.source}: passed over by name: {named}")
+    return index

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from pixelplay.data.index import natural_key
-from pixelplay.data.store import FolderStore, ZipStore, is_unsafe_member
+from pixelplay.data.dataset import natural_key
+from pixelplay.data.storage import FolderStore, ZipStore, is_unsafe_member
 from pixelplay.errors import DataError
 
 # Files that are never photographs. Any other extension, or none, is judged by its content.
@@ -17,6 +17,8 @@ OTHER_EXTENSIONS = frozenset([
     ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".onnx", ".db", ".sqlite", ".mp4", ".mov", ".avi", ".mkv",
     ".wav", ".mp3",
 ])  # fmt: skip
+
+
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 

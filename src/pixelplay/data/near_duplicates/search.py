@@ -13,19 +13,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
-from pixelplay.data.align import agreement, inverse, likeness, outlines_agree, place_coarsely, refine
-from pixelplay.data.candidates import Candidates, propose
-from pixelplay.data.standout import differences, share_of_usual, tile_differences, usual_differences
-from pixelplay.data.thumbs import PRINT_PX, THUMB_PX, darker_half, make_colour_thumb, make_thumb, shrink
+from pixelplay.data.near_duplicates.alignment import (
+    agreement,
+    inverse,
+    likeness,
+    outlines_agree,
+    place_coarsely,
+    refine,
+)
+from pixelplay.data.near_duplicates.candidates import Candidates, propose
+from pixelplay.data.near_duplicates.thumbnails import (
+    PRINT_PX,
+    THUMB_PX,
+    darker_half,
+    make_colour_thumb,
+    make_thumb,
+    shrink,
+)
+from pixelplay.data.near_duplicates.verification import (
+    differences,
+    share_of_usual,
+    tile_differences,
+    usual_differences,
+)
 from pixelplay.errors import ImageError
 from pixelplay.run_log import Journal
 from pixelplay.thread_pool import map_ahead
 
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
+
+
 AGREES = 0.7  # agreement of the pictures
+
+
 ALIKE = 0.75  # correlation of the colours
+
+
 AT_ONCE = 256  # pairs
+
+
 CLOSE_PX = 192  # side at which the decision is made
+
+
 UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full sight and by thumbs
 
 

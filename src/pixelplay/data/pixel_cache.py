@@ -3,12 +3,14 @@
 from pixelplay.arrays import UInt8Array
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import PhotographCache
+from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.decode import DECODE_VERSION, decode_image
-from pixelplay.data.index import ImageIndex
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
+
+
 MAX_SHARE = 0.5  # of the cache; larger sets of photographs are decoded in every pass
 
 

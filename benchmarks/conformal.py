@@ -19,9 +19,8 @@ from pixelplay.data.audit import find_duplicates
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, hold_out, join_groups
-from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets
-from pixelplay.evaluation.decision import fit_decision
-from pixelplay.evaluation.held_out import score_held_out
+from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets, score_held_out
+from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device

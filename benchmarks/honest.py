@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pixelplay.evaluation.calibration import fit_temperature, natural_probs
 from pixelplay.evaluation.estimates import judge_labels
 from pixelplay.evaluation.intervals import Estimate, Resampling
-from pixelplay.evaluation.weighted import ECE_BINS, expected_calibration_error, macro_f1
+from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, macro_f1
 
 N_CLASSES = 6
 RESAMPLES = 200

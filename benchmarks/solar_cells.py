@@ -20,8 +20,8 @@ from pixelplay.data.audit import find_duplicates
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
-from pixelplay.evaluation.decision import fit_decision
-from pixelplay.evaluation.metrics import macro_f1
+from pixelplay.evaluation.decision_rule import fit_decision
+from pixelplay.evaluation.evaluate import macro_f1
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.copies import look_for_copies
 from pixelplay.model.features import find_device

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.sources import scan_source
-from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.evaluation.label_issues import find_suspects
 
 CLEANLAB = """
 import json, sys

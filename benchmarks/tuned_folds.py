@@ -29,7 +29,7 @@ from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
-from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels
+from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
 
 N_FOLDS, N_RESAMPLES = 5, 2000
 

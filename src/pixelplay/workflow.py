@@ -8,7 +8,7 @@ from functools import partial
 from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, Part, StrPath, TrainConfig, Tta
 from pixelplay.data.sources import as_several, name_images, name_labelled, say_what_was_assumed, scan_source
 from pixelplay.data.tables import read_table
-from pixelplay.evaluation.operating_point import check_asked, find_positive
+from pixelplay.evaluation.selective import check_asked, find_positive
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.explain import Explainer, explain_all
 from pixelplay.inference.joint import JointPredictor

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.abstention import fit_cut, risk_coverage
+from pixelplay.evaluation.selective import fit_cut, risk_coverage
 
 
 def test_curve_counts_errors_among_the_surest() -> None:

@@ -10,8 +10,9 @@ from scipy.special import softmax
 
 from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.calibration import decide, fit_tau, fit_temperature, natural_probs
-from pixelplay.evaluation.metrics import balanced_accuracy
+from pixelplay.evaluation.calibration import fit_temperature, natural_probs
+from pixelplay.evaluation.decision_rule import decide, fit_tau
+from pixelplay.evaluation.evaluate import balanced_accuracy
 
 LOGITS = arrays(np.float64, (5, 4), elements=st.floats(-50, 50))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.evaluation.crossfit import CrossFit, cross_fit
+from pixelplay.evaluation.decision_rule import CrossFit, cross_fit
 
 
 def _draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

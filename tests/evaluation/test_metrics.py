@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as reference
 
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.metrics import (
+from pixelplay.evaluation.evaluate import (
     accuracy,
     balanced_accuracy,
     evaluate_probs,
@@ -19,7 +19,7 @@ from pixelplay.evaluation.metrics import (
     macro_f1,
     majority_baseline,
 )
-from pixelplay.evaluation.weighted import count_labels, expect_labels, rank
+from pixelplay.evaluation.metrics import count_labels, expect_labels, rank
 
 FIGURES = [
     "accuracy",

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from pixelplay.evaluation.calibration import fit_temperature, natural_probs
-from pixelplay.evaluation.metrics import evaluate_probs
-from pixelplay.evaluation.reliability import compare_reliability, measure_reliability, uncalibrated
+from pixelplay.evaluation.calibration import (
+    compare_reliability,
+    fit_temperature,
+    measure_reliability,
+    natural_probs,
+    uncalibrated,
+)
+from pixelplay.evaluation.evaluate import evaluate_probs
 
 
 def _draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

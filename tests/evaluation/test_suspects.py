@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.evaluation.label_issues import find_suspects
 
 
 def _noisy(n: int, n_classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

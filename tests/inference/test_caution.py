@@ -12,7 +12,7 @@ import pixelplay
 from pixelplay.cli import main
 from pixelplay.config import CautionConfig
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.held_out import HeldOut, score_held_out
+from pixelplay.evaluation.conformal import HeldOut, score_held_out
 from pixelplay.inference.caution import Caution
 from pixelplay.inference.predictor import Predictions
 from tables import read_rows

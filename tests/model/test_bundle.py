@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from conftest import TINY
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import BundleError
-from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.conformal import HeldOut
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle

@@ -10,7 +10,7 @@ from conftest import draw_folder
 from materials import sort_out_folder
 from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
-from pixelplay.evaluation.decision import fit_decision
+from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.model.backbone import Backbone
 from pixelplay.training.curve import choose_share, measure_curve
 from pixelplay.training.learn import Learned

@@ -5,7 +5,7 @@ from sklearn.metrics import log_loss
 
 from pixelplay.config import Metric
 from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.decision import Decision, fit_decision, held_out_score
+from pixelplay.evaluation.decision_rule import Decision, fit_decision, held_out_score
 
 
 def draw_logits(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -7,27 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.arrays import Float64Array, IntArray
-from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.intervals import bootstrap_weights
-from pixelplay.evaluation.weighted import LABEL_METRICS, check_labels, count_labels, expect_labels
-
-__all__ = [
-    "TauFit",
-    "TemperatureFit",
-    "decide",
-    "fit_tau",
-    "fit_temperature",
-    "log_softmax",
-    "natural_probs",
-    "nll_of",
-]
+from pixelplay.evaluation.metrics import (
+    ECE_BINS,
+    brier_losses,
+    check_labels,
+    confidence_bins,
+    expected_calibration_error,
+    log_losses,
+)
 
 Float = TypeVar("Float", np.float32, np.float64)
 
+
 TEMPERATURE_RANGE = (0.05, 20.0)
-_TAU_GRID = np.arange(41) / 20  # 0 to 2
-_TAU_RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +40,6 @@ class TemperatureFit:
     nll_after: float
     n: int
     at_bound: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class TauFit:
-    """The strength of prior correction in `decide`, and how it was found.
-
-    Attributes:
-        tau: of those within one standard error of the best value, the one nearest to `expected_tau`.
-        expected_tau: the best if the probabilities mean what they say.
-        value: the metric at `tau`.
-        value_at_zero: the metric without correction.
-        standard_error: of the metric at its best τ.
-        n: number of held-out images.
-        grid: the τ tried, ascending.
-        values: (len(grid),) the metric at each.
-    """
-
-    tau: float
-    expected_tau: float
-    value: float
-    value_at_zero: float
-    standard_error: float
-    n: int
-    grid: tuple[float, ...]
-    values: tuple[float, ...]
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
@@ -103,37 +71,6 @@ def natural_probs(logits: NDArray[Any], temperature: float) -> Float64Array:
     return np.exp(log_softmax(logits.astype(np.float64) / temperature))
 
 
-def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
-    """Choose argmax(log probs − τ·log π_data) for each image.
-
-    Args:
-        probs: (N, K) float with natural priors.
-        priors: (K,) class frequencies π_data in training, all > 0.
-        tau: 0 answers the most probable class; 1 the one whose probability rose most over its prior.
-
-    Returns:
-        (N,) int64 in [0, K); −1 for a row with NaN.
-
-    Raises:
-        DataError: `priors` has another length or a value that is not positive.
-
-    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 9.
-    """
-    if priors.shape != probs.shape[1:]:
-        raise DataError(f"{priors.size} priors do not fit {probs.shape[1]} classes; give one per class")
-    if not (priors > 0).all():
-        worst = int(np.argmin(priors))
-        raise DataError(
-            f"class {worst} has prior {priors[worst]}; each must be positive; leave the class out"
-        )
-    if tau == 0:
-        pred = np.argmax(probs, axis=1)
-    else:
-        with np.errstate(divide="ignore"):  # log 0 is −inf: never chosen
-            pred = np.argmax(np.log(probs) - tau * np.log(priors), axis=1)
-    return np.where(np.isnan(probs).any(axis=1), -1, pred)
-
-
 def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
     """Find the temperature that minimises NLL on held-out logits.
 
@@ -151,7 +88,7 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
     """
     from scipy.optimize import minimize_scalar
 
-    _check_held_out(logits, labels)
+    check_held_out(logits, labels)
     logits = logits.astype(np.float64)
 
     def nll(log_temperature: float) -> float:
@@ -173,65 +110,7 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> TemperatureFit:
     )
 
 
-def fit_tau(
-    probs: NDArray[Any],
-    labels: IntArray,
-    priors: NDArray[Any],
-    groups: IntArray | None,
-    *,
-    metric: Metric,
-    seed: int,
-) -> TauFit:
-    """Choose τ on held-out images: what their probabilities call for, unless their labels speak against it.
-
-    Were the probabilities right, they alone would tell which τ has the best metric: for balanced accuracy it
-    is 1, for macro-F1 less. A few images of a rare class say little about it. So their labels are heard only
-    where they are clear: τ stays within one standard error, by bootstrap of groups, of the best held-out
-    value. For accuracy τ is 0: natural probabilities need no correction there.
-
-    Args:
-        probs: (N, K) float with natural priors, at the model's temperature.
-        labels: (N,) int in [0, K).
-        priors: (K,) class frequencies in training, all > 0.
-        groups: (N,) int, equal for images that are not independent; None: all are.
-        metric: what the user wants to be good at.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: no image, a label outside the model's classes, probabilities that are not finite, or priors
-            that `decide` refuses.
-
-    Source: expected metrics as in Nan et al., "Optimizing F-measures: a tale of two approaches", ICML 2012,
-    arXiv:1206.4625; the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
-    1984, section 3.4.3.
-    """
-    _check_held_out(probs, labels)
-    measure, n_classes = LABEL_METRICS[metric], probs.shape[1]
-    grid = _TAU_GRID[:1] if metric == "accuracy" else _TAU_GRID
-    preds = [decide(probs, priors, float(tau)) for tau in grid]
-    values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
-    expected = int(np.argmax([float(measure(expect_labels(pred, probs))) for pred in preds]))
-    best = int(np.argmax(values))
-    samples = [
-        measure(count_labels(preds[best], labels, n_classes, weights))
-        for weights in bootstrap_weights(groups, len(labels), _TAU_RESAMPLES, seed)
-    ]
-    standard_error = float(np.std(np.concatenate(samples), ddof=1))
-    close = np.flatnonzero(values >= values[best] - standard_error)
-    chosen = close[np.argmin(np.abs(close - expected))]  # of two that are as near the smaller
-    return TauFit(
-        tau=float(grid[chosen]),
-        expected_tau=float(grid[expected]),
-        value=float(values[chosen]),
-        value_at_zero=float(values[0]),
-        standard_error=standard_error,
-        n=len(labels),
-        grid=tuple(grid.tolist()),
-        values=tuple(values.tolist()),
-    )
-
-
-def _check_held_out(values: NDArray[Any], labels: IntArray) -> None:
+def check_held_out(values: NDArray[Any], labels: IntArray) -> None:
     """Raise DataError unless there is one finite row of the model per label inside its classes."""
     check_labels(labels, values.shape[1])
     if len(values) != len(labels):
@@ -242,3 +121,82 @@ def _check_held_out(values: NDArray[Any], labels: IntArray) -> None:
             f"row {broken[0]} is not finite ({broken.size} such rows, 0 allowed); "
             "leave out images that could not be read"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How far confidence and accuracy are apart, in figures and bin by bin.
+
+    Attributes:
+        n: number of images.
+        ece: equal-width bins, L1 norm, of the most probable class; no interval, for it is biased upwards.
+        nll: mean negative log-likelihood, nats.
+        brier: as scikit-learn has it.
+        bins: of each bin that holds images: their number, mean confidence and accuracy.
+    """
+
+    n: int
+    ece: float
+    nll: float
+    brier: float
+    bins: tuple[tuple[int, float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "n": self.n,
+            "ece": {"value": self.ece, "n_bins": ECE_BINS},
+            "log_loss": self.nll,
+            "brier": self.brier,
+            "bins": [
+                {"n": n, "confidence": confidence, "accuracy": accuracy}
+                for n, confidence, accuracy in self.bins
+            ],
+        }
+
+
+def measure_reliability(probs: Float64Array, labels: IntArray) -> Reliability:
+    """Compare confidence with accuracy.
+
+    Args:
+        probs: (N, K), rows sum to 1, N >= 1.
+        labels: (N,) in [0, K).
+    """
+    pred = probs.argmax(axis=1)
+    confidence, is_right = probs.max(axis=1), pred == labels
+    bins = confidence_bins(confidence, ECE_BINS)
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    sums = np.bincount(bins, confidence, ECE_BINS), np.bincount(bins, is_right, ECE_BINS)
+    return Reliability(
+        n=len(labels),
+        ece=expected_calibration_error(probs, pred, labels),
+        nll=float(log_losses(probs, labels).mean()),
+        brier=float(brier_losses(probs, labels).mean()),
+        bins=tuple(
+            (int(counts[b]), float(sums[0][b] / counts[b]), float(sums[1][b] / counts[b]))
+            for b in np.flatnonzero(counts)
+        ),
+    )
+
+
+def uncalibrated(probs: Float64Array, temperature: float) -> Float64Array:
+    """The probabilities (N, K) that a model would give without its temperature."""
+    with np.errstate(divide="ignore"):  # log 0 is -inf and stays so
+        return natural_probs(temperature * np.log(probs), 1.0)
+
+
+def compare_reliability(
+    before: NDArray[Any], after: NDArray[Any], labels: IntArray, measured_on: str
+) -> dict[str, Any] | None:
+    """Figures before and after calibration on images that did not fit it; None without any image.
+
+    Args:
+        before: (N, K) probabilities at T = 1.
+        after: (N, K) calibrated.
+        labels: (N,); those outside [0, K) are left out.
+    """
+    kept = labels < after.shape[1]
+    if not kept.any():
+        return None
+    figures = [measure_reliability(probs[kept], labels[kept]).to_json() for probs in (before, after)]
+    return {"measured_on": measured_on, "before": figures[0], "after": figures[1]}

@@ -8,7 +8,7 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, bootstrap_weights, wilson
-from pixelplay.evaluation.weighted import LABEL_METRICS, count_labels, log_losses
+from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, log_losses
 
 N_RESAMPLES = 1000
 

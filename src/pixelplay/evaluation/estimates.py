@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, mean_of_shares, wilson
-from pixelplay.evaluation.weighted import Counts, brier_losses, count_labels, log_losses, mean_defined, rank
+from pixelplay.evaluation.metrics import Counts, brier_losses, count_labels, log_losses, mean_defined, rank
 
 _RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
 

@@ -1,351 +1,261 @@
-"""Probabilities and labels → every figure of an evaluation, each with its interval.
+"""Every metric as a function of how often each image counts.
 
-Images of classes that the model does not know count as errors wherever a label is judged; log-loss, Brier
-score, ROC-AUC and average precision are about the images of known classes only, and their `n` says so.
+With every image counted once these are scikit-learn's definitions; with the multiplicities of bootstrap
+resamples the same lines yield all resamples at once. Macro means run over the classes present.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.abstention import risk_coverage
-from pixelplay.evaluation.estimates import JudgedProbs, judge_labels, judge_probs
-from pixelplay.evaluation.intervals import Estimate, Resampling, wilson
-from pixelplay.evaluation.operating_point import OperatingPoint, find_positive, fit_operating_point
-from pixelplay.evaluation.weighted import (
-    ECE_BINS,
-    accuracy,
-    balanced_accuracy,
-    check_labels,
-    expected_calibration_error,
-    macro_f1,
-)
 
-__all__ = [
-    "Baseline",
-    "ClassScores",
-    "Evaluation",
-    "OperatingPoint",
-    "accuracy",
-    "average_evaluations",
-    "balanced_accuracy",
-    "evaluate_probs",
-    "expected_calibration_error",
-    "macro_f1",
-    "majority_baseline",
-]
-
-_OF_CLASS = ("precision", "recall", "f1", "roc_auc", "average_precision")
-_ESTIMATES = (
-    "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision",
-)  # fmt: skip
-_MIN_RESAMPLES, _MAX_RESAMPLES = 100, 1000
-_MAX_DRAWS = 10**9  # resamples × images × classes: some seconds of work
+ECE_BINS = 15
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassScores:
-    """The figures of one class; None where undefined: no image of it, never predicted, or not known.
+class Counts(NamedTuple):
+    """Numbers of images per class, each (..., K): all that the label metrics need."""
 
-    ROC-AUC and average precision are one-vs-rest over the images of known classes.
-    """
+    n_correct: Float64Array
+    n_true: Float64Array
+    n_pred: Float64Array
 
-    name: str
-    n: int
-    precision: Estimate | None
-    recall: Estimate | None
-    f1: Estimate | None
-    roc_auc: Estimate | None
-    average_precision: Estimate | None
+    def precision(self) -> Float64Array:
+        """Return the share of right answers among those naming the class, (..., K); NaN where none."""
+        return _ratio(self.n_correct, self.n_pred)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; the name stands under "class"."""
-        record = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return {"class": record.pop("name")} | record
+    def recall(self) -> Float64Array:
+        """Return the share of the class's images that is found, (..., K); NaN where it has none."""
+        return _ratio(self.n_correct, self.n_true)
 
+    def f1(self) -> Float64Array:
+        """Return the harmonic mean of precision and recall, (..., K); NaN where the class has no image."""
+        f1 = _ratio(2 * self.n_correct, self.n_true + self.n_pred)
+        return np.where(self.n_true > 0, f1, np.nan)
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """All figures of one model on one set of labelled images.
+    def accuracy(self) -> Float64Array:
+        """Return the share of images with the right label, (...)."""
+        return _ratio(self.n_correct.sum(axis=-1), self.n_true.sum(axis=-1))
 
-    Attributes:
-        classes: names, the model's first, then those that only the labels know.
-        log_loss: mean negative log-likelihood, nats.
-        brier: squared error summed over the classes; halved for two classes, as scikit-learn has it.
-        ece: over all images, unknown classes included; equal-width bins, L1 norm.
-        aurc: mean share of wrong answers over all shares of the surest images answered; lower is better.
-        risk_coverage: (share of the images answered, share of wrong answers among them), in some 20 steps.
-        roc_auc: mean of the one-vs-rest areas of the classes present.
-        per_class: in the order of `classes`.
-        confusion: (K, K) int64, rows are true classes, columns predicted ones.
-        known_only: the same over the images of known classes; None where those are all or none.
-    """
+    def balanced_accuracy(self) -> Float64Array:
+        """Return the mean recall over the classes present, (...)."""
+        return mean_defined(self.recall())
 
-    n: int
-    classes: tuple[str, ...]
-    accuracy: Estimate
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    log_loss: Estimate | None
-    brier: Estimate | None
-    ece: float
-    aurc: float
-    risk_coverage: tuple[tuple[float, float], ...]
-    roc_auc: Estimate | None
-    average_precision: Estimate | None
-    per_class: tuple[ClassScores, ...]
-    confusion: IntArray
-    known_only: "Evaluation | None"
-    operating_point: OperatingPoint | None
-    n_resamples: int
-    resampled_by: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values as they stand in metrics.json: null, never NaN."""
-        known = None if self.known_only is None else self.known_only.to_json()
-        if known is not None:
-            del known["known_only"]
-        return {
-            "n": self.n,
-            "accuracy": _plain(self.accuracy),
-            "balanced_accuracy": _plain(self.balanced_accuracy),
-            "macro_f1": _plain(self.macro_f1),
-            "log_loss": _plain(self.log_loss),
-            "brier": _plain(self.brier),
-            "ece": {"value": self.ece, "n_bins": ECE_BINS},
-            "aurc": self.aurc,
-            "risk_coverage": [{"coverage": c, "risk": r} for c, r in self.risk_coverage],
-            "roc_auc": _plain(self.roc_auc),
-            "average_precision": _plain(self.average_precision),
-            "per_class": [_plain(scores) for scores in self.per_class],
-            "confusion": {"classes": list(self.classes), "matrix": self.confusion.tolist()},
-            "known_only": known,
-            "operating_point": _plain(self.operating_point),
-            "bootstrap": {"n_resamples": self.n_resamples, "by": self.resampled_by},
-        }
+    def macro_f1(self) -> Float64Array:
+        """Return the mean F1 over the classes present, (...)."""
+        return mean_defined(self.f1())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What always answering the commonest training class scores."""
-
-    name: str
-    accuracy: Estimate
-    balanced_accuracy: float
-    macro_f1: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; the name stands under "class"."""
-        record = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return {"class": record.pop("name")} | record
+LABEL_METRICS: dict[Metric, Callable[[Counts], Float64Array]] = {
+    "accuracy": Counts.accuracy,
+    "balanced_accuracy": Counts.balanced_accuracy,
+    "macro_f1": Counts.macro_f1,
+}
 
 
-def majority_baseline(train_counts: IntArray, labels: IntArray, classes: tuple[str, ...]) -> Baseline:
-    """Score the answer that needs no model: always the commonest training class.
+def count_labels(
+    pred: IntArray, labels: IntArray, n_classes: int, weights: NDArray[Any] | None = None
+) -> Counts:
+    """Count right, true and predicted images of each class, once or under R sets of weights.
 
     Args:
-        train_counts: (K,) int, training images per known class.
-        labels: (N,) int in [0, len(classes)) of the scored images.
-        classes: names; the first K are those of `train_counts`.
+        pred: (N,) int below K; a negative one is right for no class.
+        labels: (N,) int in [0, K).
+        n_classes: K.
+        weights: (R, N) multiplicities; None: every image once.
+
+    Returns:
+        Counts of (K,), or of (R, K) with weights.
+    """
+    right, answered = np.flatnonzero(pred == labels), np.flatnonzero(pred >= 0)
+    rows = np.concatenate([labels[right], n_classes + labels, 2 * n_classes + pred[answered]])
+    if weights is None:
+        sums = np.bincount(rows, minlength=3 * n_classes).astype(np.float64)  # (3K,)
+    else:
+        images = np.concatenate([right, np.arange(len(labels)), answered])
+        sums = (
+            _indicator(rows, images, (3 * n_classes, len(labels))) @ weights.T.astype(np.float64)
+        ).T  # (R, 3K)
+    return Counts(*np.split(sums, 3, axis=-1))
+
+
+def expect_labels(pred: IntArray, probs: Float64Array) -> Counts:
+    """Counts (K,) to be expected if the probabilities (N, K) mean what they say; predictions are given."""
+    n_classes = probs.shape[1]
+    sure = probs[np.arange(len(pred)), pred]  # (N,)
+    n_correct = np.bincount(pred, sure, n_classes).astype(np.float64)
+    return Counts(n_correct, probs.sum(axis=0), np.bincount(pred, minlength=n_classes).astype(np.float64))
+
+
+def label_metric(metric: Metric, pred: IntArray, labels: IntArray) -> float:
+    """Return one metric of predicted labels.
 
     Raises:
-        DataError: there is no image, or a label has no name.
+        DataError: there is no image.
     """
-    check_labels(labels, len(classes))
-    commonest = int(np.argmax(train_counts))
-    pred = np.full(len(labels), commonest, dtype=np.int64)
-    return Baseline(
-        name=classes[commonest],
-        accuracy=wilson(int((labels == commonest).sum()), len(labels)),
-        balanced_accuracy=balanced_accuracy(pred, labels),
-        macro_f1=macro_f1(pred, labels),
-    )
+    check_some(labels)
+    n_classes = int(max(labels.max(), pred.max())) + 1
+    return float(LABEL_METRICS[metric](count_labels(pred, labels, n_classes)))
 
 
-def evaluate_probs(
-    probs: NDArray[Any],
-    pred: IntArray,
-    labels: IntArray,
-    classes: tuple[str, ...],
-    *,
-    n_known: int,
-    groups: IntArray | None = None,
-    at_precision: float | None = None,
-    positive: str | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """Measure predictions against labels.
+def accuracy(pred: IntArray, labels: IntArray) -> float:
+    """Return the share of images with the right label."""
+    return label_metric("accuracy", pred, labels)
+
+
+def balanced_accuracy(pred: IntArray, labels: IntArray) -> float:
+    """Return the mean recall over the classes present in `labels`."""
+    return label_metric("balanced_accuracy", pred, labels)
+
+
+def macro_f1(pred: IntArray, labels: IntArray) -> float:
+    """Return the mean F1 over the classes present in `labels`; one never predicted has F1 0."""
+    return label_metric("macro_f1", pred, labels)
+
+
+def expected_calibration_error(
+    probs: Float64Array, pred: IntArray, labels: IntArray, n_bins: int = ECE_BINS
+) -> float:
+    """Return the mean gap between confidence and accuracy: equal-width bins, L1 norm.
+
+    Confidence is the probability of the predicted class, which need not be the largest of its row. The figure
+    is biased upwards on few images, therefore it has no interval.
 
     Args:
-        probs: (N, n_known) float, rows sum to 1.
-        pred: (N,) int in [0, n_known), the answers; need not be the argmax of `probs`.
-        labels: (N,) int in [0, len(classes)).
-        classes: names, the model's first, then those that only the labels know.
-        n_known: number of classes of the model.
-        groups: (N,) int, equal for images that are not independent; None: all are.
-        at_precision: in (0, 1]; also find the threshold at which a two-class model reaches it.
-        positive: the class that `at_precision` is about; None: the second.
-        seed: of the bootstrap.
+        probs: (N, K) float, rows sum to 1.
+        pred: (N,) int in [0, K).
+        labels: (N,) int; one outside [0, K) is always an error.
+        n_bins: number of bins on [0, 1], each closed on the right, the first also on the left.
+
+    Returns:
+        The gap in [0, 1], bins weighted by their number of images.
 
     Raises:
-        DataError: no image, arrays that do not fit each other, probabilities that are not finite, labels out
-            of range, `at_precision` without exactly two classes or without an image of the positive one.
-        ConfigError: `at_precision` is outside (0, 1].
+        DataError: there is no image.
+
+    Source: Guo et al., ICML 2017, arXiv:1706.04599, equation 3.
     """
-    _check_inputs(probs, pred, labels, len(classes), n_known)
-    asked = None
-    if at_precision is not None:
-        asked = (find_positive(labels, classes[:n_known], positive, at_precision), at_precision)
-    n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
-    resampling = Resampling(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
-    scored = _Scored(probs.astype(np.float64, copy=False), pred, labels, classes, resampling)
-    is_known = labels < n_known
-    known = scored if n_known == len(classes) else scored.only(is_known)
-    judged = judge_probs(known.probs, known.labels, known.resampling)
-    has_both = is_known.any() and not is_known.all()
-    known_only = _measure(known, judged, None, asked) if has_both else None
-    return _measure(scored, judged, known_only, asked)
+    check_some(labels)
+    confidence = probs[np.arange(len(labels)), pred]
+    bins = confidence_bins(confidence, n_bins)
+    gaps = np.bincount(bins, weights=(pred == labels) - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
-def average_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The mean of every figure over R evaluations of the same images, the ends of intervals too.
+def confidence_bins(confidence: Float64Array, n_bins: int) -> IntArray:
+    """Bin (N,) of each confidence: equal widths on [0, 1], closed on the right, the first on the left too."""
+    return np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
 
-    A mean of intervals holds for one evaluation like these; nothing is gained by measuring the same images
-    again. The confusion matrix adds up all R, and the risk-coverage curve is that of the first.
+
+def log_losses(probs: Float64Array, labels: IntArray) -> Float64Array:
+    """Return −log of the true class's probability per image, (N,) in nats, clipped as scikit-learn does."""
+    eps = np.finfo(np.float64).eps
+    return -np.log(np.clip(probs[np.arange(len(labels)), labels], eps, 1 - eps))
+
+
+def brier_losses(probs: Float64Array, labels: IntArray) -> Float64Array:
+    """Return the squared error summed over the classes per image, (N,); halved for two classes.
+
+    The halving is scikit-learn's `scale_by_half="auto"`; it makes the two-class score the usual one.
     """
-    if len(evaluations) == 1:
-        return evaluations[0]
-    known = [e.known_only for e in evaluations if e.known_only is not None]
-    first = evaluations[0]
-
-    def mean(name: str, k: int | None = None) -> Any:
-        of = evaluations if k is None else [e.per_class[k] for e in evaluations]
-        return _average([getattr(figures, name) for figures in of])
-
-    per_class = tuple(
-        ClassScores(name=scores.name, n=scores.n, **{name: mean(name, k) for name in _OF_CLASS})
-        for k, scores in enumerate(first.per_class)
-    )
-    return replace(
-        first,
-        **{name: mean(name) for name in _ESTIMATES},
-        ece=float(np.mean([e.ece for e in evaluations])),
-        aurc=float(np.mean([e.aurc for e in evaluations])),
-        per_class=per_class,
-        confusion=np.sum([e.confusion for e in evaluations], axis=0),
-        known_only=average_evaluations(known) if known else None,
-    )
-
-
-def _average(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """The mean of value and interval; None where one is undefined. Unreliable where one is."""
-    defined = [estimate for estimate in estimates if estimate is not None]
-    if len(defined) < len(estimates):
-        return None
-    value, low, high = np.mean([(e.value, e.low, e.high) for e in defined], axis=0)
-    is_reliable = all(e.reliable for e in defined)
-    return replace(defined[0], value=float(value), low=float(low), high=float(high), reliable=is_reliable)
-
-
-def _check_inputs(
-    probs: NDArray[Any], pred: IntArray, labels: IntArray, n_classes: int, n_known: int
-) -> None:
-    """Raise DataError unless the arrays fit each other and hold usable values."""
-    check_labels(labels, n_classes)
-    if probs.shape != (len(labels), n_known) or pred.shape != labels.shape:
-        raise DataError(
-            f"probs {probs.shape} and pred {pred.shape} do not fit {len(labels)} labels and {n_known} known "
-            "classes; give one row of probabilities and one answer per label"
-        )
-    broken = np.flatnonzero(~np.isfinite(probs).all(axis=1) | (pred < 0) | (pred >= n_known))
-    if broken.size:
-        raise DataError(
-            f"row {broken[0]} has no usable prediction ({broken.size} such rows, 0 allowed); "
-            "leave out images that could not be read"
-        )
+    true = probs[np.arange(len(labels)), labels]
+    losses: Float64Array = (probs * probs).sum(axis=1) - 2 * true + 1
+    return losses / 2 if probs.shape[1] == 2 else losses
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
-    """Answers and labels of one set of images, with the way to resample it."""
+class Ranking:
+    """Images in the order of their score for one class, ready for any weights.
 
-    probs: Float64Array
-    pred: IntArray
-    labels: IntArray
-    classes: tuple[str, ...]
-    resampling: Resampling
+    Only the G distinct scores of positive images matter: `buckets` sums weights into 2G + 1 rows for
+    negatives (below the lowest, tied with it, between it and the next, …) and G rows for positives.
 
-    def only(self, is_known: BoolArray) -> "_Scored":
-        """Return the images of known classes, without the names of the others."""
-        groups = self.resampling.groups
-        kept = None if groups is None else groups[is_known]
-        return _Scored(
-            self.probs[is_known],
-            self.pred[is_known],
-            self.labels[is_known],
-            self.classes[: self.probs.shape[1]],
-            replace(self.resampling, n=int(is_known.sum()), groups=kept),
+    Attributes:
+        buckets: (3G + 1, N) sparse 0/1 matrix.
+        n_scores: G.
+    """
+
+    buckets: Any
+    n_scores: int
+
+    def areas(self, weights: Float64Array) -> Float64Array:
+        """Return ROC-AUC and average precision under each set of weights.
+
+        Ties count half in ROC-AUC; in average precision all images of one score are let in together.
+
+        Args:
+            weights: (N, R) float multiplicities: an image a row, as the sparse product reads them.
+
+        Returns:
+            (2, R) float; NaN where positives or negatives have no weight.
+        """
+        sums = self.buckets @ weights  # (3G + 1, R)
+        negatives, positives = sums[: 2 * self.n_scores + 1], sums[2 * self.n_scores + 1 :]
+        n_neg, n_pos = negatives.sum(axis=0), positives.sum(axis=0)  # (R,)
+        neg_below = np.cumsum(negatives, axis=0)[:-1:2]  # (G, R)
+        neg_tied = negatives[1::2]
+        pos_let_in = np.cumsum(positives[::-1], axis=0)[::-1]  # score at least this one, (G, R)
+        let_in = pos_let_in + n_neg - neg_below
+        precision = np.divide(pos_let_in, let_in, out=np.zeros_like(let_in), where=let_in > 0)
+        roc_auc = _ratio((positives * (neg_below + 0.5 * neg_tied)).sum(axis=0), n_pos * n_neg)
+        average_precision = _ratio((positives * precision).sum(axis=0), n_pos)
+        average_precision[n_neg == 0] = np.nan
+        return np.stack([roc_auc, average_precision])
+
+
+def rank(scores: Float64Array, is_positive: BoolArray) -> Ranking:
+    """Sort images into the buckets of a `Ranking`.
+
+    Args:
+        scores: (N,) float, higher means more likely positive.
+        is_positive: (N,) bool, at least one.
+    """
+    levels = np.unique(scores[is_positive])  # (G,)
+    left, right = np.searchsorted(levels, scores, "left"), np.searchsorted(levels, scores, "right")
+    rows = np.where(is_positive, 2 * len(levels) + 1 + left, left + right)
+    buckets = _indicator(rows, np.arange(len(scores)), (3 * len(levels) + 1, len(scores)))
+    return Ranking(buckets, len(levels))
+
+
+def mean_defined(values: Float64Array) -> Float64Array:
+    """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def check_some(labels: IntArray) -> None:
+    """Raise DataError where there is no image to measure on."""
+    if len(labels) == 0:
+        raise DataError(
+            "0 images have labels to measure on; at least 1 is needed; check the folder or the split"
         )
 
 
-def _measure(
-    scored: _Scored, judged: JudgedProbs, known_only: Evaluation | None, asked: tuple[int, float] | None
-) -> Evaluation:
-    """Judge the answers and put all figures together."""
-    n_classes, n_known = len(scored.classes), scored.probs.shape[1]
-    answers = judge_labels(scored.pred, scored.labels, n_classes, scored.resampling)
-    support = np.bincount(scored.labels, minlength=n_classes)
-    confusion = np.bincount(scored.labels * n_classes + scored.pred, minlength=n_classes**2)
-    confidence = scored.probs[np.arange(len(scored.pred)), scored.pred]
-    curve = risk_coverage(confidence, scored.pred == scored.labels)
-    point = None
-    if asked is not None:
-        point = fit_operating_point(
-            scored.probs[:, asked[0]],
-            scored.labels == asked[0],
-            scored.classes[asked[0]],
-            asked[1],
-            scored.resampling,
+def check_labels(labels: IntArray, n_classes: int) -> None:
+    """Raise DataError where there is no label or one lies outside [0, n_classes)."""
+    check_some(labels)
+    outside = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if outside.size:
+        raise DataError(
+            f"label {labels[outside[0]]} in row {outside[0]} is outside the {n_classes} classes, "
+            f"0 to {n_classes - 1}; leave out such rows ({outside.size} in all)"
         )
-    return Evaluation(
-        n=len(scored.labels),
-        classes=scored.classes,
-        accuracy=answers.accuracy,
-        balanced_accuracy=answers.balanced_accuracy,
-        macro_f1=answers.macro_f1,
-        log_loss=judged.log_loss,
-        brier=judged.brier,
-        # of the most probable class, whatever tau decides
-        ece=expected_calibration_error(scored.probs, scored.probs.argmax(1), scored.labels),
-        aurc=curve.aurc,
-        risk_coverage=curve.points(),
-        roc_auc=judged.roc_auc,
-        average_precision=judged.average_precision,
-        per_class=tuple(
-            ClassScores(
-                name=name,
-                n=int(support[k]),
-                precision=answers.precision[k],
-                recall=answers.recall[k],
-                f1=answers.f1[k],
-                roc_auc=None if k >= n_known else judged.class_roc_auc[k],
-                average_precision=None if k >= n_known else judged.class_average_precision[k],
-            )
-            for k, name in enumerate(scored.classes)
-        ),
-        confusion=confusion.reshape(n_classes, n_classes),
-        known_only=known_only,
-        operating_point=point,
-        n_resamples=scored.resampling.n_resamples,
-        resampled_by=scored.resampling.unit,
-    )
 
 
-def _plain(value: Any) -> Any:
-    """Return a record as plain values, and plain values as they are."""
-    return value.to_json() if hasattr(value, "to_json") else value
+def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> Float64Array:
+    """Divide; 0/0 is NaN without a warning."""
+    undefined = np.full(np.shape(bottom), np.nan)
+    quotient: Float64Array = np.divide(top, bottom, out=undefined, where=np.asarray(bottom) > 0)
+    return quotient
+
+
+def _indicator(rows: IntArray, images: IntArray, shape: tuple[int, int]) -> Any:
+    """Build the sparse 0/1 matrix that sums the weights of images into rows."""
+    from scipy.sparse import csr_array
+
+    return csr_array((np.ones(len(rows)), (rows, images)), shape=shape)

@@ -6,9 +6,8 @@ import numpy as np
 
 from pixelplay.config import CautionConfig
 from pixelplay.errors import DataError
-from pixelplay.evaluation.abstention import fit_cut
-from pixelplay.evaluation.conformal import fit_threshold, prediction_sets
-from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.conformal import HeldOut, fit_threshold, prediction_sets
+from pixelplay.evaluation.selective import fit_cut
 from pixelplay.inference.predictor import Predictions
 
 

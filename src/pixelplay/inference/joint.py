@@ -9,7 +9,7 @@ import numpy as np
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import ComputeConfig, Tta
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.calibration import decide
+from pixelplay.evaluation.decision_rule import decide
 from pixelplay.inference.predictor import Images, Predictions, Predictor, join_predictions
 from pixelplay.model.bundle import Bundle
 from pixelplay.text import name_some

@@ -17,8 +17,9 @@ from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.sources import list_files, list_images
 from pixelplay.data.transforms import corner_views, eval_view
 from pixelplay.errors import ConfigError, DataError, ImageError
-from pixelplay.evaluation.calibration import decide, natural_probs
-from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.conformal import HeldOut
+from pixelplay.evaluation.decision_rule import decide
 from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
 from pixelplay.model.reading import Loaded, stream_features

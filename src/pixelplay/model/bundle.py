@@ -24,7 +24,7 @@ from pixelplay.atomic import write_json
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
-from pixelplay.evaluation.held_out import HeldOut
+from pixelplay.evaluation.conformal import HeldOut
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import (
     FEATURES_VERSION,

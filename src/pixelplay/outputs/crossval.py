@@ -11,17 +11,16 @@ import numpy as np
 from pixelplay.arrays import IntArray
 from pixelplay.atomic import write_json
 from pixelplay.config import Metric, TrainConfig, to_json
-from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.evaluation.intervals import Estimate
-from pixelplay.evaluation.metrics import (
+from pixelplay.evaluation.calibration import compare_reliability, natural_probs
+from pixelplay.evaluation.evaluate import (
     Baseline,
     Evaluation,
     average_evaluations,
     evaluate_probs,
     majority_baseline,
 )
-from pixelplay.evaluation.reliability import compare_reliability
-from pixelplay.evaluation.weighted import label_metric
+from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.metrics import label_metric
 from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.oof import write_oof
 from pixelplay.outputs.records import (

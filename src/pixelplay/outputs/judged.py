@@ -9,8 +9,8 @@ from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import PARTS, Part, TrainConfig, check_choice
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.errors import DataError
-from pixelplay.evaluation.decision import Decision
-from pixelplay.evaluation.metrics import Evaluation, evaluate_probs
+from pixelplay.evaluation.decision_rule import Decision
+from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle

@@ -14,10 +14,10 @@ from pixelplay.atomic import write_json
 from pixelplay.config import PARTS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.storage import ZipStore
-from pixelplay.evaluation.decision import Decision
+from pixelplay.evaluation.calibration import compare_reliability, uncalibrated
+from pixelplay.evaluation.decision_rule import Decision
+from pixelplay.evaluation.evaluate import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.intervals import Estimate
-from pixelplay.evaluation.metrics import Baseline, Evaluation, majority_baseline
-from pixelplay.evaluation.reliability import compare_reliability, uncalibrated
 from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions

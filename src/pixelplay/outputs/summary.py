@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pixelplay.evaluation.evaluate import Evaluation
 from pixelplay.evaluation.intervals import Estimate
-from pixelplay.evaluation.metrics import Evaluation
-from pixelplay.evaluation.operating_point import OperatingPoint
-from pixelplay.evaluation.weighted import ECE_BINS
+from pixelplay.evaluation.metrics import ECE_BINS
+from pixelplay.evaluation.selective import OperatingPoint
 from pixelplay.text import align, counted, printable
 
 if TYPE_CHECKING:  # they come with torch, which a scan does not need

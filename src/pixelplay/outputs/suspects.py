@@ -13,7 +13,7 @@ import numpy as np
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.data.tables import plain_label, plain_path, safe_label, safe_path
 from pixelplay.errors import BundleError
-from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.evaluation.label_issues import find_suspects
 from pixelplay.outputs.table import csv_writer
 from pixelplay.training.material import Material
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.evaluation.comparison import newcombe
-from pixelplay.evaluation.decision import Decision
+from pixelplay.evaluation.decision_rule import Decision
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.training.learn import Learned
 from pixelplay.training.material import Material

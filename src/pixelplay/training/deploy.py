@@ -7,8 +7,8 @@ from pixelplay import __version__
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
-from pixelplay.evaluation.decision import Decision, fit_decision
-from pixelplay.evaluation.held_out import HeldOut, score_held_out
+from pixelplay.evaluation.conformal import HeldOut, score_held_out
+from pixelplay.evaluation.decision_rule import Decision, fit_decision
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest

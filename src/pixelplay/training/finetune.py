@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixelplay.arrays import Float32Array
 from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.weighted import LABEL_METRICS, Counts, count_labels
+from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
 from pixelplay.model.classifier import Classifier, TrainedMlp
 from pixelplay.model.features import memory_errors_explained, to_device
 from pixelplay.run_log import Journal

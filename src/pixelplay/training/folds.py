@@ -17,9 +17,8 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, Split, hold_out
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.calibration import fit_temperature
-from pixelplay.evaluation.crossfit import CrossFit, cross_fit
-from pixelplay.evaluation.decision import Decision, fit_decision
-from pixelplay.evaluation.held_out import HeldOut, score_held_out
+from pixelplay.evaluation.conformal import HeldOut, score_held_out
+from pixelplay.evaluation.decision_rule import CrossFit, Decision, cross_fit, fit_decision
 from pixelplay.model.backbone import LoadedBackbone, stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES
 from pixelplay.model.ensemble import as_member

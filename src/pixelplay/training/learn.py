@@ -12,7 +12,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.decision import compare_logits, held_out_score
+from pixelplay.evaluation.decision_rule import compare_logits, held_out_score
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.features import TooLittleMemoryError
 from pixelplay.model.head import LinearHead

@@ -8,8 +8,8 @@ from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
-from pixelplay.evaluation.decision import fit_decision
-from pixelplay.evaluation.suspects import find_suspects
+from pixelplay.evaluation.decision_rule import fit_decision
+from pixelplay.evaluation.label_issues import find_suspects
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
 from pixelplay.training.material import Material

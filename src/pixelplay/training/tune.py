@@ -12,7 +12,7 @@ from torch import Tensor
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.evaluation.decision import held_out_score
+from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.model.backbone import Backbone, why_refused
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.ensemble import as_member, join_members

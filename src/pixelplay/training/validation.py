@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.evaluation.decision import held_out_score
+from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.model.classifier import Classifier
 from pixelplay.model.cores import on_every_core
 from pixelplay.training.batches import Inputs, stream

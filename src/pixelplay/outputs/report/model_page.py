@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pixelplay import __version__
-from pixelplay.evaluation.abstention import risk_coverage
 from pixelplay.evaluation.intervals import wilson
+from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import Bundle
 from pixelplay.outputs.report.charts import Chart, risk_chart
 from pixelplay.text import percent

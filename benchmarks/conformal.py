@@ -22,9 +22,8 @@ from pixelplay.data.splits import assign_folds, hold_out, join_groups
 from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets, score_held_out
 from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.copies import look_for_copies
-from pixelplay.model.features import find_device
-from pixelplay.model.reading import read_photographs
+from pixelplay.model.device import find_device
+from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 

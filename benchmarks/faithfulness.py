@@ -43,7 +43,8 @@ from pixelplay.data.transforms import eval_view
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.explain import DEFAULT_METHOD, DEFAULT_STAGES, Explainer
 from pixelplay.model.bundle import Bundle, read_bundle
-from pixelplay.model.features import FeatureExtractor, find_device
+from pixelplay.model.device import find_device
+from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 

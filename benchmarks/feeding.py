@@ -16,9 +16,8 @@ import numpy as np
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import FeatureExtractor, pick_precision
-from pixelplay.model.reading import read_features
+from pixelplay.model.device import on_every_core, pick_precision
+from pixelplay.model.features import FeatureExtractor, read_features
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.model.backbone import create_network, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.tail import cut_backbone
+from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.thread_pool import default_workers
 from pixelplay.training.optim import make_optimizer
 

@@ -17,9 +17,9 @@ from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_precision
-from pixelplay.model.head import feature_scale
-from pixelplay.model.reading import read_features
+from pixelplay.model.classifier import feature_scale
+from pixelplay.model.device import pick_precision
+from pixelplay.model.features import FeatureExtractor, read_features
 from pixelplay.training.probe import fit_probe
 
 

@@ -32,9 +32,8 @@ from pixelplay.data.near_duplicates.search import CopyPair
 from pixelplay.data.near_duplicates.thumbnails import THUMB_PX
 from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.copies import look_for_copies
-from pixelplay.model.features import find_device
-from pixelplay.model.reading import read_photographs
+from pixelplay.model.device import find_device
+from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
 
 SHEET_PAIRS, SHEET_PX = 20, 200

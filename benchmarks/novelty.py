@@ -24,10 +24,9 @@ from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_novelty, nearest_distances
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.copies import look_for_copies
-from pixelplay.model.features import find_device
-from pixelplay.model.head import feature_scale
-from pixelplay.model.reading import read_photographs
+from pixelplay.model.classifier import feature_scale
+from pixelplay.model.device import find_device
+from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 

@@ -23,9 +23,8 @@ from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.evaluation.evaluate import macro_f1
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.copies import look_for_copies
-from pixelplay.model.features import find_device
-from pixelplay.model.reading import read_photographs
+from pixelplay.model.device import find_device
+from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
 from pixelplay.training.probe import fit_probe
 

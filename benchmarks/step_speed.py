@@ -17,9 +17,9 @@ import torch
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.features import pick_precision
-from pixelplay.model.layers import freeze_spatial_filters
-from pixelplay.model.tail import cut_backbone
+from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.device import pick_precision
+from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.training.optim import make_optimizer
 
 BATCH, N_CLASSES = 32, 6

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
-from pixelplay.model.features import Device
+from pixelplay.model.device import Device
 from pixelplay.training.batches import Source
 from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss

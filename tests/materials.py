@@ -8,7 +8,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.sources import scan_source
-from pixelplay.model.reading import PhotographFeatures
+from pixelplay.model.features import PhotographFeatures
 from pixelplay.training.material import Material, sort_out
 
 

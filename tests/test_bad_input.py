@@ -19,7 +19,7 @@ from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.cli import main
 from pixelplay.config import TrainConfig
-from pixelplay.model.features import find_device
+from pixelplay.model.device import find_device
 from pixelplay.run_log import Journal
 from pixelplay.text import counted
 from pixelplay.training.resume import check_settings

@@ -15,7 +15,7 @@ from pixelplay.inference.joint import JointPredictor
 from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
 from pixelplay.inference.tally import Tally
 from pixelplay.model.bundle import read_bundle, write_bundle
-from pixelplay.model.features import find_device
+from pixelplay.model.device import find_device
 from pixelplay.outputs.compared import compare_runs
 from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
 from pixelplay.outputs.explained import new_explanations_dir, write_explanations

@@ -20,11 +20,11 @@ from pixelplay.errors import ConfigError
 from pixelplay.inference.cams import METHODS, add_up
 from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import Predictor
-from pixelplay.model.activations import StageWatch
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.bundle import Bundle, read_bundle
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import BranchedBackbone, Tail
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.split_backbone import BranchedBackbone, Tail
+from pixelplay.model.stage_hooks import StageWatch
 
 ON_CPU = ComputeConfig(device="cpu")
 METHOD_NAMES: tuple[Method, ...] = ("gradcam", "gradcam++", "layercam")

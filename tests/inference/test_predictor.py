@@ -17,7 +17,7 @@ from pixelplay.data.dataset import natural_key
 from pixelplay.data.sources import list_images
 from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
-from pixelplay.model.reading import CHUNK
+from pixelplay.model.features import CHUNK
 from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 
@@ -240,7 +240,7 @@ def test_a_stream_reads_ahead_only_so_far(tiny_run: Path, tmp_path: Path) -> Non
 def test_chunks_join_to_what_predict_gives(
     tiny_run: Path, mixed: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 4)
+    monkeypatch.setattr("pixelplay.model.features.CHUNK", 4)
     predictor = make_predictor(tiny_run, batch_size=4)
     chunks = list(predictor.predict_stream(mixed[0]))
     whole = predictor.predict(mixed[0])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pixelplay.model import activated
-from pixelplay.model.activated import ActivatedConv2d, convolve, is_listed
+from pixelplay.model import fusion as activated
+from pixelplay.model.fusion import ActivatedConv2d, convolve, is_listed
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()]
 

@@ -21,8 +21,8 @@ from pixelplay.evaluation.conformal import HeldOut
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import BranchedBackbone, Tail
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.split_backbone import BranchedBackbone, Tail
 
 FILES = [
     "backbone.safetensors",

@@ -14,9 +14,15 @@ from torch.nn.functional import cross_entropy
 from networks import shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
-from pixelplay.model.classifier import HIDDEN, Classifier, TrainedLinear, TrainedMlp
-from pixelplay.model.head import LinearHead, feature_scale
-from pixelplay.model.tail import Tail
+from pixelplay.model.classifier import (
+    HIDDEN,
+    Classifier,
+    LinearHead,
+    TrainedLinear,
+    TrainedMlp,
+    feature_scale,
+)
+from pixelplay.model.split_backbone import Tail
 
 FloatArray = NDArray[np.float32]
 SIZE = 64

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.cores import cores_to_share, on_every_core
+from pixelplay.model.device import cores_to_share, on_every_core
 
 pytestmark = pytest.mark.usefixtures("four_threads")
 

@@ -8,9 +8,9 @@ import torch
 
 from networks import draw_backbone
 from pixelplay.model.backbone import Backbone
+from pixelplay.model.classifier import LinearHead
 from pixelplay.model.ensemble import as_member, join_members
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import BranchedBackbone, Tail
+from pixelplay.model.split_backbone import BranchedBackbone, Tail
 
 
 def _tuned(frozen: Backbone, n_front: int, factor: float) -> Backbone:

@@ -13,8 +13,15 @@ from pixelplay.data.cache import PhotographCache
 from pixelplay.data.sources import list_files
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import LoadedBackbone, load_backbone
-from pixelplay.model.features import FeatureExtractor, pick_batch_size, pick_device, pick_precision
-from pixelplay.model.reading import Loaded, PhotographFeatures, read_features, stream_features
+from pixelplay.model.device import pick_device, pick_precision
+from pixelplay.model.features import (
+    FeatureExtractor,
+    Loaded,
+    PhotographFeatures,
+    pick_batch_size,
+    read_features,
+    stream_features,
+)
 
 MakeExtractor = Callable[..., FeatureExtractor]
 
@@ -115,7 +122,7 @@ def test_the_number_of_cores_changes_no_bit(make_extractor: MakeExtractor, files
 def test_chunks_are_of_one_length_whatever_the_batch(
     batch_size: int, make_extractor: MakeExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 4)
+    monkeypatch.setattr("pixelplay.model.features.CHUNK", 4)
     pixels = np.zeros((160, 160, 3), np.uint8)
 
     def load(i: int) -> Loaded:
@@ -190,7 +197,7 @@ def test_what_is_computed_is_cached_when_interrupted(
     def interrupt(n: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pixelplay.model.reading.CHUNK", 2)
+    monkeypatch.setattr("pixelplay.model.features.CHUNK", 2)
     cache = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
     with pytest.raises(KeyboardInterrupt):
         read_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelplay.model.activated import ActivatedConv2d
 from pixelplay.model.backbone import Backbone, create_network
-from pixelplay.model.fuse import fuse_for_inference
+from pixelplay.model.fusion import ActivatedConv2d, fuse_for_inference
 
 
 def random_backbone(name: str) -> Backbone:

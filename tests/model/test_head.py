@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.model.head import LinearHead, average_heads, feature_scale
+from pixelplay.model.classifier import LinearHead, average_heads, feature_scale
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 from networks import shared_backbone
 from pixelplay.config import ComputeConfig
-from pixelplay.model import activated
+from pixelplay.model import fusion as activated
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.features import find_device
-from pixelplay.model.layers import freeze_spatial_filters
-from pixelplay.model.tail import Halves, Tail, cut_backbone
+from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.device import find_device
+from pixelplay.model.split_backbone import Halves, Tail, cut_backbone
 from pixelplay.training.shares import forward_for_training
 
 K, SIZE = 4, 64

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from networks import draw_backbone, shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, FeatureKind
-from pixelplay.model.fuse import fuse_for_inference
-from pixelplay.model.tail import BranchedBackbone, Halves, Tail, UncuttableError, cut_backbone
+from pixelplay.model.fusion import fuse_for_inference
+from pixelplay.model.split_backbone import BranchedBackbone, Halves, Tail, UncuttableError, cut_backbone
 
 SIZE = 64
 VIT_SIZE = 160  # test_vit takes no other

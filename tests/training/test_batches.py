@@ -23,8 +23,9 @@ from pixelplay.data.dataset import make_index
 from pixelplay.data.pixel_cache import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
 from pixelplay.model.backbone import Backbone, FeatureKind
-from pixelplay.model.features import Device, Normaliser
-from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.model.device import Device
+from pixelplay.model.features import Normaliser
+from pixelplay.model.split_backbone import Halves, cut_backbone
 from pixelplay.training.batches import Batch, Inputs, PixelSource, ViewSource, stream
 
 N, SIZE, MANY = 9, 32, 10**9

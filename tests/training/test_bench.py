@@ -15,9 +15,9 @@ from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import natural_offset
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.features import Device
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import cut_backbone
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.device import Device
+from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.run_log import Journal
 from pixelplay.training.bench import Bench, Workplace
 from pixelplay.training.plan import write_plan

@@ -16,8 +16,8 @@ from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.errors import DataError
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
-from pixelplay.model.layers import freeze_spatial_filters
-from pixelplay.model.tail import cut_backbone
+from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.training.checkpoint import (
     CHECKPOINT,
     State,

@@ -17,7 +17,7 @@ from jobs import plain_job
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.tail import Tail
+from pixelplay.model.split_backbone import Tail
 from pixelplay.run_log import Journal
 from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.checkpoint import Where, read_checkpoint

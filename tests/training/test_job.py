@@ -15,7 +15,7 @@ from jobs import plain_job
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MOST_DRAWS
 from pixelplay.errors import ConfigError
-from pixelplay.model.features import Device, memory_errors_explained
+from pixelplay.model.device import Device, memory_errors_explained
 from pixelplay.training.batches import Batch, Source
 from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.layers import freeze_spatial_filters
-from pixelplay.model.tail import Halves, Tail
+from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.split_backbone import Halves, Tail
 from pixelplay.training.optim import RATES_BATCH, AveragedWeights, lr_factor, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}

@@ -14,8 +14,8 @@ from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.model.features import Device
-from pixelplay.model.reading import PhotographFeatures
+from pixelplay.model.device import Device
+from pixelplay.model.features import PhotographFeatures
 from pixelplay.run_log import Journal
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.material import Material, sort_out

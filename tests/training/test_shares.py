@@ -16,8 +16,8 @@ from pixelplay.config import FinetuneConfig, Switch, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
-from pixelplay.model.features import Device
-from pixelplay.model.tail import cut_backbone
+from pixelplay.model.device import Device
+from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.run_log import Journal
 from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training

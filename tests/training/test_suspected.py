@@ -8,7 +8,7 @@ import pytest
 from pixelplay.config import Part, TrainConfig
 from pixelplay.data.dataset import make_index
 from pixelplay.data.storage import FolderStore
-from pixelplay.model.reading import PhotographFeatures
+from pixelplay.model.features import PhotographFeatures
 from pixelplay.run_log import Journal
 from pixelplay.training.findings import say_what_was_found
 from pixelplay.training.material import Material, sort_out

@@ -18,10 +18,11 @@ from pixelplay.errors import ConfigError, ImageError
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.cams import METHODS, See, add_up
 from pixelplay.inference.joint import bring_together
-from pixelplay.model.activations import StageWatch
 from pixelplay.model.bundle import Bundle
-from pixelplay.model.features import Normaliser, pick_device
-from pixelplay.model.head import LinearHead
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.device import pick_device
+from pixelplay.model.features import Normaliser
+from pixelplay.model.stage_hooks import StageWatch
 from pixelplay.text import name_some, suggest
 
 DEFAULT_METHOD: Method = "layercam"  # by benchmarks/faithfulness.py, and so are the stages

@@ -21,8 +21,8 @@ from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.evaluation.conformal import HeldOut
 from pixelplay.evaluation.decision_rule import decide
 from pixelplay.model.bundle import Bundle, read_bundle
-from pixelplay.model.features import FeatureExtractor, pick_device, pick_precision
-from pixelplay.model.reading import Loaded, stream_features
+from pixelplay.model.device import pick_device, pick_precision
+from pixelplay.model.features import FeatureExtractor, Loaded, stream_features
 from pixelplay.run_log import Journal
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes

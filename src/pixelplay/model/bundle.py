@@ -36,8 +36,8 @@ from pixelplay.model.backbone import (
     fill_network,
     stage_modules,
 )
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import BranchedBackbone, Tail
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.split_backbone import BranchedBackbone, Tail
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3

@@ -11,8 +11,8 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.model.backbone import Backbone
-from pixelplay.model.head import LinearHead, average_heads
-from pixelplay.model.tail import BranchedBackbone, Tail
+from pixelplay.model.classifier import LinearHead, average_heads
+from pixelplay.model.split_backbone import BranchedBackbone, Tail
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,94 +3,38 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 
 from pixelplay.arrays import Float32Array, UInt8Array
-from pixelplay.config import ComputeConfig, Precision, TrainConfig
-from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.transforms import Preprocessing
-from pixelplay.errors import ConfigError
-from pixelplay.model.backbone import FEATURES_VERSION, Backbone
-from pixelplay.model.fuse import fuse_for_inference
+from pixelplay.config import Precision, TrainConfig
+from pixelplay.data.audit import digest_bytes, first_of_each
+from pixelplay.data.cache import PhotographCache, default_cache_dir
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.decode import DECODE_VERSION, decode_image
+from pixelplay.data.near_duplicates.search import CLOSE_PX, CopyPair, find_copies
+from pixelplay.data.near_duplicates.thumbnails import THUMB_PX, THUMB_VERSION, make_thumb
+from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.errors import BundleError, ImageError
+from pixelplay.model.backbone import FEATURES_VERSION, Backbone, LoadedBackbone
+from pixelplay.model.device import (
+    Device,
+    memory_errors_explained,
+    on_every_core,
+    to_device,
+    too_large_to_read,
+)
+from pixelplay.model.fusion import fuse_for_inference
+from pixelplay.run_log import Journal
+from pixelplay.thread_pool import map_ahead
 
 GPU_BATCH = 32
+
+
 CPU_BATCH_PIXELS = 8 * 224**2
-
-
-def pick_device(asked: str) -> str:
-    """Resolve `auto`, and refuse a device that this machine does not have.
-
-    Raises:
-        ConfigError: the asked device is not there.
-    """
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if has[name])
-    if not has[asked]:
-        raise ConfigError(f"device {asked!r} is not available here; use --device auto")
-    return asked
-
-
-def pick_precision(asked: Precision, device: str) -> Precision:
-    """Resolve `auto`: bf16 where the device computes it natively, else fp32."""
-    if asked != "auto":
-        return asked
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device == "cpu":
-        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-    return "fp32"
-
-
-def to_device(values: torch.Tensor, device: str) -> torch.Tensor:
-    """Values on a device, in time for what comes next there; with CUDA the host goes on at once.
-
-    An Apple GPU would read them later, when their memory may be something else.
-    """
-    return values.to(device, non_blocking=device == "cuda")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Where and in which numbers a network runs.
-
-    Attributes:
-        name: "cpu", "cuda" or "mps".
-        precision: "fp32" or "bf16".
-    """
-
-    name: str
-    precision: Precision
-
-    @property
-    def is_bf16(self) -> bool:
-        """Whether convolutions and matrix products run in bf16."""
-        return self.precision == "bf16"
-
-    def autocast(self) -> torch.autocast:
-        """Context in which they run in the chosen numbers."""
-        return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
-
-    def generators(self) -> list[int]:
-        """Positions of the GPUs whose random numbers `torch.random.fork_rng` is to give back."""
-        return [torch.cuda.current_device()] if self.name == "cuda" else []
-
-
-def find_device(compute: ComputeConfig) -> Device:
-    """Resolve what `auto` is on this machine.
-
-    Raises:
-        ConfigError: the asked device is not there.
-    """
-    name = pick_device(compute.device)
-    return Device(name=name, precision=pick_precision(compute.precision, name))
 
 
 class Normaliser:
@@ -197,35 +141,6 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class TooLittleMemoryError(ConfigError):
-    """Memory does not suffice for the smallest batches, or for those that were asked for."""
-
-
-def too_large_to_read(device: str, batch_size: int) -> TooLittleMemoryError:
-    """The error of a network that only looks, and what to lower."""
-    return TooLittleMemoryError(
-        f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
-    )
-
-
-@contextmanager
-def memory_errors_explained(explained: TooLittleMemoryError) -> Iterator[None]:
-    """Raise where memory runs out what says what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise explained from None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: CUDA has an error of its own, a CPU and MPS say it in words."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or any(said in str(error) for said in words)
-
-
 def make_extractor(
     backbone: Backbone, preprocessing: Preprocessing, config: TrainConfig, device: Device
 ) -> FeatureExtractor:
@@ -248,3 +163,244 @@ def _with_bf16_weights(backbone: Backbone) -> Backbone:
             for values in layer.parameters(recurse=False):
                 values.data = values.data.bfloat16().float()
     return rounded
+
+
+CHUNK = 64  # photographs that are passed on together: what comes after works on many as fast as on few
+
+
+NO_THUMB = np.zeros((THUMB_PX, THUMB_PX), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """One photograph as it leaves the loader: prepared pixels, cached features, or an error.
+
+    Beside them lies a thumb, where one is asked for and the cache has none.
+    """
+
+    digest: bytes = b""
+    pixels: UInt8Array | None = None
+    thumb: UInt8Array | None = None
+    error: ImageError | None = None
+
+
+def stream_features(
+    extractor: FeatureExtractor,
+    load: Callable[[int], Loaded],
+    n: int,
+    *,
+    cache: PhotographCache | None = None,
+    num_workers: int | None = None,
+) -> Iterator[tuple[list[Loaded], Float32Array]]:
+    """Yield photographs in order with their features, in chunks of CHUNK; the last may be smaller.
+
+    Args:
+        load: gives photograph i; it runs in threads. One without pixels or error is in the cache.
+        n: number of photographs.
+
+    Yields:
+        Photographs of the chunk and their features (chunk, D); the row of an error is NaN.
+    """
+    n_at_once = torch.get_num_threads() if extractor.device == "cpu" else 1  # batches under way
+    ahead = max(CHUNK, 2 * extractor.batch_size * n_at_once)
+    photographs = map_ahead(load, range(n), num_workers=num_workers, ahead=ahead)
+
+    def extract(chunk: list[Loaded]) -> tuple[list[Loaded], Float32Array]:
+        pixels = [loaded.pixels for loaded in chunk if loaded.pixels is not None]
+        none = np.empty((0, extractor.n_features), np.float32)
+        return chunk, extractor(np.stack(pixels)) if pixels else none
+
+    ready: list[Loaded] = []
+    features: list[Float32Array] = []
+    batches = _gather(photographs, extractor.batch_size)
+    for batch, fresh in on_every_core(extract, batches, extractor.device):
+        ready += batch
+        features.append(_put_in_order(batch, fresh, cache))
+        while len(ready) >= CHUNK:  # of one length, so that streams of several models keep step
+            rows = np.concatenate(features)
+            yield ready[:CHUNK], rows[:CHUNK]
+            ready, features = ready[CHUNK:], [rows[CHUNK:]]
+    if ready:
+        yield ready, np.concatenate(features)
+
+
+def _gather(photographs: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
+    """Gather photographs in order until as many as make a batch have pixels."""
+    waiting: list[Loaded] = []
+    n_pixels = 0
+    for loaded in photographs:
+        waiting.append(loaded)
+        n_pixels += loaded.pixels is not None
+        if n_pixels == batch_size or len(waiting) >= 1024:
+            yield waiting
+            waiting, n_pixels = [], 0
+    if waiting:
+        yield waiting
+
+
+def _put_in_order(
+    chunk: Sequence[Loaded], fresh: Float32Array, cache: PhotographCache | None
+) -> Float32Array:
+    """Features (chunk, D), those of pixels fresh and others from the cache; NaN in the row of an error."""
+    if not np.isfinite(fresh).all():
+        raise BundleError(
+            "the network gives features that are not finite; its weights are damaged, "
+            "or it needs --precision fp32"
+        )
+    features = np.full((len(chunk), fresh.shape[1]), np.nan, np.float32)
+    features[[loaded.pixels is not None for loaded in chunk]] = fresh
+    for row, loaded in zip(features, chunk, strict=True):
+        if cache is not None and loaded.error is None:
+            if loaded.pixels is None:
+                row[:] = cache.get(loaded.digest)
+            else:
+                cache.add(loaded.digest, row)
+    return features
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotographFeatures:
+    """What reading N photographs once has given.
+
+    Attributes:
+        values: (N, D) float32; NaN where a photograph could not be used.
+        digests: (N,) content of each file in 16 bytes; b"" where it could not be read.
+        errors: position → why a photograph could not be used.
+        thumbs: (N, S, S) small grey pictures, black where a photograph could not be used; None where they
+            were not asked for.
+    """
+
+    values: Float32Array
+    digests: list[bytes]
+    errors: dict[int, ImageError]
+    thumbs: UInt8Array | None = None
+
+
+def read_photographs(
+    index: ImageIndex, loaded: LoadedBackbone, config: TrainConfig, device: Device, journal: Journal
+) -> PhotographFeatures:
+    """See every photograph once with the backbone as it came; what was seen before comes from the cache."""
+    extractor = make_extractor(loaded.backbone, loaded.preprocessing, config, device)
+    folder, max_bytes = config.cache_dir or default_cache_dir(), int(config.cache_gb * 1e9)
+    cache = PhotographCache(folder, "features", extractor.cache_key(loaded.weights_id), max_bytes=max_bytes)
+    thumb_cache = None
+    if config.near_duplicates:
+        key = f"{DECODE_VERSION}-{THUMB_VERSION}-{loaded.preprocessing.input_size}"
+        thumb_cache = PhotographCache(folder, "thumbs", key, max_bytes=max_bytes)
+    with journal.progress("reading", len(index)) as bar:
+        photographs = read_features(
+            index,
+            extractor,
+            cache,
+            thumb_cache=thumb_cache,
+            num_workers=config.compute.num_workers,
+            on_progress=bar.update,
+        )
+    for what, each in (("features", cache), ("thumbs", thumb_cache)):
+        if each is not None and each.failure:
+            journal.note(f"{what} cannot be kept in the cache: {each.failure}")
+    return photographs
+
+
+def read_features(
+    index: ImageIndex,
+    extractor: FeatureExtractor,
+    cache: PhotographCache,
+    *,
+    thumb_cache: PhotographCache | None = None,
+    num_workers: int | None = None,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> PhotographFeatures:
+    """Read, decode and extract every photograph once, in index order; known ones come from the cache.
+
+    Args:
+        thumb_cache: of thumbs; None: none are made.
+    """
+
+    def load(i: int) -> Loaded:
+        return _load(index, i, extractor.preprocessing, cache, thumb_cache)
+
+    values = np.empty((len(index), extractor.n_features), np.float32)
+    digests: list[bytes] = []
+    errors: dict[int, ImageError] = {}
+    thumbs: list[UInt8Array] = []
+    try:
+        stream = stream_features(extractor, load, len(index), cache=cache, num_workers=num_workers)
+        for chunk, features in stream:
+            start = len(digests)
+            values[start : start + len(chunk)] = features
+            errors |= {start + i: seen.error for i, seen in enumerate(chunk) if seen.error is not None}
+            digests += [seen.digest for seen in chunk]
+            if thumb_cache is not None:
+                thumbs += [_keep_thumb(seen, thumb_cache) for seen in chunk]
+            on_progress(len(chunk))
+    finally:
+        for each in (cache, thumb_cache):  # also when interrupted: what is computed is kept
+            if each is not None:
+                each.flush()
+    all_thumbs = None if thumb_cache is None else np.stack([NO_THUMB, *thumbs])[1:]
+    return PhotographFeatures(values=values, digests=digests, errors=errors, thumbs=all_thumbs)
+
+
+def _load(
+    index: ImageIndex,
+    i: int,
+    preprocessing: Preprocessing,
+    cache: PhotographCache,
+    thumb_cache: PhotographCache | None,
+) -> Loaded:
+    """Read a photograph, and decode it unless the caches know all that is wanted of it."""
+    path, digest = index.paths[i], b""
+    try:
+        data = index.store.read(path)
+        digest = digest_bytes(data)
+        has_features, has_thumb = digest in cache, thumb_cache is None or digest in thumb_cache
+        if has_features and has_thumb:
+            return Loaded(digest=digest)
+        pixels = decode_image(data, path=path, target_px=preprocessing.input_size)
+        return Loaded(
+            digest=digest,
+            pixels=None if has_features else eval_view(pixels, preprocessing),
+            thumb=None if has_thumb else make_thumb(pixels),
+        )
+    except ImageError as error:
+        return Loaded(digest=digest, error=error.detached())
+
+
+def _keep_thumb(seen: Loaded, thumb_cache: PhotographCache) -> UInt8Array:
+    """The thumb of a photograph, from now on in the cache."""
+    if seen.error is not None:
+        return NO_THUMB
+    if seen.thumb is None:
+        return thumb_cache.get(seen.digest)
+    thumb_cache.add(seen.digest, seen.thumb)
+    return seen.thumb
+
+
+def look_for_copies(
+    index: ImageIndex,
+    photographs: PhotographFeatures,
+    num_workers: int | None,
+    journal: Journal,
+    *,
+    hflip: bool = True,
+) -> list[CopyPair]:
+    """Find near copies among photographs of which thumbs were made.
+
+    Args:
+        hflip: a mirror image means the same, and so is a copy.
+
+    Returns:
+        Pairs of positions in the index, of one photograph of each digest.
+    """
+    assert photographs.thumbs is not None
+    rows = first_of_each(photographs.digests)
+    rows = rows[~np.isin(rows, list(photographs.errors))]
+
+    def read(k: int) -> UInt8Array:
+        path = index.paths[rows[k]]
+        return decode_image(index.store.read(path), path=path, target_px=CLOSE_PX)
+
+    thumbs, features = photographs.thumbs[rows], photographs.values[rows]
+    found = find_copies(thumbs, read, features, has_mirrored=hflip, num_workers=num_workers, journal=journal)
+    return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

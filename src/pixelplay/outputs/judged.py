@@ -14,8 +14,8 @@ from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle
-from pixelplay.model.features import Device
-from pixelplay.model.head import LinearHead
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.device import Device
 from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was_learned
 from pixelplay.outputs.table import write_predictions
 from pixelplay.run_log import Journal

@@ -25,9 +25,15 @@ from pixelplay.data.cache import PhotographCache
 from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.pixel_cache import PixelStore
 from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.model.cores import on_every_core
-from pixelplay.model.features import Device, Normaliser, memory_errors_explained, to_device, too_large_to_read
-from pixelplay.model.tail import Halves
+from pixelplay.model.device import (
+    Device,
+    memory_errors_explained,
+    on_every_core,
+    to_device,
+    too_large_to_read,
+)
+from pixelplay.model.features import Normaliser
+from pixelplay.model.split_backbone import Halves
 from pixelplay.thread_pool import default_workers, map_ahead
 
 Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them

@@ -15,12 +15,11 @@ from pixelplay.data.pixel_cache import PixelStore
 from pixelplay.data.sampling import class_priors, epoch_length, natural_offset
 from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
-from pixelplay.model.features import Device, FeatureExtractor, make_extractor, pick_batch_size
-from pixelplay.model.head import LinearHead, feature_scale
-from pixelplay.model.layers import freeze_spatial_filters
-from pixelplay.model.reading import read_features
-from pixelplay.model.tail import Halves
+from pixelplay.model.classifier import Classifier, LinearHead, TrainedLinear, TrainedMlp, feature_scale
+from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.device import Device
+from pixelplay.model.features import FeatureExtractor, make_extractor, pick_batch_size, read_features
+from pixelplay.model.split_backbone import Halves
 from pixelplay.training.batches import PixelSource, Source, ViewSource
 from pixelplay.training.job import Job
 from pixelplay.training.losses import make_loss

@@ -12,9 +12,9 @@ from pixelplay.evaluation.decision_rule import Decision, fit_decision
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.device import Device
 from pixelplay.model.ensemble import join_members
-from pixelplay.model.features import Device
-from pixelplay.model.head import LinearHead
 from pixelplay.run_log import Journal
 from pixelplay.training.bench import Workplace
 from pixelplay.training.familiar import make_novelty

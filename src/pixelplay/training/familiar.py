@@ -6,8 +6,9 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.evaluation.novelty import MAX_REFERENCES, Novelty, choose_references, fit_novelty
 from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.features import Device, make_extractor
-from pixelplay.model.tail import BranchedBackbone
+from pixelplay.model.device import Device
+from pixelplay.model.features import make_extractor
+from pixelplay.model.split_backbone import BranchedBackbone
 from pixelplay.training.bench import read_rows, train_apart
 from pixelplay.training.material import Material
 

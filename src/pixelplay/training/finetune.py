@@ -18,7 +18,7 @@ from pixelplay.arrays import Float32Array
 from pixelplay.evaluation.calibration import nll_of
 from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
 from pixelplay.model.classifier import Classifier, TrainedMlp
-from pixelplay.model.features import memory_errors_explained, to_device
+from pixelplay.model.device import memory_errors_explained, to_device
 from pixelplay.run_log import Journal
 from pixelplay.training.batches import Batch, Inputs, stream
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint

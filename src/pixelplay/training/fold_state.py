@@ -11,9 +11,9 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.atomic import write_durably
 from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone
+from pixelplay.model.classifier import LinearHead
 from pixelplay.model.ensemble import Member
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import Tail
+from pixelplay.model.split_backbone import Tail
 from pixelplay.text import counted
 
 RESULT = "fold.safetensors"

@@ -23,7 +23,7 @@ from pixelplay.model.backbone import LoadedBackbone, stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES
 from pixelplay.model.ensemble import as_member
 from pixelplay.model.features import make_extractor
-from pixelplay.model.tail import BranchedBackbone
+from pixelplay.model.split_backbone import BranchedBackbone
 from pixelplay.run_log import Journal
 from pixelplay.text import counted
 from pixelplay.training.bench import Workplace, read_rows

@@ -14,9 +14,9 @@ from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision_rule import compare_logits, held_out_score
 from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.features import TooLittleMemoryError
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import UncuttableError
+from pixelplay.model.classifier import LinearHead
+from pixelplay.model.device import TooLittleMemoryError
+from pixelplay.model.split_backbone import UncuttableError
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
 from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart

@@ -12,7 +12,7 @@ from pixelplay.data.dataset import NO_LABEL, ImageIndex
 from pixelplay.data.relabel import Corrections, no_corrections
 from pixelplay.data.splits import Parts, check_learnable, check_two_classes, make_parts
 from pixelplay.errors import ImageError
-from pixelplay.model.reading import PhotographFeatures
+from pixelplay.model.features import PhotographFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import torch
 
 from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
-from pixelplay.model.features import is_out_of_memory
-from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.model.device import is_out_of_memory
+from pixelplay.model.split_backbone import Halves, cut_backbone
 from pixelplay.run_log import Journal
 from pixelplay.text import counted
 from pixelplay.training.batches import Batch, ViewSource, stream

@@ -4,8 +4,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.relabel import read_corrections
 from pixelplay.model.backbone import LoadedBackbone, load_backbone, pick_backbone_name
-from pixelplay.model.copies import look_for_copies
-from pixelplay.model.reading import read_photographs
+from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
 from pixelplay.training.bench import Workplace
 from pixelplay.training.findings import say_what_was_found

@@ -8,7 +8,7 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
-from pixelplay.model.head import LinearHead, feature_scale
+from pixelplay.model.classifier import LinearHead, feature_scale
 
 # Inverse regularisation strengths, weakest model first: the search stops once NLL has risen twice.
 C_GRID = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(-6, 5))

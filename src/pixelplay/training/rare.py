@@ -18,7 +18,7 @@ from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
-from pixelplay.model.head import LinearHead
+from pixelplay.model.classifier import LinearHead
 from pixelplay.training.probe import (
     FOLDS_TOLERANCE,
     SEARCH_TOLERANCE,

@@ -12,7 +12,7 @@ from pixelplay import __version__
 from pixelplay.atomic import write_durably
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.model.features import Device
+from pixelplay.model.device import Device
 from pixelplay.run_log import Journal
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.cores import cores_to_share
-from pixelplay.model.features import Device, is_out_of_memory
+from pixelplay.model.device import Device, cores_to_share, is_out_of_memory
 from pixelplay.run_log import Journal
 from pixelplay.thread_pool import Crew
 from pixelplay.training.job import Job

@@ -14,10 +14,9 @@ from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.model.backbone import Backbone, why_refused
-from pixelplay.model.classifier import Classifier, TrainedLinear
+from pixelplay.model.classifier import Classifier, LinearHead, TrainedLinear
 from pixelplay.model.ensemble import as_member, join_members
-from pixelplay.model.head import LinearHead
-from pixelplay.model.tail import Halves, cut_backbone
+from pixelplay.model.split_backbone import Halves, cut_backbone
 from pixelplay.run_log import Journal
 from pixelplay.text import counted
 from pixelplay.training.batches import Source, ViewSource

@@ -8,7 +8,7 @@ import torch
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.model.classifier import Classifier
-from pixelplay.model.cores import on_every_core
+from pixelplay.model.device import on_every_core
 from pixelplay.training.batches import Inputs, stream
 from pixelplay.training.job import Job
 

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from pixelplay.model.activated import as_computed, convolve
-from pixelplay.model.fuse import TOLERANCE, find_foldable, grow, padding_of, trace_layers
-from pixelplay.model.tail import Halves
+from pixelplay.model.fusion import (
+    TOLERANCE,
+    as_computed,
+    convolve,
+    find_foldable,
+    grow,
+    padding_of,
+    trace_layers,
+)
+from pixelplay.model.split_backbone import Halves
 
 # where rectifiers, which let nothing below 0 through, stop what is above
 _TOPS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}

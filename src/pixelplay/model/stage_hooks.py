@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, features_and_maps, stage_modules
-from pixelplay.model.tail import BranchedBackbone
+from pixelplay.model.split_backbone import BranchedBackbone
 
 Shape = tuple[int, int, int]  # C, H, W
+
+
 Layout = Callable[[Tensor, Shape], Tensor]
+
 
 TOLERANCE = 1e-3  # of the largest value: a stage's output against the map that timm makes of it
 

@@ -21,7 +21,7 @@ from pixelplay.model.backbone import (
     moments_of,
     stage_modules,
 )
-from pixelplay.model.fuse import fuse_for_inference
+from pixelplay.model.fusion import fuse_for_inference
 
 TOLERANCE = 1e-3  # of the largest feature: front and tail against the whole
 

@@ -25,7 +25,7 @@ from pixelplay.model.backbone import load_backbone
 from pixelplay.model.device import find_device
 from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
-from pixelplay.training.probe import fit_probe
+from pixelplay.training.linear_probe import fit_probe
 
 METHODS: tuple[SetMethod, ...] = ("lac", "aps")
 

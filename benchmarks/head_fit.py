@@ -20,7 +20,7 @@ from pixelplay.model.backbone import load_backbone
 from pixelplay.model.classifier import feature_scale
 from pixelplay.model.device import pick_precision
 from pixelplay.model.features import FeatureExtractor, read_features
-from pixelplay.training.probe import fit_probe
+from pixelplay.training.linear_probe import fit_probe
 
 
 def main() -> None:

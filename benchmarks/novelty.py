@@ -28,7 +28,7 @@ from pixelplay.model.classifier import feature_scale
 from pixelplay.model.device import find_device
 from pixelplay.model.features import look_for_copies, read_photographs
 from pixelplay.run_log import Journal
-from pixelplay.training.probe import fit_probe
+from pixelplay.training.linear_probe import fit_probe
 
 N_COMPONENTS, SHRINK = 512, 0.1
 FloatArray = NDArray[np.float64]

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.model.device import Device
-from pixelplay.training.batches import Source
-from pixelplay.training.job import Job
+from pixelplay.training.inputs import Source
 from pixelplay.training.losses import make_loss
 from pixelplay.training.plan import Plan
+from pixelplay.training.schedule import Job
 
 PLAN = Plan(
     depth="partial",

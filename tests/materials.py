@@ -9,7 +9,7 @@ from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.data.sources import scan_source
 from pixelplay.model.features import PhotographFeatures
-from pixelplay.training.material import Material, sort_out
+from pixelplay.training.training_data import Material, sort_out
 
 
 def sort_out_folder(root: Path, config: TrainConfig) -> Material:

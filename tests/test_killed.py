@@ -17,7 +17,7 @@ import pytest
 
 import pixelplay
 from pixelplay.cli import main
-from pixelplay.training import finetune
+from pixelplay.training import trainer as finetune
 from pixelplay.training.checkpoint import CHECKPOINT
 from tables import read_rows
 

@@ -15,8 +15,8 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.relabel import read_corrections
 from pixelplay.data.sources import scan_source
 from pixelplay.run_log import Journal
-from pixelplay.training.findings import say_what_was_found
-from pixelplay.training.material import sort_out
+from pixelplay.training.prepare import say_what_was_found
+from pixelplay.training.training_data import sort_out
 from tables import read_json, read_rows
 
 N = 48

@@ -20,8 +20,8 @@ from pixelplay.cli import main
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle
+from pixelplay.training.cpu_parallel import _Shared
 from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
-from pixelplay.training.shares import _Shared
 from tables import read_json, read_rows
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
@@ -481,7 +481,7 @@ def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_ep
         return backbone | {f"head.{key}": value for key, value in head.items()}
 
     before, deployed = weights("before", 0), weights("deployed", 2)
-    monkeypatch.setattr("pixelplay.training.tune.halfway", lambda before, after: after)
+    monkeypatch.setattr("pixelplay.training.finetune.halfway", lambda before, after: after)
     after = weights("after", 2)
     moved = [key for key, value in after.items() if not np.array_equal(value, before[key])]
     assert {"head.weight", "head.bias"} < set(moved)

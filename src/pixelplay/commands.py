@@ -311,7 +311,7 @@ def _tell_finished(
     is_json: bool,
 ) -> bool:
     """Whether there is nothing left to resume, as that very run is done; then say so."""
-    from pixelplay.outputs.run_dir import is_finished
+    from pixelplay.training.run_dir import is_finished
 
     if plan is not None:
         from pixelplay.training.plan import follow, has_followed, read_plan

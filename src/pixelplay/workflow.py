@@ -30,20 +30,26 @@ from pixelplay.outputs.judged import (
     write_judged,
 )
 from pixelplay.outputs.records import TrainReport, make_report, write_records
-from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.table import check_new_file, write_predictions
 from pixelplay.run_log import Journal
-from pixelplay.training.bench import Workplace
-from pixelplay.training.deal import check_enough
-from pixelplay.training.deploy import deploy_folds, deploy_learned, make_bundle
-from pixelplay.training.depth import check_depth
-from pixelplay.training.folds import check_repeats, learn_folds, with_left_out, without_test, without_val
-from pixelplay.training.job import fix_workspaces
-from pixelplay.training.learn import learn
+from pixelplay.training.compatibility import check_depth
+from pixelplay.training.cross_validation import (
+    check_enough,
+    check_repeats,
+    learn_folds,
+    with_left_out,
+    without_test,
+    without_val,
+)
+from pixelplay.training.finalize import deploy_folds, deploy_learned, make_bundle
+from pixelplay.training.label_cleaning import without_suspects
 from pixelplay.training.prepare import prepare_material
+from pixelplay.training.probe_or_finetune import learn
 from pixelplay.training.resume import check_settings, repeat_plan
-from pixelplay.training.suspected import without_suspects
+from pixelplay.training.run_context import Workplace
+from pixelplay.training.run_dir import new_run_dir
+from pixelplay.training.schedule import fix_workspaces
 
 
 def train(

@@ -17,7 +17,7 @@ from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.cpu_layers import freeze_spatial_filters
 from pixelplay.model.device import find_device
 from pixelplay.model.split_backbone import Halves, Tail, cut_backbone
-from pixelplay.training.shares import forward_for_training
+from pixelplay.training.cpu_parallel import forward_for_training
 
 K, SIZE = 4, 64
 NETWORKS = {  # and the last stages that are trained: more layers make more of last digits

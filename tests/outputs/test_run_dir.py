@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.outputs.run_dir import new_run_dir
 from pixelplay.training.checkpoint import CHECKPOINT
+from pixelplay.training.run_dir import new_run_dir
 
 
 def make_run(path: Path, content: str) -> None:

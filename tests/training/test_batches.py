@@ -26,7 +26,7 @@ from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.device import Device
 from pixelplay.model.features import Normaliser
 from pixelplay.model.split_backbone import Halves, cut_backbone
-from pixelplay.training.batches import Batch, Inputs, PixelSource, ViewSource, stream
+from pixelplay.training.inputs import Batch, Inputs, PixelSource, ViewSource, stream
 
 N, SIZE, MANY = 9, 32, 10**9
 PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -432,7 +432,7 @@ def test_cuts_with_maps_of_one_shape_do_not_share_a_key(tmp_path: Path) -> None:
 
 def test_another_way_to_decode_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute(make_views(tmp_path, cut(), make_pixels()))
-    monkeypatch.setattr("pixelplay.training.batches.DECODE_VERSION", 10**6)
+    monkeypatch.setattr("pixelplay.training.inputs.DECODE_VERSION", 10**6)
     store = MemoryStore()
     compute(make_views(tmp_path, cut(), make_pixels(store)))
     assert store.n_reads == dict.fromkeys(FILES, 4)

@@ -19,12 +19,13 @@ from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import Device
 from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.run_log import Journal
-from pixelplay.training.bench import Bench, Workplace
+from pixelplay.training.bench import Bench
+from pixelplay.training.finetune import _refit_job
+from pixelplay.training.imbalance import FairProbe, refit_fair_head
+from pixelplay.training.linear_probe import ProbeFit
 from pixelplay.training.plan import write_plan
-from pixelplay.training.planning import make_plan
-from pixelplay.training.probe import ProbeFit
-from pixelplay.training.rare import FairProbe, refit_fair_head
-from pixelplay.training.tune import _refit_job
+from pixelplay.training.run_context import Workplace
+from pixelplay.training.time_budget import make_plan
 
 
 def make_bench(config: TrainConfig, tmp_path: Path, tiny_weights: Path) -> Bench:

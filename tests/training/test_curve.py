@@ -12,11 +12,11 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.model.backbone import Backbone
-from pixelplay.training.curve import choose_share, measure_curve
-from pixelplay.training.learn import Learned
-from pixelplay.training.material import Material
-from pixelplay.training.probe import fit_on_some, fit_probe
-from pixelplay.training.rare import fit_fair_on_some, fit_fair_probe
+from pixelplay.training.imbalance import fit_fair_on_some, fit_fair_probe
+from pixelplay.training.learning_curve import choose_share, measure_curve
+from pixelplay.training.linear_probe import fit_on_some, fit_probe
+from pixelplay.training.probe_or_finetune import Learned
+from pixelplay.training.training_data import Material
 
 
 def test_a_share_is_taken_of_each_class_and_lies_in_a_larger_one() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pixelplay.config import RECIPES, AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.training.depth import Depth, check_depth, unused_settings
+from pixelplay.training.compatibility import Depth, check_depth, unused_settings
 
 
 @pytest.mark.parametrize(

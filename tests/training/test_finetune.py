@@ -19,12 +19,11 @@ from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.split_backbone import Tail
 from pixelplay.run_log import Journal
-from pixelplay.training.batches import Batch, Inputs
 from pixelplay.training.checkpoint import Where, read_checkpoint
-from pixelplay.training.finetune import OUT_OF_TIME, _Run, finetune
-from pixelplay.training.job import Job
+from pixelplay.training.inputs import Batch, Inputs
 from pixelplay.training.losses import make_loss
-from pixelplay.training.validation import describe_epoch
+from pixelplay.training.schedule import Job
+from pixelplay.training.trainer import OUT_OF_TIME, _Run, describe_epoch, finetune
 
 LABELS = np.arange(24) % 3  # the last four choose the epoch
 NONE = np.arange(0)  # nothing chooses: the last weights are kept

@@ -16,8 +16,8 @@ from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConf
 from pixelplay.data.sampling import MOST_DRAWS
 from pixelplay.errors import ConfigError
 from pixelplay.model.device import Device, memory_errors_explained
-from pixelplay.training.batches import Batch, Source
-from pixelplay.training.job import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
+from pixelplay.training.inputs import Batch, Source
+from pixelplay.training.schedule import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
 
 SIZES = (23, 11, 4)
 FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32

@@ -19,8 +19,8 @@ from networks import shared_backbone
 from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, Tune
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.run_log import Journal
-from pixelplay.training.learn import ENOUGH_VAL, compare_depths
-from pixelplay.training.material import Material
+from pixelplay.training.probe_or_finetune import ENOUGH_VAL, compare_depths
+from pixelplay.training.training_data import Material
 from pixelplay.workflow import train
 from tables import read_rows
 

@@ -11,7 +11,7 @@ from pixelplay.data.audit import digest_bytes
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import DataError, ImageError
 from pixelplay.model.features import PhotographFeatures
-from pixelplay.training.material import Material, sort_out
+from pixelplay.training.training_data import Material, sort_out
 
 
 def read(root: Path, config: TrainConfig | None = None, broken: frozenset[str] = frozenset()) -> Material:

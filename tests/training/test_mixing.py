@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pixelplay.config import AugmentConfig
-from pixelplay.training.mixing import mix_batch
+from pixelplay.training.mixup import mix_batch
 
 WAYS = [("mixup",), ("cutmix",), ("crop", "mixup", "cutmix")]
 

@@ -5,7 +5,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.splits import NEVER_HELD_OUT
-from pixelplay.training.probe import C_GRID, ProbeFit, fit_probe
+from pixelplay.training.linear_probe import C_GRID, ProbeFit, fit_probe
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 

@@ -15,9 +15,9 @@ from pixelplay.data.sampling import class_priors, class_weights, natural_offset
 from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.evaluation.evaluate import accuracy, balanced_accuracy, macro_f1
 from pixelplay.model.classifier import feature_scale
+from pixelplay.training.imbalance import NOTES, FairProbe, fit_fair_probe
+from pixelplay.training.linear_probe import fit_probe
 from pixelplay.training.losses import make_loss
-from pixelplay.training.probe import fit_probe
-from pixelplay.training.rare import NOTES, FairProbe, fit_fair_probe
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 METRICS: dict[Metric, Any] = {

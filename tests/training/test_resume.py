@@ -18,9 +18,9 @@ from pixelplay.model.device import Device
 from pixelplay.model.features import PhotographFeatures
 from pixelplay.run_log import Journal
 from pixelplay.training.checkpoint import CHECKPOINT
-from pixelplay.training.material import Material, sort_out
 from pixelplay.training.plan import write_plan
 from pixelplay.training.resume import check_photographs, check_settings, repeat_plan
+from pixelplay.training.training_data import Material, sort_out
 
 QUIET = Journal(quiet=True)
 CPU = Device(name="cpu", precision="bf16")

@@ -19,8 +19,8 @@ from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
 from pixelplay.model.device import Device
 from pixelplay.model.split_backbone import cut_backbone
 from pixelplay.run_log import Journal
-from pixelplay.training.batches import Batch, Inputs
-from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
+from pixelplay.training.cpu_parallel import Forward, compiled_for_training, forward_for_training
+from pixelplay.training.inputs import Batch, Inputs
 
 FP32 = Device(name="cpu", precision="fp32")
 N_CLASSES = 3

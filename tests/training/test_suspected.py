@@ -10,9 +10,9 @@ from pixelplay.data.dataset import make_index
 from pixelplay.data.storage import FolderStore
 from pixelplay.model.features import PhotographFeatures
 from pixelplay.run_log import Journal
-from pixelplay.training.findings import say_what_was_found
-from pixelplay.training.material import Material, sort_out
-from pixelplay.training.suspected import without_suspects
+from pixelplay.training.label_cleaning import without_suspects
+from pixelplay.training.prepare import say_what_was_found
+from pixelplay.training.training_data import Material, sort_out
 
 N = 90  # photographs of three classes in turn
 WRONG = (0, 10, 20, 31, 44)  # given the next class's label

@@ -34,10 +34,10 @@ from pixelplay.outputs.records import (
 )
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.run_log import Journal
-from pixelplay.training.deploy import DeployedFolds
-from pixelplay.training.fold_state import Fold
-from pixelplay.training.folds import CrossValidation
-from pixelplay.training.material import Material
+from pixelplay.training.checkpoint import Fold
+from pixelplay.training.cross_validation import CrossValidation
+from pixelplay.training.finalize import DeployedFolds
+from pixelplay.training.training_data import Material
 
 CHOOSER = "the other folds"
 

@@ -20,9 +20,9 @@ from pixelplay.outputs.compared import RunComparison, all_names, renumbered, was
 from pixelplay.outputs.table import write_predictions
 from pixelplay.run_log import Journal
 from pixelplay.text import name_some
-from pixelplay.training.familiar import see_rows
-from pixelplay.training.learn import Learned
-from pixelplay.training.material import Material
+from pixelplay.training.finalize import see_rows
+from pixelplay.training.probe_or_finetune import Learned
+from pixelplay.training.training_data import Material
 
 Ask = Callable[[IntArray], Float32Array]  # positions (n,) to logits (n, K)
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs.table import write_predictions
-from pixelplay.training.folds import CrossValidation
-from pixelplay.training.material import Material
+from pixelplay.training.cross_validation import CrossValidation
+from pixelplay.training.training_data import Material
 
 NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
 

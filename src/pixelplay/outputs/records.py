@@ -22,9 +22,9 @@ from pixelplay.outputs.judged import Judged, judge_without_copies
 from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.outputs.table import write_predictions
 from pixelplay.run_log import Journal
-from pixelplay.training.curve import measure_curve
-from pixelplay.training.learn import Learned
-from pixelplay.training.material import Material
+from pixelplay.training.learning_curve import measure_curve
+from pixelplay.training.probe_or_finetune import Learned
+from pixelplay.training.training_data import Material
 
 METRICS_VERSION = 1
 CHOOSERS = {"oof": "train+val, out of fold", "val": "val"}

@@ -11,8 +11,8 @@ from typing import IO, Any
 from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
-from pixelplay.outputs.run_dir import is_record
 from pixelplay.text import counted
+from pixelplay.training.run_dir import is_record
 
 DECIMALS = 6
 GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together

@@ -1,9 +1,8 @@
 """What planning and training are put together from: parts, views, network, job."""
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,40 +16,20 @@ from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone, LoadedBackbone
 from pixelplay.model.classifier import Classifier, LinearHead, TrainedLinear, TrainedMlp, feature_scale
 from pixelplay.model.cpu_layers import freeze_spatial_filters
-from pixelplay.model.device import Device
 from pixelplay.model.features import FeatureExtractor, make_extractor, pick_batch_size, read_features
 from pixelplay.model.split_backbone import Halves
-from pixelplay.training.batches import PixelSource, Source, ViewSource
-from pixelplay.training.job import Job
+from pixelplay.training.imbalance import FairProbe, fit_fair_probe, refit_fair_head
+from pixelplay.training.inputs import PixelSource, Source, ViewSource
 from pixelplay.training.losses import make_loss
-from pixelplay.training.material import Material
 from pixelplay.training.plan import AIM, Amount, Plan
-from pixelplay.training.rare import FairProbe, fit_fair_probe, refit_fair_head
+from pixelplay.training.run_context import Workplace
+from pixelplay.training.schedule import Job
+from pixelplay.training.training_data import Material
 
 ONE_FIT = 0.5  # of the time of a probe, whose strength is searched in folds: 0.45 to 0.55 measured
+
+
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """Where a training happens.
-
-    Attributes:
-        folder: of the run, while it is made.
-        device: where the network runs.
-        started: when the command began, on the monotonic clock.
-        plan: to be repeated; None to make one.
-    """
-
-    folder: str
-    device: Device
-    started: float
-    plan: Plan | None
-
-    @property
-    def checkpoints(self) -> str:
-        """Folder of the resumable state."""
-        return os.path.join(self.folder, "checkpoint")
 
 
 class Bench:

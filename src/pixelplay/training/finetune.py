@@ -1,337 +1,310 @@
-"""The loop: partial and full tuning, on a CPU and a GPU.
+"""From the probe to a tuned network: plan, cut, views, loop, and back into one backbone."""
 
-A step is fixed by seed, epoch, batch, what the network got wrong before the epoch and how many epochs there
-is time for; nothing else is random. So a training that was killed goes on bit by bit, and several processes
-could each take their share of every batch, if they tell each other after an epoch what they got wrong.
-"""
-
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array
-from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
-from pixelplay.model.classifier import Classifier, TrainedMlp
-from pixelplay.model.device import memory_errors_explained, to_device
+from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.config import TrainConfig
+from pixelplay.errors import ConfigError
+from pixelplay.evaluation.decision_rule import held_out_score
+from pixelplay.model.backbone import Backbone, why_refused
+from pixelplay.model.classifier import Classifier, LinearHead, TrainedLinear
+from pixelplay.model.ensemble import as_member, join_members
+from pixelplay.model.split_backbone import Halves, cut_backbone
 from pixelplay.run_log import Journal
-from pixelplay.training.batches import Batch, Inputs, stream
-from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.job import Job, numerics, too_little_memory
-from pixelplay.training.mixing import mix_batch
-from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
-from pixelplay.training.shares import Forward, compiled_for_training, forward_for_training
-from pixelplay.training.validation import best_answer, describe_epoch, predict_logits
+from pixelplay.text import counted
+from pixelplay.training.bench import Bench
+from pixelplay.training.checkpoint import copy_of, has_checkpoint, restore
+from pixelplay.training.compatibility import TunedDepth
+from pixelplay.training.inputs import Source, ViewSource
+from pixelplay.training.plan import Plan, write_plan
+from pixelplay.training.schedule import Job
+from pixelplay.training.time_budget import NoPlanError, make_plan
+from pixelplay.training.trainer import OUT_OF_TIME, finetune
 
-NAN = float("nan")
-OUT_OF_TIME = "the time budget was used up"
-CHECKPOINT_EVERY_S = 20.0
-CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
+Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
 
 
-def finetune(
-    job: Job, classifier: Classifier, checkpoints: str, journal: Journal, *, is_resumed: bool
-) -> Where:
-    """Train a classifier in place; it ends with the weights of its best epoch.
+REFIT_LR_FRAC = 0.25  # of the peak learning rates, once the validation part is learned from too
 
-    Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
-    validation part.
 
-    Args:
-        checkpoints: folder that holds the resumable state meanwhile.
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A tuned network that the validation part has chosen, and with what it can be trained further.
+
+    Attributes:
+        logits: (n, K) of the validation part, as prediction would make them.
+        history: one row for each epoch, the first of the untrained classifier.
+        best_epoch: whose weights these are.
+        is_with_probe: whether the probe answers beside it.
+        plan: what was done.
+        own: the tuned network and its own head.
+    """
+
+    logits: Float32Array
+    history: list[dict[str, float]]
+    best_epoch: int
+    is_with_probe: bool
+    plan: Plan
+    own: Answer
+    bench: Bench
+    halves: Halves
+    classifier: Classifier
+    job: Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What is deployed.
+
+    Attributes:
+        backbone: with what was trained in its place, or beside the frozen stages.
+        head: features → natural-prior logits.
+        history: that of tuning, and the epochs after it.
+        learned_from: positions in the material.
+        refit_epochs: epochs in which the validation part was learned from; 0 where it was not.
+    """
+
+    backbone: Backbone
+    head: LinearHead
+    history: list[dict[str, float]]
+    learned_from: IntArray
+    refit_epochs: int
+
+
+def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
+    """Train the last stages, or all, starting from the probe's head; the validation part chooses.
 
     Raises:
-        ConfigError: too little memory; the message says what to lower.
+        NoPlanError: the time budget or the disk has no room for it; the message says what would fit.
+        UncuttableError: the network has no last stages that could be trained on their own.
+        ConfigError: training failed.
     """
-    with (
-        torch.random.fork_rng(devices=job.device.generators()),
-        numerics(job),
-        memory_errors_explained(too_little_memory(job.device.name, job.batch_size)),
-    ):
-        run = _Run(job, classifier, checkpoints, journal)
-        if is_resumed:
-            read_checkpoint(run.state, checkpoints)
-        run.train()
-        if (n := run.state.progress.epochs) < job.epochs:
-            part = "training" if len(job.val) else "learning from train and val together"
-            journal.note(f"{part} takes longer than was planned: {n} of {job.epochs} epochs")
-        restore(classifier, run.state.best)
-    return run.state.progress
-
-
-class _Run:
-    """A training under way."""
-
-    def __init__(self, job: Job, classifier: Classifier, checkpoints: str, journal: Journal) -> None:
-        classifier.to(job.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.job, self.classifier = job, classifier
-        self.checkpoints, self.journal = checkpoints, journal
-        classifier.zero_grad()  # a training that was stopped between two steps leaves some
-        settings = job.config.finetune
-        optimizer = make_optimizer(classifier, settings, job.photographs_a_step, lr_frac=job.lr_frac)
-        names = [name for name, value in classifier.named_parameters() if value.requires_grad]
-        averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
-        self.state = State(
-            network=classifier,
-            optimizer=optimizer,
-            averaged=averaged if settings.ema_frac else None,
-            best=copy_of(classifier),
-            progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s, epochs=job.epochs),
-            misses=torch.ones(len(job.labels)),
-            misses_before=torch.ones(len(job.labels)),
+    config, workplace = bench.config, bench.workplace
+    plan = make_plan(bench, depth, journal)
+    os.makedirs(workplace.checkpoints, exist_ok=True)
+    write_plan(plan, os.path.join(workplace.folder, "plan.json"))
+    journal.tell(_describe(plan, len(bench.train)))
+    backbone = bench.loaded.backbone
+    halves = cut_backbone(backbone, plan.n_stages, bench.loaded.preprocessing.input_size)
+    classifier = bench.classifier(halves, is_compiled=plan.is_compiled)
+    source: Source = bench.pixels
+    if plan.n_views is not None:
+        source = _prepare_views(bench, halves, plan.n_views, journal)
+    job = bench.job(source, plan)
+    if halves.front is None:
+        _check_sizes(job, backbone)
+    for note in _what_does_not_count(plan, job):
+        journal.note_for_all(note)
+    _say_what_is_decoded_anew(bench, plan, journal)
+    where = finetune(
+        job,
+        classifier,
+        workplace.checkpoints,
+        journal,
+        is_resumed=has_checkpoint(workplace.checkpoints),
+    )
+    _say_what_is_decoded_anew(bench, plan, journal)  # a disk may be full by now
+    if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
+        is_late = where.stopped.startswith(OUT_OF_TIME)
+        remedy = (
+            "start anew with --force instead of --resume, and a longer --time-budget"
+            if is_late
+            else "lower --lr and --head-lr"
         )
-        self._forward: Forward = classifier
-        self._losses: list[tuple[int, Batch, Tensor, Tensor, Tensor]] = []  # not yet looked at
-
-    def train(self) -> None:
-        """Go through what is left of the plan, until something stops it."""
-        where, n_planned = self.state.progress, self.job.epochs
-        self._plan_for(where.epochs)
-        job = self.job
-        if not where.history:
-            self.finish_epoch()
-            where.began_s = where.seconds
-        n_all = job.epochs * job.batches_per_epoch
-        with (
-            forward_for_training(self.classifier, job.device, job.batch_size) as forward,
-            self.journal.progress("training", n_all, "batches") as bar,
-        ):
-            self._forward = forward
-            if job.is_compiled:
-                self._forward = compiled_for_training(self.classifier, forward, job, self.journal)
-            bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
-            while where.epoch <= where.epochs and not where.stopped:
-                self.train_epoch(bar.update)
-                if where.stopped and not where.n_batches:
-                    break  # the weights are spoilt
-                self.finish_epoch()
-                self._keep_to_time(n_planned)
-                bar.expect(where.epochs * job.batches_per_epoch)
-                self.save()
-
-    def _keep_to_time(self, n_planned: int) -> None:
-        """Leave out epochs that there will be no time for, so that the learning rate still falls to 0.
-
-        As many come as would if each took as long as the last. Half an epoch too many does not matter where
-        the best is kept, for the rate is near 0 there; the last epochs on everything are to be whole.
-        """
-        where = self.state.progress
-        epoch_s, where.began_s = where.seconds - where.began_s, where.seconds
-        done = where.epoch - 1
-        if where.limit_s is None or where.stopped or done >= where.epochs:
-            return
-        left = (where.limit_s - where.seconds) / max(epoch_s, 1e-9)
-        n_more = round(left) if len(self.job.val) else int(left)
-        self._plan_for(min(n_planned, done + max(1, n_more)))
-
-    def _plan_for(self, epochs: int) -> None:
-        self.job, self.state.progress.epochs = replace(self.job, epochs=epochs), epochs
-        if self.state.averaged is not None:
-            self.state.averaged.look_back(self.job.config.finetune.ema_frac * self.job.n_steps)
-
-    def save(self) -> None:
-        """Write the state down; the next one knows how long that took."""
-        start = time.monotonic()
-        write_checkpoint(self.state, self.checkpoints)
-        self.state.progress.seconds += time.monotonic() - start
-
-    def train_epoch(self, on_batch: Callable[[int], object]) -> None:
-        """Go through what is left of an epoch."""
-        job, where = self.job, self.state.progress
-        epoch, start = where.epoch, time.monotonic()
-        todo = job.batches(epoch, self.state.misses_before.numpy())[where.n_batches :]
-        saved = start
-        self.classifier.train()
-        size = job.size_px(epoch - 1)
-        batches = stream(
-            todo,
-            lambda batch: job.source.train_batch(batch, job.epochs_before + epoch, size),
-            job.config.compute.num_workers,
+        raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
+    if where.stopped:
+        journal.note(
+            f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}"
         )
-        for batch, inputs in batches:
-            is_step = self._learn(batch, inputs)
-            on_batch(1)
-            now = time.monotonic()
-            is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
-            is_late = (
-                where.limit_s is not None and where.seconds + now - start > where.limit_s and not is_last
+    labels = bench.material.labels[bench.val]
+    own = _own_answer(bench, halves, classifier, job)
+    whole, head = own
+    logits = head.logits(bench.read(whole, bench.val))  # (n, K)
+    answers = job.answers(logits)
+    chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, job.priors, config.metric))
+    return Tuned(
+        logits=answers[chosen],
+        history=where.history,
+        best_epoch=where.best_epoch,
+        is_with_probe=chosen,
+        plan=plan,
+        own=own,
+        bench=bench,
+        halves=halves,
+        classifier=classifier,
+        job=job,
+    )
+
+
+def starts_at_probe(config: TrainConfig) -> bool:
+    """Whether training starts from the probe's head, and not from chance."""
+    return config.finetune.start == "probe" and config.finetune.head == "linear"
+
+
+def finish(tuned: Tuned, journal: Journal) -> Finished:
+    """Learn from the validation part too, now that it has chosen, and put together what is deployed.
+
+    As a probe is refitted on everything once folds have chosen its strength. Deployed are weights halfway
+    between those before and after. Temperature and tau stay those of the classifier before, whose logits
+    the validation part had not been learned by.
+
+    Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
+    """
+    bench, classifier = tuned.bench, tuned.classifier
+    own, history, learned_from = tuned.own, tuned.history, bench.train
+    epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
+    if epochs:
+        folder, before = os.path.join(bench.workplace.checkpoints, "refit"), copy_of(classifier)
+        job = _refit_job(bench, tuned.job, tuned.plan, epochs)
+        where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder))
+        if where.stopped:
+            journal.note(f"the validation photographs are not learned from: {where.stopped}")
+            epochs = 0
+        else:
+            epochs, learned_from = where.epochs, bench.learn
+            if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
+                restore(classifier, halfway(before, copy_of(classifier)))
+                job = replace(job, offset=(tuned.job.offset + job.offset) / 2)
+            own = _own_answer(bench, tuned.halves, classifier, job)
+            done = history[-1]
+            history = history + [
+                {**row, "epoch": done["epoch"] + row["epoch"], "step": done["step"] + row["step"]}
+                for row in where.history[1:]
+            ]
+    backbone, head = own
+    if tuned.is_with_probe:
+        probe_head = bench.refit_probe(learned_from) if epochs else bench.probe.probe.head
+        backbone, head = _beside(bench, tuned.halves, own, probe_head)
+    return Finished(
+        backbone=backbone, head=head, history=history, learned_from=learned_from, refit_epochs=epochs
+    )
+
+
+def halfway(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of two states of a network, where the second lies."""
+    return {name: torch.lerp(before[name].to(value.device), value, 0.5) for name, value in after.items()}
+
+
+def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal) -> ViewSource:
+    """Bring views of all photographs to be learned from as far as the cut.
+
+    Raises:
+        NoPlanError: neither the cache nor the run's folder takes them.
+    """
+    rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
+    for has_cache in (True, False):
+        views = bench.views(halves, n_views, has_cache=has_cache)
+        with journal.progress("preparing views", n_views * len(rows) + len(bench.val), "views") as bar:
+            failure = views.compute(
+                rows,
+                bench.val,
+                batch_size=bench.batch_size,
+                num_workers=bench.config.compute.num_workers,
+                on_progress=bar.update,
             )
-            is_to_save = is_step and now - saved > CHECKPOINT_EVERY_S
-            if job.device.name == "cpu" or is_late or is_to_save or len(self._losses) >= CHECK_EVERY:
-                self._look_at_losses()
-            if where.stopped:
-                break  # what is spoilt is neither saved nor measured
-            if is_late:
-                where.stopped = f"{OUT_OF_TIME} after step {where.step} of {job.n_steps}"
-                break
-            if is_to_save:
-                where.seconds += now - start
-                where.epoch_s += now - start
-                self.save()
-                start = saved = time.monotonic()
-        self._look_at_losses()
-        spent = time.monotonic() - start
-        where.seconds += spent
-        where.epoch_s += spent
-
-    def _learn(self, batch: Batch, inputs: Inputs) -> bool:
-        """Take one batch; returns whether the weights have moved."""
-        job, where, optimizer = self.job, self.state.progress, self.state.optimizer
-        settings = job.config.finetune
-        place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
-        torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = to_device(torch.from_numpy(job.labels[batch.rows]), job.device.name)
-        weights = to_device(torch.from_numpy(batch.weights), job.device.name)
-        is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
-        targets = is_class * weights[:, None]
-        maps, moments = inputs
-        mixing = job.config.augmenting
-        rng = np.random.default_rng(place)
-        if where.step < (1 - mixing.mix_off_frac) * job.n_steps and rng.random() < mixing.mix_prob:
-            maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
-        with job.device.autocast():
-            logits = self._forward(maps, moments)
-        loss = job.loss(logits, targets)
-        first = where.n_batches - where.n_batches % job.batches_per_step
-        n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
-        (loss / n_together).backward()  # type: ignore[no-untyped-call]
-        probs = logits.detach().float().softmax(1)  # (B, K)
-        misses = 1 - (probs * is_class).sum(1)  # (B,)
-        self._losses.append((where.step, batch, loss.detach(), misses, probs.argmax(1)))
-        where.n_batches += 1
-        if where.n_batches < first + n_together:
-            return False
-        factor = lr_factor(where.step, job.n_steps, settings.warmup_frac)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        if settings.clip_norm is not None:
-            values = [value for group in optimizer.param_groups for value in group["params"]]
-            torch.nn.utils.clip_grad_norm_(values, settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.state.averaged is not None:
-            self.state.averaged.update(where.step)
-        where.step += 1
-        return True
-
-    def _look_at_losses(self) -> None:
-        """Bring losses and predictions to the host, and stop where a loss is not finite."""
-        job, where = self.job, self.state.progress
-        for step, batch, loss, misses, pred in self._losses:
-            value = float(loss)
-            if not np.isfinite(value) and not where.stopped:
-                where.stopped = f"the loss is {value} at step {step + 1} of {job.n_steps}"
-                where.n_batches = 0  # what this epoch has made of the weights is worth nothing
-            where.loss_sum += value * len(batch.rows)
-            where.n_seen += len(batch.rows)
-            labels, weights = job.labels[batch.rows], batch.weights[None]
-            counts = count_labels(pred.cpu().numpy(), labels, job.n_classes, weights)  # each (1, K)
-            where.tally = (np.array(where.tally) + np.concatenate(counts)).tolist()
-            # numpy: of a photograph that stands twice in a batch the last one counts
-            self.state.misses.numpy()[batch.rows] = misses.cpu().nan_to_num(1.0).numpy()
-        self._losses = []
-
-    def finish_epoch(self) -> None:
-        """Measure on the validation part, keep the best weights, write the history's row.
-
-        Without a validation part the last weights are the best.
-        """
-        job, where = self.job, self.state.progress
-        start = time.monotonic()
-        job.source.flush()
-        with self._deployed():
-            logits, score = best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
-            if score < where.best_score or not len(logits):
-                where.best_score, where.best_epoch = score, where.epoch
-                for name, value in copy_of(self.classifier).items():
-                    self.state.best[name].copy_(value)
-        row = self._describe(logits, score)
-        where.history.append(row)
-        losses = [past["val_loss"] for past in where.history]
-        patience = job.config.finetune.patience
-        is_over = where.epoch == job.epochs
-        if patience is not None and not is_over and len(losses) - 1 - int(np.argmin(losses)) >= patience:
-            where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
-        self.state.misses_before.copy_(self.state.misses)
-        where.epoch, where.n_batches = where.epoch + 1, 0
-        where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
-        where.seconds += time.monotonic() - start
-        if row["epoch"] or len(logits):
-            is_lowest = where.best_epoch == row["epoch"]
-            self.journal.tell(describe_epoch(row, job.epochs, is_lowest=is_lowest))
-
-    @contextmanager
-    def _deployed(self) -> Iterator[None]:
-        """Stand in the weights that would be used: averaged ones, with the head's norms made for them."""
-        averaged = self.state.averaged
-        if averaged is None:
-            yield
-            return
-        averaged.swap()
-        norm = self.classifier.head.norm if isinstance(self.classifier.head, TrainedMlp) else None
-        kept = None if norm is None else {name: x.clone() for name, x in norm.state_dict().items()}
-        if norm is not None:
-            self._remake_norm(norm)
-        yield
-        if norm is not None and kept is not None:
-            norm.load_state_dict(kept)
-        averaged.swap()
-
-    @torch.no_grad()
-    def _remake_norm(self, norm: torch.nn.BatchNorm1d) -> None:
-        """Give a batch norm the statistics that belong to averaged weights: one pass over the epoch."""
-        momentum, norm.momentum = norm.momentum, None  # None: the plain mean over all batches
-        norm.reset_running_stats()
-        self.classifier.eval()  # no branch and no unit is left out by chance
-        norm.train()
-        epoch = max(1, self.state.progress.epoch)
-        size = self.job.size_px(epoch - 1)
-        for _, inputs in stream(
-            self.job.batches(epoch, self.state.misses_before.numpy()),
-            lambda batch: self.job.source.train_batch(batch, self.job.epochs_before + epoch, size),
-            self.job.config.compute.num_workers,
-        ):
-            with self.job.device.autocast():
-                self.classifier(*inputs)
-        norm.momentum = momentum
-
-    def _describe(self, logits: Float32Array, score: float) -> dict[str, float]:
-        job, where = self.job, self.state.progress
-        labels = job.labels[job.val]
-        held_out = count_labels(logits.argmax(1), labels, job.n_classes)
-        return {
-            "epoch": where.epoch,
-            "step": where.step,
-            "lr": self._last_lr(),
-            "train_loss": where.loss_sum / where.n_seen if where.n_seen else NAN,
-            **_figures("train", Counts(*np.array(where.tally))),
-            "val_loss": nll_of(logits, labels) if len(labels) else NAN,
-            **_figures("val", held_out),
-            "val_score": score,
-            "img_per_s": where.n_seen / where.epoch_s if where.epoch_s else 0.0,
-            "seconds": where.epoch_s,
-        }
-
-    def _last_lr(self) -> float:
-        """Highest learning rate of the last step; the optimizer's own is lost when a run is killed."""
-        job, step = self.job, self.state.progress.step
-        peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
-        return peak * lr_factor(step - 1, job.n_steps, job.config.finetune.warmup_frac) if step else 0.0
+        if failure is None:
+            return views
+        views.drop()  # others need the room
+        if has_cache:
+            journal.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
+    raise NoPlanError(f"views of the photographs cannot be kept: {failure}; free some space")
 
 
-def _figures(part: str, counts: Counts) -> dict[str, float]:
-    """Label metrics of counts (K,); NaN where nothing was counted."""
-    return {f"{part}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
+def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
+    """The same training on train and val together, short and slow; nothing is left to choose by."""
+    settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
+    unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # photographs end as they are
+    return replace(
+        bench.job(job.source, plan, is_refit=True),
+        val=bench.val[:0],
+        beside=None,
+        epochs=epochs,
+        epochs_before=plan.epochs,
+        lr_frac=REFIT_LR_FRAC,
+        config=replace(bench.config, finetune=settings, augmenting=unmixed),
+    )
 
 
-def _zeros(n_classes: int) -> list[list[float]]:
-    return [[0.0] * n_classes for _ in range(3)]
+def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) -> Answer:
+    """The tuned network as a whole, and its head; with crt one that is fitted anew."""
+    backbone = copy.deepcopy(bench.loaded.backbone)
+    halves.tail.cpu().write_into(backbone)
+    backbone.eval()
+    if bench.config.imbalance == "crt":
+        return backbone, bench.refit_head(backbone, job.train)
+    return backbone, classifier.head.cpu().export().shifted(job.offset)
 
 
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:
+    """The tuned stages beside the frozen ones, under a head that averages both logits."""
+    frozen = bench.loaded.backbone
+    probe, tuned = as_member(frozen, probe_head, None), as_member(*own, halves.tail.n_front)
+    return join_members(frozen, [probe, tuned])
+
+
+def _check_sizes(job: Job, backbone: Backbone) -> None:
+    """Raise where a network takes no images of a size that training begins with.
+
+    Raises:
+        ConfigError: the size is named.
+    """
+    for size in sorted({job.size_px(epoch) for epoch in range(job.epochs)} - {job.input_size}):
+        if reason := why_refused(backbone, size):
+            raise ConfigError(
+                f"{backbone.name} takes no images of {size} px ({reason}), with which "
+                f"first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
+            )
+
+
+def _say_what_is_decoded_anew(bench: Bench, plan: Plan, journal: Journal) -> None:
+    if plan.n_views is None and (reason := bench.pixels.pixels.failure):
+        journal.note_for_all(f"every epoch decodes photographs anew: {reason}")
+
+
+def _what_does_not_count(plan: Plan, job: Job) -> Iterator[str]:
+    """Settings that turn out to say nothing, or less than they seem to, now that there is a plan."""
+    settings, augmenting = job.config.finetune, job.config.augmenting
+    if job.batches_per_step < settings.accumulate:
+        yield (
+            f"--accumulate {settings.accumulate} is {job.batches_per_step}: an epoch has no more batches, "
+            "and its end always makes a step"
+        )
+    if (asked := settings.train_batch_size or 0) > plan.batch_size:
+        yield f"--train-batch-size {asked} is {plan.batch_size}: no more photographs are learned from"
+    if plan.n_stages == 1 and settings.layer_decay not in (None, 1):
+        yield f"--layer-decay {settings.layer_decay} does not count: one stage is trained"
+    if settings.first_size_frac < 1 and {job.size_px(epoch) for epoch in range(job.epochs)} == {
+        job.input_size
+    }:
+        yield f"--first-size-frac {settings.first_size_frac} does not count: every epoch has the full size"
+    is_varied = bool(augmenting.augment) or job.config.hflip
+    n_views = plan.n_views if is_varied else 1
+    batches = job.batches(1, np.ones(len(job.labels), np.float32))
+    most = 1 + max(int(batch.times.max()) for batch in batches)
+    if n_views is not None and most > n_views:
+        remedy = "--n-views keeps more" if is_varied else "--augment varies them"
+        seen = f"in {counted(n_views, 'view')} of each"
+        yield f"rare photographs come up to {most} times an epoch, {seen}; {remedy}"
+
+
+def _describe(plan: Plan, n_train: int) -> str:
+    what = (
+        "all layers"
+        if plan.n_stages is None
+        else "the last stage"
+        if plan.n_stages == 1
+        else f"the last {plan.n_stages} stages"
+    )
+    views = "" if plan.n_views is None else f" on {counted(plan.n_views, 'view')} of each"
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items() if seconds)
+    return (
+        f"plan: train {what} with {n_train:,} photographs{views}, {counted(plan.epochs, 'epoch')}"
+        f"{f' ({took})' if took else ''}"
+    )

@@ -16,13 +16,19 @@ from pixelplay.model.device import Device
 from pixelplay.run_log import Journal
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.material import Material
 from pixelplay.training.plan import Plan, follow, read_plan
+from pixelplay.training.training_data import Material
 
 THREADS = "threads"
+
+
 SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
+
+
 # they change nothing in the weights: the cache holds what could be computed again
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
+
+
 # what a plan holds itself, or stands for
 OF_A_PLAN = frozenset(
     {"tune", "time_budget"}

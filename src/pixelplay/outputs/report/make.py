@@ -14,8 +14,8 @@ from pixelplay.outputs.report.page import is_ours, render, render_model, write_p
 from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
 from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
 from pixelplay.outputs.report.sections import Mistake
-from pixelplay.outputs.run_dir import is_record
 from pixelplay.run_log import Journal
+from pixelplay.training.run_dir import is_record
 
 REPORT = "report.html"
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers

@@ -12,8 +12,8 @@ from pixelplay.evaluation.decision_rule import fit_decision
 from pixelplay.evaluation.label_issues import find_suspects
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
-from pixelplay.training.material import Material
-from pixelplay.training.rare import fit_fair_probe
+from pixelplay.training.imbalance import fit_fair_probe
+from pixelplay.training.training_data import Material
 
 MAX_DROPPED = 0.5  # of a class in a part: where more look wrong, it is hard rather than its labels wrong
 

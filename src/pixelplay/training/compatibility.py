@@ -7,7 +7,11 @@ from pixelplay.data.augment import HEEDED_BY
 from pixelplay.errors import ConfigError
 
 TunedDepth = Literal["partial", "full"]
+
+
 Depth = Literal["probe", "partial", "full"]
+
+
 ONLY_PARTIAL, ONLY_FULL = ("n_stages", "n_views"), ("first_size_frac",)
 
 

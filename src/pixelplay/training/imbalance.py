@@ -19,7 +19,7 @@ from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imb
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
 from pixelplay.model.classifier import LinearHead
-from pixelplay.training.probe import (
+from pixelplay.training.linear_probe import (
     FOLDS_TOLERANCE,
     SEARCH_TOLERANCE,
     ProbeFit,
@@ -29,6 +29,7 @@ from pixelplay.training.probe import (
 )
 
 Candidate = Literal["none", "class_weights"]
+
 
 CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "auto": "none",  # where classes are even enough that nothing is compared
@@ -40,11 +41,17 @@ CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "class_weights": "class_weights",
     "crt": "class_weights",
 }
+
+
 SHIFT_NOTE = (
     "imbalance={} changes nothing on frozen features: it shifts logits, and probabilities that keep the "
     "data's frequencies take that back; how far decisions lean towards rare classes is for --metric to say"
 )
+
+
 SAME_NOTE = "imbalance={} on frozen features is class_weights"
+
+
 NOTES: dict[Imbalance, str] = {
     "focal": "imbalance={} needs trained layers; on frozen features the head is fitted without it",
     "balanced_softmax": SHIFT_NOTE,

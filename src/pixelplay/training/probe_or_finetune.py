@@ -19,15 +19,18 @@ from pixelplay.model.device import TooLittleMemoryError
 from pixelplay.model.split_backbone import UncuttableError
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, name_some
-from pixelplay.training.bench import Bench, Workplace, may_answer_together, train_apart
-from pixelplay.training.depth import Depth, may_focus, unused_settings
-from pixelplay.training.material import Material
+from pixelplay.training.bench import Bench, may_answer_together, train_apart
+from pixelplay.training.compatibility import Depth, may_focus, unused_settings
+from pixelplay.training.finetune import Tuned, finish, starts_at_probe, tune
+from pixelplay.training.imbalance import FairProbe, fit_fair_probe
 from pixelplay.training.plan import Plan
-from pixelplay.training.planning import NoPlanError
-from pixelplay.training.rare import FairProbe, fit_fair_probe
-from pixelplay.training.tune import Tuned, finish, starts_at_probe, tune
+from pixelplay.training.run_context import Workplace
+from pixelplay.training.time_budget import NoPlanError
+from pixelplay.training.training_data import Material
 
 CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
+
+
 ENOUGH_VAL = 30  # validation photographs, for auto to choose a depth on
 
 

@@ -14,13 +14,20 @@ from pixelplay.model.classifier import Classifier, TrainedLinear
 from pixelplay.model.device import Device, cores_to_share, is_out_of_memory
 from pixelplay.run_log import Journal
 from pixelplay.thread_pool import Crew
-from pixelplay.training.job import Job
+from pixelplay.training.schedule import Job
 
 SMALLEST_SHARE = 8  # photographs
+
+
 MAX_SHARES = 16  # each has gradients of its own until they are added
 
+
 Forward = Callable[[Tensor, Tensor], Tensor]
+
+
 Share = tuple[Tensor, Tensor]  # of maps and of moments
+
+
 Gradients = tuple[Tensor | None, ...]
 
 

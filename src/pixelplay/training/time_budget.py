@@ -16,10 +16,10 @@ from pixelplay.model.device import is_out_of_memory
 from pixelplay.model.split_backbone import Halves, cut_backbone
 from pixelplay.run_log import Journal
 from pixelplay.text import counted
-from pixelplay.training.batches import Batch, ViewSource, stream
 from pixelplay.training.bench import Bench
-from pixelplay.training.depth import TunedDepth
-from pixelplay.training.job import too_little_memory
+from pixelplay.training.compatibility import TunedDepth
+from pixelplay.training.cpu_parallel import forward_for_training
+from pixelplay.training.inputs import Batch, ViewSource, stream
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan import (
     AIM,
@@ -34,11 +34,17 @@ from pixelplay.training.plan import (
     shortest_s,
     time_per_photograph,
 )
-from pixelplay.training.shares import forward_for_training
+from pixelplay.training.schedule import too_little_memory
 
 CPU_BATCH, GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
+
+
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
+
+
 MEASURED_BATCHES = 2
+
+
 MEASURED_VIEWS = 64
 
 

@@ -9,11 +9,13 @@ from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.evaluation.comparison import newcombe
 from pixelplay.evaluation.decision_rule import Decision
 from pixelplay.evaluation.intervals import wilson
-from pixelplay.training.learn import Learned
-from pixelplay.training.material import Material
-from pixelplay.training.rare import fit_fair_on_some
+from pixelplay.training.imbalance import fit_fair_on_some
+from pixelplay.training.probe_or_finetune import Learned
+from pixelplay.training.training_data import Material
 
 SHARES = (0.25, 0.5)  # of each class; all of it is measured anyway
+
+
 MIN_LEARNED = 8  # photographs of a class: a quarter of fewer is hardly any
 
 

@@ -14,8 +14,8 @@ from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, whole_draws
 from pixelplay.model.device import Device, TooLittleMemoryError
-from pixelplay.training.batches import Batch, Source
-from pixelplay.training.depth import may_focus
+from pixelplay.training.compatibility import may_focus
+from pixelplay.training.inputs import Batch, Source
 from pixelplay.training.losses import LossFunction
 
 SIZE_STEP_PX = 32  # networks halve their maps five times

@@ -9,11 +9,16 @@ from pixelplay.config import CautionConfig, ComputeConfig, DataConfig, Method, P
 from pixelplay.data.sources import as_several, name_images, name_labelled, say_what_was_assumed, scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.evaluation.selective import check_asked, find_positive
-from pixelplay.inference.caution import Caution
 from pixelplay.inference.explain import Explainer, explain_all
-from pixelplay.inference.joint import JointPredictor
-from pixelplay.inference.predictor import Predictions, Predictor, collect_predictions, join_predictions
+from pixelplay.inference.predictor import (
+    JointPredictor,
+    Predictions,
+    Predictor,
+    collect_predictions,
+    join_predictions,
+)
 from pixelplay.inference.tally import Tally
+from pixelplay.inference.uncertainty import Caution
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.device import find_device
 from pixelplay.outputs.compared import compare_runs

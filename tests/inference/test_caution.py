@@ -13,8 +13,8 @@ from pixelplay.cli import main
 from pixelplay.config import CautionConfig
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.conformal import HeldOut, score_held_out
-from pixelplay.inference.caution import Caution
 from pixelplay.inference.predictor import Predictions
+from pixelplay.inference.uncertainty import Caution
 from tables import read_rows
 
 

@@ -17,7 +17,7 @@ from networks import draw_backbone, shared_backbone
 from pixelplay.config import ComputeConfig, Method
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import ConfigError
-from pixelplay.inference.cams import METHODS, add_up
+from pixelplay.inference.cam import METHODS, add_up
 from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.backbone import Backbone

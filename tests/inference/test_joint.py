@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from pixelplay.cli import main
 from pixelplay.errors import ConfigError
-from pixelplay.inference.joint import JointPredictor
-from pixelplay.inference.predictor import Predictor
+from pixelplay.inference.predictor import JointPredictor, Predictor
 from pixelplay.model.weights import file_sha256
 
 

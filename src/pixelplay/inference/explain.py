@@ -16,8 +16,8 @@ from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.inference.cams import METHODS, See, add_up
-from pixelplay.inference.joint import bring_together
+from pixelplay.inference.cam import METHODS, See, add_up
+from pixelplay.inference.predictor import bring_together
 from pixelplay.model.bundle import Bundle
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import pick_device
@@ -26,6 +26,8 @@ from pixelplay.model.stage_hooks import StageWatch
 from pixelplay.text import name_some, suggest
 
 DEFAULT_METHOD: Method = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
+
+
 DEFAULT_STAGES = 5
 
 

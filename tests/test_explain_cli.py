@@ -14,7 +14,7 @@ from conftest import draw_of_class
 from photographs import encode, noisy_png
 from pixelplay.cli import main
 from pixelplay.outputs.contact import CELL_PX, GAP_PX, LINE_PX, NO_PICTURE, PER_SHEET, ContactSheets
-from pixelplay.outputs.explained import file_stem
+from pixelplay.outputs.explanations import file_stem
 from pixelplay.outputs.overlay import colour
 from tables import read_rows
 

@@ -81,7 +81,7 @@ Start = Callable[..., BaseProcess]
 def start() -> Iterator[Start]:
     """Start a command in a process of its own; imports are done once, for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_killed", "pixelplay.workflow", "pixelplay.outputs.summary", "timm"])
+    context.set_forkserver_preload(["test_killed", "pixelplay.workflow", "pixelplay.outputs.console", "timm"])
     processes: list[BaseProcess] = []
     source = Path(pixelplay.__file__).parents[1]
 

@@ -18,7 +18,7 @@ from PIL import Image
 import pixelplay
 from conftest import draw_folder
 from pixelplay.cli import main
-from pixelplay.outputs.report import pictures
+from pixelplay.outputs.report import images as pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; install Debian's chromium")
@@ -78,7 +78,7 @@ def test_trouble_with_the_report_is_no_failure_of_the_run(
     def fail(*args: object) -> None:
         raise trouble
 
-    monkeypatch.setattr("pixelplay.outputs.report.make.write_page", fail)
+    monkeypatch.setattr("pixelplay.outputs.report.build.write_page", fail)
     loud = [word for word in tiny if word != "--quiet"]
     words = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe", *loud]
     assert main(words) == status

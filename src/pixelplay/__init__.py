@@ -30,8 +30,8 @@ _HOMES = {
     "explain": "pixelplay.workflow",
     "original_recipe": "pixelplay.config",
     "predict": "pixelplay.workflow",
-    "read_suspects": "pixelplay.outputs.suspects",
-    "report": "pixelplay.outputs.report.make",
+    "read_suspects": "pixelplay.outputs.label_issues",
+    "report": "pixelplay.outputs.report.build",
     "scan": "pixelplay.data.scan",
     "scan_closely": "pixelplay.model.copies",
     "train": "pixelplay.workflow",
@@ -85,8 +85,8 @@ if TYPE_CHECKING:
     )
     from pixelplay.inference.predictor import Predictions, Predictor
     from pixelplay.model.copies import scan_closely
-    from pixelplay.outputs.report.make import report
-    from pixelplay.outputs.suspects import read_suspects
+    from pixelplay.outputs.label_issues import read_suspects
+    from pixelplay.outputs.report.build import report
     from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
 
 

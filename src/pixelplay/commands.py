@@ -59,7 +59,7 @@ def scan(
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     from pixelplay.data import scan as scanning
-    from pixelplay.outputs.scanned import scan_to_json, summarise_scan
+    from pixelplay.outputs.console import scan_to_json, summarise_scan
 
     journal = Journal(quiet=quiet, is_json=json_progress)
     if near_duplicates:
@@ -109,7 +109,7 @@ def train(
     if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
         return
     from pixelplay import workflow
-    from pixelplay.outputs.summary import summarise_training
+    from pixelplay.outputs.console import summarise_training
 
     done = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
     _print_result(json, done.to_json, lambda: summarise_training(done))
@@ -152,7 +152,7 @@ def crossval(
     if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
         return
     from pixelplay import workflow
-    from pixelplay.outputs.summary import summarise_crossval
+    from pixelplay.outputs.console import summarise_crossval
 
     done = workflow.cross_validate(
         data,
@@ -206,7 +206,7 @@ def evaluate(
     if force and out is None:
         raise ConfigError("--force replaces a table, and none is written; add --out")
     from pixelplay import workflow
-    from pixelplay.outputs.summary import summarise_evaluation
+    from pixelplay.outputs.console import summarise_evaluation
 
     report = workflow.evaluate(
         run,
@@ -232,8 +232,8 @@ def suspects(run: Run, /, *, json: Flag = False) -> None:
         run: Folder of a run of train or crossval.
         json: Print JSON for programs.
     """
-    from pixelplay.outputs.summary import summarise_suspects
-    from pixelplay.outputs.suspects import read_suspects
+    from pixelplay.outputs.console import summarise_suspects
+    from pixelplay.outputs.label_issues import read_suspects
 
     report = read_suspects(run)
     _print_result(json, report.to_json, lambda: summarise_suspects(report))
@@ -260,7 +260,7 @@ def report(
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    from pixelplay.outputs.report import make
+    from pixelplay.outputs.report import build as make
 
     journal = Journal(quiet=quiet, is_json=json_progress)
     path = make.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
@@ -332,7 +332,7 @@ def _tell_finished(
 
 def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bool) -> None:
     """Make the report of a finished run; what goes wrong with it is no failure of the run."""
-    from pixelplay.outputs.report import make
+    from pixelplay.outputs.report import build as make
 
     try:
         path = make.report(run, compute=compute, journal=journal)

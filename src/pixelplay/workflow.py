@@ -17,26 +17,25 @@ from pixelplay.inference.predictor import (
     collect_predictions,
     join_predictions,
 )
-from pixelplay.inference.tally import Tally
 from pixelplay.inference.uncertainty import Caution
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.device import find_device
-from pixelplay.outputs.compared import compare_runs
-from pixelplay.outputs.crossval import CrossvalReport, make_crossval_report, write_crossval_records
-from pixelplay.outputs.explained import new_explanations_dir, write_explanations
-from pixelplay.outputs.judged import (
+from pixelplay.outputs.crossval_report import CrossvalReport, make_crossval_report, write_crossval_records
+from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
     answer_rows,
     choose_scored,
+    compare_runs,
     evaluate_predictions,
     judge_held_out,
     judge_test,
     labels_among,
     write_judged,
 )
-from pixelplay.outputs.records import TrainReport, make_report, write_records
+from pixelplay.outputs.explanations import new_explanations_dir, write_explanations
+from pixelplay.outputs.predictions_table import Tally, check_new_file, write_predictions
 from pixelplay.outputs.submission import check_submission, write_submission
-from pixelplay.outputs.table import check_new_file, write_predictions
+from pixelplay.outputs.train_report import TrainReport, make_report, write_records
 from pixelplay.run_log import Journal
 from pixelplay.training.compatibility import check_depth
 from pixelplay.training.cross_validation import (

@@ -5,7 +5,7 @@ import pytest
 
 from pixelplay.errors import DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.inference.tally import N_LABELS, Tally
+from pixelplay.outputs.predictions_table import N_LABELS, Tally
 from pixelplay.run_log import Journal
 
 CLASSES = tuple("abcdefghij")

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, draw_folder, draw_of_class
 from photographs import damaged_files, encode
 from pixelplay.config import TrainConfig
-from pixelplay.outputs.records import TrainReport
+from pixelplay.outputs.train_report import TrainReport
 from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 from tables import read_json, read_rows

@@ -19,13 +19,13 @@ from conftest import TINY, draw_folder, draw_of_class
 from photographs import encode
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.errors import BundleError, ConfigError, DataError
-from pixelplay.outputs.report import pictures as pictures_module
+from pixelplay.outputs.report import images as pictures_module
 from pixelplay.outputs.report.advice import advise
+from pixelplay.outputs.report.build import report
 from pixelplay.outputs.report.charts import HEIGHT, WIDTH, history_chart, reliability_chart, risk_chart
-from pixelplay.outputs.report.confusion import fill_cells, typical_of, worst_first
-from pixelplay.outputs.report.make import report
-from pixelplay.outputs.report.pictures import Pictures, take_turns
-from pixelplay.outputs.report.reading import Answer, read_records
+from pixelplay.outputs.report.confusion_matrix import fill_cells, typical_of, worst_first
+from pixelplay.outputs.report.images import Pictures, take_turns
+from pixelplay.outputs.report.run_records import Answer, read_records
 from pixelplay.run_log import Journal
 from pixelplay.workflow import train
 from tables import read_rows

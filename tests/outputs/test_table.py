@@ -12,8 +12,8 @@ import pytest
 from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.outputs import table as table_module
-from pixelplay.outputs.table import check_new_file, write_predictions
+from pixelplay.outputs import predictions_table as table_module
+from pixelplay.outputs.predictions_table import check_new_file, write_predictions
 
 CLASSES = ("cat", "dog")
 

@@ -10,7 +10,7 @@ from pixelplay.data.dataset import composed
 from pixelplay.data.tables import Table
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.outputs.table import csv_writer
+from pixelplay.outputs.predictions_table import csv_writer
 from pixelplay.text import counted, name_some, suggest
 
 

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixelplay.data.audit import FEW
-from pixelplay.outputs.report.reading import RunRecords
-from pixelplay.outputs.summary import TITLES
+from pixelplay.outputs.console import TITLES
+from pixelplay.outputs.report.run_records import RunRecords
 from pixelplay.text import counted, percent
 
 N_CLASSES = 3  # whose errors are named one by one
+
+
 MANY_ERRORS = 0.1  # of all, from which a class is worth a line
+
+
 FEW_ERRORS = 3  # of a class: one or two may be chance
 
 

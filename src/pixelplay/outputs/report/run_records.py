@@ -11,10 +11,14 @@ from typing import Any
 
 from pixelplay.data.tables import plain_label, plain_path
 from pixelplay.errors import BundleError
-from pixelplay.outputs.suspects import SUSPECTS, Suspect, read_suspects
+from pixelplay.outputs.label_issues import SUSPECTS, Suspect, read_suspects
 
 TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
+
+
 FIRST_REPEAT = ("", "0")
+
+
 SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 
 

@@ -1,13 +1,16 @@
-"""Records and pictures → everything that a page shows, in the order in which it does."""
+"""What a page consists of, section by section: plain values, for the template to lay out."""
 
 import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pixelplay import __version__
-from pixelplay.outputs.report.advice import advise, again
+from pixelplay.outputs.console import HEADLINES, TITLES
+from pixelplay.outputs.label_issues import Suspect
+from pixelplay.outputs.report.advice import Advice, advise, again
 from pixelplay.outputs.report.charts import (
     Chart,
     history_chart,
@@ -15,32 +18,132 @@ from pixelplay.outputs.report.charts import (
     reliability_chart,
     risk_chart,
 )
-from pixelplay.outputs.report.confusion import (
+from pixelplay.outputs.report.confusion_matrix import (
     MAX_MATRIX,
     N_IN_CELL,
     N_RIGHT,
+    Cell,
     fill_cells,
     list_confusions,
     make_matrix,
     typical_of,
     worst_first,
 )
-from pixelplay.outputs.report.pictures import Pictures, take_turns
-from pixelplay.outputs.report.reading import SETS, RunRecords
-from pixelplay.outputs.report.sections import Doubt, Labels, Made, Mistake, Mistakes, Page, Taken, Trust
-from pixelplay.outputs.summary import HEADLINES, TITLES
+from pixelplay.outputs.report.images import Pictures, take_turns
+from pixelplay.outputs.report.run_records import SETS, Answer, RunRecords
 from pixelplay.text import counted, percent
 
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """A suspect and what it stands beside: a typical photograph of either class."""
+
+    suspect: Suspect
+    like_label: str | None
+    like_proposed: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A wrong answer, with where the model looked if that is known."""
+
+    answer: Answer
+    large: str | None
+    heat: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What is taken for what: a matrix, or of many classes the commonest confusions."""
+
+    names: tuple[str, ...]
+    matrix: tuple[tuple[Cell, ...], ...] | None
+    confusions: tuple[tuple[str, str, Cell], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """The most confident wrong answers, of how many, and whose sight is drawn."""
+
+    shown: tuple[Mistake, ...]
+    n: int
+    who_explains: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Suspects to be judged, of how many; what was corrected before; and what learns from the corrections."""
+
+    doubts: tuple[Doubt, ...]
+    n: int
+    corrections: tuple[Mapping[str, Any], ...]
+    relabel: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What probabilities are worth."""
+
+    calibration: Mapping[str, Any] | None
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How the run was made, and what this page lacks."""
+
+    story: tuple[str, ...]
+    command: str | None
+    notes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the template needs, by section; texts are plain, the template makes them safe."""
+
+    title: str
+    version: str
+    source: str | None
+    root: str
+    verdict: str
+    where: str
+    figures: tuple[Mapping[str, Any], ...]
+    also: tuple[str, ...]
+    advice: tuple[Advice, ...]
+    classes: tuple[Mapping[str, Any], ...]
+    taken: Taken
+    mistakes: Mistakes
+    labels: Labels
+    trust: Trust
+    data: Mapping[str, Any]
+    made: Made
+    pictures: Pictures
+
+
 N_MISTAKES = 24
+
+
 N_SUSPECTS, N_ENLARGED = 150, 60
+
+
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
+
+
 FEW_LEARNED = 30
+
+
 PARTS = {
     "test": "the test part, which chose nothing",
     "oof": "photographs held out in turn, each answered by a classifier that had not seen it",
     "val": "the validation part, which also chose (slightly optimistic)",
 }
+
+
 HELD_OUT_IN = {"test": "from the test part", "oof": "held out in a fold", "val": "from the validation part"}
+
+
 DEPTHS = {
     "probe": "a linear classifier on the features of a frozen network",
     "partial": "the last stages of the network and the classifier on top",

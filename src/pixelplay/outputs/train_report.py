@@ -18,15 +18,17 @@ from pixelplay.evaluation.calibration import compare_reliability, uncalibrated
 from pixelplay.evaluation.decision_rule import Decision
 from pixelplay.evaluation.evaluate import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.intervals import Estimate
-from pixelplay.outputs.judged import Judged, judge_without_copies
-from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
-from pixelplay.outputs.table import write_predictions
+from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
+from pixelplay.outputs.label_issues import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
+from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import Journal
 from pixelplay.training.learning_curve import measure_curve
 from pixelplay.training.probe_or_finetune import Learned
 from pixelplay.training.training_data import Material
 
 METRICS_VERSION = 1
+
+
 CHOOSERS = {"oof": "train+val, out of fold", "val": "val"}
 
 

@@ -17,7 +17,11 @@ from pixelplay.run_log import Journal
 from pixelplay.thread_pool import map_ahead
 
 SMALL_PX, LARGE_PX = 144, 256
+
+
 QUALITY = 70
+
+
 MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
 

@@ -3,18 +3,27 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import IO, Any
 
+import numpy as np
+
 from pixelplay.data.tables import safe_label, safe_path
-from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
-from pixelplay.text import counted
+from pixelplay.run_log import Journal
+from pixelplay.text import SHOWN, counted, name_first
+from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_dir import is_record
+from pixelplay.training.training_data import Material
 
 DECIMALS = 6
+
+
 GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together
 
 
@@ -206,3 +215,127 @@ def _as_text(name: str) -> str:
     Different names stay different: of two columns with one name Parquet would keep one.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
+
+
+def write_oof(folder: str, material: Material, validation: CrossValidation) -> None:
+    """One row for each photograph and repeat, a given test part left out; the same rows as logits."""
+    from safetensors.numpy import save
+
+    index, errors = material.scanned, material.errors
+    usable = np.full(len(index), -1)  # position in the material of each photograph
+    usable[np.setdiff1d(np.arange(len(index)), list(errors))] = np.arange(len(material.index))
+    shown = np.flatnonzero(~index.in_part("test"))
+    place = np.full(len(material.index), -1)
+    place[validation.rows] = np.arange(len(validation.rows))
+    where = np.where(usable[shown] >= 0, place[usable[shown]], -1)  # row of the cross-validation, or -1
+    removed = set(material.parts.removed.tolist())
+
+    def status(i: int, pred: int) -> tuple[str, str]:
+        if (error := errors.get(i)) is not None:
+            return error.status, error.reason
+        if pred >= 0:
+            return "ok", ""
+        if usable[i] in removed:
+            return NOT_HELD_OUT, "a copy of a test photograph, not learned from"
+        return NOT_HELD_OUT, "without it, or its group, nothing would be left to learn a class from"
+
+    chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
+    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.fits, strict=True)):
+        # a row of NaN and -1 at the end is what position -1 takes
+        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
+        pred = np.append(fit.pred, -1)[where]
+        states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
+        chunks.append(
+            Predictions(
+                paths=tuple(index.paths[i] for i in shown),
+                status=tuple(state for state, _ in states),
+                errors=tuple(why for _, why in states),
+                probs=probs,
+                pred=pred,
+                classes=material.known_classes,
+                digests=(b"",) * len(shown),
+            )
+        )
+        own = np.append(folds, -1)[where]
+        columns["repeat"] += [str(repeat)] * len(shown)
+        columns["fold"] += ["" if fold < 0 else str(fold) for fold in own]
+        columns["given"] += [index.classes[k] for k in index.labels[shown]]
+        none = np.full(material.n_known, np.nan, np.float32)
+        logits.append(np.vstack([validation.logits[repeat], none])[where])
+    write_predictions(chunks, material.known_classes, os.path.join(folder, "oof.csv"), columns)
+    data = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
+    with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
+        file.write(data)
+
+
+NOVEL = 0.99  # novelty that one in a hundred of the photographs like those learned from has
+
+
+N_LABELS = 8  # that are named
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts over all predictions so far.
+
+    Attributes:
+        n: photographs.
+        n_bad: those without a prediction.
+        n_unsure: those with one that is not answered; None where nothing was asked of answers.
+        n_novel: those that are less like what was learned from than one in a hundred is; None where the
+            model cannot tell.
+        labels: decided class → photographs.
+        errors: path and reason of the first ones without a prediction.
+    """
+
+    n: int = 0
+    n_bad: int = 0
+    n_unsure: int | None = None
+    n_novel: int | None = None
+    labels: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, chunk: Predictions) -> None:
+        """Count further predictions."""
+        is_ok = chunk.pred >= 0
+        self.n += len(chunk)
+        self.n_bad += int((~is_ok).sum())
+        self.labels.update(chunk.classes[k] for k in chunk.pred[is_ok])
+        if chunk.answered is not None:
+            self.n_unsure = (self.n_unsure or 0) + int((is_ok & ~chunk.answered).sum())
+        if chunk.novelty is not None:
+            self.n_novel = (self.n_novel or 0) + int((chunk.novelty[is_ok] >= NOVEL).sum())
+        room = SHOWN - len(self.errors)
+        self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:room]]
+
+    def say_what_is_missing(self, table: str | None, journal: Journal) -> None:
+        """Note how many have no prediction, and why.
+
+        Args:
+            table: where a row of each says so; None: nowhere else.
+
+        Raises:
+            DataError: none has one.
+        """
+        if self.n_bad == self.n:
+            where = "" if table is None else f"{table} says why; "
+            raise DataError(
+                f"none of {counted(self.n, 'photograph')} can be read; {where}first: {self.errors[0]}"
+            )
+        if self.n_bad:
+            why = name_first(self.errors, self.n_bad) if table is None else "their rows say why"
+            journal.note(f"{self.n_bad} of {self.n} photographs could not be read; {why}")
+
+    def describe(self) -> str:
+        """One line for people."""
+        named = [f"{label} {n:,}" for label, n in self.labels.most_common(N_LABELS)]
+        if len(self.labels) > N_LABELS:
+            named.append(f"{len(self.labels) - N_LABELS} more classes")
+        told = [f"{counted(self.n, 'photograph')}", ", ".join(named)]
+        told += [f"{self.n_bad:,} without a prediction"] if self.n_bad else []
+        told += [f"{self.n_unsure:,} not answered"] if self.n_unsure is not None else []
+        told += [f"{self.n_novel:,} unlike what was learned from"] if self.n_novel else []
+        return "; ".join(filter(None, told))

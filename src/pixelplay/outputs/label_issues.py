@@ -14,10 +14,12 @@ from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.data.tables import plain_label, plain_path, safe_label, safe_path
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.label_issues import find_suspects
-from pixelplay.outputs.table import csv_writer
+from pixelplay.outputs.predictions_table import csv_writer
 from pixelplay.training.training_data import Material
 
 SUSPECTS = "suspects.csv"
+
+
 COLUMNS = ("path", "part", "label", "proposed", "quality", "prob_label", "prob_proposed", "reason")
 
 

@@ -16,15 +16,23 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.explain import Explanation, Look
 from pixelplay.outputs.contact import CELL_PX, ContactSheets
 from pixelplay.outputs.overlay import overlay
-from pixelplay.outputs.table import DECIMALS, csv_writer
+from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
 from pixelplay.run_log import Journal
 
 OVERLAY_PX = 640  # long side
+
+
 NAME_CHARS = 40  # of a photograph's and of a class's name in a file name
+
+
 TABLE = "explanations.csv"
+
+
 COLUMNS = (
     "path", "status", "error", "label", "probability", "explained", "explained_probability", "overlay", "map",
 )  # fmt: skip
+
+
 _OURS = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|contact(_\d+)?\.png|explanations\.csv|\.DS_Store")
 
 

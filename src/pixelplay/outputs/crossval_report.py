@@ -21,9 +21,10 @@ from pixelplay.evaluation.evaluate import (
 )
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs.judged import Judged, judge_without_copies
-from pixelplay.outputs.oof import write_oof
-from pixelplay.outputs.records import (
+from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
+from pixelplay.outputs.label_issues import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
+from pixelplay.outputs.predictions_table import write_oof
+from pixelplay.outputs.train_report import (
     METRICS_VERSION,
     chosen_by,
     describe_data,
@@ -32,7 +33,6 @@ from pixelplay.outputs.records import (
     write_history,
     write_part,
 )
-from pixelplay.outputs.suspects import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
 from pixelplay.run_log import Journal
 from pixelplay.training.checkpoint import Fold
 from pixelplay.training.cross_validation import CrossValidation

@@ -7,17 +7,17 @@ from pixelplay.errors import BundleError, ConfigError, DataError, ImageError, Pi
 from pixelplay.inference.explain import Explainer
 from pixelplay.model.bundle import find_bundle, read_bundle
 from pixelplay.outputs.overlay import overlay
-from pixelplay.outputs.report.confusion import worst_first
-from pixelplay.outputs.report.content import N_ENLARGED, N_MISTAKES, make_page, plan_pictures
-from pixelplay.outputs.report.model_page import make_model_page
-from pixelplay.outputs.report.page import is_ours, render, render_model, write_page
-from pixelplay.outputs.report.pictures import LARGE_PX, Pictures, encode, find_source
-from pixelplay.outputs.report.reading import Answer, RunRecords, has_records, read_records
-from pixelplay.outputs.report.sections import Mistake
+from pixelplay.outputs.report.confusion_matrix import worst_first
+from pixelplay.outputs.report.contents import N_ENLARGED, N_MISTAKES, Mistake, make_page, plan_pictures
+from pixelplay.outputs.report.images import LARGE_PX, Pictures, encode, find_source
+from pixelplay.outputs.report.page import is_ours, make_model_page, render, render_model, write_page
+from pixelplay.outputs.report.run_records import Answer, RunRecords, has_records, read_records
 from pixelplay.run_log import Journal
 from pixelplay.training.run_dir import is_record
 
 REPORT = "report.html"
+
+
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
 
 

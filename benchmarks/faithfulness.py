@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
+from pixelplay.api import train
 from pixelplay.config import ComputeConfig, Method, TrainConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.transforms import eval_view
@@ -46,7 +47,6 @@ from pixelplay.model.bundle import Bundle, read_bundle
 from pixelplay.model.device import find_device
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import Journal
-from pixelplay.workflow import train
 
 SIZE, SHARE, MIN_OFF = (512, 384), 0.4, 0.2  # px; of each side; off the centre, of each side
 N_STEPS = 8

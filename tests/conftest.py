@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from photographs import encode
+from images import encode
 from pixelplay.config import TrainConfig
 
 TINY = "test_convnext"  # timm's own network for tests, 0.2 M weights, 160 px
@@ -143,8 +143,8 @@ def tiny_run(
     drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Read-only: a finished run of `train` on the drawn photographs."""
+    from pixelplay.api import train
     from pixelplay.run_log import Journal
-    from pixelplay.workflow import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
     train(drawn_photographs, run, tiny_probe, journal=Journal(quiet=True))

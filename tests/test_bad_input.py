@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, draw_folder, draw_of_class
-from photographs import encode
-from pixelplay.cli import main
+from images import encode
+from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
 from pixelplay.model.device import find_device
 from pixelplay.run_log import Journal

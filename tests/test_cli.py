@@ -27,8 +27,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder, draw_of_class
-from photographs import altered, draw, encode, scene
-from pixelplay.cli import main
+from images import altered, draw, encode, scene
+from pixelplay.cli.main import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.model.backbone import Backbone
 from pixelplay.run_log import Journal
@@ -202,7 +202,7 @@ def test_scan_finds_altered_copies_when_asked(shell: Shell) -> None:
         ]
     shown = shell("scan", "photos", "--near-duplicates", "--quiet").out
     assert "near duplicates: 1\n  a/0.png = b/again.jpg" in shown
-    refused = shell("scan", "photos", "--near-duplicates", "--no-decode")
+    refused = shell("scan", "photos", "--near-duplicates", "--names-only")
     assert (refused.status, refused.err.count("\n")) == (1, 1)
     assert "altered copies show in pixels only" in refused.err
 
@@ -237,7 +237,7 @@ def test_scan_names_expected_classes_with_few_photographs(drawn_classes: Path, s
 
 
 def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
-    found = shell("scan", flawed, "--no-decode", "--json", "--quiet").json
+    found = shell("scan", flawed, "--names-only", "--json", "--quiet").json
     assert [len(found[name]) for name in ("duplicates", "conflicts", "leaks", "unreadable")] == [3, 1, 1, 1]
     assert found["formats"] == {}
 
@@ -966,7 +966,7 @@ def test_only_a_training_is_said_to_go_on(
     def interrupt(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pixelplay.cli._run_command", interrupt)
+    monkeypatch.setattr("pixelplay.cli.main._run_command", interrupt)
     assert main([command]) == 130
     assert ("--resume" in capsys.readouterr().err) == (command == "train")
 

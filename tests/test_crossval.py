@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.evaluation.calibration import fit_temperature, natural_probs, nll_of
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle

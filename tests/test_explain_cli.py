@@ -11,8 +11,8 @@ from PIL import Image
 
 import pixelplay
 from conftest import draw_of_class
-from photographs import encode, noisy_png
-from pixelplay.cli import main
+from images import encode, noisy_png
+from pixelplay.cli.main import main
 from pixelplay.outputs.contact import CELL_PX, GAP_PX, LINE_PX, NO_PICTURE, PER_SHEET, ContactSheets
 from pixelplay.outputs.explanations import file_stem
 from pixelplay.outputs.overlay import colour

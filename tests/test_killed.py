@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pixelplay
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.training import trainer as finetune
 from pixelplay.training.checkpoint import CHECKPOINT
 from tables import read_rows
@@ -81,7 +81,7 @@ Start = Callable[..., BaseProcess]
 def start() -> Iterator[Start]:
     """Start a command in a process of its own; imports are done once, for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_killed", "pixelplay.workflow", "pixelplay.outputs.console", "timm"])
+    context.set_forkserver_preload(["test_killed", "pixelplay.api", "pixelplay.outputs.console", "timm"])
     processes: list[BaseProcess] = []
     source = Path(pixelplay.__file__).parents[1]
 

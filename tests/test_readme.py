@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import draw_folder, draw_of_class
-from photographs import encode
-from pixelplay.cli import main
+from images import encode
+from pixelplay.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

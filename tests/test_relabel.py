@@ -10,7 +10,7 @@ import pytest
 import pixelplay
 from conftest import draw_folder
 from materials import featureless, sort_out_folder
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
 from pixelplay.data.relabel import read_corrections
 from pixelplay.data.sources import scan_source

@@ -17,7 +17,7 @@ from PIL import Image
 
 import pixelplay
 from conftest import draw_folder
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.outputs.report import images as pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

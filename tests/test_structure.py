@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from pixelplay.cli import main
-from pixelplay.commands import COMMANDS
+from pixelplay.cli.commands import COMMANDS
+from pixelplay.cli.main import main
 
 PACKAGE = Path(pixelplay.__file__).parent
 README = PACKAGE.parents[1] / "README.md"
@@ -38,15 +38,7 @@ SAME_STAGE = {
     "atomic": "config",
     "run_log": "config",
     "thread_pool": "config",
-    "workflow": "api",
-    "scan": "api",
-    "journal": "config",
-    "checks": "config",
-    "recipes": "config",
-    "parsing": "cli",
-    "commands": "cli",
-    "options": "cli",
-    "using": "cli",
+    "dataset_scan": "api",
     "__main__": "cli",
 }
 BANNED = {"utils", "common", "helpers", "base"}
@@ -75,7 +67,6 @@ PUBLIC = {
     "read_suspects",
     "report",
     "scan",
-    "scan_closely",
     "train",
 }
 
@@ -204,7 +195,9 @@ def test_help_lists_the_commands_with_an_example(capsys: pytest.CaptureFixture[s
     assert "pixelplay train photos --out run" in shown
 
 
-@pytest.mark.parametrize("program", ["import pixelplay", "from pixelplay.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "program", ["import pixelplay", "from pixelplay.cli.main import main; main(['--help'])"]
+)
 def test_a_light_command_loads_nothing_heavy(program: str) -> None:
     check = f"{program}; import sys; print(*(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

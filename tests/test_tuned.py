@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 import pixelplay
 from conftest import TINY, draw_folder, draw_of_class
-from photographs import encode
-from pixelplay.cli import main
+from images import encode
+from pixelplay.cli.main import main
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle

@@ -25,16 +25,15 @@ _HOMES = {
     "Predictions": "pixelplay.inference.predictor",
     "Predictor": "pixelplay.inference.predictor",
     "TrainConfig": "pixelplay.config",
-    "cross_validate": "pixelplay.workflow",
-    "evaluate": "pixelplay.workflow",
-    "explain": "pixelplay.workflow",
+    "cross_validate": "pixelplay.api",
+    "evaluate": "pixelplay.api",
+    "explain": "pixelplay.api",
     "original_recipe": "pixelplay.config",
-    "predict": "pixelplay.workflow",
+    "predict": "pixelplay.api",
     "read_suspects": "pixelplay.outputs.label_issues",
     "report": "pixelplay.outputs.report.build",
-    "scan": "pixelplay.data.scan",
-    "scan_closely": "pixelplay.model.copies",
-    "train": "pixelplay.workflow",
+    "scan": "pixelplay.dataset_scan",
+    "train": "pixelplay.api",
 }
 
 __all__ = [
@@ -60,11 +59,11 @@ __all__ = [
     "read_suspects",
     "report",
     "scan",
-    "scan_closely",
     "train",
 ]
 
 if TYPE_CHECKING:
+    from pixelplay.api import cross_validate, evaluate, explain, predict, train
     from pixelplay.config import (
         AugmentConfig,
         CautionConfig,
@@ -74,7 +73,7 @@ if TYPE_CHECKING:
         TrainConfig,
         original_recipe,
     )
-    from pixelplay.data.scan import scan
+    from pixelplay.dataset_scan import scan
     from pixelplay.errors import (
         BundleError,
         ConfigError,
@@ -84,10 +83,8 @@ if TYPE_CHECKING:
         PixelPlayError,
     )
     from pixelplay.inference.predictor import Predictions, Predictor
-    from pixelplay.model.copies import scan_closely
     from pixelplay.outputs.label_issues import read_suspects
     from pixelplay.outputs.report.build import report
-    from pixelplay.workflow import cross_validate, evaluate, explain, predict, train
 
 
 def __getattr__(name: str) -> Any:

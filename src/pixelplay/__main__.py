@@ -2,6 +2,6 @@
 
 import sys
 
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 
 sys.exit(main())

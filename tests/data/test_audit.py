@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from photographs import bomb_png, draw, encode
+from images import bomb_png, draw, encode
 from pixelplay.data.audit import (
     ClassCoverage,
     Duplicates,

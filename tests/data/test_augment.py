@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
-from photographs import draw
+from images import draw
 from pixelplay.config import AUGMENTATIONS, AugmentConfig
 from pixelplay.data.augment import WIDE_SPACE, augment_view
 from pixelplay.data.transforms import FILTERS, Preprocessing, eval_view

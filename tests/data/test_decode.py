@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from photographs import (
+from images import (
     FORMATS,
     bomb_png,
     chunk,

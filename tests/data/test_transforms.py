@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from photographs import draw
+from images import draw
 from pixelplay.data.transforms import Preprocessing, corner_views, eval_view
 
 

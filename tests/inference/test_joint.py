@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.errors import ConfigError
 from pixelplay.inference.predictor import JointPredictor, Predictor
 from pixelplay.model.weights import file_sha256

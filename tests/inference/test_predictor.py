@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, draw_folder, draw_of_class
-from photographs import FORMATS, damaged_files, encode
+from images import FORMATS, damaged_files, encode
+from pixelplay.api import train
 from pixelplay.config import ComputeConfig, DataConfig, Precision, TrainConfig
 from pixelplay.data.dataset import natural_key
 from pixelplay.data.sources import list_images
@@ -19,7 +20,6 @@ from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.model.features import CHUNK
 from pixelplay.run_log import Journal
-from pixelplay.workflow import train
 
 
 def make_predictor(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from photographs import altered, encode, scene
+from images import altered, encode, scene
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.dataset import ImageIndex
 from pixelplay.run_log import Journal
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scan(folder: Path) -> tuple[ImageIndex, Duplicates]:
-    index, audit = pixelplay.scan_closely(folder, journal=Journal(quiet=True))
+    index, audit = pixelplay.scan(folder, near_duplicates=True, journal=Journal(quiet=True))
     assert [index.paths[i] for i in audit.errors] == ["test/a/broken.jpg"]
     return index, audit.duplicates
 
@@ -54,6 +54,6 @@ def test_damaged_files_are_no_copies_of_each_other(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "good.png").write_bytes(encode(scene(i), "PNG"))
         (tmp_path / name / "broken.jpg").write_bytes(b"")
-    _, audit = pixelplay.scan_closely(tmp_path, journal=Journal(quiet=True))
+    _, audit = pixelplay.scan(tmp_path, near_duplicates=True, journal=Journal(quiet=True))
     assert len(audit.errors) == 2
     assert len(audit.duplicates.sets) == len(audit.duplicates.conflicts) == 0

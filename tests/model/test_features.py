@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from conftest import TINY, draw_of_class
-from photographs import damaged_files, encode
+from images import damaged_files, encode
 from pixelplay.config import Precision
 from pixelplay.data.cache import PhotographCache
 from pixelplay.data.sources import list_files

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, draw_folder, draw_of_class
-from photographs import encode
+from images import encode
+from pixelplay.api import train
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.errors import BundleError, ConfigError, DataError
 from pixelplay.outputs.report import images as pictures_module
@@ -27,7 +28,6 @@ from pixelplay.outputs.report.confusion_matrix import fill_cells, typical_of, wo
 from pixelplay.outputs.report.images import Pictures, take_turns
 from pixelplay.outputs.report.run_records import Answer, read_records
 from pixelplay.run_log import Journal
-from pixelplay.workflow import train
 from tables import read_rows
 
 HOSTILE = "<script>alert(1)</script>\"'&"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from conftest import draw_of_class
+from images import encode
 from jobs import PLAN
 from materials import featureless, sort_out_folder
-from photographs import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from conftest import TINY, draw_folder, draw_of_class
-from photographs import damaged_files, encode
+from images import damaged_files, encode
+from pixelplay.api import train
 from pixelplay.config import TrainConfig
 from pixelplay.outputs.train_report import TrainReport
 from pixelplay.run_log import Journal
-from pixelplay.workflow import train
 from tables import read_json, read_rows
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision")

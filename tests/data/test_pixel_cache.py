@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from photographs import draw, encode
+from images import draw, encode
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageIndex, make_index
 from pixelplay.data.decode import decode_image

@@ -13,12 +13,27 @@ from typing import Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
+from pixelplay.cli.options import (
+    CautionSection,
+    ComputeSection,
+    Data,
+    DataSection,
+    Images,
+    Run,
+    TrainSection,
+    WithRuns,
+    check_some,
+    expand_stdin,
+)
 from pixelplay.config import (
+    CautionConfig,
+    Column,
     ComputeConfig,
     DataConfig,
     File,
     Flag,
     Folder,
+    Method,
     Part,
     Recipe,
     TrainConfig,
@@ -27,10 +42,8 @@ from pixelplay.config import (
     to_json,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
-from pixelplay.options import ComputeSection, Data, DataSection, Decode, Run, TrainSection
 from pixelplay.run_log import Journal
 from pixelplay.text import counted, printable
-from pixelplay.using import explain, predict
 
 Report = Annotated[bool, arg(help="Make no RUN/report.html when it is done.", help_behavior_hint="")]
 
@@ -41,7 +54,7 @@ def scan(
     *,
     reading: DataSection = DataConfig(),  # noqa: B008 - frozen
     classes: File = None,
-    decode: Decode = True,
+    names_only: Flag = False,
     near_duplicates: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
@@ -52,26 +65,24 @@ def scan(
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         classes: File of the classes that the test side expects.
-        decode: Open every photograph; --no-decode reads names and looks for duplicates only.
+        names_only: Do not decode images; only read names and look for exact duplicates.
         near_duplicates: Find resized, cut, mirrored and otherwise altered copies too.
         json: Print JSON for programs.
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    from pixelplay.data import scan as scanning
+    from pixelplay.dataset_scan import scan as scan_dataset
     from pixelplay.outputs.console import scan_to_json, summarise_scan
 
     journal = Journal(quiet=quiet, is_json=json_progress)
-    if near_duplicates:
-        if not decode:
-            raise ConfigError(
-                "altered copies show in pixels only; leave --no-decode or --near-duplicates out"
-            )
-        from pixelplay.model.copies import scan_closely
-
-        index, audit = scan_closely(data, reading, classes=classes, journal=journal)
-    else:
-        index, audit = scanning.scan(data, reading, classes=classes, is_decoded=decode, journal=journal)
+    index, audit = scan_dataset(
+        data,
+        reading,
+        classes=classes,
+        names_only=names_only,
+        near_duplicates=near_duplicates,
+        journal=journal,
+    )
     _print_result(json, lambda: scan_to_json(index, audit), lambda: summarise_scan(index, audit))
 
 
@@ -108,7 +119,7 @@ def train(
     )  # before the heavy imports: they count against the time budget
     if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
         return
-    from pixelplay import workflow
+    from pixelplay import api as workflow
     from pixelplay.outputs.console import summarise_training
 
     done = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
@@ -151,7 +162,7 @@ def crossval(
     also = {"pixelplay": "crossval", "n_repeats": repeats, "deployed": "single" if single else "ensemble"}
     if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
         return
-    from pixelplay import workflow
+    from pixelplay import api as workflow
     from pixelplay.outputs.console import summarise_crossval
 
     done = workflow.cross_validate(
@@ -205,7 +216,7 @@ def evaluate(
     """
     if force and out is None:
         raise ConfigError("--force replaces a table, and none is written; add --out")
-    from pixelplay import workflow
+    from pixelplay import api as workflow
     from pixelplay.outputs.console import summarise_evaluation
 
     report = workflow.evaluate(
@@ -284,19 +295,6 @@ def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {counted(use.n_files, 'file')}{done}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "scan": scan,
-    "train": train,
-    "crossval": crossval,
-    "evaluate": evaluate,
-    "suspects": suspects,
-    "report": report,
-    "predict": predict,
-    "explain": explain,
-    "cache": cache,
-}
-
-
 def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
 
@@ -346,3 +344,131 @@ def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bo
         journal.tell(f"report: {path}")
     else:
         print(f"\nreport: {printable(path)}")
+
+
+def predict(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FILE")],
+    submission: File = None,
+    probability_of: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    with_runs: WithRuns = (),
+    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
+    caution: CautionSection = CautionConfig(),  # noqa: B008 - frozen
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    strict: Flag = False,
+    force: Flag = False,
+    quiet: Flag = False,
+    json_progress: Flag = False,
+) -> None:
+    """Classify photographs into a table, one row for each.
+
+    Args:
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Table to write, .csv or .parquet.
+        submission: Sample submission whose header, ids and order the output takes exactly.
+        probability_of: Class whose probability the sample's one column wants (default: labels go there).
+        path_column: Column of a table that names the photograph.
+        images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        with_runs: Other runs that answer with this one, by the mean of their probabilities; novelty is RUN's.
+        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
+        strict: Exit with status 1 if any photograph could not be read.
+        force: Replace an existing table.
+        quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+    """
+    check_some(images)
+    from pixelplay import api as workflow
+
+    tally = workflow.predict(
+        run,
+        list(expand_stdin(images)),
+        out,
+        submission=submission,
+        probability_of=probability_of,
+        path_column=path_column,
+        images_dir=images_dir,
+        is_forced=force,
+        with_runs=with_runs,
+        tta=tta,
+        caution=caution,
+        compute=compute,
+        journal=Journal(quiet=quiet, is_json=json_progress),
+    )
+    print(f"wrote {printable(out)}: {printable(tally.describe())}")
+    if tally.n_bad and strict:
+        raise PixelPlayError(
+            f"{counted(tally.n_bad, 'photograph')} could not be read, and --strict is set; "
+            f"first: {tally.errors[0]}"
+        )
+
+
+def explain(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FOLDER")],
+    label: DisallowNone[
+        Annotated[str | None, arg(name="class", metavar="CLASS", help_behavior_hint="")]
+    ] = None,
+    method: DisallowNone[Annotated[Method | None, shown()]] = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    with_runs: WithRuns = (),
+    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
+    force: Flag = False,
+    quiet: Flag = False,
+    json_progress: Flag = False,
+) -> None:
+    """Show where in photographs a classifier sees a class.
+
+    Args:
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Folder to write: overlays, raw maps, contact sheets and explanations.csv.
+        label: Class to explain (default: of each photograph the one that the model decides for).
+        method: gradcam, gradcam++, layercam (default: layercam, the most faithful measured).
+        path_column: Column of a table that names the photograph.
+        images_dir: Folder that the names in a table are looked up in (default: the table's own).
+        with_runs: Other runs that are explained with this one, as they answer together.
+        force: Replace a folder of explanations.
+        quiet: Say nothing on stderr but errors.
+        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+    """
+    check_some(images)
+    from pixelplay import api as workflow
+
+    sources = list(expand_stdin(images))
+    workflow.explain(
+        run,
+        sources,
+        out,
+        label=label,
+        method=method,
+        path_column=path_column,
+        images_dir=images_dir,
+        is_forced=force,
+        with_runs=with_runs,
+        compute=compute,
+        journal=Journal(quiet=quiet, is_json=json_progress),
+    )
+    print(f"wrote {printable(os.path.join(out, 'explanations.csv'))}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "scan": scan,
+    "train": train,
+    "crossval": crossval,
+    "evaluate": evaluate,
+    "suspects": suspects,
+    "report": report,
+    "predict": predict,
+    "explain": explain,
+    "cache": cache,
+}

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.sampling import class_priors, class_weights, natural_offset
 from pixelplay.evaluation.decision_rule import fit_decision
-from pixelplay.evaluation.evaluate import accuracy, balanced_accuracy, macro_f1
+from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
 from pixelplay.model.classifier import feature_scale
 from pixelplay.training.imbalance import NOTES, FairProbe, fit_fair_probe
 from pixelplay.training.linear_probe import fit_probe

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from conftest import draw_folder
 from materials import sort_out_folder
 from networks import shared_backbone
+from pixelplay.api import train
 from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, Tune
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.run_log import Journal
 from pixelplay.training.probe_or_finetune import ENOUGH_VAL, compare_depths
 from pixelplay.training.training_data import Material
-from pixelplay.workflow import train
 from tables import read_rows
 
 CONFIG = TrainConfig(tune="auto", val_frac=0.5)

@@ -9,7 +9,7 @@ import pytest
 
 import pixelplay
 from conftest import draw_folder
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from tables import read_rows
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from conftest import draw_folder, draw_of_class
-from photographs import damaged_files, encode
+from images import damaged_files, encode
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.sources import scan_source

@@ -12,9 +12,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from pixelplay import __version__
-from pixelplay.commands import COMMANDS
+from pixelplay.cli.commands import COMMANDS
+from pixelplay.cli.options import find_recipe, find_repeated, registry_of_settings
 from pixelplay.errors import PixelPlayError
-from pixelplay.parsing import find_recipe, find_repeated, registry_of_settings
 from pixelplay.run_log import typed
 from pixelplay.text import printable, suggest
 
@@ -24,6 +24,7 @@ DESCRIPTION = """Turn a folder of labelled photographs into an image classifier 
   pixelplay predict run new_photos --out predictions.csv
 
 pixelplay COMMAND --help explains a command, pixelplay --version says which version this is."""
+
 
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; free some space, or write to another disk"),

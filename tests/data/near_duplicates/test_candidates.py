@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from photographs import altered, scene
+from images import altered, scene
+from pixelplay.arrays import UInt8Array
 from pixelplay.data.decode import decode_image
 from pixelplay.data.near_duplicates.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
-from pixelplay.data.near_duplicates.thumbnails import Thumbs, make_thumb
+from pixelplay.data.near_duplicates.thumbnails import make_thumb
 from pixelplay.run_log import Journal
 
 
-def thumbs_with_copies(kind: str) -> Thumbs:
-    """Thumbs of 20 scenes and of altered copies of the first four."""
+def thumbs_with_copies(kind: str) -> UInt8Array:
+    """UInt8Array of 20 scenes and of altered copies of the first four."""
     copies = [decode_image(altered(scene(seed))[kind], path="copy") for seed in range(4)]
     return np.stack([make_thumb(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]])
 

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from sklearn import metrics as reference
 
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.evaluate import (
+from pixelplay.evaluation.evaluate import evaluate_probs, majority_baseline
+from pixelplay.evaluation.metrics import (
     accuracy,
     balanced_accuracy,
-    evaluate_probs,
+    count_labels,
+    expect_labels,
     expected_calibration_error,
     macro_f1,
-    majority_baseline,
+    rank,
 )
-from pixelplay.evaluation.metrics import count_labels, expect_labels, rank
 
 FIGURES = [
     "accuracy",

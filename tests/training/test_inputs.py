@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from images import draw, encode
 from networks import shared_backbone
-from photographs import draw, encode
 from pixelplay.config import AugmentConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.augment import augment_view

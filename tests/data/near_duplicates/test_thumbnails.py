@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from photographs import scene
+from images import scene
 from pixelplay.data.near_duplicates.thumbnails import (
     THUMB_PX,
     darker_half,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from photographs import altered, encode, scene
+from images import altered, encode, scene
 from pixelplay.data.decode import decode_image
 from pixelplay.data.near_duplicates.search import CopyPair, find_copies, form_sets
 from pixelplay.data.near_duplicates.thumbnails import make_thumb

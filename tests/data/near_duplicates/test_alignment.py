@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from photographs import scene
+from images import scene
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
     correlate,

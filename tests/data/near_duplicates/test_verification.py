@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from photographs import scene
+from images import scene
 from pixelplay.data.near_duplicates.thumbnails import make_thumb
 from pixelplay.data.near_duplicates.verification import (
     UPRIGHT,

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pixelplay
-from pixelplay.cli import main
+from pixelplay.cli.main import main
 from pixelplay.config import CautionConfig
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.conformal import HeldOut, score_held_out

@@ -11,7 +11,7 @@ from PIL import Image
 
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
-from photographs import encode
+from images import encode
 from pixelplay.run_log import Journal
 from tables import read_rows
 

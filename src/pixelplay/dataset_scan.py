@@ -1,0 +1,67 @@
+"""scan(): what is in a data set and what is wrong with it.
+
+It stands apart from `api.py` because it needs no network: a plain scan starts without importing PyTorch.
+"""
+
+import os
+from dataclasses import replace
+
+from pixelplay.config import DataConfig, StrPath, TrainConfig
+from pixelplay.data.audit import Audit, Duplicates, audit_images, find_duplicates
+from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.sources import say_what_was_assumed, scan_source
+from pixelplay.errors import ConfigError
+from pixelplay.run_log import Journal
+
+NEAR_DUPLICATE_BACKBONE = "lite0"  # offline, and quick enough on any machine
+
+
+def scan(
+    source: StrPath,
+    data: DataConfig | None = None,
+    *,
+    classes: str | None = None,
+    names_only: bool = False,
+    near_duplicates: bool = False,
+    journal: Journal | None = None,
+) -> tuple[ImageIndex, Audit]:
+    """Summarise labelled images and list problems; nothing is changed.
+
+    Args:
+        source: folder of class folders, table or zip archive.
+        data: how paths, labels, splits and groups are read.
+        classes: file of the classes that the test split expects.
+        names_only: open only files that may be duplicates, and decode none.
+        near_duplicates: also find resized, cropped, mirrored and otherwise altered duplicates. This runs
+            the embedded backbone on every image; the features are cached for the next scan and for training.
+
+    Returns:
+        The images, and what was found.
+
+    Raises:
+        DataError: nothing there, or no labelled image.
+        ConfigError: `names_only` with `near_duplicates`, which need pixels.
+    """
+    if names_only and near_duplicates:
+        raise ConfigError("near-duplicates need pixels; use --names-only or --near-duplicates, not both")
+    journal = journal or Journal()
+    index = say_what_was_assumed(scan_source(os.fspath(source), data, classes), journal)
+    with journal.progress("reading", len(index)) as bar:
+        audit = audit_images(index, is_decoded=not names_only, on_progress=bar.update)
+    if near_duplicates:
+        audit = replace(audit, duplicates=_find_near_duplicates(index, journal))
+    return index, audit
+
+
+def _find_near_duplicates(index: ImageIndex, journal: Journal) -> Duplicates:
+    """Find exact and near-duplicates with the features of the embedded backbone."""
+    from pixelplay.model.backbone import load_backbone
+    from pixelplay.model.device import find_device
+    from pixelplay.model.features import look_for_copies, read_photographs
+
+    config = TrainConfig(tune="probe", near_duplicates=True)
+    backbone = load_backbone(NEAR_DUPLICATE_BACKBONE, None, is_offline=True)
+    features = read_photographs(index, backbone, config, find_device(config.compute), journal)
+    pairs = look_for_copies(index, features, None, journal)
+    digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]
+    return find_duplicates(index, digests, [pair.members for pair in pairs])

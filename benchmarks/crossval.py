@@ -3,8 +3,8 @@
 The test part that TrashNet gives takes no part in either, and is read once by each run.
 
 Expected (two CPU cores): five folds take 1.2 to 1.5 times as long as one probe, for the backbone sees every
-photograph once in both; the table has one row for each photograph of train and val, and a figure for all of
-them but copies of test photographs.
+image once in both; the table has one row for each image of train and val, and a figure for all of
+them but copies of test images.
 
 Usage: python benchmarks/crossval.py TRASHNET [--repeats 3] [--n-folds 5]
 """
@@ -25,7 +25,7 @@ def run_once(data: str, command: str, options: list[str]) -> tuple[float, dict[s
     """Seconds of one cold command, its metrics.json, and the rows of its table."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "pixelplay", command, data, "--out", f"{folder}/run", "--quiet"]
-        words += ["--tune", "probe", "--cache-dir", f"{folder}/cache", *options]
+        words += ["--finetune", "none", "--cache-dir", f"{folder}/cache", *options]
         start = time.perf_counter()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start

@@ -38,30 +38,30 @@ class Measured:
 def measure(command: list[str], data: str, folder: Path, args: argparse.Namespace, seed: int) -> Measured:
     """Learn in a process of its own, then answer for the test part in this one."""
     run = folder / command[0]
-    line = [sys.executable, "-m", "pixelplay", *command, data, "--out", str(run), "--tune", "partial"]
+    line = [sys.executable, "-m", "pixelplay", *command, data, "--out", str(run), "--finetune", "partial"]
     line += ["--time-budget", args.time_budget, "--seed", str(seed), "--cache-dir", str(folder / "cache")]
     start = time.perf_counter()
     subprocess.run([*line, "--quiet"], check=True, stdout=subprocess.DEVNULL)
     learned_s = time.perf_counter() - start
     test = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
-    index = scan_source(data)
-    index = index.select(index.in_part("test"))
+    dataset = scan_source(data)
+    dataset = dataset.select(dataset.in_split("test"))
     predictor, times = Predictor(run), []
     for _ in range(args.repeats + 1):
         start = time.perf_counter()
-        predictor.predict(index)
+        predictor.predict(dataset)
         times.append(time.perf_counter() - start)
     return Measured(
         accuracy=test["accuracy"]["value"],
         log_loss=test["log_loss"]["value"],
         learned_s=learned_s,
-        answer_ms=1000 * statistics.median(times[1:]) / len(index),
+        answer_ms=1000 * statistics.median(times[1:]) / len(dataset),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", help="photographs with train, val and test parts")
+    parser.add_argument("data", help="images with train, val and test parts")
     parser.add_argument("--time-budget", default="5m", help="of each training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,25 +1,25 @@
 """Are explanations faithful? Deletion and insertion curves of every kind of map beside baselines.
 
-Two sets, each explained on photographs that its probe has not learned from; TrashNet's test part plays no
+Two sets, each explained on images that its probe has not learned from; TrashNet's test part plays no
 part: TrashNet's val part, whose objects lie in the middle and so flatter the centre prior; and planted
-objects, TrashNet's photographs shrunk to 40 % of each side and pasted off the centre of plain, coarse,
+objects, TrashNet's images shrunk to 40 % of each side and pasted off the centre of plain, coarse,
 striped or cloudy grounds.
 
 Deletion: pixels are blurred in order of heat, most first, and the area under the probability of the decided
-class is taken: lower is better. Insertion: they are put back into the blurred photograph: higher is better
+class is taken: lower is better. Insertion: they are put back into the blurred image: higher is better
 (Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421). Random maps are as smooth as the last stage's.
-Intervals are bootstrapped over photographs, paired. `inside` is the share of heat inside the planted object,
-which covers 16 % of the photograph; `points` how often the hottest pixel is there. `randomised` is the rank
+Intervals are bootstrapped over images, paired. `inside` is the share of heat inside the planted object,
+which covers 16 % of the image; `points` how often the hottest pixel is there. `randomised` is the rank
 correlation of the default's maps with those of the same network when the head's weights are shuffled, then
 those of the last stages too (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018,
 arXiv:1810.03292): near 0 where maps depend on what was learned.
 
-Expected (60 photographs each): the default, LayerCAM over five stages, has deletion 0.37 and insertion 0.78
+Expected (60 images each): the default, LayerCAM over five stages, has deletion 0.37 and insertion 0.78
 on TrashNet's val part, 0.18 and 0.57 on planted objects, better than both baselines by at least 0.1 with
 intervals clear of zero; its hottest pixel is inside the planted object 98 times in 100; correlations with
 randomised networks are below 0.2.
 
-Usage: python benchmarks/faithfulness.py TRASHNET [--photographs 60]
+Usage: python benchmarks/faithfulness.py TRASHNET [--images 60]
 """
 
 import argparse
@@ -38,19 +38,19 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pixelplay.api import train
-from pixelplay.config import ComputeConfig, Method, TrainConfig
+from pixelplay.config import CamName, ComputeConfig, TrainConfig
 from pixelplay.data.decode import decode_image
-from pixelplay.data.transforms import eval_view
+from pixelplay.data.transforms import eval_transform
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.inference.explain import DEFAULT_METHOD, DEFAULT_STAGES, Explainer
-from pixelplay.model.bundle import Bundle, read_bundle
+from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import find_device
 from pixelplay.model.features import FeatureExtractor
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
 SIZE, SHARE, MIN_OFF = (512, 384), 0.4, 0.2  # px; of each side; off the centre, of each side
 N_STEPS = 8
-N_PER_CLASS = 110  # planted photographs to learn from
+N_PER_CLASS = 110  # planted images to learn from
 STAGES = (1, 3, 5)
 DEFAULT = f"{DEFAULT_METHOD}, {DEFAULT_STAGES}"
 BASELINES = ("random", "centre prior")
@@ -60,7 +60,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class Photograph:
+class Image:
     pixels: Pixels  # (S, S, 3) as the network sees it
     inside: NDArray[np.bool_] | None  # (S, S) where the planted object is
 
@@ -91,7 +91,7 @@ def draw_ground(rng: np.random.Generator) -> Pixels:
 
 
 def plant(path: Path, rng: np.random.Generator) -> tuple[Pixels, Box]:
-    """Paste a photograph, shrunk, off the centre of a ground."""
+    """Paste an image, shrunk, off the centre of a ground."""
     size = round(SIZE[0] * SHARE), round(SIZE[1] * SHARE)
     off = np.zeros(2)
     while np.abs(off).max() < MIN_OFF:
@@ -106,7 +106,7 @@ def plant(path: Path, rng: np.random.Generator) -> tuple[Pixels, Box]:
 
 
 def plant_folder(source: Path, out: Path, seed: int) -> None:
-    """Make a labelled folder of planted photographs."""
+    """Make a labelled folder of planted images."""
     rng = np.random.default_rng(seed)
     for folder in sorted(source.iterdir()):
         (out / folder.name).mkdir(parents=True)
@@ -115,27 +115,27 @@ def plant_folder(source: Path, out: Path, seed: int) -> None:
 
 
 def choose(source: Path, n: int, seed: int) -> list[Path]:
-    """Photographs of a folder of class folders, as many of each class as can be."""
+    """Images of a folder of class folders, as many of each class as can be."""
     rng = np.random.default_rng(seed)
     folders = [rng.permutation(sorted(folder.iterdir())) for folder in sorted(source.iterdir())]
     return [paths[i] for i in range(n) for paths in folders if i < len(paths)][:n]
 
 
-def see(pixels: Pixels, box: Box | None, bundle: Bundle) -> Photograph:
-    """A photograph as the network sees it."""
+def see(pixels: Pixels, box: Box | None, bundle: ModelBundle) -> Image:
+    """An image as the network sees it."""
     inside = None
     if box is not None:
         mask = Image.new("L", (pixels.shape[1], pixels.shape[0]))
         mask.paste(255, box)
         size = bundle.preprocessing.input_size
         inside = np.asarray(mask.resize((size, size))) > 127
-    return Photograph(eval_view(pixels, bundle.preprocessing), inside)
+    return Image(eval_transform(pixels, bundle.preprocessing), inside)
 
 
 class Judge:
-    """Probabilities of photographs in the making."""
+    """Probabilities of images in the making."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: ModelBundle) -> None:
         device = find_device(ComputeConfig())
         self._bundle = bundle
         self._extract = FeatureExtractor(
@@ -151,13 +151,13 @@ class Judge:
         """(B, K) of (B, S, S, 3)."""
         return natural_probs(self._bundle.head.logits(self._extract(pixels)), self._bundle.temperature)
 
-    def areas(self, photograph: Pixels, blurred: Pixels, heat: Map, k: int) -> tuple[float, float]:
+    def areas(self, image: Pixels, blurred: Pixels, heat: Map, k: int) -> tuple[float, float]:
         """Areas under the deletion and the insertion curve of class k."""
         ranks = np.argsort(np.argsort(-heat.ravel(), kind="stable")).reshape(heat.shape)  # 0: hottest
         shares = np.linspace(0, 1, N_STEPS + 1)
         chosen = (ranks < shares[:, None, None] * heat.size)[..., None]  # (steps, S, S, 1)
-        deleted = self.probs(np.where(chosen, blurred, photograph))[:, k]
-        inserted = self.probs(np.where(chosen, photograph, blurred))[:, k]
+        deleted = self.probs(np.where(chosen, blurred, image))[:, k]
+        inserted = self.probs(np.where(chosen, image, blurred))[:, k]
         return float(np.trapezoid(deleted, shares)), float(np.trapezoid(inserted, shares))
 
 
@@ -173,21 +173,21 @@ def centre_map(size: int) -> Map:
     return np.exp(-(x**2 + y**2) / (2 * 0.25**2)).astype(np.float32)
 
 
-def variants(bundle: Bundle) -> dict[str, Explainer]:
+def variants(bundle: ModelBundle) -> dict[str, Explainer]:
     """Every method with every number of last stages."""
     return {
         f"{method}, {n}": Explainer(bundle, method=method, n_stages=n)
-        for method in get_args(Method)
+        for method in get_args(CamName)
         for n in STAGES
     }
 
 
-def measure(photographs: Sequence[Photograph], bundle: Bundle) -> dict[str, NDArray[np.float64]]:
+def measure(images: Sequence[Image], bundle: ModelBundle) -> dict[str, NDArray[np.float64]]:
     """Deletion, insertion, heat inside, hit and ms (N, 5) of every kind of map."""
     judge, explainers = Judge(bundle), variants(bundle)
     rng, size = np.random.default_rng(0), bundle.preprocessing.input_size
     found: dict[str, list[list[float]]] = {}
-    for each in photographs:
+    for each in images:
         soft = Image.fromarray(each.pixels).filter(ImageFilter.GaussianBlur(size / 16))
         maps, ms = {"random": random_map(rng, size), "centre prior": centre_map(size)}, {}
         for name, explainer in explainers.items():
@@ -207,7 +207,7 @@ def _inside(heat: Map, inside: NDArray[np.bool_] | None) -> tuple[float, float]:
     return float(heat[inside].sum() / max(heat.sum(), 1e-12)), float(inside.ravel()[heat.argmax()])
 
 
-def randomised(photographs: Sequence[Photograph], bundle: Bundle) -> tuple[float, float]:
+def randomised(images: Sequence[Image], bundle: ModelBundle) -> tuple[float, float]:
     """Mean rank correlation of the default's maps with those of random weights: head; last stage too."""
     rng = np.random.default_rng(0)
     weight = rng.permuted(bundle.head.weight, axis=1)
@@ -218,7 +218,7 @@ def randomised(photographs: Sequence[Photograph], bundle: Bundle) -> tuple[float
     networks = [headless, replace(headless, backbone=backbone)]
     plain, others = Explainer(bundle), [Explainer(network) for network in networks]
     found = []
-    for each in photographs:
+    for each in images:
         true = plain.explain(each.pixels)
         maps = [other.explain(each.pixels, true.decided).heat for other in others]
         found.append([spearmanr(true.heat.ravel(), heat.ravel())[0] for heat in maps])
@@ -247,15 +247,15 @@ def show(found: dict[str, NDArray[np.float64]]) -> None:
         print(f"{DEFAULT} minus {other}: {shown}")
 
 
-def learn(data: Path, run: Path) -> Bundle:
-    """A probe on all photographs of a folder."""
-    config = TrainConfig(tune="probe", test_frac=0, near_duplicates=False, offline=True)
-    train(data, run, config, is_forced=True, journal=Journal(quiet=True))
+def learn(data: Path, run: Path) -> ModelBundle:
+    """A probe on all images of a folder."""
+    config = TrainConfig(finetune="none", test_frac=0, near_duplicates=False, offline=True)
+    train(data, run, config, force=True, log=RunLog(quiet=True))
     return read_bundle(str(run))
 
 
-def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, Bundle, list[Photograph]]]:
-    """Name, model and held-out photographs of each set."""
+def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, ModelBundle, list[Image]]]:
+    """Name, model and held-out images of each set."""
     paths = choose(trashnet / "val", n, seed=1)
     bundle = learn(trashnet / "train", folder / "trashnet")
     yield (
@@ -271,13 +271,13 @@ def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, Bundl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("trashnet", type=Path)
-    parser.add_argument("--photographs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=60)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name, bundle, photographs in make_sets(args.trashnet, Path(folder), args.photographs):
-            print(f"\n{name}, {len(photographs)} photographs")
-            show(measure(photographs, bundle))
-            head, stages = randomised(photographs, bundle)
+        for name, bundle, images in make_sets(args.trashnet, Path(folder), args.images):
+            print(f"\n{name}, {len(images)} images")
+            show(measure(images, bundle))
+            head, stages = randomised(images, bundle)
             print(f"randomised: head {head:+.2f}, last stages too {stages:+.2f}", flush=True)
 
 

@@ -92,12 +92,12 @@ class Reporter(Callback):
         self.n_epochs_done += 1
         seconds = self.clock.seconds()
         with self.clock.stopped():
-            test_accuracy = measure(self.learn.model, self.test)
+            test_accuracy = measure(self.fit_rows.model, self.test)
         line = {
             "setting": self.setting,
             "seconds": round(seconds, 1),
             "epoch": self.n_epochs_done,
-            "val_accuracy": round(float(self.learn.final_record[-1]), 4),
+            "val_accuracy": round(float(self.fit_rows.final_record[-1]), 4),
             "test_accuracy": round(test_accuracy, 4),
         }
         print(json.dumps(line), flush=True)
@@ -118,7 +118,7 @@ def plain(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_loaders(args: argparse.Namespace) -> DataLoaders:
-    """Official train and val parts, the whole photograph squashed to the square as in PixelPlay."""
+    """Official train and val parts, the whole image squashed to the square as in PixelPlay."""
     block = DataBlock(
         blocks=(ImageBlock, CategoryBlock),
         get_items=partial(get_image_files, folders=["train", "val"]),

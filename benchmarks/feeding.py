@@ -1,4 +1,4 @@
-"""How much of the network's own speed is left when photographs come as files.
+"""How much of the network's own speed is left when images come as files.
 
 Feature extraction from JPEG files, decoding included, beside the same backbone on tensors that
 are ready, in turn in one process. Expected on two cores: at least 70 % of the tensors' speed.
@@ -13,11 +13,11 @@ from itertools import repeat
 
 import numpy as np
 
-from pixelplay.data.cache import PhotographCache
+from pixelplay.data.cache import ArrayCache
 from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.device import on_every_core, pick_precision
-from pixelplay.model.features import FeatureExtractor, read_features
+from pixelplay.model.device import map_on_cores, pick_precision
+from pixelplay.model.features import FeatureExtractor, extract_features_of
 
 
 def main() -> None:
@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    index = scan_source(args.folder)
-    index = index.select(np.arange(len(index)) < args.n)
-    loaded = load_backbone("lite0", None, is_offline=True)
+    dataset = scan_source(args.folder)
+    dataset = dataset.select(np.arange(len(dataset)) < args.n)
+    loaded = load_backbone("lite0", None, offline=True)
     extractor = FeatureExtractor(
         loaded.backbone,
         loaded.preprocessing,
@@ -36,20 +36,20 @@ def main() -> None:
         device="cpu",
         precision=pick_precision("auto", "cpu"),
     )
-    no_cache = PhotographCache("", "features", "", max_bytes=0)
+    no_cache = ArrayCache("", "features", "", max_bytes=0)
     size = loaded.preprocessing.input_size
     ready = np.random.default_rng(0).integers(0, 256, (extractor.batch_size, size, size, 3), dtype=np.uint8)
     extractor(ready)
     from_files, from_tensors = [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        read_features(index, extractor, no_cache)
-        from_files.append(len(index) / (time.perf_counter() - start))
+        extract_features_of(dataset, extractor, no_cache)
+        from_files.append(len(dataset) / (time.perf_counter() - start))
         start = time.perf_counter()
-        batches = repeat(ready, -(-len(index) // extractor.batch_size))
-        for _ in on_every_core(extractor, batches, extractor.device):
+        batches = repeat(ready, -(-len(dataset) // extractor.batch_size))
+        for _ in map_on_cores(extractor, batches, extractor.device):
             pass
-        from_tensors.append(len(index) / (time.perf_counter() - start))
+        from_tensors.append(len(dataset) / (time.perf_counter() - start))
     ratios = [a / b for a, b in zip(from_files, from_tensors, strict=True)]
     print(f"from files    {statistics.median(from_files):6.1f} img/s")
     print(f"from tensors  {statistics.median(from_tensors):6.1f} img/s")

@@ -1,6 +1,6 @@
 """Does the input path keep a GPU busy? ConvNeXt-Tiny at 224 px, all layers trained, bf16, channels last.
 
-Three rates in one run, img/s of training steps: `pixelplay train --tune full` on real JPEG files (from the
+Three rates in one run, img/s of training steps: `pixelplay train --finetune full` on real JPEG files (from the
 run's history.csv, every file decoded anew in every epoch), the same network, loss and AdamW in a plain loop
 on one batch that already lies on the GPU (no averaged weights, no schedule: what this GPU can do), and, where
 its train.py is given, timm's script on the same files with the same crop and mirroring. Weights are random:
@@ -43,8 +43,8 @@ from torch.optim import Optimizer
 
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.model.backbone import create_network, load_backbone
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.split_backbone import cut_backbone
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.split_backbone import split_backbone
 from pixelplay.thread_pool import default_workers
 from pixelplay.training.optim import make_optimizer
 
@@ -97,7 +97,7 @@ class GpuMemory:
 
 
 def draw_jpeg(k: int, i: int) -> bytes:
-    """A gradient of the class's own direction under coarse and fine noise, about as large as a photograph."""
+    """A gradient of the class's own direction under coarse and fine noise, about as large as an image."""
     rng = np.random.default_rng((k, i))
     angle = 2 * np.pi * k / 7 + rng.normal(0, 0.2)
     y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / SIZE_PX
@@ -138,7 +138,16 @@ def run_pixelplay(data: Path, weights: Path, args: argparse.Namespace) -> Rate:
     with tempfile.TemporaryDirectory() as folder, GpuMemory() as memory:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "pixelplay", "train", str(data), "--out", str(out), "--quiet"]
-        command += ["--tune", "full", "--backbone", NETWORK, "--weights", str(weights), "--start", "random"]
+        command += [
+            "--finetune",
+            "full",
+            "--backbone",
+            NETWORK,
+            "--weights",
+            str(weights),
+            "--head-init",
+            "random",
+        ]
         command += ["--epochs", str(args.epochs), "--train-batch-size", str(args.batch_size)]
         command += ["--device", "cuda", "--precision", "bf16", "--compile", args.compile]
         command += ["--n-folds", "2", "--time-budget", "2h"]
@@ -161,9 +170,9 @@ def run_timm(data: Path, n_classes: int, args: argparse.Namespace) -> Rate:
         command += ["--epochs", str(args.epochs), "--warmup-epochs", "0", "--log-interval", "10"]
         command += ["--amp", "--amp-dtype", "bfloat16", "--channels-last"]
         command += ["--torchcompile"] if args.compile == "on" else []
-        command += ["--opt", "adamw", "--lr", str(config.finetune.rates(is_full=True)[0])]
-        command += ["--weight-decay", str(config.finetune.weight_decay)]
-        command += ["--clip-grad", str(config.finetune.clip_norm), "--smoothing", "0"]
+        command += ["--opt", "adamw", "--lr", str(config.finetuning.rates(is_full=True)[0])]
+        command += ["--weight-decay", str(config.finetuning.weight_decay)]
+        command += ["--clip-grad", str(config.finetuning.clip_grad_norm), "--smoothing", "0"]
         command += ["--scale", str(config.augmenting.crop_scale), "1.0", "--color-jitter", "0"]
         command += ["--train-interpolation", "bicubic", "--workers", str(args.num_workers), "--pin-mem"]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -185,11 +194,11 @@ def make_rate(name: str, speeds: Sequence[float], memory: GpuMemory) -> Rate:
 
 
 def make_classifier(weights: Path, n_classes: int, batch_size: int) -> tuple[nn.Module, Optimizer]:
-    """The network and optimizer of `--tune full --start random`."""
-    loaded = load_backbone(NETWORK, str(weights), is_offline=True)
-    tail = cut_backbone(loaded.backbone, None, loaded.preprocessing.input_size).tail
+    """The network and optimizer of `--finetune full --start random`."""
+    loaded = load_backbone(NETWORK, str(weights), offline=True)
+    tail = split_backbone(loaded.backbone, None, loaded.preprocessing.input_size).tail
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
-    classifier = Classifier(tail, TrainedLinear(zeros, zeros + 1, n_classes, start=None, dropout=0.0))
+    classifier = Classifier(tail, TrainableLinearHead(zeros, zeros + 1, n_classes, start=None, dropout=0.0))
     optimizer = make_optimizer(classifier, FinetuneConfig(), batch_size)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"]  # the loop's schedule would set it
@@ -242,14 +251,14 @@ def time_steps(
 ) -> list[float]:
     """img/s of args.repeats stretches of args.steps steps, after warming up."""
     device = images.device.type
-    clip_norm = FinetuneConfig().clip_norm or float("inf")
+    clip_grad_norm = FinetuneConfig().clip_grad_norm or float("inf")
     forward: Any = torch.compile(network) if args.compile == "on" else network
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
             logits = forward(images)
         nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        nn.utils.clip_grad_norm_(network.parameters(), clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -12,23 +12,23 @@ import time
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from pixelplay.data.cache import PhotographCache, default_cache_dir
+from pixelplay.data.cache import ArrayCache, default_cache_dir
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.calibration import natural_probs
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.classifier import feature_scale
 from pixelplay.model.device import pick_precision
-from pixelplay.model.features import FeatureExtractor, read_features
+from pixelplay.model.features import FeatureExtractor, extract_features_of
 from pixelplay.training.linear_probe import fit_probe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder")
-    index = scan_source(parser.parse_args().folder)
-    index = index.select(~index.in_part("test"))
-    loaded = load_backbone("lite0", None, is_offline=True)
+    dataset = scan_source(parser.parse_args().folder)
+    dataset = dataset.select(~dataset.in_split("test"))
+    loaded = load_backbone("lite0", None, offline=True)
     precision = pick_precision("auto", "cpu")
     extractor = FeatureExtractor(
         loaded.backbone,
@@ -37,10 +37,10 @@ def main() -> None:
         device="cpu",
         precision=precision,
     )
-    cache = PhotographCache(
+    cache = ArrayCache(
         default_cache_dir(), "features", extractor.cache_key(loaded.weights_id), max_bytes=10**9
     )
-    features, labels = read_features(index, extractor, cache).values, index.labels
+    features, labels = extract_features_of(dataset, extractor, cache).values, dataset.labels
     folds = assign_folds(labels, np.arange(len(labels)), 5, seed=0)
     seconds = []
     for _ in range(3):

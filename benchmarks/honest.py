@@ -1,4 +1,4 @@
-"""Whether temperatures and intervals are what they claim, on data whose truth is known. No photograph needed.
+"""Whether temperatures and intervals are what they claim, on data whose truth is known. No image needed.
 
 Temperatures: logits are drawn, labels are drawn from their softmax, and the logits are then multiplied by a
 planted temperature, which is to be found again; over-confident ones are scored before and after. Intervals:
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.evaluation.calibration import fit_temperature, natural_probs
-from pixelplay.evaluation.estimates import judge_labels
-from pixelplay.evaluation.intervals import Estimate, Resampling
+from pixelplay.evaluation.estimates import estimate_label_metrics
+from pixelplay.evaluation.intervals import Bootstrap, Estimate
 from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, macro_f1
 
 N_CLASSES = 6
@@ -96,7 +96,9 @@ def show_intervals(repeats: int) -> None:
         labels = np.arange(200) % 4
         confusion = np.where(np.eye(4, dtype=np.bool_), p, (1 - p) / 3)
         estimates = [
-            judge_labels(pred, labels, 4, Resampling(n=200, groups=None, n_resamples=2, seed=0)).accuracy
+            estimate_label_metrics(
+                pred, labels, 4, Bootstrap(n=200, groups=None, n_resamples=2, seed=0)
+            ).accuracy
             for pred in draw_predictions(labels, confusion, repeats)
         ]
         print(
@@ -108,9 +110,9 @@ def show_intervals(repeats: int) -> None:
         confusion = np.diag(recall) + (1 - recall)[:, None] * others / others.sum(axis=1, keepdims=True)
         labels = np.repeat(np.arange(len(counts)), counts)
         truth = true_macro_f1(counts, confusion)
-        drawn = Resampling(n=len(labels), groups=None, n_resamples=RESAMPLES, seed=0)
+        drawn = Bootstrap(n=len(labels), groups=None, n_resamples=RESAMPLES, seed=0)
         estimates = [
-            judge_labels(pred, labels, len(counts), drawn).macro_f1
+            estimate_label_metrics(pred, labels, len(counts), drawn).macro_f1
             for pred in draw_predictions(labels, confusion, repeats)
         ]
         held = share_holding(truth, estimates)

@@ -1,6 +1,6 @@
 """Killed is not lost: runs killed at random instants, twice each, end with the weights of one left alone.
 
-A small set of drawn photographs or the first photographs of each class of DATA; every run is a whole command
+A small set of drawn images or the first images of each class of DATA; every run is a whole command
 in its own process, killed with SIGKILL after a random part of the time that the undisturbed run took, then
 continued with --resume. The model's files are compared byte for byte.
 
@@ -23,11 +23,11 @@ import numpy as np
 from pixelplay.data.sources import scan_source
 
 # from chance: no epoch is then as good as the probe, which would be taken instead of so short a tuning
-FROM_CHANCE = ["--start", "random", "--with-probe", "off"]
+FROM_CHANCE = ["--head-init", "random", "--ensemble-probe", "off"]
 DEPTHS = {
-    "probe": ["--tune", "probe"],
-    "partial": ["--tune", "partial", *FROM_CHANCE],
-    "full": ["--tune", "full", *FROM_CHANCE],
+    "probe": ["--finetune", "none"],
+    "partial": ["--finetune", "partial", *FROM_CHANCE],
+    "full": ["--finetune", "full", *FROM_CHANCE],
 }
 
 
@@ -45,27 +45,27 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", default=list(DEPTHS))
     args = parser.parse_args()
     rng = random.Random(0)
-    index = scan_source(args.data)
+    dataset = scan_source(args.data)
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
         with open(table, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label"])
-            for k, name in enumerate(index.classes):
-                for i in np.flatnonzero(index.labels == k)[: args.per_class]:
-                    writer.writerow([index.paths[i], name])
-        for depth in args.depths:
+            for k, name in enumerate(dataset.classes):
+                for i in np.flatnonzero(dataset.labels == k)[: args.per_class]:
+                    writer.writerow([dataset.paths[i], name])
+        for method in args.finetune:
             command = [sys.executable, "-m", "pixelplay", "train", str(table), "--images-dir", args.data]
-            command += [*DEPTHS[depth], "--quiet", "--cache-dir", f"{folder}/cache"]
-            command += [] if depth == "probe" else ["--epochs", str(args.epochs)]
-            alone = Path(folder) / f"{depth}-alone"
+            command += [*DEPTHS[method], "--quiet", "--cache-dir", f"{folder}/cache"]
+            command += [] if method == "probe" else ["--epochs", str(args.epochs)]
+            alone = Path(folder) / f"{method}-alone"
             subprocess.run([*command, "--out", str(alone)], check=True, stdout=subprocess.DEVNULL)
             start = time.perf_counter()
             subprocess.run([*command, "--out", str(alone), "--force"], check=True, stdout=subprocess.DEVNULL)
             usual_s = time.perf_counter() - start
             n_equal, n_killed = 0, 0
             for n in range(args.runs):
-                out = Path(folder) / f"{depth}-{n}"
+                out = Path(folder) / f"{method}-{n}"
                 for _ in range(2):
                     process = subprocess.Popen(
                         [*command, "--out", str(out), "--resume"],
@@ -83,7 +83,7 @@ def main() -> None:
                 left = [path.name for path in Path(folder).iterdir() if path.name.startswith(f"{out.name}.")]
                 n_equal += content_of(out) == content_of(alone) and not left
             print(
-                f"{depth}: {n_equal} of {args.runs} equal, {n_killed} kills, {usual_s:.0f} s undisturbed",
+                f"{method}: {n_equal} of {args.runs} equal, {n_killed} kills, {usual_s:.0f} s undisturbed",
                 flush=True,
             )
 

@@ -1,12 +1,12 @@
 """Rare classes: TrashNet cut to 100:1, with each way of helping them, on five subsets.
 
 Train + val is cut so that class sizes fall exponentially from the largest, less a fifth, to a hundredth of
-that. What is cut away measures: some 1,450 photographs, a fifth at least of every class. The test part of
+that. What is cut away measures: some 1,450 images, a fifth at least of every class. The test part of
 TrashNet is not read. Differences are paired by subset; the interval is Student's.
 
 Expected: balanced accuracy of `auto` 1 to 2 points above `sampler`.
 
-Usage: python benchmarks/long_tail.py TRASHNET [--settings "--tune probe"] [--subsets 5]
+Usage: python benchmarks/long_tail.py TRASHNET [--settings "--finetune none"] [--subsets 5]
 """
 
 import argparse
@@ -21,29 +21,31 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
 
 WAYS = ("none", "sampler", "auto")
 RATIO = 100
 
 
-def write_subset(index: ImageIndex, seed: int, path: Path) -> list[int]:
+def write_subset(dataset: ImageDataset, seed: int, path: Path) -> list[int]:
     """Write one long-tailed table with its test part; returns the class sizes in training."""
     rng = np.random.default_rng(seed)
-    counts = index.class_counts()
+    counts = dataset.class_counts()
     order = np.argsort(-counts, kind="stable")
     largest = int(0.8 * counts[order[0]])
     rows, sizes = [], []
     for place, k in enumerate(order):
-        members = rng.permutation(np.flatnonzero(index.labels == k))
+        members = rng.permutation(np.flatnonzero(dataset.labels == k))
         n_train = max(1, round(largest * RATIO ** (-place / (len(order) - 1))))
         sizes.append(min(n_train, round(0.8 * len(members))))
         rows += [(i, "train" if n < sizes[-1] else "test") for n, i in enumerate(members)]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "part"])
-        writer.writerows((index.paths[i], index.classes[index.labels[i]], part) for i, part in sorted(rows))
+        writer.writerows(
+            (dataset.paths[i], dataset.classes[dataset.labels[i]], part) for i, part in sorted(rows)
+        )
     return sizes
 
 
@@ -61,16 +63,16 @@ def measure(table: Path, images_dir: str, way: str, settings: str, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data")
-    parser.add_argument("--settings", default="--tune probe")
+    parser.add_argument("--settings", default="--finetune none")
     parser.add_argument("--subsets", type=int, default=5)
     args = parser.parse_args()
-    index = scan_source(args.data)
-    index = index.select(~index.in_part("test"))
+    dataset = scan_source(args.data)
+    dataset = dataset.select(~dataset.in_split("test"))
     values: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.subsets):
             table = Path(folder) / "subset.csv"
-            sizes = write_subset(index, seed, table)
+            sizes = write_subset(dataset, seed, table)
             for way in WAYS:
                 values[way].append(measure(table, args.data, way, args.settings, seed))
             shown = ", ".join(f"{way} {values[way][-1]:.4f}" for way in WAYS)

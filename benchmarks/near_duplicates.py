@@ -1,12 +1,12 @@
-"""Altered copies planted among real photographs: how many are found, what else is, and how long it takes.
+"""Altered copies planted among real images: how many are found, what else is, and how long it takes.
 
-Of some photographs of each set altered copies are written: re-encoded at quality 50, resized to 60 %, with
+Of some images of each set altered copies are written: re-encoded at quality 50, resized to 60 %, with
 10 % cut off at one corner, mirrored, with a watermark, brightened. Recall is counted for each kind. What is
-found among the photographs as they are goes to contact sheets, to be judged by eye. Then the search for
-candidates alone, on synthetic fingerprints and features of many photographs.
+found among the images as they are goes to contact sheets, to be judged by eye. Then the search for
+candidates alone, on synthetic fingerprints and features of many images.
 
 Expected: recall at least 0.95 for each kind; the three pairs of TrashNet whose files are equal, with other
-labels; hardly a wrong pair on either set, of which the solar cells look all alike; 100,000 photographs in
+labels; hardly a wrong pair on either set, of which the solar cells look all alike; 100,000 images in
 minutes.
 
 Usage: python benchmarks/near_duplicates.py FOLDER [FOLDER …] [--n 100] [--sheets OUT] [--synthetic 100000]
@@ -28,13 +28,13 @@ from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates
 from pixelplay.data.decode import decode_image
 from pixelplay.data.near_duplicates.candidates import propose
-from pixelplay.data.near_duplicates.search import CopyPair
-from pixelplay.data.near_duplicates.thumbnails import THUMB_PX
+from pixelplay.data.near_duplicates.search import NearDuplicatePair
+from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX
 from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.device import find_device
-from pixelplay.model.features import look_for_copies, read_photographs
-from pixelplay.run_log import Journal
+from pixelplay.model.features import extract_features, find_near_duplicates
+from pixelplay.run_log import RunLog
 
 SHEET_PAIRS, SHEET_PX = 20, 200
 
@@ -76,43 +76,47 @@ ALTER: dict[str, Callable[[Image.Image, int], bytes]] = {
 
 
 def prepare(source: str, folder: Path, n: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Write all photographs, and copies of n of them in each way; copy → its kind and its origin."""
-    index = scan_source(source, DataConfig())
+    """Write all images, and copies of n of them in each way; copy → its kind and its origin."""
+    dataset = scan_source(source, DataConfig())
     rng = np.random.default_rng(seed)
     planted: dict[str, tuple[str, str]] = {}
-    names = [f"{i:06}{Path(path).suffix}" for i, path in enumerate(index.paths)]
+    names = [f"{i:06}{Path(path).suffix}" for i, path in enumerate(dataset.paths)]
     (folder / "as_they_are").mkdir(parents=True)
     (folder / "altered").mkdir()
-    for name, path in zip(names, index.paths, strict=True):
-        (folder / "as_they_are" / name).write_bytes(index.store.read(path))
+    for name, path in zip(names, dataset.paths, strict=True):
+        (folder / "as_they_are" / name).write_bytes(dataset.storage.read(path))
     for k, (kind, alter) in enumerate(ALTER.items()):
-        for i in rng.choice(len(index), min(n, len(index)), replace=False):
-            image = Image.fromarray(decode_image(index.store.read(index.paths[i]), path=index.paths[i]))
+        for i in rng.choice(len(dataset), min(n, len(dataset)), replace=False):
+            image = Image.fromarray(
+                decode_image(dataset.storage.read(dataset.paths[i]), path=dataset.paths[i])
+            )
             name = f"altered/{k}_{i:06}.jpg"
             (folder / name).write_bytes(alter(image, int(i)))
             planted[name] = kind, f"as_they_are/{names[i]}"
     return planted
 
 
-def search(folder: Path) -> tuple[list[CopyPair], tuple[str, ...], list[tuple[int, ...]], dict[str, float]]:
+def search(
+    folder: Path,
+) -> tuple[list[NearDuplicatePair], tuple[str, ...], list[tuple[int, ...]], dict[str, float]]:
     """What PixelPlay finds in a folder: pairs, names, sets of equal files, and seconds of either step."""
-    index, config, journal = (
+    dataset, config, log = (
         scan_source(str(folder)),
-        TrainConfig(tune="probe", cache_gb=0, near_duplicates=True),
-        Journal(quiet=True),
+        TrainConfig(finetune="none", cache_gb=0, near_duplicates=True),
+        RunLog(quiet=True),
     )
-    backbone = load_backbone("lite0", None, is_offline=True)
+    backbone = load_backbone("lite0", None, offline=True)
     start = time.perf_counter()
-    photographs = read_photographs(index, backbone, config, find_device(config.compute), journal)
+    images = extract_features(dataset, backbone, config, find_device(config.compute), log)
     seen = time.perf_counter()
-    pairs = look_for_copies(index, photographs, None, journal)
+    pairs = find_near_duplicates(dataset, images, None, log)
     seconds = {"seen": seen - start, "compared": time.perf_counter() - seen}
-    equal = list(find_duplicates(index, photographs.digests).sets)
-    return pairs, index.paths, equal, seconds
+    equal = list(find_duplicates(dataset, images.digests).sets)
+    return pairs, dataset.paths, equal, seconds
 
 
 def write_sheets(
-    pairs: list[CopyPair], read: Callable[[int], NDArray[np.uint8]], out: Path, name: str, seed: int
+    pairs: list[NearDuplicatePair], read: Callable[[int], NDArray[np.uint8]], out: Path, name: str, seed: int
 ) -> None:
     """Draw up to 100 pairs, side by side, their agreement above them."""
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:100]
@@ -134,18 +138,16 @@ def write_sheets(
 def time_candidates(n: int, n_features: int = 1024) -> None:
     """Time the search for candidates on random fingerprints and features, a hundredth of them planted."""
     rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 256, (n, THUMB_PX, THUMB_PX), np.uint8)
+    thumbnails = rng.integers(0, 256, (n, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     features = rng.standard_normal((n, n_features), dtype=np.float32)
     m = n // 100
-    thumbs[-m:] = np.clip(thumbs[:m] + rng.normal(0, 4, thumbs[:m].shape), 0, 255)
+    thumbnails[-m:] = np.clip(thumbnails[:m] + rng.normal(0, 4, thumbnails[:m].shape), 0, 255)
     features[-m:] = features[:m] + 0.3 * rng.standard_normal((m, n_features), dtype=np.float32)
     wanted = {(i, n - m + i) for i in range(m)}
-    print(
-        f"\n| candidates among {n:,} synthetic photographs | seconds | planted pairs found |\n|---|---|---|"
-    )
+    print(f"\n| candidates among {n:,} synthetic images | seconds | planted pairs found |\n|---|---|---|")
     for name, given in (("by fingerprint", None), (f"by {n_features} features too", features)):
         start = time.perf_counter()
-        found = {(int(i), int(j)) for i, j in propose(thumbs, given, Journal(quiet=True)).pairs}
+        found = {(int(i), int(j)) for i, j in propose(thumbnails, given, RunLog(quiet=True)).pairs}
         print(f"| {name} | {time.perf_counter() - start:.0f} | {len(wanted & found)} of {m} |", flush=True)
 
 
@@ -163,7 +165,7 @@ def main() -> None:
             planted = prepare(source, folder, args.n, args.seed)
             pairs, paths, equal, seconds = search(folder)
             found = {frozenset(paths[i] for i in pair.members) for pair in pairs}
-            print(f"\n{source}: {len(paths):,} photographs seen in {seconds['seen']:.0f} s, "
+            print(f"\n{source}: {len(paths):,} images seen in {seconds['seen']:.0f} s, "
                   f"compared in {seconds['compared']:.0f} s; sets of equal files: {len(equal)}")  # fmt: skip
             print("| copies | found | of |\n|---|---|---|")
             for kind in ALTER:
@@ -172,7 +174,7 @@ def main() -> None:
                 print(f"| {kind} | {n_found / len(copies):.3f} | {len(copies)} |")
             origin = {name: name for name in paths} | {name: of for name, (_, of) in planted.items()}
             own = [p for p in pairs if origin[paths[p.first]] != origin[paths[p.second]]]
-            print(f"pairs of different photographs: {len(own)}", flush=True)
+            print(f"pairs of different images: {len(own)}", flush=True)
             if args.sheets:
 
                 def read(i: int, folder: Path = folder, paths: tuple[str, ...] = paths) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
-"""Each class left out in turn: does the novelty of its photographs tell them from those of known classes?
+"""Each class left out in turn: does the novelty of its images tell them from those of known classes?
 
-A probe is learned from 70 % of the other classes; AUROC of the rest against all photographs of the class
+A probe is learned from 70 % of the other classes; AUROC of the rest against all images of the class
 left out, of the score that PixelPlay ships beside others: one minus the largest probability, energy (Liu et
-al. 2020), distance to the nearest photograph (Sun et al. 2022), relative Mahalanobis distance (Ren et al.
+al. 2020), distance to the nearest image (Sun et al. 2022), relative Mahalanobis distance (Ren et al.
 2021, 512 principal components, covariances shrunk by a tenth). Test parts that the data gives play no part.
 
 Expected: the shipped score has the best or nearly the best mean on each set; it was chosen on TrashNet.
@@ -26,8 +26,8 @@ from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.classifier import feature_scale
 from pixelplay.model.device import find_device
-from pixelplay.model.features import look_for_copies, read_photographs
-from pixelplay.run_log import Journal
+from pixelplay.model.features import extract_features, find_near_duplicates
+from pixelplay.run_log import RunLog
 from pixelplay.training.linear_probe import fit_probe
 
 N_COMPONENTS, SHRINK = 512, 0.1
@@ -35,7 +35,7 @@ FloatArray = NDArray[np.float64]
 
 
 def auroc(scores: FloatArray, is_new: NDArray[np.bool_]) -> float:
-    """Probability that a new photograph has the higher score, ties counted half."""
+    """Probability that a new image has the higher score, ties counted half."""
     ranks, n_new = rankdata(scores), int(is_new.sum())
     return float((ranks[is_new].sum() - n_new * (n_new + 1) / 2) / (n_new * (len(scores) - n_new)))
 
@@ -67,7 +67,7 @@ def score(
     learns: NDArray[np.bool_],
     seed: int,
 ) -> dict[str, FloatArray]:
-    """Every score of the photographs that were not learned from, a probe having learned from the others."""
+    """Every score of the images that were not learned from, a probe having learned from the others."""
     train, rows = features[learns], features[~learns]
     own = np.unique(labels[learns], return_inverse=True)[1]
     folds = assign_folds(own, groups[learns], TrainConfig().n_folds, seed)
@@ -82,7 +82,7 @@ def score(
         "shipped": scale.measure(rows, logits),
         "largest probability": -natural_probs(logits, 1.0).max(axis=1),
         "energy": -(largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))).astype(np.float64),
-        "nearest photograph": nearest_distances(b, a),
+        "nearest image": nearest_distances(b, a),
         "relative Mahalanobis": relative_mahalanobis(a, own, b),
     }
 
@@ -92,26 +92,26 @@ def main() -> None:
     parser.add_argument("data", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    config, device = TrainConfig(tune="probe"), find_device(ComputeConfig())
-    loaded = load_backbone("lite0", None, is_offline=True)
+    config, device = TrainConfig(finetune="none"), find_device(ComputeConfig())
+    loaded = load_backbone("lite0", None, offline=True)
     for source in args.data:
-        index = scan_source(source)
-        index = index.select((index.labels >= 0) & ~index.in_part("test"))
-        journal = Journal(quiet=True)
-        photographs = read_photographs(index, loaded, config, device, journal)
-        near = [pair.members for pair in look_for_copies(index, photographs, None, journal)]
-        groups = join_groups(index, find_duplicates(index, photographs.digests, near))
-        labels, found = index.labels, {}
+        dataset = scan_source(source)
+        dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
+        log = RunLog(quiet=True)
+        images = extract_features(dataset, loaded, config, device, log)
+        near = [pair.members for pair in find_near_duplicates(dataset, images, None, log)]
+        groups = join_groups(dataset, find_duplicates(dataset, images.digests, near))
+        labels, found = dataset.labels, {}
         for out in np.unique(labels):
             for seed in args.seeds:
                 is_new = labels == out
                 chance = np.random.default_rng(seed).random(groups.max() + 1)  # copies stay together
                 learns = ~is_new & (chance[groups] < 0.7)
-                for name, scores in score(photographs.values, labels, groups, learns, seed).items():
-                    found.setdefault(name, {}).setdefault(index.classes[out], []).append(
+                for name, scores in score(images.values, labels, groups, learns, seed).items():
+                    found.setdefault(name, {}).setdefault(dataset.classes[out], []).append(
                         auroc(scores, is_new[~learns])
                     )
-        classes = [index.classes[k] for k in np.unique(labels)]
+        classes = [dataset.classes[k] for k in np.unique(labels)]
         print(f"\n{source}, AUROC, mean of {len(args.seeds)} seeds")
         print(f"| score | mean | {' | '.join(classes)} |\n|---|---|{'---|' * len(classes)}")
         for name, by_class in found.items():

@@ -34,7 +34,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelplay.config import PARTS, parse_duration
+from pixelplay.config import SPLITS, parse_duration
 from pixelplay.data.decode import decode_image
 from pixelplay.data.sources import scan_source
 from pixelplay.model.backbone import load_backbone
@@ -86,15 +86,15 @@ class Attempt:
 
 def prepare_data(source: str, folder: Path, short_side: int) -> None:
     """Write upright copies with the same short side (px) for both; smaller files are copied as they are."""
-    index = scan_source(source)
-    if not all(index.in_part(part).any() for part in PARTS):
+    dataset = scan_source(source)
+    if not all(dataset.in_split(part).any() for part in SPLITS):
         raise SystemExit(f"error: {source} must come with train, val and test parts")
-    for i, (path, label, part) in enumerate(zip(index.paths, index.labels, index.parts, strict=True)):
+    for i, (path, label, part) in enumerate(zip(dataset.paths, dataset.labels, dataset.splits, strict=True)):
         if part < 0 or label < 0:
             continue
-        target = folder / PARTS[part] / index.classes[label] / f"{i:06}{Path(path).suffix}"
+        target = folder / SPLITS[part] / dataset.classes[label] / f"{i:06}{Path(path).suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        data = index.store.read(path)
+        data = dataset.storage.read(path)
         with Image.open(io.BytesIO(data)) as image:
             is_ready = min(image.size) <= short_side and image.getexif().get(ORIENTATION, 1) == 1
         if is_ready:
@@ -109,7 +109,7 @@ def prepare_data(source: str, folder: Path, short_side: int) -> None:
 
 def write_weights(path: Path) -> int:
     """Write the embedded weights under timm's names; the side of their input, px."""
-    loaded = load_backbone("lite0", None, is_offline=True)
+    loaded = load_backbone("lite0", None, offline=True)
     state = loaded.backbone.network.state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, path)
     return loaded.preprocessing.input_size
@@ -245,7 +245,7 @@ def print_tables(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", help="photographs with train, val and test parts")
+    parser.add_argument("data", help="images with train, val and test parts")
     parser.add_argument("--fastai-python", required=True, help="interpreter with fastai >= 2.8 and timm")
     parser.add_argument(
         "--budgets", nargs="+", default=["5m", "15m", "25m"], help="PixelPlay's --time-budget"
@@ -272,9 +272,9 @@ def main() -> None:
         prepare_data(args.data, data, args.short_side)
         args.size = write_weights(weights)
         backbone = ("--backbone", "lite0")
-        probe = run_pixelplay("probe", (*backbone, "--tune", "probe"), data, args)
+        probe = run_pixelplay("probe", (*backbone, "--finetune", "none"), data, args)
         runs = [
-            run_pixelplay(budget, (*backbone, "--tune", "auto", "--time-budget", budget), data, args)
+            run_pixelplay(budget, (*backbone, "--finetune", "auto", "--time-budget", budget), data, args)
             for budget in args.budgets
         ]
         attempts = [

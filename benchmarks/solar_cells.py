@@ -1,7 +1,7 @@
 """Solar cells, 5-fold: four grades for macro-F1, and functional against defective.
 
 Everything is chosen inside each training part: C, T and tau by folds of their own. The frozen
-features of a photograph are the same in every fold, so they are computed once. Slices of one block of
+features of an image are the same in every fold, so they are computed once. Slices of one block of
 silicon, and other altered copies, share a fold.
 
 Published on functional against defective, another split: SVM 82.4 %, fine-tuned VGG-19 88.4 %
@@ -20,12 +20,12 @@ from pixelplay.data.audit import find_duplicates
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
-from pixelplay.evaluation.decision_rule import fit_decision
+from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.evaluate import macro_f1
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.device import find_device
-from pixelplay.model.features import look_for_copies, read_photographs
-from pixelplay.run_log import Journal
+from pixelplay.model.features import extract_features, find_near_duplicates
+from pixelplay.run_log import RunLog
 from pixelplay.training.linear_probe import fit_probe
 
 N_FOLDS = 5
@@ -37,23 +37,23 @@ def main() -> None:
     parser.add_argument("--backbone", default="lite0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    index = scan_source(args.table)
-    loaded = load_backbone(args.backbone, None, is_offline=True)
-    config, journal = TrainConfig(tune="probe"), Journal(quiet=True)
-    photographs = read_photographs(index, loaded, config, find_device(config.compute), journal)
-    labels = index.labels
-    near = [pair.members for pair in look_for_copies(index, photographs, None, journal)]
-    groups = join_groups(index, find_duplicates(index, photographs.digests, near))
+    dataset = scan_source(args.table)
+    loaded = load_backbone(args.backbone, None, offline=True)
+    config, log = TrainConfig(finetune="none"), RunLog(quiet=True)
+    images = extract_features(dataset, loaded, config, find_device(config.compute), log)
+    labels = dataset.labels
+    near = [pair.members for pair in find_near_duplicates(dataset, images, None, log)]
+    groups = join_groups(dataset, find_duplicates(dataset, images.digests, near))
     scores, binary = [], []
     for seed in args.seeds:
-        probs = np.empty((len(labels), len(index.classes)))
+        probs = np.empty((len(labels), len(dataset.classes)))
         pred = np.empty(len(labels), np.int64)
         outer = assign_folds(labels, groups, N_FOLDS, seed)
         for fold in range(N_FOLDS):
             train, test = outer != fold, outer == fold
             inner = assign_folds(labels[train], groups[train], N_FOLDS, seed)
-            probe = fit_probe(photographs.values[train], labels[train], inner)
-            decision = fit_decision(
+            probe = fit_probe(images.values[train], labels[train], inner)
+            rule = fit_decision_rule(
                 probe.oof_logits,
                 labels[train],
                 groups[train],
@@ -61,8 +61,8 @@ def main() -> None:
                 metric="macro_f1",
                 seed=seed,
             )
-            probs[test], pred[test] = decision.apply(probe.head.logits(photographs.values[test]))
-            chosen = f"C {probe.C}, T {decision.temperature.temperature:.2f}, tau {decision.tau.tau:.2f}"
+            probs[test], pred[test] = rule.apply(probe.head.logits(images.values[test]))
+            chosen = f"C {probe.C}, T {rule.temperature.temperature:.2f}, tau {rule.tau.tau:.2f}"
             print(f"seed {seed} fold {fold}: {chosen}")
         scores.append(macro_f1(pred, labels))
         is_defective = probs[:, 2:].sum(1) >= 0.5

@@ -1,6 +1,6 @@
 """Training steps of partial tuning against full tuning of the same model, in one process, in turn.
 
-Expected on two CPU cores with bf16: partial tuning of the last two stages 25 to 35 times as many photographs
+Expected on two CPU cores with bf16: partial tuning of the last two stages 25 to 35 times as many images
 a second as full tuning, of the last four 10 to 15 times.
 
 Usage: python benchmarks/step_speed.py [--backbone lite0] [--stages 1 2 3 4] [--repeats 5]
@@ -16,34 +16,34 @@ import torch
 
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.device import pick_precision
-from pixelplay.model.split_backbone import cut_backbone
+from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.optim import make_optimizer
 
 BATCH, N_CLASSES = 32, 6
 
 
-def make_step(backbone: str, n_stages: int | None) -> Callable[[], None]:
+def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
     """One step on a batch that is already there."""
-    loaded = load_backbone(backbone, None, is_offline=True)
-    halves = cut_backbone(loaded.backbone, n_stages, loaded.preprocessing.input_size)
-    if n_stages is not None:
-        freeze_spatial_filters(halves, is_shortened=True)
+    loaded = load_backbone(backbone, None, offline=True)
+    stages = split_backbone(loaded.backbone, unfreeze_stages, loaded.preprocessing.input_size)
+    if unfreeze_stages is not None:
+        freeze_depthwise_filters(stages, is_shortened=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
-    head = TrainedLinear(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
-    classifier = Classifier(halves.tail, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = TrainableLinearHead(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
+    classifier = Classifier(stages.tail, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, FinetuneConfig(), BATCH)
     is_bf16 = pick_precision("auto", "cpu") == "bf16"
-    maps = torch.randn(BATCH, *halves.shape).to(memory_format=torch.channels_last)
-    moments = torch.zeros(BATCH, halves.n_moments)
+    maps = torch.randn(BATCH, *stages.shape).to(memory_format=torch.channels_last)
+    stats = torch.zeros(BATCH, stages.n_stats)
     labels = torch.zeros(BATCH, dtype=torch.int64)
     classifier.train()
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-            logits = classifier(maps.bfloat16() if is_bf16 and n_stages else maps, moments)
+            logits = classifier(maps.bfloat16() if is_bf16 and unfreeze_stages else maps, stats)
         torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()

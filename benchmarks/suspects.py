@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
-from pixelplay.evaluation.label_issues import find_suspects
+from pixelplay.evaluation.label_issues import find_label_issues
 
 CLEANLAB = """
 import json, sys
@@ -42,17 +42,19 @@ print(json.dumps(found))
 """
 
 
-def move_labels(index: ImageIndex, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def move_labels(
+    dataset: ImageDataset, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Labels (N,) of which some are moved to another class, and which those are."""
-    rng, n_classes = np.random.default_rng(seed), len(index.classes)
-    is_moved = np.zeros(len(index), dtype=np.bool_)
-    is_moved[rng.choice(len(index), round(share * len(index)), replace=False)] = True
-    shift = rng.integers(1, n_classes, len(index))
-    return np.where(is_moved, (index.labels + shift) % n_classes, index.labels), is_moved
+    rng, n_classes = np.random.default_rng(seed), len(dataset.classes)
+    is_moved = np.zeros(len(dataset), dtype=np.bool_)
+    is_moved[rng.choice(len(dataset), round(share * len(dataset)), replace=False)] = True
+    shift = rng.integers(1, n_classes, len(dataset))
+    return np.where(is_moved, (dataset.labels + shift) % n_classes, dataset.labels), is_moved
 
 
 def cross_validate(
-    index: ImageIndex, labels: NDArray[np.int64], images_dir: str, cache: Path
+    dataset: ImageDataset, labels: NDArray[np.int64], images_dir: str, cache: Path
 ) -> NDArray[np.float64]:
     """Out-of-fold probabilities (N, K) of `pixelplay crossval` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -60,18 +62,20 @@ def cross_validate(
         with open(table, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label"])
-            writer.writerows((path, index.classes[k]) for path, k in zip(index.paths, labels, strict=True))
+            writer.writerows(
+                (path, dataset.classes[k]) for path, k in zip(dataset.paths, labels, strict=True)
+            )
         command = [sys.executable, "-m", "pixelplay", "crossval", str(table), "--images-dir", images_dir]
-        command += ["--out", f"{folder}/run", "--tune", "probe", "--quiet", "--cache-dir", str(cache)]
+        command += ["--out", f"{folder}/run", "--finetune", "none", "--quiet", "--cache-dir", str(cache)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with open(f"{folder}/run/oof.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == list(index.paths)
-    return np.array([[float(row[f"prob_{name}"]) for name in index.classes] for row in rows])
+    assert [row["path"] for row in rows] == list(dataset.paths)
+    return np.array([[float(row[f"prob_{name}"]) for name in dataset.classes] for row in rows])
 
 
 def ask_cleanlab(python: str, probs: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, list[int]]:
-    """Its orders of all photographs, and a mask of what it calls issues."""
+    """Its orders of all images, and a mask of what it calls issues."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/probs.npz", probs=probs / probs.sum(axis=1, keepdims=True), labels=labels)
         done = subprocess.run(
@@ -91,17 +95,17 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    index = scan_source(args.data)
-    index = index.select((index.labels >= 0) & ~index.in_part("test"))
+    dataset = scan_source(args.data)
+    dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for seed in args.seeds:
-            labels, is_moved = move_labels(index, args.share, seed)
-            probs = cross_validate(index, labels, args.data, Path(cache))
-            ours = find_suspects(probs, labels)
+            labels, is_moved = move_labels(dataset, args.share, seed)
+            probs = cross_validate(dataset, labels, args.data, Path(cache))
+            ours = find_label_issues(probs, labels)
             n = int(is_moved.sum())
             orders = {"PixelPlay": ours.order}
-            masks = {"PixelPlay": ours.is_suspect}
+            masks = {"PixelPlay": ours.is_issue}
             if args.cleanlab_python:
                 theirs = ask_cleanlab(args.cleanlab_python, probs, labels)
                 masks["cleanlab"] = np.array(theirs.pop("issues"), dtype=np.bool_)

@@ -8,7 +8,7 @@ minute; tuned within 5 minutes 0.935 to 0.950, within 15 minutes 0.940 to 0.950;
 0.93 to 0.94 after more than half an hour.
 
 Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2]
-       --settings "--tune probe" "--tune auto --time-budget 5m"
+       --settings "--finetune none" "--finetune auto --time-budget 5m"
 """
 
 import argparse
@@ -42,7 +42,9 @@ def _sd(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data")
-    parser.add_argument("--settings", nargs="+", default=["--tune probe", "--tune auto --time-budget 5m"])
+    parser.add_argument(
+        "--settings", nargs="+", default=["--finetune none", "--finetune auto --time-budget 5m"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     for settings in args.settings:

@@ -1,14 +1,14 @@
-"""Cross-validated gain of tuning over the probe: paired, photograph by photograph.
+"""Cross-validated gain of tuning over the probe: paired, image by image.
 
-Photographs that the data itself puts in the test part are left alone. Each fold is the test part of two
-whole commands, one with the settings given, one with `--tune probe`; everything is chosen inside the rest.
+Images that the data itself puts in the test part are left alone. Each fold is the test part of two
+whole commands, one with the settings given, one with `--finetune none`; everything is chosen inside the rest.
 The interval of the gain is a bootstrap of the paired difference, in which equal files are drawn together.
 
 Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points of accuracy; solar cells with
 `--metric macro_f1 --time-budget 10m` reach a macro-F1 above the probe's 0.59, functional against defective
 (`--positive-from 2`: classes 2 and 3 against 0 and 1) above its 0.88.
 
-Usage: python benchmarks/tuned_folds.py DATA [--settings "--tune auto --time-budget 5m"] [--folds 0 1 2 3 4]
+Usage: python benchmarks/tuned_folds.py DATA [--settings "--finetune auto --time-budget 5m"] [--folds 0 1 2 3 4]
 [--alone: leave the probe out]
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.data.audit import digest_bytes, find_duplicates
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
@@ -34,14 +34,14 @@ from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
 N_FOLDS, N_RESAMPLES = 5, 2000
 
 
-def write_table(index: ImageIndex, folds: NDArray[np.int64], fold: int, path: Path) -> None:
+def write_table(dataset: ImageDataset, folds: NDArray[np.int64], fold: int, path: Path) -> None:
     """A table in which one fold is the test part."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "part"])
-        for i, name in enumerate(index.paths):
+        for i, name in enumerate(dataset.paths):
             part = "test" if folds[i] == fold else "train"
-            writer.writerow([name, index.classes[index.labels[i]], part])
+            writer.writerow([name, dataset.classes[dataset.labels[i]], part])
 
 
 def run_fold(
@@ -94,35 +94,35 @@ def describe(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data")
-    parser.add_argument("--settings", default="--tune auto --time-budget 5m")
+    parser.add_argument("--settings", default="--finetune auto --time-budget 5m")
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(N_FOLDS)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--positive-from", type=int)
     parser.add_argument("--alone", action="store_true", help="leave the probe out")
     args = parser.parse_args()
-    index = scan_source(args.data)
-    index = index.select(~index.in_part("test") & (index.labels >= 0))
+    dataset = scan_source(args.data)
+    dataset = dataset.select(~dataset.in_split("test") & (dataset.labels >= 0))
     images_dir = args.data if Path(args.data).is_dir() else str(Path(args.data).parent)
-    digests = tuple(digest_bytes(index.store.read(path)) for path in index.paths)
-    groups = join_groups(index, find_duplicates(index, digests))
-    folds = assign_folds(index.labels, groups, N_FOLDS, args.seed)
-    sides = [args.settings] if args.alone else [args.settings, f"{args.settings} --tune probe"]
-    preds = [np.full(len(index), -1) for _ in sides]
-    probs = [np.zeros((len(index), len(index.classes))) for _ in preds]
+    digests = tuple(digest_bytes(dataset.storage.read(path)) for path in dataset.paths)
+    groups = join_groups(dataset, find_duplicates(dataset, digests))
+    folds = assign_folds(dataset.labels, groups, N_FOLDS, args.seed)
+    sides = [args.settings] if args.alone else [args.settings, f"{args.settings} --finetune none"]
+    preds = [np.full(len(dataset), -1) for _ in sides]
+    probs = [np.zeros((len(dataset), len(dataset.classes))) for _ in preds]
     with tempfile.TemporaryDirectory() as folder:
         for fold in args.folds:
             table = Path(folder) / "fold.csv"
-            write_table(index, folds, fold, table)
+            write_table(dataset, folds, fold, table)
             for side, settings in enumerate(sides):
                 settings += f" --seed {args.seed}"
-                found, seconds = run_fold(table, images_dir, settings, index.classes)
+                found, seconds = run_fold(table, images_dir, settings, dataset.classes)
                 for i in np.flatnonzero(folds == fold):
-                    preds[side][i], probs[side][i] = found[index.paths[i]]
+                    preds[side][i], probs[side][i] = found[dataset.paths[i]]
                 rows = folds == fold
-                right = float((preds[side][rows] == index.labels[rows]).mean())
+                right = float((preds[side][rows] == dataset.labels[rows]).mean())
                 print(f"fold {fold}, {settings}: accuracy {right:.4f}, {seconds:.0f} s", flush=True)
     seen = preds[0] >= 0
-    labels, together = index.labels[seen], groups[seen]
+    labels, together = dataset.labels[seen], groups[seen]
     for metric in LABEL_METRICS:
         print(describe("all", metric, [pred[seen] for pred in preds], labels, together))
     if args.positive_from is not None:

@@ -1,4 +1,4 @@
-"""What many tests share: drawn photographs, tiny weights, one finished run; no network, no user's cache."""
+"""What many tests share: drawn images, tiny weights, one finished run; no network, no user's cache."""
 
 import os
 import shutil
@@ -123,29 +123,27 @@ def tiny_settings(tiny_weights: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_probe(tiny_weights: Path) -> TrainConfig:
     """The same for Python: a probe on tiny weights."""
-    return TrainConfig(tune="probe", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
+    return TrainConfig(finetune="none", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
 
 
 @pytest.fixture(scope="session")
-def drawn_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only: 48 drawn photographs in the class folders bars (24), dots (15) and rings (9)."""
+def drawn_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: 48 drawn images in the class folders bars (24), dots (15) and rings (9)."""
     return draw_folder(tmp_path_factory.mktemp("drawn") / "photos", TINY_COUNTS)
 
 
 @pytest.fixture
-def drawn_classes(drawn_photographs: Path, tmp_path: Path) -> Path:
-    """A copy of the drawn photographs that a test may change."""
-    return Path(shutil.copytree(drawn_photographs, tmp_path / "photos"))
+def drawn_classes(drawn_images: Path, tmp_path: Path) -> Path:
+    """A copy of the drawn images that a test may change."""
+    return Path(shutil.copytree(drawn_images, tmp_path / "photos"))
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Read-only: a finished run of `train` on the drawn photographs."""
+def tiny_run(drawn_images: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a finished run of `train` on the drawn images."""
     from pixelplay.api import train
-    from pixelplay.run_log import Journal
+    from pixelplay.run_log import RunLog
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    train(drawn_photographs, run, tiny_probe, journal=Journal(quiet=True))
+    train(drawn_images, run, tiny_probe, log=RunLog(quiet=True))
     return run

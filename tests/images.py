@@ -1,4 +1,4 @@
-"""Photographs for tests: drawn, encoded, mangled and damaged on purpose. Nothing here is read from disk."""
+"""Images for tests: drawn, encoded, mangled and damaged on purpose. Nothing here is read from disk."""
 
 import io
 import struct
@@ -128,7 +128,7 @@ def damaged_files() -> dict[str, tuple[bytes, ImageStatus]]:
     return {
         "empty.jpg": (b"", "unreadable"),
         "empty.gif": (b"", "unreadable"),
-        "text.jpg": (b"Dear Sir or Madam, the photograph is attached.\n" * 9, "unreadable"),
+        "text.jpg": (b"Dear Sir or Madam, the image is attached.\n" * 9, "unreadable"),
         "page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "unreadable"),
         "random.jpg": (random, "unreadable"),
         "zeros.jpg": (bytes(4096), "unreadable"),
@@ -193,7 +193,7 @@ def _overwrite_header(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
-    """Draw a picture with detail at every scale, as photographs have; another seed, another picture.
+    """Draw a picture with detail at every scale, as images have; another seed, another picture.
 
     Args:
         seed: decides every pixel.

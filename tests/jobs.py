@@ -8,26 +8,26 @@ from numpy.typing import NDArray
 
 from pixelplay.config import TrainConfig
 from pixelplay.model.device import Device
-from pixelplay.training.inputs import Source
+from pixelplay.training.inputs import InputSource
 from pixelplay.training.losses import make_loss
-from pixelplay.training.plan import Plan
+from pixelplay.training.plan import FinetunePlan
 from pixelplay.training.schedule import Job
 
-PLAN = Plan(
-    depth="partial",
-    n_stages=2,
-    n_views=4,
+PLAN = FinetunePlan(
+    finetune="partial",
+    unfreeze_stages=2,
+    cached_views=4,
     epochs=8,
     batch_size=32,
-    is_compiled=False,
+    compile=False,
     seconds={"views": 32.5, "training": 150.0, "reading and measuring": 9.1},
 )
 
 
 def plain_job(
-    source: Source, labels: NDArray[np.int64], n_val: int, config: TrainConfig, **changes: Any
+    source: InputSource, labels: NDArray[np.int64], n_val: int, config: TrainConfig, **changes: Any
 ) -> Job:
-    """A job with a plain loss on the CPU, whose last `n_val` photographs choose."""
+    """A job with a plain loss on the CPU, whose last `n_val` images choose."""
     n_classes = int(labels.max()) + 1
     n_train = len(labels) - n_val
     counts = np.bincount(labels[:n_train], minlength=n_classes)
@@ -42,7 +42,7 @@ def plain_job(
         config=config,
         epochs=2,
         batch_size=8,
-        is_compiled=False,
+        compile=False,
         limit_s=None,
         device=Device(name="cpu", precision="fp32"),
         input_size=160,

@@ -1,4 +1,4 @@
-"""The Python interface as a user meets it: five lines from photographs to answers."""
+"""The Python interface as a user meets it: five lines from images to answers."""
 
 import json
 import random
@@ -12,20 +12,20 @@ from PIL import Image
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from images import encode
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from tables import read_rows
 
 
 def test_five_lines_from_photographs_to_answers(
-    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
-    index, audit = pixelplay.scan(drawn_photographs)
-    report = pixelplay.train(drawn_photographs, tmp_path / "run", tiny_probe)
-    figures = pixelplay.evaluate(tmp_path / "run", drawn_photographs, part=None)
-    n_bad = pixelplay.predict(tmp_path / "run", [drawn_photographs], tmp_path / "p.csv").n_bad
-    predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_photographs)
+    dataset, audit = pixelplay.scan(drawn_images)
+    report = pixelplay.train(drawn_images, tmp_path / "run", tiny_probe)
+    figures = pixelplay.evaluate(tmp_path / "run", drawn_images, split=None)
+    n_bad = pixelplay.predict(tmp_path / "run", [drawn_images], tmp_path / "p.csv").n_bad
+    predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_images)
 
-    assert dict(zip(index.classes, index.class_counts(), strict=True)) == TINY_COUNTS
+    assert dict(zip(dataset.classes, dataset.class_counts(), strict=True)) == TINY_COUNTS
     assert not audit.errors
     assert report.headline.low <= report.headline.value <= report.headline.high
     assert report.to_json() == json.loads((tmp_path / "run/metrics.json").read_text())
@@ -36,13 +36,13 @@ def test_five_lines_from_photographs_to_answers(
     assert [row["label"] for row in rows] == list(predictions.labels)
     written = np.array([[float(row[f"prob_{name}"]) for name in predictions.classes] for row in rows])
     np.testing.assert_allclose(written, predictions.probs, atol=1e-6)
-    given = [index.classes[k] for k in index.labels]
+    given = [dataset.classes[k] for k in dataset.labels]
     agreed = np.mean([a == b for a, b in zip(predictions.labels, given, strict=True)])
     assert agreed == pytest.approx(figures.evaluation.accuracy.value)
 
 
-def test_predictor_takes_what_a_program_has_at_hand(drawn_photographs: Path, tiny_run: Path) -> None:
-    path = drawn_photographs / "dots/001.png"
+def test_predictor_takes_what_a_program_has_at_hand(drawn_images: Path, tiny_run: Path) -> None:
+    path = drawn_images / "dots/001.png"
     image = Image.open(path)
     data = path.read_bytes()
     predictions = pixelplay.Predictor(tiny_run).predict([path, str(path), image, np.asarray(image), data])
@@ -51,9 +51,9 @@ def test_predictor_takes_what_a_program_has_at_hand(drawn_photographs: Path, tin
     np.testing.assert_array_equal(predictions.probs, predictions.probs[[0] * 5])
 
 
-def test_predictor_answers_for_every_input_in_order(drawn_photographs: Path, tiny_run: Path) -> None:
-    good = drawn_photographs / "bars/000.jpg"
-    predictions = pixelplay.Predictor(tiny_run).predict([good, "nowhere.jpg", b"no photograph", good])
+def test_predictor_answers_for_every_input_in_order(drawn_images: Path, tiny_run: Path) -> None:
+    good = drawn_images / "bars/000.jpg"
+    predictions = pixelplay.Predictor(tiny_run).predict([good, "nowhere.jpg", b"no image", good])
     assert predictions.status == ("ok", "missing", "unreadable", "ok")
     assert predictions.labels[1:3] == (None, None)
     assert np.isnan(predictions.probs[1:3]).all()
@@ -66,26 +66,26 @@ def test_predict_counts_the_rows_without_a_prediction(tiny_run: Path, tmp_path: 
     assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_bad == 1
 
 
-def test_one_path_need_not_be_in_a_list(drawn_photographs: Path, tiny_run: Path, tmp_path: Path) -> None:
-    folder = drawn_photographs / "rings"
-    pixelplay.predict(tiny_run, str(folder), tmp_path / "one.csv", with_runs=str(tiny_run))
-    pixelplay.predict(tiny_run, [folder], tmp_path / "list.csv", with_runs=[tiny_run])
+def test_one_path_need_not_be_in_a_list(drawn_images: Path, tiny_run: Path, tmp_path: Path) -> None:
+    folder = drawn_images / "rings"
+    pixelplay.predict(tiny_run, str(folder), tmp_path / "one.csv", ensemble_with=str(tiny_run))
+    pixelplay.predict(tiny_run, [folder], tmp_path / "list.csv", ensemble_with=[tiny_run])
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "list.csv").read_bytes()
 
 
 def test_many_single_files_are_as_good_as_their_folder(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path
+    drawn_images: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    folder = drawn_photographs / "rings"
+    folder = drawn_images / "rings"
     pixelplay.predict(tiny_run, [folder], tmp_path / "folder.csv")
     pixelplay.predict(tiny_run, sorted(folder.iterdir()), tmp_path / "files.csv")
     assert (tmp_path / "folder.csv").read_bytes() == (tmp_path / "files.csv").read_bytes()
 
 
 def test_evaluate_says_which_photographs_it_had_learned_from(
-    drawn_photographs: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = pixelplay.evaluate(tiny_run, drawn_photographs)
+    report = pixelplay.evaluate(tiny_run, drawn_images)
     assert report.unseen is not None
     assert report.n_trained_on + report.unseen.n == 48
     assert "were trained on: the figures are too good" in capsys.readouterr().err
@@ -94,25 +94,25 @@ def test_evaluate_says_which_photographs_it_had_learned_from(
 
 
 def test_errors_are_of_one_family_and_of_pythons_own(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path
+    drawn_images: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(pixelplay.ConfigError, match="test_frac"):
         pixelplay.TrainConfig(test_frac=2)
     with pytest.raises(pixelplay.ConfigError, match="time_budget=180 is no duration"):
         pixelplay.TrainConfig(time_budget=180)  # type: ignore[arg-type]
     with pytest.raises(pixelplay.ConfigError, match="part='tset' is not one of train, val, test"):
-        pixelplay.evaluate(tiny_run, drawn_photographs, part="tset")  # type: ignore[arg-type]
+        pixelplay.evaluate(tiny_run, drawn_images, split="tset")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="does not exist"):
         pixelplay.scan(tmp_path / "nowhere")
     with pytest.raises(pixelplay.BundleError, match="is no model"):
         pixelplay.Predictor(tmp_path)
     with pytest.raises(pixelplay.ConfigError, match="--out"):
-        pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.txt")
+        pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.txt")
     with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' is outside its range"):
-        pixelplay.CautionConfig(coverage="0.9")  # type: ignore[arg-type]
+        pixelplay.UncertaintyConfig(coverage="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.ConfigError, match=r"precision '0\.9' was asked for"):
-        pixelplay.evaluate(tiny_run, drawn_photographs, at_precision="0.9")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.DataError, match="no photographs named"):
+        pixelplay.evaluate(tiny_run, drawn_images, at_precision="0.9")  # type: ignore[arg-type]
+    with pytest.raises(pixelplay.DataError, match="no images named"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")
     assert issubclass(pixelplay.ConfigError, pixelplay.PixelPlayError)
     assert issubclass(pixelplay.ConfigError, ValueError)
@@ -123,7 +123,7 @@ def test_errors_are_of_one_family_and_of_pythons_own(
 
 
 def test_training_leaves_the_users_random_numbers_alone(
-    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
 
@@ -131,26 +131,26 @@ def test_training_leaves_the_users_random_numbers_alone(
     np.random.seed(1)
     torch.manual_seed(1)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    pixelplay.train(drawn_photographs, tmp_path / "run", tiny_probe)
+    pixelplay.train(drawn_images, tmp_path / "run", tiny_probe)
     after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert after == before
 
 
-def test_a_table_keeps_its_own_order(drawn_photographs: Path, tmp_path: Path) -> None:
-    names = [path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*")]
+def test_a_table_keeps_its_own_order(drawn_images: Path, tmp_path: Path) -> None:
+    names = [path.relative_to(drawn_images).as_posix() for path in drawn_images.rglob("*.*")]
     random.Random(0).shuffle(names)
     table = tmp_path / "labels.csv"
     table.write_text(
         "".join(f"{line}\n" for line in ["path,label", *(f"{n},{n.split('/')[0]}" for n in names)])
     )
-    data = pixelplay.DataConfig(images_dir=str(drawn_photographs))
-    index, _ = pixelplay.scan(table, data)
-    assert list(index.paths) == names
-    assert index.classes == tuple(TINY_COUNTS)
+    data = pixelplay.DataConfig(images_dir=str(drawn_images))
+    dataset, _ = pixelplay.scan(table, data)
+    assert list(dataset.paths) == names
+    assert dataset.classes == tuple(TINY_COUNTS)
 
 
-def test_a_photograph_turned_by_exif_is_the_photograph(drawn_photographs: Path, tiny_run: Path) -> None:
-    image = Image.open(drawn_photographs / "bars/001.png").convert("RGB")
+def test_a_photograph_turned_by_exif_is_the_photograph(drawn_images: Path, tiny_run: Path) -> None:
+    image = Image.open(drawn_images / "bars/001.png").convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 3  # stored upside down
     turned = encode(image.transpose(Image.Transpose.ROTATE_180), "PNG", exif=exif)
@@ -162,9 +162,9 @@ def test_a_program_without_a_console_hears_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    journal = Journal()
-    journal.note("something was assumed")
-    with journal.progress("reading", 2) as bar:
+    log = RunLog()
+    log.note("something was assumed")
+    with log.progress("reading", 2) as bar:
         bar.update(2)
     assert capsys.readouterr().out == ""
-    assert journal.notes == ["something was assumed"]
+    assert log.notes == ["something was assumed"]

@@ -20,7 +20,7 @@ from images import encode
 from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
 from pixelplay.model.device import find_device
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 from pixelplay.training.resume import check_settings
 from tables import read_rows
@@ -60,8 +60,8 @@ def train_tiny(tiny_settings: list[str]) -> list[str]:
     return [
         "--out",
         "run",
-        "--tune",
-        "probe",
+        "--finetune",
+        "none",
         *tiny_settings,
     ]
 
@@ -90,7 +90,7 @@ def _rows(photos: Path) -> list[list[str]]:
     return [["path", "label"], *([p.relative_to(photos).as_posix(), p.parent.name] for p in found)]
 
 
-# --- photographs ---
+# --- images ---
 
 
 @pytest.mark.parametrize("command", ["scan", "train"])
@@ -98,7 +98,7 @@ def test_empty_folder(command: str, tmp_path: Path, refuse: Refusal) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     line = refuse(command, empty, *(["--out", "run"] if command == "train" else []))
-    _assert_says(line, f"{empty} has no photographs", f"{empty}/<class>/photo.jpg", "table")
+    _assert_says(line, f"{empty} has no images", f"{empty}/<class>/photo.jpg", "table")
 
 
 def test_folder_that_does_not_exist(refuse: Refusal) -> None:
@@ -112,7 +112,7 @@ def test_folder_without_class_folders_names_the_table_beside(tmp_path: Path, ref
     (photos / "a.png").write_bytes(encode(draw_of_class("bars", 1), "PNG"))
     _write_table(photos / "labels.csv", [["path", "label"], ["a.png", "bars"]])
     line = refuse("train", photos, "--out", "run")
-    _assert_says(line, f"{photos} has photographs but no class folders", f"{photos}/train/<class>/photo.jpg")
+    _assert_says(line, f"{photos} has images but no class folders", f"{photos}/train/<class>/photo.jpg")
     _assert_says(line, f"{photos}/labels.csv", "table instead of the folder")
 
 
@@ -122,10 +122,10 @@ def test_file_that_is_no_source(tmp_path: Path, refuse: Refusal) -> None:
     _assert_says(refuse("scan", path), f"{path} is no folder", ".csv, .tsv, .parquet", "zip archive")
 
 
-def test_damaged_archive(tmp_path: Path, drawn_photographs: Path, refuse: Refusal) -> None:
+def test_damaged_archive(tmp_path: Path, drawn_images: Path, refuse: Refusal) -> None:
     archive = tmp_path / "photos.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.write(drawn_photographs / "bars" / "000.jpg", "bars/000.jpg")
+        file.write(drawn_images / "bars" / "000.jpg", "bars/000.jpg")
     archive.write_bytes(archive.read_bytes()[:-30])
     line = refuse("scan", archive)
     assert str(archive) in line
@@ -142,11 +142,11 @@ def test_class_without_a_readable_photograph(
     drawn_classes: Path, refuse: Refusal, train_tiny: list[str]
 ) -> None:
     for path in (drawn_classes / "rings").iterdir():
-        path.write_bytes(b"no photograph")
+        path.write_bytes(b"no image")
     line = refuse("train", drawn_classes, *train_tiny)
     _assert_says(
         line,
-        "class 'rings' has 9 photographs to learn from",
+        "class 'rings' has 9 images to learn from",
         "none can be read",
         "replace them or remove the class",
     )
@@ -155,14 +155,14 @@ def test_class_without_a_readable_photograph(
 def test_no_test_images_to_hold_out(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 1, "dots": 1})
     line = refuse("train", photos, *train_tiny)
-    _assert_says(line, "no test images", photos, "2 photographs", "add photographs", "--test-frac 0")
+    _assert_says(line, "no test images", photos, "2 images", "add images", "--test-frac 0")
 
 
 def test_no_labelled_photographs_in_the_asked_part(
-    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
 ) -> None:
-    line = refuse("evaluate", tiny_run, drawn_photographs, "--part", "val")
-    _assert_says(line, f"{drawn_photographs} has no labelled photographs", "val")
+    line = refuse("evaluate", tiny_run, drawn_images, "--split", "val")
+    _assert_says(line, f"{drawn_images} has no labelled images", "val")
 
 
 @pytest.mark.parametrize("content", [[], [b""], [b"", b"Dear Sir or Madam"]])
@@ -179,11 +179,11 @@ def test_predict_on_a_folder_with_nothing_readable(
         (folder / f"{i}.jpg").write_bytes(data)
     if not content:
         line = refuse("predict", tiny_run, folder, "--out", "p.csv")
-        _assert_says(line, f"no photographs in {folder}", "give files, tables, zip archives or folders")
+        _assert_says(line, f"no images in {folder}", "give files, tables, zip archives or folders")
         return
     assert main(["predict", str(tiny_run), str(folder), "--out", "p.csv", "--quiet"]) == 1
     line = capsys.readouterr().err
-    n = counted(len(content), "photograph")
+    n = counted(len(content), "image")
     # the first is named, with its reason, and each has its row
     _assert_says(line, f"error: none of {n} can be read; p.csv says why", folder / "0.jpg")
     rows = read_rows("p.csv")
@@ -193,7 +193,7 @@ def test_predict_on_a_folder_with_nothing_readable(
 
 def test_predict_on_a_file_that_does_not_exist(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(tiny_run), "nowhere.jpg", "--out", "p.csv", "--quiet"]) == 1
-    _assert_says(capsys.readouterr().err, "none of 1 photograph can be read", "nowhere.jpg: no such file")
+    _assert_says(capsys.readouterr().err, "none of 1 image can be read", "nowhere.jpg: no such file")
     assert Path("p.csv").read_text().splitlines()[1].startswith("nowhere.jpg,missing,no such file,")
 
 
@@ -206,72 +206,68 @@ def test_a_folder_that_does_not_exist_leaves_no_table(tiny_run: Path, refuse: Re
 # --- outputs ---
 
 
-def test_run_that_exists(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_run_that_exists(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     shutil.copytree(tiny_run, "run")
-    line = refuse("train", drawn_photographs, "--out", "run")
+    line = refuse("train", drawn_images, "--out", "run")
     _assert_says(line, f"{Path('run').absolute()} exists", "choose another --out", "--force")
 
 
-def test_folder_that_is_no_run_is_not_replaced_even_when_forced(
-    drawn_photographs: Path, refuse: Refusal
-) -> None:
+def test_folder_that_is_no_run_is_not_replaced_even_when_forced(drawn_images: Path, refuse: Refusal) -> None:
     Path("run").mkdir()
     Path("run/thesis.txt").write_text("years of work")
-    line = refuse("train", drawn_photographs, "--out", "run", "--force")
+    line = refuse("train", drawn_images, "--out", "run", "--force")
     _assert_says(
         line, Path("run").absolute(), "is no run of PixelPlay", "never replaced", "choose another --out"
     )
 
 
-def test_table_of_predictions_that_exists(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_table_of_predictions_that_exists(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("p.csv").write_text("precious")
-    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.csv")
+    line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv")
     _assert_says(line, "p.csv exists", "choose another --out", "--force")
 
 
-def test_table_of_unknown_kind(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
-    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.xlsx")
+def test_table_of_unknown_kind(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, drawn_images, "--out", "p.xlsx")
     _assert_says(line, "--out p.xlsx", ".csv", ".parquet")
 
 
-def test_submission_of_another_kind(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_submission_of_another_kind(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("sample.csv").write_text("id,label\n000,bars\n")
-    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.parquet", "--submission", "sample.csv")
+    line = refuse("predict", tiny_run, drawn_images, "--out", "p.parquet", "--submission", "sample.csv")
     _assert_says(line, "--out p.parquet", "a submission is a CSV file")
 
 
-def test_table_in_a_folder_that_does_not_exist(
-    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
-) -> None:
-    line = refuse("predict", tiny_run, drawn_photographs, "--out", "no/such/p.csv")
+def test_table_in_a_folder_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, drawn_images, "--out", "no/such/p.csv")
     _assert_says(line, "the folder no/such of --out does not exist", "create it")
 
 
-def test_run_below_a_file(drawn_photographs: Path, refuse: Refusal) -> None:
+def test_run_below_a_file(drawn_images: Path, refuse: Refusal) -> None:
     Path("notes.txt").write_text("a")
-    line = refuse("train", drawn_photographs, "--out", "notes.txt/run")
+    line = refuse("train", drawn_images, "--out", "notes.txt/run")
     _assert_says(line, f"{Path('notes.txt/run').absolute()} cannot be written", "choose another --out")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_folder_without_leave_to_write(
-    command: str, drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+    command: str, drawn_images: Path, tiny_run: Path, refuse: Refusal
 ) -> None:
     Path("locked").mkdir(mode=0o555)
     if command == "train":
-        line = refuse("train", drawn_photographs, "--out", "locked/run")
+        line = refuse("train", drawn_images, "--out", "locked/run")
     else:
-        line = refuse("predict", tiny_run, drawn_photographs, "--out", "locked/p.csv")
+        line = refuse("predict", tiny_run, drawn_images, "--out", "locked/p.csv")
     _assert_says(line, "locked", "choose another")
 
 
 def test_disk_without_room_for_a_run(
-    drawn_photographs: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
+    drawn_images: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 3 << 20))
-    line = refuse("train", drawn_photographs, "--out", "run")
+    line = refuse("train", drawn_images, "--out", "run")
     _assert_says(
         line, f"{Path().absolute()} has 3 MB free", "a run needs", "free some or choose another --out"
     )
@@ -288,19 +284,19 @@ def no_large_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_large_files")
 def test_disk_that_fills_up_while_a_run_is_written(
-    drawn_photographs: Path, refuse: Refusal, train_tiny: list[str]
+    drawn_images: Path, refuse: Refusal, train_tiny: list[str]
 ) -> None:
-    line = refuse("train", drawn_photographs, *train_tiny, "--cache-gb", "0")
+    line = refuse("train", drawn_images, *train_tiny, "--cache-gb", "0")
     _assert_says(line, "File too large", "free some space, or write to another disk")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_disk_that_is_full_for_predictions(
-    ending: str, drawn_photographs: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+    ending: str, drawn_images: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.symlink("/dev/full", f"p.{ending}.partial")
-    command = ["predict", str(tiny_run), str(drawn_photographs), "--out", f"p.{ending}", "--quiet"]
+    command = ["predict", str(tiny_run), str(drawn_images), "--out", f"p.{ending}", "--quiet"]
     status = main([*command, "--force"])  # the link stands where the partial file will
     out, err = capsys.readouterr()
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -324,28 +320,28 @@ def test_table_without_the_asked_column(tmp_path: Path, refuse: Refusal) -> None
     _assert_says(line, f"{table} has no column 'grad'", "path, grade", "did you mean 'grade'?")
 
 
-def test_table_that_names_missing_files(drawn_photographs: Path, refuse: Refusal) -> None:
+def test_table_that_names_missing_files(drawn_images: Path, refuse: Refusal) -> None:
     gone = [[f"gone/{i}.jpg", "bars"] for i in range(63)]
-    table = _write_table(Path("t.csv"), [*_rows(drawn_photographs), *gone])
-    line = refuse("scan", table, "--images-dir", drawn_photographs)
-    _assert_says(line, table, "63 files", drawn_photographs, "gone/0.jpg, ", "gone/9.jpg and 53 more")
+    table = _write_table(Path("t.csv"), [*_rows(drawn_images), *gone])
+    line = refuse("scan", table, "--images-dir", drawn_images)
+    _assert_says(line, table, "63 files", drawn_images, "gone/0.jpg, ", "gone/9.jpg and 53 more")
     _assert_says(line, "mend the table", "--images-dir")
 
 
-def test_table_with_a_repeated_row(drawn_photographs: Path, refuse: Refusal) -> None:
-    rows = _rows(drawn_photographs)
+def test_table_with_a_repeated_row(drawn_images: Path, refuse: Refusal) -> None:
+    rows = _rows(drawn_images)
     table = _write_table(Path("t.csv"), [*rows, rows[1]])
-    line = refuse("scan", table, "--images-dir", drawn_photographs)
+    line = refuse("scan", table, "--images-dir", drawn_images)
     _assert_says(line, f"{table}, row 50 repeats", "'bars/000.jpg'", "row 2", "list each", "once")
 
 
-def test_table_with_an_unknown_part(drawn_photographs: Path, refuse: Refusal) -> None:
-    header, *rows = _rows(drawn_photographs)
+def test_table_with_an_unknown_part(drawn_images: Path, refuse: Refusal) -> None:
+    header, *rows = _rows(drawn_images)
     parts = ["train"] * (len(rows) - 1) + ["tset"]
     table = _write_table(
-        Path("t.csv"), [[*header, "part"], *([*row, part] for row, part in zip(rows, parts, strict=True))]
+        Path("t.csv"), [[*header, "split"], *([*row, part] for row, part in zip(rows, parts, strict=True))]
     )
-    line = refuse("scan", table, "--images-dir", drawn_photographs)
+    line = refuse("scan", table, "--images-dir", drawn_images)
     _assert_says(line, f"{table}, row 49", "'tset'", "'part'", "train, val, test", "did you mean 'test'")
 
 
@@ -355,58 +351,50 @@ def test_table_with_a_short_row(tmp_path: Path, refuse: Refusal) -> None:
     _assert_says(refuse("scan", table), table, " 3 has 1 cells", "header has 2", "mend")
 
 
-def test_sample_submission_that_does_not_exist(
-    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
-) -> None:
-    line = refuse("predict", tiny_run, drawn_photographs, "--out", "p.csv", "--submission", "sample.csv")
+def test_sample_submission_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv", "--submission", "sample.csv")
     _assert_says(line, "sample.csv", "No such file or directory")
 
 
-def test_sample_submission_of_other_classes(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_sample_submission_of_other_classes(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("sample.csv").write_text("id,cat,dog\n000,0,0\n")
-    line = refuse(
-        "predict", tiny_run, drawn_photographs / "bars", "--out", "p.csv", "--submission", "sample.csv"
-    )
+    line = refuse("predict", tiny_run, drawn_images / "bars", "--out", "p.csv", "--submission", "sample.csv")
     _assert_says(line, "sample.csv", "cat, dog", "bars, dots, rings")
 
 
 # --- backbones and weights ---
 
 
-def test_unknown_backbone(drawn_photographs: Path, refuse: Refusal) -> None:
-    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "resnet5O")
+def test_unknown_backbone(drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", "resnet5O")
     _assert_says(line, "backbone 'resnet5O' is unknown", "did you mean 'resnet5", "lite0")
 
 
-def test_backbone_name_that_reaches_out(drawn_photographs: Path, refuse: Refusal) -> None:
-    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "hf-hub:someone/network")
+def test_backbone_name_that_reaches_out(drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", "hf-hub:someone/network")
     _assert_says(line, "backbone 'hf-hub:someone/network' is unknown")
 
 
-def test_backbone_without_weights_offline(drawn_photographs: Path, refuse: Refusal) -> None:
-    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", "resnet18", "--offline")
+def test_backbone_without_weights_offline(drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", "resnet18", "--offline")
     _assert_says(line, "backbone 'resnet18' has no weights", "--offline is set", "lite0", "--weights FILE")
 
 
-def test_weights_of_another_network(drawn_photographs: Path, tiny_weights: Path, refuse: Refusal) -> None:
-    line = refuse(
-        "train", drawn_photographs, "--out", "run", "--backbone", "test_vit", "--weights", tiny_weights
-    )
+def test_weights_of_another_network(drawn_images: Path, tiny_weights: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", "test_vit", "--weights", tiny_weights)
     # ten keys are named, the rest is counted
     _assert_says(line, f"{tiny_weights} does not fit test_vit", "lacks", "cls_token", " more")
 
 
-def test_weights_that_do_not_exist(drawn_photographs: Path, refuse: Refusal) -> None:
-    line = refuse(
-        "train", drawn_photographs, "--out", "run", "--backbone", TINY, "--weights", "none.safetensors"
-    )
+def test_weights_that_do_not_exist(drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", TINY, "--weights", "none.safetensors")
     _assert_says(line, "none.safetensors does not exist", "give a .safetensors or .pth file")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_weights_that_are_no_tensors(name: str, drawn_photographs: Path, refuse: Refusal) -> None:
+def test_weights_that_are_no_tensors(name: str, drawn_images: Path, refuse: Refusal) -> None:
     Path(name).write_bytes(b"no tensors at all")
-    line = refuse("train", drawn_photographs, "--out", "run", "--backbone", TINY, "--weights", name)
+    line = refuse("train", drawn_images, "--out", "run", "--backbone", TINY, "--weights", name)
     _assert_says(line, f"weights {name}", "as .safetensors or .pth")
 
 
@@ -451,23 +439,23 @@ def test_bundle_that_cannot_be_used(
     command: str,
     damage: Callable[[Path], object],
     words: tuple[str, ...],
-    drawn_photographs: Path,
+    drawn_images: Path,
     tiny_run: Path,
     refuse: Refusal,
 ) -> None:
     shutil.copytree(tiny_run, "copy")
     damage(Path("copy/model"))
-    line = refuse(command, "copy", drawn_photographs, *(["--out", "p.csv"] if command == "predict" else []))
+    line = refuse(command, "copy", drawn_images, *(["--out", "p.csv"] if command == "predict" else []))
     _assert_says(line, *words)
 
 
-def test_run_that_does_not_exist(drawn_photographs: Path, refuse: Refusal) -> None:
-    line = refuse("evaluate", "nowhere", drawn_photographs)
+def test_run_that_does_not_exist(drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", "nowhere", drawn_images)
     _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
 
 
-def test_other_run_that_does_not_exist(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
-    line = refuse("evaluate", tiny_run, drawn_photographs, "--against", "nowhere")
+def test_other_run_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_images, "--against", "nowhere")
     _assert_says(line, "nowhere does not exist", "expected a run of pixelplay train")
 
 
@@ -475,8 +463,8 @@ def test_other_run_that_does_not_exist(drawn_photographs: Path, tiny_run: Path, 
     ("damage", "words"),
     [
         (lambda run: shutil.rmtree(run), "run does not exist"),
-        (lambda run: (run / "suspects.csv").unlink(), "run has no suspects.csv"),
-        (lambda run: (run / "suspects.csv").write_text("path\n1\n"), "missing or damaged"),
+        (lambda run: (run / "label_issues.csv").unlink(), "run has no label_issues.csv"),
+        (lambda run: (run / "label_issues.csv").write_text("path\n1\n"), "missing or damaged"),
         (lambda run: (run / "metrics.json").write_text("{}"), "missing or damaged"),
     ],
 )
@@ -489,7 +477,7 @@ def test_suspects_of_a_run_without_records(
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     damage(run)
-    assert main(["suspects", str(run)]) == 1
+    assert main(["label_issues", str(run)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     _assert_says(err, words)
@@ -501,15 +489,15 @@ def test_suspects_of_a_run_without_records(
 @pytest.fixture
 def refuse_crossval(tiny_weights: Path, refuse: Refusal) -> Refusal:
     def run(data: Path, *argv: object) -> str:
-        tiny = ["--out", "run", "--tune", "probe", "--backbone", TINY, "--weights", tiny_weights]
+        tiny = ["--out", "run", "--finetune", "none", "--backbone", TINY, "--weights", tiny_weights]
         return refuse("crossval", data, *tiny, *argv)
 
     return run
 
 
-def test_more_folds_than_photographs_of_a_class(drawn_photographs: Path, refuse_crossval: Refusal) -> None:
-    line = refuse_crossval(drawn_photographs, "--n-folds", "10")
-    assert line == ("class 'rings' has 9 photographs but n_folds=10 needs 10; add some or use --n-folds 9")
+def test_more_folds_than_photographs_of_a_class(drawn_images: Path, refuse_crossval: Refusal) -> None:
+    line = refuse_crossval(drawn_images, "--n-folds", "10")
+    assert line == ("class 'rings' has 9 images but n_folds=10 needs 10; add some or use --n-folds 9")
 
 
 def test_groups_that_hold_a_class_together(tmp_path: Path, refuse_crossval: Refusal) -> None:
@@ -518,12 +506,12 @@ def test_groups_that_hold_a_class_together(tmp_path: Path, refuse_crossval: Refu
         for i, path in enumerate(sorted((photos / name).iterdir())):
             path.rename(path.with_name(f"night{i % 3}_{path.name}"))
     line = refuse_crossval(photos, "--group-regex", r"night\d")
-    _assert_says(line, "12 photographs in 3 groups that stay together", "n_folds=5 needs 5", "--n-folds 3")
+    _assert_says(line, "12 images in 3 groups that stay together", "n_folds=5 needs 5", "--n-folds 3")
 
 
 @pytest.mark.parametrize("repeats", ["0", "21"])
-def test_repeats_out_of_range(repeats: str, drawn_photographs: Path, refuse_crossval: Refusal) -> None:
-    line = refuse_crossval(drawn_photographs, "--repeats", repeats)
+def test_repeats_out_of_range(repeats: str, drawn_images: Path, refuse_crossval: Refusal) -> None:
+    line = refuse_crossval(drawn_images, "--repeats", repeats)
     assert line == f"repeats={repeats} is outside its range 1 to 20"
 
 
@@ -541,16 +529,16 @@ def test_groups_that_leave_a_fold_empty(tmp_path: Path, refuse_crossval: Refusal
             for path in sorted(lone.iterdir()):
                 path.rename(path.with_name(f"camera{camera}_{path.name}"))
     line = refuse_crossval(photos, "--group-regex", r"camera\d")
-    _assert_says(line, "without a photograph to hold out", "use --n-folds 2 or smaller groups")
+    _assert_says(line, "without an image to hold out", "use --n-folds 2 or smaller groups")
 
 
-def test_more_networks_than_a_model_holds(drawn_photographs: Path, refuse: Refusal) -> None:
+def test_more_networks_than_a_model_holds(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse(
         "crossval",
-        drawn_photographs,
+        drawn_images,
         "--out",
         "run",
-        "--tune",
+        "--finetune",
         "partial",
         "--n-folds",
         "10",
@@ -558,7 +546,7 @@ def test_more_networks_than_a_model_holds(drawn_photographs: Path, refuse: Refus
         "11",
     )
     _assert_says(
-        line, "10 folds, 11 times, are 110 networks", "a model holds 100", "--single or --tune probe"
+        line, "10 folds, 11 times, are 110 networks", "a model holds 100", "--single or --finetune none"
     )
 
 
@@ -583,26 +571,24 @@ def test_more_networks_than_a_model_holds(drawn_photographs: Path, refuse: Refus
     ],
 )
 def test_setting_that_cannot_be_used(
-    options: list[str], words: str, drawn_photographs: Path, refuse: Refusal
+    options: list[str], words: str, drawn_images: Path, refuse: Refusal
 ) -> None:
-    _assert_says(refuse("train", drawn_photographs, "--out", "run", *options), words)
+    _assert_says(refuse("train", drawn_images, "--out", "run", *options), words)
 
 
 @pytest.mark.parametrize("precision", ["0", "1.5", "-1", "nan"])
-def test_precision_out_of_range(
-    precision: str, drawn_photographs: Path, tiny_run: Path, refuse: Refusal
-) -> None:
-    line = refuse("evaluate", tiny_run, drawn_photographs, f"--at-precision={precision}")
+def test_precision_out_of_range(precision: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_images, f"--at-precision={precision}")
     _assert_says(line, float(precision), "above 0 and at most 1")
 
 
-def test_precision_of_three_classes(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
-    line = refuse("evaluate", tiny_run, drawn_photographs, "--at-precision", "0.9")
+def test_precision_of_three_classes(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_images, "--at-precision", "0.9")
     _assert_says(line, "3 classes", "needs 2")
 
 
-def test_positive_class_without_a_precision(drawn_photographs: Path, tiny_run: Path, refuse: Refusal) -> None:
-    line = refuse("evaluate", tiny_run, drawn_photographs, "--positive", "bars")
+def test_positive_class_without_a_precision(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+    line = refuse("evaluate", tiny_run, drawn_images, "--positive", "bars")
     assert line == "positive='bars' says nothing without a precision; add --at-precision 0.95, say"
 
 
@@ -610,21 +596,21 @@ def test_positive_class_without_a_precision(drawn_photographs: Path, tiny_run: P
 
 
 @pytest.fixture
-def refuse_tuning(drawn_photographs: Path, tiny_weights: Path, refuse: Refusal) -> Refusal:
-    """Refuse to train on the drawn photographs, and leave them and the weights as they are."""
+def refuse_tuning(drawn_images: Path, tiny_weights: Path, refuse: Refusal) -> Refusal:
+    """Refuse to train on the drawn images, and leave them and the weights as they are."""
 
     def run(*argv: object) -> str:
-        inputs = (drawn_photographs, tiny_weights.parent)
+        inputs = (drawn_images, tiny_weights.parent)
         before = [_everything_below(folder) for folder in inputs]
         common = ("--out", "run", "--backbone", TINY, "--weights", tiny_weights)
-        line = refuse("train", drawn_photographs, *common, *argv)
+        line = refuse("train", drawn_images, *common, *argv)
         assert [_everything_below(folder) for folder in inputs] == before
         return line
 
     return run
 
 
-PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
+PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
 
 
 @pytest.mark.parametrize(
@@ -637,8 +623,8 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
             ["'mixpu' is unknown", "did you mean 'mixup'", "trivial_"],
         ),
         (
-            (*PARTIAL, "--imbalance", "class_weights", "--min-per-class", "20"),
-            ["min_per_class=20 and imbalance='class_weights'", "both correct for class sizes", "give one"],
+            (*PARTIAL, "--imbalance", "class_weights", "--oversample-to", "20"),
+            ["oversample_to=20 and imbalance='class_weights'", "both correct for class sizes", "give one"],
         ),
         (
             (*PARTIAL, "--imbalance", "focal", "--augment", "crop", "mixup"),
@@ -649,27 +635,27 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
             ["label_smoothing makes labels soft", "focal loss cannot take", "leave it out"],
         ),
         (
-            ("--tune", "probe", "--head", "mlp"),
-            ["head='mlp'", "not fitted by a probe", "--tune partial or full"],
+            ("--finetune", "none", "--head", "mlp"),
+            ["head='mlp'", "not fitted by a probe", "--finetune partial or full"],
         ),
         (
-            ("--tune", "probe", "--min-per-class", "9"),
-            ["min_per_class", "a probe has none", "--tune partial"],
+            ("--finetune", "none", "--oversample-to", "9"),
+            ["oversample_to", "a probe has none", "--finetune partial"],
         ),
-        ((*PARTIAL, "--n-stages", "0"), ["n_stages=0 is outside its range 1 to"]),
+        ((*PARTIAL, "--unfreeze-stages", "0"), ["unfreeze_stages=0 is outside its range 1 to"]),
         (
-            (*PARTIAL, "--n-stages", "4", "--epochs", "1"),
-            ["n_stages=4 is outside 1 to 3", TINY, "--tune full trains everything"],
+            (*PARTIAL, "--unfreeze-stages", "4", "--epochs", "1"),
+            ["unfreeze_stages=4 is outside 1 to 3", TINY, "--finetune full trains everything"],
         ),
-        ((*PARTIAL, "--n-stages", "4"), ["n_stages=4 is outside 1 to 3", "--tune full"]),
-        ((*FULL, "--first-size-frac", "0.1"), ["first_size_frac=0.1 is outside its range 0.25 to 1"]),
+        ((*PARTIAL, "--unfreeze-stages", "4"), ["unfreeze_stages=4 is outside 1 to 3", "--finetune full"]),
+        ((*FULL, "--initial-size-frac", "0.1"), ["initial_size_frac=0.1 is outside its range 0.25 to 1"]),
         (
-            (*PARTIAL, "--head", "mlp", "--with-probe", "on"),
-            ["with_probe='on' averages linear heads", "head='mlp'", "leave one out"],
+            (*PARTIAL, "--head", "mlp", "--ensemble-probe", "on"),
+            ["ensemble_probe='on' averages linear heads", "head='mlp'", "leave one out"],
         ),
         (
-            ("--tune", "auto", "--head", "mlp"),
-            ["head='mlp'", "not fitted by a probe", "--tune partial or full"],
+            ("--finetune", "auto", "--head", "mlp"),
+            ["head='mlp'", "not fitted by a probe", "--finetune partial or full"],
         ),
         (
             (*PARTIAL, "--head", "mlp", "--imbalance", "crt"),
@@ -679,21 +665,24 @@ PARTIAL, FULL = ("--tune", "partial"), ("--tune", "full")
             (*PARTIAL, "--head", "mlp", "--train-batch-size", "2"),
             ["train_batch_size=2 is outside its range 3 to 10000"],
         ),
-        ((*PARTIAL, "--first-size-frac", "0.5"), ["--tune partial has no use for first_size_frac=0.5"]),
-        ((*FULL, "--n-views", "2"), ["--tune full has no use for n_views=2; leave one of them out"]),
-        (("--tune", "probe", "--epochs", "3"), ["--tune probe has no use for epochs=3"]),
-        (("--tune", "probe", "--crop-scale", "0.5"), ["--tune probe has no use for crop_scale=0.5"]),
         (
-            (*PARTIAL, "--epochs", "1", "--n-views", "90", "--cache-gb", "0.001"),
-            [" MB are needed for 90 views of 38 photographs, and", "room for 0.5 MB", "lower --n-views"],
+            (*PARTIAL, "--initial-size-frac", "0.5"),
+            ["--finetune partial has no use for initial_size_frac=0.5"],
+        ),
+        ((*FULL, "--cached-views", "2"), ["--finetune full has no use for n_views=2; leave one of them out"]),
+        (("--finetune", "none", "--epochs", "3"), ["--finetune none has no use for epochs=3"]),
+        (("--finetune", "none", "--crop-scale", "0.5"), ["--finetune none has no use for crop_scale=0.5"]),
+        (
+            (*PARTIAL, "--epochs", "1", "--cached-views", "90", "--cache-gb", "0.001"),
+            [" MB are needed for 90 views of 38 images, and", "room for 0.5 MB", "lower --cached-views"],
         ),
         (
             (*PARTIAL, "--epochs", "1", "--cache-gb", "0.00001"),
-            ["MB are needed for 1 view of 38 photographs, and", "raise --cache-gb or use --tune probe"],
+            ["MB are needed for 1 view of 38 images, and", "raise --cache-gb or use --finetune none"],
         ),
         ((*PARTIAL, "--mixup-alpha", "0.4"), ["mixup_alpha=0.4 says nothing without mixup"]),
         ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1 is outside its range 0 to 1000"]),
-        ((*FULL, "--accumulate", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
+        ((*FULL, "--grad-accum-steps", "0"), ["accumulate=0 is outside its range 1 to 1024"]),
         ((*FULL, "--lr", "nan"), ["lr=nan is outside its range"]),
         (
             (*PARTIAL, "--plan", "nowhere.json"),
@@ -708,18 +697,18 @@ def test_tuning_that_cannot_be_done_as_asked(
     _assert_says(refuse_tuning(*options), *words)
 
 
-@pytest.mark.parametrize("depth", [PARTIAL, FULL])
-def test_a_time_budget_that_is_too_short(depth: tuple[str, str], refuse_tuning: Refusal) -> None:
-    line = refuse_tuning(*depth, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
-    _assert_says(line, f"--time-budget 0.1s is too short for {depth[1]} tuning on 32 photographs: about ")
-    _assert_says(line, " are needed here", "raise --time-budget", "--tune probe")
+@pytest.mark.parametrize("method", [PARTIAL, FULL])
+def test_a_time_budget_that_is_too_short(method: tuple[str, str], refuse_tuning: Refusal) -> None:
+    line = refuse_tuning(*method, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
+    _assert_says(line, f"--time-budget 0.1s is too short for {method[1]} tuning on 32 images: about ")
+    _assert_says(line, " are needed here", "raise --time-budget", "--finetune none")
 
 
 def test_a_plan_for_another_network(refuse_tuning: Refusal) -> None:
-    plan = {"depth": "partial", "n_stages": 7, "n_views": 1, "epochs": 1, "batch_size": 8}
+    plan = {"finetune": "partial", "unfreeze_stages": 7, "cached_views": 1, "epochs": 1, "batch_size": 8}
     Path("plan.json").write_text(json.dumps({**plan, "is_compiled": False, "seconds": {}}))
     line = refuse_tuning(*PARTIAL, "--plan", "plan.json")
-    _assert_says(line, "n_stages=7 is outside 1 to 3", TINY, "--tune full trains everything")
+    _assert_says(line, "unfreeze_stages=7 is outside 1 to 3", TINY, "--finetune full trains everything")
 
 
 # weights that this decay turns over and a hundredfold in each step
@@ -738,21 +727,21 @@ RUNAWAY = (
 
 
 def test_a_loss_that_is_no_number_ends_a_training_from_nothing(refuse_tuning: Refusal) -> None:
-    line = refuse_tuning(*PARTIAL, "--n-views", "1", *RUNAWAY, "--start", "random")
+    line = refuse_tuning(*PARTIAL, "--cached-views", "1", *RUNAWAY, "--head-init", "random")
     assert re.match(r"the loss is (nan|inf) at step \d+ of 32, before anything was learned", line)
     _assert_says(line, "lower --lr and --head-lr")
 
 
 def test_a_loss_that_is_no_number_leaves_the_probe(
-    drawn_photographs: Path, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny_settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What training started from is a classifier: it is kept, and the step is named."""
     common = [
         "train",
-        str(drawn_photographs),
+        str(drawn_images),
         *tiny_settings,
     ]
-    assert main([*common, "--out", "run", *PARTIAL, "--n-views", "1", *RUNAWAY]) == 0
+    assert main([*common, "--out", "run", *PARTIAL, "--cached-views", "1", *RUNAWAY]) == 0
     err = capsys.readouterr().err
     said = re.search(
         r"note: training ended early: the loss is (nan|inf) at step \d+ of 32; "
@@ -762,7 +751,7 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     assert said, err
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert said[0].removeprefix("note: ").rstrip() in metrics["notes"]
-    assert metrics["depth"] == metrics["chosen"]["depth"]["value"] == "probe"
+    assert metrics["finetune"] == metrics["chosen"]["finetune"]["value"] == "none"
     assert metrics["test"]["accuracy"]["value"] > 0.7
     assert Path("run/history.csv").read_text().count("\n") == 2
     assert os.listdir() == ["run"]
@@ -772,18 +761,18 @@ def test_a_loss_that_is_no_number_leaves_the_probe(
     ("options", "words"),
     [
         (
-            (*FULL, "--epochs", "2", "--first-size-frac", "0.5"),
-            ["test_vit3 takes no images of 64 px", "first_size_frac=0.5", "--first-size-frac 1"],
+            (*FULL, "--epochs", "2", "--initial-size-frac", "0.5"),
+            ["test_vit3 takes no images of 64 px", "initial_size_frac=0.5", "--initial-size-frac 1"],
         ),
         (
-            ("--tune", "probe", "--input-size", "96"),
+            ("--finetune", "none", "--input-size", "96"),
             ["test_vit3 takes no images of 96 px", "its weights were trained with 160 px"],
         ),
     ],
     ids=["growing", "another"],
 )
 def test_a_network_that_takes_one_image_size_only(
-    options: tuple[str, ...], words: list[str], drawn_photographs: Path, tmp_path: Path, refuse: Refusal
+    options: tuple[str, ...], words: list[str], drawn_images: Path, tmp_path: Path, refuse: Refusal
 ) -> None:
     import timm
     import torch
@@ -794,18 +783,18 @@ def test_a_network_that_takes_one_image_size_only(
         network = timm.create_model("test_vit3", pretrained=False, num_classes=0)
     save_file(network.state_dict(), tmp_path / "vit.safetensors")
     line = refuse(
-        "train", drawn_photographs, "--out", "run", "--backbone", "test_vit3",
+        "train", drawn_images, "--out", "run", "--backbone", "test_vit3",
         "--weights", tmp_path / "vit.safetensors", *options,
     )  # fmt: skip
     _assert_says(line, *words)
 
 
 def test_an_interrupted_run_with_other_settings(
-    drawn_photographs: Path, tiny_probe: TrainConfig, refuse_tuning: Refusal
+    drawn_images: Path, tiny_probe: TrainConfig, refuse_tuning: Refusal
 ) -> None:
-    config = replace(tiny_probe, tune="partial")
+    config = replace(tiny_probe, finetune="partial")
     device = find_device(config.compute)
-    check_settings("run.partial/checkpoint", config, device, None, Journal(quiet=True))
+    check_settings("run.partial/checkpoint", config, device, None, RunLog(quiet=True))
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()
     Path("run.partial/.lock").touch()
     line = refuse_tuning(*PARTIAL, "--resume", "--lr", "0.01", "--seed", "3", "--cache-gb", "1")
@@ -845,7 +834,7 @@ def test_labels_that_are_no_utf8(tmp_path: Path, refuse: Refusal, train_tiny: li
 def test_two_folds_of_classes_of_two(tmp_path: Path, refuse_crossval: Refusal) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
     line = refuse_crossval(photos, "--n-folds", "2")
-    _assert_says(line, "no class has more than 2 photographs", "n_folds=2 needs a class of 3", "add some")
+    _assert_says(line, "no class has more than 2 images", "n_folds=2 needs a class of 3", "add some")
 
 
 def test_a_report_in_the_place_of_another_files_first_draft(tiny_run: Path, refuse: Refusal) -> None:
@@ -855,7 +844,7 @@ def test_a_report_in_the_place_of_another_files_first_draft(tiny_run: Path, refu
 
 
 def test_a_folder_for_names_in_a_table_without_any_table(
-    drawn_photographs: Path, tiny_run: Path, refuse: Refusal
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
 ) -> None:
-    line = refuse("predict", tiny_run, drawn_photographs, "--images-dir", "there", "--out", "p.csv")
-    _assert_says(line, "--images-dir is about tables", drawn_photographs)
+    line = refuse("predict", tiny_run, drawn_images, "--images-dir", "there", "--out", "p.csv")
+    _assert_says(line, "--images-dir is about tables", drawn_images)

@@ -31,10 +31,18 @@ from images import altered, draw, encode, scene
 from pixelplay.cli.main import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.model.backbone import Backbone
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from tables import read_rows
 
-RECORDS = {"config.json", "split.json", "metrics.json", "oof.csv", "predictions.csv", "suspects.csv", "model"}
+RECORDS = {
+    "config.json",
+    "split.json",
+    "metrics.json",
+    "oof.csv",
+    "predictions.csv",
+    "label_issues.csv",
+    "model",
+}
 BUNDLE = {"bundle.json"} | {f"{name}.safetensors" for name in ("backbone", "calibration", "head", "novelty")}
 
 
@@ -70,19 +78,19 @@ def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 @pytest.fixture(scope="module")
 def tiny_train(tiny_settings: list[str]) -> list[str]:
     return [
-        "--tune",
-        "probe",
+        "--finetune",
+        "none",
         *tiny_settings,
     ]
 
 
 @pytest.fixture(scope="module")
 def two_class_run(
-    tiny_train: list[str], drawn_photographs: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_train: list[str], drawn_images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     root = tmp_path_factory.mktemp("two")
     for name in ("bars", "dots"):
-        shutil.copytree(drawn_photographs / name, root / "photos" / name)
+        shutil.copytree(drawn_images / name, root / "photos" / name)
     assert main(["train", str(root / "photos"), "--out", str(root / "run"), *tiny_train, "--quiet"]) == 0
     return root / "run"
 
@@ -114,14 +122,17 @@ def test_version(shell: Shell) -> None:
         (["train", "photos", "--out", "run", "--seed", "one"], "--seed"),
         (["train", "photos", "--out", "run", "--metric", "f1"], "macro_f1"),
         (["train", "photos", "--out", "run", "--classes", "None", "--seed"], "--seed"),
-        (["evaluate", "run", "photos", "--part", "tset"], "--part"),
+        (["evaluate", "run", "photos", "--split", "tset"], "--split"),
         (["predict", "run", "--out", "p.csv"], "IMAGES"),
         (
             ["train", "photos", "--out", "run", "--imbalance", "sampler", "--imbalance=focal"],
             "--imbalance is",
         ),
         (["train", "photos", "--out", "run", "--val_frac", "0.1", "--val-frac", "0.2"], "--val-frac is"),
-        (["predict", "run", "new", "--with", "a", "--with", "b", "--out", "p.csv"], "all its values"),
+        (
+            ["predict", "run", "new", "--ensemble-with", "a", "--ensemble-with", "b", "--out", "p.csv"],
+            "all its values",
+        ),
     ],
 )
 def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, shell: Shell) -> None:
@@ -136,7 +147,7 @@ def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, 
 
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
-    """Photographs with given parts and one of every flaw."""
+    """Images with given parts and one of every flaw."""
     root = draw_folder(tmp_path / "flawed/train", {"bars": 4, "dots": 4}).parent
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=100)
     train, test = root / "train", root / "test"
@@ -171,7 +182,7 @@ def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -
     assert files("conflicts") == [conflict]
     assert {member["label"] for member in found["conflicts"][0]} == {"bars", "dots"}
     assert files("leaks") == [leak]
-    assert {member["part"] for member in found["leaks"][0]} == {"train", "test"}
+    assert {member["split"] for member in found["leaks"][0]} == {"train", "test"}
     assert found["formats"] == {"JPEG": 9, "PNG": 6}
     assert found["largest_px"] == [80, 64]
     assert sum(found["skipped"].values()) == 1
@@ -180,7 +191,7 @@ def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -
 def test_scan_shows_the_same_to_people(flawed: Path, shell: Shell) -> None:
     done = shell("scan", flawed)
     assert done.status == 0
-    assert f"{flawed}: 16 photographs, 2 classes" in done.out
+    assert f"{flawed}: 16 images, 2 classes" in done.out
     assert "parts      train 11, test 5" in done.out
     assert "formats    JPEG 9, PNG 6" in done.out
     assert "unreadable: 1\n  train/dots/broken.jpg: " in done.out
@@ -233,7 +244,7 @@ def test_scan_names_expected_classes_with_few_photographs(drawn_classes: Path, s
     assert found["expected_with_few_images"] == {"rings": 9}
     assert found["test_share_with_few_images"] == pytest.approx(0.3)
     shown = shell(*scan).out
-    assert "few        expected classes with fewer than 10 photographs: rings (9); they are 30.0%" in shown
+    assert "few        expected classes with fewer than 10 images: rings (9); they are 30.0%" in shown
 
 
 def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
@@ -242,12 +253,12 @@ def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell
     assert found["formats"] == {}
 
 
-def test_scan_says_what_an_absent_class_costs(drawn_photographs: Path, shell: Shell) -> None:
+def test_scan_says_what_an_absent_class_costs(drawn_images: Path, shell: Shell) -> None:
     Path("expected.csv").write_text("class,count\nbars,30\ndots,20\nrings,10\nspirals,40\n")
-    done = shell("scan", drawn_photographs, "--classes", "expected.csv")
+    done = shell("scan", drawn_images, "--classes", "expected.csv")
     assert "spirals" in done.out
     assert "60.0%" in done.out
-    found = shell("scan", drawn_photographs, "--classes", "expected.csv", "--json").json
+    found = shell("scan", drawn_images, "--classes", "expected.csv", "--json").json
     assert found["expected_without_images"] == ["spirals"]
     assert found["reachable_accuracy"] == pytest.approx(0.6)
 
@@ -259,15 +270,15 @@ def test_scan_keeps_its_hands_off_the_photographs(flawed: Path, shell: Shell) ->
 
 
 def test_a_name_that_is_no_text_is_shown_and_classified(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     folder = os.fsencode(tmp_path / "photos/a")
     os.makedirs(folder)
     try:
-        shutil.copy(drawn_photographs / "bars/000.jpg", os.path.join(folder, b"caf\xe9.jpg"))
+        shutil.copy(drawn_images / "bars/000.jpg", os.path.join(folder, b"caf\xe9.jpg"))
     except OSError:
         pytest.skip("this file system takes only valid names")
-    shutil.copy(drawn_photographs / "bars/000.jpg", os.path.join(folder, b"copy.jpg"))
+    shutil.copy(drawn_images / "bars/000.jpg", os.path.join(folder, b"copy.jpg"))
     assert shell("scan", tmp_path / "photos").status == 0
     assert shell("predict", tiny_run, tmp_path / "photos", "--out", "p.csv").status == 0
     assert b"caf\xe9.jpg,ok" in Path("p.csv").read_bytes()
@@ -277,10 +288,10 @@ def test_a_name_that_is_no_text_is_shown_and_classified(
 
 
 def test_train_writes_a_whole_run_and_prints_its_headline(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+    drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
-    before = _hash_tree(drawn_photographs)
-    done = shell("train", drawn_photographs, "--out", "runs/first", *tiny_train)
+    before = _hash_tree(drawn_images)
+    done = shell("train", drawn_images, "--out", "runs/first", *tiny_train)
     assert done.status == 0
     assert set(os.listdir("runs")) == {"first"}
     assert set(os.listdir("runs/first")) == RECORDS
@@ -294,13 +305,11 @@ def test_train_writes_a_whole_run_and_prints_its_headline(
     assert "always 'bars'" in done.out
     assert all(f"\n{name} " in done.out for name in TINY_COUNTS)
     assert done.out.count("\n  pixelplay ") == 2
-    assert _hash_tree(drawn_photographs) == before
+    assert _hash_tree(drawn_images) == before
 
 
-def test_train_json_is_the_file_of_metrics(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
-) -> None:
-    done = shell("train", drawn_photographs, "--out", "run", *tiny_train, "--json", "--quiet")
+def test_train_json_is_the_file_of_metrics(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+    done = shell("train", drawn_images, "--out", "run", *tiny_train, "--json", "--quiet")
     assert (done.status, done.err) == (0, "")
     assert done.json == json.loads(Path("run/metrics.json").read_text())
     test, oof = done.json["test"], done.json["oof"]
@@ -310,26 +319,26 @@ def test_train_json_is_the_file_of_metrics(
     assert {"chosen_on", "measured_on"} <= set(test) & set(oof) & set(done.json["headline"])
 
 
-def test_same_seed_same_run(drawn_photographs: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_same_seed_same_run(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
     for name, options in {"a": ["--seed", "7"], "b": ["--seed", "7", "--num-workers", "1"], "c": []}.items():
         out = ["--out", name, "--cache-dir", f"cache_{name}"]
-        assert shell("train", drawn_photographs, *out, *options, *tiny_train, "--quiet").status == 0
+        assert shell("train", drawn_images, *out, *options, *tiny_train, "--quiet").status == 0
     for path in ("metrics.json", "split.json", "model/head.safetensors", "oof.csv", "predictions.csv"):
         assert Path("a", path).read_bytes() == Path("b", path).read_bytes(), path
     assert Path("a/split.json").read_bytes() != Path("c/split.json").read_bytes()
 
 
 def test_nothing_in_a_bundle_names_the_place_it_was_made(
-    drawn_photographs: Path, tiny_run: Path, tiny_weights: Path
+    drawn_images: Path, tiny_run: Path, tiny_weights: Path
 ) -> None:
     text = (tiny_run / "model/bundle.json").read_text()
-    assert str(drawn_photographs) not in text
+    assert str(drawn_images) not in text
     assert str(tiny_weights.parent) not in text
     assert os.uname().nodename not in json.loads(text)["made_by"].values()
 
 
-def test_force_replaces_a_run(drawn_photographs: Path, tiny_train: list[str], shell: Shell) -> None:
-    train = ["train", drawn_photographs, "--out", "run", *tiny_train, "--quiet"]
+def test_force_replaces_a_run(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+    train = ["train", drawn_images, "--out", "run", *tiny_train, "--quiet"]
     assert shell(*train).status == 0
     before = Path("run/split.json").read_bytes()
     assert shell(*train, "--seed", "3", "--force").status == 0
@@ -337,25 +346,22 @@ def test_force_replaces_a_run(drawn_photographs: Path, tiny_train: list[str], sh
     assert os.listdir() == ["run"]
 
 
-def test_a_failed_force_keeps_the_old_run(drawn_photographs: Path, tiny_run: Path, shell: Shell) -> None:
+def test_a_failed_force_keeps_the_old_run(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     shutil.copytree(tiny_run, "run")
     before = _hash_tree(Path("run"))
-    assert shell("train", drawn_photographs, "--out", "run", "--force", "--backbone", "nonsense").status == 1
+    assert shell("train", drawn_images, "--out", "run", "--force", "--backbone", "nonsense").status == 1
     assert _hash_tree(Path("run")) == before
     assert os.listdir() == ["run"]
 
 
-def test_groups_of_a_table_stay_on_one_side(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
-) -> None:
-    photos = sorted(drawn_photographs.rglob("*.*"))
+def test_groups_of_a_table_stay_on_one_side(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+    photos = sorted(drawn_images.rglob("*.*"))
     rows = [
-        [p.relative_to(drawn_photographs), p.parent.name, f"{p.parent.name}{i // 3}"]
-        for i, p in enumerate(photos)
+        [p.relative_to(drawn_images), p.parent.name, f"{p.parent.name}{i // 3}"] for i, p in enumerate(photos)
     ]
     with open("labels.csv", "w", newline="") as file:
         csv.writer(file).writerows([["filename", "species", "camera"], *rows])
-    done = shell("train", "labels.csv", "--images-dir", drawn_photographs, "--out", "run", *tiny_train)
+    done = shell("train", "labels.csv", "--images-dir", drawn_images, "--out", "run", *tiny_train)
     assert done.status == 0
     assert "'camera'" in done.err
     group = {str(path): name for path, _, name in rows}
@@ -378,17 +384,17 @@ def test_given_parts_are_kept_and_training_copies_of_test_photographs_removed(
     assert "train/dots/002.jpg" not in split["train"]
     assert "train/dots/broken.jpg" in done.err
     assert "train/dots/002.jpg" in done.err
-    assert "without test photographs that had a copy in training" in done.out
+    assert "without test images that had a copy in training" in done.out
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["test"]["n"] == 5
     assert metrics["test_without_copies"]["n"] == 4
 
 
 def test_kaggle_test_folder_is_not_scored(
-    drawn_photographs: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
 ) -> None:
     root = tmp_path / "competition"
-    shutil.copytree(drawn_photographs, root / "train")
+    shutil.copytree(drawn_images, root / "train")
     (root / "test").mkdir()
     for i in range(3):
         (root / "test" / f"{i}.png").write_bytes(encode(draw(i), "PNG"))
@@ -423,10 +429,10 @@ def test_absent_classes_are_named_with_what_they_bound(
 
 
 def test_test_classes_without_training_images_bound_the_accuracy(
-    drawn_photographs: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
 ) -> None:
     root = tmp_path / "parts"
-    shutil.copytree(drawn_photographs, root / "train")
+    shutil.copytree(drawn_images, root / "train")
     draw_folder(root / "test", {"bars": 3}, first_seed=50)
     (root / "test/spirals").mkdir()
     (root / "test/spirals/1.png").write_bytes(encode(draw(1), "PNG"))
@@ -439,9 +445,9 @@ def test_test_classes_without_training_images_bound_the_accuracy(
 
 
 def test_without_a_test_part_the_headline_is_marked_out_of_fold(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+    drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
-    done = shell("train", drawn_photographs, "--out", "run", *tiny_train, "--test-frac", "0")
+    done = shell("train", drawn_images, "--out", "run", *tiny_train, "--test-frac", "0")
     assert done.status == 0
     assert "out of fold" in done.out
     metrics = json.loads(Path("run/metrics.json").read_text())
@@ -453,10 +459,8 @@ def test_without_a_test_part_the_headline_is_marked_out_of_fold(
 # --- evaluate ---
 
 
-def test_evaluate_json_has_every_promised_figure(
-    drawn_photographs: Path, tiny_run: Path, shell: Shell
-) -> None:
-    done = shell("evaluate", tiny_run, drawn_photographs, "--json", "--quiet")
+def test_evaluate_json_has_every_promised_figure(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
+    done = shell("evaluate", tiny_run, drawn_images, "--json", "--quiet")
     assert (done.status, done.err) == (0, "")
     found = done.json
     assert found["n"] == 48
@@ -479,13 +483,13 @@ def test_evaluate_json_has_every_promised_figure(
 
 
 def test_evaluate_warns_of_photographs_that_were_trained_on(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    done = shell("evaluate", tiny_run, drawn_photographs)
+    done = shell("evaluate", tiny_run, drawn_images)
     n_learned = len(json.loads((tiny_run / "split.json").read_text())["train"])
-    assert f"{n_learned} of 48 scored photographs were trained on" in done.err
+    assert f"{n_learned} of 48 scored images were trained on" in done.err
     assert "not trained on" in done.out
-    found = shell("evaluate", tiny_run, drawn_photographs, "--json").json
+    found = shell("evaluate", tiny_run, drawn_images, "--json").json
     assert (found["n_trained_on"], found["unseen"]["n"]) == (n_learned, 48 - n_learned)
     fresh = draw_folder(tmp_path / "fresh", {"bars": 2, "dots": 2}, first_seed=200)
     done = shell("evaluate", tiny_run, fresh)
@@ -500,31 +504,31 @@ def test_evaluate_says_how_many_have_no_label(tiny_run: Path, tmp_path: Path, sh
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     done = shell("evaluate", tiny_run, tmp_path / "table.csv", "--json")
     assert done.json["n"] == 5
-    assert "1 of 6 photographs have no label and are not scored" in done.err
+    assert "1 of 6 images have no label and are not scored" in done.err
 
 
 def test_a_threshold_comes_from_what_was_not_trained_on(
-    two_class_run: Path, drawn_photographs: Path, tmp_path: Path, shell: Shell
+    two_class_run: Path, drawn_images: Path, tmp_path: Path, shell: Shell
 ) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6}, first_seed=400)
     ask = ["evaluate", two_class_run, photos, "--at-precision", "0.5"]
     (apart,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
     for name in ("bars", "dots"):
-        for photo in (drawn_photographs / name).iterdir():
+        for photo in (drawn_images / name).iterdir():
             shutil.copy(photo, photos / name / f"seen-{photo.name}")
     (found,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
-    assert found.endswith("(threshold chosen on these photographs, without those that were trained on)")
+    assert found.endswith("(threshold chosen on these images, without those that were trained on)")
     assert shell(*ask, "--json").json["n_trained_on"] > 0
-    assert apart.endswith("(threshold chosen on these photographs)")
+    assert apart.endswith("(threshold chosen on these images)")
     unseen = shell(*ask, "--json").json["unseen"]["operating_point"]
     assert f"probability ≥ {unseen['threshold']:.4f}: precision {unseen['precision']['value']:.3f}" in found
     assert f"recall {unseen['recall']['value']:.3f} {unseen['recall']['low']:.3f}–" in found
 
 
 def test_evaluate_writes_what_was_trained_on(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    found = shell("evaluate", tiny_run, drawn_photographs, "--out", tmp_path / "judged.csv", "--json").json
+    found = shell("evaluate", tiny_run, drawn_images, "--out", tmp_path / "judged.csv", "--json").json
     seen = [row["trained_on"] for row in read_rows(tmp_path / "judged.csv")]
     assert seen.count("true") == found["n_trained_on"] > 0
     assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
@@ -540,7 +544,7 @@ def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
     done = shell("evaluate", tiny_run, photos, "--json")
     assert done.status == 0
     assert (done.json["n"], done.json["n_unreadable"]) == (7, 1)
-    assert "1 labelled photographs could not be read and are not in the figures: " in done.err
+    assert "1 labelled images could not be read and are not in the figures: " in done.err
     assert "bars/broken.jpg: empty file" in done.err
     assert [bad["status"] for bad in done.json["unreadable"]] == ["unreadable"]
     assert "does not know spirals" in done.err
@@ -584,23 +588,23 @@ def test_evaluate_writes_each_answer_beside_the_given_class(
 
 
 def test_evaluate_scores_the_asked_part_else_the_given_test_part(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     root = draw_folder(tmp_path / "parts/test", {"bars": 2, "dots": 2}, first_seed=500).parent
-    shutil.copytree(drawn_photographs, root / "train")
+    shutil.copytree(drawn_images, root / "train")
     assert shell("evaluate", tiny_run, root, "--json").json["n"] == 4
-    assert shell("evaluate", tiny_run, root, "--json", "--part", "train").json["n"] == 48
+    assert shell("evaluate", tiny_run, root, "--json", "--split", "train").json["n"] == 48
 
 
 def test_evaluate_against_another_run_shows_the_paired_difference(
-    drawn_photographs: Path, tiny_run: Path, two_class_run: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, two_class_run: Path, shell: Shell
 ) -> None:
-    done = shell("evaluate", tiny_run, drawn_photographs, "--against", two_class_run)
+    done = shell("evaluate", tiny_run, drawn_images, "--against", two_class_run)
     assert done.status == 0
     assert f"{tiny_run} less {two_class_run}: " in done.out
     assert "that neither model was trained on" in done.out
     assert f"{two_class_run} does not know rings, which the other model does" in done.err
-    found = shell("evaluate", tiny_run, drawn_photographs, "--against", two_class_run, "--json").json
+    found = shell("evaluate", tiny_run, drawn_images, "--against", two_class_run, "--json").json
     against = found["against"]
     assert against["runs"] == [str(tiny_run), str(two_class_run)]
     values, difference = against["accuracy"]["values"], against["accuracy"]["difference"]
@@ -608,22 +612,22 @@ def test_evaluate_against_another_run_shows_the_paired_difference(
     assert difference["value"] == pytest.approx(values[0] - values[1])
     assert difference["low"] <= difference["value"] <= difference["high"]
     assert against["n"] - against["n_trained_on"] == against["unseen"]["n"]
-    swapped = shell("evaluate", two_class_run, drawn_photographs, "--against", tiny_run, "--json").json
+    swapped = shell("evaluate", two_class_run, drawn_images, "--against", tiny_run, "--json").json
     assert swapped["against"]["accuracy"]["difference"]["value"] == pytest.approx(-difference["value"])
     assert swapped["against"]["n_only_first_right"] == against["n_only_second_right"]
 
 
 def test_a_comparison_on_what_a_model_has_learned_from_is_said_to_say_little(
-    drawn_photographs: Path, tiny_run: Path, two_class_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, two_class_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     learned = json.loads((tiny_run / "split.json").read_text())["train"]
     for path in learned[:12]:
         (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(drawn_photographs / path, tmp_path / "photos" / path)
+        shutil.copy(drawn_images / path, tmp_path / "photos" / path)
     done = shell("evaluate", two_class_run, tmp_path / "photos", "--against", tiny_run)
-    assert "each of the 12 photographs was learned from by a model" in done.err
+    assert "each of the 12 images was learned from by a model" in done.err
     assert f"{tiny_run} from 12" in done.err
-    assert "12 photographs, each of which a model was trained on" in done.out
+    assert "12 images, each of which a model was trained on" in done.out
 
 
 def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
@@ -639,12 +643,12 @@ def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: S
 
 
 def test_predict_with_another_run_and_other_views(
-    drawn_photographs: Path, tiny_run: Path, tiny_train: list[str], shell: Shell
+    drawn_images: Path, tiny_run: Path, tiny_train: list[str], shell: Shell
 ) -> None:
-    folder = drawn_photographs / "rings"
-    learn = ("train", drawn_photographs, "--out", "other", *tiny_train, "--seed", "5", "--quiet")
+    folder = drawn_images / "rings"
+    learn = ("train", drawn_images, "--out", "other", *tiny_train, "--seed", "5", "--quiet")
     assert shell(*learn).status == 0
-    ways = {"alone": (tiny_run,), "other": ("other",), "both": (tiny_run, "--with", "other")}
+    ways = {"alone": (tiny_run,), "other": ("other",), "both": (tiny_run, "--ensemble-with", "other")}
     probs = {}
     for name, (run, *others) in ways.items():
         options = ("--out", f"{name}.csv", "--tta", "none", *others)
@@ -658,16 +662,16 @@ def test_predict_with_another_run_and_other_views(
 
 
 def test_predict_gives_each_photograph_its_row_in_order(
-    drawn_photographs: Path, tiny_run: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, shell: Shell
 ) -> None:
-    done = shell("predict", tiny_run, drawn_photographs, "--out", "p.csv")
-    assert (done.status, done.out) == (0, "wrote p.csv: 48 photographs; bars 24, dots 15, rings 9\n")
+    done = shell("predict", tiny_run, drawn_images, "--out", "p.csv")
+    assert (done.status, done.out) == (0, "wrote p.csv: 48 images; bars 24, dots 15, rings 9\n")
     rows = read_rows("p.csv")
     assert list(rows[0]) == [
         "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings",
         "novelty",
     ]  # fmt: skip
-    assert [row["path"] for row in rows] == sorted(map(str, drawn_photographs.rglob("*.*")))
+    assert [row["path"] for row in rows] == sorted(map(str, drawn_images.rglob("*.*")))
     for row in rows:
         probs = {name: float(row[f"prob_{name}"]) for name in TINY_COUNTS}
         assert sum(probs.values()) == pytest.approx(1, abs=1e-5)
@@ -676,10 +680,10 @@ def test_predict_gives_each_photograph_its_row_in_order(
 
 @pytest.mark.parametrize("form", ["files", "table", "zip", "stdin", "all together"])
 def test_predict_takes_every_form_of_input(
-    form: str, drawn_photographs: Path, tiny_run: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+    form: str, drawn_images: Path, tiny_run: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos = sorted(drawn_photographs.rglob("*.*"))[20:28]
-    names = [p.relative_to(drawn_photographs).as_posix() for p in photos]
+    photos = sorted(drawn_images.rglob("*.*"))[20:28]
+    names = [p.relative_to(drawn_images).as_posix() for p in photos]
     Path("t.csv").write_text("\n".join(["image", *names]) + "\n")
     with zipfile.ZipFile("photos.zip", "w") as archive:
         for path, name in zip(photos, names, strict=True):
@@ -688,7 +692,7 @@ def test_predict_takes_every_form_of_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     sources: dict[str, list[object]] = {
         "files": [*photos],
-        "table": ["t.csv", "--images-dir", drawn_photographs],
+        "table": ["t.csv", "--images-dir", drawn_images],
         "zip": ["photos.zip"],
         "stdin": ["-"],
         "all together": [photos[0], "photos.zip", "-", photos[1], photos[2]],
@@ -703,23 +707,23 @@ def test_predict_takes_every_form_of_input(
         ],
     }.get(form, [str(p) for p in photos])  # fmt: skip
     assert [row["path"] for row in rows] == expected
-    # the same photograph has the same row, whichever way it came
+    # the same image has the same row, whichever way it came
     by_name = {row["path"][-12:]: row | {"path": ""} for row in rows}
     assert all(by_name[row["path"][-12:]] == row | {"path": ""} for row in rows)
 
 
 def test_bad_rows_stay_in_place_and_are_counted(
-    drawn_photographs: Path, tiny_run: Path, tmp_path: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
-    shutil.copy(drawn_photographs / "bars/000.jpg", folder / "1.jpg")
+    shutil.copy(drawn_images / "bars/000.jpg", folder / "1.jpg")
     (folder / "2.jpg").write_bytes(b"")
-    shutil.copy(drawn_photographs / "dots/000.jpg", folder / "10.jpg")
+    shutil.copy(drawn_images / "dots/000.jpg", folder / "10.jpg")
     sources = [folder, folder / "gone.jpg"]
     done = shell("predict", tiny_run, *sources, "--out", "p.csv")
     assert done.status == 0
-    assert "2 of 4 photographs could not be read" in done.err
+    assert "2 of 4 images could not be read" in done.err
     rows = read_rows("p.csv")
     assert [Path(row["path"]).name for row in rows] == ["1.jpg", "2.jpg", "10.jpg", "gone.jpg"]
     assert [row["status"] for row in rows] == ["ok", "unreadable", "ok", "missing"]
@@ -730,16 +734,16 @@ def test_bad_rows_stay_in_place_and_are_counted(
     strict = shell("predict", tiny_run, *sources, "--out", "strict.csv", "--strict", "--quiet")
     assert strict.status == 1
     assert strict.err.count("\n") == 1
-    assert "2 photographs could not be read, and --strict is set; first: " in strict.err
+    assert "2 images could not be read, and --strict is set; first: " in strict.err
     assert "2.jpg: empty file" in strict.err
     assert Path("strict.csv").read_bytes() == Path("p.csv").read_bytes()
 
 
-def test_parquet_holds_what_csv_holds(drawn_photographs: Path, tiny_run: Path, shell: Shell) -> None:
+def test_parquet_holds_what_csv_holds(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     import pyarrow.parquet as pq
 
     for name in ("p.csv", "p.parquet"):
-        assert shell("predict", tiny_run, drawn_photographs / "rings", "--out", name, "--quiet").status == 0
+        assert shell("predict", tiny_run, drawn_images / "rings", "--out", name, "--quiet").status == 0
     table, rows = pq.read_table("p.parquet").to_pylist(), read_rows("p.csv")
     assert [row["path"] for row in table] == [row["path"] for row in rows]
     assert [row["label"] for row in table] == [row["label"] for row in rows]
@@ -750,14 +754,14 @@ def test_parquet_holds_what_csv_holds(drawn_photographs: Path, tiny_run: Path, s
 
 
 def test_submission_has_exactly_the_samples_header_ids_and_order(
-    drawn_photographs: Path, tiny_run: Path, shell: Shell
+    drawn_images: Path, tiny_run: Path, shell: Shell
 ) -> None:
     names = ["003", "missing", "000", "008"]
     Path("probs.csv").write_text(
         "image_id,rings,bars,spirals\n" + "".join(f"{n},0.5,0.25,0.25\n" for n in names)
     )
     Path("labels.csv").write_text("id,label\n" + "".join(f"{n},unknown\n" for n in names))
-    predict = ["predict", tiny_run, drawn_photographs / "rings"]
+    predict = ["predict", tiny_run, drawn_images / "rings"]
     done = shell(*predict, "--out", "a.csv", "--submission", "probs.csv")
     assert done.status == 0
     rows = read_rows("a.csv")
@@ -778,13 +782,13 @@ def test_submission_has_exactly_the_samples_header_ids_and_order(
 
 
 def test_a_model_works_without_the_photographs_it_learned_from(
-    tiny_train: list[str], drawn_classes: Path, drawn_photographs: Path, shell: Shell
+    tiny_train: list[str], drawn_classes: Path, drawn_images: Path, shell: Shell
 ) -> None:
     assert shell("train", drawn_classes, "--out", "run", *tiny_train, "--quiet").status == 0
     shutil.rmtree(drawn_classes)
     os.rename("run/model", "elsewhere")
     shutil.rmtree("run")
-    assert shell("predict", "elsewhere", drawn_photographs / "dots", "--out", "p.csv", "--quiet").status == 0
+    assert shell("predict", "elsewhere", drawn_images / "dots", "--out", "p.csv", "--quiet").status == 0
     assert len(read_rows("p.csv")) == 15
 
 
@@ -798,13 +802,13 @@ def test_quiet_says_nothing_but_errors(flawed: Path, tiny_train: list[str], shel
 
 
 def test_a_log_gets_a_line_for_each_stage_and_no_moving_bar(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+    drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
-    err = shell("train", drawn_photographs, "--out", "run", *tiny_train).err
+    err = shell("train", drawn_images, "--out", "run", *tiny_train).err
     assert "\r" not in err
     lines = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert len(lines) == 2
-    assert lines[0].startswith("reading: 48 photographs in ")
+    assert lines[0].startswith("reading: 48 images in ")
     assert lines[1].startswith("fitting: ")
     assert " strengths tried in " in lines[1]
 
@@ -814,24 +818,24 @@ def test_long_work_says_once_a_minute_what_is_left(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with Journal().progress("reading", 4000) as bar:
+    with RunLog().progress("reading", 4000) as bar:
         for _ in range(400):
             clock[0] += 0.5
             bar.update(10)
     assert capsys.readouterr().err.splitlines() == [
-        "reading: 1,200 photographs of 4,000, 2:20 min left",
-        "reading: 2,400 photographs of 4,000, 1:20 min left",
-        "reading: 3,600 photographs of 4,000, 20 s left",
-        "reading: 4,000 photographs in 3:20 min",
+        "reading: 1,200 images of 4,000, 2:20 min left",
+        "reading: 2,400 images of 4,000, 1:20 min left",
+        "reading: 3,600 images of 4,000, 20 s left",
+        "reading: 4,000 images in 3:20 min",
     ]
 
 
 def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal()
+    log = RunLog()
     for _ in range(3):
-        journal.note("twice is too often")
+        log.note("twice is too often")
     assert capsys.readouterr().err == "note: twice is too often\n"
-    assert journal.notes == ["twice is too often"]
+    assert log.notes == ["twice is too often"]
 
 
 def _start(*argv: object, **options: Any) -> "subprocess.Popen[str]":
@@ -865,14 +869,14 @@ def test_a_lost_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(reader)
     stderr = open(writer, "w")  # noqa: SIM115 - closing it fails, too
     monkeypatch.setattr(sys, "stderr", stderr)
-    journal = Journal()
-    journal.note("nobody hears")
-    with journal.progress("reading", 2) as bar:
+    log = RunLog()
+    log.note("nobody hears")
+    with log.progress("reading", 2) as bar:
         bar.update(2)
     monkeypatch.undo()
     with pytest.raises(BrokenPipeError):
         stderr.close()
-    assert journal.notes == ["nobody hears"]
+    assert log.notes == ["nobody hears"]
 
 
 def test_a_name_cannot_steer_the_terminal(tmp_path: Path, shell: Shell) -> None:
@@ -915,7 +919,7 @@ def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(stderr)
-    shown = _read_until(terminal, rb" [1-9][0-9]* of 2000, .* photographs/s, .* left")
+    shown = _read_until(terminal, rb" [1-9][0-9]* of 2000, .* images/s, .* left")
     process.send_signal(signal.SIGINT)
     shown += _read_until(terminal, rb"--resume\r?\n")
     out, _ = process.communicate(timeout=60)
@@ -933,9 +937,9 @@ def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_
 
 
 def test_a_second_run_takes_features_from_the_cache(
-    drawn_photographs: Path, tiny_train: list[str], shell: Shell
+    drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
-    train = ["train", drawn_photographs, *tiny_train, "--quiet", "--cache-dir", "cache"]
+    train = ["train", drawn_images, *tiny_train, "--quiet", "--cache-dir", "cache"]
     n_seen = []  # images of each forward pass
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -992,7 +996,7 @@ def test_predict_says_what_became_of_the_photographs(tiny_run: Path, tmp_path: P
     said = shell("predict", tiny_run, photos, "--out", "p.csv", "--min-confidence", "0.5").out
     rows = read_rows("p.csv")
     n_unsure = sum(row["status"] == "ok" and row["answered"] == "false" for row in rows)
-    assert said.startswith("wrote p.csv: 6 photographs; ")
+    assert said.startswith("wrote p.csv: 6 images; ")
     assert f"; 1 without a prediction; {n_unsure} not answered" in said
     for label in {row["label"] for row in rows} - {""}:
         assert f"{label} {sum(row['label'] == label for row in rows)}" in said
@@ -1002,7 +1006,17 @@ def test_predict_says_what_became_of_the_photographs(tiny_run: Path, tmp_path: P
 def test_a_run_that_is_done_needs_no_resuming(
     command: str, drawn_classes: Path, tiny_settings: list[str], shell: Shell
 ) -> None:
-    words = [command, str(drawn_classes), "--out", "run", "--tune", "probe", "--n-folds", "2", *tiny_settings]
+    words = [
+        command,
+        str(drawn_classes),
+        "--out",
+        "run",
+        "--finetune",
+        "none",
+        "--n-folds",
+        "2",
+        *tiny_settings,
+    ]
     assert shell(*words).status == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for free in ([], ["--cache-gb", "3"]):  # decides nothing
@@ -1021,14 +1035,14 @@ def test_a_run_that_is_done_needs_no_resuming(
 def test_a_probe_has_no_use_for_a_budget_and_tells_both_figures(
     drawn_classes: Path, tiny_settings: list[str], shell: Shell
 ) -> None:
-    words = ["train", str(drawn_classes), "--out", "run", "--tune", "probe", *tiny_settings]
+    words = ["train", str(drawn_classes), "--out", "run", "--finetune", "none", *tiny_settings]
     done = shell(*words, "--time-budget", "5m", "--val-frac", "0.3")
     for said in ("--time-budget 5m", "--val-frac 0.3"):
         assert f"note: {said} does not count: a probe has no use for it" in done.err
     oof = json.loads(Path("run/metrics.json").read_text())["oof"]
     value = f"{oof['accuracy']['value']:.3f}"
-    assert f"out of fold, {oof['n']} photographs learned from: accuracy {value}" in done.out
+    assert f"out of fold, {oof['n']} images learned from: accuracy {value}" in done.out
 
 
-def test_a_scan_says_that_nothing_is_wrong(drawn_photographs: Path, shell: Shell) -> None:
-    assert shell("scan", drawn_photographs).out.endswith("nothing wrong was found with the files\n")
+def test_a_scan_says_that_nothing_is_wrong(drawn_images: Path, shell: Shell) -> None:
+    assert shell("scan", drawn_images).out.endswith("nothing wrong was found with the files\n")

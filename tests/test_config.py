@@ -66,7 +66,7 @@ def test_the_ends_of_a_range_belong_to_it(kind: type, settings: dict[str, Any]) 
     ("kind", "name", "value", "choices"),
     [
         (TrainConfig, "metric", "f1", "accuracy, balanced_accuracy, macro_f1"),
-        (TrainConfig, "tune", "deep", "auto, probe, partial, full"),
+        (TrainConfig, "finetune", "deep", "auto, probe, partial, full"),
         (ComputeConfig, "device", "gpu", "auto, cpu, cuda, mps"),
         (ComputeConfig, "precision", "fp16", "auto, fp32, bf16"),
     ],
@@ -119,8 +119,8 @@ def test_suggestions_name_the_nearest_or_nothing() -> None:
 
 
 def test_classes_are_raised_to_a_number_or_to_the_largest() -> None:
-    with pytest.raises(ConfigError, match="min_per_class='max' is not one of largest"):
-        TrainConfig(tune="partial", min_per_class="max")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="oversample_to='max' is not one of largest"):
+        TrainConfig(finetune="partial", oversample_to="max")  # type: ignore[arg-type]
 
 
 def test_rates_follow_the_depth_where_none_are_given() -> None:

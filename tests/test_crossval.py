@@ -1,4 +1,4 @@
-"""Cross-validation from the command line: each photograph is predicted by who has not seen it."""
+"""Cross-validation from the command line: each image is predicted by who has not seen it."""
 
 import shutil
 from collections import Counter, defaultdict
@@ -19,13 +19,13 @@ from tables import read_json, read_rows
 
 N = sum(TINY_COUNTS.values())
 PARTIAL = [
-    "--tune",
+    "--finetune",
     "partial",
     "--epochs",
     "4",
     "--seed",
     "1",  # tuning is clearly better than the probe in every fold
-    "--n-stages",
+    "--unfreeze-stages",
     "1",
     "--n-folds",
     "3",
@@ -43,23 +43,23 @@ def tiny(tiny_settings: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def probes(drawn_photographs: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only: five folds of probes, with one photograph that cannot be read and one class of one."""
+def probes(drawn_images: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: five folds of probes, with one image that cannot be read and one class of one."""
     root = tmp_path_factory.mktemp("crossval")
-    photos = Path(shutil.copytree(drawn_photographs, root / "photos"))
+    photos = Path(shutil.copytree(drawn_images, root / "photos"))
     (photos / "bars/broken.jpg").write_bytes(b"")
     draw_folder(photos, {"spirals": 0})
     shutil.copy(photos / "dots/000.jpg", photos / "spirals/alone.jpg")
     (photos / "spirals/alone.jpg").write_bytes((photos / "dots/001.png").read_bytes() + b"\0")
-    assert main(["crossval", str(photos), "--out", str(root / "run"), "--tune", "probe", *tiny]) == 0
+    assert main(["crossval", str(photos), "--out", str(root / "run"), "--finetune", "none", *tiny]) == 0
     return root / "run"
 
 
 @pytest.fixture(scope="module")
-def tuned(drawn_photographs: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(drawn_images: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only: three tuned folds."""
     run = tmp_path_factory.mktemp("tuned") / "run"
-    assert main(["crossval", str(drawn_photographs), "--out", str(run), *PARTIAL, *tiny]) == 0
+    assert main(["crossval", str(drawn_images), "--out", str(run), *PARTIAL, *tiny]) == 0
     return run
 
 
@@ -121,13 +121,13 @@ def test_logits_stand_in_the_order_of_the_table(probes: Path) -> None:
 
 
 def test_a_fold_is_predicted_as_by_a_model_that_never_had_it(
-    probes: Path, drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    probes: Path, drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     held_out = [row for row in read_rows(probes / "oof.csv") if row["fold"] == "0"]
     rest = Path(shutil.copytree(probes.parent / "photos", tmp_path / "rest"))
     for row in held_out:
         (rest / row["path"]).unlink()
-    command = ["train", str(rest), "--out", str(tmp_path / "run"), "--tune", "probe", "--test-frac", "0"]
+    command = ["train", str(rest), "--out", str(tmp_path / "run"), "--finetune", "none", "--test-frac", "0"]
     assert main([*command, *tiny]) == 0
     predictor = Predictor(tmp_path / "run")
     found = predictor.predict([probes.parent / "photos" / row["path"] for row in held_out])
@@ -154,7 +154,7 @@ def test_headline_is_what_the_table_says(probes: Path) -> None:
     ]
     np.testing.assert_allclose(metrics["by_fold"]["values"], by_fold)
     assert "test" not in metrics
-    assert metrics["depths"] == {"probe": 5}
+    assert metrics["finetune"] == {"none": 5}
 
 
 def test_t_and_tau_of_a_fold_come_from_the_others(probes: Path) -> None:
@@ -186,7 +186,7 @@ def test_calibration_is_measured_on_folds_that_did_not_choose_it(probes: Path) -
 # --- what is deployed ---
 
 
-def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_photographs: Path) -> None:
+def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_images: Path) -> None:
     assert {path.name for path in (probes / "model").iterdir()} == {
         "bundle.json",
         "backbone.safetensors",
@@ -194,48 +194,50 @@ def test_the_probes_of_all_folds_are_one_head(probes: Path, drawn_photographs: P
         "head.safetensors",
         "novelty.safetensors",
     }
-    assert pixelplay.evaluate(probes, drawn_photographs).n_trained_on == N
+    assert pixelplay.evaluate(probes, drawn_images).n_trained_on == N
 
 
-def test_tuned_folds_answer_together(tuned: Path, drawn_photographs: Path) -> None:
+def test_tuned_folds_answer_together(tuned: Path, drawn_images: Path) -> None:
     tails = sorted(path.name for path in (tuned / "model").glob("tuned.*"))
     assert tails == [f"tuned.{i:02}.safetensors" for i in range(3)]
     bundle = read_bundle(str(tuned))
     assert bundle.head.fits(bundle.backbone.n_features, 3)
-    accuracy = pixelplay.evaluate(tuned, drawn_photographs).evaluation.accuracy.value
+    accuracy = pixelplay.evaluate(tuned, drawn_images).evaluation.accuracy.value
     assert accuracy > 0.9  # it has learned from them
     history = read_rows(tuned / "history.csv")
     assert {(row["repeat"], row["fold"]) for row in history} == {("0", "0"), ("0", "1"), ("0", "2")}
     assert (tuned / "plan.json").exists()
 
 
-@pytest.mark.parametrize("depth", [["--tune", "probe", "--n-folds", "3"], PARTIAL], ids=["probe", "partial"])
+@pytest.mark.parametrize(
+    "method", [["--finetune", "none", "--n-folds", "3"], PARTIAL], ids=["probe", "partial"]
+)
 def test_single_deploys_one_classifier_of_the_folds_kind(
-    depth: list[str], drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    method: list[str], drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = ["crossval", str(drawn_photographs), "--out", str(run), "--single", *depth, *tiny]
+    command = ["crossval", str(drawn_images), "--out", str(run), "--single", *method, *tiny]
     assert main(command) == 0
     metrics = read_json(run / "metrics.json")
     assert metrics["deployed"] == "single"
     assert metrics["headline"]["n"] == N
-    if depth == PARTIAL:
-        assert metrics["chosen"]["depth"]["value"] == "partial"
+    if method == PARTIAL:
+        assert metrics["chosen"]["finetune"]["value"] == "partial"
         assert metrics["chosen"]["epoch"]["value"] > 0
         assert [row["fold"] for row in read_rows(run / "history.csv")].count("") > 2  # its own epochs
     else:
         assert metrics["chosen"]["C"]["value"] > 0
-    assert pixelplay.evaluate(run, drawn_photographs).n_trained_on == N
+    assert pixelplay.evaluate(run, drawn_images).n_trained_on == N
     assert read_bundle(str(run)).temperature == pytest.approx(metrics["chosen"]["temperature"]["value"])
 
 
 def test_repeats_deal_anew_and_count_a_photograph_once(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    command = ["crossval", str(drawn_photographs), "--out", str(run), "--tune", "probe", "--n-folds", "3"]
+    command = ["crossval", str(drawn_images), "--out", str(run), "--finetune", "none", "--n-folds", "3"]
     assert main([*command, "--repeats", "2", *tiny]) == 0
-    assert "48 photographs, each 2 times" in capsys.readouterr().out
+    assert "48 images, each 2 times" in capsys.readouterr().out
     rows = read_rows(run / "oof.csv")
     assert Counter(row["repeat"] for row in rows) == {"0": N, "1": N}
     folds = [[row["fold"] for row in rows if row["repeat"] == repeat] for repeat in "01"]
@@ -253,20 +255,20 @@ def test_repeats_deal_anew_and_count_a_photograph_once(
 
 
 def test_a_given_test_part_is_measured_and_not_dealt(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(drawn_photographs, photos / "train")
+    shutil.copytree(drawn_images, photos / "train")
     draw_folder(photos / "test", {"bars": 5, "dots": 5, "rings": 5}, first_seed=700)
     shutil.copy(photos / "train/bars/002.jpg", photos / "test/bars/copy.jpg")
-    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]
+    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--finetune", "none", *tiny]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "on the given test part, 16 photographs: accuracy" in said
-    assert "without test photographs that had a copy in training: accuracy" in said
+    assert "on the given test part, 16 images: accuracy" in said
+    assert "without test images that had a copy in training: accuracy" in said
     rows = {row["path"]: row for row in read_rows(tmp_path / "run/oof.csv")}
     assert len(rows) == N
-    assert rows["train/bars/002.jpg"]["error"] == "a copy of a test photograph, not learned from"
+    assert rows["train/bars/002.jpg"]["error"] == "a copy of a test image, not learned from"
     metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N - 1
     assert metrics["test"]["n"] == 16
@@ -276,13 +278,13 @@ def test_a_given_test_part_is_measured_and_not_dealt(
 
 
 def test_a_corrected_test_part_is_measured_on_both_labels(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(drawn_photographs, photos / "train")
+    shutil.copytree(drawn_images, photos / "train")
     draw_folder(photos / "test", {"bars": 5, "dots": 5}, first_seed=700)
     (tmp_path / "mended.csv").write_text("path,label\ntest/bars/000.jpg,\n")
-    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", *tiny]
+    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--finetune", "none", *tiny]
     assert main([*command, "--relabel", str(tmp_path / "mended.csv")]) == 0
     metrics = read_json(tmp_path / "run/metrics.json")
     assert (metrics["test"]["n"], metrics["test_corrected"]["n"]) == (10, 9)
@@ -298,18 +300,18 @@ def test_each_block_of_figures_names_who_chose_and_who_measured(probes: Path, ti
 
 
 def test_the_same_command_gives_the_same_model(
-    tuned: Path, drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    tuned: Path, drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    assert main(["crossval", str(drawn_photographs), "--out", str(again), *PARTIAL, *tiny]) == 0
+    assert main(["crossval", str(drawn_images), "--out", str(again), *PARTIAL, *tiny]) == 0
     for name in ("oof.csv", "oof.safetensors", *(f"model/{p.name}" for p in (tuned / "model").iterdir())):
         assert (again / name).read_bytes() == (tuned / name).read_bytes(), name
 
 
 def test_asking_for_a_test_part_is_said_not_to_count(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    command = ["crossval", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe"]
+    command = ["crossval", str(drawn_images), "--out", str(tmp_path / "run"), "--finetune", "none"]
     assert main([*command, "--test-frac", "0.5", *tiny]) == 0
     metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N
@@ -326,13 +328,22 @@ def test_split_json_names_the_photographs_of_each_fold(probes: Path) -> None:
     assert read_json(probes / "config.json")["test_frac"] == 0
 
 
-def test_bursts_stay_in_one_fold(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_bursts_stay_in_one_fold(drawn_images: Path, tiny: list[str], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
-    for path in drawn_photographs.rglob("*.*"):  # three photographs of each class a burst
+    for path in drawn_images.rglob("*.*"):  # three images of each class a burst
         burst = photos / path.parent.name / f"burst{int(path.stem) // 3}_{path.name}"
         burst.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, burst)
-    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "probe", "--n-folds", "3"]
+    command = [
+        "crossval",
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--finetune",
+        "none",
+        "--n-folds",
+        "3",
+    ]
     assert main([*command, "--group-regex", r"\w+/burst", *tiny]) == 1  # one burst of each class
     assert main([*command, "--group-regex", r"\w+/burst\d", *tiny]) == 0
     folds = defaultdict(set)
@@ -343,25 +354,36 @@ def test_bursts_stay_in_one_fold(drawn_photographs: Path, tiny: list[str], tmp_p
 
 
 def test_auto_takes_the_probe_where_too_few_are_held_out_to_choose_a_depth(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = ["crossval", str(drawn_photographs), "--out", str(run), "--n-folds", "3"]
-    assert main([*command, "--min-per-class", "5", "--single", *tiny]) == 0
+    command = ["crossval", str(drawn_images), "--out", str(run), "--n-folds", "3"]
+    assert main([*command, "--oversample-to", "5", "--single", *tiny]) == 0
     metrics = read_json(run / "metrics.json")
-    assert metrics["depths"] == {"probe": 3}
+    assert metrics["finetune"] == {"none": 3}
     assert metrics["chosen"]["C"]["value"] > 0
 
 
 def test_a_given_val_part_is_dealt_and_that_is_said(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(drawn_photographs, photos / "train")
+    shutil.copytree(drawn_images, photos / "train")
     draw_folder(photos / "val", {"bars": 4, "dots": 4, "rings": 4}, first_seed=800)
-    command = ["crossval", str(photos), "--out", str(tmp_path / "run"), "--tune", "partial", "--epochs", "1"]
+    command = [
+        "crossval",
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--finetune",
+        "partial",
+        "--epochs",
+        "1",
+    ]
     bursts = ["--group-regex", r"\d\d\."]  # some lie in both parts
-    assert main([*command, "--n-folds", "2", "--n-stages", "1", "--val-frac", "0.3", *bursts, *tiny]) == 0
+    assert (
+        main([*command, "--n-folds", "2", "--unfreeze-stages", "1", "--val-frac", "0.3", *bursts, *tiny]) == 0
+    )
     metrics = read_json(tmp_path / "run/metrics.json")
     assert metrics["headline"]["n"] == N + 12
     notes = " ".join(metrics["notes"])
@@ -371,10 +393,10 @@ def test_a_given_val_part_is_dealt_and_that_is_said(
 
 
 def test_python_takes_the_same_settings(
-    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_probe, n_folds=3)
-    report = pixelplay.cross_validate(drawn_photographs, tmp_path / "run", config)
+    report = pixelplay.cross_validate(drawn_images, tmp_path / "run", config)
     assert report.to_json() == read_json(tmp_path / "run/metrics.json")
     assert report.headline.low <= report.headline.value <= report.headline.high
     assert len(report.fold_values) == 3

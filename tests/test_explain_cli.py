@@ -15,7 +15,7 @@ from images import encode, noisy_png
 from pixelplay.cli.main import main
 from pixelplay.outputs.contact import CELL_PX, GAP_PX, LINE_PX, NO_PICTURE, PER_SHEET, ContactSheets
 from pixelplay.outputs.explanations import file_stem
-from pixelplay.outputs.overlay import colour
+from pixelplay.outputs.overlay import color
 from tables import read_rows
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,7 +45,7 @@ def test_a_folder_gets_overlays_maps_a_table_and_a_contact_sheet(run: Run, tiny_
         write_photograph(Path(f"new/{i}.png"), i)
     status, out, err = run("explain", tiny_run, "new", "--out", "cams")
     assert (status, out) == (0, "wrote cams/explanations.csv\n")
-    assert "explaining: 3 photographs in" in err
+    assert "explaining: 3 images in" in err
     rows = read_rows(Path("cams") / "explanations.csv")
     assert [row["path"] for row in rows] == ["new/0.png", "new/1.png", "new/2.png"]
     header = "path,status,error,label,probability,explained,explained_probability,overlay,map"
@@ -81,12 +81,12 @@ def test_the_named_class_is_explained(run: Run, tiny_run: Path) -> None:
 
 
 def test_runs_that_answer_together_are_explained_together(
-    run: Run, tiny_run: Path, drawn_photographs: Path, tiny_settings: list[str]
+    run: Run, tiny_run: Path, drawn_images: Path, tiny_settings: list[str]
 ) -> None:
     photo = write_photograph(Path("a.png"))
-    settings = ["--tune", "probe", "--seed", "5", *tiny_settings, "--quiet"]
-    assert run("train", drawn_photographs, "--out", "other", *settings)[0] == 0
-    both = ["--with", "other", "--quiet"]
+    settings = ["--finetune", "none", "--seed", "5", *tiny_settings, "--quiet"]
+    assert run("train", drawn_images, "--out", "other", *settings)[0] == 0
+    both = ["--ensemble-with", "other", "--quiet"]
     assert run("predict", tiny_run, photo, "--out", "p.csv", *both, "--precision", "fp32")[0] == 0
     (answer,) = read_rows("p.csv")
     assert run("explain", tiny_run, photo, "--out", "cams", *both)[0] == 0
@@ -95,9 +95,9 @@ def test_runs_that_answer_together_are_explained_together(
     assert float(row["probability"]) == pytest.approx(float(answer["probability"]), abs=0.02)
 
     for name in ("bars", "dots"):
-        shutil.copytree(drawn_photographs / name, f"two/{name}")
+        shutil.copytree(drawn_images / name, f"two/{name}")
     assert run("train", "two", "--out", "fewer", *settings)[0] == 0
-    status, out, err = run("explain", tiny_run, photo, "--out", "none", "--with", "fewer")
+    status, out, err = run("explain", tiny_run, photo, "--out", "none", "--ensemble-with", "fewer")
     assert (status, out, Path("none").exists()) == (1, "", False)
     assert f"{tiny_run} and fewer cannot answer together, for only one of them knows rings" in err
 
@@ -123,7 +123,7 @@ def test_an_unreadable_photograph_is_a_row_and_the_others_go_on(run: Run, tiny_r
     Path("bad.png").write_bytes(b"Dear Sir")
     status, _, err = run("explain", tiny_run, "bad.png", "good.png", "gone.png", "--out", "cams")
     assert status == 0
-    assert "2 of 3 photographs could not be read; their rows say why" in err
+    assert "2 of 3 images could not be read; their rows say why" in err
     rows = read_rows(Path("cams") / "explanations.csv")
     assert [row["status"] for row in rows] == ["unreadable", "ok", "missing"]
     assert rows[0]["error"] == "not an image"
@@ -136,7 +136,7 @@ def test_where_none_can_be_read_one_line_says_so(run: Run, tiny_run: Path) -> No
     status, _, err = run("explain", tiny_run, "bad.png", "--out", "cams", "--quiet")
     assert (status, err) == (
         1,
-        "error: none of the 1 photographs can be read; last: bad.png: not an image\n",
+        "error: none of the 1 images can be read; last: bad.png: not an image\n",
     )
     assert not Path("cams").exists()
     assert not Path("cams.partial").exists()
@@ -194,7 +194,7 @@ def test_no_images_is_a_usage_error(run: Run, tiny_run: Path) -> None:
         2,
         "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
     )
-    with pytest.raises(pixelplay.DataError, match="no photographs named"):
+    with pytest.raises(pixelplay.DataError, match="no images named"):
         pixelplay.explain(tiny_run, [], "cams")
 
 
@@ -245,14 +245,14 @@ def test_many_photographs_fill_several_sheets(tmp_path: Path) -> None:
         assert first.size[0] == 6 * 212 + 12
         assert second.size[0] == 2 * 212 + 12  # one picture; the legend needs two columns
         top = np.asarray(second)[: GAP_PX + LINE_PX]
-    hottest, coldest = (np.round(colour(np.float32([value]))) for value in (1, 0))
+    hottest, coldest = (np.round(color(np.float32([value]))) for value in (1, 0))
     columns = [int(np.flatnonzero((top == c).all(2).any(0))[0]) for c in (coldest, hottest)]
     assert columns[1] - columns[0] == pytest.approx(CELL_PX / 2, abs=8)  # the legend's bar, from cold to hot
 
 
 def test_an_unreadable_photograph_has_its_place_on_the_sheet(run: Run, tiny_run: Path) -> None:
     write_photograph(Path("a.png"))
-    Path("b.png").write_bytes(b"no photograph")
+    Path("b.png").write_bytes(b"no image")
     assert run("explain", tiny_run, "a.png", "b.png", "--out", "cams", "--quiet")[0] == 0
     with Image.open("cams/contact.png") as sheet:
         right = np.asarray(sheet)[GAP_PX + LINE_PX + GAP_PX + CELL_PX // 2, -CELL_PX // 2]

@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 TIMES = ("img_per_s", "seconds")  # columns that differ from run to run
 TRAININGS = {
-    "partial": ["--tune", "partial", "--train-batch-size", "8"],
-    # dropout, mixing, a batch norm's statistics, repeated photographs, steps of several batches
+    "partial": ["--finetune", "partial", "--train-batch-size", "8"],
+    # dropout, mixing, a batch norm's statistics, repeated images, steps of several batches
     "full": [
-        *("--tune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
+        *("--finetune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
         *("--augment", "crop", "mixup", "--imbalance", "sampler"),
-        *("--train-batch-size", "8", "--accumulate", "2", "--ema-frac", "0.8"),
+        *("--train-batch-size", "8", "--grad-accum-steps", "2", "--ema-frac", "0.8"),
     ],
 }
 
@@ -105,9 +105,9 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def lengthless(drawn_photographs: Path, tiny_settings: list[str]) -> list[str]:
+def lengthless(drawn_images: Path, tiny_settings: list[str]) -> list[str]:
     """What all runs here have in common but for their length."""
-    return ["train", str(drawn_photographs), *tiny_settings, "--quiet"]
+    return ["train", str(drawn_images), *tiny_settings, "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def undisturbed(training: list[str], tmp_path_factory: pytest.TempPathFactory) -
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main([*training, "--out", str(run), "--cache-dir", str(run.parent / "cache")]) == 0
     # else it would be the probe that is compared
-    assert json.loads((run / "metrics.json").read_text())["depth"] != "probe"
+    assert json.loads((run / "metrics.json").read_text())["finetune"] != "probe"
     return run
 
 
@@ -195,7 +195,7 @@ def test_a_run_that_was_killed_four_times_ends_like_one_left_alone(
     _kill_once(start(train), lambda: (checkpoints / CHECKPOINT).exists())
     assert _progress(run)["epoch"] in (2, 3, 4)
 
-    # the validation photographs have chosen, and are being learned from
+    # the validation images have chosen, and are being learned from
     last = checkpoints / "refit"
     _await_death(start(train, checkpoint_every_s=0, death=Death(str(last), 5, f"{CHECKPOINT}.tmp")))
     assert (last / CHECKPOINT).exists()
@@ -259,11 +259,11 @@ def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
     ending: str, n: int, photos: list[str], start: Start, tmp_path: Path
 ) -> None:
     """Killed while the second fold is written, or trained; what the first has found is not made again."""
-    settings = ["crossval", *photos[1:], *TRAININGS["partial"], "--n-stages", "1", "--n-folds", "3"]
+    settings = ["crossval", *photos[1:], *TRAININGS["partial"], "--unfreeze-stages", "1", "--n-folds", "3"]
     left_alone, run = tmp_path / "left_alone", tmp_path / "killed/run"
     run.parent.mkdir()
     assert main([*settings, "--out", str(left_alone), "--cache-dir", str(tmp_path / "cache")]) == 0
-    assert "partial" in json.loads((left_alone / "metrics.json").read_text())["depths"]
+    assert "partial" in json.loads((left_alone / "metrics.json").read_text())["finetune"]
     command = [*settings, "--out", str(run), "--cache-dir", str(run.parent / "cache"), "--resume"]
     second = run.parent / "run.partial/checkpoint/fold-00-01"
     _await_death(start(command, checkpoint_every_s=0, death=Death(str(second), n, ending)))
@@ -284,7 +284,7 @@ def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
 def test_a_run_under_way_and_its_remains_are_guarded(
     lengthless: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*lengthless, "--out", str(tmp_path / "run"), "--tune", "partial", "--n-views", "1"]
+    command = [*lengthless, "--out", str(tmp_path / "run"), "--finetune", "partial", "--cached-views", "1"]
 
     def refusal(*argv: str, epochs: str = "3") -> str:
         capsys.readouterr()

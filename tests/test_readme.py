@@ -1,4 +1,4 @@
-"""Every fenced block of the README runs, on drawn photographs."""
+"""Every fenced block of the README runs, on drawn images."""
 
 import re
 import shlex
@@ -17,10 +17,10 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the README's reader has: labelled photographs, new ones, a sample submission."""
+    """What the README's reader has: labelled images, new ones, a sample submission."""
     draw_folder(tmp_path / "photos", {"bars": 6, "dots": 4})
-    for photograph in (tmp_path / "photos").rglob("*.*g"):
-        photograph.rename(photograph.with_name(f"camera{photograph.name}"))
+    for image in (tmp_path / "photos").rglob("*.*g"):
+        image.rename(image.with_name(f"camera{image.name}"))
     draw_folder(tmp_path / "more_photos", {"bars": 2, "dots": 2}, first_seed=50)
     (tmp_path / "new_photos").mkdir()
     for i in range(2):

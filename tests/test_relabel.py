@@ -12,11 +12,11 @@ from conftest import draw_folder
 from materials import featureless, sort_out_folder
 from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
-from pixelplay.data.relabel import read_corrections
+from pixelplay.data.relabel import read_corrected_labels
 from pixelplay.data.sources import scan_source
-from pixelplay.run_log import Journal
-from pixelplay.training.prepare import say_what_was_found
-from pixelplay.training.training_data import sort_out
+from pixelplay.run_log import RunLog
+from pixelplay.training.prepare import log_findings
+from pixelplay.training.training_data import build_training_data
 from tables import read_json, read_rows
 
 N = 48
@@ -25,8 +25,8 @@ N = 48
 @pytest.fixture(scope="module")
 def tiny(tiny_settings: list[str]) -> list[str]:
     return [
-        "--tune",
-        "probe",
+        "--finetune",
+        "none",
         *tiny_settings,
         "--quiet",
     ]
@@ -34,7 +34,7 @@ def tiny(tiny_settings: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def mislabelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Photographs of which four dots stand among the bars, and the table that mends it."""
+    """Images of which four dots stand among the bars, and the table that mends it."""
     root = tmp_path_factory.mktemp("mislabelled")
     photos = draw_folder(root / "photos", {"bars": 20, "dots": 20, "rings": 8})
     rows = []
@@ -69,7 +69,7 @@ def test_figures_stay_on_the_given_labels(
     assert corrections["bars/dot3.png"] == ("bars", "dots")
     assert corrections["rings/000.jpg"] == ("rings", None)
     assert "oof_corrected" not in read_json(given / "metrics.json")
-    assert any("4 labels to learn from changed, 1 photograph left out" in note for note in metrics["notes"])
+    assert any("4 labels to learn from changed, 1 image left out" in note for note in metrics["notes"])
 
 
 def test_what_is_left_out_of_train_is_no_part_of_val(
@@ -77,12 +77,12 @@ def test_what_is_left_out_of_train_is_no_part_of_val(
 ) -> None:
     photos, _ = mislabelled
     options = [*tiny_settings, "--quiet", "--test-frac", "0"]
-    options += ["--tune", "partial", "--epochs", "1", "--n-stages", "1"]
-    options += ["--start", "random", "--with-probe", "off"]  # else the probe may be taken
+    options += ["--finetune", "partial", "--epochs", "1", "--unfreeze-stages", "1"]
+    options += ["--head-init", "random", "--ensemble-probe", "off"]  # else the probe may be taken
     assert main(["train", str(photos), "--out", str(tmp_path / "given"), *options]) == 0
     split = read_json(tmp_path / "given/split.json")
-    left_out = {*split["train"][:5], *split["val"][:2]}
-    (tmp_path / "out.csv").write_text("".join(["path,label\n", *(f"{path},\n" for path in sorted(left_out))]))
+    excluded = {*split["train"][:5], *split["val"][:2]}
+    (tmp_path / "out.csv").write_text("".join(["path,label\n", *(f"{path},\n" for path in sorted(excluded))]))
     relabel = ["--relabel", str(tmp_path / "out.csv")]
     assert main(["train", str(photos), "--out", str(tmp_path / "less"), *options, *relabel]) == 0
     assert {row["path"] for row in read_rows(tmp_path / "less/val.csv")} == {*split["val"]}
@@ -108,11 +108,11 @@ def test_dropped_suspects_are_recorded_and_still_measured(
 ) -> None:
     photos, run = mislabelled[0], tmp_path / "run"
     options = ["--test-frac", "0"] if command == "train" else []
-    assert main([command, str(photos), "--out", str(run), "--drop-suspects", *options, *tiny]) == 0
+    assert main([command, str(photos), "--out", str(run), "--drop-label-issues", *options, *tiny]) == 0
     metrics = read_json(run / "metrics.json")
     assert metrics["oof"]["n"] == N  # on the labels as given
     assert read_json(run / "config.json")["drop_suspects"] is True
-    listed = {suspect.path for suspect in pixelplay.read_suspects(str(run)).suspects}
+    listed = {suspect.path for suspect in pixelplay.read_label_issues(str(run)).label_issues}
     if command == "train":
         dropped = set(metrics["data"]["dropped_suspects"])
         assert dropped == set(read_json(run / "split.json")["dropped"])
@@ -133,9 +133,9 @@ def test_what_the_user_has_mended_is_no_suspect_any_more(
     photos, table = mislabelled
     run = tmp_path / "run"
     assert main(["crossval", str(photos), "--out", str(run), "--relabel", str(table), *tiny]) == 0
-    listed = {suspect.path for suspect in pixelplay.read_suspects(str(run)).suspects}
+    listed = {suspect.path for suspect in pixelplay.read_label_issues(str(run)).label_issues}
     assert "rings/000.jpg" not in listed
-    for suspect in pixelplay.read_suspects(str(run)).suspects:
+    for suspect in pixelplay.read_label_issues(str(run)).label_issues:
         assert not (suspect.path.startswith("bars/dot") and suspect.label == "bars")
 
 
@@ -144,7 +144,7 @@ def test_a_runs_own_suspects_are_such_a_table(
 ) -> None:
     photos, _ = mislabelled
     assert main(["crossval", str(photos), "--out", str(tmp_path / "first"), *tiny]) == 0
-    table = tmp_path / "first/suspects.csv"
+    table = tmp_path / "first/label_issues.csv"
     again = ["crossval", str(photos), "--out", str(tmp_path / "again"), "--relabel", str(table), *tiny]
     assert main(again) == 0  # nothing was mended in it, so nothing changes
     same = [(tmp_path / run / "oof.csv").read_bytes() for run in ("first", "again")]
@@ -158,24 +158,24 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
     (tmp_path / "mended.csv").write_text(
         "path,label\ntest/bars/000.jpg,dots\ntrain/bars/000.jpg,dots\ntest/dots/000.jpg,\n"
     )
-    index = scan_source(str(root))
-    corrections = read_corrections(str(tmp_path / "mended.csv"), index)
-    material = sort_out(index, featureless(index), TrainConfig(tune="probe"), corrections)
-    plain = sort_out_folder(root, TrainConfig(tune="probe"))
-    np.testing.assert_array_equal(material.parts.split.test, plain.parts.split.test)
-    test = material.parts.split.test
-    np.testing.assert_array_equal(material.labels[test], material.given[test])
-    names = {index.paths[i]: material.classes[material.labels[i]] for i in material.learn}
+    dataset = scan_source(str(root))
+    corrections = read_corrected_labels(str(tmp_path / "mended.csv"), dataset)
+    data = build_training_data(dataset, featureless(dataset), TrainConfig(finetune="none"), corrections)
+    plain = sort_out_folder(root, TrainConfig(finetune="none"))
+    np.testing.assert_array_equal(data.split.test, plain.split.test)
+    test = data.split.test
+    np.testing.assert_array_equal(data.labels[test], data.given_labels[test])
+    names = {dataset.paths[i]: data.classes[data.labels[i]] for i in data.fit_rows}
     assert names["train/bars/000.jpg"] == "dots"
-    assert len(material.left_out) == 0
-    assert (material.corrected[test] == -1).sum() == 1
+    assert len(data.excluded) == 0
+    assert (data.corrected_labels[test] == -1).sum() == 1
 
 
-def test_a_table_without_rows_corrects_nothing(drawn_photographs: Path, tmp_path: Path) -> None:
+def test_a_table_without_rows_corrects_nothing(drawn_images: Path, tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("path,part,label\n")
-    index = scan_source(str(drawn_photographs))
-    corrections = read_corrections(str(tmp_path / "none.csv"), index)
-    np.testing.assert_array_equal(corrections.labels, index.labels)
+    dataset = scan_source(str(drawn_images))
+    corrections = read_corrected_labels(str(tmp_path / "none.csv"), dataset)
+    np.testing.assert_array_equal(corrections.labels, dataset.labels)
     assert not corrections.is_reviewed.any()
 
 
@@ -199,14 +199,14 @@ def test_a_table_without_rows_corrects_nothing(drawn_photographs: Path, tmp_path
 def test_tables_that_cannot_be(
     table: str | None,
     words: str,
-    drawn_photographs: Path,
+    drawn_images: Path,
     tiny: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if table is not None:
         (tmp_path / "mended.csv").write_text(table)
-    command = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), *tiny]
+    command = ["train", str(drawn_images), "--out", str(tmp_path / "run"), *tiny]
     assert main([*command, "--relabel", str(tmp_path / "mended.csv")]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -217,13 +217,15 @@ def test_tables_that_cannot_be(
 
 def notes_on(root: Path, corrections: str) -> list[str]:
     (root.parent / "mended.csv").write_text("path,label\n" + corrections)
-    index = scan_source(str(root))
-    config = TrainConfig(tune="probe", relabel=str(root.parent / "mended.csv"))
-    journal = Journal(quiet=True)
+    dataset = scan_source(str(root))
+    config = TrainConfig(finetune="none", relabel=str(root.parent / "mended.csv"))
+    log = RunLog(quiet=True)
     assert config.relabel is not None
-    material = sort_out(index, featureless(index), config, read_corrections(config.relabel, index))
-    say_what_was_found(material, config, journal)
-    return journal.notes
+    data = build_training_data(
+        dataset, featureless(dataset), config, read_corrected_labels(config.relabel, dataset)
+    )
+    log_findings(data, config, log)
+    return log.notes
 
 
 def test_a_class_that_corrections_empty_is_said(tmp_path: Path) -> None:
@@ -237,8 +239,8 @@ def test_a_class_that_corrections_fill_is_not_called_absent(tmp_path: Path) -> N
     root = tmp_path / "photos"
     draw_folder(root / "train", {"bars": 14, "dots": 4})
     draw_folder(root / "test", {"bars": 2, "rings": 2}, first_seed=50)
-    assert any("no training photograph: rings" in note for note in notes_on(root, ""))
+    assert any("no training image: rings" in note for note in notes_on(root, ""))
     few = [f"train/bars/{name},rings\n" for name in ("000.jpg", "001.png", "002.jpg")]
     notes = notes_on(root, "".join(few))
-    assert not any("no training photograph" in note for note in notes)
-    assert any("fewer than 10 training photographs: rings (3)" in note for note in notes)
+    assert not any("no training image" in note for note in notes)
+    assert any("fewer than 10 training images: rings (3)" in note for note in notes)

@@ -38,7 +38,7 @@ def shown(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd = os.fsdecode(b"wrong\n\xff2") if sys.platform == "linux" else "wrong\n2"  # others refuse such bytes
     for i, name in enumerate(("=wrong,0", 'wrong "1"', odd)):  # the same files under another label
         shutil.copy(root / f"photos/bars/{2 * i:03}.jpg", root / f"photos/dots/{name}.jpg")
-    command = ["train", str(root / "photos"), "--out", str(root / "run"), "--tune", "probe", *tiny]
+    command = ["train", str(root / "photos"), "--out", str(root / "run"), "--finetune", "none", *tiny]
     assert main([*command, "--test-frac", "0"]) == 0
     return root
 
@@ -47,7 +47,7 @@ def test_training_ends_with_the_path_of_its_report(
     drawn_classes: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(drawn_classes.parent)
-    words = ["train", "photos", "--out", "run", "--tune", "probe", *tiny]
+    words = ["train", "photos", "--out", "run", "--finetune", "none", *tiny]
     assert main(words) == 0
     assert capsys.readouterr().out.rstrip().endswith("report: run/report.html")
     config = json.loads(Path("run/config.json").read_text())
@@ -67,7 +67,7 @@ def test_training_ends_with_the_path_of_its_report(
     ("trouble", "status"), [(OSError(28, "No space left on device"), 0), (KeyboardInterrupt(), 130)]
 )
 def test_trouble_with_the_report_is_no_failure_of_the_run(
-    drawn_photographs: Path,
+    drawn_images: Path,
     tiny: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -80,19 +80,19 @@ def test_trouble_with_the_report_is_no_failure_of_the_run(
 
     monkeypatch.setattr("pixelplay.outputs.report.build.write_page", fail)
     loud = [word for word in tiny if word != "--quiet"]
-    words = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe", *loud]
+    words = ["train", str(drawn_images), "--out", str(tmp_path / "run"), "--finetune", "none", *loud]
     assert main(words) == status
     assert "the run is done, its report is not" in capsys.readouterr().err
     assert (tmp_path / "run/metrics.json").exists()
 
 
 def test_a_cross_validation_and_a_tuned_run_have_reports(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path
+    drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    folds = ["crossval", str(drawn_photographs), "--out", str(tmp_path / "folds"), "--n-folds", "3"]
-    assert main([*folds, "--tune", "probe", *tiny]) == 0
+    folds = ["crossval", str(drawn_images), "--out", str(tmp_path / "folds"), "--n-folds", "3"]
+    assert main([*folds, "--finetune", "none", *tiny]) == 0
     assert "Cross-validation in 3 folds" in (tmp_path / "folds/report.html").read_text()
-    tuned = ["train", str(drawn_photographs), "--out", str(tmp_path / "tuned"), "--tune", "partial"]
+    tuned = ["train", str(drawn_images), "--out", str(tmp_path / "tuned"), "--finetune", "partial"]
     assert main([*tuned, "--epochs", "2", *tiny]) == 0
     assert "Loss by epoch" in (tmp_path / "tuned/report.html").read_text()
 
@@ -246,18 +246,18 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
         save.click()
     file = tmp_path / "corrections.csv"
     download.value.save_as(file)
-    with read(file) as lines, read(shown / "run/suspects.csv") as listed:
-        rows, suspects = list(csv.reader(lines)), list(csv.DictReader(listed))
-    assert any("\n" in row["path"] for row in suspects[:4])
+    with read(file) as lines, read(shown / "run/label_issues.csv") as listed:
+        rows, label_issues = list(csv.reader(lines)), list(csv.DictReader(listed))
+    assert any("\n" in row["path"] for row in label_issues[:4])
     expected = [
-        [suspects[0]["path"], suspects[0]["label"]],
-        [suspects[1]["path"], suspects[1]["proposed"]],
-        [suspects[2]["path"], ""],
-        [suspects[3]["path"], "bars"],
+        [label_issues[0]["path"], label_issues[0]["label"]],
+        [label_issues[1]["path"], label_issues[1]["proposed"]],
+        [label_issues[2]["path"], ""],
+        [label_issues[3]["path"], "bars"],
     ]
     assert rows[0] == ["path", "label"]
     assert rows[1:] == expected
-    words = ["train", str(shown / "photos"), "--out", str(tmp_path / "mended"), "--tune", "probe", *tiny]
+    words = ["train", str(shown / "photos"), "--out", str(tmp_path / "mended"), "--finetune", "none", *tiny]
     assert main([*words, "--relabel", str(file), "--no-report"]) == 0
     found = json.loads((tmp_path / "mended/metrics.json").read_text())["data"]["corrections"]
     words = ["report", str(tmp_path / "mended"), "--out", str(tmp_path / "again.html"), "--quiet"]
@@ -274,7 +274,7 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
     )  # what was mended before stays
     changed = {each["path"]: each["corrected"] or "" for each in found}
     assert changed == {path.removeprefix("./"): label for path, label in expected}
-    with read(tmp_path / "mended/suspects.csv") as lines:
+    with read(tmp_path / "mended/label_issues.csv") as lines:
         left = {row["path"] for row in csv.DictReader(lines)}
     assert not left & {path for path, _ in expected}  # a label that somebody has confirmed is no suspect
 
@@ -283,10 +283,10 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
 
 
 def test_programs_get_progress_as_json(
-    drawn_photographs: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loud = [word for word in tiny if word != "--quiet"]
-    words = ["train", str(drawn_photographs), "--out", str(tmp_path / "run"), "--tune", "probe", *loud]
+    words = ["train", str(drawn_images), "--out", str(tmp_path / "run"), "--finetune", "none", *loud]
     assert main([*words, "--json-progress"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     reading = [each for each in said if each.get("progress") == "reading"]

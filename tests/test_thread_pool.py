@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pixelplay
-from pixelplay.thread_pool import Crew
+from pixelplay.thread_pool import ThreadPool
 
 # Python notices a signal when a function begins, when a call comes back and when a loop goes on. A
 # KeyboardInterrupt is raised at the n-th of the first two of the main thread: n = 1, 2, 3 ...
@@ -91,8 +91,8 @@ def test_python_ends_work_that_nobody_has_ended_and_cuts_none_off() -> None:
 
 def test_jobs_are_done_once_and_in_the_order_of_giving() -> None:
     done: list[int] = []
-    with Crew(1) as crew:
-        jobs = [crew.give(partial(done.append, i)) for i in range(50)]
+    with ThreadPool(1) as pool:
+        jobs = [pool.give(partial(done.append, i)) for i in range(50)]
         for job in jobs:
             job.result()
     assert done == list(range(50))
@@ -108,15 +108,15 @@ def test_as_many_threads_work_as_there_are_jobs_and_places(
         all_at_work.wait()
         return threading.get_ident()
 
-    with Crew(n_threads) as crew:
-        jobs = [crew.give(work) for _ in range(n_jobs)]
-        assert len({job.result() for job in jobs}) == n_at_work == crew._n_started
+    with ThreadPool(n_threads) as pool:
+        jobs = [pool.give(work) for _ in range(n_jobs)]
+        assert len({job.result() for job in jobs}) == n_at_work == pool._n_started
 
 
 def test_each_thread_is_prepared_before_its_first_job() -> None:
     prepared: list[int] = []
-    with Crew(2, prepare=lambda: prepared.append(threading.get_ident())) as crew:
-        jobs = [crew.give(lambda: threading.get_ident() in prepared) for _ in range(20)]
+    with ThreadPool(2, prepare=lambda: prepared.append(threading.get_ident())) as pool:
+        jobs = [pool.give(lambda: threading.get_ident() in prepared) for _ in range(20)]
         assert all(job.result() for job in jobs)
     assert len(prepared) == len(set(prepared)) <= 2
 
@@ -126,8 +126,8 @@ def test_what_a_job_raises_is_raised_where_it_is_asked_for(error: BaseException)
     def fail() -> None:
         raise error
 
-    with Crew(1) as crew:
-        job, other = crew.give(fail), crew.give(lambda: 7)
+    with ThreadPool(1) as pool:
+        job, other = pool.give(fail), pool.give(lambda: 7)
         with pytest.raises(type(error)) as caught:
             job.result()
         assert caught.value is error
@@ -138,8 +138,8 @@ def test_no_job_is_done_by_a_thread_that_cannot_be_prepared() -> None:
     def fail() -> None:
         raise OSError("no room")
 
-    with Crew(1, prepare=fail) as crew:
-        for job in [crew.give(lambda: 7), crew.give(lambda: 7)]:
+    with ThreadPool(1, prepare=fail) as pool:
+        for job in [pool.give(lambda: 7), pool.give(lambda: 7)]:
             with pytest.raises(OSError, match="no room"):
                 job.result()
 
@@ -151,30 +151,30 @@ def test_leaving_waits_for_what_is_begun_and_forgets_the_rest() -> None:
     def work(i: int) -> None:
         begun.set()
         deadline = time.monotonic() + 20
-        while not crew._is_over and time.monotonic() < deadline:
+        while not pool._is_over and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.02)
         done.append(i)
 
-    with Crew(1) as crew:
+    with ThreadPool(1) as pool:
         for i in range(10):
-            crew.give(partial(work, i))
+            pool.give(partial(work, i))
         assert begun.wait(20)
     assert done == [0]
     with pytest.raises(AssertionError, match="nobody would do it"):
-        crew.give(time.monotonic)
+        pool.give(time.monotonic)
 
 
 def test_a_crew_that_is_left_in_a_thread_of_its_own_does_not_wait_for_it() -> None:
-    crew = Crew(1)  # the garbage collector may do this in any thread
-    crew.give(lambda: crew.__exit__(None, None, None)).result()
+    pool = ThreadPool(1)  # the garbage collector may do this in any thread
+    pool.give(lambda: pool.__exit__(None, None, None)).result()
 
 
-class Photograph:
+class Image:
     """Something that a weak reference can watch."""
 
 
-def _is_gone(held: "weakref.ref[Photograph]") -> bool:
+def _is_gone(held: "weakref.ref[Image]") -> bool:
     deadline = time.monotonic() + 10
     while held() is not None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -187,14 +187,14 @@ def test_a_job_that_is_done_holds_no_photograph(work: Callable[[object], object]
     gc.collect()
     gc.disable()  # nothing is left to it
     try:
-        with Crew(1) as crew:
-            photograph = Photograph()
-            held = weakref.ref(photograph)
-            job = crew.give(partial(work, photograph))
+        with ThreadPool(1) as pool:
+            image = Image()
+            held = weakref.ref(image)
+            job = pool.give(partial(work, image))
             if is_asked_for:
                 with suppress(TypeError):
                     job.result()
-            del photograph
+            del image
             assert _is_gone(held)
             del job
     finally:

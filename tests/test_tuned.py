@@ -25,13 +25,13 @@ from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 from tables import read_json, read_rows
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
-RECORDS |= {"history.csv", "val.csv", "predictions.csv", "suspects.csv"}
+RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}
 FIGURES = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
 KINDS = {
-    "partial": ["--tune", "partial"],
-    "full": ["--tune", "full"],
-    "mlp": ["--tune", "partial", "--head", "mlp", "--dropout", "0.2"],
-    "crt": ["--tune", "partial", "--imbalance", "crt", "--refit-epochs", "0"],
+    "partial": ["--finetune", "partial"],
+    "full": ["--finetune", "full"],
+    "mlp": ["--finetune", "partial", "--head", "mlp", "--dropout", "0.2"],
+    "crt": ["--finetune", "partial", "--imbalance", "crt", "--refit-epochs", "0"],
 }
 
 Train = Callable[..., Path]
@@ -46,10 +46,10 @@ def tiny(tiny_settings: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def train(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> Train:
-    """Train on the drawn photographs, or others, into a folder of that name."""
+def train(drawn_images: Path, tiny: list[str], tmp_path: Path) -> Train:
+    """Train on the drawn images, or others, into a folder of that name."""
 
-    def run(name: str, *argv: object, data: Path = drawn_photographs) -> Path:
+    def run(name: str, *argv: object, data: Path = drawn_images) -> Path:
         assert main(["train", str(data), "--out", str(tmp_path / name), *tiny, *map(str, argv)]) == 0
         return tmp_path / name
 
@@ -59,13 +59,13 @@ def train(drawn_photographs: Path, tiny: list[str], tmp_path: Path) -> Train:
 @pytest.fixture(scope="module", params=KINDS)
 def tuned(
     request: pytest.FixtureRequest,
-    drawn_photographs: Path,
+    drawn_images: Path,
     tiny: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Read-only: a run of each kind, two epochs long; its folder has the name of the kind."""
     run = tmp_path_factory.mktemp("tuned") / str(request.param)
-    command = ["train", str(drawn_photographs), "--out", str(run), *tiny, *KINDS[request.param]]
+    command = ["train", str(drawn_images), "--out", str(run), *tiny, *KINDS[request.param]]
     assert main([*command, "--epochs", "2", "--train-batch-size", "8"]) == 0
     return run
 
@@ -81,7 +81,7 @@ def _is_tuned(run: Path) -> bool:
 
 
 def _is_refitted(run: Path) -> bool:
-    """Whether the validation photographs were learned from in the end."""
+    """Whether the validation images were learned from in the end."""
     epochs: int = read_json(run / "metrics.json")["chosen"]["refit_epochs"]["value"]
     return epochs > 0
 
@@ -100,9 +100,9 @@ def test_a_tuned_run_holds_its_records_and_nothing_else(tuned: Path) -> None:
 
 def test_the_plan_says_what_was_done(tuned: Path) -> None:
     plan = read_plan(str(tuned / "plan.json"))
-    assert plan.depth == ("full" if tuned.name == "full" else "partial")
-    assert (plan.epochs, plan.batch_size, plan.is_compiled) == (2, 8, False)
-    assert (plan.n_views, plan.n_stages) == ((None, None) if plan.depth == "full" else (1, 3))
+    assert plan.finetune == ("full" if tuned.name == "full" else "partial")
+    assert (plan.epochs, plan.batch_size, plan.compile) == (2, 8, False)
+    assert (plan.cached_views, plan.unfreeze_stages) == ((None, None) if plan.finetune == "full" else (1, 3))
     assert plan.seconds == {}  # epochs were asked for, so nothing was measured
 
 
@@ -110,7 +110,7 @@ def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
     rows = read_rows(tuned / "history.csv")
     train, val = ([f"{part}_{name}" for name in FIGURES] for part in ("train", "val"))
     assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
-    # 32 photographs are learned from, then 38 in twice
+    # 32 images are learned from, then 38 in twice
     steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(tuned)
     assert [(row["epoch"], row["step"]) for row in rows] == steps
     # before the first epoch nothing was learned from, in the last ones nothing is held out
@@ -127,7 +127,7 @@ def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
 
 def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     metrics = read_json(tuned / "metrics.json")
-    assert metrics["depth"] == ("full" if tuned.name == "full" else "partial")
+    assert metrics["finetune"] == ("full" if tuned.name == "full" else "partial")
     by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
     assert by == {"test": ("val", "test"), "val": ("val", "val")}
     assert (metrics["headline"]["chosen_on"], metrics["headline"]["measured_on"]) == ("val", "test")
@@ -141,9 +141,9 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
     chosen = metrics["chosen"]
     assert {name: value["chosen_on"] for name, value in chosen.items()} == {
-        "depth": None,  # asked for
+        "finetune": None,  # asked for
         "epoch": "val",
-        "with_probe": None if tuned.name == "mlp" else "val",  # only linear heads answer together
+        "ensemble_probe": None if tuned.name == "mlp" else "val",  # only linear heads answer together
         "refit_epochs": None,
         "imbalance": None,  # asked for, or classes are even enough
         "temperature": "val",
@@ -153,7 +153,7 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     by_val = [value["n"] for value in chosen.values() if value["chosen_on"] == "val" and "n" in value]
     assert by_val
     assert set(by_val) == {sizes["val"]}
-    assert {"probe_accuracy", "tuned_accuracy", "probe_score", "tuned_score"} <= set(chosen["depth"])
+    assert {"probe_accuracy", "tuned_accuracy", "probe_score", "tuned_score"} <= set(chosen["finetune"])
 
 
 def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
@@ -162,9 +162,9 @@ def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
 
 
 def test_each_epoch_is_told_with_the_score_that_chooses(
-    drawn_photographs: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawn_images: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["train", drawn_photographs, "--out", tmp_path / "run", *tiny_settings, "--tune", "partial"]
+    argv = ["train", drawn_images, "--out", tmp_path / "run", *tiny_settings, "--finetune", "partial"]
     assert main([*map(str, argv), "--epochs", "4", "--refit-epochs", "0"]) == 0
     scores = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
     expected = [
@@ -188,12 +188,10 @@ def test_val_and_test_have_a_row_for_each_of_their_photographs(tuned: Path) -> N
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
 
 
-def test_prediction_repeats_what_the_run_measured(
-    tuned: Path, drawn_photographs: Path, tmp_path: Path
-) -> None:
+def test_prediction_repeats_what_the_run_measured(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.csv"
-    assert main(["predict", str(tuned), str(drawn_photographs), "--out", str(out), "--quiet"]) == 0
-    found = {Path(row["path"]).relative_to(drawn_photographs).as_posix(): row for row in read_rows(out)}
+    assert main(["predict", str(tuned), str(drawn_images), "--out", str(out), "--quiet"]) == 0
+    found = {Path(row["path"]).relative_to(drawn_images).as_posix(): row for row in read_rows(out)}
     # what the validation part said before it was learned from is what chose
     for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
         for row in read_rows(tuned / name):
@@ -201,12 +199,12 @@ def test_prediction_repeats_what_the_run_measured(
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
 
 
-def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_photographs: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
     bundle = read_bundle(str(tuned))
     assert (bundle.head.hidden_weight is not None) == (tuned.name == "mlp")
     write_bundle(bundle, str(tmp_path / "model"))
     assert _model(tmp_path) == _model(tuned)
-    photos = sorted(drawn_photographs.rglob("*.*"))[::7]
+    photos = sorted(drawn_images.rglob("*.*"))[::7]
     np.testing.assert_array_equal(
         Predictor(tmp_path).predict(photos).probs, Predictor(tuned).predict(photos).probs
     )
@@ -227,23 +225,34 @@ def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) 
 
 @pytest.mark.parametrize("way", ["off", "on"])
 def test_the_probe_answers_beside_the_tuned_network_where_asked(way: str, train: Train) -> None:
-    options = ["--tune", "partial", "--epochs", "1", "--n-views", "1", "--n-stages", "1", "--lr", "0.0002"]
-    run = train("run", *options, "--with-probe", way)
-    assert read_json(run / "metrics.json")["chosen"]["with_probe"]["value"] is (way == "on")
+    options = [
+        "--finetune",
+        "partial",
+        "--epochs",
+        "1",
+        "--cached-views",
+        "1",
+        "--unfreeze-stages",
+        "1",
+        "--lr",
+        "0.0002",
+    ]
+    run = train("run", *options, "--ensemble-probe", way)
+    assert read_json(run / "metrics.json")["chosen"]["ensemble_probe"]["value"] is (way == "on")
     assert (run / "model/tuned.00.safetensors").exists() == (way == "on")
 
 
-@pytest.mark.parametrize("depth", ["probe", "partial", "full"])
-def test_the_size_that_was_asked_for_is_used_and_kept(
-    depth: str, drawn_photographs: Path, train: Train
-) -> None:
-    options = {"probe": [], "partial": ["--epochs", "1", "--n-views", "1"], "full": ["--epochs", "1"]}[depth]
-    run = train("run", "--tune", depth, "--input-size", "96", *options)
+@pytest.mark.parametrize("method", ["probe", "partial", "full"])
+def test_the_size_that_was_asked_for_is_used_and_kept(method: str, drawn_images: Path, train: Train) -> None:
+    options = {"none": [], "partial": ["--epochs", "1", "--cached-views", "1"], "full": ["--epochs", "1"]}[
+        method
+    ]
+    run = train("run", "--finetune", method, "--input-size", "96", *options)
     assert read_bundle(str(run)).preprocessing.input_size == 96
-    other = train("other", "--tune", depth, *options)
+    other = train("other", "--finetune", method, *options)
     assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
     rows = read_rows(run / "predictions.csv")
-    photos = [drawn_photographs / row["path"] for row in rows]
+    photos = [drawn_images / row["path"] for row in rows]
     assert [f"{p:.6f}" for p in Predictor(run).predict(photos).probs[:, 0]] == [
         row["prob_bars"] for row in rows
     ]
@@ -256,10 +265,10 @@ def test_the_size_that_was_asked_for_is_used_and_kept(
 def test_kin_stay_on_one_side_of_the_validation_part(seed: int, drawn_classes: Path, train: Train) -> None:
     for path in drawn_classes.glob("*/*"):  # bursts of three
         path.rename(path.with_name(f"{int(path.stem) // 3}_{path.name}"))
-    for i in range(3):  # one photograph of a burst is in three others, too
+    for i in range(3):  # one image of a burst is in three others, too
         shutil.copy(drawn_classes / "bars/1_003.png", drawn_classes / f"bars/2{i}_copy.png")
     run = train(
-        "run", "--tune", "partial", "--epochs", "1", "--n-views", "1", "--group-regex", r"[^/]+/\d+_",
+        "run", "--finetune", "partial", "--epochs", "1", "--cached-views", "1", "--group-regex", r"[^/]+/\d+_",
         "--val-frac", "0.4", "--seed", seed, data=drawn_classes,
     )  # fmt: skip
     split = read_json(run / "split.json")
@@ -284,11 +293,11 @@ def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Tra
                 (photos / part / name / f"{i}.jpg").write_bytes(encode(draw_of_class(name, seed), "JPEG"))
     for i in range(3):
         shutil.copy(photos / f"val/bars/{i}.jpg", photos / f"train/bars/copy{i}.jpg")
-    run = train("run", "--tune", "partial", "--epochs", "1", "--n-views", "1", data=photos)
-    said = "3 training photographs must wait until val has chosen, as copies of val photographs"
+    run = train("run", "--finetune", "partial", "--epochs", "1", "--cached-views", "1", data=photos)
+    said = "3 training images must wait until val has chosen, as copies of val images"
     assert said in read_json(run / "metrics.json")["notes"]
     plan_steps = [row["step"] for row in read_rows(run / "history.csv")]
-    assert plan_steps[1] == "1"  # 16 photographs without the copies fill one step
+    assert plan_steps[1] == "1"  # 16 images without the copies fill one step
     assert len(read_json(run / "split.json")["train"]) == 19
 
 
@@ -299,13 +308,13 @@ def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Tra
 def test_batches_that_cores_share_make_the_same_model_again(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--tune", "partial", "--epochs", "2", "--train-batch-size", "16", "--precision", "bf16"]
+    options = ["--finetune", "partial", "--epochs", "2", "--train-batch-size", "16", "--precision", "bf16"]
     n_shared = 0
 
-    def count(self: _Shared, maps: Any, moments: Any) -> Any:
+    def count(self: _Shared, maps: Any, stats: Any) -> Any:
         nonlocal n_shared
         n_shared += 1
-        return call(self, maps, moments)
+        return call(self, maps, stats)
 
     call = _Shared.__call__
     monkeypatch.setattr(_Shared, "__call__", count)
@@ -318,7 +327,7 @@ def test_batches_that_cores_share_make_the_same_model_again(
 
 def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
     options = [
-        *("--tune", "full", "--start", "random", "--epochs", "2", "--train-batch-size", "8"),
+        *("--finetune", "full", "--head-init", "random", "--epochs", "2", "--train-batch-size", "8"),
         *("--head-lr", "0.005", "--dropout", "0.2"),
         *("--drop-path", "0.1", "--augment", "crop", "rotation", "trivial_augment", "erasing", "cutmix"),
     ]
@@ -334,7 +343,7 @@ def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> Non
 
 
 def test_views_beside_the_run_make_the_model_that_cached_ones_make(train: Train) -> None:
-    options = ["--tune", "partial", "--epochs", "2", "--n-views", "2", "--start", "random"]
+    options = ["--finetune", "partial", "--epochs", "2", "--cached-views", "2", "--head-init", "random"]
     kept = train("kept", *options)
     unkept = train("unkept", *options, "--cache-gb", "0")
     assert _model(unkept) == _model(kept)
@@ -346,7 +355,7 @@ def test_a_cache_that_cannot_be_written_costs_a_note_only(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    options = ["--tune", "partial", "--epochs", "1", "--n-views", "1"]
+    options = ["--finetune", "partial", "--epochs", "1", "--cached-views", "1"]
     kept, unkept = train("kept", *options), train("unkept", *options, "--cache-dir", tmp_path / "file")
     assert _model(unkept) == _model(kept)
     notes = read_json(unkept / "metrics.json")["notes"]
@@ -354,8 +363,8 @@ def test_a_cache_that_cannot_be_written_costs_a_note_only(
 
 
 def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
-    options = ["--tune", "partial", "--seed", "3", "--start", "random", "--with-probe", "off"]
-    first = train("first", *options, "--epochs", "2", "--n-views", "3", "--n-stages", "1")
+    options = ["--finetune", "partial", "--seed", "3", "--head-init", "random", "--ensemble-probe", "off"]
+    first = train("first", *options, "--epochs", "2", "--cached-views", "3", "--unfreeze-stages", "1")
     repeat = ["again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s"]
     again = train(*repeat)
     assert _model(again) == _model(first)
@@ -369,7 +378,16 @@ def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
 
 def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "few", {"bars": 6, "dots": 6})
-    options = ["--tune", "partial", "--time-budget", "60s", "--n-stages", "1", "--n-views", "1"]
+    options = [
+        "--finetune",
+        "partial",
+        "--time-budget",
+        "60s",
+        "--unfreeze-stages",
+        "1",
+        "--cached-views",
+        "1",
+    ]
     run = train("run", *options, data=photos)
     plan = read_plan(str(run / "plan.json"))
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
@@ -379,7 +397,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
 
 
 def test_tuning_leaves_the_users_random_numbers_alone(
-    drawn_photographs: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
 
@@ -392,12 +410,12 @@ def test_tuning_leaves_the_users_random_numbers_alone(
     before = states()
     config = replace(
         tiny_probe,
-        tune="partial",
-        finetune=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),
+        finetune="partial",
+        finetuning=FinetuneConfig(epochs=1, head="mlp", dropout=0.5, drop_path=0.5),
         augmenting=AugmentConfig(augment=("crop", "mixup")),
     )
-    for depth in ("partial", "full"):
-        pixelplay.train(drawn_photographs, tmp_path / depth, replace(config, tune=depth))
+    for method in ("partial", "full"):
+        pixelplay.train(drawn_images, tmp_path / method, replace(config, finetune=method))
     assert states() == before
 
 
@@ -406,7 +424,7 @@ def test_tuning_leaves_the_users_random_numbers_alone(
 
 @pytest.fixture(scope="module")
 def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight common photographs to a rare one; half of the rare ones look like the common ones."""
+    """Eight common images to a rare one; half of the rare ones look like the common ones."""
     root, seed = tmp_path_factory.mktemp("rare"), 0
     for part, n_rare in (("train", 8), ("val", 3), ("test", 2)):
         for name, n, n_dots in (("common", 8 * n_rare, n_rare), ("rare", n_rare, -(-n_rare // 2))):
@@ -424,10 +442,10 @@ def test_every_way_to_help_rare_classes_answers_with_natural_priors(
 ) -> None:
     is_corrected = imbalance in ("sampler", "class_weights", "balanced_softmax", "logit_adjusted")
     run = train(
-        "run", "--tune", "partial", "--n-stages", "1", "--n-views", "1", "--epochs", "3",
+        "run", "--finetune", "partial", "--unfreeze-stages", "1", "--cached-views", "1", "--epochs", "3",
         "--train-batch-size", "8", "--head-lr", "0.002", "--lr", "0.00001", "--imbalance", imbalance,
         # a head that knows nothing shows best what is made of its answers
-        *(["--start", "random", "--with-probe", "off"] if is_corrected else []), data=rare,
+        *(["--head-init", "random", "--ensemble-probe", "off"] if is_corrected else []), data=rare,
     )  # fmt: skip
     # where no epoch is better than the probe, it is the probe that answers
     held_out = "val.csv" if (run / "val.csv").exists() else "oof.csv"
@@ -435,7 +453,7 @@ def test_every_way_to_help_rare_classes_answers_with_natural_priors(
     mean = np.mean([float(row["prob_rare"]) for row in rows])
     assert 0.05 < mean < 0.2  # 1/9 of them are; of an evened-out mix half would be
     losses = [float(row["val_loss"]) for row in read_rows(run / "history.csv") if row["val_loss"]]
-    if is_corrected:  # every photograph has the natural mix as its answer
+    if is_corrected:  # every image has the natural mix as its answer
         assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
     assert losses[-1] < 0.5  # an even answer for all of them would cost log 2
     assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
@@ -443,15 +461,15 @@ def test_every_way_to_help_rare_classes_answers_with_natural_priors(
 
 def test_raised_classes_are_drawn_evenly_where_that_helped_the_probe(rare: Path, train: Train) -> None:
     run = train(
-        "run", "--tune", "partial", "--n-stages", "1", "--n-views", "2", "--epochs", "1",
-        "--min-per-class", "largest", "--metric", "balanced_accuracy", data=rare,
+        "run", "--finetune", "partial", "--unfreeze-stages", "1", "--cached-views", "2", "--epochs", "1",
+        "--oversample-to", "largest", "--metric", "balanced_accuracy", data=rare,
     )  # fmt: skip
     assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
     assert read_rows(run / "history.csv")[1]["step"] == "4"  # 64 of each class, in steps of 32
 
 
 def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: Path) -> None:
-    """The classes are alike: only the photographs themselves can be known."""
+    """The classes are alike: only the images themselves can be known."""
     seed = 0
     for part, n in (("train", 4), ("val", 1), ("test", 1)):
         for name in "ab":
@@ -461,8 +479,8 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
                 picture = encode(draw_of_class("dots", seed), "JPEG")
                 (tmp_path / "photos" / part / name / f"{i}.jpg").write_bytes(picture)
     run = train(
-        "run", "--tune", "partial", "--start", "random", "--epochs", "30", "--train-batch-size", "8",
-        "--n-stages", "1", "--n-views", "1", "--refit-epochs", "0", "--augment", data=tmp_path / "photos",
+        "run", "--finetune", "partial", "--head-init", "random", "--epochs", "30", "--train-batch-size", "8",
+        "--unfreeze-stages", "1", "--cached-views", "1", "--refit-epochs", "0", "--augment", data=tmp_path / "photos",
     )  # fmt: skip
     rows = read_rows(run / "history.csv")[1:]
     assert rows[-1]["step"] == "30"
@@ -475,8 +493,17 @@ def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_ep
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def weights(name: str, refit_epochs: int) -> dict[str, NDArray[np.float32]]:
-        depth = ("--tune", "partial", "--n-stages", "1", "--epochs", "2", "--train-batch-size", "8")
-        run = train(name, *depth, "--with-probe", "off", "--refit-epochs", refit_epochs)
+        method = (
+            "--finetune",
+            "partial",
+            "--unfreeze-stages",
+            "1",
+            "--epochs",
+            "2",
+            "--train-batch-size",
+            "8",
+        )
+        run = train(name, *method, "--ensemble-probe", "off", "--refit-epochs", refit_epochs)
         backbone, head = (load_file(run / f"model/{part}.safetensors") for part in ("backbone", "head"))
         return backbone | {f"head.{key}": value for key, value in head.items()}
 
@@ -493,13 +520,13 @@ def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_ep
 
 def test_steps_are_of_two_batches_where_that_is_asked_for(train: Train) -> None:
     run = train(
-        "run", "--tune", "full", "--epochs", "2", "--first-size-frac", "0.4", "--train-batch-size", "8",
-        "--accumulate", "2", "--refit-epochs", "0", "--time-budget", "9h",
+        "run", "--finetune", "full", "--epochs", "2", "--initial-size-frac", "0.4", "--train-batch-size", "8",
+        "--grad-accum-steps", "2", "--refit-epochs", "0", "--time-budget", "9h",
     )  # fmt: skip
     notes = read_json(run / "metrics.json")["notes"]
     assert "--time-budget 9h does not count, as the number of epochs is given" in notes
     assert [row["step"] for row in read_rows(run / "history.csv")] == ["0", "2", "4"]
-    assert read_json(run / "config.json")["finetune"]["first_size_frac"] == 0.4
+    assert read_json(run / "config.json")["finetune"]["initial_size_frac"] == 0.4
 
 
 # --- recipes ---
@@ -508,12 +535,12 @@ def test_steps_are_of_two_batches_where_that_is_asked_for(train: Train) -> None:
 def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
     run = train("run", "--recipe", "pixelplay25", "--epochs", "1", "--patience", "None")
     config = read_json(run / "config.json")
-    assert (config["backbone"], config["tune"], config["min_per_class"]) == (TINY, "full", "largest")
-    finetune = config["finetune"]
-    assert (finetune["epochs"], finetune["head"], finetune["dropout"]) == (1, "mlp", 0.6)
-    assert (finetune["clip_norm"], finetune["label_smoothing"]) == (None, 0.1)
-    assert finetune["focus"] == 0.0  # all photographs came alike
-    assert finetune["patience"] is None  # what a recipe switches on can be switched off
+    assert (config["backbone"], config["finetune"], config["oversample_to"]) == (TINY, "full", "largest")
+    finetuning = config["finetuning"]
+    assert (finetuning["epochs"], finetuning["head"], finetuning["dropout"]) == (1, "mlp", 0.6)
+    assert (finetuning["clip_grad_norm"], finetuning["label_smoothing"]) == (None, 0.1)
+    assert finetuning["hard_example_frac"] == 0.0  # all images came alike
+    assert finetuning["patience"] is None  # what a recipe switches on can be switched off
     assert read_bundle(str(run)).head.hidden_weight is not None
     assert read_bundle(str(run)).backbone.features == "pooled"
 
@@ -530,7 +557,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str
         return found
 
     ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
-    names = ("tune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
+    names = ("finetune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
     assert [ours[name] for name in names] == ["auto", "auto", "auto", "2e-3; full: 2e-4", "0.0", "0.0", "0.7"]
     assert [theirs[name] for name in names] == [
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"

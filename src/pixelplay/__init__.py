@@ -1,4 +1,4 @@
-"""PixelPlay turns a folder of labelled photographs into an image classifier one can trust.
+"""PixelPlay turns a folder of labelled images into an image classifier one can trust.
 
 >>> import pixelplay
 >>> report = pixelplay.train("photos", "runs/first")  # doctest: +SKIP
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AugmentConfig": "pixelplay.config",
     "BundleError": "pixelplay.errors",
-    "CautionConfig": "pixelplay.config",
+    "UncertaintyConfig": "pixelplay.config",
     "ComputeConfig": "pixelplay.config",
     "ConfigError": "pixelplay.errors",
     "DataConfig": "pixelplay.config",
@@ -30,7 +30,7 @@ _HOMES = {
     "explain": "pixelplay.api",
     "original_recipe": "pixelplay.config",
     "predict": "pixelplay.api",
-    "read_suspects": "pixelplay.outputs.label_issues",
+    "read_label_issues": "pixelplay.outputs.label_issues",
     "report": "pixelplay.outputs.report.build",
     "scan": "pixelplay.dataset_scan",
     "train": "pixelplay.api",
@@ -39,7 +39,6 @@ _HOMES = {
 __all__ = [
     "AugmentConfig",
     "BundleError",
-    "CautionConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -51,12 +50,13 @@ __all__ = [
     "Predictions",
     "Predictor",
     "TrainConfig",
+    "UncertaintyConfig",
     "cross_validate",
     "evaluate",
     "explain",
     "original_recipe",
     "predict",
-    "read_suspects",
+    "read_label_issues",
     "report",
     "scan",
     "train",
@@ -66,11 +66,11 @@ if TYPE_CHECKING:
     from pixelplay.api import cross_validate, evaluate, explain, predict, train
     from pixelplay.config import (
         AugmentConfig,
-        CautionConfig,
         ComputeConfig,
         DataConfig,
         FinetuneConfig,
         TrainConfig,
+        UncertaintyConfig,
         original_recipe,
     )
     from pixelplay.dataset_scan import scan
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
         PixelPlayError,
     )
     from pixelplay.inference.predictor import Predictions, Predictor
-    from pixelplay.outputs.label_issues import read_suspects
+    from pixelplay.outputs.label_issues import read_label_issues
     from pixelplay.outputs.report.build import report
 
 

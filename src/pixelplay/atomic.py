@@ -35,7 +35,7 @@ def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_durably(data: bytes, path: str) -> None:
+def write_bytes(data: bytes, path: str) -> None:
     """Write under a temporary name, then rename: whatever stops the machine, it is whole or not there."""
     with open(f"{path}.tmp", "wb") as file:
         file.write(data)

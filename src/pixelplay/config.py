@@ -102,7 +102,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-Tune = Literal["auto", "probe", "partial", "full"]
+FinetuneMethod = Literal["auto", "none", "partial", "full"]
 
 
 Imbalance = Literal[
@@ -110,7 +110,7 @@ Imbalance = Literal[
 ]
 
 
-Start = Literal["probe", "random"]
+HeadInit = Literal["probe", "random"]
 
 
 HeadKind = Literal["linear", "mlp"]
@@ -119,28 +119,28 @@ HeadKind = Literal["linear", "mlp"]
 Switch = Literal["auto", "on", "off"]
 
 
-AUGMENTATIONS = ("crop", "rotation", "trivial_augment", "erasing", "mixup", "cutmix")
+AUGMENTATIONS = ("crop", "rotation", "erasing", "mixup", "cutmix")
 
 
-SetMethod = Literal["lac", "aps"]
+ConformalScore = Literal["lac", "aps"]
 
 
-Tta = Literal["none", "flip", "multicrop"]
+Tta = Literal["none", "flip"]
 
 
-Method = Literal["gradcam", "gradcam++", "layercam"]
+CamName = Literal["gradcam", "gradcam++", "layercam"]
 
 
-Part = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test"]
 
 
-PARTS: tuple[Part, ...] = get_args(Part)
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 MAX_INPUT_PX = 4096
 
 
-SMALLEST_NORMED = 3  # photographs a batch: its norm needs two, and a last batch may hold one less than others
+SMALLEST_NORMED = 3  # images a batch: its norm needs two, and a last batch may hold one less than others
 
 
 def shown(metavar: str | None = None) -> object:
@@ -152,10 +152,12 @@ def shown(metavar: str | None = None) -> object:
 
 
 # hflip is on by default, so the command line has --no-hflip, which needs its own words
-FORGET_COPIES = "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
+NO_NEAR_DUPLICATES_HELP = (
+    "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
+)
 
 
-TELL_MIRRORED = "Tell a photograph from its mirror image, which is no copy then: for digits, arrows, text."
+NO_HFLIP_HELP = "Tell an image from its mirror image, which is no copy then: for digits, arrows, text."
 
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
@@ -178,17 +180,17 @@ class DataConfig:
     """How paths, labels, parts and groups are read."""
 
     path_column: Column = None
-    """Column of a table that names the photograph; found by its usual names when not given."""
+    """Column of a table that names the image; found by its usual names when not given."""
     label_column: Column = None
     """Column of a table that holds the class name; found by its usual names when not given."""
-    part_column: Column = None
+    split_column: Column = None
     """Column of a table that says train, val or test; found by its usual names when not given."""
     group_column: Column = None
     """Column of a table naming what must stay on one side of a split: patient, camera, burst."""
     group_regex: DisallowNone[Annotated[str | None, shown("REGEX")]] = None
     """Regular expression on the path; its first bracket (or whole match) names the group."""
     group_by_folder: Flag = False
-    """Photographs of one folder below the class folder are one group."""
+    """Images of one folder below the class folder are one group."""
     images_dir: Folder = None
     """Folder that the paths or ids of a table are looked up in (default: the table's own folder)."""
 
@@ -210,7 +212,7 @@ class ComputeConfig:
     precision: Precision = "auto"
     """Number format of the network; auto takes bf16 where the device computes it natively."""
     batch_size: Annotated[int | None, shown("N")] = None
-    """Photographs seen at once outside training, on a CPU for each core (default: 32; a CPU: 8 of 224 px)."""
+    """Images seen at once outside training, on a CPU for each core (default: 32; a CPU: 8 of 224 px)."""
     num_workers: Annotated[int | None, shown("N")] = None
     """Threads that read and decode (default: one a core, at most 16)."""
 
@@ -223,26 +225,28 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CautionConfig:
+class UncertaintyConfig:
     """What a prediction says about its own worth; each setting adds a column to the table."""
 
     coverage: Annotated[float | None, shown("SHARE")] = None
-    """prediction_set: classes among which the true one is, for this share of photographs."""
-    set_method: SetMethod = "lac"
-    """lac: the smallest sets on average; aps: sets that grow with how hard a photograph is."""
+    """prediction_set: classes among which the true one is, for this share of images."""
+    conformal_score: ConformalScore = "lac"
+    """lac: the smallest sets on average; aps: sets that grow with how hard an image is."""
     min_confidence: Annotated[float | None, shown("PROB")] = None
     """answered: false where the label's probability is lower."""
     target_accuracy: Annotated[float | None, shown("SHARE")] = None
-    """answered: likewise, at the probability from which held-out photographs promise this accuracy."""
+    """answered: likewise, at the probability from which held-out images promise this accuracy."""
 
     def __post_init__(self) -> None:
-        check_choice("set_method", self.set_method, get_args(SetMethod))
+        check_choice("conformal_score", self.conformal_score, get_args(ConformalScore))
         if self.min_confidence is not None:
             check_range("min_confidence", self.min_confidence, 0, 1)
             if self.target_accuracy is not None:
                 raise ConfigError("min_confidence and target_accuracy both say when to answer; give one")
-        if self.set_method != "lac" and self.coverage is None:
-            raise ConfigError(f"set_method={self.set_method!r} needs a coverage; add --coverage 0.9")
+        if self.conformal_score != "lac" and self.coverage is None:
+            raise ConfigError(
+                f"conformal_score={self.conformal_score!r} needs a coverage; add --coverage 0.9"
+            )
         for name in ("coverage", "target_accuracy"):
             if getattr(self, name) is not None:
                 check_share(name, getattr(self, name))
@@ -252,48 +256,46 @@ class CautionConfig:
 class FinetuneConfig:
     """How partial and full tuning learn; the probe needs none of it."""
 
-    start: Start = "probe"
+    head_init: HeadInit = "probe"
     """Where a linear head starts: from the probe fitted first, or from nothing; an mlp starts random."""
     head: HeadKind = "linear"
     """linear, on the features of several stages; mlp: one hidden layer on the last stage's features."""
     epochs: Annotated[int | None, shown("N")] = None
     """Passes over the learning part (default: by time budget)."""
-    n_views: Annotated[int | None, shown("N")] = None
-    """Augmented views of each photograph that partial keeps (default: by time budget and cache)."""
-    n_stages: Annotated[int | None, shown("N")] = None
+    cached_views: Annotated[int | None, shown("N")] = None
+    """Augmented views of each image that partial keeps (default: by time budget and cache)."""
+    unfreeze_stages: Annotated[int | None, shown("N")] = None
     """Last stages of the backbone that partial trains (default: by time budget and cache)."""
     train_batch_size: Annotated[int | None, shown("N")] = None
-    """Photographs a training step (default: 32; with CUDA 128, or what fits)."""
+    """Images a training step (default: 32; with CUDA 128, or what fits)."""
     lr: Annotated[float | None, shown("LR")] = None
-    """Peak rate of AdamW for the last stage, for 32 photographs a step (default: 2e-3; full: 2e-4)."""
+    """Peak rate of AdamW for the last stage, for 32 images a step (default: 2e-3; full: 2e-4)."""
     head_lr: Annotated[float, shown("LR")] = 5e-4
-    """Peak learning rate for the head; both go with the root of the photographs a step."""
+    """Peak learning rate for the head; both go with the root of the images a step."""
     layer_decay: Annotated[float | None, shown("FACTOR")] = None
     """Factor on the learning rate from each stage to the one in front of it (default: 1; full: 0.7)."""
     weight_decay: Annotated[float, shown("RATE")] = 0.05
     """AdamW's decay; norms, biases and layer scales have none."""
     warmup_frac: Annotated[float, shown("FRACTION")] = 0.1
     """Fraction of the steps in which the learning rate rises; a cosine brings it to 0 after that."""
-    ema_frac: Annotated[float, shown("FRACTION")] = 0.0
-    """Horizon of the averaged weights as a fraction of all steps; 0 averages nothing."""
     label_smoothing: Annotated[float, shown("FRACTION")] = 0.0
     """Share of each label that is spread over all classes, as frequent as they are drawn, below 1."""
     dropout: Annotated[float, shown("FRACTION")] = 0.0
     """Share of the features that the head does not see in a step, below 1."""
     drop_path: Annotated[float, shown("FRACTION")] = 0.0
     """Stochastic depth: share of the residual branches left out in the last stage, below 1."""
-    focus: Annotated[float, shown("FRACTION")] = 0.5
+    hard_example_frac: Annotated[float, shown("FRACTION")] = 0.5
     """Share of an epoch for what is still wrong, each time with less weight; 0 (and beside mixup): none."""
-    clip_norm: Annotated[float | None, shown("NORM")] = 1.0
+    clip_grad_norm: Annotated[float | None, shown("NORM")] = 1.0
     """Largest norm of the gradient."""
-    accumulate: Annotated[int, shown("N")] = 1
+    grad_accum_steps: Annotated[int, shown("N")] = 1
     """Batches whose gradients are added up before each step."""
-    first_size_frac: Annotated[float, shown("FRACTION")] = 1.0
+    initial_size_frac: Annotated[float, shown("FRACTION")] = 1.0
     """Full only: image size at the start as a fraction of the last; it grows in between."""
-    with_probe: Switch = "auto"
+    ensemble_probe: Switch = "auto"
     """Answer with the mean of the tuned network's and the probe's logits; auto: validation chooses."""
     refit_epochs: Annotated[int, shown("N")] = 2
-    """Short last epochs that learn from validation photographs too, once they have chosen; 0: none."""
+    """Short last epochs that learn from validation images too, once they have chosen; 0: none."""
     patience: Annotated[int | None, shown("EPOCHS")] = None
     """Stop once validation loss has not fallen for so many epochs (default: never)."""
     compile: Switch = "auto"
@@ -302,27 +304,29 @@ class FinetuneConfig:
     """With CUDA: the same weights from every run, at some cost in speed. A CPU always does."""
 
     def __post_init__(self) -> None:
-        check_choice("start", self.start, get_args(Start))
+        check_choice("head_init", self.head_init, get_args(HeadInit))
         check_choice("head", self.head, get_args(HeadKind))
-        check_choice("with_probe", self.with_probe, get_args(Switch))
+        check_choice("ensemble_probe", self.ensemble_probe, get_args(Switch))
         check_choice("compile", self.compile, get_args(Switch))
-        for name in ("epochs", "n_views", "n_stages", "train_batch_size", "patience"):
+        for name in ("epochs", "cached_views", "unfreeze_stages", "train_batch_size", "patience"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1, 10_000)
-        check_count("accumulate", self.accumulate, 1, 1024)
+        check_count("grad_accum_steps", self.grad_accum_steps, 1, 1024)
         check_count("refit_epochs", self.refit_epochs, 0, 1000)
         if self.head == "mlp" and self.train_batch_size is not None:
             check_count("train_batch_size", self.train_batch_size, SMALLEST_NORMED, 10_000)
-        if self.head == "mlp" and self.with_probe == "on":
-            raise ConfigError("with_probe='on' averages linear heads, and head='mlp' is none; leave one out")
+        if self.head == "mlp" and self.ensemble_probe == "on":
+            raise ConfigError(
+                "ensemble_probe='on' averages linear heads, and head='mlp' is none; leave one out"
+            )
         check_range("head_lr", self.head_lr, 1e-8, 10)
         check_range("weight_decay", self.weight_decay, 0, 10)
-        check_range("first_size_frac", self.first_size_frac, 0.25, 1)
-        check_range("focus", self.focus, 0, 0.9)
-        for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_norm", 1e-6, 1e6)):
+        check_range("initial_size_frac", self.initial_size_frac, 0.25, 1)
+        check_range("hard_example_frac", self.hard_example_frac, 0, 0.9)
+        for name, low, high in (("lr", 1e-8, 10), ("layer_decay", 0.01, 1), ("clip_grad_norm", 1e-6, 1e6)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, high)
-        for name in ("warmup_frac", "ema_frac", "label_smoothing", "dropout", "drop_path"):
+        for name in ("warmup_frac", "label_smoothing", "dropout", "drop_path"):
             check_range(name, getattr(self, name), 0, 0.99)
 
     def rates(self, *, is_full: bool) -> tuple[float, float]:
@@ -332,20 +336,20 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How the photographs that are learned from are varied; mirroring follows hflip."""
+    """How the images that are learned from are varied; mirroring follows hflip."""
 
     augment: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = ("crop",)
-    """Any of crop, rotation, trivial_augment, erasing, mixup, cutmix; none named: no variation."""
+    """Any of crop, rotation, erasing, mixup, cutmix; none named: no variation."""
     crop_scale: Annotated[float, shown("FRACTION")] = 0.7
-    """crop: smallest share of the photograph's area that a view shows."""
+    """crop: smallest share of the image's area that a view shows."""
     rotation_deg: Annotated[float, shown("DEGREES")] = 15.0
     """rotation: largest angle to either side, up to 180."""
     erasing_prob: Annotated[float, shown("FRACTION")] = 0.25
     """erasing: share of the views in which a rectangle is replaced by noise."""
     mixup_alpha: Annotated[float, shown("ALPHA")] = 0.2
-    """mixup: the larger, the more evenly two photographs are mixed."""
+    """mixup: the larger, the more evenly two images are mixed."""
     cutmix_alpha: Annotated[float, shown("ALPHA")] = 1.0
-    """cutmix: the larger, the larger the patch that comes from another photograph."""
+    """cutmix: the larger, the larger the patch that comes from another image."""
     mix_prob: Annotated[float, shown("FRACTION")] = 0.5
     """mixup and cutmix: share of the batches that are mixed."""
     mix_off_frac: Annotated[float, shown("FRACTION")] = 0.2
@@ -367,7 +371,7 @@ class TrainConfig:
 
     metric: Metric = "accuracy"
     """What decisions are tuned for: accuracy; balanced_accuracy or macro_f1 where rare classes count."""
-    tune: Tune = "auto"
+    finetune: FinetuneMethod = "auto"
     """Depth: a probe on frozen features, partial (last stages too), full; auto: the best that time allows."""
     time_budget: Annotated[str, shown("TIME")] = "10m"
     """Time for partial, full and auto: 90s, 5m or 2h, in crossval for each fold; --epochs take their own."""
@@ -380,20 +384,20 @@ class TrainConfig:
     classes: File = None
     """File of the classes that the test side expects: a list, `class,count` rows, a sample submission."""
     relabel: File = None
-    """Table of path and label (suspects.csv, mended): other labels to learn from; an empty one leaves out."""
-    drop_suspects: Flag = False
-    """Do not learn from training photographs whose labels look wrong to a probe that has not seen them."""
-    hflip: Annotated[bool, arg(help=TELL_MIRRORED, help_behavior_hint="")] = True
-    """A photograph and its mirror image mean the same; switch off for digits, arrows, text."""
-    near_duplicates: Annotated[bool, arg(help=FORGET_COPIES, help_behavior_hint="")] = True
-    """Keep resized, cut, mirrored and otherwise altered copies of a photograph on one side of each split."""
+    """Table of path and label (label_issues.csv, mended): other labels to learn from; an empty one leaves out."""
+    drop_label_issues: Flag = False
+    """Do not learn from training images whose labels look wrong to a probe that has not seen them."""
+    hflip: Annotated[bool, arg(help=NO_HFLIP_HELP, help_behavior_hint="")] = True
+    """An image and its mirror image mean the same; switch off for digits, arrows, text."""
+    near_duplicates: Annotated[bool, arg(help=NO_NEAR_DUPLICATES_HELP, help_behavior_hint="")] = True
+    """Keep resized, cut, mirrored and otherwise altered copies of an image on one side of each split."""
     imbalance: Imbalance = "auto"
     """How rare classes are helped while learning; auto: beyond 5 : 1 class_weights, if folds agree."""
     logit_tau: Annotated[float, shown("TAU")] = 1.0
     """logit_adjusted: strength of its correction; at 1 it is balanced_softmax."""
     focal_gamma: Annotated[float, shown("GAMMA")] = 2.0
-    """focal: how much less a photograph counts that is recognised already."""
-    min_per_class: Annotated[int | Literal["largest"] | None, shown("N")] = None
+    """focal: how much less an image counts that is recognised already."""
+    oversample_to: Annotated[int | Literal["largest"] | None, shown("N")] = None
     """Raise smaller classes to N samples an epoch (largest: to it); with imbalance auto, none or sampler."""
     test_frac: Annotated[float, shown("FRACTION")] = 0.2
     """Fraction held out as test part when the data gives none, 0 to 0.9; 0 and crossval hold out nothing."""
@@ -409,7 +413,7 @@ class TrainConfig:
     """Upper bound of the cache in gigabytes; 0 neither reads nor writes it."""
     offline: Flag = False
     """Never touch the network, even where weights are missing."""
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     augmenting: AugmentConfig = field(default_factory=AugmentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -418,7 +422,7 @@ class TrainConfig:
         take_paths(self, "weights", "classes", "relabel", "cache_dir")
         check_groups(self)
         check_choice("metric", self.metric, get_args(Metric))
-        check_choice("tune", self.tune, get_args(Tune))
+        check_choice("finetune", self.finetune, get_args(FinetuneMethod))
         check_choice("imbalance", self.imbalance, get_args(Imbalance))
         parse_duration(self.time_budget)
         check_range("test_frac", self.test_frac, 0, 0.9)
@@ -433,25 +437,27 @@ class TrainConfig:
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
-        if isinstance(self.min_per_class, str):
-            check_choice("min_per_class", self.min_per_class, ("largest",))
-        elif self.min_per_class is not None:
-            check_count("min_per_class", self.min_per_class, 1, 1_000_000)
-        if self.min_per_class is not None and self.imbalance not in ("auto", "none", "sampler"):
+        if isinstance(self.oversample_to, str):
+            check_choice("oversample_to", self.oversample_to, ("largest",))
+        elif self.oversample_to is not None:
+            check_count("oversample_to", self.oversample_to, 1, 1_000_000)
+        if self.oversample_to is not None and self.imbalance not in ("auto", "none", "sampler"):
             raise ConfigError(
-                f"min_per_class={self.min_per_class!r} and imbalance={self.imbalance!r} both correct for "
+                f"oversample_to={self.oversample_to!r} and imbalance={self.imbalance!r} both correct for "
                 "class sizes while learning; give one of them (None switches the first off)"
             )
-        if self.tune == "probe" and self.min_per_class is not None:
-            raise ConfigError("min_per_class needs augmented views, and a probe has none; use --tune partial")
-        head = self.finetune.head
-        if self.tune in ("probe", "auto") and head != "linear":
-            raise ConfigError(f"head={head!r} is not fitted by a probe; use --tune partial or full")
+        if self.finetune == "none" and self.oversample_to is not None:
+            raise ConfigError(
+                "oversample_to needs augmented views, and a probe has none; use --finetune partial"
+            )
+        head = self.finetuning.head
+        if self.finetune in ("none", "auto") and head != "linear":
+            raise ConfigError(f"head={head!r} is not fitted by a probe; use --finetune partial or full")
         if self.imbalance == "crt" and head != "linear":
             raise ConfigError(f"imbalance='crt' ends with a linear head, not head={head!r}; leave one out")
         soft: list[str] = [name for name in ("mixup", "cutmix") if name in self.augmenting.augment]
-        soft += ["label_smoothing"] if self.finetune.label_smoothing else []
-        if soft and self.imbalance == "focal" and self.tune != "probe":
+        soft += ["label_smoothing"] if self.finetuning.label_smoothing else []
+        if soft and self.imbalance == "focal" and self.finetune != "none":
             raise ConfigError(
                 f"{soft[0]} makes labels soft, which the focal loss cannot take; leave it out "
                 "or choose another imbalance"
@@ -473,12 +479,12 @@ def original_recipe(**settings: Any) -> TrainConfig:
     to equal size, label smoothing, AdamW with cosine annealing, early stopping on validation loss.
     """
     recipe: dict[str, Any] = {
-        "tune": "full",
+        "finetune": "full",
         "backbone": "convnext_tiny.in12k_ft_in1k",
         "imbalance": "sampler",
-        "min_per_class": "largest",
-        "finetune": FinetuneConfig(
-            start="random",
+        "oversample_to": "largest",
+        "finetuning": FinetuneConfig(
+            head_init="random",
             head="mlp",
             epochs=30,
             lr=1e-4,
@@ -486,12 +492,11 @@ def original_recipe(**settings: Any) -> TrainConfig:
             layer_decay=1.0,
             weight_decay=0.01,
             warmup_frac=0.0,
-            ema_frac=0.0,
             label_smoothing=0.1,
             dropout=0.6,
-            clip_norm=None,
-            focus=0.0,
-            with_probe="off",
+            clip_grad_norm=None,
+            hard_example_frac=0.0,
+            ensemble_probe="off",
             refit_epochs=0,
             patience=3,
         ),

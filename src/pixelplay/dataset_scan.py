@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from pixelplay.config import DataConfig, StrPath, TrainConfig
 from pixelplay.data.audit import Audit, Duplicates, audit_images, find_duplicates
-from pixelplay.data.dataset import ImageIndex
-from pixelplay.data.sources import say_what_was_assumed, scan_source
+from pixelplay.data.dataset import ImageDataset
+from pixelplay.data.sources import log_assumptions, scan_source
 from pixelplay.errors import ConfigError
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
 NEAR_DUPLICATE_BACKBONE = "lite0"  # offline, and quick enough on any machine
 
@@ -23,8 +23,8 @@ def scan(
     classes: str | None = None,
     names_only: bool = False,
     near_duplicates: bool = False,
-    journal: Journal | None = None,
-) -> tuple[ImageIndex, Audit]:
+    log: RunLog | None = None,
+) -> tuple[ImageDataset, Audit]:
     """Summarise labelled images and list problems; nothing is changed.
 
     Args:
@@ -44,24 +44,24 @@ def scan(
     """
     if names_only and near_duplicates:
         raise ConfigError("near-duplicates need pixels; use --names-only or --near-duplicates, not both")
-    journal = journal or Journal()
-    index = say_what_was_assumed(scan_source(os.fspath(source), data, classes), journal)
-    with journal.progress("reading", len(index)) as bar:
-        audit = audit_images(index, is_decoded=not names_only, on_progress=bar.update)
+    log = log or RunLog()
+    dataset = log_assumptions(scan_source(os.fspath(source), data, classes), log)
+    with log.progress("reading", len(dataset)) as bar:
+        audit = audit_images(dataset, is_decoded=not names_only, on_progress=bar.update)
     if near_duplicates:
-        audit = replace(audit, duplicates=_find_near_duplicates(index, journal))
-    return index, audit
+        audit = replace(audit, duplicates=_find_near_duplicates(dataset, log))
+    return dataset, audit
 
 
-def _find_near_duplicates(index: ImageIndex, journal: Journal) -> Duplicates:
+def _find_near_duplicates(dataset: ImageDataset, log: RunLog) -> Duplicates:
     """Find exact and near-duplicates with the features of the embedded backbone."""
     from pixelplay.model.backbone import load_backbone
     from pixelplay.model.device import find_device
-    from pixelplay.model.features import look_for_copies, read_photographs
+    from pixelplay.model.features import extract_features, find_near_duplicates
 
-    config = TrainConfig(tune="probe", near_duplicates=True)
-    backbone = load_backbone(NEAR_DUPLICATE_BACKBONE, None, is_offline=True)
-    features = read_photographs(index, backbone, config, find_device(config.compute), journal)
-    pairs = look_for_copies(index, features, None, journal)
+    config = TrainConfig(finetune="none", near_duplicates=True)
+    backbone = load_backbone(NEAR_DUPLICATE_BACKBONE, None, offline=True)
+    features = extract_features(dataset, backbone, config, find_device(config.compute), log)
+    pairs = find_near_duplicates(dataset, features, None, log)
     digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]
-    return find_duplicates(index, digests, [pair.members for pair in pairs])
+    return find_duplicates(dataset, digests, [pair.members for pair in pairs])

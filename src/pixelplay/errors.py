@@ -3,7 +3,7 @@
 PixelPlayError            caught by the CLI: prints "error: …", exits 1
 ├── ConfigError           (ValueError) setting unknown, out of range, contradictory
 ├── DataError             (ValueError) data cannot be used as given
-│   └── ImageError        one photograph cannot be used; carries its status
+│   └── ImageError        one image cannot be used; carries its status
 ├── BundleError           (RuntimeError) model missing, damaged, or from another version
 └── MissingExtraError     (ImportError) names the extra to install
 
@@ -29,10 +29,10 @@ class DataError(PixelPlayError, ValueError):
 
 
 class ImageError(DataError):
-    """One photograph cannot be used.
+    """One image cannot be used.
 
     Attributes:
-        path: the photograph, as the user named it.
+        path: the image, as the user named it.
         status: what becomes of its row: "missing", "unreadable", "too_large" or "unsupported".
         reason: one clause that says why, without the path.
     """

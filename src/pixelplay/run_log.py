@@ -36,7 +36,7 @@ class Progress(Protocol):
         """Let there be so many units in all, other than was thought at first."""
 
 
-class Journal:
+class RunLog:
     """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
 
     Args:
@@ -100,7 +100,7 @@ class Journal:
             self._chapter = before
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str = "photographs") -> Iterator[Progress]:
+    def progress(self, what: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
         """Show a bar with speed and remaining time; one line a minute where stderr is a file.
 
         Args:
@@ -133,9 +133,7 @@ class Journal:
             yield counter
         _say(f"{what}: {counter.n:,} {unit} in {_clock(time.monotonic() - start)}")
 
-    def follow(
-        self, what: str, blocks: Sequence[Sized], total: int, unit: str = "photographs"
-    ) -> Iterator[Any]:
+    def follow(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
         """Go through blocks of units while their progress shows."""
         with self.progress(what, total, unit) as bar:
             for block in blocks:

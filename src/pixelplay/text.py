@@ -50,7 +50,7 @@ def name_first(items: Sequence[object], n: int) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """A number and its noun: "1 photograph", "2,624 photographs"."""
+    """A number and its noun: "1 image", "2,624 images"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 

@@ -25,7 +25,7 @@ class Job(Generic[Result]):
     def do(self) -> None:
         """Do the work; whatever it raises is kept for `result`."""
         work, outcome = self._work, self._outcome
-        # what is done holds no photograph, nor does the traceback of an error, which holds this frame
+        # what is done holds no image, nor does the traceback of an error, which holds this frame
         del self._work, self
         try:
             outcome.put((work(), None))
@@ -49,7 +49,7 @@ class Job(Generic[Result]):
             del error  # its traceback holds this frame
 
 
-class Crew:
+class ThreadPool:
     """At most `n_threads` threads that take jobs in the order in which they are given.
 
     An executor of `concurrent.futures` keeps its books under locks that are taken in Python code. A Ctrl-C
@@ -70,7 +70,7 @@ class Crew:
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "ThreadPool":
         atexit.register(self._end)  # a thread at work would be cut off when Python ends
         return self
 
@@ -132,7 +132,7 @@ def default_workers() -> int:
     return min(MAX_WORKERS, cores)
 
 
-def map_ahead(
+def prefetch_map(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     *,
@@ -148,15 +148,15 @@ def map_ahead(
         prepare: what each thread does first.
     """
     pending: deque[Job[Result]] = deque()
-    with silence_pillow(), Crew(num_workers or default_workers(), prepare) as crew:
+    with silence_pillow(), ThreadPool(num_workers or default_workers(), prepare) as pool:
         try:
             for item in items:
-                pending.append(crew.give(partial(work, item)))
+                pending.append(pool.give(partial(work, item)))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
-            crew.forget()  # closing the items may take long
+            pool.forget()  # closing the items may take long
             if isinstance(items, Generator):
                 items.close()  # now, and not when the traceback of an error has gone

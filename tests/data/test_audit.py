@@ -1,4 +1,4 @@
-"""What audit.py promises: every broken, equal, conflicting, leaking or missing photograph is named."""
+"""What audit.py promises: every broken, equal, conflicting, leaking or missing image is named."""
 
 import gc
 import weakref
@@ -15,18 +15,18 @@ from pixelplay.data.audit import (
     ClassCoverage,
     Duplicates,
     audit_images,
-    count_kinds,
     describe_set,
     digest_bytes,
     find_duplicates,
-    first_of_each,
+    first_occurrences,
     measure_coverage,
+    summarize_formats,
 )
-from pixelplay.data.dataset import ImageIndex, make_index
+from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import ImageInfo
-from pixelplay.data.near_duplicates.search import form_sets
+from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.data.sources import scan_source
-from pixelplay.data.storage import FolderStore, ImageStore
+from pixelplay.data.storage import FolderStorage, ImageStorage
 
 PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
 
@@ -38,15 +38,15 @@ class Bytes(bytearray):
 class Watched:
     """A store that remembers what was read from another."""
 
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
+    def __init__(self, storage: ImageStorage) -> None:
+        self._store = storage
         self.read_paths: list[str] = []
-        self.given: list[weakref.ref[Bytes]] = []
+        self.given_labels: list[weakref.ref[Bytes]] = []
 
     def read(self, path: str) -> bytes:
         data = Bytes(self._store.read(path))
         self.read_paths.append(path)
-        self.given.append(weakref.ref(data))
+        self.given_labels.append(weakref.ref(data))
         return data  # type: ignore[return-value]
 
     def size(self, path: str) -> int:
@@ -56,7 +56,7 @@ class Watched:
         return path
 
 
-def write(root: Path, files: Mapping[str, bytes]) -> ImageIndex:
+def write(root: Path, files: Mapping[str, bytes]) -> ImageDataset:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,12 @@ def write(root: Path, files: Mapping[str, bytes]) -> ImageIndex:
     return scan_source(str(root))
 
 
-def named(index: ImageIndex, sets: tuple[tuple[int, ...], ...]) -> list[set[str]]:
-    return [{index.paths[i] for i in members} for members in sets]
+def named(dataset: ImageDataset, sets: tuple[tuple[int, ...], ...]) -> list[set[str]]:
+    return [{dataset.paths[i] for i in members} for members in sets]
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> ImageIndex:
+def planted(tmp_path: Path) -> ImageDataset:
     """Three sets of copies: plain, with two labels, across two parts; a copy without a label; two broken."""
     return write(
         tmp_path,
@@ -89,27 +89,27 @@ def planted(tmp_path: Path) -> ImageIndex:
     )
 
 
-def audit_digests(index: ImageIndex) -> list[bytes]:
-    contents = [index.store.read(path) if index.store.size(path) else b"" for path in index.paths]
+def audit_digests(dataset: ImageDataset) -> list[bytes]:
+    contents = [dataset.storage.read(path) if dataset.storage.size(path) else b"" for path in dataset.paths]
     return [digest_bytes(content) if content else b"" for content in contents]
 
 
-def check_planted(index: ImageIndex, duplicates: Duplicates) -> None:
+def check_planted(dataset: ImageDataset, duplicates: Duplicates) -> None:
     plain = {"train/cat/1.png", "train/cat/2.png"}
     conflicting = {"train/cat/3.png", "train/dog/4.png"}
     leaking = {"train/dog/5.png", "test/dog/6.png"}
     unlabelled = {"test/7.png", "train/dog/8.png"}
-    assert sorted(map(sorted, named(index, duplicates.sets))) == sorted(
+    assert sorted(map(sorted, named(dataset, duplicates.sets))) == sorted(
         map(sorted, [plain, conflicting, leaking, unlabelled])
     )
-    assert named(index, duplicates.conflicts) == [conflicting]
-    assert sorted(map(sorted, named(index, duplicates.leaks))) == sorted(map(sorted, [leaking, unlabelled]))
+    assert named(dataset, duplicates.conflicts) == [conflicting]
+    assert sorted(map(sorted, named(dataset, duplicates.leaks))) == sorted(map(sorted, [leaking, unlabelled]))
 
 
 @pytest.mark.parametrize("is_decoded", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_planted_copies_conflicts_and_leaks_are_found(
-    planted: ImageIndex, is_decoded: bool, num_workers: int
+    planted: ImageDataset, is_decoded: bool, num_workers: int
 ) -> None:
     audit = audit_images(planted, is_decoded=is_decoded, num_workers=num_workers)
     check_planted(planted, audit.duplicates)
@@ -120,29 +120,29 @@ def test_planted_copies_conflicts_and_leaks_are_found(
     assert list(audit.errors) == sorted(audit.errors)
 
 
-def test_the_same_copies_are_found_in_an_archive(planted: ImageIndex, tmp_path: Path) -> None:
+def test_the_same_copies_are_found_in_an_archive(planted: ImageDataset, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         for path in planted.paths:
-            archive.writestr(path, planted.store.read(path))
-    index = scan_source(str(tmp_path / "d.zip"))
+            archive.writestr(path, planted.storage.read(path))
+    dataset = scan_source(str(tmp_path / "d.zip"))
     for is_decoded in (True, False):
-        check_planted(index, audit_images(index, is_decoded=is_decoded).duplicates)
+        check_planted(dataset, audit_images(dataset, is_decoded=is_decoded).duplicates)
 
 
 def test_files_of_equal_size_are_no_duplicates(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a/1": b"1234", "a/2": b"1235", "b/3": b"12345"})
-    assert audit_images(index, is_decoded=False).duplicates.sets == ()
+    dataset = write(tmp_path, {"a/1": b"1234", "a/2": b"1235", "b/3": b"12345"})
+    assert audit_images(dataset, is_decoded=False).duplicates.sets == ()
 
 
 def test_without_decoding_a_file_of_a_size_of_its_own_is_not_opened(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a/1": b"1234", "b/2": b"123", "b/3": b"abc"})
-    store = Watched(index.store)
-    assert audit_images(replace(index, store=store), is_decoded=False).errors == {}
-    assert sorted(store.read_paths) == ["b/2", "b/3"]
+    dataset = write(tmp_path, {"a/1": b"1234", "b/2": b"123", "b/3": b"abc"})
+    storage = Watched(dataset.storage)
+    assert audit_images(replace(dataset, storage=storage), is_decoded=False).errors == {}
+    assert sorted(storage.read_paths) == ["b/2", "b/3"]
 
 
 def test_every_broken_photograph_is_named_with_its_reason(tmp_path: Path) -> None:
-    index = write(
+    dataset = write(
         tmp_path,
         {
             "a/bomb.png": bomb_png(),
@@ -154,57 +154,57 @@ def test_every_broken_photograph_is_named_with_its_reason(tmp_path: Path) -> Non
         },
     )
     (tmp_path / "b/gone.png").unlink()
-    audit = audit_images(index)
-    assert {index.paths[i]: error.status for i, error in audit.errors.items()} == {
+    audit = audit_images(dataset)
+    assert {dataset.paths[i]: error.status for i, error in audit.errors.items()} == {
         "a/bomb.png": "too_large",
         "a/cut.png": "unreadable",
         "a/page.jpg": "unreadable",
         "b/gone.png": "missing",
         "b/raw.ppm": "unsupported",
     }
-    assert {index.paths[i]: info for i, info in audit.infos.items()} == {
+    assert {dataset.paths[i]: info for i, info in audit.infos.items()} == {
         "a/good.png": ImageInfo("PNG", 64, 48, "RGB")
     }
-    undecoded = audit_images(index, is_decoded=False)
-    assert [(index.paths[i], error.status) for i, error in undecoded.errors.items()] == [
+    undecoded = audit_images(dataset, is_decoded=False)
+    assert [(dataset.paths[i], error.status) for i, error in undecoded.errors.items()] == [
         ("b/gone.png", "missing")
     ]
     assert undecoded.infos == {}
 
 
 def test_errors_do_not_keep_the_bytes_of_their_photographs(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a/1": b"x" * 1000, "b/2": b"y" * 999})
-    store = Watched(index.store)
-    audit = audit_images(replace(index, store=store))
+    dataset = write(tmp_path, {"a/1": b"x" * 1000, "b/2": b"y" * 999})
+    storage = Watched(dataset.storage)
+    audit = audit_images(replace(dataset, storage=storage))
     gc.collect()
-    assert len(audit.errors) == len(store.given) == 2
-    assert [reference() for reference in store.given] == [None, None]
+    assert len(audit.errors) == len(storage.given) == 2
+    assert [reference() for reference in storage.given] == [None, None]
 
 
 @pytest.mark.parametrize("is_decoded", [True, False])
 def test_progress_counts_every_photograph_once(tmp_path: Path, is_decoded: bool) -> None:
-    index = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
+    dataset = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
     counts: list[int] = []
-    audit_images(index, is_decoded=is_decoded, on_progress=counts.append)
+    audit_images(dataset, is_decoded=is_decoded, on_progress=counts.append)
     assert sum(counts) == 150
     assert len(counts) > 2
 
 
 def test_nothing_to_audit_is_no_error() -> None:
-    index = make_index("none", FolderStore("nowhere"), [], [], [])
-    audit = audit_images(index)
+    dataset = make_dataset("none", FolderStorage("nowhere"), [], [], [])
+    audit = audit_images(dataset)
     assert (audit.errors, audit.duplicates.sets, audit.infos) == ({}, (), {})
-    assert count_kinds(audit) == ({}, None, None)
+    assert summarize_formats(audit) == ({}, None, None)
 
 
-def test_an_empty_digest_equals_none(planted: ImageIndex) -> None:
+def test_an_empty_digest_equals_none(planted: ImageDataset) -> None:
     assert find_duplicates(planted, [b""] * len(planted)).sets == ()
 
 
-def test_near_copies_form_sets_with_their_equals(planted: ImageIndex) -> None:
+def test_near_copies_form_sets_with_their_equals(planted: ImageDataset) -> None:
     position = {path: i for i, path in enumerate(planted.paths)}
     digests = audit_digests(planted)
-    firsts = first_of_each(digests)
+    firsts = first_occurrences(digests)
     assert len(firsts) == 5
     first_cat, fifth = position["train/cat/1.png"], position["train/cat/9.png"]
     duplicates = find_duplicates(planted, digests, [(first_cat, fifth)])
@@ -215,7 +215,7 @@ def test_near_copies_form_sets_with_their_equals(planted: ImageIndex) -> None:
     assert (duplicates.conflicts, duplicates.leaks) == (check_exact.conflicts, check_exact.leaks)
 
 
-def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageIndex) -> None:
+def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageDataset) -> None:
     position = {path: i for i, path in enumerate(planted.paths)}
     pairs = [(position["train/cat/1.png"], position["test/7.png"])]
     duplicates = find_duplicates(planted, audit_digests(planted), pairs)
@@ -231,13 +231,15 @@ def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageIndex) -> N
 def test_what_hangs_together_with_too_many_is_shown_not_kept_together(
     n: int, n_linked: int, is_large: bool
 ) -> None:
-    index = make_index("none", FolderStore("nowhere"), [f"{i}" for i in range(n)], ["a"] * n, [None] * n)
+    dataset = make_dataset(
+        "none", FolderStorage("nowhere"), [f"{i}" for i in range(n)], ["a"] * n, [None] * n
+    )
     digests = [f"{i}".encode() for i in range(n)]
     chain = [(i, i + 1) for i in range(n_linked - 1)]
-    duplicates = find_duplicates(index, digests, [*chain, (n - 2, n - 1)])
+    duplicates = find_duplicates(dataset, digests, [*chain, (n - 2, n - 1)])
     assert (len(duplicates.large) > 0) == is_large
     assert (n - 2, n - 1) in duplicates.near
-    assert len(duplicates.near) == (1 if is_large else 1 + len(form_sets(chain)))
+    assert len(duplicates.near) == (1 if is_large else 1 + len(connected_sets(chain)))
 
 
 def test_a_digest_is_16_bytes_of_blake2b() -> None:
@@ -245,7 +247,7 @@ def test_a_digest_is_16_bytes_of_blake2b() -> None:
 
 
 def test_formats_and_extreme_sizes_are_counted(tmp_path: Path) -> None:
-    index = write(
+    dataset = write(
         tmp_path,
         {
             "a/1": encode(draw(1, (40, 30)), "PNG"),
@@ -253,16 +255,16 @@ def test_formats_and_extreme_sizes_are_counted(tmp_path: Path) -> None:
             "b/3": encode(draw(3, (200, 10)), "PNG"),
         },
     )
-    formats, smallest, largest = count_kinds(audit_images(index))
+    formats, smallest, largest = summarize_formats(audit_images(dataset))
     assert (formats, smallest, largest) == ({"PNG": 2, "JPEG": 1}, (10, 99), (200, 10))
 
 
-def test_a_set_is_described_by_path_label_and_part(planted: ImageIndex) -> None:
+def test_a_set_is_described_by_path_label_and_part(planted: ImageDataset) -> None:
     audit = audit_images(planted, is_decoded=False)
     (unlabelled,) = (s for s in audit.duplicates.leaks if "test/7.png" in {planted.paths[i] for i in s})
     assert describe_set(planted, unlabelled) == [
-        {"path": "test/7.png", "label": None, "part": "test"},
-        {"path": "train/dog/8.png", "label": "dog", "part": "train"},
+        {"path": "test/7.png", "label": None, "split": "test"},
+        {"path": "train/dog/8.png", "label": "dog", "split": "train"},
     ]
 
 
@@ -277,7 +279,7 @@ def test_ten_absent_classes_of_fifty_with_40_percent_of_the_test_images_bound_ac
     assert coverage.absent == tuple(classes[40:])
     assert coverage.reachable == pytest.approx(0.6)
     assert (coverage.few, coverage.in_few) == ({}, 0.0)
-    # a class that the training side has never heard of is as absent as one without photographs
+    # a class that the training side has never heard of is as absent as one without images
     assert measure_coverage(classes[:40], counts[:40], expected) == coverage
 
 

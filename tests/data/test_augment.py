@@ -14,8 +14,8 @@ from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 from images import draw
 from pixelplay.config import AUGMENTATIONS, AugmentConfig
 from pixelplay.data.augment import WIDE_SPACE, augment_view
-from pixelplay.data.transforms import FILTERS, Preprocessing, eval_view
-from pixelplay.thread_pool import map_ahead
+from pixelplay.data.transforms import FILTERS, Preprocessing, eval_transform
+from pixelplay.thread_pool import prefetch_map
 
 Pixels = NDArray[np.uint8]
 NAMES = st.sets(st.sampled_from(AUGMENTATIONS)).map(lambda names: tuple(sorted(names)))
@@ -35,7 +35,7 @@ def view_of(
     return augment_view(pixels, config, settings(size), np.random.default_rng(seed), hflip=hflip)
 
 
-def photograph(width: int = 60, height: int = 45, seed: int = 1) -> Pixels:
+def image(width: int = 60, height: int = 45, seed: int = 1) -> Pixels:
     pixels = np.array(draw(seed, (width, height)))
     pixels.flags.writeable = False
     return pixels
@@ -57,7 +57,7 @@ def fit_axes(view: Pixels, is_content: NDArray[np.bool_]) -> NDArray[np.float64]
 
 
 def find_box(view: Pixels, photo: Pixels) -> tuple[float, float, float, float]:
-    """Left, top, width and height of a cropped view of `coordinates`, as fractions of the photograph."""
+    """Left, top, width and height of a cropped view of `coordinates`, as fractions of the image."""
     size, inner = len(view), np.zeros(view.shape[:2], bool)
     inner[4:-4, 4:-4] = True  # the filter is one-sided at the edges
     axes = fit_axes(view, inner)
@@ -76,55 +76,53 @@ def test_without_augmentations_it_is_the_evaluation_view() -> None:
     for interpolation in FILTERS:
         preprocessing = settings(32, interpolation)
         config, rng = AugmentConfig(augment=()), np.random.default_rng(0)
-        view = augment_view(photograph(), config, preprocessing, rng, hflip=False)
-        np.testing.assert_array_equal(view, eval_view(photograph(), preprocessing))
+        view = augment_view(image(), config, preprocessing, rng, hflip=False)
+        np.testing.assert_array_equal(view, eval_transform(image(), preprocessing))
 
 
 @given(NAMES, st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.booleans(), st.integers(0, 99))
 def test_any_photograph_becomes_a_square_of_bytes(
     names: tuple[str, ...], width: int, height: int, size: int, hflip: bool, seed: int
 ) -> None:
-    view = view_of(photograph(width, height), *names, size=size, hflip=hflip, seed=seed, rotation_deg=180)
+    view = view_of(image(width, height), *names, size=size, hflip=hflip, seed=seed, rotation_deg=180)
     assert (view.shape, view.dtype) == ((size, size, 3), np.uint8)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700)])
 def test_extreme_shapes_become_a_square_of_bytes(shape: tuple[int, int]) -> None:
     for seed in range(30):
-        view = view_of(
-            photograph(*shape), *AUGMENTATIONS, crop_scale=0.01, hflip=True, seed=seed, erasing_prob=1
-        )
+        view = view_of(image(*shape), *AUGMENTATIONS, crop_scale=0.01, hflip=True, seed=seed, erasing_prob=1)
         assert (view.shape, view.dtype) == ((64, 64, 3), np.uint8)
 
 
 def test_size_px_replaces_the_input_size() -> None:
     rng = np.random.default_rng(0)
-    view = augment_view(photograph(), AugmentConfig(), settings(64), rng, hflip=True, size_px=24)
+    view = augment_view(image(), AugmentConfig(), settings(64), rng, hflip=True, size_px=24)
     assert view.shape == (24, 24, 3)
 
 
 @given(NAMES, st.integers(0, 99))
 def test_the_same_generator_gives_the_same_bytes(names: tuple[str, ...], seed: int) -> None:
-    views = [view_of(photograph(), *names, seed=seed, size=32, hflip=True) for _ in range(2)]
+    views = [view_of(image(), *names, seed=seed, size=32, hflip=True) for _ in range(2)]
     np.testing.assert_array_equal(*views)
 
 
 def test_threads_do_not_disturb_one_another() -> None:
     def load(seed: int) -> bytes:
-        return view_of(photograph(), *AUGMENTATIONS, seed=seed, hflip=True).tobytes()
+        return view_of(image(), *AUGMENTATIONS, seed=seed, hflip=True).tobytes()
 
-    assert list(map_ahead(load, range(100), num_workers=4)) == [load(seed) for seed in range(100)]
+    assert list(prefetch_map(load, range(100), num_workers=4)) == [load(seed) for seed in range(100)]
 
 
 @pytest.mark.parametrize("name", ["crop", "rotation", "erasing"])
 def test_another_generator_gives_another_view(name: str) -> None:
-    views = {view_of(photograph(), name, seed=seed, erasing_prob=1).tobytes() for seed in range(20)}
+    views = {view_of(image(), name, seed=seed, erasing_prob=1).tobytes() for seed in range(20)}
     assert len(views) == 20
 
 
 @given(NAMES, st.integers(0, 99))
 def test_the_photograph_is_not_written_to(names: tuple[str, ...], seed: int) -> None:
-    pixels, before = photograph(32, 32), photograph(32, 32).copy()
+    pixels, before = image(32, 32), image(32, 32).copy()
     view_of(pixels, *names, seed=seed, size=32, hflip=True, erasing_prob=1)
     np.testing.assert_array_equal(pixels, before)
 
@@ -149,9 +147,9 @@ def test_a_crop_lies_inside_and_has_the_area_and_shape_promised(shape: tuple[int
 
 
 def test_a_crop_of_scale_one_is_the_whole_photograph() -> None:
-    whole = view_of(photograph())
+    whole = view_of(image())
     for seed in range(20):
-        np.testing.assert_array_equal(view_of(photograph(), "crop", crop_scale=1.0, seed=seed), whole)
+        np.testing.assert_array_equal(view_of(image(), "crop", crop_scale=1.0, seed=seed), whole)
 
 
 def test_half_of_the_views_are_mirrored() -> None:
@@ -197,7 +195,7 @@ def test_the_middle_of_a_turned_view_is_turned_and_not_mirrored() -> None:
 
 @pytest.mark.parametrize("size", [63, 64])
 def test_a_turn_is_about_the_middle(size: int) -> None:
-    pixels = np.asarray(photograph(size, size))
+    pixels = np.asarray(image(size, size))
     symmetric = np.maximum(pixels, pixels[::-1, ::-1])  # half a turn about the middle changes nothing
     for seed in range(20):
         view = view_of(symmetric, "rotation", rotation_deg=180, size=size, seed=seed)
@@ -212,44 +210,44 @@ def test_a_turn_leaves_no_dark_corner(size: int, degrees: float, seed: int) -> N
 
 
 def test_a_turn_by_nothing_changes_nothing() -> None:
-    np.testing.assert_array_equal(view_of(photograph(), "rotation", rotation_deg=0), view_of(photograph()))
+    np.testing.assert_array_equal(view_of(image(), "rotation", rotation_deg=0), view_of(image()))
 
 
 def test_the_wide_space_is_torchvisions() -> None:
     theirs = TrivialAugmentWide()._augmentation_space(31)
     assert len(WIDE_SPACE) == len(theirs) == 14
-    image = Image.fromarray(np.asarray(photograph(64, 64)))
+    picture = Image.fromarray(np.asarray(image(64, 64)))
     ours = {name.replace("_", ""): operation for name, operation in WIDE_SPACE.items()}
     for name, (magnitudes, is_signed) in theirs.items():
         # a translation by +32 px goes left with us and right with them
         sign = -1 if name.startswith("Translate") else 1
         for strength in (-1.0, 1.0):
             magnitude = float(magnitudes.flatten()[-1]) * (sign * strength if is_signed else 1)
-            expected = _apply_op(image, name, magnitude, InterpolationMode.BILINEAR, list(FILL))
-            got = np.asarray(ours[name.lower()](image, strength, FILL)).astype(int)
+            expected = _apply_op(picture, name, magnitude, InterpolationMode.BILINEAR, list(FILL))
+            got = np.asarray(ours[name.lower()](picture, strength, FILL)).astype(int)
             assert np.abs(got - np.asarray(expected)).max() <= 1, name
 
 
 @pytest.mark.parametrize("name", WIDE_SPACE)
 @pytest.mark.parametrize("size", [1, 2, 33])
 def test_each_operation_runs_at_any_strength_and_size(name: str, size: int) -> None:
-    image = Image.fromarray(photograph(size, size))
+    picture = Image.fromarray(image(size, size))
     for strength in (-1.0, -0.0, 0.0, 1 / 30, 1.0):
-        view = WIDE_SPACE[name](image, strength, FILL)
+        view = WIDE_SPACE[name](picture, strength, FILL)
         assert (view.size, view.mode) == ((size, size), "RGB")
 
 
 @pytest.mark.parametrize("name", sorted(set(WIDE_SPACE) - {"autocontrast", "equalize"}))
 def test_an_operation_of_no_strength_changes_nothing(name: str) -> None:
-    view = WIDE_SPACE[name](Image.fromarray(photograph()), 0.0, FILL)
-    np.testing.assert_array_equal(np.asarray(view), photograph())
+    view = WIDE_SPACE[name](Image.fromarray(image()), 0.0, FILL)
+    np.testing.assert_array_equal(np.asarray(view), image())
 
 
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
 def test_what_a_distortion_uncovers_has_the_mean_colour(name: str) -> None:
     plain = Image.new("RGB", (64, 64), (90, 90, 90))
     for strength in (-0.5, 0.5):
-        colours = {colour for _, colour in WIDE_SPACE[name](plain, strength, FILL).getcolors() or []}
+        colours = {color for _, color in WIDE_SPACE[name](plain, strength, FILL).getcolors() or []}
         assert colours == {(90, 90, 90), FILL}
 
 
@@ -257,15 +255,15 @@ def test_trivial_augment_fills_with_the_mean_of_the_preprocessing() -> None:
     plain = np.full((64, 64, 3), 90, np.uint8)
     seen = {tuple(view_of(plain, "trivial_augment", seed=seed)[-1, -1].tolist()) for seed in SEEDS}
     assert FILL in seen
-    assert all(len(set(colour)) == 1 for colour in seen - {FILL})  # grey otherwise
+    assert all(len(set(color)) == 1 for color in seen - {FILL})  # grey otherwise
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_trivial_augment_draws_every_operation_to_both_sides(sign: int) -> None:
-    views = {view_of(photograph(64, 64), "trivial_augment", seed=seed).tobytes() for seed in range(400)}
-    image = Image.fromarray(photograph(64, 64))
+    views = {view_of(image(64, 64), "trivial_augment", seed=seed).tobytes() for seed in range(400)}
+    picture = Image.fromarray(image(64, 64))
     for name, operation in WIDE_SPACE.items():
-        possible = [operation(image, sign * level / 30, FILL) for level in range(1, 31)]
+        possible = [operation(picture, sign * level / 30, FILL) for level in range(1, 31)]
         assert {np.asarray(view).tobytes() for view in possible} & views, name
 
 
@@ -297,4 +295,4 @@ def test_erasing_prob_is_the_share_of_the_views_erased() -> None:
 
 
 def test_mixup_and_cutmix_leave_a_single_photograph_alone() -> None:
-    np.testing.assert_array_equal(view_of(photograph(), "mixup", "cutmix"), view_of(photograph()))
+    np.testing.assert_array_equal(view_of(image(), "mixup", "cutmix"), view_of(image()))

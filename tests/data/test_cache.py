@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelplay.data.cache import (
     SHARD_ROWS,
-    PhotographCache,
+    ArrayCache,
     clear_cache,
     default_cache_dir,
     measure_cache,
@@ -50,14 +50,14 @@ def features(n: int, seed: int = 0) -> Rows:
 
 def fill(folder: Path, rows: Rows, first: int = 0, key: str = "k", max_bytes: int = MANY) -> None:
     """Write rows under the digests from `first` on, as one run does."""
-    cache = PhotographCache(str(folder), "features", key, max_bytes=max_bytes)
+    cache = ArrayCache(str(folder), "features", key, max_bytes=max_bytes)
     for i, row in enumerate(rows):
         cache.add(digest(first + i), row)
     cache.flush()
 
 
 def known(folder: Path, n: int, key: str = "k") -> list[int]:
-    cache = PhotographCache(str(folder), "features", key, max_bytes=MANY)
+    cache = ArrayCache(str(folder), "features", key, max_bytes=MANY)
     return [i for i in range(n) if digest(i) in cache]
 
 
@@ -77,7 +77,7 @@ def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path) -> None:
     rows[3, :4] = [np.nan, np.inf, -0.0, 1e-45]
     fill(tmp_path, rows)
     assert len(shards(tmp_path, "values")) == 2
-    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
+    cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=MANY)
     back = np.stack([cache.get(digest(i)) for i in range(len(rows))])
     np.testing.assert_array_equal(back.view(np.uint32), rows.view(np.uint32))
     assert digest(len(rows)) not in cache
@@ -89,13 +89,13 @@ def test_another_key_is_another_cache(tmp_path: Path) -> None:
     fill(tmp_path, features(2, seed=1), key="two")
     assert known(tmp_path, 3, "one") == [0, 1, 2]
     np.testing.assert_array_equal(
-        PhotographCache(str(tmp_path), "features", "two", max_bytes=MANY).get(digest(1)),
+        ArrayCache(str(tmp_path), "features", "two", max_bytes=MANY).get(digest(1)),
         features(2, seed=1)[1],
     )
 
 
 def test_a_full_shard_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
-    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
+    cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=MANY)
     for i, row in enumerate(features(SHARD_ROWS + 1)):
         cache.add(digest(i), row)
     assert known(tmp_path, SHARD_ROWS + 1) == list(range(SHARD_ROWS))
@@ -165,7 +165,7 @@ def test_leftovers_of_a_crash_count_and_are_dropped(tmp_path: Path) -> None:
 def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
     fill(tmp_path, features(3))
     before = sorted(tmp_path.rglob("*"))
-    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=0)
+    cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=0)
     assert digest(0) not in cache
     cache.add(digest(9), features(1)[0])
     cache.flush()
@@ -178,7 +178,7 @@ def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_bytes(b"mine")
-    cache = PhotographCache(str(blocked), "features", "k", max_bytes=MANY)
+    cache = ArrayCache(str(blocked), "features", "k", max_bytes=MANY)
     for i, row in enumerate(features(2 * SHARD_ROWS)):
         cache.add(digest(i), row)
     cache.flush()
@@ -251,7 +251,7 @@ def test_pruning_deletes_a_shard_whole(tmp_path: Path) -> None:
 def test_features_stay_readable_after_another_run_has_cleared(tmp_path: Path) -> None:
     rows = features(4)
     fill(tmp_path, rows)
-    cache = PhotographCache(str(tmp_path), "features", "k", max_bytes=MANY)
+    cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=MANY)
     clear_cache(str(tmp_path))
     np.testing.assert_array_equal(np.stack([cache.get(digest(i)) for i in range(4)]), rows)
 
@@ -269,7 +269,7 @@ def test_a_shard_that_cannot_be_read_back_is_a_failure(
     def refuse(path: str, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    cache = PhotographCache(str(tmp_path), "views", "key", max_bytes=10**9)
+    cache = ArrayCache(str(tmp_path), "views", "key", max_bytes=10**9)
     cache.add(b"d" * 16, np.zeros(3))
     monkeypatch.setattr(np, "load", refuse)
     cache.flush()
@@ -278,7 +278,7 @@ def test_a_shard_that_cannot_be_read_back_is_a_failure(
 
 
 def test_what_is_dropped_is_gone_and_nothing_more_is_kept(tmp_path: Path) -> None:
-    kept, dropped = (PhotographCache(str(tmp_path), "views", key, max_bytes=MANY) for key in ("ab", "cd"))
+    kept, dropped = (ArrayCache(str(tmp_path), "views", key, max_bytes=MANY) for key in ("ab", "cd"))
     for cache in (kept, dropped):
         cache.add(digest(1), np.zeros(3, np.float32))
         cache.flush()
@@ -296,7 +296,7 @@ def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", half)
-    cache = PhotographCache(str(tmp_path), "views", "ab", max_bytes=MANY)
+    cache = ArrayCache(str(tmp_path), "views", "ab", max_bytes=MANY)
     cache.add(digest(1), np.zeros(3, np.float32))
     cache.flush()
     assert cache.failure.endswith("No space left on device")

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from pixelplay.data.dataset import ImageIndex, make_index
-from pixelplay.data.storage import FolderStore
+from pixelplay.data.dataset import ImageDataset, make_dataset
+from pixelplay.data.storage import FolderStorage
 
 
-def example() -> ImageIndex:
-    return make_index(
+def example() -> ImageDataset:
+    return make_dataset(
         "photos",
-        FolderStore("photos"),
+        FolderStorage("photos"),
         ["a/1", "b/1", "10/1", "2/1", "x"],
         ["a", "b", "10", "2", None],
         ["train", "val", "test", None, "test"],
@@ -18,15 +18,15 @@ def example() -> ImageIndex:
 
 
 def test_names_become_numbers_in_natural_order() -> None:
-    index = example()
-    assert len(index) == 5
-    assert index.classes == ("2", "10", "a", "b")
-    np.testing.assert_array_equal(index.labels, [2, 3, 1, 0, -1])
-    np.testing.assert_array_equal(index.parts, [0, 1, 2, -1, 2])
-    assert index.groups is not None
-    np.testing.assert_array_equal(index.groups, [0, 1, 0, 2, 3])
-    np.testing.assert_array_equal(index.in_part("test"), [False, False, True, False, True])
-    np.testing.assert_array_equal(index.class_counts(), [1, 1, 1, 1])
+    dataset = example()
+    assert len(dataset) == 5
+    assert dataset.classes == ("2", "10", "a", "b")
+    np.testing.assert_array_equal(dataset.labels, [2, 3, 1, 0, -1])
+    np.testing.assert_array_equal(dataset.splits, [0, 1, 2, -1, 2])
+    assert dataset.groups is not None
+    np.testing.assert_array_equal(dataset.groups, [0, 1, 0, 2, 3])
+    np.testing.assert_array_equal(dataset.in_split("test"), [False, False, True, False, True])
+    np.testing.assert_array_equal(dataset.class_counts(), [1, 1, 1, 1])
 
 
 def test_a_selection_keeps_classes_and_groups() -> None:
@@ -34,18 +34,18 @@ def test_a_selection_keeps_classes_and_groups() -> None:
     assert chosen.paths == ("a/1", "10/1", "x")
     assert chosen.classes == ("2", "10", "a", "b")
     np.testing.assert_array_equal(chosen.labels, [2, 1, -1])
-    np.testing.assert_array_equal(chosen.parts, [0, 2, 2])
+    np.testing.assert_array_equal(chosen.splits, [0, 2, 2])
     assert chosen.groups is not None
     np.testing.assert_array_equal(chosen.groups, [0, 0, 3])
     np.testing.assert_array_equal(chosen.class_counts(), [0, 1, 1, 0])
 
 
 def test_counts_of_a_mask_leave_out_the_unlabelled() -> None:
-    index = example()
-    np.testing.assert_array_equal(index.class_counts(index.in_part("test")), [0, 1, 0, 0])
+    dataset = example()
+    np.testing.assert_array_equal(dataset.class_counts(dataset.in_split("test")), [0, 1, 0, 0])
 
 
 def test_an_index_may_be_empty() -> None:
-    index = make_index("none", FolderStore("none"), [], [], [])
-    assert (len(index), index.classes, index.groups) == (0, (), None)
-    assert index.class_counts().shape == (0,)
+    dataset = make_dataset("none", FolderStorage("none"), [], [], [])
+    assert (len(dataset), dataset.classes, dataset.groups) == (0, (), None)
+    assert dataset.class_counts().shape == (0,)

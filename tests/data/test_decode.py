@@ -50,9 +50,9 @@ def array(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def over_white(colour: Pixels, alpha: Pixels) -> Pixels:
+def over_white(color: Pixels, alpha: Pixels) -> Pixels:
     share = alpha[..., None] / 255
-    return np.round(colour * share + 255 * (1 - share)).astype(np.uint8)
+    return np.round(color * share + 255 * (1 - share)).astype(np.uint8)
 
 
 def assert_close(left: Pixels, right: Pixels, levels: int) -> None:
@@ -98,11 +98,9 @@ def test_a_lossless_file_decodes_to_exactly_its_pixels(format: str) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_decodes_whatever_its_extension(format: str) -> None:
     data = encode(draw(1), format, **FORMATS[format])
-    pixels = decode_image(data, path="photograph.txt")
+    pixels = decode_image(data, path="image.txt")
     assert np.abs(pixels.astype(int) - array(draw(1))).mean() < 12
-    assert probe_image(data, path="photograph.txt") == ImageInfo(
-        format, 64, 48, "P" if format == "GIF" else "RGB"
-    )
+    assert probe_image(data, path="image.txt") == ImageInfo(format, 64, 48, "P" if format == "GIF" else "RGB")
 
 
 def test_a_jpeg_decodes_to_what_pillow_decodes() -> None:
@@ -126,7 +124,7 @@ def test_an_mpo_decodes_to_its_first_picture() -> None:
 @pytest.mark.parametrize("format", ["GIF", "WebP", "PNG", "TIFF"])
 def test_the_first_of_several_frames_is_taken(format: str) -> None:
     options = {"lossless": True} if format == "WebP" else {}
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "lime")]
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(decode_image(data, path="a"), array(frames[0]))
 
@@ -163,18 +161,18 @@ def test_grey_and_palette_images_become_rgb(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
 def test_transparency_is_laid_over_white(mode: str) -> None:
-    colour = draw(3).quantize(32).convert("RGB") if mode == "PA" else draw(3)
-    colour = colour.convert("L").convert("RGB") if mode in ("LA", "La") else colour
-    alpha = Image.linear_gradient("L").resize(colour.size)
+    color = draw(3).quantize(32).convert("RGB") if mode == "PA" else draw(3)
+    color = color.convert("L").convert("RGB") if mode in ("LA", "La") else color
+    alpha = Image.linear_gradient("L").resize(color.size)
     if mode == "PA":
-        image = colour.quantize(32).convert("PA")
+        image = color.quantize(32).convert("PA")
         image.putalpha(alpha)
     elif mode in ("LA", "La"):
-        image = Image.merge("LA", (colour.convert("L"), alpha)).convert(mode)
+        image = Image.merge("LA", (color.convert("L"), alpha)).convert(mode)
     else:
-        image = Image.merge("RGBA", (*colour.split(), alpha)).convert(mode)
+        image = Image.merge("RGBA", (*color.split(), alpha)).convert(mode)
     # Premultiplied colour is coarse where it is nearly transparent; over white that is one level or two.
-    assert_close(to_rgb(image, path=mode), over_white(array(colour), np.asarray(alpha)), 2)
+    assert_close(to_rgb(image, path=mode), over_white(array(color), np.asarray(alpha)), 2)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
@@ -568,5 +566,5 @@ def test_a_transparent_picture_of_many_strips_has_no_seam() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (900, 300, 4), dtype=np.uint8)  # three strips and a piece
     data = encode(Image.fromarray(pixels), "PNG")
-    colour, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
-    np.testing.assert_allclose(decode_image(data, path="x.png"), colour * alpha + 255 * (1 - alpha), atol=1)
+    color, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
+    np.testing.assert_allclose(decode_image(data, path="x.png"), color * alpha + 255 * (1 - alpha), atol=1)

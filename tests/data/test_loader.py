@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.thread_pool import MAX_WORKERS, default_workers, map_ahead
+from pixelplay.thread_pool import MAX_WORKERS, default_workers, prefetch_map
 
 
 @given(st.integers(0, 50), st.integers(1, 8), st.integers(0, 60))
 def test_results_come_in_order_whatever_the_workers(n: int, num_workers: int, ahead: int) -> None:
-    results = list(map_ahead(lambda i: i * i, range(n), num_workers=num_workers, ahead=ahead))
+    results = list(prefetch_map(lambda i: i * i, range(n), num_workers=num_workers, ahead=ahead))
     assert results == [i * i for i in range(n)]
 
 
@@ -25,13 +25,13 @@ def test_slow_items_do_not_lose_their_place() -> None:
         time.sleep(0.002 * (i % 3 == 0))
         return i
 
-    assert list(map_ahead(load, range(40), num_workers=4)) == list(range(40))
+    assert list(prefetch_map(load, range(40), num_workers=4)) == list(range(40))
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
 def test_at_most_ahead_items_are_computed_in_advance(ahead: int) -> None:
     started: list[int] = []
-    results = map_ahead(lambda i: started.append(i), range(100), num_workers=3, ahead=ahead)
+    results = prefetch_map(lambda i: started.append(i), range(100), num_workers=3, ahead=ahead)
     assert started == []  # nothing happens before the first is asked for
     for n_taken in range(1, 20):
         next(results)
@@ -43,7 +43,7 @@ def test_at_most_ahead_items_are_computed_in_advance(ahead: int) -> None:
 
 def test_items_are_computed_while_the_consumer_works() -> None:
     second = threading.Event()
-    results = map_ahead(lambda i: second.set() if i == 1 else None, range(2), num_workers=1)
+    results = prefetch_map(lambda i: second.set() if i == 1 else None, range(2), num_workers=1)
     next(results)
     assert second.wait(5)
     results.close()
@@ -51,7 +51,7 @@ def test_items_are_computed_while_the_consumer_works() -> None:
 
 def test_work_is_spread_over_the_threads() -> None:
     meeting = threading.Barrier(3, timeout=5)
-    assert sorted(map_ahead(lambda i: meeting.wait(), range(3), num_workers=3)) == [0, 1, 2]
+    assert sorted(prefetch_map(lambda i: meeting.wait(), range(3), num_workers=3)) == [0, 1, 2]
 
 
 def _threads_come_down_to(n: int) -> bool:
@@ -65,13 +65,13 @@ def _threads_come_down_to(n: int) -> bool:
 def test_an_error_arrives_at_its_place_and_ends_the_stream() -> None:
     def load(i: int) -> int:
         if i == 3:
-            raise ValueError("photograph 3")
+            raise ValueError("image 3")
         return i
 
     n_threads = _thread._count()
-    results = map_ahead(load, range(1000), num_workers=2, ahead=8)
+    results = prefetch_map(load, range(1000), num_workers=2, ahead=8)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="photograph 3"):
+    with pytest.raises(ValueError, match="image 3"):
         next(results)
     assert next(results, None) is None
     assert _threads_come_down_to(n_threads)
@@ -80,7 +80,7 @@ def test_an_error_arrives_at_its_place_and_ends_the_stream() -> None:
 def test_closing_early_stops_the_threads_and_the_work() -> None:
     n_threads = _thread._count()
     done: list[int] = []
-    results = map_ahead(done.append, range(10_000), num_workers=4, ahead=16)
+    results = prefetch_map(done.append, range(10_000), num_workers=4, ahead=16)
     next(results)
     assert _thread._count() > n_threads
     results.close()
@@ -105,7 +105,7 @@ def test_no_work_begins_while_the_items_are_closed() -> None:
         begun.append(i)
         time.sleep(0.002)
 
-    results = map_ahead(work, items(), num_workers=1, ahead=50)
+    results = prefetch_map(work, items(), num_workers=1, ahead=50)
     next(results)
     results.close()
     assert n_late[0] <= 1
@@ -114,7 +114,7 @@ def test_no_work_begins_while_the_items_are_closed() -> None:
 def test_pillow_is_quiet_meanwhile_and_as_before_afterwards() -> None:
     logger = logging.getLogger("PIL")
     before = (logger.level, warnings.filters[:])
-    assert list(map_ahead(lambda i: logger.isEnabledFor(logging.CRITICAL), range(3))) == [False] * 3
+    assert list(prefetch_map(lambda i: logger.isEnabledFor(logging.CRITICAL), range(3))) == [False] * 3
     assert (logger.level, warnings.filters[:]) == before
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from images import draw, encode
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.dataset import ImageIndex, make_index
+from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import decode_image
-from pixelplay.data.pixel_cache import MARGIN, MAX_SHARE, PixelStore
-from pixelplay.data.storage import FolderStore
-from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.data.pixel_cache import MARGIN, MAX_SHARE, PixelCache
+from pixelplay.data.storage import FolderStorage
+from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
 PREPROCESSING = Preprocessing(input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -25,7 +25,7 @@ SET_BYTES = N * 3 * SIDE**2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Photographs larger than the square and smaller, of several shapes and formats."""
+    """Images larger than the square and smaller, of several shapes and formats."""
     folder = tmp_path / "photos"
     folder.mkdir()
     sizes = [(200, 150), (64, 48), (90, 300), (80, 80), (500, 400), (33, 21)]
@@ -35,73 +35,73 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def index_of(folder: Path) -> ImageIndex:
+def index_of(folder: Path) -> ImageDataset:
     paths = sorted(path.name for path in folder.iterdir())
-    return make_index(str(folder), FolderStore(str(folder)), paths, [None] * N, [None] * N)
+    return make_dataset(str(folder), FolderStorage(str(folder)), paths, [None] * N, [None] * N)
 
 
 def open_store(
     folder: Path, cache: Path | str, max_bytes: int = MANY, preprocessing: Preprocessing = PREPROCESSING
-) -> PixelStore:
-    index = index_of(folder)
-    digests = tuple(digest_bytes((folder / path).read_bytes()) for path in index.paths)
-    return PixelStore(index, digests, preprocessing, cache_dir=str(cache), max_bytes=max_bytes)
+) -> PixelCache:
+    dataset = index_of(folder)
+    digests = tuple(digest_bytes((folder / path).read_bytes()) for path in dataset.paths)
+    return PixelCache(dataset, digests, preprocessing, cache_dir=str(cache), max_bytes=max_bytes)
 
 
-def fill(store: PixelStore) -> list[NDArray[np.uint8]]:
+def fill(storage: PixelCache) -> list[NDArray[np.uint8]]:
     """One pass, as the loop makes it."""
     found = []
     for i in range(N):
-        found.append(store[i])
-        store.keep(i, found[-1])
-    store.flush()
+        found.append(storage[i])
+        storage.keep(i, found[-1])
+    storage.flush()
     return found
 
 
 def test_squares_are_a_quarter_larger_than_the_network_needs(folder: Path) -> None:
     assert MARGIN == 1.25
-    store = open_store(folder, "", 0)
-    assert store.side_px == SIDE
+    storage = open_store(folder, "", 0)
+    assert storage.side_px == SIDE
     for i in range(N):
-        assert store[i].shape == (SIDE, SIDE, 3)
-        assert store[i].dtype == np.uint8
+        assert storage[i].shape == (SIDE, SIDE, 3)
+        assert storage[i].dtype == np.uint8
 
 
 @pytest.mark.parametrize("crop_mode", ["squash", "center"])
 def test_squares_show_the_whole_photograph_whatever_prediction_crops(crop_mode: str, folder: Path) -> None:
     preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=0.8)
-    store = open_store(folder, "", 0, preprocessing)
+    storage = open_store(folder, "", 0, preprocessing)
     whole = replace(PREPROCESSING, input_size=SIDE)
     for i, path in enumerate(index_of(folder).paths):
         pixels = decode_image((folder / path).read_bytes(), path=path, target_px=SIDE)
-        np.testing.assert_array_equal(store[i], eval_view(pixels, whole))
+        np.testing.assert_array_equal(storage[i], eval_transform(pixels, whole))
 
 
 def test_pixels_are_the_same_with_and_without_cache(folder: Path, tmp_path: Path) -> None:
     plain = [open_store(folder, "", 0)[i] for i in range(N)]
-    store = open_store(folder, tmp_path / "cache")
-    for found in (fill(store), fill(store), fill(open_store(folder, tmp_path / "cache"))):
+    storage = open_store(folder, tmp_path / "cache")
+    for found in (fill(storage), fill(storage), fill(open_store(folder, tmp_path / "cache"))):
         for pixels, expected in zip(found, plain, strict=True):
             np.testing.assert_array_equal(pixels, expected)
 
 
 def test_what_is_kept_is_not_read_again(folder: Path, tmp_path: Path) -> None:
     expected = fill(open_store(folder, tmp_path / "cache"))
-    store = open_store(folder, tmp_path / "cache")
+    storage = open_store(folder, tmp_path / "cache")
     shutil.rmtree(folder)
     for i in range(N):
-        np.testing.assert_array_equal(store[i], expected[i])
+        np.testing.assert_array_equal(storage[i], expected[i])
 
 
 def test_what_is_not_kept_is_read_again(folder: Path, tmp_path: Path) -> None:
-    store = open_store(folder, tmp_path / "cache")
+    storage = open_store(folder, tmp_path / "cache")
     for i in range(N):
-        store[i]
-    store.flush()
+        storage[i]
+    storage.flush()
     assert not (tmp_path / "cache").exists()
     shutil.rmtree(folder)
     with pytest.raises(ImageError, match="no such file"):
-        store[0]
+        storage[0]
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def test_a_set_that_would_fill_half_the_cache_is_not_kept(
     max_bytes: int, is_kept: bool, folder: Path, tmp_path: Path
 ) -> None:
     assert MAX_SHARE == 0.5
-    store = open_store(folder, tmp_path / "cache", max_bytes)
-    fill(store)
+    storage = open_store(folder, tmp_path / "cache", max_bytes)
+    fill(storage)
     assert (tmp_path / "cache").exists() == is_kept
     shutil.rmtree(folder)
     if is_kept:
-        fill(store)
+        fill(storage)
     else:
         with pytest.raises(ImageError, match="no such file"):
-            store[0]
+            storage[0]
 
 
 @pytest.mark.parametrize("change", [{"input_size": 96}, {"interpolation": "bilinear"}])
@@ -151,19 +151,19 @@ def test_a_photograph_that_was_changed_is_read_anew(folder: Path, tmp_path: Path
 
 def test_threads_may_ask_at_the_same_time(folder: Path, tmp_path: Path) -> None:
     expected = fill(open_store(folder, tmp_path / "cache"))
-    for store in (open_store(folder, tmp_path / "cache"), open_store(folder, "", 0)):
+    for storage in (open_store(folder, tmp_path / "cache"), open_store(folder, "", 0)):
         asked = np.random.default_rng(0).integers(0, N, 60)
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(store.__getitem__, asked))
+            found = list(pool.map(storage.__getitem__, asked))
         for i, pixels in zip(asked, found, strict=True):
             np.testing.assert_array_equal(pixels, expected[i])
 
 
 def test_what_is_given_can_be_written_to_without_harm(folder: Path, tmp_path: Path) -> None:
     expected = [pixels.copy() for pixels in fill(open_store(folder, tmp_path / "cache"))]
-    store = open_store(folder, tmp_path / "cache")
-    store[0][:] = 0
-    np.testing.assert_array_equal(store[0], expected[0])
+    storage = open_store(folder, tmp_path / "cache")
+    storage[0][:] = 0
+    np.testing.assert_array_equal(storage[0], expected[0])
 
 
 def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -181,8 +181,8 @@ def test_nothing_is_written_to_the_users_folder(max_bytes: int, folder: Path, tm
 def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
     expected = [open_store(folder, "", 0)[i] for i in range(N)]
-    store = open_store(folder, tmp_path / "cache")
-    for found in (fill(store), fill(store)):
+    storage = open_store(folder, tmp_path / "cache")
+    for found in (fill(storage), fill(storage)):
         for pixels, plain in zip(found, expected, strict=True):
             np.testing.assert_array_equal(pixels, plain)
     assert (tmp_path / "cache").read_bytes() == b"a file"
@@ -191,10 +191,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: 
 def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
     folder: Path, tmp_path: Path
 ) -> None:
-    store = open_store(folder, tmp_path / "cache")
+    storage = open_store(folder, tmp_path / "cache")
     (folder / "0.jpg").write_bytes(encode(draw(99), "JPEG"))
     with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read; start again"):
-        store[0]
+        storage[0]
 
 
 def test_a_set_too_large_for_the_cache_is_said(folder: Path, tmp_path: Path) -> None:
@@ -204,6 +204,6 @@ def test_a_set_too_large_for_the_cache_is_said(folder: Path, tmp_path: Path) -> 
         "they take 0.1 MB, and 0.1 MB of the cache are for them; raise --cache-gb"
     )
     assert open_store(folder, tmp_path / "cache", 0).failure == ""  # as was asked for
-    store = open_store(folder, folder / "0.jpg")  # no folder
-    fill(store)
-    assert "Not a directory" in store.failure
+    storage = open_store(folder, folder / "0.jpg")  # no folder
+    fill(storage)
+    assert "Not a directory" in storage.failure

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance
 from pixelplay.data.sampling import (
-    MinPerClass,
+    OversampleTo,
     class_priors,
     class_weights,
     draw_epoch,
@@ -22,7 +22,7 @@ from pixelplay.data.sampling import (
 
 COUNTS = np.array([40, 3, 10, 1])
 LABELS = np.random.default_rng(5).permutation(np.repeat(np.arange(4), COUNTS))
-WAYS: list[tuple[Imbalance, MinPerClass]] = [
+WAYS: list[tuple[Imbalance, OversampleTo]] = [
     ("none", None),
     ("none", 7),
     ("none", "largest"),
@@ -32,8 +32,8 @@ WAYS: list[tuple[Imbalance, MinPerClass]] = [
 ]
 
 
-def draw(imbalance: Imbalance, min_per_class: MinPerClass, seed: int = 0) -> NDArray[np.int64]:
-    return draw_epoch(LABELS, imbalance, min_per_class, np.random.default_rng(seed))
+def draw(imbalance: Imbalance, oversample_to: OversampleTo, seed: int = 0) -> NDArray[np.int64]:
+    return draw_epoch(LABELS, imbalance, oversample_to, np.random.default_rng(seed))
 
 
 def test_the_ratio_leaves_out_absent_classes() -> None:
@@ -86,12 +86,12 @@ def test_the_sampler_favours_no_class_over_many_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("min_per_class", "raised"), [(1, COUNTS), (7, [40, 7, 10, 7]), (55, [55] * 4), ("largest", [40] * 4)]
+    ("oversample_to", "raised"), [(1, COUNTS), (7, [40, 7, 10, 7]), (55, [55] * 4), ("largest", [40] * 4)]
 )
 def test_smaller_classes_are_raised_to_exactly_the_asked_size(
-    min_per_class: MinPerClass, raised: list[int]
+    oversample_to: OversampleTo, raised: list[int]
 ) -> None:
-    np.testing.assert_array_equal(np.bincount(LABELS[draw("none", min_per_class)]), raised)
+    np.testing.assert_array_equal(np.bincount(LABELS[draw("none", oversample_to)]), raised)
 
 
 def test_the_samplers_epoch_is_as_long_as_the_raised_classes() -> None:
@@ -99,11 +99,11 @@ def test_the_samplers_epoch_is_as_long_as_the_raised_classes() -> None:
     np.testing.assert_array_equal(np.bincount(LABELS[draw("sampler", 7)]), [16] * 4)
 
 
-@pytest.mark.parametrize(("imbalance", "min_per_class"), WAYS)
+@pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
 def test_no_image_comes_twice_before_every_one_of_its_class_came_once(
-    imbalance: Imbalance, min_per_class: MinPerClass
+    imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
-    drawn = draw(imbalance, min_per_class)
+    drawn = draw(imbalance, oversample_to)
     for k, n in enumerate(COUNTS):
         images = drawn[LABELS[drawn] == k]
         for start in range(0, len(images), n):
@@ -114,30 +114,30 @@ def test_no_image_comes_twice_before_every_one_of_its_class_came_once(
 @given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     imbalance=st.sampled_from(["none", "sampler", "class_weights"]),
-    min_per_class=st.one_of(st.none(), st.just("largest"), st.integers(1, 20)),
+    oversample_to=st.one_of(st.none(), st.just("largest"), st.integers(1, 20)),
     seed=st.integers(0, 99),
 )
 def test_epochs_are_as_long_as_announced_whatever_is_drawn(
-    counts: list[int], imbalance: Imbalance, min_per_class: MinPerClass, seed: int
+    counts: list[int], imbalance: Imbalance, oversample_to: OversampleTo, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    drawn = draw_epoch(labels, imbalance, min_per_class, np.random.default_rng(seed))
-    assert len(drawn) == epoch_length(np.array(counts), imbalance, min_per_class)
+    drawn = draw_epoch(labels, imbalance, oversample_to, np.random.default_rng(seed))
+    assert len(drawn) == epoch_length(np.array(counts), imbalance, oversample_to)
     assert drawn.dtype == np.int64
     assert set(labels[drawn]) == set(labels)
 
 
-@pytest.mark.parametrize(("imbalance", "min_per_class"), WAYS)
-def test_the_same_seed_draws_the_same_epoch(imbalance: Imbalance, min_per_class: MinPerClass) -> None:
-    np.testing.assert_array_equal(draw(imbalance, min_per_class, 3), draw(imbalance, min_per_class, 3))
+@pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
+def test_the_same_seed_draws_the_same_epoch(imbalance: Imbalance, oversample_to: OversampleTo) -> None:
+    np.testing.assert_array_equal(draw(imbalance, oversample_to, 3), draw(imbalance, oversample_to, 3))
 
 
-@pytest.mark.parametrize(("imbalance", "min_per_class"), WAYS)
+@pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
 def test_the_effective_prior_is_the_mix_that_is_drawn(
-    imbalance: Imbalance, min_per_class: MinPerClass
+    imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
-    mix = np.mean([np.bincount(LABELS[draw(imbalance, min_per_class, seed)]) for seed in range(200)], axis=0)
-    expected = effective_prior(COUNTS, imbalance, min_per_class)
+    mix = np.mean([np.bincount(LABELS[draw(imbalance, oversample_to, seed)]) for seed in range(200)], axis=0)
+    expected = effective_prior(COUNTS, imbalance, oversample_to)
     np.testing.assert_allclose(mix / mix.sum(), expected, atol=0.005)
     assert expected.sum() == pytest.approx(1)
 
@@ -148,13 +148,13 @@ def test_weights_and_retraining_fit_equal_classes(imbalance: Imbalance) -> None:
 
 
 @pytest.mark.parametrize(
-    ("imbalance", "min_per_class"), [*WAYS, ("class_weights", None), ("crt", None), ("focal", None)]
+    ("imbalance", "oversample_to"), [*WAYS, ("class_weights", None), ("crt", None), ("focal", None)]
 )
 def test_the_offset_turns_the_effective_prior_into_the_datas(
-    imbalance: Imbalance, min_per_class: MinPerClass
+    imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
-    fitted = np.log(effective_prior(COUNTS, imbalance, min_per_class))
-    natural = np.exp(fitted + natural_offset(COUNTS, imbalance, min_per_class, 0.7))
+    fitted = np.log(effective_prior(COUNTS, imbalance, oversample_to))
+    natural = np.exp(fitted + natural_offset(COUNTS, imbalance, oversample_to, 0.7))
     np.testing.assert_allclose(natural, class_priors(COUNTS))
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.config import PARTS, DataConfig
-from pixelplay.data.dataset import ImageIndex, natural_key
+from pixelplay.config import SPLITS, DataConfig
+from pixelplay.data.dataset import ImageDataset, natural_key
 from pixelplay.data.sources import list_images, scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
 
@@ -54,15 +54,15 @@ BOTH = pytest.mark.parametrize("make", [make_folder, make_zip])
 ALL = pytest.mark.parametrize("make", [make_folder, make_zip, make_wrapped_zip])
 
 
-def rows(index: ImageIndex) -> list[tuple[str, str | None, str | None]]:
-    """(path, class, part) of each photograph, in order, without a wrapper."""
+def rows(dataset: ImageDataset) -> list[tuple[str, str | None, str | None]]:
+    """(path, class, part) of each image, in order, without a wrapper."""
     return [
         (
             path.removeprefix("photos/2024/"),
-            index.classes[label] if label >= 0 else None,
-            PARTS[part] if part >= 0 else None,
+            dataset.classes[label] if label >= 0 else None,
+            SPLITS[part] if part >= 0 else None,
         )
-        for path, label, part in zip(index.paths, index.labels, index.parts, strict=True)
+        for path, label, part in zip(dataset.paths, dataset.labels, dataset.splits, strict=True)
     ]
 
 
@@ -81,9 +81,9 @@ def test_class_folders_give_classes_in_natural_order_however_deep_the_photograph
     make: Maker, tmp_path: Path
 ) -> None:
     source = make(tmp_path, ["10/a.jpg", "2/deep/er/b.jpg", "2/a10.jpg", "2/a9.jpg", "Ant/x", "ant 3/x"])
-    index = scan_source(source)
-    assert index.classes == ("2", "10", "Ant", "ant 3")
-    assert rows(index) == [
+    dataset = scan_source(source)
+    assert dataset.classes == ("2", "10", "Ant", "ant 3")
+    assert rows(dataset) == [
         ("2/a9.jpg", "2", None),
         ("2/a10.jpg", "2", None),
         ("2/deep/er/b.jpg", "2", None),
@@ -91,15 +91,15 @@ def test_class_folders_give_classes_in_natural_order_however_deep_the_photograph
         ("ant 3/x", "ant 3", None),
         ("Ant/x", "Ant", None),
     ]
-    assert index.store.read(index.paths[0]).endswith(b"2/a9.jpg")
+    assert dataset.storage.read(dataset.paths[0]).endswith(b"2/a9.jpg")
 
 
 @ALL
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "VAL"])
 def test_part_folders_in_any_spelling_are_kept(make: Maker, val: str, tmp_path: Path) -> None:
     source = make(tmp_path, ["Train/cat/1", "Train/dog/1", f"{val}/cat/1", "TEST/cat/x/1", "TEST/dog/1"])
-    index = scan_source(source)
-    assert sorted(rows(index)) == sorted(
+    dataset = scan_source(source)
+    assert sorted(rows(dataset)) == sorted(
         [
             ("Train/cat/1", "cat", "train"),
             ("Train/dog/1", "dog", "train"),
@@ -113,18 +113,18 @@ def test_part_folders_in_any_spelling_are_kept(make: Maker, val: str, tmp_path: 
 @ALL
 @pytest.mark.parametrize("inside", ["1.jpg", "steam/1.jpg"])
 def test_a_class_called_train_among_vehicles_is_a_class(make: Maker, inside: str, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["bus/1.jpg", "car/1.jpg", f"train/{inside}", "ship/1.jpg"]))
-    assert index.classes == ("bus", "car", "ship", "train")
-    assert (index.parts == -1).all()
-    assert "train is read as a class, like the folders beside it" in index.notes
+    dataset = scan_source(make(tmp_path, ["bus/1.jpg", "car/1.jpg", f"train/{inside}", "ship/1.jpg"]))
+    assert dataset.classes == ("bus", "car", "ship", "train")
+    assert (dataset.splits == -1).all()
+    assert "train is read as a class, like the folders beside it" in dataset.notes
 
 
 @ALL
 def test_a_class_called_train_keeps_its_place_with_as_many_subfolders_as_neighbours(
     make: Maker, tmp_path: Path
 ) -> None:
-    index = scan_source(make(tmp_path, ["bus/1", "car/1", "train/diesel/1", "train/steam/1"]))
-    assert index.classes == ("bus", "car", "train")
+    dataset = scan_source(make(tmp_path, ["bus/1", "car/1", "train/diesel/1", "train/steam/1"]))
+    assert dataset.classes == ("bus", "car", "train")
 
 
 @ALL
@@ -132,16 +132,18 @@ def test_a_class_called_train_keeps_its_place_with_as_many_subfolders_as_neighbo
 def test_a_test_folder_without_known_classes_is_unlabelled_and_that_is_said(
     make: Maker, flat: str, tmp_path: Path
 ) -> None:
-    index = scan_source(make(tmp_path, ["train/cat/1", "train/dog/1", flat]))
-    assert rows(index)[0] == (flat, None, "test")
-    assert index.classes == ("cat", "dog")
-    assert any("it holds 1 unlabelled photograph, not scored" in note for note in index.notes)
+    dataset = scan_source(make(tmp_path, ["train/cat/1", "train/dog/1", flat]))
+    assert rows(dataset)[0] == (flat, None, "test")
+    assert dataset.classes == ("cat", "dog")
+    assert any("it holds 1 unlabelled image, not scored" in note for note in dataset.notes)
 
 
 @ALL
 def test_a_labelled_test_folder_may_hold_classes_that_training_lacks(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["train/cat/1", "train/dog/1", "test/cat/1", "test/emu/1", "test/x"]))
-    assert rows(index)[:3] == [
+    dataset = scan_source(
+        make(tmp_path, ["train/cat/1", "train/dog/1", "test/cat/1", "test/emu/1", "test/x"])
+    )
+    assert rows(dataset)[:3] == [
         ("test/cat/1", "cat", "test"),
         ("test/emu/1", "emu", "test"),
         ("test/x", None, "test"),
@@ -151,20 +153,20 @@ def test_a_labelled_test_folder_may_hold_classes_that_training_lacks(make: Maker
 @ALL
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_a_held_out_folder_beside_class_folders_is_a_part(make: Maker, part: str, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["cat/1", "dog/1", f"{part}/cat/1", f"{part}/dog/1"]))
-    assert rows(index) == [
+    dataset = scan_source(make(tmp_path, ["cat/1", "dog/1", f"{part}/cat/1", f"{part}/dog/1"]))
+    assert rows(dataset) == [
         ("cat/1", "cat", None),
         ("dog/1", "dog", None),
         (f"{part}/cat/1", "cat", part),
         (f"{part}/dog/1", "dog", part),
     ]
-    assert f"{part} is a part of the data, the folders beside it are classes" in index.notes
+    assert f"{part} is a part of the data, the folders beside it are classes" in dataset.notes
 
 
 @ALL
 def test_a_flat_test_folder_beside_class_folders_is_no_class(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["cat/1", "dog/1", "test/1"]))
-    assert rows(index) == [("cat/1", "cat", None), ("dog/1", "dog", None), ("test/1", None, "test")]
+    dataset = scan_source(make(tmp_path, ["cat/1", "dog/1", "test/1"]))
+    assert rows(dataset) == [("cat/1", "cat", None), ("dog/1", "dog", None), ("test/1", None, "test")]
 
 
 @ALL
@@ -174,16 +176,16 @@ def test_test_versus_control_are_two_classes(make: Maker, tmp_path: Path) -> Non
 
 @ALL
 def test_a_test_folder_alone_is_labelled_by_its_subfolders(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["test/cat/1", "test/dog/1"]))
-    assert rows(index) == [("test/cat/1", "cat", "test"), ("test/dog/1", "dog", "test")]
+    dataset = scan_source(make(tmp_path, ["test/cat/1", "test/dog/1"]))
+    assert rows(dataset) == [("test/cat/1", "cat", "test"), ("test/dog/1", "dog", "test")]
 
 
 @ALL
 def test_folders_beside_the_parts_are_counted_and_left_out(make: Maker, tmp_path: Path) -> None:
     names = ["train/cat/1", "train/dog/1", "test/cat/1", "masks/1", "masks/2", "train/stray", "top.jpg"]
-    index = scan_source(make(tmp_path, names))
-    assert [path for path, _, _ in rows(index)] == ["test/cat/1", "train/cat/1", "train/dog/1"]
-    assert index.skipped == {
+    dataset = scan_source(make(tmp_path, names))
+    assert [path for path, _, _ in rows(dataset)] == ["test/cat/1", "train/cat/1", "train/dog/1"]
+    assert dataset.skipped == {
         "in masks, outside the class folders": 2,
         "in train, outside the class folders": 1,
         "outside the class folders": 1,
@@ -192,23 +194,23 @@ def test_folders_beside_the_parts_are_counted_and_left_out(make: Maker, tmp_path
 
 @BOTH
 def test_subfolders_named_alike_in_two_classes_never_merge(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["a/cat/1", "a/dog/1", "b/cat/1"]))
-    assert rows(index) == [("a/cat/1", "a", None), ("a/dog/1", "a", None), ("b/cat/1", "b", None)]
-    assert index.notes == (
+    dataset = scan_source(make(tmp_path, ["a/cat/1", "a/dog/1", "b/cat/1"]))
+    assert rows(dataset) == [("a/cat/1", "a", None), ("a/dog/1", "a", None), ("b/cat/1", "b", None)]
+    assert dataset.notes == (
         "subfolders named alike in several classes stay apart, the first folder is the class: cat",
     )
 
 
 @BOTH
 def test_class_folders_that_differ_in_a_space_stay_apart_and_are_named(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["cat/1", "cat /1", "Cat/1", "dog/1"]))
-    assert sorted(rows(index)) == [
+    dataset = scan_source(make(tmp_path, ["cat/1", "cat /1", "Cat/1", "dog/1"]))
+    assert sorted(rows(dataset)) == [
         ("Cat/1", "Cat", None),
         ("cat /1", "cat ", None),
         ("cat/1", "cat", None),
         ("dog/1", "dog", None),
     ]
-    assert index.notes == (
+    assert dataset.notes == (
         "classes 'Cat' and 'cat' and 'cat ' differ only in case, spaces or the way accents are stored "
         "and stay apart",
     )
@@ -216,9 +218,9 @@ def test_class_folders_that_differ_in_a_space_stay_apart_and_are_named(make: Mak
 
 @BOTH
 def test_classes_whose_accents_are_stored_otherwise_are_named(make: Maker, tmp_path: Path) -> None:
-    index = scan_source(make(tmp_path, ["Cafe\u0301/1", "Caf\u00e9/1", "dog/1"]))
-    assert len(index.classes) == 3
-    (note,) = index.notes
+    dataset = scan_source(make(tmp_path, ["Cafe\u0301/1", "Caf\u00e9/1", "dog/1"]))
+    assert len(dataset.classes) == 3
+    (note,) = dataset.notes
     assert note.endswith(" differ only in case, spaces or the way accents are stored and stay apart")
 
 
@@ -240,8 +242,8 @@ def test_class_folders_without_a_photograph_are_named(is_zipped: bool, tmp_path:
         source = make_folder(tmp_path, names)
         for folder in folders:
             os.makedirs(f"{source}/{folder}", exist_ok=True)
-    assert "3 folders without a photograph: val, train/emu, train/fox" in scan_source(source).notes
-    assert not any("without a photograph" in note for note in list_images(source).notes)
+    assert "3 folders without an image: val, train/emu, train/fox" in scan_source(source).notes
+    assert not any("without an image" in note for note in list_images(source).notes)
 
 
 def test_empty_folders_beside_class_folders_are_named(tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_empty_folders_beside_class_folders_are_named(tmp_path: Path) -> None:
     for folder in ("emu/deep", "cat/deep", "lost+found"):
         os.makedirs(f"{source}/{folder}")
     os.symlink(source, f"{source}/loop")
-    assert scan_source(source).notes == ("2 folders without a photograph: emu, lost+found",)
+    assert scan_source(source).notes == ("2 folders without an image: emu, lost+found",)
 
 
 @ALL
@@ -263,14 +265,14 @@ def test_hidden_and_system_files_are_skipped_and_counted(make: Maker, tmp_path: 
         ".git/objects/x",
         "dog/notes.txt",
     ]
-    index = scan_source(make(tmp_path, ["cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/._1.jpg", *junk]))
-    assert list(index.paths) == [f"{prefix}cat/1.jpg", f"{prefix}dog/1.jpg"]
-    assert index.skipped == {"hidden": 3, "system files": 2, "__MACOSX": 1, ".txt files": 1}
+    dataset = scan_source(make(tmp_path, ["cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/._1.jpg", *junk]))
+    assert list(dataset.paths) == [f"{prefix}cat/1.jpg", f"{prefix}dog/1.jpg"]
+    assert dataset.skipped == {"hidden": 3, "system files": 2, "__MACOSX": 1, ".txt files": 1}
 
 
 def test_extensions_are_only_hints(tmp_path: Path) -> None:
-    index = scan_source(make_folder(tmp_path, ["a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak"]))
-    assert index.paths == ("a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak")
+    dataset = scan_source(make_folder(tmp_path, ["a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak"]))
+    assert dataset.paths == ("a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak")
 
 
 @given(st.lists(st.text(alphabet="aB1023 é", max_size=6)))
@@ -289,19 +291,19 @@ def test_natural_order_puts_2_before_10_and_survives_endless_numbers() -> None:
 @BOTH
 def test_an_empty_source_says_what_was_expected(make: Maker, tmp_path: Path) -> None:
     source = make(tmp_path, [])
-    assert message(source) == f"{source} has no photographs; expected {source}/<class>/photo.jpg or a table"
+    assert message(source) == f"{source} has no images; expected {source}/<class>/photo.jpg or a table"
 
 
 def test_a_folder_of_other_files_says_what_was_passed_over(tmp_path: Path) -> None:
     said = message(make_folder(tmp_path, ["a/notes.txt", "a/.x"]))
-    assert "has no photographs (passed over by name, 1 .txt files, 1 hidden)" in said
+    assert "has no images (passed over by name, 1 .txt files, 1 hidden)" in said
 
 
 @BOTH
 def test_photographs_without_class_folders_get_the_remedy(make: Maker, tmp_path: Path) -> None:
     source = make(tmp_path, ["1.jpg", "2.jpg"])
     assert message(source) == (
-        f"{source} has photographs but no class folders; expected {source}/<class>/photo.jpg, "
+        f"{source} has images but no class folders; expected {source}/<class>/photo.jpg, "
         f"{source}/train/<class>/photo.jpg or a table with path and label; "
         "if this is one class, give the folder above"
     )
@@ -321,9 +323,7 @@ def test_kaggle_folders_without_classes_point_to_the_tables(tmp_path: Path) -> N
 
 
 def test_a_source_that_is_not_there_or_of_no_known_kind_is_named(tmp_path: Path) -> None:
-    assert message("nowhere") == (
-        "nowhere does not exist; give a folder, a table or a zip archive of photographs"
-    )
+    assert message("nowhere") == ("nowhere does not exist; give a folder, a table or a zip archive of images")
     other = tmp_path / "a.jpg"
     other.write_bytes(b"x")
     assert message(str(other)) == f"{other} is no folder, table (.csv, .tsv, .parquet) or zip archive"
@@ -347,9 +347,9 @@ def test_a_stray_photograph_does_not_hide_the_wrapper(tmp_path: Path) -> None:
     assert message(make_folder(tmp_path, names)).endswith(
         "give " + str(tmp_path / "data" / "photos") + " instead"
     )
-    index = scan_source(make_zip(tmp_path, names))
-    assert index.paths == ("photos/cat/1", "photos/cat/2", "photos/dog/1")
-    assert index.skipped == {"outside the class folders": 1, "outside photos/": 1}
+    dataset = scan_source(make_zip(tmp_path, names))
+    assert dataset.paths == ("photos/cat/1", "photos/cat/2", "photos/dog/1")
+    assert dataset.skipped == {"outside the class folders": 1, "outside photos/": 1}
 
 
 # Links and odd names
@@ -361,11 +361,11 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None
     (root / "cat/up").symlink_to(root)
     (root / "dog/self").symlink_to(root / "dog/self")
     (root / "dog/gone").symlink_to(root / "nowhere")
-    index = scan_source(str(root))
-    assert index.paths == ("cat/1", "dog/1", "dog/gone", "dog/self", "emu/1")
+    dataset = scan_source(str(root))
+    assert dataset.paths == ("cat/1", "dog/1", "dog/gone", "dog/self", "emu/1")
     for path in ("dog/gone", "dog/self"):
         with pytest.raises(ImageError):
-            index.store.read(path)
+            dataset.storage.read(path)
 
 
 def test_a_link_from_a_class_to_its_root_does_not_repeat_the_root(tmp_path: Path) -> None:
@@ -379,35 +379,33 @@ def test_a_link_from_a_class_to_its_root_does_not_repeat_the_root(tmp_path: Path
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_not_valid_utf8_are_read(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9/\xff.jpg"), "dog/1.jpg"]
-    index = scan_source(make_folder(tmp_path, names))
-    assert list(index.paths) == names
-    assert index.store.read(names[0]) == b"caf\xe9/\xff.jpg"
+    dataset = scan_source(make_folder(tmp_path, names))
+    assert list(dataset.paths) == names
+    assert dataset.storage.read(names[0]) == b"caf\xe9/\xff.jpg"
 
 
 # Archives
 
 
 def test_a_wrapped_archive_says_that_it_was_unwrapped(tmp_path: Path) -> None:
-    index = scan_source(make_wrapped_zip(tmp_path, ["cat/1", "dog/1"]))
-    assert index.notes == (
-        "the photographs of the archive lie in photos/2024/: classes are the folders inside",
-    )
-    assert index.paths == ("photos/2024/cat/1", "photos/2024/dog/1")
+    dataset = scan_source(make_wrapped_zip(tmp_path, ["cat/1", "dog/1"]))
+    assert dataset.notes == ("the images of the archive lie in photos/2024/: classes are the folders inside",)
+    assert dataset.paths == ("photos/2024/cat/1", "photos/2024/dog/1")
 
 
 def test_members_that_point_outside_the_archive_are_passed_over_and_counted(tmp_path: Path) -> None:
     bad = ["../cat/1", "/cat/2", "cat/../../3", "C:/cat/4", "\\cat\\5"]
-    index = scan_source(make_zip(tmp_path, ["cat/1", "dog/1", *bad]))
-    assert index.paths == ("cat/1", "dog/1")
-    assert index.skipped == {"unsafe names in the archive": 5}
+    dataset = scan_source(make_zip(tmp_path, ["cat/1", "dog/1", *bad]))
+    assert dataset.paths == ("cat/1", "dog/1")
+    assert dataset.skipped == {"unsafe names in the archive": 5}
     for path in bad[:3]:
-        assert path not in index.paths
+        assert path not in dataset.paths
 
 
 def test_backslashes_of_a_windows_archive_are_folders(tmp_path: Path) -> None:
-    index = scan_source(make_zip(tmp_path, ["cat\\1", "dog\\deep\\1"]))
-    assert rows(index) == [("cat/1", "cat", None), ("dog/deep/1", "dog", None)]
-    assert index.store.read("dog/deep/1") == b"dog\\deep\\1"
+    dataset = scan_source(make_zip(tmp_path, ["cat\\1", "dog\\deep\\1"]))
+    assert rows(dataset) == [("cat/1", "cat", None), ("dog/deep/1", "dog", None)]
+    assert dataset.storage.read("dog/deep/1") == b"dog\\deep\\1"
 
 
 @pytest.mark.parametrize("raw", [b"K\xc3\xa4fer/1", b"K\x84fer/1"], ids=["as a Mac does", "as DOS did"])
@@ -415,16 +413,16 @@ def test_names_of_an_archive_that_does_not_say_how_they_are_written(raw: bytes, 
     plain = b"x" * len(raw)  # has no flag, and is then written over
     source = Path(pack(tmp_path, {plain.decode(): b"beetle", "dog/1": b"good"}))
     source.write_bytes(source.read_bytes().replace(plain, raw))
-    index = scan_source(str(source))
-    assert index.classes == ("dog", "Käfer")
-    assert index.store.read("Käfer/1") == b"beetle"
+    dataset = scan_source(str(source))
+    assert dataset.classes == ("dog", "Käfer")
+    assert dataset.storage.read("Käfer/1") == b"beetle"
 
 
 def test_an_archive_that_tar_has_made_is_read(tmp_path: Path) -> None:
-    index = scan_source(make_zip(tmp_path, ["./", "./cat/", "./cat/1", "././dog/1"]))
-    assert rows(index) == [("cat/1", "cat", None), ("dog/1", "dog", None)]
-    assert index.store.read("cat/1") == b"./cat/1"
-    assert list_images(index.source).paths == ("cat/1", "dog/1")
+    dataset = scan_source(make_zip(tmp_path, ["./", "./cat/", "./cat/1", "././dog/1"]))
+    assert rows(dataset) == [("cat/1", "cat", None), ("dog/1", "dog", None)]
+    assert dataset.storage.read("cat/1") == b"./cat/1"
+    assert list_images(dataset.source).paths == ("cat/1", "dog/1")
 
 
 def declare(path: str, name: str, *, size: int | None = None, flags: int | None = None) -> None:
@@ -447,10 +445,10 @@ def declare(path: str, name: str, *, size: int | None = None, flags: int | None 
 
 
 def read_error(source: str, path: str) -> ImageError:
-    index = scan_source(source)
+    dataset = scan_source(source)
     with pytest.raises(ImageError) as caught:
-        index.store.read(path)
-    assert index.store.read("dog/1") == b"good"  # the others are still there
+        dataset.storage.read(path)
+    assert dataset.storage.read("dog/1") == b"good"  # the others are still there
     return caught.value
 
 
@@ -516,9 +514,9 @@ def test_a_table_in_an_archive_labels_its_photographs(folder: str, tmp_path: Pat
             f"{folder}test.csv": b"id\n3\n",
         },
     )
-    index = scan_source(source)
-    assert rows(index) == [(f"{folder}images/1.jpg", "dog", None), (f"{folder}images/2.jpg", "cat", None)]
-    assert index.expected == {"cat": None}
+    dataset = scan_source(source)
+    assert rows(dataset) == [(f"{folder}images/1.jpg", "dog", None), (f"{folder}images/2.jpg", "cat", None)]
+    assert dataset.expected == {"cat": None}
 
 
 def test_paths_in_an_archived_table_start_where_it_lies(tmp_path: Path) -> None:
@@ -544,9 +542,9 @@ def test_several_tables_in_an_archive_are_named(tmp_path: Path) -> None:
 
 def test_a_broken_table_in_an_archive_does_not_hide_the_other(tmp_path: Path) -> None:
     tables = {"a.csv": b"id,label\n1,dog\n2,cat\n", "notes.csv": b"", "z.csv": b"a,b\n1\n"}
-    index = scan_source(pack(tmp_path, {"images/1.jpg": b"1", "images/2.jpg": b"2", **tables}))
-    assert index.paths == ("images/1.jpg", "images/2.jpg")
-    assert [note for note in index.notes if note.startswith("a table is not used: ")] == [
+    dataset = scan_source(pack(tmp_path, {"images/1.jpg": b"1", "images/2.jpg": b"2", **tables}))
+    assert dataset.paths == ("images/1.jpg", "images/2.jpg")
+    assert [note for note in dataset.notes if note.startswith("a table is not used: ")] == [
         f"a table is not used: {tmp_path}/data.zip/{reason}"
         for reason in (
             "notes.csv has no rows; a table needs a header and at least one row",
@@ -576,9 +574,9 @@ def test_a_sample_submission_in_or_beside_the_data_names_expected_classes(place:
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     path = tmp_path / place / "Sample_Submission.csv"
     path.write_text("id,cat,dog,emu\n1,0.1,0.2,0.7\n")
-    index = scan_source(source)
-    assert index.expected == {"cat": None, "dog": None, "emu": None}
-    assert index.notes == (f"expected classes are read from {path}",)
+    dataset = scan_source(source)
+    assert dataset.expected == {"cat": None, "dog": None, "emu": None}
+    assert dataset.notes == (f"expected classes are read from {path}",)
 
 
 def test_a_sample_submission_of_another_task_or_a_broken_one_changes_nothing(tmp_path: Path) -> None:
@@ -587,9 +585,9 @@ def test_a_sample_submission_of_another_task_or_a_broken_one_changes_nothing(tmp
     sample.write_text("id,price\n1,0.5\n")
     assert scan_source(source).expected == {}
     sample.write_text("id,label\n1\n")
-    index = scan_source(source)
-    assert index.expected == {}
-    assert index.notes[0].startswith(f"a sample submission is not used: {sample}, line 2 has 1 cells")
+    dataset = scan_source(source)
+    assert dataset.expected == {}
+    assert dataset.notes[0].startswith(f"a sample submission is not used: {sample}, line 2 has 1 cells")
 
 
 def test_of_a_wide_sample_submission_only_the_header_is_read(tmp_path: Path) -> None:
@@ -660,10 +658,10 @@ def test_group_by_folder_takes_the_folder_below_the_class_folder(make: Maker, tm
 
 def test_group_by_folder_looks_below_the_class_folder_of_a_part(tmp_path: Path) -> None:
     names = ["train/cat/1", "train/cat/2", "train/cat/b/1", "train/cat/b/2", "train/dog/1", "val/dog/b/1"]
-    index = scan_source(make_folder(tmp_path, names), DataConfig(group_by_folder=True))
-    assert index.groups is not None
-    np.testing.assert_array_equal(index.groups, [0, 1, 2, 2, 3, 4])
-    assert index.notes == ("3 photographs in no group: each stands alone",)
+    dataset = scan_source(make_folder(tmp_path, names), DataConfig(group_by_folder=True))
+    assert dataset.groups is not None
+    np.testing.assert_array_equal(dataset.groups, [0, 1, 2, 2, 3, 4])
+    assert dataset.notes == ("3 images in no group: each stands alone",)
 
 
 @BOTH
@@ -688,22 +686,22 @@ def test_settings_that_group_nothing_are_refused(tmp_path: Path) -> None:
     )
 
 
-# Photographs without labels
+# Images without labels
 
 
 @BOTH
 def test_listing_names_every_photograph_whatever_the_layout(make: Maker, tmp_path: Path) -> None:
-    index = list_images(make(tmp_path, ["10.jpg", "2.jpg", "a/b/c.jpg", "a/.x", "t.txt"]))
-    assert index.paths == ("2.jpg", "10.jpg", "a/b/c.jpg")
-    assert (index.labels == -1).all()
-    assert index.skipped == {"hidden": 1, ".txt files": 1}
+    dataset = list_images(make(tmp_path, ["10.jpg", "2.jpg", "a/b/c.jpg", "a/.x", "t.txt"]))
+    assert dataset.paths == ("2.jpg", "10.jpg", "a/b/c.jpg")
+    assert (dataset.labels == -1).all()
+    assert dataset.skipped == {"hidden": 1, ".txt files": 1}
 
 
 def test_listing_a_missing_file_keeps_its_row() -> None:
-    index = list_images("nowhere/1.jpg")
-    assert index.paths == ("nowhere/1.jpg",)
+    dataset = list_images("nowhere/1.jpg")
+    assert dataset.paths == ("nowhere/1.jpg",)
     with pytest.raises(ImageError, match="no such file") as caught:
-        index.store.read(index.paths[0])
+        dataset.storage.read(dataset.paths[0])
     assert caught.value.status == "missing"
 
 
@@ -731,7 +729,7 @@ def test_the_data_stage_does_not_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["path_column", "label_column", "part_column", "group_column", "images_dir"]
+    "setting", ["path_column", "label_column", "split_column", "group_column", "images_dir"]
 )
 def test_a_setting_about_tables_is_refused_for_a_folder(setting: str, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
@@ -742,8 +740,8 @@ def test_a_setting_about_tables_is_refused_for_a_folder(setting: str, tmp_path: 
 
 
 def test_training_and_testing_are_parts(tmp_path: Path) -> None:
-    index = scan_source(make_folder(tmp_path, ["Training/a/1.jpg", "Training/b/2.jpg", "Testing/a/3.jpg"]))
-    told = [(label, part) for _, label, part in rows(index)]
+    dataset = scan_source(make_folder(tmp_path, ["Training/a/1.jpg", "Training/b/2.jpg", "Testing/a/3.jpg"]))
+    told = [(label, part) for _, label, part in rows(dataset)]
     assert told == [("a", "test"), ("a", "train"), ("b", "train")]
 
 

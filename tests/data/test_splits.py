@@ -189,7 +189,7 @@ def test_nothing_to_hold_out_says_what_is_needed() -> None:
     with pytest.raises(DataError) as caught:
         check_some_held_out(folds, "photos")
     assert str(caught.value) == (
-        "every class of photos has a single photograph or group to learn from; "
+        "every class of photos has a single image or group to learn from; "
         "at least one class needs 2, so that temperature and strength can be chosen on held-out ones"
     )
     check_some_held_out(np.array([-1, 0]), "photos")

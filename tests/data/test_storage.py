@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.data import storage as store
-from pixelplay.data.file_listing import list_names
+from pixelplay.data import storage as storage
+from pixelplay.data.file_listing import list_image_files
 from pixelplay.data.sources import list_images
-from pixelplay.data.storage import FolderStore, ImageStore, ZipStore, is_unsafe_member
+from pixelplay.data.storage import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
 
@@ -33,7 +33,7 @@ def unprivileged() -> Iterator[Path]:
             os.seteuid(user)
 
 
-def failure(opened: ImageStore, path: str) -> tuple[ImageStatus, str]:
+def failure(opened: ImageStorage, path: str) -> tuple[ImageStatus, str]:
     """Status and reason with which a path cannot be read."""
     with pytest.raises(ImageError) as caught:
         opened.read(path)
@@ -42,18 +42,18 @@ def failure(opened: ImageStore, path: str) -> tuple[ImageStatus, str]:
     return caught.value.status, caught.value.reason
 
 
-def make_zip(root: Path, method: int = zipfile.ZIP_DEFLATED) -> ZipStore:
+def make_zip(root: Path, method: int = zipfile.ZIP_DEFLATED) -> ZipStorage:
     with zipfile.ZipFile(root / "z.zip", "w", method) as archive:
         archive.mkdir("a")
         archive.writestr("a/1", b"one" * 100)
         archive.writestr("empty", b"")
-    return ZipStore(str(root / "z.zip"))
+    return ZipStorage(str(root / "z.zip"))
 
 
 def test_a_file_is_read_whole_by_relative_and_absolute_path(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1").write_bytes(b"\0one\n\r")
-    opened = FolderStore(str(tmp_path))
+    opened = FolderStorage(str(tmp_path))
     for path in ("a/1", str(tmp_path / "a/1")):
         assert opened.read(path) == b"\0one\n\r"
         assert opened.size(path) == 6
@@ -64,7 +64,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "1"
     path.write_bytes(b"x")
     before = path.stat()
-    FolderStore(str(tmp_path)).read("1")
+    FolderStorage(str(tmp_path)).read("1")
     after = path.stat()
     assert (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
 
@@ -85,7 +85,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(
     make: Callable[[Path], object], status: ImageStatus, reason: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
-    opened = FolderStore(str(tmp_path))
+    opened = FolderStorage(str(tmp_path))
     assert failure(opened, "x") == (status, reason)
     assert "x" not in opened
     with pytest.raises(ImageError):
@@ -96,18 +96,18 @@ def test_a_socket_is_not_a_regular_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("x")
-        assert failure(FolderStore("."), "x") == ("unreadable", "not a regular file")
+        assert failure(FolderStorage("."), "x") == ("unreadable", "not a regular file")
 
 
 def test_a_file_without_permission_is_unreadable(unprivileged: Path) -> None:
     (unprivileged / "x").touch(mode=0)
-    assert failure(FolderStore(str(unprivileged)), "x") == ("unreadable", "Permission denied")
+    assert failure(FolderStorage(str(unprivileged)), "x") == ("unreadable", "Permission denied")
 
 
 def test_a_folder_without_permission_is_named_and_not_passed_over(unprivileged: Path) -> None:
     (unprivileged / "x").mkdir(mode=0)
     with pytest.raises(DataError) as caught:
-        list_names(FolderStore(str(unprivileged)))
+        list_image_files(FolderStorage(str(unprivileged)))
     assert str(caught.value) == f"{unprivileged}/x cannot be read: Permission denied"
 
 
@@ -116,19 +116,19 @@ def test_a_missing_file_is_looked_for_past_folders_without_permission(unprivileg
     (unprivileged / "deep").mkdir()
     (unprivileged / "deep/1.jpg").write_bytes(b"x")
     (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
-    index = list_images(str(unprivileged / "list.csv"))
-    assert index.paths == ("deep/1.jpg", "2.jpg")
-    assert index.notes == ("1 folder cannot be read, and nothing is found there: x",)
+    dataset = list_images(str(unprivileged / "list.csv"))
+    assert dataset.paths == ("deep/1.jpg", "2.jpg")
+    assert dataset.notes == ("1 folder cannot be read, and nothing is found there: x",)
 
 
 def test_a_lost_and_found_that_nobody_may_read_is_passed_over(unprivileged: Path) -> None:
     (unprivileged / "lost+found").mkdir(mode=0)
-    assert list_names(FolderStore(str(unprivileged))).candidates == []
+    assert list_image_files(FolderStorage(str(unprivileged))).candidates == []
 
 
 def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    opened = FolderStore(str(tmp_path))
+    opened = FolderStorage(str(tmp_path))
     assert failure(opened, "a\0b") == ("unreadable", "embedded null byte")
     assert failure(opened, "a" * 5000) == ("unreadable", "File name too long")
     assert failure(opened, "file/inside") == ("missing", "no such file")
@@ -136,18 +136,18 @@ def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:
 
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_BYTES", 2000)
+    monkeypatch.setattr(storage, "MAX_BYTES", 2000)
     (tmp_path / "x").write_bytes(bytes(2001))
     (tmp_path / "y").write_bytes(bytes(2000))
-    opened = FolderStore(str(tmp_path))
+    opened = FolderStorage(str(tmp_path))
     assert failure(opened, "x") == ("too_large", "2,001 bytes; the limit is 2,000 bytes")
     assert len(opened.read("y")) == 2000
 
 
 def test_paths_are_shown_as_the_user_stands(tmp_path: Path) -> None:
-    assert FolderStore("").shown("a/1") == FolderStore(".").shown("a/1") == "a/1"
-    assert FolderStore("photos").shown("a/1") == "photos/a/1"
-    assert make_zip(tmp_path).shown("a/1") == f"{tmp_path}/z.zip/a/1"
+    assert FolderStorage("").display_path("a/1") == FolderStorage(".").display_path("a/1") == "a/1"
+    assert FolderStorage("photos").display_path("a/1") == "photos/a/1"
+    assert make_zip(tmp_path).display_path("a/1") == f"{tmp_path}/z.zip/a/1"
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -167,7 +167,7 @@ def test_only_members_that_are_files_can_be_read(path: str, tmp_path: Path) -> N
 
 
 def test_a_member_over_the_limit_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_BYTES", 299)
+    monkeypatch.setattr(storage, "MAX_BYTES", 299)
     assert failure(make_zip(tmp_path, zipfile.ZIP_STORED), "a/1") == (
         "too_large",
         "unpacks to 300 bytes, 1 times its packed size; limits: 299 bytes, 200 times",
@@ -177,7 +177,7 @@ def test_a_member_over_the_limit_is_not_unpacked(tmp_path: Path, monkeypatch: py
 def test_a_blank_bitmap_is_no_bomb(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("white.bmp", bytes(3 << 20))
-    assert len(ZipStore(str(tmp_path / "z.zip")).read("white.bmp")) == 3 << 20
+    assert len(ZipStorage(str(tmp_path / "z.zip")).read("white.bmp")) == 3 << 20
 
 
 def test_threads_read_one_archive_together(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_threads_read_one_archive_together(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for name, data in content.items():
             archive.writestr(name, data)
-    opened = ZipStore(str(tmp_path / "z.zip"))
+    opened = ZipStorage(str(tmp_path / "z.zip"))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(opened.read, content)) == list(content.values())
 
@@ -195,7 +195,7 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     other.write_bytes(b"no archive")
     for path, why in ((str(other), "File is not a zip file"), (str(tmp_path), "Is a directory")):
         with pytest.raises(DataError) as caught:
-            ZipStore(path)
+            ZipStorage(path)
         assert str(caught.value) == (
             f"{path} cannot be read as a zip archive: {why}; pack or download it again"
         )
@@ -210,7 +210,7 @@ def test_a_mangled_archive_never_crashes(tmp_path_factory: pytest.TempPathFactor
         data[-1 - place % len(data)] = value
     (root / "m.zip").write_bytes(data)
     try:
-        opened = ZipStore(str(root / "m.zip"))
+        opened = ZipStorage(str(root / "m.zip"))
     except DataError:
         return
     for name in opened.names():

@@ -1,4 +1,4 @@
-"""What tables.py and table_index.py promise: rows become photographs with labels, parts and groups."""
+"""What tables.py and table_index.py promise: rows become images with labels, parts and groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixelplay.config import PARTS, DataConfig
+from pixelplay.config import SPLITS, DataConfig
 from pixelplay.data.audit import audit_images
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
 from pixelplay.data.tables import read_table
 from pixelplay.errors import DataError
@@ -40,8 +40,8 @@ def write_parquet(folder: Path, columns: dict[str, Sequence[object]], name: str 
     return str(path)
 
 
-def labels(index: ImageIndex) -> list[str | None]:
-    return [index.classes[k] if k >= 0 else None for k in index.labels]
+def labels(dataset: ImageDataset) -> list[str | None]:
+    return [dataset.classes[k] if k >= 0 else None for k in dataset.labels]
 
 
 def message(source: str, config: DataConfig | None = None) -> str:
@@ -62,27 +62,27 @@ def test_usual_column_names_are_found(header: str, folder: Path) -> None:
     cells = {"path": "1.jpg", "label": "cat"}
     n_other = len(header.split(",")) - 2
     row = ",".join([*["other"] * n_other, cells["path"], cells["label"]])
-    index = scan_source(write(folder, f"{header}\n{row}\n"))
-    assert (index.paths, labels(index)) == (("1.jpg",), ["cat"])
+    dataset = scan_source(write(folder, f"{header}\n{row}\n"))
+    assert (dataset.paths, labels(dataset)) == (("1.jpg",), ["cat"])
 
 
 def test_the_most_telling_name_wins(folder: Path) -> None:
-    index = scan_source(write(folder, "id,name,path,y,label\n9,x,1.jpg,0,cat\n"))
-    assert (index.paths, labels(index)) == (("1.jpg",), ["cat"])
-    assert index.notes == (f"{folder}/t.csv: photographs from column 'path', classes from 'label'",)
+    dataset = scan_source(write(folder, "id,name,path,y,label\n9,x,1.jpg,0,cat\n"))
+    assert (dataset.paths, labels(dataset)) == (("1.jpg",), ["cat"])
+    assert dataset.notes == (f"{folder}/t.csv: images from column 'path', classes from 'label'",)
 
 
 def test_asked_columns_win_over_usual_ones(folder: Path) -> None:
     table = write(folder, "path,label,shot,kind,when,who\n1.jpg,a,2.jpg,b,test,p\n2.jpg,a,3.jpg,c,train,p\n")
-    config = DataConfig(path_column="shot", label_column="kind", part_column="when", group_column="who")
-    index = scan_source(table, config)
-    assert (index.paths, labels(index)) == (("2.jpg", "3.jpg"), ["b", "c"])
-    assert [PARTS[part] for part in index.parts] == ["test", "train"]
-    assert index.groups is not None
-    np.testing.assert_array_equal(index.groups, [0, 0])
+    config = DataConfig(path_column="shot", label_column="kind", split_column="when", group_column="who")
+    dataset = scan_source(table, config)
+    assert (dataset.paths, labels(dataset)) == (("2.jpg", "3.jpg"), ["b", "c"])
+    assert [SPLITS[part] for part in dataset.splits] == ["test", "train"]
+    assert dataset.groups is not None
+    np.testing.assert_array_equal(dataset.groups, [0, 0])
 
 
-@pytest.mark.parametrize("role", ["path", "label", "part", "group"])
+@pytest.mark.parametrize("role", ["path", "label", "split", "group"])
 def test_an_asked_column_that_is_missing_gets_the_columns_and_the_nearest(role: str, folder: Path) -> None:
     table = write(folder, "path,label,extra\n1.jpg,cat,x\n")
     config = DataConfig(**{f"{role}_column": "ekstra"})
@@ -108,10 +108,10 @@ def test_a_column_without_any_label_is_named(folder: Path) -> None:
 
 
 def test_rows_keep_their_order_and_an_empty_label_is_none(folder: Path) -> None:
-    index = scan_source(write(folder, "path,label\n3.jpg,10\n1.jpg,\n2.jpg, 2 \n"))
-    assert index.paths == ("3.jpg", "1.jpg", "2.jpg")
-    assert index.classes == ("2", "10")
-    np.testing.assert_array_equal(index.labels, [1, -1, 0])
+    dataset = scan_source(write(folder, "path,label\n3.jpg,10\n1.jpg,\n2.jpg, 2 \n"))
+    assert dataset.paths == ("3.jpg", "1.jpg", "2.jpg")
+    assert dataset.classes == ("2", "10")
+    np.testing.assert_array_equal(dataset.labels, [1, -1, 0])
 
 
 # Formats
@@ -132,8 +132,8 @@ def test_rows_keep_their_order_and_an_empty_label_is_none(folder: Path) -> None:
     ids=["comma", "crlf", "semicolon", "tab", "tsv", "bom", "quotes", "utf-16"],
 )
 def test_every_kind_of_text_table_is_read_alike(name: str, content: str | bytes, folder: Path) -> None:
-    index = scan_source(write(folder, content, name))
-    assert (index.paths, labels(index)) == (("1.jpg", "2.jpg"), ["cat", "dog"])
+    dataset = scan_source(write(folder, content, name))
+    assert (dataset.paths, labels(dataset)) == (("1.jpg", "2.jpg"), ["cat", "dog"])
 
 
 def test_parquet_cells_read_like_those_of_a_csv(folder: Path) -> None:
@@ -156,8 +156,8 @@ def test_parquet_cells_read_like_those_of_a_csv(folder: Path) -> None:
         "x": ("1.5", "", ""),
         "yes": ("True", "", "False"),
     }
-    index = scan_source(table)
-    assert (index.paths, labels(index)) == (("1.jpg", "2.jpg", "3.jpg"), ["0", None, None])
+    dataset = scan_source(table)
+    assert (dataset.paths, labels(dataset)) == (("1.jpg", "2.jpg", "3.jpg"), ["0", None, None])
 
 
 def test_a_parquet_file_in_a_folder_named_like_a_key_gains_no_column(folder: Path) -> None:
@@ -170,8 +170,8 @@ def test_a_parquet_file_in_a_folder_named_like_a_key_gains_no_column(folder: Pat
 def test_names_that_are_not_utf8_are_found(folder: Path) -> None:
     table = write(folder, b"path,label\ncaf\xe9.jpg,cat\n")
     (folder / "caf\udce9.jpg").write_bytes(b"x")
-    index = scan_source(table)
-    assert index.store.read(index.paths[0]) == b"x"
+    dataset = scan_source(table)
+    assert dataset.storage.read(dataset.paths[0]) == b"x"
 
 
 @pytest.mark.parametrize(
@@ -218,15 +218,15 @@ def test_a_table_that_is_a_folder_is_no_table(folder: Path) -> None:
 def test_a_photograph_is_found_by_any_ending_of_its_path_without_extension_too(
     reference: str, folder: Path
 ) -> None:
-    index = scan_source(write(folder, f"id,label\n{reference},cat\n"))
-    assert index.store.read(index.paths[0]) == b"deep/er/5.png"
+    dataset = scan_source(write(folder, f"id,label\n{reference},cat\n"))
+    assert dataset.storage.read(dataset.paths[0]) == b"deep/er/5.png"
 
 
 def test_an_absolute_path_is_taken_as_it_is(folder: Path) -> None:
     (folder / "tables").mkdir()
     table = write(folder, f"path,label\n{folder}/1.jpg,cat\n", "tables/t.csv")
-    index = scan_source(table)
-    assert index.store.read(index.paths[0]) == b"1.jpg"
+    dataset = scan_source(table)
+    assert dataset.storage.read(dataset.paths[0]) == b"1.jpg"
 
 
 def test_an_id_that_is_also_a_folder_means_the_photograph(folder: Path) -> None:
@@ -238,15 +238,15 @@ def test_images_dir_is_where_ids_are_looked_up(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other/1.png").write_bytes(b"other")
     table = write(folder, "id,label\n1,cat\n")
-    index = scan_source(table, DataConfig(images_dir=str(folder / "other")))
-    assert index.paths == ("1.png",)
-    assert index.store.read("1.png") == b"other"
+    dataset = scan_source(table, DataConfig(images_dir=str(folder / "other")))
+    assert dataset.paths == ("1.png",)
+    assert dataset.storage.read("1.png") == b"other"
 
 
 def test_an_images_dir_that_is_not_there_is_named(folder: Path) -> None:
     table = write(folder, "id,label\n1,cat\n")
     assert message(table, DataConfig(images_dir="nowhere")) == (
-        f"--images-dir nowhere is no folder; give the one with the photographs of {table}"
+        f"--images-dir nowhere is no folder; give the one with the images of {table}"
     )
 
 
@@ -271,12 +271,12 @@ def test_missing_files_are_named_and_counted(folder: Path) -> None:
 @pytest.mark.parametrize("again", ["2.jpg", "2", "./2.jpg", "deep/../2.jpg"])
 def test_a_photograph_listed_twice_is_refused_however_it_is_written(again: str, folder: Path) -> None:
     table = write(folder, f"path,label\n1.jpg,cat\n2.jpg,dog\n{again},dog\n")
-    assert message(table) == (f"{table}, row 4 repeats the photograph of row 3, {again!r}; list each once")
+    assert message(table) == (f"{table}, row 4 repeats the image of row 3, {again!r}; list each once")
 
 
 def test_a_row_without_a_path_is_named(folder: Path) -> None:
     table = write(folder, "path,label\n1.jpg,cat\n ,dog\n")
-    assert message(table) == f"{table}, row 3 names no photograph; fill in the path or drop the row"
+    assert message(table) == f"{table}, row 3 names no image; fill in the path or drop the row"
 
 
 # Parts and groups
@@ -284,9 +284,9 @@ def test_a_row_without_a_path_is_named(folder: Path) -> None:
 
 def test_parts_are_read_in_any_spelling_and_may_be_empty(folder: Path) -> None:
     rows = "1.jpg,a,Train\n2.jpg,a,VALID\n3.jpg,a,\ndeep/4.jpg,b,validation\ndeep/er/5.png,b, test\n"
-    index = scan_source(write(folder, f"path,label,split\n{rows}"))
-    np.testing.assert_array_equal(index.parts, [0, 1, -1, 1, 2])
-    assert index.notes[1] == f"{folder}/t.csv: parts from column 'split'"
+    dataset = scan_source(write(folder, f"path,label,split\n{rows}"))
+    np.testing.assert_array_equal(dataset.splits, [0, 1, -1, 1, 2])
+    assert dataset.notes[1] == f"{folder}/t.csv: parts from column 'split'"
 
 
 @pytest.mark.parametrize(("cell", "hint"), [("tset", "; did you mean 'test'?"), ("17", ", or an empty cell")])
@@ -299,22 +299,24 @@ def test_an_unknown_part_gets_the_row_and_a_suggestion(cell: str, hint: str, fol
 
 def test_a_part_column_that_is_about_something_else_is_left_alone_and_that_is_said(folder: Path) -> None:
     table = write(folder, "path,label,part\n1.jpg,a,head\n2.jpg,b,arm\n")
-    index = scan_source(table)
-    np.testing.assert_array_equal(index.parts, [-1, -1])
-    assert index.notes[1] == f"{table}: column 'part' names no part such as train, val, test and is not read"
-    assert message(table, DataConfig(part_column="part")) == (
+    dataset = scan_source(table)
+    np.testing.assert_array_equal(dataset.splits, [-1, -1])
+    assert (
+        dataset.notes[1] == f"{table}: column 'part' names no part such as train, val, test and is not read"
+    )
+    assert message(table, DataConfig(split_column="split")) == (
         f"{table}, row 2 has the part 'head' in column 'part'; expected train, val, test, or an empty cell"
     )
 
 
 def test_a_group_column_is_found_and_an_empty_cell_stands_alone(folder: Path) -> None:
     rows = "1.jpg,a,p1\n2.jpg,a,\n3.jpg,b,p1 \ndeep/4.jpg,b,\ndeep/er/5.png,b,p2\n"
-    index = scan_source(write(folder, f"path,label,Patient_ID\n{rows}"))
-    assert index.groups is not None
-    np.testing.assert_array_equal(index.groups, [0, 1, 0, 2, 3])
-    assert index.notes[1:] == (
+    dataset = scan_source(write(folder, f"path,label,Patient_ID\n{rows}"))
+    assert dataset.groups is not None
+    np.testing.assert_array_equal(dataset.groups, [0, 1, 0, 2, 3])
+    assert dataset.notes[1:] == (
         f"{folder}/t.csv: column 'Patient_ID' groups what stays on one side of a split",
-        "2 photographs in no group: each stands alone",
+        "2 images in no group: each stands alone",
     )
 
 
@@ -331,10 +333,10 @@ def test_folders_and_patterns_group_the_rows_of_a_table(folder: Path) -> None:
 
 def test_a_few_missing_files_are_rows_that_cannot_be_read(folder: Path) -> None:
     table = write(folder, "path,label\n1.jpg,cat\n2.jpg,dog\ngone.jpg,cat\n")
-    index = scan_source(table)
-    assert index.paths == ("1.jpg", "2.jpg", "gone.jpg")
-    assert f"{table}: 1 file of 3 not to be found: gone.jpg" in index.notes
-    assert audit_images(index, is_decoded=False).errors[2].status == "missing"
+    dataset = scan_source(table)
+    assert dataset.paths == ("1.jpg", "2.jpg", "gone.jpg")
+    assert f"{table}: 1 file of 3 not to be found: gone.jpg" in dataset.notes
+    assert audit_images(dataset, is_decoded=False).errors[2].status == "missing"
 
 
 def test_a_table_of_predictions_is_told_from_labels(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""What transforms.py promises: the network's square, of the whole photograph or of its middle."""
+"""What transforms.py promises: the network's square, of the whole image or of its middle."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from images import draw
-from pixelplay.data.transforms import Preprocessing, corner_views, eval_view
+from pixelplay.data.transforms import Preprocessing, corner_views, eval_transform
 
 
 def settings(size: int, **values: object) -> Preprocessing:
@@ -23,12 +23,12 @@ def stripes(width: int, height: int) -> NDArray[np.uint8]:
 def test_a_square_of_the_right_size_is_left_alone() -> None:
     pixels = np.asarray(draw(1, (40, 40)))
     for mode in ("squash", "center"):
-        np.testing.assert_array_equal(eval_view(pixels, settings(40, crop_mode=mode)), pixels)
+        np.testing.assert_array_equal(eval_transform(pixels, settings(40, crop_mode=mode)), pixels)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_squash_shows_the_whole_photograph(interpolation: str) -> None:
-    view = eval_view(stripes(120, 60), settings(30, interpolation=interpolation))
+    view = eval_transform(stripes(120, 60), settings(30, interpolation=interpolation))
     assert (view.shape, view.dtype) == ((30, 30, 3), np.uint8)
     exact = (np.arange(30) + 0.5) / 30 * 255
     assert np.abs(view[:, :, 0] - exact).max() <= 6
@@ -36,14 +36,14 @@ def test_squash_shows_the_whole_photograph(interpolation: str) -> None:
 
 
 def test_center_shows_the_middle_square() -> None:
-    view = eval_view(stripes(120, 60), settings(30, crop_mode="center"))
+    view = eval_transform(stripes(120, 60), settings(30, crop_mode="center"))
     exact = (np.arange(30) + 0.5) / 30
     assert np.abs(view[:, :, 0] - (0.25 + exact / 2) * 255).max() <= 6
     assert np.abs(view[:, :, 1] - exact[:, None] * 255).max() <= 6
 
 
 def test_crop_pct_is_the_share_of_the_short_side() -> None:
-    view = eval_view(stripes(120, 60), settings(30, crop_mode="center", crop_pct=0.5))
+    view = eval_transform(stripes(120, 60), settings(30, crop_mode="center", crop_pct=0.5))
     exact = (np.arange(30) + 0.5) / 30
     assert np.abs(view[:, :, 1] - (0.25 + exact[:, None] / 2) * 255).max() <= 6
 
@@ -51,7 +51,9 @@ def test_crop_pct_is_the_share_of_the_short_side() -> None:
 def test_a_single_pixel_fills_the_square() -> None:
     pixels = np.full((1, 1, 3), 77, np.uint8)
     for mode in ("squash", "center"):
-        np.testing.assert_array_equal(eval_view(pixels, settings(8, crop_mode=mode)), np.full((8, 8, 3), 77))
+        np.testing.assert_array_equal(
+            eval_transform(pixels, settings(8, crop_mode=mode)), np.full((8, 8, 3), 77)
+        )
 
 
 def test_corner_views_show_the_whole_and_each_corner() -> None:
@@ -60,7 +62,7 @@ def test_corner_views_show_the_whole_and_each_corner() -> None:
     pixels = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
     views = corner_views(pixels, preprocessing)
     assert views.shape == (5, 20, 20, 3)
-    np.testing.assert_array_equal(views[0], eval_view(pixels, preprocessing))
+    np.testing.assert_array_equal(views[0], eval_transform(pixels, preprocessing))
     corners = {(int(view[..., 0].min()) > 15, int(view[..., 1].min()) > 7) for view in views[1:]}
     assert corners == {(False, False), (False, True), (True, False), (True, True)}
     spans = [int(view[..., 0].max()) - int(view[..., 0].min()) for view in views]

@@ -1,4 +1,4 @@
-"""Two models on the same photographs: published examples, planted differences, honest intervals."""
+"""Two models on the same images: published examples, planted differences, honest intervals."""
 
 import numpy as np
 import pytest
@@ -69,14 +69,14 @@ def test_equal_answers_differ_by_nothing_and_still_have_a_width() -> None:
 
 @pytest.mark.parametrize(("n", "shares"), [(200, (0.9, 0.85)), (80, (0.97, 0.93)), (400, (0.7, 0.7))])
 def test_accuracy_interval_holds_as_often_as_it_says(n: int, shares: tuple[float, float]) -> None:
-    rng, held, n_repeats = np.random.default_rng(1), 0, 2000
-    for _ in range(n_repeats):
+    rng, held, repeats = np.random.default_rng(1), 0, 2000
+    for _ in range(repeats):
         ease = rng.random(n)  # what is easy for one model is mostly easy for the other
         first = np.where(rng.random(n) < 0.7, ease, rng.random(n)) < shares[0]
         second = np.where(rng.random(n) < 0.7, ease, rng.random(n)) < shares[1]
         found = newcombe(first, second)
         held += found.low <= shares[0] - shares[1] <= found.high
-    assert 0.935 <= held / n_repeats <= 0.985
+    assert 0.935 <= held / repeats <= 0.985
 
 
 def test_groups_widen_the_interval_and_leave_no_test() -> None:

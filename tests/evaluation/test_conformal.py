@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from pixelplay.config import SetMethod
+from pixelplay.config import ConformalScore
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.conformal import class_scores, fit_threshold, held_out_scores, prediction_sets
 
-METHODS: list[SetMethod] = ["lac", "aps"]
+CAM_METHODS: list[ConformalScore] = ["lac", "aps"]
 
 
 def _draw(n: int, seed: int, n_classes: int = 6, sharpness: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -20,9 +20,9 @@ def _draw(n: int, seed: int, n_classes: int = 6, sharpness: float = 2.0) -> tupl
     return sure / sure.sum(1, keepdims=True), labels
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CAM_METHODS)
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
-def test_raw_sets_hold_the_true_class_as_often_as_asked(method: SetMethod, coverage: float) -> None:
+def test_raw_sets_hold_the_true_class_as_often_as_asked(method: ConformalScore, coverage: float) -> None:
     held = []
     for seed in range(60):
         probs, labels = _draw(1400, seed)
@@ -32,8 +32,8 @@ def test_raw_sets_hold_the_true_class_as_often_as_asked(method: SetMethod, cover
     assert coverage - 0.006 <= np.mean(held) <= coverage + 0.012
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_set_is_empty_and_the_most_probable_class_is_in_it(method: SetMethod) -> None:
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_no_set_is_empty_and_the_most_probable_class_is_in_it(method: ConformalScore) -> None:
     probs, labels = _draw(500, 0)
     threshold = fit_threshold(held_out_scores(probs, labels, method), 0.3)
     assert (class_scores(probs, method) <= threshold).any(axis=1).all() == (method == "aps")
@@ -41,8 +41,10 @@ def test_no_set_is_empty_and_the_most_probable_class_is_in_it(method: SetMethod)
     assert is_in[np.arange(500), probs.argmax(1)].all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sets_grow_with_coverage_and_hold_no_class_without_a_more_probable_one(method: SetMethod) -> None:
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_sets_grow_with_coverage_and_hold_no_class_without_a_more_probable_one(
+    method: ConformalScore,
+) -> None:
     probs, labels = _draw(300, 1)
     scores = held_out_scores(probs, labels, method)
     small, large = (prediction_sets(probs, fit_threshold(scores, c), method) for c in (0.7, 0.95))
@@ -58,7 +60,7 @@ def test_threshold_is_the_rank_that_split_conformal_prediction_asks_for() -> Non
     assert fit_threshold(scores, 0.9) == 0.9
     assert fit_threshold(scores, 0.5) == 0.5
     assert fit_threshold(scores, 0.51) == 0.6
-    with pytest.raises(DataError, match=r"coverage=0.95 needs 19 held-out photographs and the model has 9"):
+    with pytest.raises(DataError, match=r"coverage=0.95 needs 19 held-out images and the model has 9"):
         fit_threshold(scores, 0.95)
     assert fit_threshold(np.arange(19) / 19, 0.95) == 18 / 19
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixelplay.evaluation.decision_rule import CrossFit, cross_fit
+from pixelplay.evaluation.decision_rule import CrossFittedRule, cross_fit_rule
 
 
 def _draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -19,27 +19,27 @@ def _draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return logits, labels, folds
 
 
-def _fit(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> CrossFit:
+def _fit(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> CrossFittedRule:
     priors = np.full(3, 1 / 3)
-    return cross_fit(logits, labels, np.arange(900), folds, priors, metric="macro_f1", seed=0)
+    return cross_fit_rule(logits, labels, np.arange(900), folds, priors, metric="macro_f1", seed=0)
 
 
 def test_labels_of_a_fold_do_not_move_its_own_decision() -> None:
     logits, labels, folds = _draw()
     spoilt = np.where(folds == 1, (labels + 1) % 3, labels)
     before, after = _fit(logits, labels, folds), _fit(logits, spoilt, folds)
-    own = [fit.decisions[1].temperature.temperature for fit in (before, after)]
+    own = [fit.rules[1].temperature.temperature for fit in (before, after)]
     assert own[0] == own[1]
     np.testing.assert_array_equal(before.probs[folds == 1], after.probs[folds == 1])
     for fold in (0, 2):
-        others = [fit.decisions[fold].temperature.temperature for fit in (before, after)]
+        others = [fit.rules[fold].temperature.temperature for fit in (before, after)]
         assert others[1] > 1.2 * others[0]
 
 
 def test_temperatures_are_found_and_what_was_never_held_out_has_no_answer() -> None:
     logits, labels, folds = _draw(1)
     found = _fit(logits, labels, folds)
-    assert [d.temperature.temperature for d in found.decisions.values()] == pytest.approx([2] * 3, rel=0.3)
+    assert [d.temperature.temperature for d in found.rules.values()] == pytest.approx([2] * 3, rel=0.3)
     assert np.isnan(found.probs[-1]).all()
     assert found.pred[-1] == -1
     np.testing.assert_allclose(found.probs[:-1].sum(1), 1)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from pixelplay.errors import DataError
-from pixelplay.evaluation.estimates import judge_labels
+from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import (
-    Resampling,
+    Bootstrap,
     bootstrap_weights,
     mean_of_shares,
     percentile_interval,
@@ -83,14 +83,14 @@ def test_percentiles_leave_undefined_samples_out() -> None:
 
 
 def test_an_interval_without_spread_is_marked_unreliable() -> None:
-    resampling = Resampling(n=50, groups=None, n_resamples=100, seed=0)
+    resampling = Bootstrap(n=50, groups=None, n_resamples=100, seed=0)
     assert not resampling.estimate(1.0, np.ones(100), n=50, is_enough=True).reliable
 
 
 def test_fewer_than_ten_groups_are_marked_unreliable() -> None:
     samples = np.random.default_rng(0).normal(size=100)
-    few = Resampling(n=90, groups=np.arange(90) // 10, n_resamples=100, seed=0)
-    enough = Resampling(n=90, groups=np.arange(90) // 9, n_resamples=100, seed=0)
+    few = Bootstrap(n=90, groups=np.arange(90) // 10, n_resamples=100, seed=0)
+    enough = Bootstrap(n=90, groups=np.arange(90) // 9, n_resamples=100, seed=0)
     assert not few.estimate(0.0, samples, n=90, is_enough=True).reliable
     assert enough.estimate(0.0, samples, n=90, is_enough=True).reliable
 
@@ -120,8 +120,8 @@ def test_intervals_cover_the_truth_of_uneven_classes(recalls: tuple[float, ...])
     covered = []
     for seed in range(400):
         cells = rng.choice(16, size=1000, p=joint.ravel())
-        resampling = Resampling(n=1000, groups=None, n_resamples=100, seed=seed)
-        judged = judge_labels(cells % 4, cells // 4, 4, resampling)
+        resampling = Bootstrap(n=1000, groups=None, n_resamples=100, seed=seed)
+        judged = estimate_label_metrics(cells % 4, cells // 4, 4, resampling)
         estimates = (judged.accuracy, judged.balanced_accuracy, judged.macro_f1)
         covered.append([e.low <= truth <= e.high for e, truth in zip(estimates, truths, strict=True)])
     assert (np.mean(covered, axis=0) >= 0.93).all()
@@ -131,8 +131,10 @@ def test_groups_never_narrow_an_interval() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [60, 30, 12])
     pred = np.where(rng.random(102) < 0.95, labels, 0)
-    alone = judge_labels(pred, labels, 3, Resampling(n=102, groups=None, n_resamples=200, seed=0))
-    singles = judge_labels(pred, labels, 3, Resampling(n=102, groups=np.arange(102), n_resamples=200, seed=0))
+    alone = estimate_label_metrics(pred, labels, 3, Bootstrap(n=102, groups=None, n_resamples=200, seed=0))
+    singles = estimate_label_metrics(
+        pred, labels, 3, Bootstrap(n=102, groups=np.arange(102), n_resamples=200, seed=0)
+    )
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
         narrow, wide = getattr(alone, name), getattr(singles, name)
         assert wide.low <= narrow.low <= narrow.high <= wide.high

@@ -1,4 +1,4 @@
-"""What novelty.py promises: a scale on which familiar photographs are even and strange ones at the end."""
+"""What novelty.py promises: a scale on which familiar images are even and strange ones at the end."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pixelplay.evaluation.novelty import Novelty, choose_references, fit_novelty
 N, D, K = 600, 12, 3
 
 
-def photographs(n: int, seed: int, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def images(n: int, seed: int, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features of three classes, and logits that tell them apart; shifted ones belong to none."""
     rng = np.random.default_rng(seed)
     centres = 4 * np.eye(K, D)
@@ -23,20 +23,20 @@ def photographs(n: int, seed: int, shift: float = 0.0) -> tuple[NDArray[np.float
 
 @pytest.fixture(scope="module")
 def scale() -> Novelty:
-    features, logits = photographs(N, 0)
+    features, logits = images(N, 0)
     folds = np.arange(N) % 5
     return fit_novelty(features, folds, features, folds, logits)
 
 
 def test_familiar_photographs_are_spread_evenly(scale: Novelty) -> None:
-    found = scale.measure(*photographs(4000, 1))
+    found = scale.measure(*images(4000, 1))
     assert ((found > 0) & (found < 1)).all()
     counts, _ = np.histogram(found, bins=10, range=(0, 1))
     np.testing.assert_allclose(counts / 4000, 0.1, atol=0.035)
 
 
 def test_what_is_unlike_anything_stands_at_the_end(scale: Novelty) -> None:
-    near, far, farther = (scale.measure(*photographs(200, 2, shift=shift)) for shift in (0.0, 4.0, 8.0))
+    near, far, farther = (scale.measure(*images(200, 2, shift=shift)) for shift in (0.0, 4.0, 8.0))
     assert (far > 0.97).mean() > 0.95
     # also beyond all that was held out the order goes on
     assert (farther > far).all()
@@ -45,20 +45,20 @@ def test_what_is_unlike_anything_stands_at_the_end(scale: Novelty) -> None:
 
 
 def test_either_sign_alone_is_enough(scale: Novelty) -> None:
-    features, logits = photographs(200, 3)
+    features, logits = images(200, 3)
     plain = scale.measure(features, logits)
     assert (scale.measure(features + np.float32(5), logits) > plain).all()
     assert (scale.measure(features, logits - np.float32(5)) > plain).all()
 
 
 def test_further_features_beside_the_compared_ones_play_no_part(scale: Novelty) -> None:
-    features, logits = photographs(50, 4)
+    features, logits = images(50, 4)
     more = np.hstack([features, np.full((50, 7), 99, np.float32)])
     np.testing.assert_array_equal(scale.measure(more, logits), scale.measure(features, logits))
 
 
 def test_a_photograph_is_compared_with_other_folds_only() -> None:
-    features, logits = photographs(N, 0)
+    features, logits = images(N, 0)
     twice, both = np.concatenate([features, features]), np.concatenate([logits, logits])
     folds = np.tile(np.arange(N) % 5, 2)  # a copy is in the fold of its original
     doubled, single = (
@@ -70,7 +70,7 @@ def test_a_photograph_is_compared_with_other_folds_only() -> None:
 
 
 def test_a_validation_part_sets_the_scale_without_folds() -> None:
-    train, (features, logits) = photographs(N, 0)[0], photographs(100, 5)
+    train, (features, logits) = images(N, 0)[0], images(100, 5)
     found = fit_novelty(train, np.ones(N, np.int64), features, np.zeros(100, np.int64), logits)
     assert len(found.scores) == 100
     assert found.measure(features, logits).mean() == pytest.approx(0.5, abs=0.01)
@@ -106,12 +106,12 @@ def test_references_are_of_each_class_alike_while_it_lasts(labels: list[int], n:
 
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4])
 def test_a_feature_that_hardly_moves_decides_nothing(spread: float) -> None:
-    features, logits = photographs(N, 0)
+    features, logits = images(N, 0)
     rng = np.random.default_rng(0)
     features[:, 0] = 0.3 + rng.normal(0, spread, N)
     folds = np.arange(N) % 5
     scale = fit_novelty(features, folds, features, folds, logits)
-    new, new_logits = photographs(200, 1)
+    new, new_logits = images(200, 1)
     new[:, 0] = 0.3
     moved = new.copy()
     moved[:, 0] += 1e-3

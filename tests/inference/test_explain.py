@@ -14,33 +14,33 @@ from torch import Tensor, nn
 
 from conftest import draw_of_class
 from networks import draw_backbone, shared_backbone
-from pixelplay.config import ComputeConfig, Method
+from pixelplay.config import CamName, ComputeConfig
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import ConfigError
-from pixelplay.inference.cam import METHODS, add_up
+from pixelplay.inference.cam import CAM_METHODS, sum_maps
 from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.backbone import Backbone
-from pixelplay.model.bundle import Bundle, read_bundle
+from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.split_backbone import BranchedBackbone, Tail
-from pixelplay.model.stage_hooks import StageWatch
+from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
+from pixelplay.model.stage_hooks import StageHooks
 
 ON_CPU = ComputeConfig(device="cpu")
-METHOD_NAMES: tuple[Method, ...] = ("gradcam", "gradcam++", "layercam")
+METHOD_NAMES: tuple[CamName, ...] = ("gradcam", "gradcam++", "layercam")
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_run: Path) -> Bundle:
+def bundle(tiny_run: Path) -> ModelBundle:
     return read_bundle(str(tiny_run))
 
 
 @pytest.fixture(scope="module")
-def photograph() -> NDArray[np.uint8]:
+def image() -> NDArray[np.uint8]:
     return np.asarray(draw_of_class("dots", 7, (96, 64)))
 
 
-def with_backbone(bundle: Bundle, backbone: Backbone, size: int = 64) -> Bundle:
+def with_backbone(bundle: ModelBundle, backbone: Backbone, size: int = 64) -> ModelBundle:
     """The same bundle on another backbone, with a seeded random head."""
     images = torch.zeros(1, 3, size, size)
     n_features = backbone(images).shape[1]
@@ -72,7 +72,7 @@ class OneConvolution(nn.Module):
 
 
 @pytest.fixture
-def by_hand(bundle: Bundle) -> Bundle:
+def by_hand(bundle: ModelBundle) -> ModelBundle:
     """Red speaks for the first class with weight 2, green against it with weight 1."""
     head = LinearHead(
         weight=np.array([[2.0, -1.0], [0.5, 3.0]], np.float32), bias=np.array([0.3, 0.0], np.float32)
@@ -88,7 +88,7 @@ def by_hand(bundle: Bundle) -> Bundle:
     )
 
 
-def test_gradcam_is_the_one_computed_by_hand(by_hand: Bundle) -> None:
+def test_gradcam_is_the_one_computed_by_hand(by_hand: ModelBundle) -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[0, 1] = (255, 0, 0)
     pixels[2, 3] = (102, 255, 0)
@@ -108,8 +108,8 @@ def test_gradcam_is_the_one_computed_by_hand(by_hand: Bundle) -> None:
 
 def test_each_method_is_its_formula() -> None:
     maps = torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]])  # (1, 2, 1, 2)
-    slopes = torch.tensor([[[[0.5, -1.0]], [[2.0, 1.0]]]])
-    found = {name: METHODS[name](maps, slopes)[0, 0].tolist() for name in METHOD_NAMES}
+    gradients = torch.tensor([[[[0.5, -1.0]], [[2.0, 1.0]]]])
+    found = {name: CAM_METHODS[name](maps, gradients)[0, 0].tolist() for name in METHOD_NAMES}
     assert found["gradcam"] == [-0.5 * 1, -0.5 * 2 + 3 * 3]
     assert found["layercam"] == [2 * (0.5 * 1 + 0), 2 * (0 + 1 * 3)]
     first = 0.25 / (2 * 0.25 + 3 * 0.125) * 0.5  # alpha · relu(gradient), sum of the channel's map 3
@@ -119,31 +119,31 @@ def test_each_method_is_its_formula() -> None:
 
 def test_where_features_are_means_gradcam_adds_up_to_the_logit() -> None:
     backbone = shared_backbone("test_convnext")
-    watch = StageWatch(backbone, 4, 64)
+    watch = StageHooks(backbone, 4, 64)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (24, 32, 48, 64)]
     with watch() as outputs:
         backbone(images)
         maps = watch.as_maps(outputs)
-        slopes = [
+        gradients = [
             torch.autograd.grad((a.mean(dim=(2, 3)) @ w[: a.shape[1]]).sum(), a, retain_graph=True)[0]
             for a, w in zip(maps, weights, strict=True)
         ]
         logits = sum(a.mean(dim=(2, 3)) @ w[: a.shape[1]] for a, w in zip(maps, weights, strict=True))
-    densities = [METHODS["gradcam"](a.detach(), g) for a, g in zip(maps, slopes, strict=True)]
-    total = add_up(densities, (64, 64)).mean(dim=(1, 2))
+    densities = [CAM_METHODS["gradcam"](a.detach(), g) for a, g in zip(maps, gradients, strict=True)]
+    total = sum_maps(densities, (64, 64)).mean(dim=(1, 2))
     torch.testing.assert_close(total, logits.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_watching_changes_nothing_and_leaves_nothing_behind(
-    bundle: Bundle, photograph: NDArray[np.uint8], tiny_run: Path
+    bundle: ModelBundle, image: NDArray[np.uint8], tiny_run: Path
 ) -> None:
     explainer = Explainer(bundle, compute=ON_CPU)
-    first = explainer.explain(photograph)
-    second = explainer.explain(photograph)
+    first = explainer.explain(image)
+    second = explainer.explain(image)
     np.testing.assert_array_equal(first.heat, second.heat)
     predictor = Predictor(tiny_run, ComputeConfig(device="cpu", precision="fp32"))
-    predictions = predictor.predict([photograph])
+    predictions = predictor.predict([image])
     assert first.label == first.decided == predictions.labels[0]
     tolerance = 1e-3 if bundle.precision == "fp32" else 0.02
     assert first.probability == pytest.approx(predictions.probs[0].max(), abs=tolerance)
@@ -151,7 +151,7 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(
     assert not any(module._forward_hooks for module in bundle.backbone.modules())
 
 
-def hot_half(bundle: Bundle, place: str) -> tuple[float, float]:
+def hot_half(bundle: ModelBundle, place: str) -> tuple[float, float]:
     """Shares of heat in the left and in the right half, a pattern being there only."""
     pixels = np.full((64, 128, 3), 110, np.uint8)
     columns = slice(0, 48) if place == "left" else slice(80, 128)
@@ -161,47 +161,47 @@ def hot_half(bundle: Bundle, place: str) -> tuple[float, float]:
     return heat[:, :middle].sum() / total, heat[:, middle:].sum() / total
 
 
-def test_the_map_points_at_a_planted_object(bundle: Bundle) -> None:
+def test_the_map_points_at_a_planted_object(bundle: ModelBundle) -> None:
     assert hot_half(bundle, "left")[0] > 0.6
     assert hot_half(bundle, "right")[1] > 0.6
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_maps_change_when_weights_are_randomised(
-    bundle: Bundle, photograph: NDArray[np.uint8], method: Method
+    bundle: ModelBundle, image: NDArray[np.uint8], method: CamName
 ) -> None:
     rng = np.random.default_rng(0)
     heads = bundle.head, replace(bundle.head, weight=rng.permuted(bundle.head.weight, axis=1))
     maps = [
-        Explainer(replace(bundle, head=head), compute=ON_CPU, method=method).explain(photograph, "dots").heat
+        Explainer(replace(bundle, head=head), compute=ON_CPU, method=method).explain(image, "dots").heat
         for head in heads
     ]
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] < 0.9
     other = with_backbone(bundle, draw_backbone("test_convnext"), bundle.preprocessing.input_size)
     other = replace(other, head=bundle.head)
-    found = Explainer(other, compute=ON_CPU, method=method).explain(photograph, "dots").heat
+    found = Explainer(other, compute=ON_CPU, method=method).explain(image, "dots").heat
     assert np.corrcoef(maps[0].ravel(), found.ravel())[0, 1] < 0.9
 
 
-def test_maps_of_classes_differ(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+def test_maps_of_classes_differ(bundle: ModelBundle, image: NDArray[np.uint8]) -> None:
     explainer = Explainer(bundle, compute=ON_CPU)
-    maps = [explainer.explain(photograph, name).heat for name in bundle.classes]
+    maps = [explainer.explain(image, name).heat for name in bundle.classes]
     assert all(not np.allclose(a, b) for a, b in pairwise(maps))
-    probs = [explainer.explain(photograph, name).probability for name in bundle.classes]
+    probs = [explainer.explain(image, name).probability for name in bundle.classes]
     assert sum(probs) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("features", ["stages", "pooled"])
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_mambaout"])
 def test_every_kind_of_backbone_is_explained(
-    bundle: Bundle, photograph: NDArray[np.uint8], name: str, features: str
+    bundle: ModelBundle, image: NDArray[np.uint8], name: str, features: str
 ) -> None:
     drawn = draw_backbone(name, features)  # type: ignore[arg-type]
     size = drawn.network.pretrained_cfg["input_size"][-1]  # type: ignore[union-attr, index]
     other = replace(with_backbone(bundle, drawn, int(size)), hflip=False)
     for method in METHOD_NAMES:
         explainer = Explainer(other, compute=ON_CPU, method=method)
-        heats = np.stack([explainer.explain(photograph, label).heat for label in other.classes])
+        heats = np.stack([explainer.explain(image, label).heat for label in other.classes])
         assert heats.shape == (3, 64, 96)
         assert np.isfinite(heats).all()
         assert heats.min() >= 0
@@ -212,14 +212,14 @@ def test_every_kind_of_backbone_is_explained(
 def test_outputs_become_the_maps_that_timm_makes_of_them(name: str) -> None:
     if name == "swin":
         network = SwinTransformer(
-            img_size=64, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4, num_classes=0
+            img_size=64, embed_dim=12, finetune=(1, 1), num_heads=(2, 2), window_size=4, num_classes=0
         )
         backbone, size = Backbone("swin", network.eval()), 64
     else:
         backbone = shared_backbone(f"test_{name}")
         size = int(backbone.network.pretrained_cfg["input_size"][-1])  # type: ignore[union-attr, index]
     images = torch.randn(2, 3, size, size)
-    watch = StageWatch(backbone, 2, size)
+    watch = StageHooks(backbone, 2, size)
     with watch() as outputs:
         _, expected = backbone.network.forward_intermediates(images, indices=2)  # type: ignore[operator]
     for found, wanted in zip(watch.as_maps(outputs), expected, strict=True):
@@ -228,14 +228,14 @@ def test_outputs_become_the_maps_that_timm_makes_of_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
 def test_every_branch_of_an_ensemble_has_its_part(
-    bundle: Bundle, photograph: NDArray[np.uint8], name: str
+    bundle: ModelBundle, image: NDArray[np.uint8], name: str
 ) -> None:
-    def show(bundle: Bundle) -> NDArray[np.float32]:
+    def show(bundle: ModelBundle) -> NDArray[np.float32]:
         explainer = Explainer(bundle, compute=ON_CPU, method="layercam", n_stages=2)
-        return np.stack([explainer.explain(photograph, label).heat for label in bundle.classes])
+        return np.stack([explainer.explain(image, label).heat for label in bundle.classes])
 
     frozen = shared_backbone(name)
-    tails = [Tail(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
+    tails = [TrainableStages(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
     for i, tail in enumerate(tails):
         for values in tail.parameters():
             values.data = values.data * (1 + 0.1 * (i + 1))
@@ -257,7 +257,7 @@ def test_every_branch_of_an_ensemble_has_its_part(
 
 
 def test_models_that_answer_together_are_explained_together(
-    bundle: Bundle, photograph: NDArray[np.uint8]
+    bundle: ModelBundle, image: NDArray[np.uint8]
 ) -> None:
     """The second one knows the classes in another order, sees smaller squares and is less sure."""
     other = with_backbone(bundle, draw_backbone("test_efficientnet"), 128)
@@ -266,31 +266,31 @@ def test_models_that_answer_together_are_explained_together(
     assert (together.classes, together.input_size) == (bundle.classes, bundle.preprocessing.input_size)
     alone = [Explainer(model, compute=ON_CPU) for model in (bundle, other)]
     for label in bundle.classes:
-        found, first, second = (explainer.explain(photograph, label) for explainer in (together, *alone))
-        assert found.heat.shape == first.heat.shape == second.heat.shape == photograph.shape[:2]
+        found, first, second = (explainer.explain(image, label) for explainer in (together, *alone))
+        assert found.heat.shape == first.heat.shape == second.heat.shape == image.shape[:2]
         np.testing.assert_allclose(found.heat, (first.heat + second.heat) / 2, rtol=1e-5)
         assert found.probability == pytest.approx((first.probability + second.probability) / 2)
     smaller = replace(other, preprocessing=replace(other.preprocessing, input_size=64))
     alone[1] = Explainer(smaller, compute=ON_CPU)
     found, first, second = (
-        explainer.explain(photograph, "dots").heat
+        explainer.explain(image, "dots").heat
         for explainer in (Explainer(smaller, bundle, compute=ON_CPU), *alone)
     )
-    assert (found.shape, second.shape) == (photograph.shape[:2], (43, 64))
-    grown = add_up([torch.from_numpy(second)[None]], first.shape)[0].numpy()
+    assert (found.shape, second.shape) == (image.shape[:2], (43, 64))
+    grown = sum_maps([torch.from_numpy(second)[None]], first.shape)[0].numpy()
     np.testing.assert_allclose(found, (first + grown) / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_models_lean_together(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+def test_models_lean_together(bundle: ModelBundle, image: NDArray[np.uint8]) -> None:
     leaning = replace(bundle, tau=50.0)  # answers the rarest class, whatever it sees
-    assert Explainer(leaning, compute=ON_CPU).explain(photograph).decided == "rings"
-    assert Explainer(bundle, leaning, compute=ON_CPU).explain(photograph).decided == "rings"
+    assert Explainer(leaning, compute=ON_CPU).explain(image).decided == "rings"
+    assert Explainer(bundle, leaning, compute=ON_CPU).explain(image).decided == "rings"
     stranger = replace(bundle, classes=("bars", "dots", "spirals"))
     with pytest.raises(ConfigError, match=r"a and b cannot answer together, .* knows rings, spirals"):
         Explainer(bundle, stranger, names=("a", "b"), compute=ON_CPU)
 
 
-def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+def test_a_hidden_layer_is_gone_through(bundle: ModelBundle, image: NDArray[np.uint8]) -> None:
     head, n = bundle.head, bundle.head.weight.shape[1]
     # x = relu(x) - relu(-x): the same logits by another way, and so the same map
     hidden = LinearHead(
@@ -300,7 +300,7 @@ def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.u
         hidden_bias=np.zeros(2 * n, np.float32),
     )
     plain, found = (
-        Explainer(replace(bundle, head=each), compute=ON_CPU).explain(photograph) for each in (head, hidden)
+        Explainer(replace(bundle, head=each), compute=ON_CPU).explain(image) for each in (head, hidden)
     )
     assert found.heat.max() > 0
     np.testing.assert_allclose(found.heat, plain.heat, atol=1e-3)
@@ -308,11 +308,11 @@ def test_a_hidden_layer_is_gone_through(bundle: Bundle, photograph: NDArray[np.u
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_the_map_of_a_mirror_image_is_mirrored(
-    bundle: Bundle, photograph: NDArray[np.uint8], method: Method
+    bundle: ModelBundle, image: NDArray[np.uint8], method: CamName
 ) -> None:
     explainer = Explainer(replace(bundle, hflip=True), compute=ON_CPU, method=method)
-    heat = explainer.explain(photograph, "dots").heat
-    mirrored = explainer.explain(np.ascontiguousarray(photograph[:, ::-1]), "dots").heat
+    heat = explainer.explain(image, "dots").heat
+    mirrored = explainer.explain(np.ascontiguousarray(image[:, ::-1]), "dots").heat
     np.testing.assert_allclose(mirrored[:, ::-1], heat, rtol=1e-2, atol=1e-2 * heat.max())
 
 
@@ -321,13 +321,13 @@ def test_the_map_of_a_mirror_image_is_mirrored(
     [((96, 64), (64, 96)), ((640, 320), (80, 160)), ((30, 900), (160, 5)), ((1, 2000), (160, 1))],
 )
 def test_the_map_has_the_photographs_proportions(
-    bundle: Bundle, size: tuple[int, int], expected: tuple[int, int]
+    bundle: ModelBundle, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     pixels = np.asarray(draw_of_class("bars", 1, size))
     assert Explainer(bundle, compute=ON_CPU).explain(pixels).heat.shape == expected
 
 
-def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
+def test_what_a_centre_crop_hides_has_no_heat(bundle: ModelBundle) -> None:
     cropped = replace(bundle, preprocessing=replace(bundle.preprocessing, crop_mode="center", crop_pct=0.5))
     heat = (
         Explainer(cropped, compute=ON_CPU)
@@ -341,12 +341,12 @@ def test_what_a_centre_crop_hides_has_no_heat(bundle: Bundle) -> None:
     assert heat.max() == 0
 
 
-def test_an_unknown_class_is_named_with_its_neighbours(bundle: Bundle, photograph: NDArray[np.uint8]) -> None:
+def test_an_unknown_class_is_named_with_its_neighbours(bundle: ModelBundle, image: NDArray[np.uint8]) -> None:
     with pytest.raises(ConfigError, match=r"class 'dot' is unknown; did you mean 'dots'\? the model knows"):
-        Explainer(bundle, compute=ON_CPU).explain(photograph, "dot")
+        Explainer(bundle, compute=ON_CPU).explain(image, "dot")
 
 
-def test_an_unknown_method_is_refused(bundle: Bundle) -> None:
+def test_an_unknown_method_is_refused(bundle: ModelBundle) -> None:
     with pytest.raises(ConfigError, match=r"method='cam' is not one of gradcam, gradcam\+\+, layercam"):
         Explainer(bundle, compute=ON_CPU, method="cam")  # type: ignore[arg-type]
 
@@ -359,7 +359,7 @@ class Scrambled(OneConvolution):
         return maps, [maps.flip(2)] * len(indices)
 
 
-def test_a_backbone_without_maps_is_refused(by_hand: Bundle) -> None:
+def test_a_backbone_without_maps_is_refused(by_hand: ModelBundle) -> None:
     scrambled, nameless = Scrambled(), OneConvolution()
     nameless.feature_info = [{"module": "elsewhere"}]
     for network in (scrambled, nameless):
@@ -368,6 +368,6 @@ def test_a_backbone_without_maps_is_refused(by_hand: Bundle) -> None:
             Explainer(replace(by_hand, backbone=backbone), compute=ON_CPU)
 
 
-def test_a_flat_photograph_has_a_map_too(bundle: Bundle) -> None:
+def test_a_flat_photograph_has_a_map_too(bundle: ModelBundle) -> None:
     heat = Explainer(bundle, compute=ON_CPU).explain(np.asarray(Image.new("RGB", (50, 40)))).heat
     assert np.isfinite(heat).all()

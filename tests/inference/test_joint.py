@@ -1,4 +1,4 @@
-"""Several views of a photograph, and several models, answer as one."""
+"""Several views of an image, and several models, answer as one."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from pixelplay.cli.main import main
 from pixelplay.errors import ConfigError
-from pixelplay.inference.predictor import JointPredictor, Predictor
+from pixelplay.inference.predictor import EnsemblePredictor, Predictor
 from pixelplay.model.weights import file_sha256
 
 
-def test_views_are_averaged_before_they_are_decided(drawn_photographs: Path, tiny_run: Path) -> None:
-    photos = drawn_photographs / "rings"
+def test_views_are_averaged_before_they_are_decided(drawn_images: Path, tiny_run: Path) -> None:
+    photos = drawn_images / "rings"
     plain, flipped, both = (
         Predictor(tiny_run, tta=tta).predict(photos) for tta in ("none", "flip", "multicrop")
     )
@@ -35,17 +35,17 @@ def test_corners_of_an_even_picture_change_nothing(tiny_run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_runs(
-    drawn_photographs: Path, tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+    drawn_images: Path, tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
     """Two runs whose classes stand in another order, one of which leans towards rare classes."""
     root = tmp_path_factory.mktemp("two")
-    renamed = Path(shutil.copytree(drawn_photographs, root / "photos"))
+    renamed = Path(shutil.copytree(drawn_images, root / "photos"))
     (renamed / "bars").rename(renamed / "10")
     (renamed / "dots").rename(renamed / "9")
     (renamed / "rings").rename(renamed / "x")
     tiny = [
-        "--tune",
-        "probe",
+        "--finetune",
+        "none",
         *tiny_settings,
         "--quiet",
     ]
@@ -61,11 +61,9 @@ def two_runs(
     return [root / "a", root / "b"]
 
 
-def test_two_runs_answer_by_the_mean_of_their_probabilities(
-    two_runs: list[Path], drawn_photographs: Path
-) -> None:
-    first, second = (Predictor(run).predict(drawn_photographs) for run in two_runs)
-    joint = JointPredictor(two_runs).predict(drawn_photographs)
+def test_two_runs_answer_by_the_mean_of_their_probabilities(two_runs: list[Path], drawn_images: Path) -> None:
+    first, second = (Predictor(run).predict(drawn_images) for run in two_runs)
+    joint = EnsemblePredictor(two_runs).predict(drawn_images)
     assert joint.classes == first.classes == second.classes[::-1]
     np.testing.assert_allclose(joint.probs, (first.probs + second.probs[:, ::-1]) / 2)
     np.testing.assert_array_equal(joint.novelty, first.novelty)  # the mean of two shares would be none
@@ -76,23 +74,23 @@ def test_two_runs_answer_by_the_mean_of_their_probabilities(
 
 
 def test_networks_of_different_image_sizes_answer_together(
-    tiny_run: Path, tmp_path: Path, drawn_photographs: Path, tiny_settings: list[str]
+    tiny_run: Path, tmp_path: Path, drawn_images: Path, tiny_settings: list[str]
 ) -> None:
     """A batch of larger images is smaller: rows must keep step all the same."""
-    settings = ["--tune", "probe", "--input-size", "96", *tiny_settings, "--quiet"]
-    assert main(["train", str(drawn_photographs), "--out", str(tmp_path / "small"), *settings]) == 0
+    settings = ["--finetune", "none", "--input-size", "96", *tiny_settings, "--quiet"]
+    assert main(["train", str(drawn_images), "--out", str(tmp_path / "small"), *settings]) == 0
     for i in range(80):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
     runs = [tiny_run, tmp_path / "small"]
     files = sorted(tmp_path.glob("*.png"))
     first, second = (Predictor(run).predict(files) for run in runs)
-    joint = JointPredictor(runs).predict(files)
+    joint = EnsemblePredictor(runs).predict(files)
     np.testing.assert_allclose(joint.probs, (first.probs + second.probs) / 2)
 
 
 def test_an_unreadable_photograph_stays_a_row(two_runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"")
-    found = JointPredictor(two_runs).predict([tmp_path / "broken.jpg", tmp_path / "nowhere.jpg"])
+    found = EnsemblePredictor(two_runs).predict([tmp_path / "broken.jpg", tmp_path / "nowhere.jpg"])
     assert found.status == ("unreadable", "missing")
     assert found.labels == (None, None)
     assert np.isnan(found.probs).all()
@@ -102,7 +100,7 @@ def test_an_unreadable_photograph_stays_a_row(two_runs: list[Path], tmp_path: Pa
 
 def test_runs_that_know_other_classes_cannot_answer_together(two_runs: list[Path], tiny_run: Path) -> None:
     with pytest.raises(ConfigError, match="cannot answer together, for only one of them knows 10, 9"):
-        JointPredictor([two_runs[0], tiny_run])
+        EnsemblePredictor([two_runs[0], tiny_run])
 
 
 def test_mirror_images_are_refused_where_they_mean_something_else(tiny_run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pixelplay.data.sources import list_images
 from pixelplay.errors import BundleError, DataError
 from pixelplay.inference.predictor import Predictions, Predictor, join_predictions
 from pixelplay.model.features import CHUNK
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
 
 def make_predictor(
@@ -96,15 +96,15 @@ def test_the_reason_of_a_damaged_file_is_one_line(
     assert not [e for e, path in zip(found.errors, found.paths, strict=True) if path in e]
 
 
-def test_a_missing_file_is_a_row(predictor: Predictor, tmp_path: Path, drawn_photographs: Path) -> None:
-    good = str(drawn_photographs / "bars" / "000.jpg")
+def test_a_missing_file_is_a_row(predictor: Predictor, tmp_path: Path, drawn_images: Path) -> None:
+    good = str(drawn_images / "bars" / "000.jpg")
     found = predictor.predict([tmp_path / "nowhere.jpg", good, tmp_path, "a\0b.jpg"])
     assert found.status == ("missing", "ok", "unreadable", "unreadable")
     assert found.paths == (str(tmp_path / "nowhere.jpg"), good, str(tmp_path), "a\0b.jpg")
 
 
-def test_probabilities_sum_to_one(predictor: Predictor, drawn_photographs: Path) -> None:
-    found = predictor.predict(drawn_photographs)
+def test_probabilities_sum_to_one(predictor: Predictor, drawn_images: Path) -> None:
+    found = predictor.predict(drawn_images)
     assert found.probs.dtype == np.float64
     np.testing.assert_allclose(found.probs.sum(1), 1, atol=1e-12)
     assert (found.probs >= 0).all()
@@ -167,27 +167,27 @@ def test_the_batch_size_changes_last_digits_only(
     assert found.status == reference.status
 
 
-def test_bf16_and_fp32_differ_little(tiny_run: Path, drawn_photographs: Path) -> None:
-    exact, coarse = (make_predictor(tiny_run, p).predict(drawn_photographs) for p in ("fp32", "bf16"))
+def test_bf16_and_fp32_differ_little(tiny_run: Path, drawn_images: Path) -> None:
+    exact, coarse = (make_predictor(tiny_run, p).predict(drawn_images) for p in ("fp32", "bf16"))
     np.testing.assert_allclose(coarse.probs, exact.probs, atol=0.02)
 
 
 def test_a_model_learned_in_fp32_is_not_coarsened(
-    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_probe, compute=ComputeConfig(precision="fp32", device="cpu"))
-    train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
-    files = sorted(str(path) for path in drawn_photographs.rglob("*.jpg"))[:9]
+    train(drawn_images, tmp_path / "run", config, log=RunLog(quiet=True))
+    files = sorted(str(path) for path in drawn_images.rglob("*.jpg"))[:9]
     found = Predictor(tmp_path / "run", ComputeConfig(device="cpu")).predict(files)
     assert_equal(found, make_predictor(tmp_path / "run", "fp32").predict(files))
 
 
-def test_the_test_part_of_a_run_is_predicted_again_exactly(tiny_run: Path, drawn_photographs: Path) -> None:
+def test_the_test_part_of_a_run_is_predicted_again_exactly(tiny_run: Path, drawn_images: Path) -> None:
     predictor = Predictor(tiny_run)  # with the settings of the run
     rows = list(csv.DictReader(io.StringIO((tiny_run / "predictions.csv").read_text("utf-8"))))
     split = json.loads((tiny_run / "split.json").read_text("utf-8"))
     assert [row["path"] for row in rows] == split["test"]
-    found = predictor.predict([drawn_photographs / row["path"] for row in rows])
+    found = predictor.predict([drawn_images / row["path"] for row in rows])
     written = [[row[f"prob_{name}"] for name in found.classes] for row in rows]
     assert [[f"{p:.6f}" for p in probs] for probs in found.probs] == written
     assert [row["label"] for row in rows] == list(found.labels)
@@ -196,8 +196,8 @@ def test_the_test_part_of_a_run_is_predicted_again_exactly(tiny_run: Path, drawn
 def test_the_run_may_move_and_its_training_folder_may_go(tiny_weights: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 8, "dots": 8})
     weights = shutil.copy(tiny_weights, tmp_path / "weights.safetensors")
-    config = TrainConfig(tune="probe", backbone=TINY, weights=str(weights))
-    train(photos, tmp_path / "run", config, journal=Journal(quiet=True))
+    config = TrainConfig(finetune="none", backbone=TINY, weights=str(weights))
+    train(photos, tmp_path / "run", config, log=RunLog(quiet=True))
     images = [draw_of_class("bars", i) for i in range(3)]
     before = make_predictor(tmp_path / "run").predict(images)
     shutil.rmtree(photos)
@@ -209,16 +209,16 @@ def test_the_run_may_move_and_its_training_folder_may_go(tiny_weights: Path, tmp
 
 
 def test_folder_table_archive_and_list_are_answered_alike(
-    predictor: Predictor, drawn_photographs: Path, tmp_path: Path
+    predictor: Predictor, drawn_images: Path, tmp_path: Path
 ) -> None:
-    reference = predictor.predict(drawn_photographs)
-    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", drawn_photographs)
+    reference = predictor.predict(drawn_images)
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", drawn_images)
     table = tmp_path / "photos.csv"
-    names = [str(Path(path).relative_to(drawn_photographs)) for path in reference.paths]
+    names = [str(Path(path).relative_to(drawn_images)) for path in reference.paths]
     table.write_text("\n".join(["path", *names, ""]), "utf-8")
-    index = list_images(str(table), DataConfig(images_dir=str(drawn_photographs)))
+    dataset = list_images(str(table), DataConfig(images_dir=str(drawn_images)))
     assert_equal(predictor.predict(archive), reference)
-    assert_equal(predictor.predict(index), reference)
+    assert_equal(predictor.predict(dataset), reference)
     assert_equal(predictor.predict([Path(path) for path in reference.paths]), reference)
     assert predictor.predict(archive).paths == tuple(f"{archive}/{name}" for name in names)
 
@@ -267,7 +267,7 @@ def test_a_folder_without_model_is_one_line(tmp_path: Path) -> None:
         Predictor(tmp_path)
 
 
-def test_an_iterator_gives_one_row_for_each_of_its_images(tiny_run: Path, drawn_photographs: Path) -> None:
-    files = sorted(drawn_photographs.rglob("*.jpg"))[:3]
+def test_an_iterator_gives_one_row_for_each_of_its_images(tiny_run: Path, drawn_images: Path) -> None:
+    files = sorted(drawn_images.rglob("*.jpg"))[:3]
     predictions = Predictor(tiny_run).predict(path for path in files)
     assert predictions.paths == tuple(map(str, files))

@@ -5,8 +5,8 @@ import pytest
 
 from pixelplay.errors import DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.outputs.predictions_table import N_LABELS, Tally
-from pixelplay.run_log import Journal
+from pixelplay.outputs.predictions_table import N_LABELS, PredictionSummary
+from pixelplay.run_log import RunLog
 
 CLASSES = tuple("abcdefghij")
 
@@ -26,33 +26,29 @@ def chunk(*pred: int, novelty: float | None = None) -> Predictions:
 
 
 def test_chunks_are_added_up() -> None:
-    tally = Tally()
+    summary = PredictionSummary()
     for each in (chunk(0, 0, 1, novelty=0.5), chunk(0, -1, novelty=0.995)):
-        tally.add(each)
-    assert (tally.n, tally.n_bad, tally.n_novel, tally.n_unsure) == (5, 1, 1, None)
-    assert tally.errors == ["1.jpg: no such file"]
-    assert (
-        tally.describe() == "5 photographs; a 3, b 1; 1 without a prediction; 1 unlike what was learned from"
-    )
+        summary.add(each)
+    assert (summary.n, summary.n_bad, summary.n_novel, summary.n_unsure) == (5, 1, 1, None)
+    assert summary.errors == ["1.jpg: no such file"]
+    assert summary.describe() == "5 images; a 3, b 1; 1 without a prediction; 1 unlike what was learned from"
 
 
 def test_of_many_classes_the_commonest_are_named() -> None:
-    tally = Tally()
-    tally.add(chunk(*range(len(CLASSES)), 9))
-    told = tally.describe()
-    assert told.startswith("11 photographs; j 2, a 1, ")
+    summary = PredictionSummary()
+    summary.add(chunk(*range(len(CLASSES)), 9))
+    told = summary.describe()
+    assert told.startswith("11 images; j 2, a 1, ")
     assert told.endswith(f", {len(CLASSES) - N_LABELS} more classes")
 
 
 def test_what_is_missing_is_noted_or_where_all_is_refused() -> None:
-    tally, journal = Tally(), Journal(quiet=True)
-    tally.add(chunk(0, -1))
-    tally.say_what_is_missing("out.csv", journal)
-    assert journal.notes == ["1 of 2 photographs could not be read; their rows say why"]
-    nothing = Tally()
+    summary, log = PredictionSummary(), RunLog(quiet=True)
+    summary.add(chunk(0, -1))
+    summary.say_what_is_missing("out.csv", log)
+    assert log.notes == ["1 of 2 images could not be read; their rows say why"]
+    nothing = PredictionSummary()
     nothing.add(chunk(-1))
     with pytest.raises(DataError) as caught:
-        nothing.say_what_is_missing("out.csv", journal)
-    assert str(caught.value) == (
-        "none of 1 photograph can be read; out.csv says why; first: 0.jpg: no such file"
-    )
+        nothing.say_what_is_missing("out.csv", log)
+    assert str(caught.value) == ("none of 1 image can be read; out.csv says why; first: 0.jpg: no such file")

@@ -10,15 +10,15 @@ import pytest
 
 import pixelplay
 from pixelplay.cli.main import main
-from pixelplay.config import CautionConfig
+from pixelplay.config import UncertaintyConfig
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.conformal import HeldOut, score_held_out
+from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
 from pixelplay.inference.predictor import Predictions
-from pixelplay.inference.uncertainty import Caution
+from pixelplay.inference.uncertainty import Uncertainty
 from tables import read_rows
 
 
-def _held_out(n: int = 400, seed: int = 0) -> HeldOut:
+def _held_out(n: int = 400, seed: int = 0) -> HeldOutScores:
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet((0.3, 0.3, 0.3), n)
     labels = (probs.cumsum(1) > rng.random((n, 1))).argmax(1)
@@ -41,21 +41,21 @@ def _predictions(probs: np.ndarray) -> Predictions:
 
 def test_answers_start_at_the_asked_confidence() -> None:
     probs = np.array([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [np.nan] * 3])
-    found = Caution(CautionConfig(min_confidence=0.5), _held_out()).apply(_predictions(probs))
+    found = Uncertainty(UncertaintyConfig(min_confidence=0.5), _held_out()).apply(_predictions(probs))
     assert found.answered is not None
     assert found.answered.tolist() == [True, True, False]
-    found = Caution(CautionConfig(min_confidence=0.51), _held_out()).apply(_predictions(probs))
+    found = Uncertainty(UncertaintyConfig(min_confidence=0.51), _held_out()).apply(_predictions(probs))
     assert found.answered is not None
     assert found.answered.tolist() == [True, False, False]
 
 
 def test_an_asked_accuracy_becomes_a_confidence_and_is_explained() -> None:
-    caution = Caution(CautionConfig(target_accuracy=0.8), _held_out(2000))
-    assert len(caution.notes) == 1
-    assert "by 2000 held-out photographs, approximately" in caution.notes[0]
+    uncertainty = Uncertainty(UncertaintyConfig(target_accuracy=0.8), _held_out(2000))
+    assert len(uncertainty.notes) == 1
+    assert "by 2000 held-out images, approximately" in uncertainty.notes[0]
     rng = np.random.default_rng(1)
     fresh = rng.dirichlet((0.3, 0.3, 0.3), 5000)
-    found = caution.apply(_predictions(fresh))
+    found = uncertainty.apply(_predictions(fresh))
     assert found.answered is not None
     assert 0.2 < found.answered.mean() < 1
     assert fresh.max(axis=1)[found.answered].mean() >= 0.8
@@ -63,40 +63,40 @@ def test_an_asked_accuracy_becomes_a_confidence_and_is_explained() -> None:
 
 @pytest.mark.parametrize("method", ["lac", "aps"])
 def test_sets_hold_the_true_class_as_often_as_asked(method: str) -> None:
-    caution = Caution(CautionConfig(coverage=0.9, set_method=method), _held_out(2000))  # type: ignore[arg-type]
+    uncertainty = Uncertainty(UncertaintyConfig(coverage=0.9, conformal_score=method), _held_out(2000))  # type: ignore[arg-type]
     rng = np.random.default_rng(1)
     fresh = rng.dirichlet((0.3, 0.3, 0.3), 5000)
     labels = (fresh.cumsum(1) > rng.random((5000, 1))).argmax(1)
-    sets = caution.apply(_predictions(fresh)).sets
+    sets = uncertainty.apply(_predictions(fresh)).sets
     assert sets is not None
     assert sets.any(axis=1).all()
     assert sets[np.arange(5000), labels].mean() >= 0.885
-    assert "approximately" in caution.notes[0]
+    assert "approximately" in uncertainty.notes[0]
 
 
 def test_nothing_asked_adds_nothing() -> None:
     predictions = _predictions(np.array([[0.9, 0.1, 0.0]]))
-    caution = Caution(CautionConfig(), _held_out())
-    assert caution.notes == []
-    same = caution.apply(predictions)
+    uncertainty = Uncertainty(UncertaintyConfig(), _held_out())
+    assert uncertainty.notes == []
+    same = uncertainty.apply(predictions)
     assert (same.answered, same.sets) == (None, None)
 
 
 def test_what_held_out_photographs_cannot_support_is_refused() -> None:
-    with pytest.raises(DataError, match=r"coverage=0\.95 needs 19 held-out photographs and the model has 10"):
-        Caution(CautionConfig(coverage=0.95), _held_out(10))
+    with pytest.raises(DataError, match=r"coverage=0\.95 needs 19 held-out images and the model has 10"):
+        Uncertainty(UncertaintyConfig(coverage=0.95), _held_out(10))
     with pytest.raises(DataError, match="several models together, or other views"):
-        Caution(CautionConfig(coverage=0.9), None)
-    assert Caution(CautionConfig(min_confidence=0.9), None).notes == []
+        Uncertainty(UncertaintyConfig(coverage=0.9), None)
+    assert Uncertainty(UncertaintyConfig(min_confidence=0.9), None).notes == []
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="both say when to answer"):
-        CautionConfig(min_confidence=0.5, target_accuracy=0.9)
+        UncertaintyConfig(min_confidence=0.5, target_accuracy=0.9)
     with pytest.raises(ConfigError, match="needs a coverage"):
-        CautionConfig(set_method="aps")
+        UncertaintyConfig(conformal_score="aps")
     with pytest.raises(ConfigError, match=r"coverage=1\.0 is outside its range"):
-        CautionConfig(coverage=1.0)
+        UncertaintyConfig(coverage=1.0)
 
 
 def test_held_out_scores_are_sorted_and_leave_out_what_was_not_held_out() -> None:
@@ -118,14 +118,14 @@ def test_of_a_group_one_image_stands_for_all() -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_the_table_has_the_columns_that_were_asked_for(
-    ending: str, drawn_photographs: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ending: str, drawn_images: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = Path(shutil.copytree(drawn_photographs / "rings", tmp_path / "photos"))
+    photos = Path(shutil.copytree(drawn_images / "rings", tmp_path / "photos"))
     (photos / "broken.jpg").write_bytes(b"")
     out = tmp_path / f"p.{ending}"
     command = ["predict", str(tiny_run), str(photos), "--out", str(out)]
     assert main([*command, "--coverage", "0.8", "--min-confidence", "0.9"]) == 0
-    assert "prediction sets rest on 38 held-out photographs, approximately" in capsys.readouterr().err
+    assert "prediction sets rest on 38 held-out images, approximately" in capsys.readouterr().err
     if ending == "csv":
         rows = read_rows(out)
         assert list(rows[0])[-3:] == ["answered", "novelty", "prediction_set"]
@@ -148,7 +148,7 @@ def test_the_table_has_the_columns_that_were_asked_for(
         assert row["label"] in classes
 
 
-def test_python_asks_the_same_way(drawn_photographs: Path, tiny_run: Path, tmp_path: Path) -> None:
-    caution = pixelplay.CautionConfig(min_confidence=0.5)
-    pixelplay.predict(tiny_run, [drawn_photographs], tmp_path / "p.csv", caution=caution)
+def test_python_asks_the_same_way(drawn_images: Path, tiny_run: Path, tmp_path: Path) -> None:
+    uncertainty = pixelplay.UncertaintyConfig(min_confidence=0.5)
+    pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.csv", uncertainty=uncertainty)
     assert (tmp_path / "p.csv").read_text().splitlines()[0].endswith(",answered,novelty")

@@ -52,7 +52,7 @@ def test_an_unknown_backbone_is_answered_with_the_nearest(typo: str, nearest: st
 )
 def test_a_name_that_could_reach_out_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is unknown"):
-        load_backbone(name, None, is_offline=True)
+        load_backbone(name, None, offline=True)
 
 
 def test_auto_is_embedded_on_a_cpu_and_convnext_on_a_gpu() -> None:
@@ -119,7 +119,7 @@ def test_counting_features_does_not_touch_batch_norm() -> None:
 
 
 def test_preprocessing_is_that_of_the_weights(tiny_weights: Path) -> None:
-    loaded = load_backbone("test_convnext", str(tiny_weights), is_offline=True)
+    loaded = load_backbone("test_convnext", str(tiny_weights), offline=True)
     config = timm.create_model("test_convnext", pretrained=False).pretrained_cfg
     preprocessing = loaded.preprocessing
     assert (3, preprocessing.input_size, preprocessing.input_size) == config["input_size"]

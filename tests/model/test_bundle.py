@@ -17,12 +17,19 @@ from safetensors.numpy import load_file, save_file
 from conftest import TINY
 from pixelplay.data.transforms import Preprocessing
 from pixelplay.errors import BundleError
-from pixelplay.evaluation.conformal import HeldOut
+from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.bundle import Bundle, file_sha256, find_bundle, read_bundle, shorten_digest, write_bundle
+from pixelplay.model.bundle import (
+    ModelBundle,
+    file_sha256,
+    find_bundle,
+    read_bundle,
+    shorten_digest,
+    write_bundle,
+)
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.split_backbone import BranchedBackbone, Tail
+from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 FILES = [
     "backbone.safetensors",
@@ -34,11 +41,11 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_weights: Path) -> Bundle:
-    loaded = load_backbone(TINY, str(tiny_weights), is_offline=True)
+def bundle(tiny_weights: Path) -> ModelBundle:
+    loaded = load_backbone(TINY, str(tiny_weights), offline=True)
     rng = np.random.default_rng(0)
     n_features = loaded.backbone.n_features
-    return Bundle(
+    return ModelBundle(
         backbone=loaded.backbone,
         classes=("2", "10", "Größe\n,'=x"),
         preprocessing=loaded.preprocessing,
@@ -54,8 +61,8 @@ def bundle(tiny_weights: Path) -> Bundle:
             bias=rng.normal(size=3).astype(np.float32),
         ),
         made_by={"pixelplay": "0", "weights": loaded.origin},
-        held_out=HeldOut(
-            part="val",
+        held_out=HeldOutScores(
+            split="val",
             lac=np.array([0.1, 0.4]),
             aps=np.array([0.6, 1.0]),
             confidence=np.array([0.9, 0.5]),
@@ -73,7 +80,7 @@ def bundle(tiny_weights: Path) -> Bundle:
 
 
 @pytest.fixture
-def folder(bundle: Bundle, tmp_path: Path) -> Path:
+def folder(bundle: ModelBundle, tmp_path: Path) -> Path:
     write_bundle(bundle, str(tmp_path / "model"))
     return tmp_path / "model"
 
@@ -101,9 +108,9 @@ def refused(folder: Path) -> str:
     return message
 
 
-def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
+def test_what_is_written_is_read_back(bundle: ModelBundle, folder: Path) -> None:
     again = read_bundle(str(folder))
-    for name in {field.name for field in fields(Bundle)} - {
+    for name in {field.name for field in fields(ModelBundle)} - {
         "backbone",
         "head",
         "priors",
@@ -112,9 +119,9 @@ def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
     }:
         assert getattr(again, name) == getattr(bundle, name), name
     np.testing.assert_array_equal(again.priors, bundle.priors)
-    for part in ("held_out", "novelty"):
-        for name, values in vars(getattr(bundle, part)).items():
-            np.testing.assert_array_equal(getattr(getattr(again, part), name), values, strict=True)
+    for split in ("held_out", "novelty"):
+        for name, values in vars(getattr(bundle, split)).items():
+            np.testing.assert_array_equal(getattr(getattr(again, split), name), values, strict=True)
     np.testing.assert_array_equal(again.head.weight, bundle.head.weight)
     np.testing.assert_array_equal(again.head.bias, bundle.head.bias)
     old, new = bundle.backbone.state_dict(), again.backbone.state_dict()
@@ -123,7 +130,7 @@ def test_what_is_written_is_read_back(bundle: Bundle, folder: Path) -> None:
     assert (again.backbone.name, again.backbone.n_features) == (TINY, bundle.backbone.n_features)
 
 
-def test_a_bundle_written_twice_is_the_same(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_written_twice_is_the_same(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
     write_bundle(read_bundle(str(folder)), str(tmp_path / "again"))
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
@@ -238,7 +245,7 @@ def test_a_size_that_the_network_refuses_is_one_line(folder: Path) -> None:
     assert "test_convnext takes no images of 2 px" in refused(folder)
 
 
-def test_a_head_that_does_not_fit_is_refused(bundle: Bundle, folder: Path) -> None:
+def test_a_head_that_does_not_fit_is_refused(bundle: ModelBundle, folder: Path) -> None:
     n = bundle.backbone.n_features
     replace_head(folder, weight=np.zeros((3, n - 1), np.float32))
     assert f"head of shape (3, {n - 1}) for 3 classes, {n} features" in refused(folder)
@@ -253,9 +260,9 @@ def test_a_head_that_is_no_safetensors_is_refused(folder: Path) -> None:
     assert "cannot be read" in refused(folder)
 
 
-def test_held_out_scores_are_read_back(folder: Path, bundle: Bundle) -> None:
+def test_held_out_scores_are_read_back(folder: Path, bundle: ModelBundle) -> None:
     again = read_bundle(str(folder)).held_out
-    assert again.part == bundle.held_out.part
+    assert again.split == bundle.held_out.split
     for name in ("lac", "aps", "confidence", "is_right"):
         np.testing.assert_array_equal(getattr(again, name), getattr(bundle.held_out, name))
 
@@ -269,9 +276,9 @@ def test_held_out_scores_that_cannot_be_are_refused(values: np.ndarray, folder: 
 
 
 @pytest.fixture
-def twin_folder(bundle: Bundle, tmp_path: Path) -> Path:
+def twin_folder(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A bundle whose last two stages stand there twice, frozen and tuned."""
-    tail = Tail(bundle.backbone, 2)
+    tail = TrainableStages(bundle.backbone, 2)
     with torch.no_grad():
         for value in tail.parameters():
             value.mul_(1.5)
@@ -368,7 +375,7 @@ def test_preprocessing_has_no_setting_that_is_not_stored(folder: Path) -> None:
     assert set(stored) == {field.name for field in fields(Preprocessing)}
 
 
-def test_a_bundle_copied_elsewhere_reads_the_same(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_copied_elsewhere_reads_the_same(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.rmtree(folder)
     assert read_bundle(str(tmp_path / "elsewhere")).classes == bundle.classes
@@ -384,7 +391,7 @@ def test_a_bundle_copied_elsewhere_reads_the_same(bundle: Bundle, folder: Path, 
     ],
 )
 def test_scores_that_are_not_in_order_are_refused(
-    file: str, name: str, value: np.ndarray | None, bundle: Bundle, tmp_path: Path
+    file: str, name: str, value: np.ndarray | None, bundle: ModelBundle, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     write_bundle(bundle, str(folder))
@@ -395,7 +402,7 @@ def test_scores_that_are_not_in_order_are_refused(
     assert name in refused(folder)
 
 
-def test_a_part_that_there_is_not_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_part_that_there_is_not_is_refused(bundle: ModelBundle, tmp_path: Path) -> None:
     write_bundle(bundle, str(tmp_path / "model"))
     change(tmp_path / "model", lambda content: content.update(held_out="somewhere"))
     assert "held_out" in refused(tmp_path / "model")

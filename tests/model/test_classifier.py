@@ -18,11 +18,11 @@ from pixelplay.model.classifier import (
     HIDDEN,
     Classifier,
     LinearHead,
-    TrainedLinear,
-    TrainedMlp,
+    TrainableLinearHead,
+    TrainableMlpHead,
     feature_scale,
 )
-from pixelplay.model.split_backbone import Tail
+from pixelplay.model.split_backbone import TrainableStages
 
 FloatArray = NDArray[np.float32]
 SIZE = 64
@@ -59,8 +59,8 @@ def draw_head(n_hidden: int | None = None) -> LinearHead:
     )
 
 
-def make_linear(features: FloatArray, start: LinearHead | None, dropout: float = 0.0) -> TrainedLinear:
-    return TrainedLinear(*feature_scale(features), K, start=start, dropout=dropout)
+def make_linear(features: FloatArray, start: LinearHead | None, dropout: float = 0.0) -> TrainableLinearHead:
+    return TrainableLinearHead(*feature_scale(features), K, start=start, dropout=dropout)
 
 
 @torch.no_grad()
@@ -71,11 +71,11 @@ def logits_of(head: nn.Module, features: FloatArray) -> FloatArray:
 
 def make_classifier(name: str, *, n_front: int = 0, drop_path: float = 0.0) -> Classifier:
     backbone = shared_backbone(name)
-    tail = Tail(backbone, n_front)
+    tail = TrainableStages(backbone, n_front)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         n = backbone.n_features
-        head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
+        head = TrainableLinearHead(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
         nn.init.normal_(head.linear.weight, std=0.1)
     return Classifier(tail, head, drop_path=drop_path)
 
@@ -146,7 +146,7 @@ def test_dropout_is_for_training_only() -> None:
 def test_an_mlp_is_exported_as_it_predicts() -> None:
     features = draw_features()
     torch.manual_seed(0)
-    head = TrainedMlp(D, K, dropout=0.3)
+    head = TrainableMlpHead(D, K, dropout=0.3)
     nn.init.normal_(head.norm.weight)  # of either sign
     nn.init.normal_(head.norm.bias)
     for _ in range(5):  # the batch norm learns its statistics
@@ -163,7 +163,7 @@ def test_an_mlp_is_exported_as_it_predicts() -> None:
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_training_that_goes_on_leaves_an_exported_head_alone(kind: str) -> None:
     features = draw_features()
-    head = TrainedMlp(D, K, dropout=0.0) if kind == "mlp" else make_linear(features, draw_head())
+    head = TrainableMlpHead(D, K, dropout=0.0) if kind == "mlp" else make_linear(features, draw_head())
     exported = head.export()
     before = {name: value.copy() for name, value in exported.arrays().items()}
     with torch.no_grad():
@@ -264,8 +264,8 @@ def test_norms_of_the_tail_keep_their_statistics_in_training(name: str) -> None:
 
 def test_the_norm_of_an_mlp_does_learn_its_statistics() -> None:
     backbone = shared_backbone("test_resnet", "pooled")
-    head = TrainedMlp(backbone.n_features, K, dropout=0)
-    classifier, before = Classifier(Tail(backbone, 0), head), head.norm.running_mean.clone()
+    head = TrainableMlpHead(backbone.n_features, K, dropout=0)
+    classifier, before = Classifier(TrainableStages(backbone, 0), head), head.norm.running_mean.clone()
     classifier.train()(*draw_inputs("test_resnet"))
     assert not torch.equal(head.norm.running_mean, before)
     mean = head.norm.running_mean.clone()
@@ -373,8 +373,8 @@ def test_tokens_and_places_of_a_transformer_are_as_far_as_its_first_layer() -> N
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet"])
 def test_a_tail_has_the_distances_of_the_whole_and_frozen_filters_none(name: str) -> None:
     whole = {key: distance for key, _, distance in make_classifier(name).distances()}
-    n_stages = len(stage_modules(shared_backbone(name).network))
-    for n_front in range(1, n_stages):
+    unfreeze_stages = len(stage_modules(shared_backbone(name).network))
+    for n_front in range(1, unfreeze_stages):
         classifier = make_classifier(name, n_front=n_front)
         for layer in classifier.tail.modules():
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -383,4 +383,4 @@ def test_a_tail_has_the_distances_of_the_whole_and_frozen_filters_none(name: str
         trained = [key for key, value in classifier.named_parameters() if value.requires_grad]
         assert list(found) == trained
         assert found == {key: whole[key] for key in trained}
-        assert max(found.values()) == n_stages - 1 - n_front
+        assert max(found.values()) == unfreeze_stages - 1 - n_front

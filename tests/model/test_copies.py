@@ -7,8 +7,8 @@ import pytest
 import pixelplay
 from images import altered, encode, scene
 from pixelplay.data.audit import Duplicates
-from pixelplay.data.dataset import ImageIndex
-from pixelplay.run_log import Journal
+from pixelplay.data.dataset import ImageDataset
+from pixelplay.run_log import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +26,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def scan(folder: Path) -> tuple[ImageIndex, Duplicates]:
-    index, audit = pixelplay.scan(folder, near_duplicates=True, journal=Journal(quiet=True))
-    assert [index.paths[i] for i in audit.errors] == ["test/a/broken.jpg"]
-    return index, audit.duplicates
+def scan(folder: Path) -> tuple[ImageDataset, Duplicates]:
+    dataset, audit = pixelplay.scan(folder, near_duplicates=True, log=RunLog(quiet=True))
+    assert [dataset.paths[i] for i in audit.errors] == ["test/a/broken.jpg"]
+    return dataset, audit.duplicates
 
 
 def test_every_altered_copy_is_found_with_its_conflict_or_leak(folder: Path) -> None:
-    index, duplicates = scan(folder)
-    sets = [{index.paths[i] for i in members} for members in duplicates.near]
+    dataset, duplicates = scan(folder)
+    sets = [{dataset.paths[i] for i in members} for members in duplicates.near]
     with_copies = {f"train/b/{kind}.jpg" for kind in altered(scene(0))} | {"train/a/0.png"}
     together = set().union(*(members for members in sets if members & with_copies))
     assert together == with_copies
     assert {"train/a/2.png", "test/a/cut.jpg"} in sets
     assert len(duplicates.sets) == len(duplicates.large) == 0
-    assert any("train/a/0.png" in {index.paths[i] for i in members} for members in duplicates.conflicts)
-    leaks = [{index.paths[i] for i in members} for members in duplicates.leaks]
+    assert any("train/a/0.png" in {dataset.paths[i] for i in members} for members in duplicates.conflicts)
+    leaks = [{dataset.paths[i] for i in members} for members in duplicates.leaks]
     assert leaks == [{"train/a/2.png", "test/a/cut.jpg"}]
 
 
@@ -54,6 +54,6 @@ def test_damaged_files_are_no_copies_of_each_other(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "good.png").write_bytes(encode(scene(i), "PNG"))
         (tmp_path / name / "broken.jpg").write_bytes(b"")
-    _, audit = pixelplay.scan(tmp_path, near_duplicates=True, journal=Journal(quiet=True))
+    _, audit = pixelplay.scan(tmp_path, near_duplicates=True, log=RunLog(quiet=True))
     assert len(audit.errors) == 2
     assert len(audit.duplicates.sets) == len(audit.duplicates.conflicts) == 0

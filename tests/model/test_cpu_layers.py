@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from networks import shared_backbone
 from pixelplay.config import ComputeConfig
 from pixelplay.model import fusion as activated
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.cpu_layers import freeze_spatial_filters
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.device import find_device
-from pixelplay.model.split_backbone import Halves, Tail, cut_backbone
+from pixelplay.model.split_backbone import SplitBackbone, TrainableStages, split_backbone
 from pixelplay.training.cpu_parallel import forward_for_training
 
 K, SIZE = 4, 64
@@ -34,22 +34,22 @@ NETWORKS = {  # and the last stages that are trained: more layers make more of l
 
 def make_classifier(
     name: str, n_tail: int | None = None, *, is_shortened: bool | None, size: int = SIZE
-) -> tuple[Classifier, Halves]:
+) -> tuple[Classifier, SplitBackbone]:
     """A seeded classifier in training; with `is_shortened` its spatial filters are frozen."""
     backbone = shared_backbone(name)
     size = 160 if name == "test_vit" else size
-    halves = cut_backbone(backbone, n_tail, size)
+    stages = split_backbone(backbone, n_tail, size)
     if is_shortened is not None:
-        freeze_spatial_filters(halves, is_shortened=is_shortened)
+        freeze_depthwise_filters(stages, is_shortened=is_shortened)
     n = backbone.n_features
-    head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
+    head = TrainableLinearHead(np.zeros(n, np.float32), np.ones(n, np.float32), K, start=None, dropout=0)
     nn.init.normal_(head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    return Classifier(halves.tail, head).train(), halves
+    return Classifier(stages.tail, head).train(), stages
 
 
-def draw_inputs(halves: Halves, n: int = 4) -> tuple[Tensor, Tensor]:
+def draw_inputs(stages: SplitBackbone, n: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(n, *halves.shape, generator=generator), torch.zeros(n, halves.n_moments)
+    return torch.randn(n, *stages.shape, generator=generator), torch.zeros(n, stages.n_stats)
 
 
 def depthwise(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -77,14 +77,14 @@ def is_short(layer: nn.Module) -> bool:
 def test_filters_and_their_scales_stay_and_everything_else_moves(
     name: str, n_filters: int, has_norms: bool, is_shortened: bool
 ) -> None:
-    classifier, halves = make_classifier(name, is_shortened=is_shortened)
+    classifier, stages = make_classifier(name, is_shortened=is_shortened)
     filters = [name for name, _ in depthwise(classifier)]
     assert len(filters) == n_filters
     scales = [name.replace("conv_dw", "bn2") for name in filters] if has_norms else []
     frozen = {f"{name}.weight" for name in (*filters, *scales)}
     before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=0.01, weight_decay=0.1)
-    grads = set(learn(classifier, draw_inputs(halves))) - {"logits"}
+    grads = set(learn(classifier, draw_inputs(stages))) - {"logits"}
     optimizer.step()
     moved = {key for key, value in classifier.named_parameters() if not torch.equal(value, before[key])}
     assert grads == moved == set(before) - frozen
@@ -95,8 +95,8 @@ def test_filters_and_their_scales_stay_and_everything_else_moves(
 def test_logits_and_gradients_are_those_of_the_long_way(name: str, size: int) -> None:
     found = []
     for is_shortened in (True, False):
-        classifier, halves = make_classifier(name, NETWORKS[name], is_shortened=is_shortened, size=size)
-        found.append(learn(classifier, draw_inputs(halves)))
+        classifier, stages = make_classifier(name, NETWORKS[name], is_shortened=is_shortened, size=size)
+        found.append(learn(classifier, draw_inputs(stages)))
     short, long = found
     assert list(short) == list(long)
     for key, value in long.items():
@@ -106,11 +106,11 @@ def test_logits_and_gradients_are_those_of_the_long_way(name: str, size: int) ->
 def test_gradients_arrive_in_maps_that_want_them_and_at_a_cut() -> None:
     found = []
     for is_shortened in (True, False):
-        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
-        maps, moments = draw_inputs(halves)
+        classifier, stages = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
+        maps, stats = draw_inputs(stages)
         maps.requires_grad_()
         assert maps.shape[1] > 3
-        learn(classifier, (maps, moments))
+        learn(classifier, (maps, stats))
         assert maps.grad is not None
         found.append(maps.grad / maps.grad.abs().max())
     torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
@@ -150,14 +150,14 @@ def test_odd_sides_take_the_short_way_too() -> None:
 
 
 def test_shortening_twice_is_shortening_once() -> None:
-    classifier, halves = make_classifier("test_efficientnet", is_shortened=True)
+    classifier, stages = make_classifier("test_efficientnet", is_shortened=True)
     short = [is_short(layer) for layer in classifier.modules()]
-    inputs = draw_inputs(halves)
+    inputs = draw_inputs(stages)
     expected = classifier(*inputs)
-    freeze_spatial_filters(halves, is_shortened=True)
+    freeze_depthwise_filters(stages, is_shortened=True)
     assert [is_short(layer) for layer in classifier.modules()] == short
     assert torch.equal(classifier(*inputs), expected)
-    freeze_spatial_filters(halves, is_shortened=False)
+    freeze_depthwise_filters(stages, is_shortened=False)
     assert not any(map(is_short, classifier.modules()))
 
 
@@ -168,9 +168,9 @@ def test_a_gpu_goes_the_long_way() -> None:
 
 @torch.no_grad()
 def test_in_bf16_layers_compute_in_bf16_and_logits_agree() -> None:
-    classifier, halves = make_classifier("tf_efficientnet_lite0", 4, is_shortened=True, size=96)
+    classifier, stages = make_classifier("tf_efficientnet_lite0", 4, is_shortened=True, size=96)
     exact, _ = make_classifier("tf_efficientnet_lite0", 4, is_shortened=None, size=96)
-    inputs = draw_inputs(halves)
+    inputs = draw_inputs(stages)
     kinds = set()
     for layer in classifier.modules():
         if isinstance(layer, nn.Conv2d):
@@ -192,9 +192,9 @@ def test_in_bf16_gradients_are_nearly_those_of_fp32(
         monkeypatch.setattr(activated, "_has_one_pass", lambda dtype: False)
     found = []
     for is_shortened, is_bf16 in ((True, True), (None, False)):
-        classifier, halves = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
+        classifier, stages = make_classifier("tf_efficientnet_lite0", 3, is_shortened=is_shortened, size=96)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-            logits = classifier(*draw_inputs(halves))
+            logits = classifier(*draw_inputs(stages))
         cross_entropy(logits, torch.arange(4) % K).backward()
         found.append({name: value.grad for name, value in classifier.named_parameters()})
     short, exact = found
@@ -209,8 +209,8 @@ def test_threads_share_short_layers() -> None:
     device = find_device(ComputeConfig(precision="fp32"))
     found = []
     for batch_size in (8, 16):  # one share, and two
-        classifier, halves = make_classifier("tf_efficientnet_lite0", 2, is_shortened=True, size=64)
-        inputs = draw_inputs(halves, 16)
+        classifier, stages = make_classifier("tf_efficientnet_lite0", 2, is_shortened=True, size=64)
+        inputs = draw_inputs(stages, 16)
         torch.set_num_threads(2)
         with forward_for_training(classifier, device, batch_size) as forward:
             assert (forward is classifier) == (batch_size == 8)
@@ -228,8 +228,8 @@ def test_biases_and_norms_without_weights_are_folded_too(bias: bool, affine: boo
     tail = Normed(bias=bias, affine=affine)
     found = []
     for is_shortened in (False, True):
-        halves = Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0)
-        freeze_spatial_filters(halves, is_shortened=is_shortened)
+        stages = SplitBackbone(front=None, tail=cast(TrainableStages, tail), shape=(3, 8, 8), n_stats=0)
+        freeze_depthwise_filters(stages, is_shortened=is_shortened)
         tail.zero_grad()
         tail(torch.linspace(-1, 1, 384).view(2, 3, 8, 8), torch.zeros(2, 0)).square().sum().backward()
         found.append([value.grad for value in tail.parameters()])
@@ -248,19 +248,19 @@ class Normed(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 5, 3, bias=bias), nn.BatchNorm2d(5, affine=affine)
         self.norm.running_mean, self.norm.running_var = torch.randn(5), torch.rand(5) + 0.5
 
-    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
-        return torch.cat([moments, self.norm(self.conv(maps)).flatten(1)], dim=1)
+    def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
+        return torch.cat([stats, self.norm(self.conv(maps)).flatten(1)], dim=1)
 
 
 @pytest.mark.parametrize("is_dropping", [True, False])
 def test_what_a_norm_drops_is_dropped_and_what_it_activates_activated(is_dropping: bool) -> None:
     tail = Normed(bias=True, affine=True)
     tail.norm = BatchNormAct2d(5, act_layer=nn.ReLU, drop_layer=Halve if is_dropping else None)
-    halves = Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0)
+    stages = SplitBackbone(front=None, tail=cast(TrainableStages, tail), shape=(3, 8, 8), n_stats=0)
     inputs = torch.linspace(-1, 1, 384).view(2, 3, 8, 8), torch.zeros(2, 0)
     with torch.no_grad():
         expected = tail.eval()(*inputs)
-        freeze_spatial_filters(halves, is_shortened=True)
+        freeze_depthwise_filters(stages, is_shortened=True)
         torch.testing.assert_close(tail(*inputs), expected)
     assert is_short(tail.norm)
 
@@ -273,7 +273,7 @@ class Halve(nn.Module):
 
 
 def test_weights_that_are_loaded_later_count() -> None:
-    classifier, halves = make_classifier("test_efficientnet", is_shortened=True)
+    classifier, stages = make_classifier("test_efficientnet", is_shortened=True)
     long, _ = make_classifier("test_efficientnet", is_shortened=None)
     generator = torch.Generator().manual_seed(2)
     state = {
@@ -283,7 +283,7 @@ def test_weights_that_are_loaded_later_count() -> None:
     }
     for each in (classifier, long):
         each.load_state_dict(state, strict=False)
-    inputs = draw_inputs(halves)
+    inputs = draw_inputs(stages)
     with torch.no_grad():
         found, expected = classifier(*inputs), long(*inputs)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
@@ -297,9 +297,9 @@ class Twice(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5)
         nn.init.constant_(self.norm.bias, 3.0)
 
-    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
         made = self.conv(maps)
-        return torch.cat([moments, (self.norm(made) + 2 * made).mean((2, 3))], dim=1)
+        return torch.cat([stats, (self.norm(made) + 2 * made).mean((2, 3))], dim=1)
 
 
 def test_layers_whose_short_way_leads_elsewhere_keep_their_own() -> None:
@@ -307,8 +307,9 @@ def test_layers_whose_short_way_leads_elsewhere_keep_their_own() -> None:
     inputs = torch.randn(2, 3, 8, 8), torch.zeros(2, 0)
     with torch.no_grad():
         expected = tail.eval()(*inputs)
-        freeze_spatial_filters(
-            Halves(front=None, tail=cast(Tail, tail), shape=(3, 8, 8), n_moments=0), is_shortened=True
+        freeze_depthwise_filters(
+            SplitBackbone(front=None, tail=cast(TrainableStages, tail), shape=(3, 8, 8), n_stats=0),
+            is_shortened=True,
         )
         assert torch.equal(tail(*inputs), expected)
     assert not any(map(is_short, tail.modules()))
@@ -321,8 +322,8 @@ class Filters(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, groups=3, **settings)
 
-    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
-        made: Tensor = torch.cat([moments, self.conv(maps).flatten(1)], dim=1)
+    def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
+        made: Tensor = torch.cat([stats, self.conv(maps).flatten(1)], dim=1)
         return made
 
 
@@ -348,8 +349,8 @@ def test_slopes_behind_filters_of_every_kind(settings: dict[str, Any], is_shorte
     maps = torch.randn(2, 3, size, size)
     found = []
     for is_shortened in (False, True):
-        freeze_spatial_filters(
-            Halves(front=None, tail=cast(Tail, tail), shape=(3, size, size), n_moments=0),
+        freeze_depthwise_filters(
+            SplitBackbone(front=None, tail=cast(TrainableStages, tail), shape=(3, size, size), n_stats=0),
             is_shortened=is_shortened,
         )
         given = maps.clone().requires_grad_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.device import cores_to_share, on_every_core
+from pixelplay.model.device import map_on_cores, shared_cores
 
 pytestmark = pytest.mark.usefixtures("four_threads")
 
@@ -25,11 +25,11 @@ def test_each_core_takes_an_item_of_its_own() -> None:
         meeting.wait()
         return i, torch.get_num_threads()
 
-    assert list(on_every_core(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
+    assert list(map_on_cores(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
 
 
 def test_elsewhere_than_on_a_cpu_items_come_one_after_the_other() -> None:
-    threads = set(on_every_core(lambda _: threading.get_ident(), range(8), "cuda"))
+    threads = set(map_on_cores(lambda _: threading.get_ident(), range(8), "cuda"))
     assert threads == {threading.get_ident()}
 
 
@@ -48,7 +48,7 @@ def test_an_error_on_one_core_ends_the_work() -> None:
         done.append(i)
         return i
 
-    seen = on_every_core(work, items(), "cpu")
+    seen = map_on_cores(work, items(), "cpu")
     assert [next(seen) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ConfigError, match="three"):
         next(seen)
@@ -65,7 +65,7 @@ def test_threads_that_start_later_have_all_cores_again(end: str) -> None:
             raise ConfigError("five")
         return i
 
-    seen = on_every_core(work, range(10), "cpu")
+    seen = map_on_cores(work, range(10), "cpu")
     assert next(seen) == 0
     assert threads_of_a_new_thread() == 1
     if end == "all":
@@ -79,11 +79,11 @@ def test_threads_that_start_later_have_all_cores_again(end: str) -> None:
 
 
 def test_jobs_at_the_same_time_all_have_the_usual_number() -> None:
-    first = on_every_core(lambda i: i, range(10), "cpu")
+    first = map_on_cores(lambda i: i, range(10), "cpu")
     next(first)
 
     def second() -> int:
-        with cores_to_share() as n_cores:
+        with shared_cores() as n_cores:
             return n_cores
 
     with ThreadPoolExecutor(1) as pool:  # a new thread, for which torch says 1 meanwhile

@@ -1,4 +1,4 @@
-"""Wrong preprocessing, or the twin network with other padding, loads without an error. Photographs tell."""
+"""Wrong preprocessing, or the twin network with other padding, loads without an error. Images tell."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pixelplay.data.transforms import Preprocessing, eval_view
-from pixelplay.model.backbone import LoadedBackbone, load_backbone
+from pixelplay.data.transforms import Preprocessing, eval_transform
+from pixelplay.model.backbone import PretrainedBackbone, load_backbone
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# ImageNet's classes for what the photographs show; a class has near synonyms
+# ImageNet's classes for what the images show; a class has near synonyms
 CAT = (281, 282, 285)  # tabby, tiger cat, Egyptian cat
 COFFEE = (504, 967, 968)  # coffee mug, espresso, cup
 TRIPOD = (872,)
@@ -26,7 +26,7 @@ TEMPLE = (442, 449, 483, 497, 663, 698, 832)  # bell cote, boathouse, castle, ch
 
 
 @pytest.fixture(scope="module")
-def photographs() -> dict[str, NDArray[np.uint8]]:
+def images() -> dict[str, NDArray[np.uint8]]:
     data = pytest.importorskip("skimage.data")
     from sklearn.datasets import load_sample_images
 
@@ -44,28 +44,28 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="module", params=["lite0", "lite2"])
-def loaded(request: pytest.FixtureRequest) -> LoadedBackbone:
+def loaded(request: pytest.FixtureRequest) -> PretrainedBackbone:
     if find_spec(EMBEDDED[request.param].package) is None:
         pytest.skip(f"{request.param} is an extra")
-    return load_backbone(request.param, None, is_offline=True)
+    return load_backbone(request.param, None, offline=True)
 
 
-def classifier_of(loaded: LoadedBackbone) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def classifier_of(loaded: PretrainedBackbone) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     name = next(n for n, e in EMBEDDED.items() if e.timm_name == loaded.backbone.name)
-    found = find_weights(name, {}, None, is_offline=True)
+    found = find_weights(name, {}, None, offline=True)
     state = read_state_dict(found.path, is_embedded=True)
     return state["classifier.weight"].numpy(), state["classifier.bias"].numpy()
 
 
 def test_embedded_weights_know_real_photographs(
-    loaded: LoadedBackbone, photographs: dict[str, NDArray[np.uint8]]
+    loaded: PretrainedBackbone, images: dict[str, NDArray[np.uint8]]
 ) -> None:
-    # the way of a photograph in the program: eval_view, mean and std, fused network, pooled features
+    # the way of an image in the program: eval_view, mean and std, fused network, pooled features
     extractor = FeatureExtractor(
         loaded.backbone, loaded.preprocessing, hflip=True, device="cpu", precision="fp32", batch_size=5
     )
-    shown = [photographs[name] for name in ("cat", "coffee", "tripod", "motorcycle", "temple")]
-    features = extractor(np.stack([eval_view(pixels, loaded.preprocessing) for pixels in shown]))
+    shown = [images[name] for name in ("cat", "coffee", "tripod", "motorcycle", "temple")]
+    features = extractor(np.stack([eval_transform(pixels, loaded.preprocessing) for pixels in shown]))
     weight, bias = classifier_of(loaded)
     logits = features[:, -weight.shape[1] :] @ weight.T + bias  # (5, 1000)
     top = logits.argmax(1)
@@ -74,16 +74,16 @@ def test_embedded_weights_know_real_photographs(
 
 
 def distance_from_training(
-    network: nn.Module, preprocessing: Preprocessing, photographs: Sequence[NDArray[np.uint8]]
+    network: nn.Module, preprocessing: Preprocessing, images: Sequence[NDArray[np.uint8]]
 ) -> float:
-    """How far photographs are from what each batch norm saw in training.
+    """How far images are from what each batch norm saw in training.
 
     Mean over channels and layers of the distance of means, in standard deviations, and of the
     logarithms of standard deviations.
     """
-    pixels = torch.from_numpy(np.stack([eval_view(photo, preprocessing) for photo in photographs]))
+    pixels = torch.from_numpy(np.stack([eval_transform(photo, preprocessing) for photo in images]))
     mean, std = (torch.tensor(values) for values in (preprocessing.mean, preprocessing.std))
-    images = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+    batch = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     distances: list[float] = []
 
     def compare(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -96,18 +96,18 @@ def distance_from_training(
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(compare) for norm in norms]
     with torch.inference_mode():
-        network.eval()(images)
+        network.eval()(batch)
     for hook in hooks:
         hook.remove()
     return float(np.mean(distances))
 
 
 def test_mean_std_and_padding_are_those_of_the_training(
-    loaded: LoadedBackbone, photographs: dict[str, NDArray[np.uint8]]
+    loaded: PretrainedBackbone, images: dict[str, NDArray[np.uint8]]
 ) -> None:
     # Measured: lite0 0.27, with ImageNet's mean and std 0.48, as the twin 0.32 (symmetric padding
     # and batch norm's eps 1e-5; either alone 0.30); lite2 0.24, 0.45 and 0.28.
-    shown = [photo for name, photo in photographs.items() if name != "tripod"]
+    shown = [photo for name, photo in images.items() if name != "tripod"]
     ours, network = loaded.preprocessing, loaded.backbone.network
     twin = timm.create_model(loaded.backbone.name.removeprefix("tf_"), pretrained=False, num_classes=0)
     twin.load_state_dict(network.state_dict())

@@ -9,13 +9,13 @@ import torch
 from networks import draw_backbone
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.ensemble import as_member, join_members
-from pixelplay.model.split_backbone import BranchedBackbone, Tail
+from pixelplay.model.ensemble import average_members, ensemble_member
+from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
 def _tuned(frozen: Backbone, n_front: int, factor: float) -> Backbone:
     """A copy whose stages behind the cut have other weights."""
-    tuned, tail = copy.deepcopy(frozen), Tail(frozen, n_front)
+    tuned, tail = copy.deepcopy(frozen), TrainableStages(frozen, n_front)
     with torch.no_grad():
         for value in tail.parameters():
             value.mul_(factor)
@@ -45,13 +45,13 @@ def _logits(backbone: Backbone, head: LinearHead) -> np.ndarray:
 @pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0"])
 def test_members_of_every_kind_have_their_mean(name: str) -> None:
     frozen = draw_backbone(name).eval()
-    beside = BranchedBackbone(frozen, [Tail(_tuned(frozen, 2, 1.2), 2)]).eval()
+    beside = BranchedBackbone(frozen, [TrainableStages(_tuned(frozen, 2, 1.2), 2)]).eval()
     tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
     kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (beside, None), (tuned, 3), (full, 0)]
     heads = [_head(backbone, i) for i, (backbone, _) in enumerate(kinds)]
-    members = [as_member(b, head, n) for (b, n), head in zip(kinds, heads, strict=True)]
+    members = [ensemble_member(b, head, n) for (b, n), head in zip(kinds, heads, strict=True)]
     temperatures = [1.0, 0.5, 2.0, 1.5]
-    joined, head = join_members(frozen, members, temperatures)
+    joined, head = average_members(frozen, members, temperatures)
     alone = [_logits(backbone, own) for (backbone, _), own in zip(kinds, heads, strict=True)]
     each = [logits / T for logits, T in zip(alone, temperatures, strict=True)]
     scale = np.abs(each).max()
@@ -60,8 +60,8 @@ def test_members_of_every_kind_have_their_mean(name: str) -> None:
 
 def test_probes_alone_need_no_other_network() -> None:
     frozen = draw_backbone("test_convnext").eval()
-    members = [as_member(frozen, _head(frozen, i), None) for i in range(3)]
-    joined, head = join_members(frozen, members)
+    members = [ensemble_member(frozen, _head(frozen, i), None) for i in range(3)]
+    joined, head = average_members(frozen, members)
     assert joined is frozen
     assert head.weight.shape == members[0].head.weight.shape
 
@@ -70,8 +70,8 @@ def test_heads_with_a_hidden_layer_stand_side_by_side() -> None:
     frozen = draw_backbone("test_convnext", "pooled").eval()
     networks = [_tuned(frozen, 0, factor) for factor in (0.9, 1.1)]
     heads = [_head(network, i, n_hidden=5) for i, network in enumerate(networks)]
-    joined, head = join_members(
-        frozen, [as_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]
+    joined, head = average_members(
+        frozen, [ensemble_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]
     )
     expected = np.mean([_logits(*answer) for answer in zip(networks, heads, strict=True)], axis=0)
     np.testing.assert_allclose(_logits(joined, head), expected, atol=1e-4 * np.abs(expected).max())

@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from conftest import TINY, draw_of_class
 from images import damaged_files, encode
 from pixelplay.config import Precision
-from pixelplay.data.cache import PhotographCache
+from pixelplay.data.cache import ArrayCache
 from pixelplay.data.sources import list_files
 from pixelplay.errors import ConfigError, ImageError
-from pixelplay.model.backbone import LoadedBackbone, load_backbone
+from pixelplay.model.backbone import PretrainedBackbone, load_backbone
 from pixelplay.model.device import pick_device, pick_precision
 from pixelplay.model.features import (
     FeatureExtractor,
-    Loaded,
-    PhotographFeatures,
+    ImageFeatures,
+    LoadedImage,
+    extract_features_of,
     pick_batch_size,
-    read_features,
     stream_features,
 )
 
@@ -27,12 +27,12 @@ MakeExtractor = Callable[..., FeatureExtractor]
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_weights: Path) -> LoadedBackbone:
-    return load_backbone(TINY, str(tiny_weights), is_offline=True)
+def loaded(tiny_weights: Path) -> PretrainedBackbone:
+    return load_backbone(TINY, str(tiny_weights), offline=True)
 
 
 @pytest.fixture(scope="module")
-def make_extractor(loaded: LoadedBackbone) -> MakeExtractor:
+def make_extractor(loaded: PretrainedBackbone) -> MakeExtractor:
     def make(
         batch_size: int = 4,
         *,
@@ -62,7 +62,7 @@ def pixels() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Nine photographs with two damaged ones among them, at positions 2 and 5."""
+    """Nine images with two damaged ones among them, at positions 2 and 5."""
     folder = tmp_path_factory.mktemp("files")
     damaged = damaged_files()
     content = {f"{i}.png": encode(draw_of_class("dots", i), "PNG") for i in range(9)}
@@ -77,11 +77,9 @@ def read(
     extractor: FeatureExtractor,
     cache_dir: Path | None = None,
     num_workers: int | None = None,
-) -> PhotographFeatures:
-    cache = PhotographCache(
-        str(cache_dir or ""), "features", "key", max_bytes=0 if cache_dir is None else 10**9
-    )
-    return read_features(list_files(files), extractor, cache, num_workers=num_workers)
+) -> ImageFeatures:
+    cache = ArrayCache(str(cache_dir or ""), "features", "key", max_bytes=0 if cache_dir is None else 10**9)
+    return extract_features_of(list_files(files), extractor, cache, num_workers=num_workers)
 
 
 def test_the_place_in_a_batch_changes_no_bit(
@@ -125,8 +123,8 @@ def test_chunks_are_of_one_length_whatever_the_batch(
     monkeypatch.setattr("pixelplay.model.features.CHUNK", 4)
     pixels = np.zeros((160, 160, 3), np.uint8)
 
-    def load(i: int) -> Loaded:
-        return Loaded(
+    def load(i: int) -> LoadedImage:
+        return LoadedImage(
             pixels=None if i in (2, 3) else pixels,
             error=ImageError("a", "missing", "gone") if i in (2, 3) else None,
         )
@@ -198,10 +196,10 @@ def test_what_is_computed_is_cached_when_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pixelplay.model.features.CHUNK", 2)
-    cache = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
+    cache = ArrayCache(str(tmp_path), "features", "key", max_bytes=10**9)
     with pytest.raises(KeyboardInterrupt):
-        read_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
-    kept = PhotographCache(str(tmp_path), "features", "key", max_bytes=10**9)
+        extract_features_of(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
+    kept = ArrayCache(str(tmp_path), "features", "key", max_bytes=10**9)
     digests = read(files, make_extractor()).digests
     assert [digest in kept for digest in digests] == [True, True, *[False] * 7]
 
@@ -230,7 +228,7 @@ def test_bf16_is_close_to_fp32(make_extractor: MakeExtractor, pixels: NDArray[np
 
 
 def test_fp32_follows_a_head_that_was_learned_in_bf16(
-    loaded: LoadedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+    loaded: PretrainedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     before = {key: value.clone() for key, value in loaded.backbone.state_dict().items()}
     learned = make_extractor(batch_size=7, precision="bf16")(pixels)
@@ -243,7 +241,7 @@ def test_fp32_follows_a_head_that_was_learned_in_bf16(
 
 
 def test_pixels_are_normalised_as_timm_does(
-    loaded: LoadedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+    loaded: PretrainedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     mean, std = (
         torch.tensor(x).view(1, 3, 1, 1) for x in (loaded.preprocessing.mean, loaded.preprocessing.std)

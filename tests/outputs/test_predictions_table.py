@@ -204,15 +204,15 @@ def test_an_error_of_ours_leaves_nothing_behind_but_what_is_finished(ending: str
 
 @pytest.mark.parametrize("name", ["predictions.csv", "oof.csv", "OOF.csv"])
 def test_a_run_keeps_its_records(name: str, tiny_run: Path, tmp_path: Path) -> None:
-    for is_forced in (False, True):
+    for force in (False, True):
         with pytest.raises(
             ConfigError, match="is, or would pass for, a record of the run; choose another --out"
         ):
-            check_new_file(str(tiny_run / name), is_forced=is_forced)
-    check_new_file(str(tiny_run / "mine.csv"), is_forced=False)
-    check_new_file(str(tmp_path / name), is_forced=False)
+            check_new_file(str(tiny_run / name), force=force)
+    check_new_file(str(tiny_run / "mine.csv"), force=False)
+    check_new_file(str(tmp_path / name), force=False)
     (tmp_path / "config.json").write_text('{"of": "another program"}')
-    check_new_file(str(tmp_path / name), is_forced=False)
+    check_new_file(str(tmp_path / name), force=False)
 
 
 def test_an_old_table_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -230,30 +230,30 @@ def test_an_existing_file_is_refused_without_force(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("mine")
     with pytest.raises(ConfigError, match=r"p\.csv exists; choose another --out, or replace it with --force"):
-        check_new_file(str(path), is_forced=False)
-    check_new_file(str(path), is_forced=True)
+        check_new_file(str(path), force=False)
+    check_new_file(str(path), force=True)
     os.symlink(tmp_path / "nowhere", tmp_path / "link.csv")
     with pytest.raises(ConfigError, match="exists"):
-        check_new_file(str(tmp_path / "link.csv"), is_forced=False)
+        check_new_file(str(tmp_path / "link.csv"), force=False)
 
 
 def test_a_folder_is_never_replaced_by_a_table(tmp_path: Path) -> None:
     (tmp_path / "p.csv").mkdir()
-    for is_forced in (False, True):
+    for force in (False, True):
         with pytest.raises(ConfigError, match=r"p\.csv exists; choose another --out$"):
-            check_new_file(str(tmp_path / "p.csv"), is_forced=is_forced)
+            check_new_file(str(tmp_path / "p.csv"), force=force)
 
 
 def test_a_place_that_cannot_take_a_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"p\.txt ends neither in \.csv nor in \.parquet"):
-        check_new_file(str(tmp_path / "p.txt"), is_forced=False)
+        check_new_file(str(tmp_path / "p.txt"), force=False)
     with pytest.raises(ConfigError, match="deep of --out does not exist; create it first"):
-        check_new_file(str(tmp_path / "deep" / "p.csv"), is_forced=False)
+        check_new_file(str(tmp_path / "deep" / "p.csv"), force=False)
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o555)
         with pytest.raises(ConfigError, match="closed of --out cannot be written to; choose another"):
-            check_new_file(str(tmp_path / "closed" / "p.csv"), is_forced=False)
-    check_new_file(str(tmp_path / "P.CSV"), is_forced=False)
+            check_new_file(str(tmp_path / "closed" / "p.csv"), force=False)
+    check_new_file(str(tmp_path / "P.CSV"), force=False)
 
 
 def test_numbers_are_plain_decimals(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pixelplay.outputs.report.charts import HEIGHT, WIDTH, history_chart, reliab
 from pixelplay.outputs.report.confusion_matrix import fill_cells, typical_of, worst_first
 from pixelplay.outputs.report.images import Pictures, take_turns
 from pixelplay.outputs.report.run_records import Answer, read_records
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from tables import read_rows
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -63,17 +63,15 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 
 def make(run: Path, **settings: Any) -> str:
-    return Path(report(run, journal=Journal(quiet=True), **settings)).read_text(encoding="utf-8")
+    return Path(report(run, log=RunLog(quiet=True), **settings)).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def all_run(
-    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run whose figures come from all photographs, out of fold: it makes mistakes."""
+def all_run(drawn_images: Path, tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose figures come from all images, out of fold: it makes mistakes."""
     run = tmp_path_factory.mktemp("runs") / "all"
     config = replace(tiny_probe, test_frac=0)
-    train(drawn_photographs, run, config, journal=Journal(quiet=True))
+    train(drawn_images, run, config, log=RunLog(quiet=True))
     return run
 
 
@@ -86,7 +84,7 @@ def test_the_page_says_what_metrics_json_says(all_run: Path, tiny_page: str) -> 
     metrics = json.loads((all_run / "metrics.json").read_text())
     text = " ".join(Reader(tiny_page).text.split())
     accuracy = metrics["oof"]["accuracy"]
-    assert f"Right on {100 * accuracy['value']:.1f} % of {metrics['oof']['n']} photographs" in text
+    assert f"Right on {100 * accuracy['value']:.1f} % of {metrics['oof']['n']} images" in text
     assert f"{accuracy['low']:.3f}–{accuracy['high']:.3f}" in text
     assert (
         f"Always answering 'bars' would be right on {100 * metrics['baseline']['accuracy']['value']:.1f} %"
@@ -133,7 +131,7 @@ def test_names_are_text_whatever_they_are(tiny_probe: TrainConfig, tmp_path: Pat
     strange = '"><img src=x onerror=alert(2)>\n{{ 7*7 }}.png'
     (tmp_path / "photos/bars" / strange).write_bytes(encode(draw_of_class("bars", 77), "PNG"))
     config = replace(tiny_probe, test_frac=0)
-    train(tmp_path / "photos", tmp_path / "run", config, journal=Journal(quiet=True))
+    train(tmp_path / "photos", tmp_path / "run", config, log=RunLog(quiet=True))
     page = make(tmp_path / "run")
     reader = Reader(page)
     assert len(reader.all("script")) == 2
@@ -164,15 +162,15 @@ def test_a_page_tells_no_place_on_this_machine(all_run: Path, tmp_path: Path) ->
 
 
 def test_what_all_absolute_paths_share_is_not_shown(
-    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
-    paths = sorted(drawn_photographs.rglob("*.*g"))
+    paths = sorted(drawn_images.rglob("*.*g"))
     rows = [f"{path},{path.parent.name}" for path in paths]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     config = replace(tiny_probe, test_frac=0)
-    train(tmp_path / "table.csv", tmp_path / "run", config, journal=Journal(quiet=True))
+    train(tmp_path / "table.csv", tmp_path / "run", config, log=RunLog(quiet=True))
     page = make(tmp_path / "run")
-    assert str(drawn_photographs) not in Reader(page.split("<script")[0]).text
+    assert str(drawn_images) not in Reader(page.split("<script")[0]).text
     assert all(each["path"].count("/") == 1 for each in island_of(page)["pictures"])
     assert all(each["src"] for each in island_of(page)["pictures"])
 
@@ -180,7 +178,7 @@ def test_what_all_absolute_paths_share_is_not_shown(
 def test_no_set_of_copies_makes_the_page_endless(all_run: Path, tmp_path: Path) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
-    member = {"path": "bars/000.jpg", "label": "bars", "part": None}
+    member = {"path": "bars/000.jpg", "label": "bars", "split": None}
     metrics["data"]["duplicates"] = [[member] * 5000]
     (run / "metrics.json").write_text(json.dumps(metrics))
     before = len(make(all_run))
@@ -194,41 +192,41 @@ def test_a_model_that_cannot_be_explained_costs_only_the_heat_maps(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("pixelplay.inference.explain.Explainer.explain", refuse)
-    journal = Journal(quiet=True)
-    page = Path(report(all_run, journal=journal)).read_text()
-    assert any("no heat maps in the report: out of memory" in note for note in journal.notes)
+    log = RunLog(quiet=True)
+    page = Path(report(all_run, log=log)).read_text()
+    assert any("no heat maps in the report: out of memory" in note for note in log.notes)
     assert "The most confident mistakes" in page
 
 
 def test_the_model_of_a_run_leads_to_the_run(all_run: Path) -> None:
-    assert Path(report(all_run / "model", journal=Journal(quiet=True))) == all_run / "report.html"
+    assert Path(report(all_run / "model", log=RunLog(quiet=True))) == all_run / "report.html"
 
 
 def test_photographs_that_have_gone_are_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "source": str(tmp_path / "gone")}))
-    journal = Journal(quiet=True)
-    page = Path(report(run, journal=journal)).read_text()
-    assert any("pictures are missing" in note and "give --data" in note for note in journal.notes)
+    log = RunLog(quiet=True)
+    page = Path(report(run, log=log)).read_text()
+    assert any("pictures are missing" in note and "give --data" in note for note in log.notes)
     assert "Right on" in page
     assert not Reader(page).all("img")
     with pytest.raises(DataError, match="does not exist; give the folder, table or archive"):
-        report(run, tmp_path / "gone", journal=journal)
+        report(run, tmp_path / "gone", log=log)
 
 
 def test_photographs_that_were_moved_are_found_where_the_user_says(
-    all_run: Path, drawn_photographs: Path, tmp_path: Path
+    all_run: Path, drawn_images: Path, tmp_path: Path
 ) -> None:
     run = copy_of(all_run, tmp_path)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "source": str(tmp_path / "gone")}))
-    assert len(Reader(make(run, data=drawn_photographs)).all("img")) > 3
+    assert len(Reader(make(run, data=drawn_images)).all("img")) > 3
 
 
 def test_a_model_alone_tells_what_it_knows_and_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_run / "model", tmp_path / "model"))
-    assert Path(report(model, journal=Journal(quiet=True))) == tmp_path / "model.report.html"
+    assert Path(report(model, log=RunLog(quiet=True))) == tmp_path / "model.report.html"
     text = Reader(make(model)).text
     for words in (
         "Right on",
@@ -246,7 +244,7 @@ def test_missing_records_name_the_command_that_makes_them(tiny_run: Path, tmp_pa
     run = copy_of(tiny_run, tmp_path)
     (run / name).unlink()
     with pytest.raises(BundleError, match=f"lacks {name}; pixelplay train or crossval makes it anew"):
-        report(run, journal=Journal(quiet=True))
+        report(run, log=RunLog(quiet=True))
 
 
 def test_damaged_records_are_said(tiny_run: Path, tmp_path: Path) -> None:
@@ -255,9 +253,9 @@ def test_damaged_records_are_said(tiny_run: Path, tmp_path: Path) -> None:
     for content in ("{", json.dumps({**metrics, "data": {}}), json.dumps({**metrics, "chosen": None})):
         (run / "metrics.json").write_text(content)
         with pytest.raises(BundleError, match="are damaged"):
-            report(run, journal=Journal(quiet=True))
+            report(run, log=RunLog(quiet=True))
     with pytest.raises(BundleError, match="does not exist"):
-        report(tmp_path / "nowhere", journal=Journal(quiet=True))
+        report(tmp_path / "nowhere", log=RunLog(quiet=True))
 
 
 def test_only_a_report_is_replaced(tiny_run: Path, tmp_path: Path) -> None:
@@ -266,7 +264,7 @@ def test_only_a_report_is_replaced(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists and is no report"):
         make(run, out=out)
     assert out.read_text() == "my own notes"
-    make(run, out=out, is_forced=True)
+    make(run, out=out, force=True)
     make(run, out=out)  # ours: written anew
     assert not list(tmp_path.glob("*.tmp"))
     with pytest.raises(ConfigError, match="is a folder"):
@@ -276,12 +274,12 @@ def test_only_a_report_is_replaced(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_end_where_the_page_is_large_enough(
-    drawn_photographs: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures_module, "MAX_BYTES", 20_000)
-    pictures = Pictures(str(drawn_photographs))
+    pictures = Pictures(str(drawn_images))
     paths = [f"bars/{i:03}.{('jpg', 'png')[i % 2]}" for i in range(20)]
-    pictures.make(paths, 1, Journal(quiet=True))
+    pictures.make(paths, 1, RunLog(quiet=True))
     made = [pictures.small(path) for path in paths]
     kept = [picture for picture in made if picture]
     assert 0 < len(kept) < 20
@@ -290,13 +288,13 @@ def test_pictures_end_where_the_page_is_large_enough(
 
 
 def test_what_is_to_be_judged_by_eye_is_shown_larger(
-    drawn_photographs: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures_module, "SMALL_PX", 24)
     monkeypatch.setattr(pictures_module, "LARGE_PX", 56)
-    pictures = Pictures(str(drawn_photographs))
+    pictures = Pictures(str(drawn_images))
     paths = ["bars/000.jpg", "dots/001.png"]
-    pictures.make(paths, 1, Journal(quiet=True), enlarged=paths[1:])
+    pictures.make(paths, 1, RunLog(quiet=True), enlarged=paths[1:])
 
     def width(address: str | None) -> int:
         assert address is not None
@@ -307,7 +305,7 @@ def test_what_is_to_be_judged_by_eye_is_shown_larger(
     assert [width(pictures.large(path)) for path in paths] == [24, 56]
     monkeypatch.setattr(pictures_module, "MAX_BYTES", 0)
     assert pictures.large(paths[1]) is None
-    assert pictures.n_left_out == 1
+    assert pictures.n_excluded == 1
 
 
 def test_a_full_page_says_what_it_leaves_out_and_shows_mistakes_first(
@@ -348,7 +346,7 @@ def test_who_explains_has_learned_from_what_it_explains_only_if_it_has(
         metrics[name]["measured_on"] = "val"
     (run / "metrics.json").write_text(json.dumps(metrics))
     (run / "oof.csv").rename(run / "val.csv")
-    assert ("which has learned from these photographs since" in make(run)) == is_before_refit
+    assert ("which has learned from these images since" in make(run)) == is_before_refit
 
 
 def test_curves_of_a_tuning_that_was_not_taken_are_called_that_in_folds_too(
@@ -359,8 +357,8 @@ def test_curves_of_a_tuning_that_was_not_taken_are_called_that_in_folds_too(
     rows = ["repeat,fold,epoch,train_loss,val_loss,val_macro_f1,val_accuracy"]
     rows += [f"0,0,{epoch},{1 / epoch},{2 / epoch},0.5,0.5" for epoch in (1, 2, 3)]
     (run / "history.csv").write_text("\n".join(rows) + "\n")
-    for depth, is_said in (("probe", True), ("partial", False)):
-        fold = {"repeat": 0, "fold": 0, "depth": depth}
+    for method, is_said in (("none", True), ("partial", False)):
+        fold = {"repeat": 0, "fold": 0, "finetune": method}
         (run / "metrics.json").write_text(json.dumps({**metrics, "folds": [fold]}))
         assert ("of fold 0 of a tuning that was not taken," in make(run)) == is_said
 
@@ -385,32 +383,32 @@ def test_advice_is_ordered_by_the_errors_it_is_about(all_run: Path) -> None:
     assert shares == sorted(shares, reverse=True)
     assert all(0 <= share <= 1 for share in shares)
     for advice in found:
-        if "Add photographs of" in advice.what:
+        if "Add images of" in advice.what:
             name = advice.what.split("'")[1]
             assert advice.share == sum(a.given == name for a in wrong) / len(wrong)
     assert any(advice.command and "--time-budget" in advice.command for advice in found)
 
 
-@pytest.mark.parametrize("tune", ["partial", "auto"])
-@pytest.mark.parametrize("auto_takes", ["probe", "partial"])
+@pytest.mark.parametrize("finetune", ["partial", "auto"])
+@pytest.mark.parametrize("auto_takes", ["none", "partial"])
 def test_a_depth_that_was_asked_for_and_is_worse_is_said_first(
-    tune: str, auto_takes: str, all_run: Path, tmp_path: Path
+    finetune: str, auto_takes: str, all_run: Path, tmp_path: Path
 ) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
     figures = {"probe_accuracy": 0.7, "tuned_accuracy": 0.71, "probe_score": 0.5, "tuned_score": 0.6}
-    metrics["depth"] = "partial"
-    metrics["chosen"]["depth"] = {"value": "partial", **figures, "auto_takes": auto_takes}
+    metrics["finetune"] = "partial"
+    metrics["chosen"]["finetune"] = {"value": "partial", **figures, "auto_takes": auto_takes}
     (run / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "tune": tune}))
+    (run / "config.json").write_text(json.dumps({**config, "finetune": finetune}))
     first = advise(read_records(str(run)))[0]
-    is_said = (tune, auto_takes) == ("partial", "probe")
+    is_said = (finetune, auto_takes) == ("partial", "none")
     assert first.what.startswith("Take the probe") == is_said
     if is_said:
         assert first.why == "There it had accuracy 0.700 (loss 0.500), what was tuned 0.710 (0.600)."
         assert first.command is not None
-        assert first.command.endswith("--tune auto")
+        assert first.command.endswith("--finetune auto")
 
 
 def test_charts_place_values_on_their_axes() -> None:
@@ -420,7 +418,7 @@ def test_charts_place_values_on_their_axes() -> None:
     ticks = dict((text, place) for place, text in chart.x_ticks), dict((t, p) for p, t in chart.y_ticks)
     assert (x, y) == (ticks[0]["50 %"], ticks[1]["25 %"])
     assert (right, top) == (ticks[0]["100 %"], ticks[1]["100 %"])
-    assert words == "5 photographs answered with 50 %: 25 % right"
+    assert words == "5 images answered with 50 %: 25 % right"
     risk = risk_chart([{"coverage": 0.5, "risk": 0.0}, {"coverage": 1.0, "risk": 0.1}])
     assert len(risk.lines[0].dots) == 2
     history = [{"val_loss": 1.0 - 0.1 * i, "train_loss": 2.0} for i in range(4)]
@@ -434,9 +432,9 @@ def test_charts_place_values_on_their_axes() -> None:
 
 
 def test_pictures_of_an_archive_with_a_table_and_a_folder_of_it(
-    drawn_photographs: Path, tiny_probe: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
-    paths = sorted(drawn_photographs.rglob("*.*g"))
+    paths = sorted(drawn_images.rglob("*.*g"))
     names = [f"{path.parent.name}_{path.name}" for path in paths]
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for path, name in zip(paths, names, strict=True):
@@ -446,9 +444,9 @@ def test_pictures_of_an_archive_with_a_table_and_a_folder_of_it(
         archive.writestr("labels.csv", "\n".join(["path,label", *rows, ""]))
     config = replace(tiny_probe, data=DataConfig(images_dir="train"))
     train(tmp_path / "all.zip", tmp_path / "run", config)
-    journal = Journal(quiet=True)
-    page = Path(report(tmp_path / "run", journal=journal)).read_text()
-    assert not [note for note in journal.notes if "pictures are missing" in note]
+    log = RunLog(quiet=True)
+    page = Path(report(tmp_path / "run", log=log)).read_text()
+    assert not [note for note in log.notes if "pictures are missing" in note]
     assert page.count("data:image/jpeg") >= 10
-    page = Path(report(tmp_path / "run", tmp_path / "all.zip", journal=journal)).read_text()
+    page = Path(report(tmp_path / "run", tmp_path / "all.zip", log=log)).read_text()
     assert page.count("data:image/jpeg") >= 10

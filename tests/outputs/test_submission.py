@@ -167,7 +167,7 @@ def test_ids_with_and_without_extension_and_folder_are_matched(name: str, tmp_pa
 def test_part_of_a_name_is_no_match(tmp_path: Path) -> None:
     text, notes = submit("id,label\n1,x\n11,x\n", make_predictions("b/11.jpg"), tmp_path)
     assert text == "id,label\n1,x\n11,dog\n"
-    assert notes == ["the sample's value stays for 1 id without a readable photograph: 1"]
+    assert notes == ["the sample's value stays for 1 id without a readable image: 1"]
 
 
 def test_an_id_that_fits_two_images_is_refused(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_ids_without_a_readable_image_keep_the_samples_value_and_are_listed(tmp_
     predictions = make_predictions("a.jpg", "b.jpg", broken=("b.jpg",))
     text, notes = submit("id,label\nghost,keep1\nb,keep2\na,x\n", predictions, tmp_path)
     assert text == "id,label\nghost,keep1\nb,keep2\na,dog\n"
-    assert notes[0] == "the sample's value stays for 2 ids without a readable photograph: ghost, b"
+    assert notes[0] == "the sample's value stays for 2 ids without a readable image: ghost, b"
     text, _ = submit_in(tmp_path / "p", "id,owl,dog,cat\nghost,7,8,9\na,1,2,3\n", predictions)
     assert text == "id,owl,dog,cat\nghost,7,8,9\na,0.1,0.9,0\n"
 
@@ -200,14 +200,14 @@ def test_ids_without_a_readable_image_keep_the_samples_value_and_are_listed(tmp_
 def test_photographs_that_no_id_names_are_listed(tmp_path: Path) -> None:
     _, notes = submit("id,label\na,x\n", make_predictions("a.jpg", "extra.jpg"), tmp_path)
     assert len(notes) == 1
-    assert notes[0].startswith("the submission leaves out 1 photograph that no id names")
+    assert notes[0].startswith("the submission leaves out 1 image that no id names")
     assert notes[0].endswith("extra.jpg")
 
 
 def test_a_sample_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("id,label\n900,x\n901,x\n")
     predictions = make_predictions("test/1.jpg", "test/2.jpg")
-    with pytest.raises(DataError, match=r"no id of .*s\.csv names a photograph: .*'900'.*'test/1\.jpg'"):
+    with pytest.raises(DataError, match=r"no id of .*s\.csv names an image: .*'900'.*'test/1\.jpg'"):
         write_submission(predictions, read_table(str(tmp_path / "s.csv")), str(tmp_path / "o.csv"))
     assert os.listdir(tmp_path) == ["s.csv"]
 

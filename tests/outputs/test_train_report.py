@@ -12,7 +12,7 @@ from images import damaged_files, encode
 from pixelplay.api import train
 from pixelplay.config import TrainConfig
 from pixelplay.outputs.train_report import TrainReport
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from tables import read_json, read_rows
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision")
@@ -21,7 +21,7 @@ FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ro
 @pytest.fixture(scope="module")
 def odd(
     tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainReport, Path, Journal]:
+) -> tuple[TrainReport, Path, RunLog]:
     """A run on given parts with all that can be odd about data.
 
     Copies across parts, unreadable and conflicting files, a class with one image, one that only
@@ -36,13 +36,13 @@ def odd(
     shutil.copy(root / "train" / "bars" / "002.jpg", root / "train" / "dots" / "conflict.jpg")
     (root / "train" / "dots" / "cut.jpg").write_bytes(damaged_files()["cut.jpg"][0])
     (root / "train" / "dots" / ".DS_Store").write_bytes(b"x")
-    run, journal = root.parent / "run", Journal(quiet=True)
+    run, log = root.parent / "run", RunLog(quiet=True)
     config = replace(tiny_probe, metric="macro_f1", seed=3)
-    return train(root, run, config, journal=journal), run, journal
+    return train(root, run, config, log=log), run, log
 
 
 def test_every_figure_names_who_chose_and_who_measured(
-    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
@@ -57,7 +57,7 @@ def test_every_figure_names_who_chose_and_who_measured(
         assert set(chosen_on.values()) == {"train+val, out of fold"}
 
 
-def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainReport, Path, Journal]) -> None:
+def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
         blocks = [metrics[name] for name in ("test", "oof", "test_without_copies") if name in metrics]
@@ -70,7 +70,7 @@ def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainRep
 
 
 def test_the_headline_is_the_declared_metric_where_it_was_measured(
-    odd: tuple[TrainReport, Path, Journal],
+    odd: tuple[TrainReport, Path, RunLog],
 ) -> None:
     report, run, _ = odd
     metrics = read_json(run / "metrics.json")
@@ -80,10 +80,10 @@ def test_the_headline_is_the_declared_metric_where_it_was_measured(
 
 
 def test_without_a_test_part_the_headline_is_out_of_fold(
-    tiny_probe: TrainConfig, drawn_photographs: Path, tmp_path: Path
+    tiny_probe: TrainConfig, drawn_images: Path, tmp_path: Path
 ) -> None:
     config = replace(tiny_probe, test_frac=0)
-    report = train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+    report = train(drawn_images, tmp_path / "run", config, log=RunLog(quiet=True))
     metrics = read_json(tmp_path / "run" / "metrics.json")
     assert report.measured_on == metrics["headline"]["measured_on"] == "oof"
     assert metrics["headline"]["value"] == metrics["oof"]["accuracy"]["value"]
@@ -95,7 +95,7 @@ def test_without_a_test_part_the_headline_is_out_of_fold(
 
 
 def test_the_baseline_always_answers_the_commonest_class(
-    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
@@ -109,7 +109,7 @@ def test_the_baseline_always_answers_the_commonest_class(
 
 
 def test_predictions_csv_gives_the_figures_of_metrics_json(
-    tiny_run: Path, odd: tuple[TrainReport, Path, Journal]
+    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
@@ -120,22 +120,22 @@ def test_predictions_csv_gives_the_figures_of_metrics_json(
             assert block["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
-def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, Journal]) -> None:
+def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, RunLog]) -> None:
     run = odd[1]
     split = read_json(run / "split.json")
-    assert list(split) == ["train", "val", "test", "removed", "dropped", "left_out"]
+    assert list(split) == ["train", "val", "test", "removed", "dropped", "excluded"]
     assert split["removed"] == ["train/bars/copy.jpg"]
     assert {path.split("/")[0] for path in split["train"]} == {"train"}
     assert {path.split("/")[0] for path in split["test"]} == {"test"}
     assert (len(split["train"]), len(split["val"]), len(split["test"])) == (18 + 10 + 1, 0, 12)
     assert [row["path"] for row in read_rows(run / "predictions.csv")] == split["test"]
-    # the class of a single photograph is never held out
+    # the class of a single image is never held out
     held_out = [path for path in split["train"] if not path.startswith("train/single/")]
     assert [row["path"] for row in read_rows(run / "oof.csv")] == held_out
 
 
 def test_copies_of_test_photographs_are_taken_out_and_counted(
-    odd: tuple[TrainReport, Path, Journal],
+    odd: tuple[TrainReport, Path, RunLog],
 ) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     assert metrics["data"]["removed_from_training"] == ["train/bars/copy.jpg"]
@@ -146,7 +146,7 @@ def test_copies_of_test_photographs_are_taken_out_and_counted(
 
 
 def test_what_is_wrong_with_the_data_is_kept_file_by_file(
-    odd: tuple[TrainReport, Path, Journal],
+    odd: tuple[TrainReport, Path, RunLog],
 ) -> None:
     data = read_json(odd[1] / "metrics.json")["data"]
     assert [(bad["path"], bad["status"]) for bad in data["unreadable"]] == [
@@ -158,22 +158,22 @@ def test_what_is_wrong_with_the_data_is_kept_file_by_file(
     assert sum(data["skipped"].values()) == 1
 
 
-def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, Journal]) -> None:
-    report, run, journal = odd
+def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, RunLog]) -> None:
+    report, run, log = odd
     notes = read_json(run / "metrics.json")["notes"]
-    assert notes == list(report.notes) == journal.notes
+    assert notes == list(report.notes) == log.notes
     for said in (
-        "1 photograph cannot be used, hence left out: train/dots/cut.jpg",
-        "1 training photograph not learned from, as copies of test photographs",
+        "1 image cannot be used, hence left out: train/dots/cut.jpg",
+        "1 training image not learned from, as copies of test images",
         "1 set of copies with different labels",
-        "a single photograph to learn from, so never held out of training: single",
-        "1 expected classes have no training photograph: rings",
+        "a single image to learn from, so never held out of training: single",
+        "1 expected classes have no training image: rings",
         "can pass 75.0% accuracy",
     ):
         assert [note for note in notes if said in note], said
 
 
-def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, Journal]) -> None:
+def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, RunLog]) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     assert metrics["test"]["known_only"]["n"] == 9
     rings = next(scores for scores in metrics["test"]["per_class"] if scores["class"] == "rings")
@@ -182,7 +182,7 @@ def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, Jour
 
 
 def test_a_lone_photograph_is_learned_and_has_no_held_out_row(
-    odd: tuple[TrainReport, Path, Journal],
+    odd: tuple[TrainReport, Path, RunLog],
 ) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     rows = read_rows(odd[1] / "oof.csv")
@@ -192,7 +192,7 @@ def test_a_lone_photograph_is_learned_and_has_no_held_out_row(
     assert {row["fold"] for row in rows} == set("01234")
 
 
-def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, Journal]) -> None:
+def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, RunLog]) -> None:
     stored = read_json(odd[1] / "config.json")
     assert stored["pixelplay"] == "train"
     assert (stored["metric"], stored["seed"], stored["backbone"]) == ("macro_f1", 3, TINY)
@@ -200,7 +200,7 @@ def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, Journal]) 
 
 def test_two_photographs_a_class_make_records_without_nan(tiny_probe: TrainConfig, tmp_path: Path) -> None:
     draw_folder(tmp_path / "photos", {"bars": 2, "dots": 3})
-    train(tmp_path / "photos", tmp_path / "run", tiny_probe, journal=Journal(quiet=True))
+    train(tmp_path / "photos", tmp_path / "run", tiny_probe, log=RunLog(quiet=True))
     metrics = read_json(tmp_path / "run" / "metrics.json")
     assert not metrics["oof"]["macro_f1"]["reliable"]
     assert not [x for x in numbers_in(metrics) if not np.isfinite(x)]
@@ -217,9 +217,9 @@ def numbers_in(value: object) -> Iterator[float]:
 
 
 def test_the_same_seed_gives_the_same_records(
-    tiny_run: Path, tiny_probe: TrainConfig, drawn_photographs: Path, tmp_path: Path
+    tiny_run: Path, tiny_probe: TrainConfig, drawn_images: Path, tmp_path: Path
 ) -> None:
-    train(drawn_photographs, tmp_path / "run", tiny_probe, journal=Journal(quiet=True))
+    train(drawn_images, tmp_path / "run", tiny_probe, log=RunLog(quiet=True))
     for path in sorted(tiny_run.rglob("*")):
         if path.is_file():
             again = tmp_path / "run" / path.relative_to(tiny_run)

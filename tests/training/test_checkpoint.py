@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.errors import DataError
-from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
-from pixelplay.model.cpu_layers import freeze_spatial_filters
-from pixelplay.model.split_backbone import cut_backbone
+from pixelplay.model.classifier import Classifier, TrainableLinearHead, TrainableMlpHead
+from pixelplay.model.cpu_layers import freeze_depthwise_filters
+from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.checkpoint import (
     CHECKPOINT,
     State,
@@ -37,16 +37,16 @@ K = 3
 def make_state(head: str = "mlp", *, is_averaged: bool = True, n_classes: int = K) -> State:
     """A training of the last two stages that has not begun; always the same."""
     backbone = shared_backbone("test_efficientnet")
-    halves = cut_backbone(backbone, 2, 64)
-    freeze_spatial_filters(halves, is_shortened=True)
-    tail = halves.tail
+    stages = split_backbone(backbone, 2, 64)
+    freeze_depthwise_filters(stages, is_shortened=True)
+    tail = stages.tail
     n = backbone.n_features
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = (
-            TrainedMlp(n, n_classes, dropout=0.2)
+            TrainableMlpHead(n, n_classes, dropout=0.2)
             if head == "mlp"
-            else TrainedLinear(
+            else TrainableLinearHead(
                 np.zeros(n, np.float32), np.ones(n, np.float32), n_classes, start=None, dropout=0.2
             )
         )
@@ -72,10 +72,10 @@ def take_steps(state: State, n: int) -> None:
     for _ in range(n):
         generator = torch.Generator().manual_seed(where.step)
         maps = torch.randn(8, 32, 8, 8, generator=generator)
-        moments = torch.randn(8, 144, generator=generator)
+        stats = torch.randn(8, 144, generator=generator)
         labels = torch.randint(K, (8,), generator=generator)
         torch.manual_seed(where.step)  # dropout
-        loss = cross_entropy(state.network(maps, moments), labels)
+        loss = cross_entropy(state.network(maps, stats), labels)
         loss.backward()
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"]
@@ -103,8 +103,8 @@ def snapshot(state: State) -> dict[str, Tensor]:
     if state.averaged is not None:
         found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
     found |= {"misses": state.misses, "misses_before": state.misses_before}
-    for n, moments in state.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{n}.{name}": value for name, value in moments.items()}
+    for n, stats in state.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{n}.{name}": value for name, value in stats.items()}
     return {name: value.clone() for name, value in found.items()}
 
 

@@ -15,10 +15,10 @@ from networks import shared_backbone
 from pixelplay.config import FinetuneConfig, Switch, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, load_backbone
-from pixelplay.model.classifier import Classifier, TrainedLinear, TrainedMlp
+from pixelplay.model.classifier import Classifier, TrainableLinearHead, TrainableMlpHead
 from pixelplay.model.device import Device
-from pixelplay.model.split_backbone import cut_backbone
-from pixelplay.run_log import Journal
+from pixelplay.model.split_backbone import split_backbone
+from pixelplay.run_log import RunLog
 from pixelplay.training.cpu_parallel import Forward, compiled_for_training, forward_for_training
 from pixelplay.training.inputs import Batch, Inputs
 
@@ -27,9 +27,9 @@ N_CLASSES = 3
 pytestmark = pytest.mark.usefixtures("four_threads")
 
 
-def make_head(n_features: int, dropout: float = 0.0) -> TrainedLinear:
+def make_head(n_features: int, dropout: float = 0.0) -> TrainableLinearHead:
     mean, scale = np.zeros(n_features, np.float32), np.ones(n_features, np.float32)
-    head = TrainedLinear(mean, scale, N_CLASSES, start=None, dropout=dropout)
+    head = TrainableLinearHead(mean, scale, N_CLASSES, start=None, dropout=dropout)
     torch.nn.init.normal_(head.linear.weight)
     return head
 
@@ -39,15 +39,15 @@ def make_classifier(
 ) -> tuple[Classifier, Tensor, Tensor]:
     """A tail of two stages, and a batch of 21 maps and moments for it."""
     torch.manual_seed(0)
-    halves = cut_backbone(shared_backbone("test_convnext"), 2, 64)
-    maps, moments = torch.randn(21, *halves.shape), torch.randn(21, halves.n_moments)
-    n_features = halves.tail(maps[:1], moments[:1]).shape[1]
-    mlp = TrainedMlp(n_features, N_CLASSES, dropout=0.0)
+    stages = split_backbone(shared_backbone("test_convnext"), 2, 64)
+    maps, stats = torch.randn(21, *stages.shape), torch.randn(21, stages.n_stats)
+    n_features = stages.tail(maps[:1], stats[:1]).shape[1]
+    mlp = TrainableMlpHead(n_features, N_CLASSES, dropout=0.0)
     classifier = Classifier(
-        halves.tail, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
+        stages.tail, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
     )
     classifier.train()
-    return classifier, maps, moments
+    return classifier, maps, stats
 
 
 def gradients(classifier: Classifier) -> list[Tensor]:
@@ -57,13 +57,13 @@ def gradients(classifier: Classifier) -> list[Tensor]:
 
 
 def test_logits_and_gradients_are_those_of_the_classifier() -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     weights = torch.randn(21, N_CLASSES)
     found = []
     with forward_for_training(classifier, FP32, 21) as forward:
         assert forward is not classifier
         for run in (classifier, forward, forward):
-            logits = run(maps, moments)
+            logits = run(maps, stats)
             (logits * weights).sum().backward()
             found.append((logits.detach(), gradients(classifier)))
     (logits, expected), *shared = found
@@ -76,44 +76,44 @@ def test_logits_and_gradients_are_those_of_the_classifier() -> None:
 
 
 def test_gradients_of_several_batches_add_up() -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     with forward_for_training(classifier, FP32, 21) as forward:
-        forward(maps, moments).sum().backward()
+        forward(maps, stats).sum().backward()
         once = gradients(classifier)
         for _ in range(2):
-            forward(maps, moments).sum().backward()
+            forward(maps, stats).sum().backward()
         twice = gradients(classifier)
     torch.testing.assert_close(twice, [2 * value for value in once])
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     frozen = next(classifier.tail.parameters())
     frozen.requires_grad_(False)
     with forward_for_training(classifier, FP32, 21) as forward:
-        forward(maps, moments).sum().backward()
+        forward(maps, stats).sum().backward()
     assert frozen.grad is None
     assert classifier.head.linear.weight.grad is not None
 
 
 def test_what_plays_no_part_gets_no_gradient() -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     classifier.extra = torch.nn.Parameter(torch.ones(2))
     with forward_for_training(classifier, FP32, 21) as forward:
-        forward(maps, moments).sum().backward()
+        forward(maps, stats).sum().backward()
     assert classifier.extra.grad is None
 
 
 def test_bf16_is_shared_as_well() -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     device = Device(name="cpu", precision="bf16")
     with device.autocast():
-        logits = classifier(maps, moments)
+        logits = classifier(maps, stats)
     logits.sum().backward()
     expected = gradients(classifier)
     with forward_for_training(classifier, device, 21) as forward:
         with device.autocast():
-            shared = forward(maps, moments)
+            shared = forward(maps, stats)
         shared.sum().backward()
     torch.testing.assert_close(shared, logits, rtol=0.05, atol=0.05)
     torch.testing.assert_close(gradients(classifier), expected, rtol=0.1, atol=0.1)
@@ -121,17 +121,17 @@ def test_bf16_is_shared_as_well() -> None:
 
 def test_the_embedded_network_is_shared() -> None:
     """Its layers leave nothing out: else every user would train more slowly, and no figure would say why."""
-    halves = cut_backbone(load_backbone("lite0", None, is_offline=True).backbone, 2, 64)
-    with forward_for_training(Classifier(halves.tail, make_head(10)), FP32, 32) as forward:
+    stages = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
+    with forward_for_training(Classifier(stages.tail, make_head(10)), FP32, 32) as forward:
         assert not isinstance(forward, Classifier)
 
 
-@pytest.mark.parametrize("n_photographs", [1, 2, 5])
-def test_a_batch_smaller_than_planned_is_shared_all_the_same(n_photographs: int) -> None:
-    classifier, maps, moments = make_classifier()
+@pytest.mark.parametrize("n_images", [1, 2, 5])
+def test_a_batch_smaller_than_planned_is_shared_all_the_same(n_images: int) -> None:
+    classifier, maps, stats = make_classifier()
     with forward_for_training(classifier, FP32, 32) as forward:
-        found = forward(maps[:n_photographs], moments[:n_photographs])
-    torch.testing.assert_close(found, classifier(maps[:n_photographs], moments[:n_photographs]))
+        found = forward(maps[:n_images], stats[:n_images])
+    torch.testing.assert_close(found, classifier(maps[:n_images], stats[:n_images]))
 
 
 @pytest.mark.parametrize(
@@ -153,31 +153,31 @@ def test_a_network_with_stochastic_depth_of_its_own_is_not_shared() -> None:
     network = SwinTransformer(
         img_size=64,
         embed_dim=12,
-        depths=(1, 2),
+        finetune=(1, 2),
         num_heads=(2, 2),
         window_size=4,
         num_classes=0,
         drop_path_rate=0.1,
     )
-    halves = cut_backbone(Backbone("swin", network), None, 64)
-    n_features = halves.tail(torch.zeros(1, *halves.shape), torch.zeros(1, halves.n_moments)).shape[1]
-    classifier = Classifier(halves.tail, make_head(n_features))
+    stages = split_backbone(Backbone("swin", network), None, 64)
+    n_features = stages.tail(torch.zeros(1, *stages.shape), torch.zeros(1, stages.n_stats)).shape[1]
+    classifier = Classifier(stages.tail, make_head(n_features))
     with forward_for_training(classifier, FP32, 32) as forward:
         assert forward is classifier
 
 
 def test_shares_leave_no_core_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier, maps, moments = make_classifier()
+    classifier, maps, stats = make_classifier()
     seen: list[int] = []
     tail = classifier.tail.forward
 
-    def watch(maps: Tensor, moments: Tensor) -> Tensor:
+    def watch(maps: Tensor, stats: Tensor) -> Tensor:
         seen.append(torch.get_num_threads())
-        return tail(maps, moments)
+        return tail(maps, stats)
 
     monkeypatch.setattr(classifier.tail, "forward", watch)
-    with forward_for_training(classifier, FP32, 21) as forward:  # 21 photographs make two shares
-        forward(maps, moments)
+    with forward_for_training(classifier, FP32, 21) as forward:  # 21 images make two shares
+        forward(maps, stats)
     assert seen == [2, 2]
 
 
@@ -199,8 +199,8 @@ def fails(error: Exception, *, backwards: bool = False) -> Callable[[Classifier]
         raise error
 
     def compile_it(classifier: Classifier) -> Forward:
-        def forward(maps: Tensor, moments: Tensor) -> Tensor:
-            logits: Tensor = classifier(maps, moments)
+        def forward(maps: Tensor, stats: Tensor) -> Tensor:
+            logits: Tensor = classifier(maps, stats)
             logits.register_hook(fail)
             return logits
 
@@ -212,8 +212,8 @@ def fails(error: Exception, *, backwards: bool = False) -> Callable[[Classifier]
 class Drawn:
     """A source of a drawn batch, whatever is asked for."""
 
-    def __init__(self, maps: Tensor, moments: Tensor) -> None:
-        self._inputs = maps, moments
+    def __init__(self, maps: Tensor, stats: Tensor) -> None:
+        self._inputs = maps, stats
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         return lambda: self._inputs
@@ -225,50 +225,50 @@ class Drawn:
         pass
 
 
-def compile_for(compile_: Switch, journal: Journal) -> tuple[Forward, Forward, Classifier]:
+def compile_for(compile_: Switch, log: RunLog) -> tuple[Forward, Forward, Classifier]:
     """What is taken, what there is without compiling, and the classifier."""
-    classifier, maps, moments = make_classifier()
-    config = TrainConfig(tune="partial", finetune=FinetuneConfig(compile=compile_))
-    job = plain_job(Drawn(maps, moments), np.arange(24) % N_CLASSES, 3, config)
+    classifier, maps, stats = make_classifier()
+    config = TrainConfig(finetune="partial", finetuning=FinetuneConfig(compile=compile_))
+    job = plain_job(Drawn(maps, stats), np.arange(24) % N_CLASSES, 3, config)
 
-    def plain(maps: Tensor, moments: Tensor) -> Tensor:
-        logits: Tensor = classifier(maps, moments)
+    def plain(maps: Tensor, stats: Tensor) -> Tensor:
+        logits: Tensor = classifier(maps, stats)
         return logits
 
-    return compiled_for_training(classifier, plain, job, journal), plain, classifier
+    return compiled_for_training(classifier, plain, job, log), plain, classifier
 
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_what_cannot_be_compiled_is_trained_without(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler\nlong story"), backwards=backwards))
-    journal = Journal(quiet=True)
-    found, plain, classifier = compile_for("auto", journal)
+    log = RunLog(quiet=True)
+    found, plain, classifier = compile_for("auto", log)
     assert found is plain
-    assert journal.notes == ["training is not compiled, as torch.compile fails here (no compiler)"]
+    assert log.notes == ["training is not compiled, as torch.compile fails here (no compiler)"]
     assert gradients(classifier) == []  # of the trial
 
 
 def test_a_try_to_compile_leaves_the_heads_norm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda module: module)
-    classifier, maps, moments = make_classifier("mlp")
+    classifier, maps, stats = make_classifier("mlp")
     before = {name: value.clone() for name, value in classifier.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
-    job = plain_job(Drawn(maps, moments), np.arange(24) % N_CLASSES, 3, TrainConfig(tune="partial"))
-    compiled_for_training(classifier, classifier, job, Journal(quiet=True))
+    job = plain_job(Drawn(maps, stats), np.arange(24) % N_CLASSES, 3, TrainConfig(finetune="partial"))
+    compiled_for_training(classifier, classifier, job, RunLog(quiet=True))
     assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
 
 
 def test_what_cannot_be_compiled_and_must_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler")))
     with pytest.raises(ConfigError) as caught:
-        compile_for("on", Journal(quiet=True))
+        compile_for("on", RunLog(quiet=True))
     assert str(caught.value) == "torch.compile fails here (no compiler); use --compile off"
 
 
 def test_too_little_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", fails(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
-        compile_for("auto", Journal(quiet=True))
+        compile_for("auto", RunLog(quiet=True))
 
 
 def test_what_can_be_compiled_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_what_can_be_compiled_is(monkeypatch: pytest.MonkeyPatch) -> None:
         return made[-1]
 
     monkeypatch.setattr(torch, "compile", as_it_is)
-    journal = Journal(quiet=True)
-    found, _, classifier = compile_for("auto", journal)
-    assert (found, journal.notes) == (made[0], [])
+    log = RunLog(quiet=True)
+    found, _, classifier = compile_for("auto", log)
+    assert (found, log.notes) == (made[0], [])
     assert gradients(classifier) == []

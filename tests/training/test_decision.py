@@ -5,7 +5,7 @@ from sklearn.metrics import log_loss
 
 from pixelplay.config import Metric
 from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.decision_rule import Decision, fit_decision, held_out_score
+from pixelplay.evaluation.decision_rule import DecisionRule, fit_decision_rule, held_out_score
 
 
 def draw_logits(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -19,40 +19,40 @@ def draw_logits(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.f
 
 def fit(
     logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric = "accuracy", seed: int = 0
-) -> Decision:
+) -> DecisionRule:
     priors = np.bincount(labels, minlength=3) / len(labels)
-    return fit_decision(logits, labels, np.arange(len(labels)), priors, metric=metric, seed=seed)
+    return fit_decision_rule(logits, labels, np.arange(len(labels)), priors, metric=metric, seed=seed)
 
 
 def test_a_planted_temperature_is_found() -> None:
-    decision = fit(*draw_logits(20_000, 3.0))
-    assert decision.temperature.temperature == pytest.approx(3, rel=0.05)
-    assert decision.temperature.nll_after < decision.temperature.nll_before
+    rule = fit(*draw_logits(20_000, 3.0))
+    assert rule.temperature.temperature == pytest.approx(3, rel=0.05)
+    assert rule.temperature.nll_after < rule.temperature.nll_before
 
 
 def test_accuracy_needs_no_correction_of_priors() -> None:
     logits, labels = draw_logits(2000, 1.0)
-    decision = fit(logits, labels, "accuracy")
-    _, pred = decision.apply(logits)
-    assert decision.tau.tau == 0
+    rule = fit(logits, labels, "accuracy")
+    _, pred = rule.apply(logits)
+    assert rule.tau.tau == 0
     np.testing.assert_array_equal(pred, logits.argmax(1))
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
 def test_rare_classes_get_a_correction_that_pays(metric: Metric) -> None:
-    decision = fit(*draw_logits(4000, 2.0), metric)
-    assert decision.tau.tau > 0
-    assert decision.tau.value > decision.tau.value_at_zero
+    rule = fit(*draw_logits(4000, 2.0), metric)
+    assert rule.tau.tau > 0
+    assert rule.tau.value > rule.tau.value_at_zero
 
 
 def test_decisions_follow_the_formula() -> None:
     logits, labels = draw_logits(1000, 2.0)
-    decision = fit(logits, labels, "balanced_accuracy")
-    probs, pred = decision.apply(logits)
-    scaled = np.exp(logits.astype(np.float64) / decision.temperature.temperature)
+    rule = fit(logits, labels, "balanced_accuracy")
+    probs, pred = rule.apply(logits)
+    scaled = np.exp(logits.astype(np.float64) / rule.temperature.temperature)
     expected = scaled / scaled.sum(1, keepdims=True)
     np.testing.assert_allclose(probs, expected, atol=1e-12)
-    corrected = np.log(expected) - decision.tau.tau * np.log(decision.priors)
+    corrected = np.log(expected) - rule.tau.tau * np.log(rule.priors)
     np.testing.assert_array_equal(pred, corrected.argmax(1))
     assert (pred != expected.argmax(1)).any()  # with tau > 0 the answer need not be the most probable
 
@@ -64,8 +64,8 @@ def test_rows_that_were_not_held_out_take_no_part(metric: Metric) -> None:
     with_gaps = np.where(held_out[:, None], logits, np.float32(np.nan))
     priors = np.bincount(labels, minlength=3) / 600
     groups = np.arange(600)
-    found = fit_decision(with_gaps, labels, groups, priors, metric=metric, seed=0)
-    expected = fit_decision(
+    found = fit_decision_rule(with_gaps, labels, groups, priors, metric=metric, seed=0)
+    expected = fit_decision_rule(
         logits[held_out], labels[held_out], groups[held_out], priors, metric=metric, seed=0
     )
     assert found.temperature == expected.temperature
@@ -75,11 +75,11 @@ def test_rows_that_were_not_held_out_take_no_part(metric: Metric) -> None:
 
 def test_a_row_of_nan_stays_without_answer() -> None:
     logits, labels = draw_logits(300, 1.0)
-    decision = fit(logits, labels, "macro_f1")
+    rule = fit(logits, labels, "macro_f1")
     holes = logits.copy()
     holes[[0, 7]] = np.nan
-    probs, pred = decision.apply(holes)
-    whole_probs, whole_pred = decision.apply(logits)
+    probs, pred = rule.apply(holes)
+    whole_probs, whole_pred = rule.apply(logits)
     rest = np.delete(np.arange(300), [0, 7])
     assert np.isnan(probs[[0, 7]]).all()
     np.testing.assert_array_equal(pred[[0, 7]], -1)
@@ -89,9 +89,9 @@ def test_a_row_of_nan_stays_without_answer() -> None:
 
 def test_perfect_held_out_logits_fix_no_temperature() -> None:
     labels = np.arange(90) % 3
-    decision = fit((np.eye(3)[labels] * 50).astype(np.float32), labels)
-    assert decision.temperature.at_bound
-    assert decision.temperature.temperature == 1
+    rule = fit((np.eye(3)[labels] * 50).astype(np.float32), labels)
+    assert rule.temperature.at_bound
+    assert rule.temperature.temperature == 1
 
 
 METRICS: list[Metric] = ["accuracy", "balanced_accuracy", "macro_f1"]
@@ -104,7 +104,7 @@ def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric
 
 
 def plant_logits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Photographs whose labels are as frequent as their probabilities say: no temperature beats 1."""
+    """Images whose labels are as frequent as their probabilities say: no temperature beats 1."""
     probs = np.repeat([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], [4, 10], axis=0)
     labels = np.repeat([0, 1, 2, 0, 1, 2], [2, 1, 1, 8, 1, 1])
     return np.log(probs).astype(np.float32), labels
@@ -114,7 +114,7 @@ def plant_logits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0, 8.0])
 def test_the_planted_score_is_found_at_any_temperature(temperature: float, metric: Metric) -> None:
     logits, labels = plant_logits()
-    first = 2 * np.log(2) - 8 * np.log(0.8)  # of the ten photographs of the first class
+    first = 2 * np.log(2) - 8 * np.log(0.8)  # of the ten images of the first class
     others = np.log(4) + np.log(10)  # of the two of each other class
     expected = (first + 2 * others) / 14 if metric == "accuracy" else (first / 10 + others) / 3
     found = score(logits * np.float32(temperature), labels, metric)

@@ -11,18 +11,18 @@ MISSES = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
 FOCUS = st.floats(0, 0.99)
 
 
-@given(misses=MISSES, focus=FOCUS)
-def test_times_add_up_and_stay_within_bounds(misses: np.ndarray, focus: float) -> None:
-    times = expected_draws(misses, focus)
+@given(misses=MISSES, hard_example_frac=FOCUS)
+def test_times_add_up_and_stay_within_bounds(misses: np.ndarray, hard_example_frac: float) -> None:
+    times = expected_draws(misses, hard_example_frac)
     assert times.sum() == pytest.approx(len(misses))
-    assert times.min() >= 1 - focus - 1e-9
+    assert times.min() >= 1 - hard_example_frac - 1e-9
     assert times.max() <= MOST_DRAWS + 1e-9
 
 
-@given(misses=MISSES, focus=FOCUS)
-def test_what_was_more_wrong_comes_no_less_often(misses: np.ndarray, focus: float) -> None:
+@given(misses=MISSES, hard_example_frac=FOCUS)
+def test_what_was_more_wrong_comes_no_less_often(misses: np.ndarray, hard_example_frac: float) -> None:
     order = np.argsort(misses, kind="stable")
-    assert (np.diff(expected_draws(misses, focus)[order]) >= -1e-9).all()
+    assert (np.diff(expected_draws(misses, hard_example_frac)[order]) >= -1e-9).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-9, 0.3, 1.0])
@@ -42,11 +42,11 @@ def test_what_the_limit_holds_back_goes_to_the_others() -> None:
     assert times.sum() == pytest.approx(6)
 
 
-@given(misses=MISSES, focus=FOCUS, seed=st.integers(0, 1000))
+@given(misses=MISSES, hard_example_frac=FOCUS, seed=st.integers(0, 1000))
 def test_whole_times_are_next_to_those_asked_for_and_keep_their_sum(
-    misses: np.ndarray, focus: float, seed: int
+    misses: np.ndarray, hard_example_frac: float, seed: int
 ) -> None:
-    times = expected_draws(misses, focus)
+    times = expected_draws(misses, hard_example_frac)
     drawn = whole_draws(times, np.random.default_rng(seed))
     assert drawn.sum() == len(misses)
     assert (np.abs(drawn - times) < 1 + 1e-9).all()

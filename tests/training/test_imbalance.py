@@ -12,10 +12,10 @@ from torch.nn.functional import one_hot
 
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.sampling import class_priors, class_weights, natural_offset
-from pixelplay.evaluation.decision_rule import fit_decision
+from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.metrics import accuracy, balanced_accuracy, macro_f1
 from pixelplay.model.classifier import feature_scale
-from pixelplay.training.imbalance import NOTES, FairProbe, fit_fair_probe
+from pixelplay.training.imbalance import NOTES, ImbalanceProbe, fit_probe_for_imbalance
 from pixelplay.training.linear_probe import fit_probe
 from pixelplay.training.losses import make_loss
 
@@ -59,9 +59,9 @@ def deal_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return folds
 
 
-def fit(data: Data, **settings: Any) -> FairProbe:
+def fit(data: Data, **settings: Any) -> ImbalanceProbe:
     features, labels = data
-    return fit_fair_probe(
+    return fit_probe_for_imbalance(
         features, labels, np.arange(len(labels)), deal_folds(labels), TrainConfig(**settings)
     )
 
@@ -163,7 +163,7 @@ def test_auto_takes_class_weights_where_they_help() -> None:
 
 
 def test_auto_asks_the_declared_metric() -> None:
-    # the same photographs: where only the number of right answers counts, class weights lose
+    # the same images: where only the number of right answers counts, class weights lose
     found = fit(draw_stragglers(), metric="accuracy")
     assert found.imbalance == "none"
     assert found.evidence["difference"] < -found.evidence["standard_error"]
@@ -185,8 +185,8 @@ def test_the_evidence_is_the_metric_of_out_of_fold_decisions(metric: Metric) -> 
     for name in ("none", "class_weights"):
         logits = fit(data, imbalance=name).probe.oof_logits
         priors = class_priors(np.bincount(labels))
-        decision = fit_decision(logits, labels, np.arange(len(labels)), priors, metric=metric, seed=3)
-        values[name] = METRICS[metric](decision.apply(logits)[1], labels)
+        rule = fit_decision_rule(logits, labels, np.arange(len(labels)), priors, metric=metric, seed=3)
+        values[name] = METRICS[metric](rule.apply(logits)[1], labels)
     assert evidence["metric_by_value"] == pytest.approx(values)
     assert evidence["difference"] == pytest.approx(values["class_weights"] - values["none"])
     assert evidence["n"] == len(labels)
@@ -197,7 +197,7 @@ def test_images_that_are_never_held_out_take_no_part_in_the_comparison() -> None
     features, labels = draw_gaussians([200, 20])
     folds = deal_folds(labels)
     folds[::4] = -1
-    found = fit_fair_probe(features, labels, np.arange(len(labels)), folds, TrainConfig())
+    found = fit_probe_for_imbalance(features, labels, np.arange(len(labels)), folds, TrainConfig())
     assert found.evidence["n"] == (folds >= 0).sum()
     np.testing.assert_array_equal(np.isnan(found.probe.oof_logits).all(1), folds < 0)
 
@@ -208,7 +208,8 @@ def test_copies_in_one_group_make_the_comparison_no_surer() -> None:
     data, folds = (features[rows], labels[rows]), deal_folds(labels)[rows]
     config = TrainConfig(metric="balanced_accuracy")
     apart, together = (
-        fit_fair_probe(*data, groups, folds, config).evidence for groups in (np.arange(len(rows)), rows)
+        fit_probe_for_imbalance(*data, groups, folds, config).evidence
+        for groups in (np.arange(len(rows)), rows)
     )
     assert together["standard_error"] > 1.5 * apart["standard_error"]
 
@@ -227,6 +228,6 @@ def test_progress_counts_the_strengths_of_both_candidates() -> None:
         calls[imbalance] = []
         config = TrainConfig(imbalance=imbalance)
         groups, count = np.arange(len(labels)), calls[imbalance].append
-        fit_fair_probe(features, labels, groups, folds, config, on_progress=count)
+        fit_probe_for_imbalance(features, labels, groups, folds, config, on_progress=count)
     assert calls["auto"] == calls["none"] + calls["class_weights"]
     assert set(calls["auto"]) == {1}

@@ -19,14 +19,14 @@ from networks import shared_backbone
 from pixelplay.config import AugmentConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.augment import augment_view
-from pixelplay.data.dataset import make_index
-from pixelplay.data.pixel_cache import PixelStore
-from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.data.dataset import make_dataset
+from pixelplay.data.pixel_cache import PixelCache
+from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.device import Device
-from pixelplay.model.features import Normaliser
-from pixelplay.model.split_backbone import Halves, cut_backbone
-from pixelplay.training.inputs import Batch, Inputs, PixelSource, ViewSource, stream
+from pixelplay.model.features import Normalizer
+from pixelplay.model.split_backbone import SplitBackbone, split_backbone
+from pixelplay.training.inputs import AugmentedPixels, Batch, CachedViews, Inputs, stream
 
 N, SIZE, MANY = 9, 32, 10**9
 PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -37,7 +37,7 @@ FILES = {f"{i}.png": encode(draw(i), "PNG") for i in range(N)}
 
 @dataclass
 class MemoryStore:
-    """Photographs in memory, and how often each was read."""
+    """Images in memory, and how often each was read."""
 
     n_reads: dict[str, int] = field(default_factory=dict)
 
@@ -53,14 +53,14 @@ class MemoryStore:
 
 
 def make_pixels(
-    store: MemoryStore | None = None, *, is_bf16: bool = False, cache: Path | None = None
-) -> PixelSource:
+    storage: MemoryStore | None = None, *, is_bf16: bool = False, cache: Path | None = None
+) -> AugmentedPixels:
     """Pixels that without a cache are decoded at every look: what is read is what is computed."""
-    index = make_index("memory", store or MemoryStore(), list(FILES), [None] * N, [None] * N)
+    dataset = make_dataset("memory", storage or MemoryStore(), list(FILES), [None] * N, [None] * N)
     digests = tuple(digest_bytes(data) for data in FILES.values())
-    return PixelSource(
-        pixels=PixelStore(
-            index, digests, PREPROCESSING, cache_dir=str(cache or ""), max_bytes=MANY if cache else 0
+    return AugmentedPixels(
+        pixels=PixelCache(
+            dataset, digests, PREPROCESSING, cache_dir=str(cache or ""), max_bytes=MANY if cache else 0
         ),
         preprocessing=PREPROCESSING,
         augmenting=AUGMENTING,
@@ -73,26 +73,26 @@ def make_pixels(
 @lru_cache
 def cut(
     name: str = "test_convnext", n_tail: int = 1, features: FeatureKind = "stages", size: int = SIZE
-) -> Halves:
-    return cut_backbone(shared_backbone(name, features), n_tail, size)
+) -> SplitBackbone:
+    return split_backbone(shared_backbone(name, features), n_tail, size)
 
 
 def make_views(
     cache: Path,
-    halves: Halves,
-    pixels: PixelSource,
+    stages: SplitBackbone,
+    pixels: AugmentedPixels,
     *,
-    n_views: int = 3,
+    cached_views: int = 3,
     weights_id: str = "w",
     network: str = "net",
-) -> ViewSource:
+) -> CachedViews:
     digests = [digest_bytes(data) for data in FILES.values()]
-    return ViewSource(
-        halves,
+    return CachedViews(
+        stages,
         pixels,
         digests,
         network=(network, "stages"),
-        n_views=n_views,
+        cached_views=cached_views,
         weights_id=weights_id,
         cache_dir=str(cache),
         max_bytes=MANY,
@@ -100,32 +100,32 @@ def make_views(
 
 
 def drawn(rows: NDArray[np.int64], times: NDArray[np.int64]) -> Batch:
-    """Photographs that count alike."""
+    """Images that count alike."""
     return Batch(rows, times, np.ones(len(rows), np.float32))
 
 
 def once(rows: NDArray[np.int64]) -> Batch:
-    """Photographs that are drawn for the first time in their epoch."""
+    """Images that are drawn for the first time in their epoch."""
     return drawn(rows, np.zeros_like(rows))
 
 
-def compute(views: ViewSource, train: NDArray[np.int64] = ROWS, plain: NDArray[np.int64] = ROWS) -> None:
+def compute(views: CachedViews, train: NDArray[np.int64] = ROWS, plain: NDArray[np.int64] = ROWS) -> None:
     views.compute(train, plain, batch_size=4, num_workers=2)
 
 
 @torch.inference_mode()
-def run_front(halves: Halves, pixels: NDArray[np.uint8]) -> Inputs:
-    assert halves.front is not None
-    maps, moments = halves.front(Normaliser(PREPROCESSING, "cpu")(torch.from_numpy(pixels.copy())[None]))
-    return maps[0], moments[0]
+def run_front(stages: SplitBackbone, pixels: NDArray[np.uint8]) -> Inputs:
+    assert stages.front is not None
+    maps, stats = stages.front(Normalizer(PREPROCESSING, "cpu")(torch.from_numpy(pixels.copy())[None]))
+    return maps[0], stats[0]
 
 
-def expected_view(source: PixelSource, halves: Halves, row: int, view: int) -> Inputs:
-    """One view of one photograph, alone and by hand."""
+def expected_view(source: AugmentedPixels, stages: SplitBackbone, row: int, view: int) -> Inputs:
+    """One view of one image, alone and by hand."""
     digest = digest_bytes(list(FILES.values())[row])
     rng = np.random.default_rng([source.seed, view, int.from_bytes(digest, "big")])
     pixels = augment_view(source.pixels[row], source.augmenting, PREPROCESSING, rng, hflip=source.hflip)
-    return run_front(halves, pixels)
+    return run_front(stages, pixels)
 
 
 def assert_near(found: Inputs, expected: Inputs) -> None:
@@ -156,12 +156,12 @@ def rows_of(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 def test_views_are_the_front_of_augmented_pixels_each_once_in_v_epochs(
     name: str, n_tail: int, features: FeatureKind, tmp_path: Path
 ) -> None:
-    halves, pixels = cut(name, n_tail, features), make_pixels()
-    views = make_views(tmp_path, halves, pixels)
+    stages, pixels = cut(name, n_tail, features), make_pixels()
+    views = make_views(tmp_path, stages, pixels)
     compute(views)
     epochs = [rows_of(views.train_batch(once(ROWS), epoch, SIZE)()) for epoch in range(1, 4)]
     for row in ROWS:
-        expected = [expected_view(pixels, halves, int(row), view) for view in range(3)]
+        expected = [expected_view(pixels, stages, int(row), view) for view in range(3)]
         shown = [[is_near(epoch[row], view) for view in expected].index(True) for epoch in epochs]
         assert sorted(shown) == [0, 1, 2]
         for epoch, view in zip(epochs, shown, strict=True):
@@ -172,30 +172,30 @@ def test_views_are_the_front_of_augmented_pixels_each_once_in_v_epochs(
 def test_the_whole_photograph_is_the_front_of_what_prediction_sees(
     features: FeatureKind, tmp_path: Path
 ) -> None:
-    halves, pixels = cut("test_efficientnet", 2, features), make_pixels()
-    views = make_views(tmp_path, halves, pixels)
+    stages, pixels = cut("test_efficientnet", 2, features), make_pixels()
+    views = make_views(tmp_path, stages, pixels)
     compute(views)
     found = rows_of(views.plain_batch(ROWS)())
     for row in ROWS:
-        assert_near(found[row], run_front(halves, eval_view(pixels.pixels[row], PREPROCESSING)))
+        assert_near(found[row], run_front(stages, eval_transform(pixels.pixels[row], PREPROCESSING)))
 
 
 def test_the_tail_makes_the_backbones_features_of_them(tmp_path: Path) -> None:
-    halves, pixels = cut("test_resnet", 2), make_pixels()
-    views = make_views(tmp_path, halves, pixels)
+    stages, pixels = cut("test_resnet", 2), make_pixels()
+    views = make_views(tmp_path, stages, pixels)
     compute(views)
     images, _ = pixels.plain_batch(ROWS)()
     with torch.inference_mode():
-        found = halves.tail.eval()(*views.plain_batch(ROWS)())
+        found = stages.tail.eval()(*views.plain_batch(ROWS)())
         expected = shared_backbone("test_resnet", "stages")(images)
     assert_near((found, found), (expected, expected))
 
 
 def test_a_batch_is_the_same_every_time(tmp_path: Path) -> None:
-    halves = cut()
-    views = make_views(tmp_path / "a", halves, make_pixels())
+    stages = cut()
+    views = make_views(tmp_path / "a", stages, make_pixels())
     compute(views)
-    again = make_views(tmp_path / "b", halves, make_pixels())
+    again = make_views(tmp_path / "b", stages, make_pixels())
     compute(again)
     for epoch in (1, 2):
         expected = views.train_batch(once(ROWS), epoch, SIZE)()
@@ -204,8 +204,8 @@ def test_a_batch_is_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_a_view_does_not_depend_on_those_computed_with_it(tmp_path: Path) -> None:
-    halves = cut()
-    views, in_parts = (make_views(tmp_path / name, halves, make_pixels()) for name in "ab")
+    stages = cut()
+    views, in_parts = (make_views(tmp_path / name, stages, make_pixels()) for name in "ab")
     compute(views)
     for rows in (np.array([7]), np.array([3, 8, 1, 0, 2]), ROWS):
         compute(in_parts, rows, rows)
@@ -241,7 +241,7 @@ def test_a_photograph_twice_in_a_batch_shows_two_views(tmp_path: Path) -> None:
 
 
 def test_one_view_is_shown_in_every_epoch(tmp_path: Path) -> None:
-    views = make_views(tmp_path, cut(), make_pixels(), n_views=1)
+    views = make_views(tmp_path, cut(), make_pixels(), cached_views=1)
     compute(views)
     assert_equal(views.train_batch(once(ROWS), 1, SIZE)(), views.train_batch(once(ROWS), 2, SIZE)())
     found = rows_of(views.train_batch(drawn(np.array([4, 4]), np.array([0, 1])), 1, SIZE)())
@@ -253,21 +253,21 @@ def test_one_view_is_shown_in_every_epoch(tmp_path: Path) -> None:
 def test_bf16_maps_are_kept_in_bf16_and_moments_in_fp32(
     n_rows: int, features: FeatureKind, tmp_path: Path
 ) -> None:
-    halves, pixels = cut("test_efficientnet", 2, features), make_pixels(is_bf16=True)
-    views = make_views(tmp_path, halves, pixels, n_views=1)
+    stages, pixels = cut("test_efficientnet", 2, features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, stages, pixels, cached_views=1)
     compute(views)
-    maps, moments = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
+    maps, stats = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
     assert maps.dtype == torch.bfloat16
-    assert maps.shape == (n_rows, *halves.shape)
-    assert moments.dtype == torch.float32
-    assert moments.shape == (n_rows, halves.n_moments)
-    for found, row in zip(rows_of((maps.float(), moments)), ROWS, strict=False):
-        for own, other in zip(found, expected_view(pixels, halves, int(row), 0), strict=True):
+    assert maps.shape == (n_rows, *stages.shape)
+    assert stats.dtype == torch.float32
+    assert stats.shape == (n_rows, stages.n_stats)
+    for found, row in zip(rows_of((maps.float(), stats)), ROWS, strict=False):
+        for own, other in zip(found, expected_view(pixels, stages, int(row), 0), strict=True):
             scale = float(other.abs().max()) if other.numel() else 1.0
             torch.testing.assert_close(own / scale, other / scale, atol=0.05, rtol=0)
 
 
-def odd_halves(features: FeatureKind) -> Halves:
+def odd_halves(features: FeatureKind) -> SplitBackbone:
     """Maps of an odd number of values: two bytes each do not fill words of four."""
 
     class Odd(torch.nn.Module):
@@ -288,78 +288,78 @@ def odd_halves(features: FeatureKind) -> Halves:
             return maps.mean((2, 3))
 
     torch.manual_seed(0)
-    halves = cut_backbone(Backbone("odd", Odd(), features), 1, SIZE)
-    assert int(np.prod(halves.shape)) % 2 == 1
-    return halves
+    stages = split_backbone(Backbone("odd", Odd(), features), 1, SIZE)
+    assert int(np.prod(stages.shape)) % 2 == 1
+    return stages
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
 @pytest.mark.parametrize("features", ["stages", "pooled"])
 def test_maps_of_odd_size_come_back_in_bf16(features: FeatureKind, n_rows: int, tmp_path: Path) -> None:
-    halves, pixels = odd_halves(features), make_pixels(is_bf16=True)
-    views = make_views(tmp_path, halves, pixels, n_views=1)
+    stages, pixels = odd_halves(features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, stages, pixels, cached_views=1)
     compute(views)
-    maps, moments = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
-    assert maps.shape == (n_rows, *halves.shape)
-    for found, row in zip(rows_of((maps.float(), moments)), ROWS, strict=False):
-        for own, other in zip(found, expected_view(pixels, halves, int(row), 0), strict=True):
+    maps, stats = views.train_batch(once(ROWS[:n_rows]), 1, SIZE)()
+    assert maps.shape == (n_rows, *stages.shape)
+    for found, row in zip(rows_of((maps.float(), stats)), ROWS, strict=False):
+        for own, other in zip(found, expected_view(pixels, stages, int(row), 0), strict=True):
             torch.testing.assert_close(own, other, atol=0.05, rtol=0.05)
 
 
 def test_the_space_of_a_view_is_known_beforehand(tmp_path: Path) -> None:
     for is_bf16 in (False, True):
-        halves, pixels = cut("test_efficientnet", 2), make_pixels(is_bf16=is_bf16)
+        stages, pixels = cut("test_efficientnet", 2), make_pixels(is_bf16=is_bf16)
         cache = tmp_path / str(is_bf16)
-        compute(make_views(cache, halves, pixels, n_views=2))
+        compute(make_views(cache, stages, pixels, cached_views=2))
         arrays = [np.load(path) for path in cache.glob("views-*/*.values.npy")]
-        assert {array[0].nbytes for array in arrays} == {ViewSource.bytes_per_view(halves, pixels.device)}
+        assert {array[0].nbytes for array in arrays} == {CachedViews.bytes_per_view(stages, pixels.device)}
         assert sum(len(array) for array in arrays) == 3 * N
 
 
 # --- what is kept
 
 
-def n_reads(store: MemoryStore) -> int:
-    return sum(store.n_reads.values())
+def n_reads(storage: MemoryStore) -> int:
+    return sum(storage.n_reads.values())
 
 
 def test_views_are_computed_once(tmp_path: Path) -> None:
-    store, halves = MemoryStore(), cut()
-    views = make_views(tmp_path, halves, make_pixels(store))
+    storage, stages = MemoryStore(), cut()
+    views = make_views(tmp_path, stages, make_pixels(storage))
     compute(views)
-    assert store.n_reads == dict.fromkeys(FILES, 1 + 3)  # the whole, and each view
+    assert storage.n_reads == dict.fromkeys(FILES, 1 + 3)  # the whole, and each view
     expected = views.train_batch(once(ROWS), 1, SIZE)()
     compute(views)
-    again = make_views(tmp_path, halves, make_pixels(store))
+    again = make_views(tmp_path, stages, make_pixels(storage))
     compute(again)
-    assert n_reads(store) == 4 * N
+    assert n_reads(storage) == 4 * N
     assert_equal(again.train_batch(once(ROWS), 1, SIZE)(), expected)
 
 
 def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path: Path) -> None:
-    store, halves = MemoryStore(), cut()
-    compute(make_views(tmp_path, halves, make_pixels()), ROWS[:4], ROWS[:6])
+    storage, stages = MemoryStore(), cut()
+    compute(make_views(tmp_path, stages, make_pixels()), ROWS[:4], ROWS[:6])
     seen: list[int] = []
-    views = make_views(tmp_path, halves, make_pixels(store))
+    views = make_views(tmp_path, stages, make_pixels(storage))
     views.compute(ROWS, ROWS, batch_size=4, num_workers=2, on_progress=seen.append)
-    assert store.n_reads == {f"{i}.png": 3 if i < 6 else 4 for i in range(4, N)}
+    assert storage.n_reads == {f"{i}.png": 3 if i < 6 else 4 for i in range(4, N)}
     assert sum(seen) == 4 * N
 
 
 def test_more_views_are_added_to_those_that_are_there(tmp_path: Path) -> None:
-    store, halves = MemoryStore(), cut()
-    compute(make_views(tmp_path, halves, make_pixels(), n_views=2))
-    compute(make_views(tmp_path, halves, make_pixels(store), n_views=3))
-    assert store.n_reads == dict.fromkeys(FILES, 1)
+    storage, stages = MemoryStore(), cut()
+    compute(make_views(tmp_path, stages, make_pixels(), cached_views=2))
+    compute(make_views(tmp_path, stages, make_pixels(storage), cached_views=3))
+    assert storage.n_reads == dict.fromkeys(FILES, 1)
 
 
 def test_only_learned_photographs_are_varied_and_only_plain_ones_kept_whole(tmp_path: Path) -> None:
-    store = MemoryStore()
-    compute(make_views(tmp_path, cut(), make_pixels(store)), ROWS[:2], ROWS[7:])
-    assert store.n_reads == {"0.png": 3, "1.png": 3, "7.png": 1, "8.png": 1}
+    storage = MemoryStore()
+    compute(make_views(tmp_path, cut(), make_pixels(storage)), ROWS[:2], ROWS[7:])
+    assert storage.n_reads == {"0.png": 3, "1.png": 3, "7.png": 1, "8.png": 1}
 
 
-CHANGES: dict[str, Callable[[PixelSource], PixelSource]] = {
+CHANGES: dict[str, Callable[[AugmentedPixels], AugmentedPixels]] = {
     "seed": lambda source: replace(source, seed=6),
     "augmentation": lambda source: replace(source, augmenting=AugmentConfig(augment=("crop",))),
     "strength": lambda source: replace(source, augmenting=replace(AUGMENTING, crop_scale=0.5)),
@@ -369,12 +369,12 @@ CHANGES: dict[str, Callable[[PixelSource], PixelSource]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_way_to_vary_is_another_key_and_the_whole_stays(change: str, tmp_path: Path) -> None:
-    store, halves = MemoryStore(), cut()
-    views = make_views(tmp_path, halves, make_pixels())
+    storage, stages = MemoryStore(), cut()
+    views = make_views(tmp_path, stages, make_pixels())
     compute(views)
-    changed = make_views(tmp_path, halves, CHANGES[change](make_pixels(store)))
+    changed = make_views(tmp_path, stages, CHANGES[change](make_pixels(storage)))
     compute(changed)
-    assert store.n_reads == dict.fromkeys(FILES, 3)
+    assert storage.n_reads == dict.fromkeys(FILES, 3)
     first, second = (source.train_batch(once(ROWS), 1, SIZE)()[0] for source in (views, changed))
     assert not torch.equal(first, second)
 
@@ -382,20 +382,20 @@ def test_another_way_to_vary_is_another_key_and_the_whole_stays(change: str, tmp
 @pytest.mark.parametrize("change", ["cut", "kind of features", "name", "weights", "filter", "numbers"])
 def test_another_network_is_another_key_for_all(change: str, tmp_path: Path) -> None:
     compute(make_views(tmp_path, cut(), make_pixels()))
-    store = MemoryStore()
-    pixels = make_pixels(store, is_bf16=change == "numbers")
+    storage = MemoryStore()
+    pixels = make_pixels(storage, is_bf16=change == "numbers")
     if change == "filter":
         pixels = replace(pixels, preprocessing=replace(PREPROCESSING, interpolation="bilinear"))
-    halves = cut(
+    stages = cut(
         n_tail=2 if change == "cut" else 1, features="pooled" if change == "kind of features" else "stages"
     )
     weights_id = "other" if change == "weights" else "w"
     name = "twin" if change == "name" else "net"
-    compute(make_views(tmp_path, halves, pixels, weights_id=weights_id, network=name))
-    assert store.n_reads == dict.fromkeys(FILES, 4)
+    compute(make_views(tmp_path, stages, pixels, weights_id=weights_id, network=name))
+    assert storage.n_reads == dict.fromkeys(FILES, 4)
 
 
-def equal_cuts() -> list[Halves]:
+def equal_cuts() -> list[SplitBackbone]:
     """Two cuts of one network whose maps have the same shape and no moments."""
 
     class Straight(torch.nn.Module):
@@ -418,24 +418,24 @@ def equal_cuts() -> list[Halves]:
 
     torch.manual_seed(0)
     backbone = Backbone("straight", Straight(), "pooled")
-    return [cut_backbone(backbone, n_tail, SIZE) for n_tail in (1, 2)]
+    return [split_backbone(backbone, n_tail, SIZE) for n_tail in (1, 2)]
 
 
 def test_cuts_with_maps_of_one_shape_do_not_share_a_key(tmp_path: Path) -> None:
     late, early = equal_cuts()
-    assert (late.shape, late.n_moments) == (early.shape, early.n_moments)
+    assert (late.shape, late.n_stats) == (early.shape, early.n_stats)
     compute(make_views(tmp_path, late, make_pixels()))
-    store = MemoryStore()
-    compute(make_views(tmp_path, early, make_pixels(store)))
-    assert store.n_reads == dict.fromkeys(FILES, 4)
+    storage = MemoryStore()
+    compute(make_views(tmp_path, early, make_pixels(storage)))
+    assert storage.n_reads == dict.fromkeys(FILES, 4)
 
 
 def test_another_way_to_decode_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute(make_views(tmp_path, cut(), make_pixels()))
     monkeypatch.setattr("pixelplay.training.inputs.DECODE_VERSION", 10**6)
-    store = MemoryStore()
-    compute(make_views(tmp_path, cut(), make_pixels(store)))
-    assert store.n_reads == dict.fromkeys(FILES, 4)
+    storage = MemoryStore()
+    compute(make_views(tmp_path, cut(), make_pixels(storage)))
+    assert storage.n_reads == dict.fromkeys(FILES, 4)
 
 
 def test_views_that_cannot_be_kept_say_why(tmp_path: Path) -> None:
@@ -448,9 +448,9 @@ def test_views_that_cannot_be_kept_say_why(tmp_path: Path) -> None:
 
 
 def test_a_try_keeps_nothing(tmp_path: Path) -> None:
-    store = MemoryStore()
-    make_views(tmp_path, cut(), make_pixels(store)).try_out(ROWS[:5], 2, 2, n_first=1)
-    assert n_reads(store) == 5
+    storage = MemoryStore()
+    make_views(tmp_path, cut(), make_pixels(storage)).try_out(ROWS[:5], 2, 2, n_first=1)
+    assert n_reads(storage) == 5
     assert list(tmp_path.iterdir()) == []
 
 
@@ -476,9 +476,9 @@ def test_what_a_view_takes_is_told_without_the_first_batches(
 
 def test_pixels_are_augmented_and_normalised() -> None:
     source = make_pixels()
-    images, moments = source.train_batch(once(ROWS[:3]), 2, 24)()
+    images, stats = source.train_batch(once(ROWS[:3]), 2, 24)()
     assert images.shape == (3, 3, 24, 24)
-    assert moments.shape == (3, 0)
+    assert stats.shape == (3, 0)
     for place, row in enumerate(ROWS[:3]):
         rng = np.random.default_rng([source.seed, 2, int(row), 0])
         view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=24)
@@ -488,12 +488,12 @@ def test_pixels_are_augmented_and_normalised() -> None:
 
 def test_whole_pixels_are_what_prediction_sees() -> None:
     source = make_pixels()
-    images, moments = source.plain_batch(ROWS)()
-    expected = np.stack([eval_view(source.pixels[row], PREPROCESSING) for row in ROWS])
+    images, stats = source.plain_batch(ROWS)()
+    expected = np.stack([eval_transform(source.pixels[row], PREPROCESSING) for row in ROWS])
     torch.testing.assert_close(
-        images, Normaliser(PREPROCESSING, "cpu")(torch.from_numpy(expected)), atol=0, rtol=0
+        images, Normalizer(PREPROCESSING, "cpu")(torch.from_numpy(expected)), atol=0, rtol=0
     )
-    assert moments.shape == (N, 0)
+    assert stats.shape == (N, 0)
 
 
 def test_a_pixel_view_depends_on_seed_epoch_row_and_times_drawn_alone() -> None:
@@ -511,23 +511,23 @@ def test_a_pixel_view_depends_on_seed_epoch_row_and_times_drawn_alone() -> None:
 
 @pytest.mark.parametrize("change", [{"mixup_alpha": 0.9}, {"mix_prob": 0.1}, {"augment": "with mixup"}])
 def test_mixing_changes_no_view(change: dict[str, Any], tmp_path: Path) -> None:
-    store, halves = MemoryStore(), cut()
+    storage, stages = MemoryStore(), cut()
     if "augment" in change:
         change = {"augment": (*AUGMENTING.augment, "mixup", "cutmix")}
-    compute(make_views(tmp_path, halves, make_pixels()))
-    changed = replace(make_pixels(store), augmenting=replace(AUGMENTING, **change))
-    compute(make_views(tmp_path, halves, changed))
-    assert store.n_reads == {}
+    compute(make_views(tmp_path, stages, make_pixels()))
+    changed = replace(make_pixels(storage), augmenting=replace(AUGMENTING, **change))
+    compute(make_views(tmp_path, stages, changed))
+    assert storage.n_reads == {}
 
 
 def test_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
-    store = MemoryStore()
-    source = make_pixels(store, cache=tmp_path)
+    storage = MemoryStore()
+    source = make_pixels(storage, cache=tmp_path)
     first = source.train_batch(once(ROWS), 1, SIZE)()[0]
     source.flush()
     for epoch in (2, 3):
         source.train_batch(once(ROWS), epoch, SIZE)()
-    assert store.n_reads == dict.fromkeys(FILES, 1)
+    assert storage.n_reads == dict.fromkeys(FILES, 1)
     torch.testing.assert_close(source.train_batch(once(ROWS), 1, SIZE)()[0], first, atol=0, rtol=0)
 
 
@@ -551,7 +551,7 @@ def test_every_worker_has_a_batch_to_load() -> None:
 def test_a_stream_gives_the_batches_in_order_whatever_the_threads(
     kind: str, num_workers: int, tmp_path: Path
 ) -> None:
-    source: ViewSource | PixelSource = make_pixels()
+    source: CachedViews | AugmentedPixels = make_pixels()
     if kind == "views":
         source = make_views(tmp_path, cut(), make_pixels())
         compute(source)
@@ -567,9 +567,9 @@ def test_a_stream_gives_the_batches_in_order_whatever_the_threads(
 def test_an_error_of_a_thread_reaches_the_loop() -> None:
     def load(rows: NDArray[np.int64]) -> Callable[[], Inputs]:
         if rows[0] == 2:
-            raise ValueError("photograph 2")
+            raise ValueError("image 2")
         return make_pixels().plain_batch(rows)
 
     batches = [np.array([i]) for i in range(4)]
-    with pytest.raises(ValueError, match="photograph 2"):
+    with pytest.raises(ValueError, match="image 2"):
         list(stream(batches, load, 2))

@@ -1,4 +1,4 @@
-"""What curve.py promises: shares of each class, and gains that are there only where photographs teach."""
+"""What curve.py promises: shares of each class, and gains that are there only where images teach."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +10,13 @@ from conftest import draw_folder
 from materials import sort_out_folder
 from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
-from pixelplay.evaluation.decision_rule import fit_decision
+from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.model.backbone import Backbone
-from pixelplay.training.imbalance import fit_fair_on_some, fit_fair_probe
+from pixelplay.training.imbalance import fit_probe_for_imbalance, fit_probe_on_subset
 from pixelplay.training.learning_curve import choose_share, measure_curve
-from pixelplay.training.linear_probe import fit_on_some, fit_probe
-from pixelplay.training.probe_or_finetune import Learned
-from pixelplay.training.training_data import Material
+from pixelplay.training.linear_probe import fit_probe, fit_subset
+from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.training_data import TrainingData
 
 
 def test_a_share_is_taken_of_each_class_and_lies_in_a_larger_one() -> None:
@@ -34,9 +34,9 @@ def test_learning_from_all_rows_is_the_probe_itself() -> None:
     features = rng.normal(0, 1, (60, 8)).astype(np.float32) + labels[:, None]
     folds = assign_folds(labels, np.arange(60), 3, 0)
     probe = fit_probe(features, labels, folds)
-    again = fit_on_some(features, labels, folds, probe.C, np.ones(60, bool))
+    again = fit_subset(features, labels, folds, probe.C, np.ones(60, bool))
     np.testing.assert_allclose(again, probe.oof_logits, atol=0.05)
-    some = fit_on_some(features, labels, folds, probe.C, np.arange(60) % 3 == 0)
+    some = fit_subset(features, labels, folds, probe.C, np.arange(60) % 3 == 0)
     assert np.abs(some - probe.oof_logits).max() > 0.2
 
 
@@ -46,30 +46,30 @@ def test_a_weighted_probe_is_halved_as_a_weighted_one() -> None:
     features = rng.normal(0, 1, (72, 8)).astype(np.float32) + labels[:, None]
     folds = assign_folds(labels, np.arange(72), 3, 0)
     config = TrainConfig(imbalance="class_weights")
-    probe = fit_fair_probe(features, labels, np.arange(72), folds, config).probe
+    probe = fit_probe_for_imbalance(features, labels, np.arange(72), folds, config).probe
     every = np.ones(72, bool)
-    again = fit_fair_on_some("class_weights", features, labels, folds, probe.C, every)
+    again = fit_probe_on_subset("class_weights", features, labels, folds, probe.C, every)
     np.testing.assert_allclose(again, probe.oof_logits, atol=0.1)  # another tolerance
-    plain = fit_fair_on_some("none", features, labels, folds, probe.C, every)
+    plain = fit_probe_on_subset("none", features, labels, folds, probe.C, every)
     assert np.abs(plain - probe.oof_logits).max() > 0.2
 
 
 @pytest.fixture
-def taught(tmp_path: Path) -> tuple[Material, Learned]:
-    """Two classes that few photographs tell apart badly: the signal is spread over many features."""
-    material = sort_out_folder(
+def taught(tmp_path: Path) -> tuple[TrainingData, TrainedClassifier]:
+    """Two classes that few images tell apart badly: the signal is spread over many features."""
+    data = sort_out_folder(
         draw_folder(tmp_path / "photos", {"bars": 60, "dots": 60, "rings": 5}), TrainConfig(test_frac=0)
     )
     rng = np.random.default_rng(0)
     pull = rng.normal(0, 0.18, (3, 150))
-    features = (rng.normal(0, 1, (len(material.labels), 150)) + pull[material.labels]).astype(np.float32)
-    material = replace(material, features=features)
-    rows = material.learn
-    labels = material.labels[rows]
+    features = (rng.normal(0, 1, (len(data.labels), 150)) + pull[data.labels]).astype(np.float32)
+    data = replace(data, features=features)
+    rows = data.fit_rows
+    labels = data.labels[rows]
     folds = assign_folds(labels, np.arange(len(labels)), 3, 0)
     probe = fit_probe(features[rows], labels, folds)
-    learned = Learned(
-        depth="probe",
+    learned = TrainedClassifier(
+        finetune="none",
         backbone=Backbone.__new__(Backbone),
         head=probe.head,
         learned_from=rows,
@@ -81,15 +81,15 @@ def taught(tmp_path: Path) -> tuple[Material, Learned]:
         history=[],
         plan=None,
     )
-    return material, learned
+    return data, learned
 
 
 def test_the_gain_of_the_second_half_is_measured_photograph_by_photograph(
-    taught: tuple[Material, Learned],
+    taught: tuple[TrainingData, TrainedClassifier],
 ) -> None:
-    material, learned = taught
-    labels = material.labels[learned.held_out]
-    decision = fit_decision(
+    data, learned = taught
+    labels = data.labels[learned.held_out]
+    rule = fit_decision_rule(
         learned.logits,
         labels,
         np.arange(len(labels)),
@@ -97,12 +97,12 @@ def test_the_gain_of_the_second_half_is_measured_photograph_by_photograph(
         metric="accuracy",
         seed=0,
     )
-    curve = measure_curve(material, learned, decision, 0)
+    curve = measure_curve(data, learned, rule, 0)
     assert curve is not None
     points = curve["all"]["points"]
     assert [point["n_learned"] for point in points] == [21, 42, 83]  # two of three folds of each share
-    assert points[-1]["value"] == np.mean(decision.apply(learned.logits)[1] == labels)
+    assert points[-1]["value"] == np.mean(rule.apply(learned.logits)[1] == labels)
     assert points[0]["value"] < points[-1]["value"]
     assert curve["all"]["gain"]["value"] == pytest.approx(points[2]["value"] - points[1]["value"])
     assert set(curve["by_class"]) == {"bars", "dots"}  # of the third there are too few to halve
-    assert measure_curve(material, replace(learned, depth="partial"), decision, 0) is None
+    assert measure_curve(data, replace(learned, finetune="partial"), rule, 0) is None

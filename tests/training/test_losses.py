@@ -64,11 +64,11 @@ def test_class_weights_count_one_on_average() -> None:
 
 def test_a_weighted_images_gradient_does_not_depend_on_its_neighbours() -> None:
     logits = draw_logits()[[70, 0, 64]].requires_grad_()
-    slopes = []
+    gradients = []
     for rows in ([0, 1], [0, 2]):
         loss = make("class_weights")(logits[rows], hard()[[70, 0, 64]][rows])
-        slopes.append(torch.autograd.grad(loss, logits)[0][0])
-    torch.testing.assert_close(slopes[0], slopes[1])
+        gradients.append(torch.autograd.grad(loss, logits)[0][0])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_weights_with_smoothing_equal_smoothing_of_resampled_classes() -> None:
@@ -122,8 +122,8 @@ def test_logits_that_say_the_priors_are_the_best_constant(
     offset = torch.tensor(natural_offset(COUNTS, imbalance, None, 0.6), dtype=torch.float32)
     constant = (LOG_PRIORS - offset).requires_grad_()
     loss = make(imbalance, logit_tau=0.6, label_smoothing=label_smoothing)
-    (slope,) = torch.autograd.grad(loss(constant.expand(100, 4), hard()), constant)
-    torch.testing.assert_close(slope, torch.zeros(4), atol=1e-6, rtol=0)
+    (gradient,) = torch.autograd.grad(loss(constant.expand(100, 4), hard()), constant)
+    torch.testing.assert_close(gradient, torch.zeros(4), atol=1e-6, rtol=0)
 
 
 def test_smoothing_after_resampling_spreads_towards_the_resampled_mix() -> None:
@@ -138,7 +138,7 @@ def test_smoothing_spreads_towards_classes_as_they_are_raised() -> None:
     raised = torch.tensor(np.repeat(np.arange(4), np.maximum(COUNTS, 20)))
     constant = torch.tensor(np.log(effective_prior(COUNTS, "none", 20)), dtype=torch.float32)
     constant.requires_grad_()
-    loss = make("none", label_smoothing=0.3, min_per_class=20)
+    loss = make("none", label_smoothing=0.3, oversample_to=20)
     mean = loss(constant.expand(len(raised), 4), one_hot(raised, 4))
     torch.testing.assert_close(torch.autograd.grad(mean, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
 

@@ -1,4 +1,4 @@
-"""What mixing.py promises: photographs and labels are mixed by the same share, and nothing is written to."""
+"""What mixing.py promises: images and labels are mixed by the same share, and nothing is written to."""
 
 import math
 

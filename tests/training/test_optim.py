@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.cpu_layers import freeze_spatial_filters
-from pixelplay.model.split_backbone import Halves, Tail
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.cpu_layers import freeze_depthwise_filters
+from pixelplay.model.split_backbone import SplitBackbone, TrainableStages
 from pixelplay.training.optim import RATES_BATCH, AveragedWeights, lr_factor, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}
@@ -20,15 +20,15 @@ N_STAGES = {"test_convnext": 4, "test_resnet": 5}
 def make_classifier(name: str) -> Classifier:
     backbone = shared_backbone(name)
     n = backbone.n_features
-    head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0)
-    return Classifier(Tail(backbone, 0), head)
+    head = TrainableLinearHead(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0)
+    return Classifier(TrainableStages(backbone, 0), head)
 
 
 def settings_by_name(
-    classifier: Classifier, config: FinetuneConfig, photographs_a_step: int = RATES_BATCH
+    classifier: Classifier, config: FinetuneConfig, images_per_step: int = RATES_BATCH
 ) -> dict[str, tuple[float, float]]:
     """Parameter → peak learning rate and decay, as the optimizer has them."""
-    optimizer = make_optimizer(classifier, config, photographs_a_step)
+    optimizer = make_optimizer(classifier, config, images_per_step)
     assert isinstance(optimizer, torch.optim.AdamW)
     names = {id(value): name for name, value in classifier.named_parameters()}
     found = [
@@ -69,20 +69,20 @@ def test_each_stage_in_front_has_its_rate_times_the_layer_decay(name: str) -> No
     assert found[stem][0] == pytest.approx(4e-3 * 0.5 ** (N_STAGES[name] - 1), rel=1e-12)
 
 
-@pytest.mark.parametrize("photographs_a_step", [8, 32, 128, 1000])
-def test_rates_go_with_the_root_of_the_photographs_a_step(photographs_a_step: int) -> None:
+@pytest.mark.parametrize("images_per_step", [8, 32, 128, 1000])
+def test_rates_go_with_the_root_of_the_photographs_a_step(images_per_step: int) -> None:
     classifier, config = make_classifier("test_convnext"), FinetuneConfig(layer_decay=0.7)
     usual = settings_by_name(classifier, config)
-    found = settings_by_name(classifier, config, photographs_a_step)
-    factor = math.sqrt(photographs_a_step / 32)
+    found = settings_by_name(classifier, config, images_per_step)
+    factor = math.sqrt(images_per_step / 32)
     for key, (lr, decay) in usual.items():
         assert found[key] == (pytest.approx(lr * factor, rel=1e-12), decay)
 
 
 def test_frozen_weights_are_not_the_optimizers() -> None:
     classifier = make_classifier("test_convnext")
-    halves = Halves(front=None, tail=classifier.tail, shape=(3, 64, 64), n_moments=0)
-    freeze_spatial_filters(halves, is_shortened=True)
+    stages = SplitBackbone(front=None, tail=classifier.tail, shape=(3, 64, 64), n_stats=0)
+    freeze_depthwise_filters(stages, is_shortened=True)
     found = settings_by_name(classifier, FinetuneConfig())
     assert set(found) == {key for key, value in classifier.named_parameters() if value.requires_grad}
     assert len(found) < len(list(classifier.parameters()))
@@ -188,7 +188,7 @@ def test_names_that_are_not_given_are_left_alone() -> None:
     assert not torch.equal(layer.bias, live["bias"])
 
 
-def follow(horizon: float, values: list[float]) -> list[float]:
+def apply_plan(horizon: float, values: list[float]) -> list[float]:
     """What an average makes of a weight that takes these values, one a step."""
     layer = nn.Linear(1, 1, bias=False)
     averaged, found = AveragedWeights(layer, ["weight"], horizon), []
@@ -203,7 +203,7 @@ def follow(horizon: float, values: list[float]) -> list[float]:
 @pytest.mark.parametrize("horizon", [5, 40])
 def test_after_a_jump_the_rest_decays_with_the_horizon(horizon: int) -> None:
     # long after the start: a jump from 0 to 1 is 1 - (1 - 1/h)^n taken in after n steps
-    found = follow(horizon, [0.0] * 500 + [1.0] * 100)[500:]
+    found = apply_plan(horizon, [0.0] * 500 + [1.0] * 100)[500:]
     expected = 1 - (1 - 1 / horizon) ** np.arange(1, 101)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -211,16 +211,16 @@ def test_after_a_jump_the_rest_decays_with_the_horizon(horizon: int) -> None:
 @pytest.mark.parametrize("horizon", [0.0, 0.3, 1.0])
 def test_a_horizon_of_one_step_is_the_last_weights(horizon: float) -> None:
     values = np.random.default_rng(0).normal(size=30).astype(np.float32).tolist()
-    assert follow(horizon, values) == values
+    assert apply_plan(horizon, values) == values
 
 
 @pytest.mark.parametrize("horizon", [20, 50, 99])
 def test_an_average_within_its_horizon_is_the_plain_mean(horizon: int) -> None:
     values = np.random.default_rng(0).normal(size=horizon)
     expected = values.cumsum() / np.arange(1, horizon + 1)
-    np.testing.assert_allclose(follow(horizon, values.tolist()), expected, atol=1e-5)
+    np.testing.assert_allclose(apply_plan(horizon, values.tolist()), expected, atol=1e-5)
 
 
 def test_an_early_average_has_left_its_start_behind() -> None:
     # with a horizon of 1000 steps, ten are not enough to forget a start, were it not for the early rule
-    assert follow(1000, [1.0] * 10)[-1] == pytest.approx(1, abs=1e-4)
+    assert apply_plan(1000, [1.0] * 10)[-1] == pytest.approx(1, abs=1e-4)

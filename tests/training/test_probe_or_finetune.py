@@ -17,32 +17,32 @@ from conftest import draw_folder
 from materials import sort_out_folder
 from networks import shared_backbone
 from pixelplay.api import train
-from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, TrainConfig, Tune
+from pixelplay.config import AugmentConfig, ComputeConfig, FinetuneConfig, FinetuneMethod, TrainConfig
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.training.probe_or_finetune import ENOUGH_VAL, compare_depths
-from pixelplay.training.training_data import Material
+from pixelplay.training.training_data import TrainingData
 from tables import read_rows
 
-CONFIG = TrainConfig(tune="auto", val_frac=0.5)
+CONFIG = TrainConfig(finetune="auto", val_frac=0.5)
 
 
 @pytest.fixture(scope="module")
-def material(drawn_photographs: Path) -> Material:
-    """Nineteen validation photographs; their features are of no interest."""
-    return sort_out_folder(drawn_photographs, CONFIG)
+def data(drawn_images: Path) -> TrainingData:
+    """Nineteen validation images; their features are of no interest."""
+    return sort_out_folder(drawn_images, CONFIG)
 
 
-def logits_with(n_wrong: int, material: Material, sureness: float = 2.0) -> NDArray[np.float32]:
-    """Logits (n, K) that give the first few validation photographs the class next to their own."""
-    labels = material.labels[material.parts.split.val].copy()
-    labels[:n_wrong] = (labels[:n_wrong] + 1) % material.n_known
-    return (sureness * np.eye(material.n_known, dtype=np.float32))[labels]
+def logits_with(n_wrong: int, data: TrainingData, sureness: float = 2.0) -> NDArray[np.float32]:
+    """Logits (n, K) that give the first few validation images the class next to their own."""
+    labels = data.labels[data.split.val].copy()
+    labels[:n_wrong] = (labels[:n_wrong] + 1) % data.n_known
+    return (sureness * np.eye(data.n_known, dtype=np.float32))[labels]
 
 
-def unsure_about(n: int, material: Material) -> NDArray[np.float32]:
+def unsure_about(n: int, data: TrainingData) -> NDArray[np.float32]:
     """As `logits_with(1, …)`, with the next few right answers hanging by a thread."""
-    logits = logits_with(1, material)
+    logits = logits_with(1, data)
     logits[1 : 1 + n] /= 20
     return logits
 
@@ -50,68 +50,66 @@ def unsure_about(n: int, material: Material) -> NDArray[np.float32]:
 # --- comparing ---
 
 
-def test_a_clear_gain_is_taken(material: Material) -> None:
-    n = len(material.parts.split.val)
-    verdict = compare_depths(logits_with(9, material), logits_with(1, material), material, CONFIG)
+def test_a_clear_gain_is_taken(data: TrainingData) -> None:
+    n = len(data.split.val)
+    verdict = compare_depths(logits_with(9, data), logits_with(1, data), data, CONFIG)
     assert verdict.is_tuned_better
     assert verdict.evidence["probe_accuracy"] == pytest.approx(1 - 9 / n)
     assert verdict.evidence["tuned_accuracy"] == pytest.approx(1 - 1 / n)
-    # eight of n photographs change sides, all the same way
+    # eight of n images change sides, all the same way
     expected = np.std([1] * 8 + [0] * (n - 8), ddof=1) / np.sqrt(n)
     assert verdict.evidence["standard_error"] == pytest.approx(expected, rel=0.1)
 
 
-def test_a_clear_loss_is_not_taken(material: Material) -> None:
-    verdict = compare_depths(logits_with(1, material), logits_with(9, material), material, CONFIG)
+def test_a_clear_loss_is_not_taken(data: TrainingData) -> None:
+    verdict = compare_depths(logits_with(1, data), logits_with(9, data), data, CONFIG)
     assert not verdict.is_tuned_better
 
 
-def test_a_clear_gain_outweighs_a_worse_likelihood(material: Material) -> None:
-    probe, tuned = logits_with(6, material), logits_with(2, material)
+def test_a_clear_gain_outweighs_a_worse_likelihood(data: TrainingData) -> None:
+    probe, tuned = logits_with(6, data), logits_with(2, data)
     tuned[2:] /= 50  # right by a hair
-    verdict = compare_depths(probe, tuned, material, CONFIG)
+    verdict = compare_depths(probe, tuned, data, CONFIG)
     assert verdict.evidence["tuned_score"] > verdict.evidence["probe_score"]
     assert verdict.is_tuned_better
 
 
 @pytest.mark.parametrize("is_tuned_surer", [True, False])
-def test_within_noise_the_likelihood_decides(is_tuned_surer: bool, material: Material) -> None:
-    sure, unsure = logits_with(1, material), unsure_about(6, material)
+def test_within_noise_the_likelihood_decides(is_tuned_surer: bool, data: TrainingData) -> None:
+    sure, unsure = logits_with(1, data), unsure_about(6, data)
     probe, tuned = (unsure, sure) if is_tuned_surer else (sure, unsure)
-    verdict = compare_depths(probe, tuned, material, CONFIG)
+    verdict = compare_depths(probe, tuned, data, CONFIG)
     assert verdict.evidence["probe_accuracy"] == verdict.evidence["tuned_accuracy"]
     assert (verdict.evidence["tuned_score"] < verdict.evidence["probe_score"]) == is_tuned_surer
     assert verdict.is_tuned_better == is_tuned_surer
 
 
-def test_one_photograph_is_noise(material: Material) -> None:
-    probe, tuned = logits_with(2, material), unsure_about(8, material)
-    verdict = compare_depths(probe, tuned, material, CONFIG)
+def test_one_photograph_is_noise(data: TrainingData) -> None:
+    probe, tuned = logits_with(2, data), unsure_about(8, data)
+    verdict = compare_depths(probe, tuned, data, CONFIG)
     assert verdict.evidence["tuned_accuracy"] > verdict.evidence["probe_accuracy"]
     assert not verdict.is_tuned_better
 
 
-def test_equal_depths_stay_with_the_probe(material: Material) -> None:
-    logits = logits_with(3, material)
-    assert not compare_depths(logits, logits.copy(), material, CONFIG).is_tuned_better
+def test_equal_depths_stay_with_the_probe(data: TrainingData) -> None:
+    logits = logits_with(3, data)
+    assert not compare_depths(logits, logits.copy(), data, CONFIG).is_tuned_better
 
 
-def test_being_too_sure_is_no_fault_for_the_temperature_mends_it(material: Material) -> None:
-    verdict = compare_depths(
-        logits_with(2, material), logits_with(2, material, sureness=20.0), material, CONFIG
-    )
+def test_being_too_sure_is_no_fault_for_the_temperature_mends_it(data: TrainingData) -> None:
+    verdict = compare_depths(logits_with(2, data), logits_with(2, data, sureness=20.0), data, CONFIG)
     assert verdict.evidence["tuned_score"] == pytest.approx(verdict.evidence["probe_score"], rel=1e-3)
 
 
-def test_the_declared_metric_is_compared(material: Material) -> None:
+def test_the_declared_metric_is_compared(data: TrainingData) -> None:
     """The probe is right about the largest class only, tuned loses some of it for the others."""
-    labels = material.labels[material.parts.split.val]
+    labels = data.labels[data.split.val]
     probe = np.tile(np.float32([2, 0, 0]), (len(labels), 1))
     wrong = np.flatnonzero(labels == 0)[:4]
     guesses = labels.copy()
     guesses[wrong] = 1
     tuned = (2 * np.eye(3, dtype=np.float32))[guesses]
-    verdict = compare_depths(probe, tuned, material, replace(CONFIG, metric="balanced_accuracy"))
+    verdict = compare_depths(probe, tuned, data, replace(CONFIG, metric="balanced_accuracy"))
     assert verdict.evidence["probe_balanced_accuracy"] == pytest.approx(1 / 3)
     assert verdict.evidence["tuned_balanced_accuracy"] > 0.7
     assert verdict.is_tuned_better
@@ -123,18 +121,18 @@ def test_the_declared_metric_is_compared(material: Material) -> None:
         ("auto", 1, "partial is taken"),
         ("auto", 9, "the probe is taken"),
         ("partial", 1, "partial is taken"),
-        ("partial", 9, "--tune auto would take the probe"),
+        ("partial", 9, "--finetune auto would take the probe"),
     ],
 )
 def test_the_sentence_names_both_figures_and_who_is_taken(
-    asked: str, n_wrong: int, words: str, material: Material
+    asked: str, n_wrong: int, words: str, data: TrainingData
 ) -> None:
-    n = len(material.parts.split.val)
-    config = TrainConfig(**{**vars(CONFIG), "tune": asked})
-    verdict = compare_depths(logits_with(5, material), logits_with(n_wrong, material), material, config)
+    n = len(data.split.val)
+    config = TrainConfig(**{**vars(CONFIG), "finetune": asked})
+    verdict = compare_depths(logits_with(5, data), logits_with(n_wrong, data), data, config)
     evidence = verdict.evidence
-    assert verdict.sentence.format(depth="partial") == (
-        f"on {n} held-out photographs, seen as in prediction, partial has accuracy {1 - n_wrong / n:.3f} "
+    assert verdict.sentence.format(finetune="partial") == (
+        f"on {n} held-out images, seen as in prediction, partial has accuracy {1 - n_wrong / n:.3f} "
         f"(loss {evidence['tuned_score']:.3f}), the probe {1 - 5 / n:.3f} "
         f"({evidence['probe_score']:.3f}): {words}"
     )
@@ -147,25 +145,25 @@ def test_the_sentence_names_both_figures_and_who_is_taken(
 def tiny(tiny_probe: TrainConfig) -> TrainConfig:
     return replace(
         tiny_probe,
-        tune="auto",
+        finetune="auto",
         val_frac=0.9,
         time_budget="0.1s",
-        finetune=FinetuneConfig(train_batch_size=8),  # it is also what is measured
+        finetuning=FinetuneConfig(train_batch_size=8),  # it is also what is measured
         compute=ComputeConfig(batch_size=8),
     )
 
 
 def test_auto_fits_a_probe_where_time_is_short_and_says_so(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    journal = Journal(quiet=True)
-    report = train(drawn_photographs, tmp_path / "run", tiny, journal=journal)
-    assert report.depth == "probe"
-    assert report.held_out_part == "oof"
-    note = next(note for note in journal.notes if "too short" in note)
+    log = RunLog(quiet=True)
+    report = train(drawn_images, tmp_path / "run", tiny, log=log)
+    assert report.finetune == "none"
+    assert report.held_out_split == "oof"
+    note = next(note for note in log.notes if "too short" in note)
     assert note.startswith("--time-budget 0.1s is too short for partial tuning on ")
-    assert note.endswith("; raise --time-budget or use --tune probe; a probe is fitted")
-    assert "a probe has no use for train_batch_size=8" in journal.notes
+    assert note.endswith("; raise --time-budget or use --finetune none; a probe is fitted")
+    assert "a probe has no use for train_batch_size=8" in log.notes
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
         "config.json",
@@ -174,7 +172,7 @@ def test_auto_fits_a_probe_where_time_is_short_and_says_so(
         "oof.csv",
         "predictions.csv",
         "split.json",
-        "suspects.csv",
+        "label_issues.csv",
     ]
     assert note in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
     # who could not choose learns
@@ -183,91 +181,95 @@ def test_auto_fits_a_probe_where_time_is_short_and_says_so(
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
-@pytest.mark.parametrize("depth", ["partial", "full"])
+@pytest.mark.parametrize("method", ["partial", "full"])
 def test_an_explicit_depth_is_refused_with_the_time_it_needs(
-    depth: str, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    method: str, drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    config = TrainConfig(**{**vars(tiny), "tune": depth, "val_frac": 0.15})
+    config = TrainConfig(**{**vars(tiny), "finetune": method, "val_frac": 0.15})
     with pytest.raises(
         ConfigError,
-        match=rf"--time-budget 0\.1s is too short for {depth} tuning on 32 photographs: "
-        r"about \d+[0sm]+ are needed here; raise --time-budget or use --tune probe",
+        match=rf"--time-budget 0\.1s is too short for {method} tuning on 32 images: "
+        r"about \d+[0sm]+ are needed here; raise --time-budget or use --finetune none",
     ):
-        train(drawn_photographs, tmp_path / "run", config, journal=Journal(quiet=True))
+        train(drawn_images, tmp_path / "run", config, log=RunLog(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_fits_a_probe_where_too_few_can_choose(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    journal = Journal(quiet=True)
+    log = RunLog(quiet=True)
     config = replace(tiny, val_frac=0.15, time_budget="2h")
-    report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
-    assert report.depth == "probe"
-    said = "6 validation photographs cannot tell which depth is better, 30 could; a probe is fitted (--tune "
-    assert f"{said}partial trains all the same)" in journal.notes
-    assert not any("--val-frac" in note for note in journal.notes)  # which is why there are so few
-    assert "--time-budget 2h does not count: a probe has no use for it" in journal.notes
-    assert "a probe has no use for train_batch_size=8" in journal.notes
+    report = train(drawn_images, tmp_path / "run", config, log=log)
+    assert report.finetune == "none"
+    said = "6 validation images cannot tell which depth is better, 30 could; a probe is fitted (--finetune "
+    assert f"{said}partial trains all the same)" in log.notes
+    assert not any("--val-frac" in note for note in log.notes)  # which is why there are so few
+    assert "--time-budget 2h does not count: a probe has no use for it" in log.notes
+    assert "a probe has no use for train_batch_size=8" in log.notes
 
 
 def test_auto_fits_a_probe_where_no_epoch_is_better(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     runaway = FinetuneConfig(epochs=1, lr=10.0, head_lr=10.0, weight_decay=10.0, train_batch_size=2)
-    config = replace(tiny, finetune=runaway, min_per_class=8)
-    journal = Journal(quiet=True)
-    report = train(drawn_photographs, tmp_path / "run", config, journal=journal)
-    assert report.depth == "probe"
+    config = replace(tiny, finetuning=runaway, oversample_to=8)
+    log = RunLog(quiet=True)
+    report = train(drawn_images, tmp_path / "run", config, log=log)
+    assert report.finetune == "none"
     said = "no epoch of partial tuning was better than the probe on"
-    assert [note for note in journal.notes if note.startswith(said)]
-    assert "min_per_class needs augmented views, and a probe has none: it is left out" in journal.notes
+    assert [note for note in log.notes if note.startswith(said)]
+    assert "oversample_to needs augmented views, and a probe has none: it is left out" in log.notes
     # what was tried is kept
     assert (tmp_path / "run/plan.json").is_file()
     assert (tmp_path / "run/history.csv").is_file()
     assert not (tmp_path / "run/val.csv").exists()
-    assert report.chosen["depth"]["value"] == "probe"
-    assert report.chosen["depth"]["chosen_on"] == "val"
+    assert report.chosen["finetune"]["value"] == "none"
+    assert report.chosen["finetune"]["chosen_on"] == "val"
     split = json.loads((tmp_path / "run/split.json").read_text())
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
 def test_a_probe_that_is_taken_shows_the_scores_that_chose_it(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    settings = FinetuneConfig(epochs=2, lr=0.1, head_lr=0.1, n_stages=1)
-    journal = Journal(quiet=True)
-    train(drawn_photographs, tmp_path / "run", replace(tiny, finetune=settings), journal=journal)
+    settings = FinetuneConfig(epochs=2, lr=0.1, head_lr=0.1, unfreeze_stages=1)
+    log = RunLog(quiet=True)
+    train(drawn_images, tmp_path / "run", replace(tiny, finetuning=settings), log=log)
     before, *after = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
     assert min(after) >= before
     scores = f"(score {min(after):.3f} at best, {before:.3f} before; lower is better); the probe is taken"
-    assert [note for note in journal.notes if note.endswith(scores)]
+    assert [note for note in log.notes if note.endswith(scores)]
 
 
 def test_auto_says_which_settings_mean_nothing_at_the_depth_it_takes(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    config = replace(tiny, finetune=FinetuneConfig(epochs=1, n_views=1, first_size_frac=0.5))
-    journal = Journal(quiet=True)
-    train(drawn_photographs, tmp_path / "run", config, journal=journal)
-    assert "partial tuning has no use for first_size_frac=0.5" in journal.notes
+    config = replace(tiny, finetuning=FinetuneConfig(epochs=1, cached_views=1, initial_size_frac=0.5))
+    log = RunLog(quiet=True)
+    train(drawn_images, tmp_path / "run", config, log=log)
+    assert "partial tuning has no use for initial_size_frac=0.5" in log.notes
 
 
 @pytest.mark.parametrize("augment", [("crop",), ("crop", "mixup")])
 def test_a_focus_that_makes_way_is_said(
-    augment: tuple[str, ...], drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    augment: tuple[str, ...], drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    settings = FinetuneConfig(epochs=1, n_stages=1)
-    config = replace(tiny, tune="partial", finetune=settings, augmenting=AugmentConfig(augment=augment))
-    journal = Journal(quiet=True)
-    train(drawn_photographs, tmp_path / "run", config, journal=journal)
-    note = "--focus makes way for mixup, cutmix or an mlp head: it does not count"
-    assert (note in journal.notes) == ("mixup" in augment)
+    settings = FinetuneConfig(epochs=1, unfreeze_stages=1)
+    config = replace(tiny, finetune="partial", finetuning=settings, augmenting=AugmentConfig(augment=augment))
+    log = RunLog(quiet=True)
+    train(drawn_images, tmp_path / "run", config, log=log)
+    note = "--hard-example-frac makes way for mixup, cutmix or an mlp head: it does not count"
+    assert (note in log.notes) == ("mixup" in augment)
 
 
-@pytest.mark.parametrize("depth", ["auto", "partial"])
+@pytest.mark.parametrize("method", ["auto", "partial"])
 def test_where_no_disk_takes_the_views(
-    depth: Tune, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: FinetuneMethod,
+    drawn_images: Path,
+    tiny: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replaces = os.replace
 
@@ -277,97 +279,95 @@ def test_where_no_disk_takes_the_views(
         replaces(source, target)
 
     monkeypatch.setattr(os, "replace", fill_up)
-    new, settings = str(tmp_path / "cache"), FinetuneConfig(epochs=1, n_stages=1)
-    config = replace(tiny, tune=depth, cache_dir=new, finetune=settings)
-    words = r"views of the photographs cannot be kept: .*: No space left on device; free some space"
-    journal = Journal(quiet=True)
-    if depth == "auto":
-        assert train(drawn_photographs, tmp_path / "run", config, journal=journal).depth == "probe"
-        assert any(re.fullmatch(f"{words}; a probe is fitted", note) for note in journal.notes)
+    new, settings = str(tmp_path / "cache"), FinetuneConfig(epochs=1, unfreeze_stages=1)
+    config = replace(tiny, finetune=method, cache_dir=new, finetuning=settings)
+    words = r"views of the images cannot be kept: .*: No space left on device; free some space"
+    log = RunLog(quiet=True)
+    if method == "auto":
+        assert train(drawn_images, tmp_path / "run", config, log=log).finetune == "none"
+        assert any(re.fullmatch(f"{words}; a probe is fitted", note) for note in log.notes)
         assert list(Path(new).glob("views-*")) == []  # room for the probe
         return
     with pytest.raises(ConfigError, match=words):
-        train(drawn_photographs, tmp_path / "run", config, journal=journal)
+        train(drawn_images, tmp_path / "run", config, log=log)
 
 
-@pytest.mark.parametrize("accumulate", [1, 1000])
+@pytest.mark.parametrize("grad_accum_steps", [1, 1000])
 def test_fewer_batches_than_are_to_be_added_up_are_said(
-    accumulate: int, drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    grad_accum_steps: int, drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    settings = FinetuneConfig(epochs=1, n_stages=1, accumulate=accumulate, train_batch_size=8)
-    journal = Journal(quiet=True)
-    train(
-        drawn_photographs, tmp_path / "run", replace(tiny, tune="partial", finetune=settings), journal=journal
+    settings = FinetuneConfig(
+        epochs=1, unfreeze_stages=1, grad_accum_steps=grad_accum_steps, train_batch_size=8
     )
-    said = [note for note in journal.notes if note.startswith("--accumulate ")]
-    assert len(said) == (accumulate == 1000)
+    log = RunLog(quiet=True)
+    train(drawn_images, tmp_path / "run", replace(tiny, finetune="partial", finetuning=settings), log=log)
+    said = [note for note in log.notes if note.startswith("--grad-accum-steps ")]
+    assert len(said) == (grad_accum_steps == 1000)
 
 
 @pytest.mark.parametrize(
-    ("depth", "settings", "more", "words"),
+    ("method", "settings", "more", "words"),
     [
         ("partial", {"train_batch_size": 900}, {}, "--train-batch-size 900 is "),
         ("partial", {"layer_decay": 0.5}, {}, "--layer-decay 0.5 does not count: one stage is trained"),
-        ("partial", {}, {"min_per_class": 60}, "in 1 view of each; --n-views keeps more"),
+        ("partial", {}, {"oversample_to": 60}, "in 1 view of each; --cached-views keeps more"),
         (
             "full",
             {},
-            {"min_per_class": 60, "hflip": False, "augmenting": AugmentConfig(augment=())},
+            {"oversample_to": 60, "hflip": False, "augmenting": AugmentConfig(augment=())},
             "in 1 view of each; --augment varies them",
         ),
-        ("full", {"first_size_frac": 0.5}, {}, "--first-size-frac 0.5 does not count: every epoch"),
+        ("full", {"initial_size_frac": 0.5}, {}, "--initial-size-frac 0.5 does not count: every epoch"),
         (
             "full",
             {},
             {"cache_gb": 1e-6},
-            "every epoch decodes photographs anew: they take 5.8 MB, and 0.0 MB of the cache",
+            "every epoch decodes images anew: they take 5.8 MB, and 0.0 MB of the cache",
         ),
     ],
 )
 def test_what_a_plan_leaves_no_room_for_is_said(
-    depth: Tune,
+    method: FinetuneMethod,
     settings: dict[str, Any],
     more: dict[str, Any],
     words: str,
-    drawn_photographs: Path,
+    drawn_images: Path,
     tiny: TrainConfig,
     tmp_path: Path,
 ) -> None:
-    stages = {"n_stages": 1, "n_views": 1} if depth == "partial" else {}
-    finetune = FinetuneConfig(epochs=1, refit_epochs=0, **stages, **settings)
-    journal = Journal(quiet=True)
+    stages = {"unfreeze_stages": 1, "cached_views": 1} if method == "partial" else {}
+    finetuning = FinetuneConfig(epochs=1, refit_epochs=0, **stages, **settings)
+    log = RunLog(quiet=True)
     train(
-        drawn_photographs,
+        drawn_images,
         tmp_path / "run",
-        replace(tiny, tune=depth, finetune=finetune, **more),
-        journal=journal,
+        replace(tiny, finetune=method, finetuning=finetuning, **more),
+        log=log,
     )
-    assert [words in note for note in journal.notes].count(True) == 1, journal.notes
+    assert [words in note for note in log.notes].count(True) == 1, log.notes
 
 
 def test_auto_fits_a_probe_where_the_network_cannot_be_cut(
-    drawn_photographs: Path, tiny: TrainConfig, tmp_path: Path
+    drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     weights = tmp_path / "vit.safetensors"
     save_file(shared_backbone("test_vit").network.state_dict(), weights)
     config = replace(tiny, backbone="test_vit", weights=str(weights), time_budget="2h")
-    journal = Journal(quiet=True)
-    assert train(drawn_photographs, tmp_path / "run", config, journal=journal).depth == "probe"
-    assert any(
-        n.startswith("test_vit cannot be cut") and n.endswith("a probe is fitted") for n in journal.notes
-    )
+    log = RunLog(quiet=True)
+    assert train(drawn_images, tmp_path / "run", config, log=log).finetune == "none"
+    assert any(n.startswith("test_vit cannot be cut") and n.endswith("a probe is fitted") for n in log.notes)
     with pytest.raises(ConfigError, match="test_vit cannot be cut"):
         train(
-            drawn_photographs,
+            drawn_images,
             tmp_path / "other",
-            replace(config, tune="partial"),
-            journal=Journal(quiet=True),
+            replace(config, finetune="partial"),
+            log=RunLog(quiet=True),
         )
 
 
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of which none can be held out of train: one burst of each class."""
+    """Images of which none can be held out of train: one burst of each class."""
     root = tmp_path_factory.mktemp("lonely")
     draw_folder(root / "train", {"bars": 4, "dots": 4})
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=50)
@@ -391,21 +391,21 @@ def test_auto_fits_a_probe_where_one_burst_of_each_class_is_left(
 ) -> None:
     data = replace(tiny.data, group_by_folder=True)
     config = replace(tiny, val_frac=0.4, time_budget="2h", data=data)
-    journal = Journal(quiet=True)
-    assert train(few, tmp_path / "run", config, journal=journal).depth == "probe"
-    words = "tuning needs a class with 2 photographs or groups to learn from beside those that are held out"
-    assert f"{words}; a probe is fitted" in journal.notes
-    with pytest.raises(DataError, match=f"{words}; add some or use --tune probe"):
-        train(few, tmp_path / "other", replace(config, tune="partial"), journal=Journal(quiet=True))
+    log = RunLog(quiet=True)
+    assert train(few, tmp_path / "run", config, log=log).finetune == "none"
+    words = "tuning needs a class with 2 images or groups to learn from beside those that are held out"
+    assert f"{words}; a probe is fitted" in log.notes
+    with pytest.raises(DataError, match=f"{words}; add some or use --finetune none"):
+        train(few, tmp_path / "other", replace(config, finetune="partial"), log=RunLog(quiet=True))
 
 
 def test_without_a_validation_photograph_an_explicit_depth_is_refused(
     lonely: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     data = replace(tiny.data, group_regex="train/[^/]+|[^/]+$")
-    config = replace(tiny, tune="partial", data=data)
-    with pytest.raises(DataError, match="tuning needs validation photographs, and no class has 2"):
-        train(lonely, tmp_path / "run", config, journal=Journal(quiet=True))
+    config = replace(tiny, finetune="partial", data=data)
+    with pytest.raises(DataError, match="tuning needs validation images, and no class has 2"):
+        train(lonely, tmp_path / "run", config, log=RunLog(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -414,10 +414,10 @@ def test_a_class_to_choose_on_that_is_not_learned(tiny: TrainConfig, tmp_path: P
     draw_folder(root / "train", {"bars": 4, "dots": 4})
     draw_folder(root / "val", {"bars": 10, "dots": 10, "rings": 10}, first_seed=50)
     config = replace(tiny, test_frac=0.0, time_budget="2h")
-    journal = Journal(quiet=True)
-    words = "tuning needs training photographs of every class; only the val part has rings"
-    assert train(root, tmp_path / "run", config, journal=journal).depth == "probe"
-    assert f"{words}; a probe is fitted" in journal.notes
+    log = RunLog(quiet=True)
+    words = "tuning needs training images of every class; only the val part has rings"
+    assert train(root, tmp_path / "run", config, log=log).finetune == "none"
+    assert f"{words}; a probe is fitted" in log.notes
     with pytest.raises(DataError, match=words):
-        train(root, tmp_path / "other", replace(config, tune="partial"), journal=Journal(quiet=True))
+        train(root, tmp_path / "other", replace(config, finetune="partial"), log=RunLog(quiet=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]

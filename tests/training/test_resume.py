@@ -15,19 +15,19 @@ from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneC
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.device import Device
-from pixelplay.model.features import PhotographFeatures
-from pixelplay.run_log import Journal
+from pixelplay.model.features import ImageFeatures
+from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.plan import write_plan
-from pixelplay.training.resume import check_photographs, check_settings, repeat_plan
-from pixelplay.training.training_data import Material, sort_out
+from pixelplay.training.resume import check_images, check_settings, repeat_plan
+from pixelplay.training.training_data import TrainingData, build_training_data
 
-QUIET = Journal(quiet=True)
+QUIET = RunLog(quiet=True)
 CPU = Device(name="cpu", precision="bf16")
-CONFIG = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=0.002, epochs=3))
+CONFIG = TrainConfig(finetune="partial", finetuning=FinetuneConfig(lr=0.002, epochs=3))
 
 
-def read(root: Path, config: TrainConfig = CONFIG) -> Material:
+def read(root: Path, config: TrainConfig = CONFIG) -> TrainingData:
     """Sort out a folder without a network."""
     return sort_out_folder(root, config)
 
@@ -46,13 +46,13 @@ def refusal_of_settings(folder: Path, config: TrainConfig) -> str:
     return line
 
 
-def refusal_of_photographs(folder: Path, material: Material) -> str:
+def refusal_of_photographs(folder: Path, data: TrainingData) -> str:
     with pytest.raises(DataError) as caught:
-        check_photographs(str(folder), material, "weights")
+        check_images(str(folder), data, "weights")
     line = str(caught.value)
     assert "\n" not in line
     assert line.endswith("bring them back, or start anew with --force instead of --resume")
-    return line.removeprefix("the photographs are not those of the interrupted run: ")
+    return line.removeprefix("the images are not those of the interrupted run: ")
 
 
 # --- plans ---
@@ -61,16 +61,16 @@ def refusal_of_photographs(folder: Path, material: Material) -> str:
 def notes_of_repeating(config: TrainConfig, kept: object, folder: Path) -> list[str]:
     write_plan(PLAN, str(folder / "plan.json"))
     (folder / "config.json").write_text(json.dumps(kept))
-    journal = Journal(quiet=True)
-    plan, followed = repeat_plan(str(folder / "plan.json"), config, journal)
+    log = RunLog(quiet=True)
+    plan, followed = repeat_plan(str(folder / "plan.json"), config, log)
     assert plan == PLAN
-    assert followed == replace(config, tune=PLAN.depth)
-    return journal.notes
+    assert followed == replace(config, finetune=PLAN.finetune)
+    return log.notes
 
 
 def test_a_plan_repeated_with_other_settings_names_them(tmp_path: Path) -> None:
     kept = {"pixelplay": "train", "source": "photos", **to_json(replace(CONFIG, seed=4, cache_gb=1.0))}
-    config = replace(CONFIG, tune="auto", finetune=FinetuneConfig(lr=0.001))
+    config = replace(CONFIG, finetune="auto", finetuning=FinetuneConfig(lr=0.001))
     assert notes_of_repeating(config, kept, tmp_path) == [
         "the plan's run had other settings, which a plan does not hold: seed was 4, is 0, "
         "finetune.lr was 0.002, is 0.001"
@@ -80,7 +80,10 @@ def test_a_plan_repeated_with_other_settings_names_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kept",
     [
-        {"pixelplay": "train", **to_json(replace(CONFIG, finetune=FinetuneConfig(lr=0.002, n_stages=2)))},
+        {
+            "pixelplay": "train",
+            **to_json(replace(CONFIG, finetuning=FinetuneConfig(lr=0.002, unfreeze_stages=2))),
+        },
         {"pixelplay": "train", "seed": 0},  # of a version with fewer settings
         {"seed": 4},  # of another program
         ["seed"],
@@ -88,7 +91,7 @@ def test_a_plan_repeated_with_other_settings_names_them(tmp_path: Path) -> None:
     ids=["what the plan holds", "fewer", "no run", "no settings"],
 )
 def test_a_plan_repeated_alike_says_nothing(kept: object, tmp_path: Path) -> None:
-    assert notes_of_repeating(replace(CONFIG, finetune=FinetuneConfig(lr=0.002)), kept, tmp_path) == []
+    assert notes_of_repeating(replace(CONFIG, finetuning=FinetuneConfig(lr=0.002)), kept, tmp_path) == []
 
 
 # --- settings ---
@@ -97,7 +100,7 @@ def test_a_plan_repeated_alike_says_nothing(kept: object, tmp_path: Path) -> Non
 def test_without_a_checkpoint_settings_are_written_down(tmp_path: Path) -> None:
     check_settings(str(tmp_path / "checkpoint"), CONFIG, CPU, None, QUIET)
     kept = json.loads((tmp_path / "checkpoint/settings.json").read_text())
-    assert (kept["tune"], kept["finetune.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
+    assert (kept["finetune"], kept["finetune.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
     # still nothing to go on with
     check_settings(str(tmp_path / "checkpoint"), replace(CONFIG, seed=5), CPU, None, QUIET)
     assert json.loads((tmp_path / "checkpoint/settings.json").read_text())["seed"] == 5
@@ -106,14 +109,14 @@ def test_without_a_checkpoint_settings_are_written_down(tmp_path: Path) -> None:
 def test_the_same_settings_may_go_on(tmp_path: Path) -> None:
     check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
-    same = TrainConfig(tune="partial", finetune=FinetuneConfig(lr=2e-3, epochs=3))
+    same = TrainConfig(finetune="partial", finetuning=FinetuneConfig(lr=2e-3, epochs=3))
     check_settings(str(tmp_path), same, CPU, None, QUIET)
 
 
 def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
     check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
-    line = refusal_of_settings(tmp_path, replace(CONFIG, finetune=replace(CONFIG.finetune, lr=0.01)))
+    line = refusal_of_settings(tmp_path, replace(CONFIG, finetuning=replace(CONFIG.finetuning, lr=0.01)))
     assert "finetune.lr was 0.002, is 0.01;" in line
 
 
@@ -121,7 +124,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
     ("changed", "words"),
     [
         (replace(CONFIG, seed=1), "seed was 0, is 1"),
-        (replace(CONFIG, tune="full"), "tune was 'partial', is 'full'"),
+        (replace(CONFIG, finetune="full"), "tune was 'partial', is 'full'"),
         (replace(CONFIG, weights="other.pth"), "weights was None, is 'other.pth'"),
         (replace(CONFIG, hflip=False), "hflip was True, is False"),
         (
@@ -129,7 +132,7 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
             "augmenting.augment was ['crop'], is ['crop', 'mixup']",
         ),
         (replace(CONFIG, compute=ComputeConfig(batch_size=8)), "compute.batch_size was None, is 8"),
-        (replace(CONFIG, finetune=FinetuneConfig(lr=0.002)), "finetune.epochs was 3, is None"),
+        (replace(CONFIG, finetuning=FinetuneConfig(lr=0.002)), "finetune.epochs was 3, is None"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -158,9 +161,9 @@ def test_another_number_of_threads_is_said_and_taken(tmp_path: Path) -> None:
     interrupt(tmp_path)
     kept = json.loads((tmp_path / "settings.json").read_text())
     (tmp_path / "settings.json").write_text(json.dumps({**kept, "threads": 77}))
-    journal = Journal(quiet=True)
-    check_settings(str(tmp_path), CONFIG, CPU, None, journal)
-    assert journal.notes[0].startswith("the interrupted run had 77 threads, this one has 1: the weights")
+    log = RunLog(quiet=True)
+    check_settings(str(tmp_path), CONFIG, CPU, None, log)
+    assert log.notes[0].startswith("the interrupted run had 77 threads, this one has 1: the weights")
 
 
 def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> No
     interrupt(tmp_path)
     check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, seconds={}), QUIET)
     with pytest.raises(ConfigError, match=r"plan\.n_views was 4, is 5;"):
-        check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, n_views=5), QUIET)
+        check_settings(str(tmp_path), CONFIG, CPU, replace(PLAN, cached_views=5), QUIET)
     with pytest.raises(ConfigError, match=r"plan\.depth was 'partial', is None"):
         check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
 
@@ -176,7 +179,7 @@ def test_a_repeated_plan_is_compared_but_for_its_estimates(tmp_path: Path) -> No
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:
     check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
-    line = refusal_of_settings(tmp_path, replace(CONFIG, seed=4, finetune=FinetuneConfig(lr=0.5, epochs=9)))
+    line = refusal_of_settings(tmp_path, replace(CONFIG, seed=4, finetuning=FinetuneConfig(lr=0.5, epochs=9)))
     assert "seed was 0, is 4" in line
     assert "finetune.lr was 0.002, is 0.5" in line
     assert "finetune.epochs was 3, is 9" in line
@@ -197,7 +200,7 @@ def test_what_changes_no_weight_may_be_changed(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_is_kept_as_the_last_epochs_depend_on_it(tmp_path: Path) -> None:
-    by_time = replace(CONFIG, finetune=FinetuneConfig(lr=0.002))
+    by_time = replace(CONFIG, finetuning=FinetuneConfig(lr=0.002))
     check_settings(str(tmp_path), by_time, CPU, None, QUIET)
     interrupt(tmp_path)
     line = refusal_of_settings(tmp_path, replace(by_time, time_budget="2h"))
@@ -222,17 +225,17 @@ def test_settings_that_cannot_be_read_are_named(content: str | None, tmp_path: P
         check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
 
 
-# --- photographs ---
+# --- images ---
 
 
-def test_the_same_photographs_may_go_on(drawn_photographs: Path, tmp_path: Path) -> None:
-    check_photographs(str(tmp_path), read(drawn_photographs), "weights")
+def test_the_same_photographs_may_go_on(drawn_images: Path, tmp_path: Path) -> None:
+    check_images(str(tmp_path), read(drawn_images), "weights")
     interrupt(tmp_path)
-    check_photographs(str(tmp_path), read(drawn_photographs), "weights")
+    check_images(str(tmp_path), read(drawn_images), "weights")
 
 
 def test_other_photographs_are_counted_and_named(drawn_classes: Path, tmp_path: Path) -> None:
-    # given parts, so that one photograph more moves no other
+    # given parts, so that one image more moves no other
     for part, names in (("test", ("000", "001")), ("val", ("002", "003"))):
         for path in [path for path in drawn_classes.glob("*/*") if path.stem in names]:
             moved = drawn_classes / part / path.parent.name / path.name
@@ -241,7 +244,7 @@ def test_other_photographs_are_counted_and_named(drawn_classes: Path, tmp_path: 
     (drawn_classes / "train").mkdir()
     for name in ("bars", "dots", "rings"):
         (drawn_classes / name).rename(drawn_classes / "train" / name)
-    check_photographs(str(tmp_path), read(drawn_classes), "weights")
+    check_images(str(tmp_path), read(drawn_classes), "weights")
     interrupt(tmp_path)
 
     train = drawn_classes / "train"
@@ -260,26 +263,24 @@ def test_other_photographs_are_counted_and_named(drawn_classes: Path, tmp_path: 
     )
 
 
-def test_a_photograph_of_another_class_part_or_group_is_named(
-    drawn_photographs: Path, tmp_path: Path
-) -> None:
-    names = sorted(path.relative_to(drawn_photographs).as_posix() for path in drawn_photographs.rglob("*.*"))
+def test_a_photograph_of_another_class_part_or_group_is_named(drawn_images: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(drawn_images).as_posix() for path in drawn_images.rglob("*.*"))
     parts = {name: ("train", "train", "val", "test")[i % 4] for i, name in enumerate(names)}
     classes = {name: name.split("/")[0] for name in names}
 
     groups = {name: name for name in names}
 
-    def read_table() -> Material:
+    def read_table() -> TrainingData:
         rows = (f"{name},{classes[name]},{parts[name]},{groups[name]}" for name in names)
         lines = ["path,label,part,group", *rows]
         (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-        index = scan_source(
-            str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_photographs))
+        dataset = scan_source(
+            str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_images))
         )
-        return sort_out(index, featureless(index), CONFIG)
+        return build_training_data(dataset, featureless(dataset), CONFIG)
 
     folder = tmp_path / "checkpoint"
-    check_photographs(str(folder), read_table(), "weights")
+    check_images(str(folder), read_table(), "weights")
     interrupt(folder)
     classes["bars/004.jpg"] = "dots"
     assert refusal_of_photographs(folder, read_table()).startswith("1 changed (bars/004.jpg); bring")
@@ -294,36 +295,34 @@ def test_a_photograph_of_another_class_part_or_group_is_named(
 
 def test_a_photograph_less_changes_no_group(drawn_classes: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, test_frac=0.0)
-    index = scan_source(str(drawn_classes), DataConfig(group_regex=r"\d\d(?=\d\.)"))  # of ten each
-    digests = [path.encode() for path in index.paths]
+    dataset = scan_source(str(drawn_classes), DataConfig(group_regex=r"\d\d(?=\d\.)"))  # of ten each
+    digests = [path.encode() for path in dataset.paths]
 
-    def read_all_but(n_first: int) -> Material:
-        kept = index.select(np.arange(len(index)) >= n_first)
+    def read_all_but(n_first: int) -> TrainingData:
+        kept = dataset.select(np.arange(len(dataset)) >= n_first)
         values = np.zeros((len(kept), 2), np.float32)
-        photographs = PhotographFeatures(values=values, digests=digests[n_first:], errors={})
-        material = sort_out(kept, photographs, config)
-        one_part = replace(material.parts.split, train=material.learn, val=material.learn[:0])
-        return replace(material, parts=replace(material.parts, split=one_part))
+        images = ImageFeatures(values=values, digests=digests[n_first:], errors={})
+        data = build_training_data(kept, images, config)
+        one_part = replace(data.split, train=data.fit_rows, val=data.fit_rows[:0])
+        return replace(data, split=one_part)
 
-    check_photographs(str(tmp_path), read_all_but(0), "weights")
+    check_images(str(tmp_path), read_all_but(0), "weights")
     interrupt(tmp_path)
     line = refusal_of_photographs(tmp_path, read_all_but(1))
-    assert line.startswith(f"1 missing ({index.paths[0]}); bring")
+    assert line.startswith(f"1 missing ({dataset.paths[0]}); bring")
 
 
-def test_other_weights_are_refused(drawn_photographs: Path, tmp_path: Path) -> None:
-    material = read(drawn_photographs)
-    check_photographs(str(tmp_path), material, "weights")
+def test_other_weights_are_refused(drawn_images: Path, tmp_path: Path) -> None:
+    data = read(drawn_images)
+    check_images(str(tmp_path), data, "weights")
     interrupt(tmp_path)
     with pytest.raises(ConfigError, match=r"had other backbone weights; give the same, or .* --force"):
-        check_photographs(str(tmp_path), material, "others")
+        check_images(str(tmp_path), data, "others")
 
 
 @pytest.mark.parametrize("content", ["{", ""])
-def test_photographs_that_cannot_be_read_are_named(
-    content: str, drawn_photographs: Path, tmp_path: Path
-) -> None:
+def test_photographs_that_cannot_be_read_are_named(content: str, drawn_images: Path, tmp_path: Path) -> None:
     interrupt(tmp_path)
-    (tmp_path / "photographs.json").write_text(content)
-    with pytest.raises(DataError, match=r"photographs\.json cannot be read \(.*\); start anew with --force"):
-        check_photographs(str(tmp_path), read(drawn_photographs), "weights")
+    (tmp_path / "images.json").write_text(content)
+    with pytest.raises(DataError, match=r"images\.json cannot be read \(.*\); start anew with --force"):
+        check_images(str(tmp_path), read(drawn_images), "weights")

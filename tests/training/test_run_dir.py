@@ -13,7 +13,7 @@ from pixelplay.training.run_dir import new_run_dir
 
 
 def make_run(path: Path, content: str) -> None:
-    with new_run_dir(str(path), is_forced=True) as folder:
+    with new_run_dir(str(path), force=True) as folder:
         fill(folder, content)
 
 
@@ -22,13 +22,13 @@ def content_of(run: Path) -> object:
 
 
 def fail_in(path: Path, error: BaseException) -> None:
-    with new_run_dir(str(path), is_forced=True) as folder:
+    with new_run_dir(str(path), force=True) as folder:
         fill(folder, "new")
         raise error
 
 
 def be_overtaken(path: Path) -> None:
-    with new_run_dir(str(path), is_forced=True) as folder:
+    with new_run_dir(str(path), force=True) as folder:
         fill(folder, "new")
         path.mkdir()
         (path / "precious").touch()
@@ -41,7 +41,7 @@ def fill(folder: str, content: str) -> None:
 
 def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
-    with new_run_dir(str(out), is_forced=False) as folder:
+    with new_run_dir(str(out), force=False) as folder:
         fill(folder, "{}")
         assert not out.exists()
     assert sorted(os.listdir(out)) == ["config.json", "model"]
@@ -53,7 +53,7 @@ def test_an_existing_run_is_kept_without_force(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "old")
     with (
         pytest.raises(ConfigError, match="run exists; choose another --out, or replace it with --force"),
-        new_run_dir(str(tmp_path / "run"), is_forced=False),
+        new_run_dir(str(tmp_path / "run"), force=False),
     ):
         pytest.fail("the block must not begin")
     assert content_of(tmp_path / "run") == "old"
@@ -68,9 +68,9 @@ def test_force_replaces_a_run_with_all_that_is_in_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("is_forced", [False, True])
-@pytest.mark.parametrize("kind", ["photographs", "someone's config", "run with notes", "file"])
-def test_what_is_no_run_is_never_replaced(kind: str, is_forced: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", ["images", "someone's config", "run with notes", "file"])
+def test_what_is_no_run_is_never_replaced(kind: str, force: bool, tmp_path: Path) -> None:
     target = tmp_path / "photos"
     if kind == "file":
         target.write_text("mine")
@@ -79,11 +79,11 @@ def test_what_is_no_run_is_never_replaced(kind: str, is_forced: bool, tmp_path: 
         (target / "my notes.txt").touch()
     else:
         target.mkdir()
-        (target / ("a.jpg" if kind == "photographs" else "config.json")).write_text('{"seed": 0}')
+        (target / ("a.jpg" if kind == "images" else "config.json")).write_text('{"seed": 0}')
     before = sorted(path.name for path in tmp_path.rglob("*"))
     with (
         pytest.raises(ConfigError, match=r"exists and is no run of PixelPlay, or .* never replaced; choose"),
-        new_run_dir(str(target), is_forced=is_forced),
+        new_run_dir(str(target), force=force),
     ):
         pytest.fail("the block must not begin")
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
@@ -91,7 +91,7 @@ def test_what_is_no_run_is_never_replaced(kind: str, is_forced: bool, tmp_path: 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+    with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "{}")
     assert (tmp_path / "run" / "config.json").exists()
 
@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for place in places:
         with (
             pytest.raises(ConfigError, match=r"cannot be written: .*; choose another --out"),
-            new_run_dir(str(place), is_forced=False),
+            new_run_dir(str(place), force=False),
         ):
             pytest.fail("the block must not begin")
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_noticed_before_the_work_begins(
         pytest.raises(
             ConfigError, match=r"has 3 MB free, a run needs 200; free some or choose another --out"
         ),
-        new_run_dir(str(tmp_path / "run"), is_forced=False),
+        new_run_dir(str(tmp_path / "run"), force=False),
     ):
         pytest.fail("the block must not begin")
     assert os.listdir(tmp_path) == []
@@ -172,7 +172,7 @@ def checkpoint_in(folder: str | Path) -> Path:
 
 
 def be_interrupted(path: Path, error: BaseException) -> None:
-    with new_run_dir(str(path), is_forced=False, is_resumed=True) as folder:
+    with new_run_dir(str(path), force=False, resume=True) as folder:
         Path(folder, "plan.json").write_text("{}")
         checkpoint_in(folder)
         raise error
@@ -183,7 +183,7 @@ def test_a_failed_run_with_a_checkpoint_is_kept_to_be_continued(error: BaseExcep
     with pytest.raises(type(error)):
         be_interrupted(tmp_path / "run", error)
     assert os.listdir(tmp_path) == ["run.partial"]
-    with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True) as folder:
+    with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
         assert Path(folder, "checkpoint", "checkpoint.safetensors").read_text() == "weights"
         assert Path(folder, "plan.json").exists()
         fill(folder, "continued")
@@ -193,7 +193,7 @@ def test_a_failed_run_with_a_checkpoint_is_kept_to_be_continued(error: BaseExcep
 
 def test_a_failed_run_without_a_checkpoint_goes(tmp_path: Path) -> None:
     def fail_early() -> None:
-        with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True) as folder:
+        with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
             Path(folder, "plan.json").touch()
             checkpoint_in(folder).rename(Path(folder, "checkpoint", "checkpoint.safetensors.tmp"))
             raise DataError("no")
@@ -207,7 +207,7 @@ def test_an_interrupted_run_is_refused_with_both_ways_on(tmp_path: Path) -> None
     checkpoint_in(make_folder(tmp_path / "run.partial"))
     with (
         pytest.raises(ConfigError, match=r"run\.partial holds an interrupted run; .*--resume, .* --force"),
-        new_run_dir(str(tmp_path / "run"), is_forced=False),
+        new_run_dir(str(tmp_path / "run"), force=False),
     ):
         pytest.fail("the block must not begin")
     assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
@@ -217,34 +217,34 @@ def test_force_starts_an_interrupted_run_anew(tmp_path: Path) -> None:
     partial = make_folder(tmp_path / "run.partial")
     checkpoint_in(partial)
     (partial / "metrics.json.tmp").touch()
-    with new_run_dir(str(tmp_path / "run"), is_forced=True) as folder:
+    with new_run_dir(str(tmp_path / "run"), force=True) as folder:
         assert set(os.listdir(folder)) <= {".lock"}
         fill(folder, "new")
     assert content_of(tmp_path / "run") == "new"
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
 def test_what_a_run_killed_before_its_first_checkpoint_leaves_is_in_no_ones_way(
-    is_resumed: bool, tmp_path: Path
+    resume: bool, tmp_path: Path
 ) -> None:
     partial = make_folder(tmp_path / "run.partial")
     (partial / ".lock").touch()
     for name in ("plan.json.tmp", "val.csv.partial", "metrics.json.tmp"):  # what was being written
         (partial / name).touch()
     make_folder(partial / "checkpoint")
-    (partial / "checkpoint" / "photographs.json").touch()
-    with new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=is_resumed) as folder:
+    (partial / "checkpoint" / "images.json").touch()
+    with new_run_dir(str(tmp_path / "run"), force=False, resume=resume) as folder:
         assert set(os.listdir(folder)) <= {".lock"}
         fill(folder, "new")
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("is_resumed", [False, True])
-@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("has_checkpoint", [False, True])
 def test_a_foreign_folder_of_that_name_is_left_as_it_is(
-    has_checkpoint: bool, is_forced: bool, is_resumed: bool, tmp_path: Path
+    has_checkpoint: bool, force: bool, resume: bool, tmp_path: Path
 ) -> None:
     partial = make_folder(tmp_path / "run.partial")
     (partial / "thesis.txt").write_text("years of work")
@@ -253,7 +253,7 @@ def test_a_foreign_folder_of_that_name_is_left_as_it_is(
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     with (
         pytest.raises(ConfigError, match=r"run\.partial holds files that are not of a run; move them or"),
-        new_run_dir(str(tmp_path / "run"), is_forced=is_forced, is_resumed=is_resumed),
+        new_run_dir(str(tmp_path / "run"), force=force, resume=resume),
     ):
         pytest.fail("the block must not begin")
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
@@ -264,7 +264,7 @@ def test_a_file_of_that_name_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "run.partial").write_text("years of work")
     with (
         pytest.raises(ConfigError, match="cannot be written: File exists; choose another --out"),
-        new_run_dir(str(tmp_path / "run"), is_forced=True),
+        new_run_dir(str(tmp_path / "run"), force=True),
     ):
         pytest.fail("the block must not begin")
     assert (tmp_path / "run.partial").read_text() == "years of work"
@@ -275,7 +275,7 @@ def test_a_foreign_file_that_appears_meanwhile_is_never_deleted(
     error: Exception | None, tmp_path: Path
 ) -> None:
     def work() -> None:
-        with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+        with new_run_dir(str(tmp_path / "run"), force=False) as folder:
             fill(folder, "new")
             Path(folder, "thesis.txt").write_text("years of work")
             if error is not None:
@@ -291,12 +291,12 @@ def test_a_foreign_file_that_appears_meanwhile_is_never_deleted(
 
 
 def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+    with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "first")
-        for is_forced, is_resumed in ((False, False), (True, False), (False, True)):
+        for force, resume in ((False, False), (True, False), (False, True)):
             with (
                 pytest.raises(ConfigError, match=r"another process is training into .*run\.partial; wait"),
-                new_run_dir(str(tmp_path / "run"), is_forced=is_forced, is_resumed=is_resumed),
+                new_run_dir(str(tmp_path / "run"), force=force, resume=resume),
             ):
                 pytest.fail("the block must not begin")
     assert content_of(tmp_path / "run") == "first"
@@ -305,7 +305,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(tmp_
 
 def test_a_training_whose_place_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
     def be_overtaken_in_training() -> None:
-        with new_run_dir(str(tmp_path / "run"), is_forced=True) as folder:
+        with new_run_dir(str(tmp_path / "run"), force=True) as folder:
             checkpoint_in(folder)
             make_folder(tmp_path / "run")
             (tmp_path / "run" / "precious").touch()
@@ -321,7 +321,7 @@ def test_a_kill_while_runs_are_exchanged_does_not_lose_the_old_one(tmp_path: Pat
     os.rename(tmp_path / "run", tmp_path / "run.partial-old")
     with (
         pytest.raises(ConfigError, match="run exists; choose another --out, or replace it with --force"),
-        new_run_dir(str(tmp_path / "run"), is_forced=False),
+        new_run_dir(str(tmp_path / "run"), force=False),
     ):
         pytest.fail("the block must not begin")
     assert content_of(tmp_path / "run") == "old"
@@ -352,7 +352,7 @@ def test_a_kill_after_the_renames_leaves_a_whole_run_that_is_tidied_later(
     (tmp_path / "run" / ".lock").touch()
     with (
         pytest.raises(ConfigError, match="run exists"),
-        new_run_dir(str(tmp_path / "run"), is_forced=False, is_resumed=True),
+        new_run_dir(str(tmp_path / "run"), force=False, resume=True),
     ):
         pytest.fail("the block must not begin")
     assert content_of(tmp_path / "run") == "done"
@@ -371,7 +371,7 @@ def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", watch)
-    with new_run_dir(str(tmp_path / "run"), is_forced=False) as folder:
+    with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "new")
         Path(folder, "checkpoint").mkdir()
         Path(folder, "checkpoint", CHECKPOINT).touch()
@@ -379,16 +379,14 @@ def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
     assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model"]
 
 
-@pytest.mark.parametrize("is_forced", [False, True])
-def test_a_users_folder_in_a_finished_run_is_neither_tidied_nor_replaced(
-    is_forced: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_a_users_folder_in_a_finished_run_is_neither_tidied_nor_replaced(force: bool, tmp_path: Path) -> None:
     make_run(tmp_path / "run", "done")
     (tmp_path / "run" / "checkpoint").mkdir()
     (tmp_path / "run" / "checkpoint" / "thesis.txt").write_text("years of work")
     with (
         pytest.raises(ConfigError, match="holds other files too"),
-        new_run_dir(str(tmp_path / "run"), is_forced=is_forced),
+        new_run_dir(str(tmp_path / "run"), force=force),
     ):
         pytest.fail("the block must not begin")
     assert (tmp_path / "run" / "checkpoint" / "thesis.txt").exists()

@@ -1,4 +1,4 @@
-"""What job.py promises: every photograph once an epoch, in even batches, the same for the same seed."""
+"""What job.py promises: every image once an epoch, in even batches, the same for the same seed."""
 
 import os
 from dataclasses import replace
@@ -15,9 +15,9 @@ from jobs import plain_job
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MOST_DRAWS
 from pixelplay.errors import ConfigError
-from pixelplay.model.device import Device, memory_errors_explained
-from pixelplay.training.inputs import Batch, Source
-from pixelplay.training.schedule import SIZE_STEP_PX, Job, fix_workspaces, too_little_memory
+from pixelplay.model.device import Device, explain_memory_errors
+from pixelplay.training.inputs import Batch, InputSource
+from pixelplay.training.schedule import SIZE_STEP_PX, Job, set_cublas_workspace, training_memory_error
 
 SIZES = (23, 11, 4)
 FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32
@@ -26,15 +26,19 @@ FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in s
 def make_job(
     sizes: tuple[int, ...] = SIZES, *, imbalance: Imbalance = "none", n_val: int = 5, **changes: Any
 ) -> Job:
-    """A job on classes of these sizes, their photographs mixed among those of the validation part."""
+    """A job on classes of these sizes, their images mixed among those of the validation part."""
     rng = np.random.default_rng(0)
-    settings = {key: changes.pop(key) for key in ("accumulate", "first_size_frac", "focus") if key in changes}
+    settings = {
+        key: changes.pop(key)
+        for key in ("grad_accum_steps", "initial_size_frac", "hard_example_frac")
+        if key in changes
+    }
     config = TrainConfig(
-        tune="partial",
+        finetune="partial",
         seed=changes.pop("seed", 0),
         imbalance=imbalance,
-        min_per_class=changes.pop("min_per_class", None),
-        finetune=FinetuneConfig(**settings),
+        oversample_to=changes.pop("oversample_to", None),
+        finetuning=FinetuneConfig(**settings),
     )
     labels = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rng.integers(0, len(sizes), n_val)])
     order = rng.permutation(len(labels))
@@ -45,7 +49,7 @@ def make_job(
         "epochs": 6,
     }
     # a schedule asks its source for nothing
-    return plain_job(cast(Source, None), labels[order], n_val, config, **{**schedule, **changes})
+    return plain_job(cast(InputSource, None), labels[order], n_val, config, **{**schedule, **changes})
 
 
 def batches_of(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) -> list[Batch]:
@@ -94,7 +98,7 @@ def test_a_sampler_shows_classes_equally_often_in_even_batches(
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
 def test_smaller_classes_are_raised_to_what_is_asked(imbalance: Imbalance) -> None:
-    job = make_job(imbalance=imbalance, min_per_class=12)
+    job = make_job(imbalance=imbalance, oversample_to=12)
     drawn = drawn_by(job, 1)
     assert len(drawn) == 23 + 12 + 12
     assert job.batches_per_epoch == 6
@@ -156,7 +160,7 @@ def test_what_was_wrong_comes_more_often_and_counts_less() -> None:
     np.testing.assert_allclose(times[wrong], MOST_DRAWS)
     others = np.setdiff1d(job.train, wrong)
     assert times[others].max() < 1
-    # each draw counts the less the more there are: no photograph counts more than another in the end
+    # each draw counts the less the more there are: no image counts more than another in the end
     np.testing.assert_allclose(np.bincount(rows, weights)[job.train] / 400, 1, atol=0.15)
     assert weights.mean() == pytest.approx(1, abs=0.01)
     lengths = {len(batch.rows) for batch in batches}
@@ -185,8 +189,8 @@ def test_nothing_is_preferred_where_weights_do_not_make_up_for_it() -> None:
     plain = make_job()
     _, misses = miss_some(plain, 5)
     mixed = replace(plain.config, augmenting=AugmentConfig(augment=("crop", "cutmix")))
-    normed = replace(plain.config, finetune=FinetuneConfig(head="mlp"))
-    assert plain.focus > 0
+    normed = replace(plain.config, finetuning=FinetuneConfig(head="mlp"))
+    assert plain.hard_example_frac > 0
     for config in (mixed, normed):
         job = replace(plain, config=config)
         assert np.bincount(drawn_by(job, 1, misses))[job.train].tolist() == [1] * len(job.train)
@@ -194,7 +198,7 @@ def test_nothing_is_preferred_where_weights_do_not_make_up_for_it() -> None:
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
 def test_without_focus_all_come_alike_whatever_was_wrong(imbalance: Imbalance) -> None:
-    job = make_job(imbalance=imbalance, focus=0.0)
+    job = make_job(imbalance=imbalance, hard_example_frac=0.0)
     _, misses = miss_some(job, 5)
     for batch, expected in zip(batches_of(job, 1, misses), batches_of(job, 1), strict=True):
         np.testing.assert_array_equal(batch.rows, expected.rows)
@@ -207,23 +211,25 @@ def test_classes_are_mixed_within_batches() -> None:
         assert np.bincount(job.labels[batch.rows], minlength=2).min() > 5
 
 
-@pytest.mark.parametrize(("accumulate", "steps_an_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)])
-def test_steps_are_batches_added_up_within_an_epoch(accumulate: int, steps_an_epoch: int) -> None:
-    job = make_job(accumulate=accumulate)  # 38 photographs in batches of 8
+@pytest.mark.parametrize(
+    ("grad_accum_steps", "steps_an_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)]
+)
+def test_steps_are_batches_added_up_within_an_epoch(grad_accum_steps: int, steps_an_epoch: int) -> None:
+    job = make_job(grad_accum_steps=grad_accum_steps)  # 38 images in batches of 8
     assert job.batches_per_epoch == 5
     assert job.n_steps == 6 * steps_an_epoch
     assert replace(job, epochs=1).n_steps == steps_an_epoch
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate"), [(10, 1), (10, 2), (10, 3), (10, 9), (38, 1), (37, 1), (100, 1)]
+    ("batch_size", "grad_accum_steps"), [(10, 1), (10, 2), (10, 3), (10, 9), (38, 1), (37, 1), (100, 1)]
 )
-def test_rates_are_for_the_photographs_that_a_step_has(batch_size: int, accumulate: int) -> None:
-    job = make_job(batch_size=batch_size, accumulate=accumulate)
+def test_rates_are_for_the_photographs_that_a_step_has(batch_size: int, grad_accum_steps: int) -> None:
+    job = make_job(batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     sizes = [len(batch.rows) for batch in batches_of(job, 1)]
-    steps = [sum(sizes[start : start + accumulate]) for start in range(0, len(sizes), accumulate)]
+    steps = [sum(sizes[start : start + grad_accum_steps]) for start in range(0, len(sizes), grad_accum_steps)]
     assert sum(steps) == job.n_epoch == 38
-    assert job.photographs_a_step == pytest.approx(np.mean(steps))
+    assert job.images_per_step == pytest.approx(np.mean(steps))
 
 
 def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
@@ -243,7 +249,7 @@ def test_the_size_stays_where_it_need_not_grow(input_size: int) -> None:
 @pytest.mark.parametrize("input_size", FULL_SIZES)
 def test_the_size_grows_to_the_full_one_in_the_first_half(input_size: int, epochs: int) -> None:
     for share in (0.25, 0.5, 0.7, 0.9, 0.99):
-        job = make_job(input_size=input_size, epochs=epochs, first_size_frac=share)
+        job = make_job(input_size=input_size, epochs=epochs, initial_size_frac=share)
         sizes = np.array([job.size_px(epoch) for epoch in range(epochs)])
         assert (np.diff(sizes) >= 0).all()
         assert (sizes[-(epochs // 2) :] == input_size).all()
@@ -258,16 +264,16 @@ def test_workspaces_of_a_gpu_are_fixed_where_that_is_asked(
     is_asked: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
-    fix_workspaces(
-        TrainConfig(finetune=FinetuneConfig(deterministic=is_asked)), Device(name=device, precision="fp32")
+    set_cublas_workspace(
+        TrainConfig(finetuning=FinetuneConfig(deterministic=is_asked)), Device(name=device, precision="fp32")
     )
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (is_asked and device == "cuda")
 
 
 def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"CUBLAS_WORKSPACE_CONFIG": ":16:8"})
-    fix_workspaces(
-        TrainConfig(finetune=FinetuneConfig(deterministic=True)), Device(name="cuda", precision="fp32")
+    set_cublas_workspace(
+        TrainConfig(finetuning=FinetuneConfig(deterministic=True)), Device(name="cuda", precision="fp32")
     )
     assert os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
 
@@ -287,7 +293,7 @@ def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.
 def test_too_little_memory_says_what_to_lower(error: Exception) -> None:
     with (
         pytest.raises(ConfigError, match=r"has too little memory for steps of 64 .*lower --train-batch-size"),
-        memory_errors_explained(too_little_memory("cpu", 64)),
+        explain_memory_errors(training_memory_error("cpu", 64)),
     ):
         raise error
 
@@ -295,6 +301,6 @@ def test_too_little_memory_says_what_to_lower(error: Exception) -> None:
 def test_another_error_is_not_taken_for_too_little_memory() -> None:
     with (
         pytest.raises(RuntimeError, match="sizes do not match"),
-        memory_errors_explained(too_little_memory("cpu", 64)),
+        explain_memory_errors(training_memory_error("cpu", 64)),
     ):
         raise RuntimeError("sizes do not match")

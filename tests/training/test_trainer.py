@@ -16,9 +16,9 @@ from torch import Tensor
 from jobs import plain_job
 from networks import shared_backbone
 from pixelplay.config import FinetuneConfig, TrainConfig
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.split_backbone import Tail
-from pixelplay.run_log import Journal
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.split_backbone import TrainableStages
+from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import Where, read_checkpoint
 from pixelplay.training.inputs import Batch, Inputs
 from pixelplay.training.losses import make_loss
@@ -47,24 +47,24 @@ class InMemory:
         pass
 
 
-def make_job(accumulate: int = 1, **changes: Any) -> Job:
-    config = TrainConfig(tune="partial", finetune=FinetuneConfig(accumulate=accumulate))
+def make_job(grad_accum_steps: int = 1, **changes: Any) -> Job:
+    config = TrainConfig(finetune="partial", finetuning=FinetuneConfig(grad_accum_steps=grad_accum_steps))
     return plain_job(changes.pop("source", InMemory()), LABELS, 4, config, **{"batch_size": 5, **changes})
 
 
 def make_classifier() -> Classifier:
     backbone = shared_backbone("test_efficientnet")
     n = backbone.n_features
-    head = TrainedLinear(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0.0)
-    return Classifier(Tail(backbone, 3), head)
+    head = TrainableLinearHead(np.zeros(n, np.float32), np.ones(n, np.float32), 3, start=None, dropout=0.0)
+    return Classifier(TrainableStages(backbone, 3), head)
 
 
 def tuned(
-    job: Job, folder: Path, classifier: Classifier | None = None, *, is_resumed: bool = False
+    job: Job, folder: Path, classifier: Classifier | None = None, *, resume: bool = False
 ) -> tuple[dict[str, Tensor], Where]:
     """Weights of the best epoch, and where the training ended."""
     classifier = classifier or make_classifier()
-    where = finetune(job, classifier, str(folder), Journal(quiet=True), is_resumed=is_resumed)
+    where = finetune(job, classifier, str(folder), RunLog(quiet=True), resume=resume)
     return {name: value.clone() for name, value in classifier.state_dict().items()}, where
 
 
@@ -83,8 +83,8 @@ def test_gradients_that_an_earlier_training_left_do_not_count(tmp_path: Path) ->
 
 
 def test_more_gradients_than_an_epoch_has_make_one_step_of_it(tmp_path: Path) -> None:
-    all_four, _ = tuned(make_job(accumulate=4, val=NONE), tmp_path / "four")
-    more, where = tuned(make_job(accumulate=1000, val=NONE), tmp_path / "more")
+    all_four, _ = tuned(make_job(grad_accum_steps=4, val=NONE), tmp_path / "four")
+    more, where = tuned(make_job(grad_accum_steps=1000, val=NONE), tmp_path / "more")
     assert (where.step, where.best_epoch) == (2, 2)
     assert_same(more, all_four)
 
@@ -93,12 +93,12 @@ def test_a_step_weighs_the_same_where_the_end_of_an_epoch_cuts_it_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms: dict[int, list[float]] = {1: [], 3: []}
-    for accumulate, found in norms.items():
-        job = make_job(accumulate, epochs=1)
-        still = replace(job.config.finetune, lr=1e-8, head_lr=1e-8)  # so that steps compare
-        job = replace(job, config=replace(job.config, finetune=still))
+    for grad_accum_steps, found in norms.items():
+        job = make_job(grad_accum_steps, epochs=1)
+        still = replace(job.config.finetuning, lr=1e-8, head_lr=1e-8)  # so that steps compare
+        job = replace(job, config=replace(job.config, finetuning=still))
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watch(found))
-        tuned(job, tmp_path / str(accumulate))
+        tuned(job, tmp_path / str(grad_accum_steps))
     assert [len(found) for found in norms.values()] == [4, 2]
     assert norms[3][1] == pytest.approx(norms[1][3], rel=1e-3)
 
@@ -119,7 +119,7 @@ def test_a_resumed_training_has_the_time_limit_of_the_first_process(tmp_path: Pa
     run = begin(make_job(epochs=3, limit_s=1e9), tmp_path, make_classifier())
     run.finish_epoch()
     run.save()
-    _, where = tuned(make_job(epochs=3, limit_s=0.0), tmp_path, is_resumed=True)
+    _, where = tuned(make_job(epochs=3, limit_s=0.0), tmp_path, resume=True)
     assert (where.stopped, where.limit_s, where.step) == ("", 1e9, 12)
 
 
@@ -151,7 +151,7 @@ def test_as_many_epochs_come_as_there_is_time_for(
 
 def test_averages_look_back_over_the_same_share_of_fewer_steps(tmp_path: Path) -> None:
     job = make_job(epochs=20)
-    job = replace(job, config=replace(job.config, finetune=replace(job.config.finetune, ema_frac=0.5)))
+    job = replace(job, config=replace(job.config, finetuning=replace(job.config.finetuning, ema_frac=0.5)))
     run = begin(job, tmp_path, make_classifier())
     run._plan_for(5)
     assert run.state.averaged is not None
@@ -178,11 +178,11 @@ def test_on_a_slow_machine_the_learning_rate_falls_to_zero_all_the_same(
             time.sleep(0.05)
             return super().train_batch(batch, epoch, size_px)
 
-    job, journal = make_job(epochs=30, limit_s=1.5, source=Slow()), Journal(is_json=True)
+    job, log = make_job(epochs=30, limit_s=1.5, source=Slow()), RunLog(is_json=True)
     job = replace(job, val=job.val[:n_val])
-    where = finetune(job, make_classifier(), str(tmp_path), journal, is_resumed=False)
+    where = finetune(job, make_classifier(), str(tmp_path), log, resume=False)
     assert 2 <= where.epochs < 15
-    assert journal.notes == [f"{what} takes longer than was planned: {where.epochs} of 30 epochs"]
+    assert log.notes == [f"{what} takes longer than was planned: {where.epochs} of 30 epochs"]
     lrs = [row["lr"] for row in where.history]
     assert lrs[-1] < 0.1 * max(lrs)
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -202,20 +202,20 @@ def opinionated() -> Classifier:
 
 
 def still(job: Job, **settings: Any) -> Job:
-    """A job in which every photograph meets the same network."""
-    finetune_settings = replace(job.config.finetune, lr=1e-8, head_lr=1e-8, **settings)
-    return replace(job, config=replace(job.config, finetune=finetune_settings))
+    """A job in which every image meets the same network."""
+    finetune_settings = replace(job.config.finetuning, lr=1e-8, head_lr=1e-8, **settings)
+    return replace(job, config=replace(job.config, finetuning=finetune_settings))
 
 
 def wrong_by(classifier: Classifier, job: Job) -> NDArray[np.float32]:
-    """1 less the probability of its class, of each photograph that is learned from."""
+    """1 less the probability of its class, of each image that is learned from."""
     with torch.no_grad():
         probs = classifier(*job.source.plain_batch(job.train)()).softmax(1)
     return 1 - probs[torch.arange(len(job.train)), torch.from_numpy(LABELS[job.train])].numpy()
 
 
 def begin(job: Job, folder: Path, classifier: Classifier) -> _Run:
-    return _Run(job, classifier, str(folder), Journal(quiet=True))
+    return _Run(job, classifier, str(folder), RunLog(quiet=True))
 
 
 @pytest.mark.parametrize("imbalance", ["none", "class_weights", "balanced_softmax"])
@@ -266,8 +266,8 @@ def test_images_have_the_size_of_their_epoch(tmp_path: Path) -> None:
             return super().train_batch(batch, epoch, size_px)
 
     job = make_job(epochs=6, source=Watched())
-    grows = replace(job.config.finetune, first_size_frac=0.4)
-    job = replace(job, config=replace(job.config, finetune=grows))
+    grows = replace(job.config.finetuning, initial_size_frac=0.4)
+    job = replace(job, config=replace(job.config, finetuning=grows))
     begin(job, tmp_path, opinionated()).train()
     sizes = [job.size_px(epoch) for epoch in range(6)]
     assert sizes[0] < sizes[1] < sizes[3] == job.input_size
@@ -275,10 +275,10 @@ def test_images_have_the_size_of_their_epoch(tmp_path: Path) -> None:
 
 
 def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None:
-    def losses(focus: float, seed: int) -> list[float]:
-        job = still(make_job(epochs=6), focus=focus)
+    def losses(hard_example_frac: float, seed: int) -> list[float]:
+        job = still(make_job(epochs=6), hard_example_frac=hard_example_frac)
         job = replace(job, config=replace(job.config, seed=seed))
-        run = begin(job, tmp_path / f"{focus}{seed}", opinionated())
+        run = begin(job, tmp_path / f"{hard_example_frac}{seed}", opinionated())
         run.train()
         return [row["train_loss"] for row in run.state.progress.history[2:]]
 
@@ -293,8 +293,8 @@ def test_a_focused_loss_is_that_of_all_photographs_alike(tmp_path: Path) -> None
 def test_logits_that_are_not_finite_leave_no_nan_behind(tmp_path: Path) -> None:
     class Spoilt(InMemory):
         def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-            maps, moments = super().train_batch(batch, epoch, size_px)()
-            return lambda: (maps * np.nan, moments)
+            maps, stats = super().train_batch(batch, epoch, size_px)()
+            return lambda: (maps * np.nan, stats)
 
     run = begin(make_job(source=Spoilt()), tmp_path, opinionated())
     run.train()
@@ -319,8 +319,8 @@ def test_an_epoch_tells_what_was_held_out_even_of_spoilt_weights(loss: float, ha
 @pytest.mark.parametrize(("epochs", "stopped"), [(1, ""), (2, ""), (3, "after 2")])
 def test_patience_stops_a_training_that_is_not_over(epochs: int, stopped: str, tmp_path: Path) -> None:
     job = make_job(epochs=epochs)
-    worse = replace(job.config.finetune, lr=10.0, head_lr=10.0, patience=2)
-    _, where = tuned(replace(job, config=replace(job.config, finetune=worse)), tmp_path)
+    worse = replace(job.config.finetuning, lr=10.0, head_lr=10.0, patience=2)
+    _, where = tuned(replace(job, config=replace(job.config, finetuning=worse)), tmp_path)
     losses = [row["val_loss"] for row in where.history]
     assert min(losses) == losses[0]  # every epoch is worse
     assert where.stopped == ("validation loss has not fallen for 2 epochs" if stopped else "")
@@ -328,7 +328,7 @@ def test_patience_stops_a_training_that_is_not_over(epochs: int, stopped: str, t
 
 
 def test_rates_are_for_the_photographs_that_a_step_has(tmp_path: Path) -> None:
-    job = make_job(accumulate=3)  # 20 photographs in fives: of 15 and of 5
+    job = make_job(grad_accum_steps=3)  # 20 images in fives: of 15 and of 5
     optimizer = begin(job, tmp_path, make_classifier()).state.optimizer
     rates = [group["peak_lr"] for group in optimizer.param_groups]
     assert max(rates) == pytest.approx(2e-3 * (10 / 32) ** 0.5)

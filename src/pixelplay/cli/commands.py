@@ -14,35 +14,35 @@ from typing import Annotated, Any
 from tyro.conf import DisallowNone, arg
 
 from pixelplay.cli.options import (
-    CautionSection,
     ComputeSection,
     Data,
     DataSection,
+    EnsembleWith,
     Images,
     Run,
     TrainSection,
-    WithRuns,
+    UncertaintySection,
     check_some,
     expand_stdin,
 )
 from pixelplay.config import (
-    CautionConfig,
+    CamName,
     Column,
     ComputeConfig,
     DataConfig,
     File,
     Flag,
     Folder,
-    Method,
-    Part,
     Recipe,
+    SplitName,
     TrainConfig,
     Tta,
+    UncertaintyConfig,
     shown,
     to_json,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import counted, printable
 
 Report = Annotated[bool, arg(help="Make no RUN/report.html when it is done.", help_behavior_hint="")]
@@ -72,18 +72,18 @@ def scan(
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
     from pixelplay.dataset_scan import scan as scan_dataset
-    from pixelplay.outputs.console import scan_to_json, summarise_scan
+    from pixelplay.outputs.console import format_scan, scan_to_json
 
-    journal = Journal(quiet=quiet, is_json=json_progress)
-    index, audit = scan_dataset(
+    log = RunLog(quiet=quiet, is_json=json_progress)
+    dataset, audit = scan_dataset(
         data,
         reading,
         classes=classes,
         names_only=names_only,
         near_duplicates=near_duplicates,
-        journal=journal,
+        log=log,
     )
-    _print_result(json, lambda: scan_to_json(index, audit), lambda: summarise_scan(index, audit))
+    _print_result(json, lambda: scan_to_json(dataset, audit), lambda: format_scan(dataset, audit))
 
 
 def train(
@@ -101,7 +101,7 @@ def train(
     quiet: Flag = False,
     json_progress: Flag = False,
 ) -> None:
-    """Learn a classifier from labelled photographs.
+    """Learn a classifier from labelled images.
 
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
@@ -114,18 +114,18 @@ def train(
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    journal = Journal(
+    log = RunLog(
         quiet=quiet, is_json=json_progress
     )  # before the heavy imports: they count against the time budget
     if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
         return
     from pixelplay import api as workflow
-    from pixelplay.outputs.console import summarise_training
+    from pixelplay.outputs.console import format_train_report
 
-    done = workflow.train(data, out, config, plan=plan, is_forced=force, is_resumed=resume, journal=journal)
-    _print_result(json, done.to_json, lambda: summarise_training(done))
+    done = workflow.train(data, out, config, plan=plan, force=force, resume=resume, log=log)
+    _print_result(json, done.to_json, lambda: format_train_report(done))
     if report:
-        _show_run(out, config.compute, journal, is_json=json)
+        _show_run(out, config.compute, log, is_json=json)
 
 
 def crossval(
@@ -144,13 +144,13 @@ def crossval(
     quiet: Flag = False,
     json_progress: Flag = False,
 ) -> None:
-    """Learn one classifier for each fold, and measure every photograph by one that has not seen it.
+    """Learn one classifier for each fold, and measure every image by one that has not seen it.
 
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
         out: Folder of the run, made by this command.
         recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
-        repeats: Deal the photographs into folds so often, 1 to 20.
+        repeats: Deal the images into folds so often, 1 to 20.
         single: Deploy one classifier that learned from everything, instead of the mean of all folds'.
         resume: Go on where a killed run stopped, fold by fold.
         force: Replace an existing run.
@@ -158,26 +158,26 @@ def crossval(
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
     """
-    journal = Journal(quiet=quiet, is_json=json_progress)
-    also = {"pixelplay": "crossval", "n_repeats": repeats, "deployed": "single" if single else "ensemble"}
+    log = RunLog(quiet=quiet, is_json=json_progress)
+    also = {"pixelplay": "crossval", "repeats": repeats, "deployed": "single" if single else "ensemble"}
     if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
         return
     from pixelplay import api as workflow
-    from pixelplay.outputs.console import summarise_crossval
+    from pixelplay.outputs.console import format_crossval_report
 
     done = workflow.cross_validate(
         data,
         out,
         config,
-        n_repeats=repeats,
-        is_single=single,
-        is_forced=force,
-        is_resumed=resume,
-        journal=journal,
+        repeats=repeats,
+        single=single,
+        force=force,
+        resume=resume,
+        log=log,
     )
-    _print_result(json, done.to_json, lambda: summarise_crossval(done))
+    _print_result(json, done.to_json, lambda: format_crossval_report(done))
     if report:
-        _show_run(out, config.compute, journal, is_json=json)
+        _show_run(out, config.compute, log, is_json=json)
 
 
 def evaluate(
@@ -187,7 +187,7 @@ def evaluate(
     *,
     reading: DataSection = DataConfig(),  # noqa: B008 - frozen
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    part: DisallowNone[Annotated[Part | None, shown()]] = None,
+    split: DisallowNone[Annotated[SplitName | None, shown()]] = None,
     at_precision: Annotated[float | None, shown("PRECISION")] = None,
     positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
@@ -198,7 +198,7 @@ def evaluate(
     quiet: Flag = False,
     json_progress: Flag = False,
 ) -> None:
-    """Measure a trained classifier on labelled photographs.
+    """Measure a trained classifier on labelled images.
 
     Args:
         run: Folder of a run, or of its model.
@@ -206,8 +206,8 @@ def evaluate(
         part: Given part to score (default: test where the data has one, else everything).
         at_precision: For two classes: report the recall at this precision, 0 to 1.
         positive: Class that precision and recall are about (default: the second).
-        against: Another run: how far both are apart, photograph by photograph, and whether that is real.
-        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
+        against: Another run: how far both are apart, image by image, and whether that is real.
+        tta: Views that are answered for together: none, flip (default: as the model was learned).
         out: Table to write, .csv or .parquet: each answer of RUN beside the class that was given.
         force: Replace an existing table.
         json: Print JSON for programs.
@@ -217,37 +217,37 @@ def evaluate(
     if force and out is None:
         raise ConfigError("--force replaces a table, and none is written; add --out")
     from pixelplay import api as workflow
-    from pixelplay.outputs.console import summarise_evaluation
+    from pixelplay.outputs.console import format_evaluation_report
 
     report = workflow.evaluate(
         run,
         data,
         reading,
-        part=part,
+        split=split,
         at_precision=at_precision,
         positive=positive,
         against=against,
         tta=tta,
         out=out,
-        is_forced=force,
+        force=force,
         compute=compute,
-        journal=Journal(quiet=quiet, is_json=json_progress),
+        log=RunLog(quiet=quiet, is_json=json_progress),
     )
-    _print_result(json, report.to_json, lambda: summarise_evaluation(report))
+    _print_result(json, report.to_json, lambda: format_evaluation_report(report))
 
 
-def suspects(run: Run, /, *, json: Flag = False) -> None:
+def label_issues(run: Run, /, *, json: Flag = False) -> None:
     """Show the labels that look wrong to a model that had not learned from them.
 
     Args:
         run: Folder of a run of train or crossval.
         json: Print JSON for programs.
     """
-    from pixelplay.outputs.console import summarise_suspects
-    from pixelplay.outputs.label_issues import read_suspects
+    from pixelplay.outputs.console import format_label_issues
+    from pixelplay.outputs.label_issues import read_label_issues
 
-    report = read_suspects(run)
-    _print_result(json, report.to_json, lambda: summarise_suspects(report))
+    report = read_label_issues(run)
+    _print_result(json, report.to_json, lambda: format_label_issues(report))
 
 
 def report(
@@ -265,7 +265,7 @@ def report(
 
     Args:
         run: Folder of a run, or of its model alone.
-        data: The photographs, if they are no longer where they were.
+        data: The images, if they are no longer where they were.
         out: File to write (default: RUN/report.html).
         force: Replace a file that is no report.
         quiet: Say nothing on stderr but errors.
@@ -273,13 +273,13 @@ def report(
     """
     from pixelplay.outputs.report import build as make
 
-    journal = Journal(quiet=quiet, is_json=json_progress)
-    path = make.report(run, data, out=out, is_forced=force, compute=compute, journal=journal)
+    log = RunLog(quiet=quiet, is_json=json_progress)
+    path = make.report(run, data, out=out, force=force, compute=compute, log=log)
     print(f"wrote {printable(path)}")
 
 
 def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
-    """Show or clear the cache: features, decoded pixels and views of photographs.
+    """Show or clear the cache: features, decoded pixels and views of images.
 
     Args:
         cache_dir: Folder of the cache (default: the user's cache folder).
@@ -312,11 +312,11 @@ def _tell_finished(
     from pixelplay.training.run_dir import is_finished
 
     if plan is not None:
-        from pixelplay.training.plan import follow, has_followed, read_plan
+        from pixelplay.training.plan import apply_plan, has_same_plan, read_plan
 
         repeated = read_plan(plan)
-        config = follow(repeated, config)
-        if not has_followed(run, repeated):
+        config = apply_plan(repeated, config)
+        if not has_same_plan(run, repeated):
             return False
     if not is_finished(run, {**to_json(config), "source": os.path.abspath(source), **also}):
         return False
@@ -328,20 +328,20 @@ def _tell_finished(
     return True
 
 
-def _show_run(run: str, compute: ComputeConfig, journal: Journal, *, is_json: bool) -> None:
+def _show_run(run: str, compute: ComputeConfig, log: RunLog, *, is_json: bool) -> None:
     """Make the report of a finished run; what goes wrong with it is no failure of the run."""
     from pixelplay.outputs.report import build as make
 
     try:
-        path = make.report(run, compute=compute, journal=journal)
+        path = make.report(run, compute=compute, log=log)
     except (PixelPlayError, OSError) as error:
-        journal.tell(f"the run is done, its report is not: {error}")
+        log.tell(f"the run is done, its report is not: {error}")
         return
     except KeyboardInterrupt:
-        journal.tell(f"the run is done, its report is not; pixelplay report {shlex.quote(run)} makes it")
+        log.tell(f"the run is done, its report is not; pixelplay report {shlex.quote(run)} makes it")
         raise SystemExit(130) from None
     if is_json:
-        journal.tell(f"report: {path}")
+        log.tell(f"report: {path}")
     else:
         print(f"\nreport: {printable(path)}")
 
@@ -356,16 +356,16 @@ def predict(
     probability_of: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
     path_column: Column = None,
     images_dir: Folder = None,
-    with_runs: WithRuns = (),
+    ensemble_with: EnsembleWith = (),
     tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
-    caution: CautionSection = CautionConfig(),  # noqa: B008 - frozen
+    uncertainty: UncertaintySection = UncertaintyConfig(),  # noqa: B008 - frozen
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     strict: Flag = False,
     force: Flag = False,
     quiet: Flag = False,
     json_progress: Flag = False,
 ) -> None:
-    """Classify photographs into a table, one row for each.
+    """Classify images into a table, one row for each.
 
     Args:
         run: Folder of a run, or of its model.
@@ -373,11 +373,11 @@ def predict(
         out: Table to write, .csv or .parquet.
         submission: Sample submission whose header, ids and order the output takes exactly.
         probability_of: Class whose probability the sample's one column wants (default: labels go there).
-        path_column: Column of a table that names the photograph.
+        path_column: Column of a table that names the image.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
         with_runs: Other runs that answer with this one, by the mean of their probabilities; novelty is RUN's.
-        tta: Views that are answered for together: none, flip, multicrop (default: as the model was learned).
-        strict: Exit with status 1 if any photograph could not be read.
+        tta: Views that are answered for together: none, flip (default: as the model was learned).
+        strict: Exit with status 1 if any image could not be read.
         force: Replace an existing table.
         quiet: Say nothing on stderr but errors.
         json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
@@ -385,7 +385,7 @@ def predict(
     check_some(images)
     from pixelplay import api as workflow
 
-    tally = workflow.predict(
+    summary = workflow.predict(
         run,
         list(expand_stdin(images)),
         out,
@@ -393,18 +393,18 @@ def predict(
         probability_of=probability_of,
         path_column=path_column,
         images_dir=images_dir,
-        is_forced=force,
-        with_runs=with_runs,
+        force=force,
+        ensemble_with=ensemble_with,
         tta=tta,
-        caution=caution,
+        uncertainty=uncertainty,
         compute=compute,
-        journal=Journal(quiet=quiet, is_json=json_progress),
+        log=RunLog(quiet=quiet, is_json=json_progress),
     )
-    print(f"wrote {printable(out)}: {printable(tally.describe())}")
-    if tally.n_bad and strict:
+    print(f"wrote {printable(out)}: {printable(summary.describe())}")
+    if summary.n_bad and strict:
         raise PixelPlayError(
-            f"{counted(tally.n_bad, 'photograph')} could not be read, and --strict is set; "
-            f"first: {tally.errors[0]}"
+            f"{counted(summary.n_bad, 'image')} could not be read, and --strict is set; "
+            f"first: {summary.errors[0]}"
         )
 
 
@@ -417,24 +417,24 @@ def explain(
     label: DisallowNone[
         Annotated[str | None, arg(name="class", metavar="CLASS", help_behavior_hint="")]
     ] = None,
-    method: DisallowNone[Annotated[Method | None, shown()]] = None,
+    method: DisallowNone[Annotated[CamName | None, shown()]] = None,
     path_column: Column = None,
     images_dir: Folder = None,
-    with_runs: WithRuns = (),
+    ensemble_with: EnsembleWith = (),
     compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     force: Flag = False,
     quiet: Flag = False,
     json_progress: Flag = False,
 ) -> None:
-    """Show where in photographs a classifier sees a class.
+    """Show where in images a classifier sees a class.
 
     Args:
         run: Folder of a run, or of its model.
         images: Folders, files, tables or zip archives; - reads a list of files from stdin.
         out: Folder to write: overlays, raw maps, contact sheets and explanations.csv.
-        label: Class to explain (default: of each photograph the one that the model decides for).
+        label: Class to explain (default: of each image the one that the model decides for).
         method: gradcam, gradcam++, layercam (default: layercam, the most faithful measured).
-        path_column: Column of a table that names the photograph.
+        path_column: Column of a table that names the image.
         images_dir: Folder that the names in a table are looked up in (default: the table's own).
         with_runs: Other runs that are explained with this one, as they answer together.
         force: Replace a folder of explanations.
@@ -453,10 +453,10 @@ def explain(
         method=method,
         path_column=path_column,
         images_dir=images_dir,
-        is_forced=force,
-        with_runs=with_runs,
+        force=force,
+        ensemble_with=ensemble_with,
         compute=compute,
-        journal=Journal(quiet=quiet, is_json=json_progress),
+        log=RunLog(quiet=quiet, is_json=json_progress),
     )
     print(f"wrote {printable(os.path.join(out, 'explanations.csv'))}")
 
@@ -466,7 +466,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "crossval": crossval,
     "evaluate": evaluate,
-    "suspects": suspects,
+    "label_issues": label_issues,
     "report": report,
     "predict": predict,
     "explain": explain,

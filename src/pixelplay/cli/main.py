@@ -18,7 +18,7 @@ from pixelplay.errors import PixelPlayError
 from pixelplay.run_log import typed
 from pixelplay.text import printable, suggest
 
-DESCRIPTION = """Turn a folder of labelled photographs into an image classifier one can trust.
+DESCRIPTION = """Turn a folder of labelled images into an image classifier one can trust.
   pixelplay scan photos
   pixelplay train photos --out run
   pixelplay predict run new_photos --out predictions.csv

@@ -14,21 +14,21 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from pixelplay.config import (
     RECIPES,
     AugmentConfig,
-    CautionConfig,
     ComputeConfig,
     DataConfig,
     FinetuneConfig,
     Recipe,
     TrainConfig,
+    UncertaintyConfig,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
 
-SETTINGS = (DataConfig, CautionConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
+SETTINGS = (DataConfig, UncertaintyConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
 
 
 def find_recipe(argv: Sequence[str]) -> Recipe:
     """The recipe that is asked for: its values are the defaults of all other settings."""
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = [split for word in argv for split in (word.split("=", 1) if word.startswith("--") else [word])]
     named = [value for flag, value in pairwise(words) if flag == "--recipe" and value in RECIPES]
     return named[-1] if named else "pixelplay"
 
@@ -80,14 +80,14 @@ Run = Annotated[Positional[str], arg(metavar="RUN")]
 Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
 
 
-WithRuns = Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")]
+EnsembleWith = Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")]
 
 
 # the name of a group of settings is the title of its section in the help
 DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
 
 
-CautionSection = Annotated[OmitArgPrefixes[CautionConfig], arg(name="caution")]
+UncertaintySection = Annotated[OmitArgPrefixes[UncertaintyConfig], arg(name="caution")]
 
 
 ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
@@ -97,7 +97,7 @@ TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
 
 
 def check_some(images: Sequence[str]) -> None:
-    """Exit with status 2 where no photographs are named."""
+    """Exit with status 2 where no images are named."""
     if not images:
         print(
             "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",

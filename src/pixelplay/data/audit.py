@@ -1,4 +1,4 @@
-"""What is wrong with photographs: unreadable, duplicate, conflicting, leaking, missing."""
+"""What is wrong with images: unreadable, duplicate, conflicting, leaking, missing."""
 
 import hashlib
 from collections import Counter
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.arrays import IntArray
-from pixelplay.config import PARTS
+from pixelplay.config import SPLITS
 from pixelplay.data.cache import DIGEST_BYTES
-from pixelplay.data.dataset import ImageIndex, merge_groups
+from pixelplay.data.dataset import ImageDataset, merge_groups
 from pixelplay.data.decode import ImageInfo, decode_image, probe_image
-from pixelplay.data.near_duplicates.candidates import max_copies
-from pixelplay.data.near_duplicates.search import form_sets
+from pixelplay.data.near_duplicates.candidates import max_duplicates
+from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.errors import ImageError
-from pixelplay.thread_pool import map_ahead
+from pixelplay.thread_pool import prefetch_map
 
-FEW = 10  # photographs of a class: with fewer, neither a classifier nor its figures can be relied on
+FEW_IMAGES = 10  # images of a class: with fewer, neither a classifier nor its figures can be relied on
 
 
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
@@ -30,13 +30,13 @@ BLOCK = 64  # small files that one thread reads in a row: handing out each alone
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Sets of positions whose photographs are the same.
+    """Sets of positions whose images are the same.
 
     Attributes:
         sets: byte for byte, every set of two or more.
-        near: re-encoded, resized, cut, mirrored, brightened or watermarked copies; a photograph may be in
+        near: re-encoded, resized, cut, mirrored, brightened or watermarked copies; an image may be in
             several of these sets.
-        large: likewise, sets so large that they rather are a kind of photograph; nothing follows from them.
+        large: likewise, sets so large that they rather are a kind of image; nothing follows from them.
         conflicts: those of `sets` and `near` whose members carry different labels.
         leaks: those of them that lie in more than one given part.
     """
@@ -55,11 +55,11 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What reading every photograph once has shown.
+    """What reading every image once has shown.
 
     Attributes:
-        errors: position → what is wrong with that photograph.
-        duplicates: sets of equal photographs.
+        errors: position → what is wrong with that image.
+        duplicates: sets of equal images.
         infos: position → format, size and mode; empty where nothing was decoded.
     """
 
@@ -69,36 +69,38 @@ class Audit:
 
 
 def digest_bytes(data: bytes) -> bytes:
-    """Name a photograph by its content: 16 bytes of BLAKE2b."""
+    """Name an image by its content: 16 bytes of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def audit_images(
-    index: ImageIndex,
+    dataset: ImageDataset,
     *,
     is_decoded: bool = True,
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Audit:
-    """Read every photograph and say which are broken or alike.
+    """Read every image and say which are broken or alike.
 
     Args:
         is_decoded: False reads only files that have another of their size, to find duplicates;
             nothing is decoded, so only missing and empty files are found broken.
-        on_progress: called with the number of photographs done since the last call.
+        on_progress: called with the number of images done since the last call.
     """
-    digests: list[bytes] = [b""] * len(index)
+    digests: list[bytes] = [b""] * len(dataset)
     errors: dict[int, ImageError] = {}
     infos: dict[int, ImageInfo] = {}
-    wanted = list(range(len(index))) if is_decoded else _worth_reading(index, errors)
+    wanted = list(range(len(dataset))) if is_decoded else _worth_reading(dataset, errors)
     size = 1 if is_decoded else BLOCK
     blocks = [wanted[k : k + size] for k in range(0, len(wanted), size)]
 
     def look(k: int) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
-        return [_look_at(index, i, is_decoded) for i in blocks[k]]
+        return [_explain_file(dataset, i, is_decoded) for i in blocks[k]]
 
-    on_progress(len(index) - len(wanted))
-    for block, seen in zip(blocks, map_ahead(look, range(len(blocks)), num_workers=num_workers), strict=True):
+    on_progress(len(dataset) - len(wanted))
+    for block, seen in zip(
+        blocks, prefetch_map(look, range(len(blocks)), num_workers=num_workers), strict=True
+    ):
         on_progress(len(block))
         for i, found in zip(block, seen, strict=True):
             if isinstance(found, ImageError):
@@ -107,18 +109,18 @@ def audit_images(
             digests[i], info = found
             if info is not None:
                 infos[i] = info
-    duplicates = find_duplicates(index, digests)
+    duplicates = find_duplicates(dataset, digests)
     return Audit(errors=dict(sorted(errors.items())), duplicates=duplicates, infos=infos)
 
 
 def find_duplicates(
-    index: ImageIndex, digests: Sequence[bytes], pairs: Sequence[tuple[int, int]] = ()
+    dataset: ImageDataset, digests: Sequence[bytes], pairs: Sequence[tuple[int, int]] = ()
 ) -> Duplicates:
-    """Group photographs with equal digests (N,), and copies that were found otherwise.
+    """Group images with equal digests (N,), and copies that were found otherwise.
 
     Args:
         digests: an empty one equals none.
-        pairs: near copies, by the position of one photograph of each digest.
+        pairs: near copies, by the position of one image of each digest.
     """
     by_digest: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
@@ -127,19 +129,19 @@ def find_duplicates(
     sets = tuple(tuple(members) for members in by_digest.values() if len(members) > 1)
     near, large = (
         tuple(tuple(j for i in members for j in by_digest[digests[i]]) for members in found)
-        for found in _split_by_size(form_sets(pairs), len(index))
+        for found in _split_by_size(connected_sets(pairs), len(dataset))
     )
     return Duplicates(
         sets=sets,
         near=near,
         large=large,
-        conflicts=tuple(s for s in sets + near if _n_distinct(index.labels, s) > 1),
-        leaks=tuple(s for s in sets + near if _n_distinct(index.parts, s) > 1),
+        conflicts=tuple(s for s in sets + near if _n_distinct(dataset.labels, s) > 1),
+        leaks=tuple(s for s in sets + near if _n_distinct(dataset.splits, s) > 1),
     )
 
 
-def first_of_each(digests: Sequence[bytes]) -> IntArray:
-    """Positions of one photograph for each digest, ascending; an empty digest has none."""
+def first_occurrences(digests: Sequence[bytes]) -> IntArray:
+    """Positions of one image for each digest, ascending; an empty digest has none."""
     firsts = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest}
     return np.array(sorted(firsts.values()), dtype=np.int64)
 
@@ -149,9 +151,9 @@ class ClassCoverage:
     """What there is to learn from of the classes that the test side expects.
 
     Attributes:
-        absent: classes without a photograph.
+        absent: classes without an image.
         few: class with fewer than FEW → how many.
-        reachable: share of the test photographs that any classifier of the others can get right; None where
+        reachable: share of the test images that any classifier of the others can get right; None where
             their counts are unknown.
         in_few: share of them that belong to classes with few; None likewise.
     """
@@ -165,16 +167,16 @@ class ClassCoverage:
 def measure_coverage(
     classes: Sequence[str], counts: IntArray, expected: Mapping[str, int | None]
 ) -> ClassCoverage:
-    """Find the expected classes that have no or too few training photographs.
+    """Find the expected classes that have no or too few training images.
 
     Args:
         classes: (K,) names of the classes.
-        counts: (K,) training photographs of each.
-        expected: class → number of test photographs, None where unknown.
+        counts: (K,) training images of each.
+        expected: class → number of test images, None where unknown.
     """
     learned = dict(zip(classes, counts.tolist(), strict=True))
     trained = {name: learned.get(name, 0) for name in expected}
-    few = {name: n for name, n in trained.items() if 0 < n < FEW}
+    few = {name: n for name, n in trained.items() if 0 < n < FEW_IMAGES}
     tested = {name: n for name, n in expected.items() if n is not None}
     n_tested = sum(tested.values())
     is_known = len(tested) == len(expected) and n_tested > 0
@@ -186,24 +188,24 @@ def measure_coverage(
     )
 
 
-def find_coverage(index: ImageIndex, learned: IntArray | None = None) -> ClassCoverage:
-    """Find the classes that the test side expects and training has no or too few photographs of.
+def find_coverage(dataset: ImageDataset, learned: IntArray | None = None) -> ClassCoverage:
+    """Find the classes that the test side expects and training has no or too few images of.
 
     What is expected is what a list or sample submission names, else what a given test part holds.
 
     Args:
-        learned: (K,) photographs of each class to learn from; None: all outside of the test part.
+        learned: (K,) images of each class to learn from; None: all outside of the test part.
     """
-    is_test = index.in_part("test")
-    expected = dict(index.expected)
+    is_test = dataset.in_split("test")
+    expected = dict(dataset.expected)
     if not expected:
-        tested = index.class_counts(is_test)
-        expected = {name: int(n) for name, n in zip(index.classes, tested, strict=True) if n}
-    counts = index.class_counts(~is_test) if learned is None else learned
-    return measure_coverage(index.classes, counts, expected)
+        tested = dataset.class_counts(is_test)
+        expected = {name: int(n) for name, n in zip(dataset.classes, tested, strict=True) if n}
+    counts = dataset.class_counts(~is_test) if learned is None else learned
+    return measure_coverage(dataset.classes, counts, expected)
 
 
-def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:
+def summarize_formats(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:
     """Count formats, and find the smallest and largest (width, height) in px by area."""
     formats = Counter(info.format for info in audit.infos.values())
     sizes = sorted({(i.width, i.height) for i in audit.infos.values()}, key=lambda size: size[0] * size[1])
@@ -211,7 +213,7 @@ def count_kinds(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tup
 
 
 def describe_findings(
-    index: ImageIndex, errors: Iterable[ImageError], duplicates: Duplicates
+    dataset: ImageDataset, errors: Iterable[ImageError], duplicates: Duplicates
 ) -> dict[str, Any]:
     """Plain values of what is broken, copied or contradictory, with the files of each."""
     sets = {
@@ -224,43 +226,45 @@ def describe_findings(
         "unreadable": [
             {"path": error.path, "status": error.status, "reason": error.reason} for error in errors
         ],
-        "skipped": dict(index.skipped),
-        **{name: [describe_set(index, members) for members in found] for name, found in sets.items()},
+        "skipped": dict(dataset.skipped),
+        **{name: [describe_set(dataset, members) for members in found] for name, found in sets.items()},
     }
 
 
-def describe_set(index: ImageIndex, members: Sequence[int]) -> list[dict[str, str | None]]:
-    """Name path, label and part of each photograph of a set."""
+def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str, str | None]]:
+    """Name path, label and part of each image of a set."""
     return [
         {
-            "path": index.paths[i],
-            "label": index.classes[index.labels[i]] if index.labels[i] >= 0 else None,
-            "part": PARTS[index.parts[i]] if index.parts[i] >= 0 else None,
+            "path": dataset.paths[i],
+            "label": dataset.classes[dataset.labels[i]] if dataset.labels[i] >= 0 else None,
+            "split": SPLITS[dataset.splits[i]] if dataset.splits[i] >= 0 else None,
         }
         for i in members
     ]
 
 
-def _look_at(index: ImageIndex, i: int, is_decoded: bool) -> tuple[bytes, ImageInfo | None] | ImageError:
-    path = index.paths[i]
+def _explain_file(
+    dataset: ImageDataset, i: int, is_decoded: bool
+) -> tuple[bytes, ImageInfo | None] | ImageError:
+    path = dataset.paths[i]
     try:
-        data = index.store.read(path)
+        data = dataset.storage.read(path)
         if not is_decoded:
             return digest_bytes(data), None
         info = probe_image(data, path=path)
         decode_image(data, path=path, target_px=GLANCE_PX)
         return digest_bytes(data), info
     except ImageError as error:
-        # anew, because the traceback of a raised one keeps the bytes of its photograph
+        # anew, because the traceback of a raised one keeps the bytes of its image
         return ImageError(path, error.status, error.reason)
 
 
-def _worth_reading(index: ImageIndex, errors: dict[int, ImageError]) -> list[int]:
+def _worth_reading(dataset: ImageDataset, errors: dict[int, ImageError]) -> list[int]:
     """Positions whose file size occurs more than once: only those can be duplicates."""
-    sizes = np.zeros(len(index), dtype=np.int64)
-    for i, path in enumerate(index.paths):
+    sizes = np.zeros(len(dataset), dtype=np.int64)
+    for i, path in enumerate(dataset.paths):
         try:
-            sizes[i] = index.store.size(path)
+            sizes[i] = dataset.storage.size(path)
             if sizes[i] == 0:
                 errors[i] = ImageError(path, "unreadable", "empty file")
         except ImageError as error:
@@ -275,7 +279,7 @@ def _split_by_size(
     """Tell sets of copies from those that hang together with too many others to be any."""
     groups = merge_groups(n, sets)
     sizes = np.bincount(groups, minlength=1)
-    limit = max_copies(n)
+    limit = max_duplicates(n)
     is_large = [bool(sizes[groups[members[0]]] > limit) for members in sets]
     return (
         [members for members, large in zip(sets, is_large, strict=True) if not large],

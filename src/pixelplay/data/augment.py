@@ -1,23 +1,15 @@
 """Pixels → one of the many squares that a network may learn from."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from pixelplay.arrays import UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.transforms import FILTERS, Preprocessing
 
-Colour = tuple[int, ...]
-
-
-Operation = Callable[[Image.Image, float, Colour], Image.Image]
-
-
-HEEDED_BY = {  # setting → the variations whose strength it is
+SETTING_USED_BY = {  # setting → the variations whose strength it is
     "crop_scale": ("crop",),
     "rotation_deg": ("rotation",),
     "erasing_prob": ("erasing",),
@@ -28,16 +20,13 @@ HEEDED_BY = {  # setting → the variations whose strength it is
 }
 
 
-_CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the photograph's own shape
+_CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the image's own shape
 
 
 _ERASING_AREA = (0.02, 0.33)
 
 
 _ERASING_ASPECT = 3.3
-
-
-_MAGNITUDES = 31
 
 
 def augment_view(
@@ -49,11 +38,11 @@ def augment_view(
     hflip: bool,
     size_px: int | None = None,
 ) -> UInt8Array:
-    """Draw one varied view of a photograph.
+    """Draw one varied view of an image.
 
     Cropped and squashed to the square, then mirrored, rotated, recoloured or distorted, and erased in part,
     as far as `config.augment` names these; mixup and cutmix need a batch and are not done here. With nothing
-    named it is the whole photograph, squashed.
+    named it is the whole image, squashed.
 
     Args:
         pixels: (H, W, 3) uint8, decoded; not written to.
@@ -72,8 +61,6 @@ def augment_view(
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if "rotation" in config.augment:
         image = _rotate(image, rng.uniform(-config.rotation_deg, config.rotation_deg))
-    if "trivial_augment" in config.augment:
-        image = _trivial_augment(image, tuple(round(255 * value) for value in preprocessing.mean), rng)
     if "erasing" in config.augment and rng.random() < config.erasing_prob:
         return _erase(image, rng)
     return np.asarray(image)
@@ -86,7 +73,7 @@ def _resize(
     size: int,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """Squash the photograph, or with "crop" a part of it that is not much slimmer, in one go."""
+    """Squash the image, or with "crop" a part of it that is not much slimmer, in one go."""
     image = Image.fromarray(pixels)
     box: tuple[float, float, float, float] | None = None
     if "crop" in config.augment:
@@ -129,19 +116,6 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
     )
 
 
-def _trivial_augment(image: Image.Image, fill: Colour, rng: np.random.Generator) -> Image.Image:
-    """Apply one operation of `WIDE_SPACE` at one strength, both drawn uniformly.
-
-    Source: Müller & Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
-    arXiv:2103.10158, algorithm 1.
-    """
-    # torchvision's TrivialAugmentWide draws from torch's global state, which threads cannot share: the order
-    # in which they ran would show in the bytes
-    operation = tuple(WIDE_SPACE.values())[rng.integers(len(WIDE_SPACE))]
-    magnitude = rng.integers(_MAGNITUDES) / (_MAGNITUDES - 1)
-    return operation(image, rng.choice((-1.0, 1.0)) * magnitude, fill)
-
-
 def _erase(image: Image.Image, rng: np.random.Generator) -> UInt8Array:
     """Replace a rectangle by noise.
 
@@ -156,55 +130,3 @@ def _erase(image: Image.Image, rng: np.random.Generator) -> UInt8Array:
     hole = view[top:bottom, left:right]
     hole[:] = rng.integers(0, 256, hole.shape, np.uint8)
     return view
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
-    )
-
-
-def _shear_x(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
-    return _affine(image, (1, 0.99 * strength, 0, 0, 1, 0), fill)
-
-
-def _shear_y(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0.99 * strength, 1, 0), fill)
-
-
-def _translate_x(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
-    return _affine(image, (1, 0, round(32 * strength), 0, 1, 0), fill)
-
-
-def _translate_y(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, round(32 * strength)), fill)
-
-
-def _turn(image: Image.Image, strength: float, fill: Colour) -> Image.Image:
-    return image.rotate(135 * strength, Image.Resampling.BILINEAR, fillcolor=fill)
-
-
-def _enhance(enhancer: Callable[[Image.Image], Any]) -> Operation:
-    """Weaken (strength < 0) or exaggerate one property; at −1 almost nothing of it is left."""
-    return lambda image, strength, fill: enhancer(image).enhance(1 + 0.99 * strength)
-
-
-# The table of augmentation spaces in Müller & Hutter 2021, column "Wide": shear 0.99, translation 32 px,
-# rotation 135°, factors 0.01 to 1.99, 8 to 2 bits, solarising above 256 to 0. Strength lies in [-1, 1];
-# those without a direction take its size.
-WIDE_SPACE: dict[str, Operation] = {
-    "identity": lambda image, strength, fill: image,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
-    "rotate": _turn,
-    "brightness": _enhance(ImageEnhance.Brightness),
-    "color": _enhance(ImageEnhance.Color),
-    "contrast": _enhance(ImageEnhance.Contrast),
-    "sharpness": _enhance(ImageEnhance.Sharpness),
-    "posterize": lambda image, strength, fill: ImageOps.posterize(image, 8 - round(6 * abs(strength))),
-    "solarize": lambda image, strength, fill: ImageOps.solarize(image, round(256 * (1 - abs(strength)))),
-    "autocontrast": lambda image, strength, fill: ImageOps.autocontrast(image),
-    "equalize": lambda image, strength, fill: ImageOps.equalize(image),
-}

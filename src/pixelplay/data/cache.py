@@ -1,6 +1,6 @@
-"""What is computed of a photograph once and reused, keyed by all that determines it; bounded, safe to delete.
+"""What is computed of an image once and reused, keyed by all that determines it; bounded, safe to delete.
 
-CACHE/<kind>-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the photographs' bytes
+CACHE/<kind>-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the images' bytes
 CACHE/<kind>-<key>/<shard>.values.npy   (n, …) features, pixels or maps in front of a cut, memory-mapped
 """
 
@@ -40,15 +40,15 @@ class CacheUse:
     n_bytes: int
 
 
-class PhotographCache:
-    """Digest of a photograph's bytes → an array, the same shape and type for all under one key.
+class ArrayCache:
+    """Digest of an image's bytes → an array, the same shape and type for all under one key.
 
     A cache that cannot be written is no error: the run goes on without it.
 
     Args:
         folder: of the whole cache.
         kind: what the arrays are.
-        key: names all that they depend on, beside the photograph's bytes.
+        key: names all that they depend on, beside the image's bytes.
         max_bytes: of the whole cache; 0 neither reads nor writes it.
 
     Attributes:
@@ -69,7 +69,7 @@ class PhotographCache:
         return digest in self._rows
 
     def get(self, digest: bytes) -> NDArray[Any]:
-        """The array of a photograph that is in the cache."""
+        """The array of an image that is in the cache."""
         values, row = self._rows[digest]
         return np.array(values[row])
 

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pixelplay.config import Part
+from pixelplay.config import SplitName
 from pixelplay.errors import DataError
 from pixelplay.text import counted, name_some
 
-PART_NAMES: Mapping[str, Part] = {
+PART_NAMES: Mapping[str, SplitName] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -34,21 +34,21 @@ class FolderLabels:
 
     names: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
-    parts: list[Part | None] = field(default_factory=list)
+    splits: list[SplitName | None] = field(default_factory=list)
     subfolders: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, label: str | None, part: Part | None) -> None:
+    def add(self, name: str, label: str | None, split: SplitName | None) -> None:
         """Append one name; its class folder lies at the top or below its part folder."""
         self.names.append(name)
         self.labels.append(label)
-        self.parts.append(part)
-        is_deeper = name.count("/") > (1 if part is None else 2)
+        self.splits.append(split)
+        is_deeper = name.count("/") > (1 if split is None else 2)
         self.subfolders.append(name.rpartition("/")[0] if is_deeper else "")
 
 
-def label_by_folder(names: Sequence[str]) -> FolderLabels:
+def labels_from_folders(names: Sequence[str]) -> FolderLabels:
     """Read class and part of each name from the folders it lies in.
 
     The first folder (below the part folder, if there are parts) is the class, whatever lies
@@ -58,20 +58,20 @@ def label_by_folder(names: Sequence[str]) -> FolderLabels:
     below = _folders_below(names)
     parts, has_classes_beside = _find_parts(below)
     found = FolderLabels()
-    learned = {folder for top, part in parts.items() if part != "test" for folder in below[top]}
+    learned = {folder for top, split in parts.items() if split != "test" for folder in below[top]}
     if has_classes_beside:
         learned |= below.keys() - parts.keys()
-    tested = {folder for top, part in parts.items() if part == "test" for folder in below[top]}
+    tested = {folder for top, split in parts.items() if split == "test" for folder in below[top]}
     is_test_labelled = bool(tested & learned) or not learned
     outside: Counter[str] = Counter()
     for name in names:
         top, _, rest = name.rpartition("/")[0].partition("/")
-        part, label = parts.get(top), rest.partition("/")[0] or None
-        if part == "test":
-            found.add(name, label if is_test_labelled else None, part)
-        elif part is not None and label is not None:
-            found.add(name, label, part)
-        elif part is None and top and has_classes_beside:
+        split, label = parts.get(top), rest.partition("/")[0] or None
+        if split == "test":
+            found.add(name, label if is_test_labelled else None, split)
+        elif split is not None and label is not None:
+            found.add(name, label, split)
+        elif split is None and top and has_classes_beside:
             found.add(name, top, None)
         else:
             outside[f"in {top}, outside" if top else "outside"] += 1
@@ -93,7 +93,7 @@ def _folders_below(names: Sequence[str]) -> dict[str, set[str]]:
     return below
 
 
-def _find_parts(below: Mapping[str, set[str]]) -> tuple[dict[str, Part], bool]:
+def _find_parts(below: Mapping[str, set[str]]) -> tuple[dict[str, SplitName], bool]:
     """Tell the part folders, and whether the other top folders are classes.
 
     A folder called train may be a class among vehicles. It is a part where nothing but part
@@ -101,43 +101,43 @@ def _find_parts(below: Mapping[str, set[str]]) -> tuple[dict[str, Part], bool]:
     it than beside it. Otherwise the top folders are classes; a val or test folder that repeats
     some of them is a part all the same, and so is a test folder without folders beside two others.
     """
-    named = {top: part for top in below if (part := part_named(top)) is not None}
+    named = {top: split for top in below if (split := split_from_name(top)) is not None}
     others = below.keys() - named.keys()
     holders = Counter(folder for top in named for folder in below[top])
-    most = max((len(below[top]) for top, part in named.items() if part != "test"), default=0)
+    most = max((len(below[top]) for top, split in named.items() if split != "test"), default=0)
     if not others or max(holders.values(), default=0) > 1 or most > max(1, len(others)):
         return named, False
-    held_out: dict[str, Part] = {}
-    for top, part in named.items():
-        is_flat_test = part == "test" and not below[top] and len(below) > 2
-        if part != "train" and (below[top] & others or is_flat_test):
-            held_out[top] = part
+    held_out: dict[str, SplitName] = {}
+    for top, split in named.items():
+        is_flat_test = split == "test" and not below[top] and len(below) > 2
+        if split != "train" and (below[top] & others or is_flat_test):
+            held_out[top] = split
     return held_out, True
 
 
-def part_named(name: str) -> Part | None:
+def split_from_name(name: str) -> SplitName | None:
     """The part that a folder or a table's cell names; None for any other word."""
     return PART_NAMES.get(name.strip().lower())
 
 
 def _note_parts(
     found: FolderLabels,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, SplitName],
     below: Mapping[str, set[str]],
     has_classes_beside: bool,
     is_test_labelled: bool,
 ) -> None:
-    n_unlabelled = sum(part == "test" for part in found.parts)
+    n_unlabelled = sum(split == "test" for split in found.splits)
     if n_unlabelled and not is_test_labelled:
         found.notes.append(
             f"no subfolder of test is named like a training class: it holds "
-            f"{counted(n_unlabelled, 'unlabelled photograph')}, not scored"
+            f"{counted(n_unlabelled, 'unlabelled image')}, not scored"
         )
     if has_classes_beside and parts:
         found.notes.append(
             f"{name_some(sorted(parts))} is a part of the data, the folders beside it are classes"
         )
-    classes = sorted(top for top in below if part_named(top) is not None and top not in parts)
+    classes = sorted(top for top in below if split_from_name(top) is not None and top not in parts)
     if classes:
         found.notes.append(f"{name_some(classes)} is read as a class, like the folders beside it")
 
@@ -160,22 +160,22 @@ def empty_class_folders(empty: Sequence[str]) -> list[str]:
     """Those that lie where class folders and part folders lie.
 
     Args:
-        empty: all folders without a photograph.
+        empty: all folders without an image.
     """
     tops = [name for name in empty if "/" not in name]
     inner = [name.partition("/") for name in empty if name.count("/") == 1]
-    return tops + [f"{top}/{name}" for top, _, name in inner if part_named(top) and top not in tops]
+    return tops + [f"{top}/{name}" for top, _, name in inner if split_from_name(top) and top not in tops]
 
 
-def unwrap(names: Sequence[str]) -> str:
+def unwrap_single_folder(names: Sequence[str]) -> str:
     """Find the folders that wrap everything but a few strays, as archives often have: "photos/" or ""."""
     prefix = ""
     while True:
         inside = [name[len(prefix) :] for name in names if name.startswith(prefix)]
         tops = {name.split("/")[0] for name in inside if "/" in name}
         n_deeper = sum(name.count("/") > 1 for name in inside)
-        # one class folder of photographs is no wrapper
-        if len(tops) != 1 or part_named(min(tops)) is not None or 2 * n_deeper <= len(inside):
+        # one class folder of images is no wrapper
+        if len(tops) != 1 or split_from_name(min(tops)) is not None or 2 * n_deeper <= len(inside):
             return prefix
         prefix += f"{min(tops)}/"
 
@@ -190,7 +190,7 @@ def check_some_classes(
         skipped: why → how many files were passed over by name.
 
     Raises:
-        DataError: no labelled photograph.
+        DataError: no labelled image.
     """
     if any(label is not None for label in found.labels):
         return
@@ -201,11 +201,9 @@ def check_some_classes(
     if not found.names and not found.skipped:
         passed = "".join(f", {n} {why}" for why, n in skipped.items())
         also = f" (passed over by name{passed})" if passed else ""
-        raise DataError(
-            f"{source} has no photographs{also}; expected {source}/<class>/photo.jpg or a table{hint}"
-        )
+        raise DataError(f"{source} has no images{also}; expected {source}/<class>/photo.jpg or a table{hint}")
     raise DataError(
-        f"{source} has photographs but no class folders; expected {source}/<class>/photo.jpg, "
+        f"{source} has images but no class folders; expected {source}/<class>/photo.jpg, "
         f"{source}/train/<class>/photo.jpg or a table with path and label; if this is one class, give the "
         f"folder above{hint}"
     )

@@ -1,4 +1,4 @@
-"""What is known about photographs before any is opened: paths, labels, parts, groups."""
+"""What is known about images before any is opened: paths, labels, parts, groups."""
 
 import re
 import unicodedata
@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, IntArray
-from pixelplay.config import PARTS, DataConfig, Part
-from pixelplay.data.storage import ImageStore
+from pixelplay.config import SPLITS, DataConfig, SplitName
+from pixelplay.data.storage import ImageStorage
 from pixelplay.errors import DataError
 from pixelplay.text import counted
 
-NO_PART = -1
+NO_SPLIT = -1
 
 
 NO_LABEL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageIndex:
-    """N photographs in a fixed order, with all that their names say.
+class ImageDataset:
+    """N images in a fixed order, with all that their names say.
 
     Attributes:
         source: the folder, table or archive, as the user named it.
@@ -31,18 +31,18 @@ class ImageIndex:
         labels: (N,) int64 in [0, K), -1 unlabelled.
         classes: (K,) names in natural order; a class may have no image.
         parts: (N,) int8 position in PARTS, -1 where the data names none.
-        groups: (N,) int64, equal for photographs that must stay together; None where nothing is known.
+        groups: (N,) int64, equal for images that must stay together; None where nothing is known.
         expected: class → number of test images, None where unknown; what the test side expects.
         skipped: why → how many files were passed over by name.
         notes: what was assumed while reading, one sentence each.
     """
 
     source: str
-    store: ImageStore
+    storage: ImageStorage
     paths: tuple[str, ...]
     labels: IntArray
     classes: tuple[str, ...]
-    parts: NDArray[np.int8]
+    splits: NDArray[np.int8]
     groups: IntArray | None = None
     expected: Mapping[str, int | None] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -51,53 +51,53 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, where: BoolArray) -> "ImageIndex":
+    def select(self, where: BoolArray) -> "ImageDataset":
         """Keep the rows where a (N,) mask is true; classes stay as they are."""
         kept = np.flatnonzero(where)
         return replace(
             self,
             paths=tuple(self.paths[i] for i in kept),
             labels=self.labels[kept],
-            parts=self.parts[kept],
+            splits=self.splits[kept],
             groups=None if self.groups is None else self.groups[kept],
         )
 
-    def in_part(self, part: Part) -> BoolArray:
-        """Mask (N,) of the photographs that the data itself puts in a part."""
-        return np.asarray(self.parts == PARTS.index(part))
+    def in_split(self, split: SplitName) -> BoolArray:
+        """Mask (N,) of the images that the data itself puts in a part."""
+        return np.asarray(self.splits == SPLITS.index(split))
 
     def class_counts(self, where: BoolArray | None = None) -> IntArray:
-        """Labelled photographs of each class, (K,), among those where a mask is true."""
+        """Labelled images of each class, (K,), among those where a mask is true."""
         labels = self.labels if where is None else self.labels[where]
         return np.bincount(labels[labels >= 0], minlength=len(self.classes)).astype(np.int64)
 
 
-def make_index(
+def make_dataset(
     source: str,
-    store: ImageStore,
+    storage: ImageStorage,
     paths: Sequence[str],
     labels: Sequence[str | None],
-    parts: Sequence[Part | None],
+    splits: Sequence[SplitName | None],
     group_names: Sequence[str] | None = None,
     *,
     skipped: Mapping[str, int] | None = None,
     notes: Iterable[str] = (),
-) -> ImageIndex:
+) -> ImageDataset:
     """Number the classes in natural order and build an index from columns of names.
 
     Args:
-        labels: (N,) class names, None where a photograph has none.
+        labels: (N,) class names, None where an image has none.
         group_names: (N,) an empty name is a group of its own.
     """
     classes = tuple(sorted({label for label in labels if label is not None}, key=natural_key))
     position = {name: i for i, name in enumerate(classes)}
-    return ImageIndex(
+    return ImageDataset(
         source=source,
-        store=store,
+        storage=storage,
         paths=tuple(paths),
         labels=np.array([NO_LABEL if x is None else position[x] for x in labels], dtype=np.int64),
         classes=classes,
-        parts=np.array([NO_PART if x is None else PARTS.index(x) for x in parts], dtype=np.int8),
+        splits=np.array([NO_SPLIT if x is None else SPLITS.index(x) for x in splits], dtype=np.int8),
         groups=None if group_names is None else _number_groups(group_names),
         skipped=dict(skipped or {}),
         notes=(*notes, *_note_alike(classes), *_note_ungrouped(group_names)),
@@ -108,11 +108,11 @@ def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataCon
     """Name the group of each path by the settings on paths; None where they ask for none.
 
     Args:
-        paths: (N,) where the photographs lie.
+        paths: (N,) where the images lie.
         subfolders: (N,) the folder below the class folder, "" where there is none.
 
     Raises:
-        DataError: the settings group no photograph at all.
+        DataError: the settings group no image at all.
     """
     if config.group_regex is not None:
         pattern = re.compile(config.group_regex)
@@ -128,7 +128,7 @@ def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataCon
     return names
 
 
-def composed(name: str) -> str:
+def normalize_unicode(name: str) -> str:
     """The one of a name's spellings in Unicode that most systems use; a Mac writes accents apart."""
     return unicodedata.normalize("NFC", name)
 
@@ -147,7 +147,7 @@ def _note_alike(classes: Sequence[str]) -> list[str]:
     """Say which classes differ by nothing but case and spaces."""
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(composed(" ".join(name.split()).casefold()), []).append(name)
+        alike.setdefault(normalize_unicode(" ".join(name.split()).casefold()), []).append(name)
     return [
         f"classes {' and '.join(map(repr, names))} differ only in case, spaces or the way accents are stored "
         "and stay apart"
@@ -158,7 +158,7 @@ def _note_alike(classes: Sequence[str]) -> list[str]:
 
 def _note_ungrouped(names: Sequence[str] | None) -> list[str]:
     n = 0 if names is None else sum(not name for name in names)
-    return [f"{counted(n, 'photograph')} in no group: each stands alone"] if n else []
+    return [f"{counted(n, 'image')} in no group: each stands alone"] if n else []
 
 
 def _number_groups(names: Sequence[str]) -> IntArray:

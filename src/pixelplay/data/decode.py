@@ -30,7 +30,19 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pixelplay.arrays import UInt8Array
 from pixelplay.errors import ImageError
 
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 
 
 # The readers' classes and not Image.open: no other code of Pillow is reached, its errors keep their message,
@@ -442,8 +454,8 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Bring an image of any mode to sRGB, and lay it over white where it is transparent."""
-    colour, alpha = _split_alpha(image)
-    rgb = _to_srgb(colour, profile)
+    color, alpha = _split_alpha(image)
+    rgb = _to_srgb(color, profile)
     return rgb if alpha is None else Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
 
 

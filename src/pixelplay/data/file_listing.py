@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive may be photographs, judged by name alone."""
+"""Which files of a folder or an archive may be images, judged by name alone."""
 
 import os
 from collections import Counter
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pixelplay.data.dataset import natural_key
-from pixelplay.data.storage import FolderStore, ZipStore, is_unsafe_member
+from pixelplay.data.storage import FolderStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError
 
-# Files that are never photographs. Any other extension, or none, is judged by its content.
+# Files that are never images. Any other extension, or none, is judged by its content.
 OTHER_EXTENSIONS = frozenset([
     ".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".xls", ".txt", ".md", ".rst", ".json", ".jsonl", ".xml",
     ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".html", ".htm", ".css", ".js", ".py", ".ipynb", ".r",
@@ -23,12 +23,12 @@ SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Names:
+class FileListing:
     """Relative names with forward slashes, in natural order.
 
     Attributes:
-        candidates: what may be a photograph.
-        others: visible files that are not, such as tables beside the photographs.
+        candidates: what may be an image.
+        others: visible files that are not, such as tables beside the images.
         empty: folders without a candidate in or below them.
         skipped: why → how many files were passed over.
         closed: folders that could not be read.
@@ -41,7 +41,7 @@ class Names:
     closed: list[str] = field(default_factory=list)
 
 
-def list_names(store: FolderStore | ZipStore, *, is_lenient: bool = False) -> Names:
+def list_image_files(storage: FolderStorage | ZipStorage, *, is_lenient: bool = False) -> FileListing:
     """Name everything in a folder or archive.
 
     Links to folders are followed, loops are not. Members of an archive that point outside it are
@@ -53,22 +53,22 @@ def list_names(store: FolderStore | ZipStore, *, is_lenient: bool = False) -> Na
     Raises:
         DataError: the folder, or one inside it, cannot be read.
     """
-    if isinstance(store, FolderStore):
+    if isinstance(storage, FolderStorage):
         folders: list[str] = []
         closed: list[str] = []
-        found = _sort_out(_walk(store.root or ".", folders, closed if is_lenient else None), folders)
+        found = _sort_out(_walk(storage.root or ".", folders, closed if is_lenient else None), folders)
         return replace(found, closed=closed)
-    names = store.names()
+    names = storage.names()
     safe = [name for name in names if not is_unsafe_member(name)]
-    inside = _folders_of(safe) | {*store.folders()}  # of which few archives name each
+    inside = _folders_of(safe) | {*storage.folders()}  # of which few archives name each
     found = _sort_out(safe, [name for name in inside if not is_unsafe_member(name)])
     if len(safe) < len(names):
         found.skipped["unsafe names in the archive"] = len(names) - len(safe)
     return found
 
 
-def _sort_out(names: Iterable[str], folders: Sequence[str]) -> Names:
-    """Tell what may be photographs; `folders` need be complete only once all names have been taken."""
+def _sort_out(names: Iterable[str], folders: Sequence[str]) -> FileListing:
+    """Tell what may be images; `folders` need be complete only once all names have been taken."""
     candidates, others = [], []
     skipped: Counter[str] = Counter()
     for name in names:
@@ -86,7 +86,7 @@ def _sort_out(names: Iterable[str], folders: Sequence[str]) -> Names:
     others.sort(key=natural_key)
     filled = _folders_of(candidates)
     empty = {folder for folder in folders if folder not in filled and not _passed_over(folder.split("/"))}
-    return Names(
+    return FileListing(
         candidates=candidates,
         others=others,
         empty=sorted(empty, key=natural_key),
@@ -98,14 +98,14 @@ def _passed_over(parts: Sequence[str]) -> str:
     """Why nothing of this name is looked at; "" where it is."""
     if "__MACOSX" in parts:
         return "__MACOSX"
-    return "hidden" if any(part.startswith(".") for part in parts) else ""
+    return "hidden" if any(split.startswith(".") for split in parts) else ""
 
 
 def _folders_of(names: Iterable[str]) -> set[str]:
     """All folders that names lie in, at any depth."""
     nearest = {name.rpartition("/")[0] for name in names} - {""}
     parts = [folder.split("/") for folder in nearest]
-    return {"/".join(each[:depth]) for each in parts for depth in range(1, len(each) + 1)}
+    return {"/".join(each[:method]) for each in parts for method in range(1, len(each) + 1)}
 
 
 def _walk(root: str, found: list[str], closed: list[str] | None) -> Iterator[str]:

@@ -1,34 +1,34 @@
-"""Decoded photographs for training: decoded once, kept a little larger than the network needs."""
+"""Decoded images for training: decoded once, kept a little larger than the network needs."""
 
 from pixelplay.arrays import UInt8Array
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.cache import PhotographCache
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.cache import ArrayCache
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import DECODE_VERSION, decode_image
-from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
 
 
-MAX_SHARE = 0.5  # of the cache; larger sets of photographs are decoded in every pass
+MAX_SHARE = 0.5  # of the cache; larger sets of images are decoded in every pass
 
 
-class PixelStore:
-    """Gives the whole of each photograph as a square, from the cache or from its file.
+class PixelCache:
+    """Gives the whole of each image as a square, from the cache or from its file.
 
-    Photographs are squashed to the square, as the network sees them; what augmentation cuts from them
+    Images are squashed to the square, as the network sees them; what augmentation cuts from them
     it cuts in fractions of their sides.
 
     Args:
-        index: N photographs, known to be readable.
+        index: N images, known to be readable.
         digests: (N,) content of each.
         side_px: of the squares.
     """
 
     def __init__(
         self,
-        index: ImageIndex,
+        dataset: ImageDataset,
         digests: tuple[bytes, ...],
         preprocessing: Preprocessing,
         *,
@@ -36,24 +36,24 @@ class PixelStore:
         max_bytes: int,
     ) -> None:
         self.side_px = round(MARGIN * preprocessing.input_size)
-        self._index, self._digests = index, digests
+        self._index, self._digests = dataset, digests
         self._view = Preprocessing(
             input_size=self.side_px,
             mean=preprocessing.mean,
             std=preprocessing.std,
             interpolation=preprocessing.interpolation,
         )
-        n_bytes = len(index) * 3 * self.side_px**2
+        n_bytes = len(dataset) * 3 * self.side_px**2
         fits = n_bytes <= MAX_SHARE * max_bytes
         self._too_many = ""
         if max_bytes and not fits:
             room, taken = (f"{size / 1e6:,.1f} MB" for size in (MAX_SHARE * max_bytes, n_bytes))
             self._too_many = f"they take {taken}, and {room} of the cache are for them; raise --cache-gb"
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
-        self._cache = PhotographCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
+        self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
 
     def __getitem__(self, i: int) -> UInt8Array:
-        """Pixels (S, S, 3) of photograph i; threads may ask at the same time.
+        """Pixels (S, S, 3) of image i; threads may ask at the same time.
 
         Raises:
             ImageError: it can no longer be read, or is no longer what it was.
@@ -61,10 +61,10 @@ class PixelStore:
         if self._digests[i] in self._cache:
             return self._cache.get(self._digests[i])
         path = self._index.paths[i]
-        data = self._index.store.read(path)
+        data = self._index.storage.read(path)
         if digest_bytes(data) != self._digests[i]:  # the cache would keep it as what it was
             raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
-        return eval_view(decode_image(data, path=path, target_px=self.side_px), self._view)
+        return eval_transform(decode_image(data, path=path, target_px=self.side_px), self._view)
 
     def keep(self, i: int, pixels: UInt8Array) -> None:
         """Remember what `self[i]` gave; from one thread only."""

@@ -11,7 +11,7 @@ CLASS_COLUMNS = ("class", "classes", "class_name", "label")
 COUNT_COLUMNS = ("count", "counts", "n", "images", "n_images", "n_test")
 
 
-def read_expected(path: str) -> dict[str, int | None]:
+def read_expected_classes(path: str) -> dict[str, int | None]:
     """Read class names, with their number of test images where the file has it.
 
     A text file has one class a line. A table has the columns `class,count`, or is a sample

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
-MinPerClass = int | Literal["largest"] | None
+OversampleTo = int | Literal["largest"] | None
 
 
 HINT_RATIO = 5.0
@@ -38,7 +38,7 @@ def class_weights(counts: IntArray) -> Float64Array:
 
 
 def draw_epoch(
-    labels: IntArray, imbalance: Imbalance, min_per_class: MinPerClass, rng: np.random.Generator
+    labels: IntArray, imbalance: Imbalance, oversample_to: OversampleTo, rng: np.random.Generator
 ) -> IntArray:
     """Draw the images of one epoch, in random order.
 
@@ -55,7 +55,7 @@ def draw_epoch(
         (n,) positions in [0, N); n is `epoch_length`, whatever `rng` draws.
     """
     counts = np.bincount(labels)
-    times = _times_drawn(counts, imbalance, min_per_class)
+    times = _times_drawn(counts, imbalance, oversample_to)
     if imbalance == "sampler":
         times = rng.permutation(times)  # which classes come once more than the others
     members = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
@@ -66,12 +66,12 @@ def draw_epoch(
     return drawn
 
 
-def epoch_length(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass) -> int:
+def epoch_length(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> int:
     """Number of images that `draw_epoch` draws from classes of these sizes (K,)."""
-    return int(_times_drawn(counts, imbalance, min_per_class).sum())
+    return int(_times_drawn(counts, imbalance, oversample_to).sum())
 
 
-def effective_prior(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass) -> Float64Array:
+def effective_prior(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> Float64Array:
     """Class mix π_eff (K,) of what a loss sees; logits fitted by a plain loss have it as their prior.
 
     Args:
@@ -80,11 +80,11 @@ def effective_prior(counts: IntArray, imbalance: Imbalance, min_per_class: MinPe
     assert imbalance != "auto", "auto is resolved before anything is learned"
     if imbalance in ("sampler", "class_weights", "crt"):
         return np.full(len(counts), 1 / len(counts))
-    return class_priors(_raised(counts, min_per_class))
+    return class_priors(_raised(counts, oversample_to))
 
 
 def natural_offset(
-    counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass, logit_tau: float
+    counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo, logit_tau: float
 ) -> Float64Array:
     """What is added to fitted logits z to give them natural priors, (K,).
 
@@ -103,18 +103,18 @@ def natural_offset(
         return log_priors
     if imbalance == "logit_adjusted":
         return logit_tau * log_priors
-    return log_priors - np.log(effective_prior(counts, imbalance, min_per_class))
+    return log_priors - np.log(effective_prior(counts, imbalance, oversample_to))
 
 
-def _raised(counts: IntArray, min_per_class: MinPerClass) -> IntArray:
+def _raised(counts: IntArray, oversample_to: OversampleTo) -> IntArray:
     """Class sizes (K,) once smaller classes are repeated up to the asked size."""
-    least = counts.max() if min_per_class == "largest" else min_per_class or 0
+    least = counts.max() if oversample_to == "largest" else oversample_to or 0
     return np.maximum(counts, least)
 
 
-def _times_drawn(counts: IntArray, imbalance: Imbalance, min_per_class: MinPerClass) -> IntArray:
+def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> IntArray:
     """How often an epoch draws from each class, (K,); a sampler's odd ones go to the first classes."""
-    raised = _raised(counts, min_per_class)
+    raised = _raised(counts, oversample_to)
     if imbalance != "sampler":
         return raised
     each, left = divmod(int(raised.sum()), len(counts))
@@ -127,14 +127,14 @@ def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArra
     return rng.permuted(np.tile(rows, (n_rounds, 1)), axis=1).ravel()[:n]
 
 
-MOST_DRAWS = 2.0  # of a photograph in an epoch that would show it once
+MOST_DRAWS = 2.0  # of an image in an epoch that would show it once
 
 
 LEAST_MISS = 1e-4  # keeps shares defined where nothing was wrong
 
 
-def expected_draws(misses: NDArray[np.floating], focus: float) -> Float64Array:
-    """How often each of n photographs is to come in an epoch, on average.
+def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
+    """How often each of n images is to come in an epoch, on average.
 
     A share of the epoch goes to all alike and the rest by how wrong the network was, which the gradient of
     cross entropy grows with: at the logits its norm is from 1 to √2 times that. What comes x times as often
@@ -151,7 +151,7 @@ def expected_draws(misses: NDArray[np.floating], focus: float) -> Float64Array:
     Sampling", ICML 2018, arXiv:1803.00942, section 3; misses remembered from the last visit, as by Schaul et
     al., "Prioritized Experience Replay", ICLR 2016, arXiv:1511.05952.
     """
-    least, n = 1.0 - focus, len(misses)
+    least, n = 1.0 - hard_example_frac, len(misses)
     wants = np.maximum(misses.astype(np.float64), LEAST_MISS)
     draws = np.full(n, MOST_DRAWS)
     is_open = np.ones(n, dtype=np.bool_)  # those that the limit does not hold back

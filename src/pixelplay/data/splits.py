@@ -1,13 +1,14 @@
 """Hold-out and k-fold: stratified, groups whole, seeded."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.config import TrainConfig
+from pixelplay.config import SplitName, TrainConfig
 from pixelplay.data.audit import Duplicates
-from pixelplay.data.dataset import ImageIndex, merge_groups
+from pixelplay.data.dataset import ImageDataset, merge_groups
 from pixelplay.errors import DataError
 from pixelplay.text import counted, name_some
 
@@ -16,11 +17,29 @@ NEVER_HELD_OUT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Disjoint positions into an index, each ascending."""
+    """Which images train, choose and measure, and what it took to keep that honest.
+
+    Attributes:
+        train: positions in the dataset, ascending; disjoint from the other two, like them.
+        val: likewise.
+        test: likewise.
+        groups: (N,) int64, equal for images that must stay together.
+        removed: training images left out because the given test split holds a duplicate.
+        duplicated: test images that had such a duplicate.
+        notes: what was assumed, one sentence each.
+    """
 
     train: IntArray
     val: IntArray
     test: IntArray
+    groups: IntArray
+    removed: IntArray
+    duplicated: IntArray
+    notes: tuple[str, ...]
+
+    def items(self) -> Iterator[tuple[SplitName, IntArray]]:
+        """Name and positions of the three splits."""
+        yield from (("train", self.train), ("val", self.val), ("test", self.test))
 
 
 def hold_out(labels: IntArray, groups: IntArray, frac: float, seed: int) -> BoolArray:
@@ -62,7 +81,7 @@ def check_some_held_out(folds: IntArray, source: str) -> None:
     """
     if not (folds != NEVER_HELD_OUT).any():
         raise DataError(
-            f"every class of {source} has a single photograph or group to learn from; "
+            f"every class of {source} has a single image or group to learn from; "
             "at least one class needs 2, so that temperature and strength can be chosen on held-out ones"
         )
 
@@ -175,26 +194,7 @@ def _members(group_of: IntArray, wanted: IntArray) -> list[IntArray]:
     return [order[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """A split, and what it took to keep it honest.
-
-    Attributes:
-        split: disjoint positions into the index.
-        groups: (N,) int64, equal for images that must stay together.
-        removed: training images left out because the given test part holds a copy.
-        copied: test images that had such a copy.
-        notes: what was assumed, one sentence each.
-    """
-
-    split: Split
-    groups: IntArray
-    removed: IntArray
-    copied: IntArray
-    notes: list[str]
-
-
-def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -> Parts:
+def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfig) -> Split:
     """Honour given parts; hold out a test part where the data has none.
 
     Copies never straddle a split made here. A given split is kept, and training copies of its test
@@ -206,92 +206,97 @@ def make_parts(index: ImageIndex, duplicates: Duplicates, config: TrainConfig) -
     Raises:
         DataError: nothing can be held out, or nothing is left to learn from.
     """
-    groups = join_groups(index, duplicates)
+    groups = join_groups(dataset, duplicates)
     notes: list[str] = []
-    test, val = index.in_part("test"), index.in_part("val")
+    test, val = dataset.in_split("test"), dataset.in_split("val")
     if not test.any():
         free = ~np.isin(groups, groups[val])  # what the given val part has copies of stays out of test
-        test = np.zeros(len(index), dtype=np.bool_)
-        test[free] = hold_out(index.labels[free], groups[free], config.test_frac, config.seed)
-        _check_held_out(index, test, config)
-    notes += _note_unused(index, config)
-    notes += _note_straddling(index, test, val if config.tune != "probe" else None)
-    if config.tune != "probe" and not val.any():
+        test = np.zeros(len(dataset), dtype=np.bool_)
+        test[free] = hold_out(dataset.labels[free], groups[free], config.test_frac, config.seed)
+        _check_held_out(dataset, test, config)
+    notes += _note_unused(dataset, config)
+    notes += _note_straddling(dataset, test, val if config.finetune != "none" else None)
+    if config.finetune != "none" and not val.any():
         free = ~np.isin(groups, groups[test])
-        val[free] = hold_out(index.labels[free], groups[free], config.val_frac, config.seed)
+        val[free] = hold_out(dataset.labels[free], groups[free], config.val_frac, config.seed)
     # images that a given split leaves without a part learn
     train = ~test & ~val
     removed = _copies_of(duplicates, test, train | val)
     copied = _copies_of(duplicates, train | val, test)
     if len(removed):
-        n_removed = counted(len(removed), "training photograph")
-        names = name_some([index.paths[i] for i in removed])
-        notes.append(f"{n_removed} not learned from, as copies of test photographs: {names}")
-    notes += _note_lost(index, ~test, removed)
-    keep = np.ones(len(index), dtype=np.bool_)
+        n_removed = counted(len(removed), "training image")
+        names = name_some([dataset.paths[i] for i in removed])
+        notes.append(f"{n_removed} not learned from, as copies of test images: {names}")
+    notes += _note_lost(dataset, ~test, removed)
+    keep = np.ones(len(dataset), dtype=np.bool_)
     keep[removed] = False
-    split = Split(
-        train=np.flatnonzero(train & keep), val=np.flatnonzero(val & keep), test=np.flatnonzero(test)
+    return Split(
+        train=np.flatnonzero(train & keep),
+        val=np.flatnonzero(val & keep),
+        test=np.flatnonzero(test),
+        groups=groups,
+        removed=removed,
+        duplicated=copied,
+        notes=tuple(notes),
     )
-    return Parts(split=split, groups=groups, removed=removed, copied=copied, notes=notes)
 
 
-def join_groups(index: ImageIndex, duplicates: Duplicates) -> IntArray:
+def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
     """Number (N,) what must stay together: the user's groups, joined by copies."""
     given: list[list[int]] = []
-    if index.groups is not None:
-        order = np.argsort(index.groups, kind="stable")
-        borders = np.flatnonzero(np.diff(index.groups[order])) + 1
+    if dataset.groups is not None:
+        order = np.argsort(dataset.groups, kind="stable")
+        borders = np.flatnonzero(np.diff(dataset.groups[order])) + 1
         given = [[int(i) for i in rows] for rows in np.split(order, borders) if len(rows) > 1]
-    return merge_groups(len(index), duplicates.copies, given)
+    return merge_groups(len(dataset), duplicates.copies, given)
 
 
-def check_learnable(index: ImageIndex, is_readable: BoolArray) -> None:
-    """Raise where labelled photographs cannot make a classifier.
+def check_learnable(dataset: ImageDataset, is_readable: BoolArray) -> None:
+    """Raise where labelled images cannot make a classifier.
 
     Args:
         is_readable: (N,) bool; all true before anything was opened.
 
     Raises:
         DataError: fewer than two classes to learn from; a class, or a given test part, none of whose
-            photographs can be read.
+            images can be read.
     """
-    test = index.in_part("test")
-    counts, readable = index.class_counts(~test), index.class_counts(is_readable & ~test)
+    test = dataset.in_split("test")
+    counts, readable = dataset.class_counts(~test), dataset.class_counts(is_readable & ~test)
     remedy = "(pixelplay scan lists the reasons)"
     for k in np.flatnonzero((counts > 0) & (readable == 0)):
         raise DataError(
-            f"class {index.classes[k]!r} has {counted(int(counts[k]), 'photograph')} to learn from, and none "
+            f"class {dataset.classes[k]!r} has {counted(int(counts[k]), 'image')} to learn from, and none "
             f"can be read; replace them or remove the class {remedy}"
         )
     if test.any() and not (test & is_readable).any():
         raise DataError(
-            f"the given test part has {counted(int(test.sum()), 'photograph')}, and none can be read; "
+            f"the given test part has {counted(int(test.sum()), 'image')}, and none can be read; "
             f"replace or remove them {remedy}"
         )
-    check_two_classes(index, readable)
+    check_two_classes(dataset, readable)
 
 
-def check_two_classes(index: ImageIndex, learning: IntArray) -> None:
+def check_two_classes(dataset: ImageDataset, learning: IntArray) -> None:
     """Raise DataError unless at least two classes have something to learn from, (K,) counts."""
     n_classes = int((learning > 0).sum())
     if n_classes < 2:
-        named = f", {index.classes[int(learning.argmax())]!r}," if n_classes else ""
+        named = f", {dataset.classes[int(learning.argmax())]!r}," if n_classes else ""
         raise DataError(
-            f"{index.source} has {n_classes} class{'' if n_classes else 'es'}{named} to learn from; "
+            f"{dataset.source} has {n_classes} class{'' if n_classes else 'es'}{named} to learn from; "
             "at least 2 are needed: add another, or give the folder that holds the class folders"
         )
 
 
-def _check_held_out(index: ImageIndex, test: BoolArray, config: TrainConfig) -> None:
+def _check_held_out(dataset: ImageDataset, test: BoolArray, config: TrainConfig) -> None:
     if config.test_frac > 0 and not test.any():
         raise DataError(
-            f"no test images: no class of {index.source} has 2 photographs (or groups) to hold one out; "
-            "add photographs, or use --test-frac 0"
+            f"no test images: no class of {dataset.source} has 2 images (or groups) to hold one out; "
+            "add images, or use --test-frac 0"
         )
 
 
-def _note_lost(index: ImageIndex, learning: BoolArray, removed: IntArray) -> list[str]:
+def _note_lost(dataset: ImageDataset, learning: BoolArray, removed: IntArray) -> list[str]:
     """Say which classes lose all they had to learn from with the removed copies.
 
     Raises:
@@ -299,15 +304,15 @@ def _note_lost(index: ImageIndex, learning: BoolArray, removed: IntArray) -> lis
     """
     kept = learning.copy()
     kept[removed] = False
-    before, after = index.class_counts(learning), index.class_counts(kept)
-    lost = [index.classes[k] for k in np.flatnonzero((before > 0) & (after == 0))]
+    before, after = dataset.class_counts(learning), dataset.class_counts(kept)
+    lost = [dataset.classes[k] for k in np.flatnonzero((before > 0) & (after == 0))]
     if not lost:
         return []
     try:
-        check_two_classes(index, after)
+        check_two_classes(dataset, after)
     except DataError as error:
-        raise DataError(f"without the {len(removed)} copies of test photographs {error}") from None
-    return [f"all training photographs of {name_some(lost)} are copies of test photographs: not learned"]
+        raise DataError(f"without the {len(removed)} copies of test images {error}") from None
+    return [f"all training images of {name_some(lost)} are copies of test images: not learned"]
 
 
 def _copies_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
@@ -318,30 +323,30 @@ def _copies_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> In
     return np.array(sorted(set(found)), dtype=np.int64)
 
 
-def _note_unused(index: ImageIndex, config: TrainConfig) -> list[str]:
+def _note_unused(dataset: ImageDataset, config: TrainConfig) -> list[str]:
     """Say which shares were asked for of parts that the data gives."""
     usual, notes = TrainConfig(), []
-    if index.in_part("test").any() and config.test_frac not in (0, usual.test_frac):
+    if dataset.in_split("test").any() and config.test_frac not in (0, usual.test_frac):
         notes.append(f"--test-frac {config.test_frac} does not count: the data has a test part")
-    if index.in_part("val").any() and config.tune != "probe" and config.val_frac != usual.val_frac:
+    if dataset.in_split("val").any() and config.finetune != "none" and config.val_frac != usual.val_frac:
         notes.append(f"--val-frac {config.val_frac} does not count: the data has a validation part")
     return notes
 
 
-def _note_straddling(index: ImageIndex, test: BoolArray, val: BoolArray | None) -> list[str]:
+def _note_straddling(dataset: ImageDataset, test: BoolArray, val: BoolArray | None) -> list[str]:
     """Say where given parts cut through the user's groups; None: no validation part is to choose."""
-    if index.groups is None:
+    if dataset.groups is None:
         return []
     cuts = [("test", test, ~test, "its figures are optimistic")]
     if val is not None:
         cuts.append(("val", val, ~val & ~test, "what it chooses, and how sure answers are, is optimistic"))
     notes = []
-    for part, inside, outside, why in cuts:
-        torn = np.intersect1d(index.groups[inside], index.groups[outside])
+    for split, inside, outside, why in cuts:
+        torn = np.intersect1d(dataset.groups[inside], dataset.groups[outside])
         if len(torn):
-            first = index.paths[np.flatnonzero(index.groups == torn[0])[0]]
+            first = dataset.paths[np.flatnonzero(dataset.groups == torn[0])[0]]
             notes.append(
-                f"{counted(len(torn), 'group')} on both sides of the given {part} part, for example that of "
+                f"{counted(len(torn), 'group')} on both sides of the given {split} part, for example that of "
                 f"{first}: {why}"
             )
     return notes

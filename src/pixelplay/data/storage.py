@@ -1,4 +1,4 @@
-"""Where the bytes of photographs lie: a folder or a zip archive. Read-only."""
+"""Where the bytes of images lie: a folder or a zip archive. Read-only."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from typing import Protocol
 from pixelplay.data.decode import MAX_BYTES
 from pixelplay.errors import DataError, ImageError
 
-MAX_ZIP_RATIO = 200  # photographs hardly shrink in a zip; a larger ratio is a bomb
+MAX_ZIP_RATIO = 200  # images hardly shrink in a zip; a larger ratio is a bomb
 
 
 MIN_BOMB_BYTES = 64 << 20  # what is smaller does no harm: a blank bitmap shrinks a thousand times
@@ -24,11 +24,11 @@ READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 SAYS_UTF8 = 0x800  # flag of a member: its name is UTF-8
 
 
-class ImageStore(Protocol):
-    """Gives the encoded bytes of a photograph by its path."""
+class ImageStorage(Protocol):
+    """Gives the encoded bytes of an image by its path."""
 
     def read(self, path: str) -> bytes:
-        """Read one photograph's bytes.
+        """Read one image's bytes.
 
         Raises:
             ImageError: missing, unreadable or too large.
@@ -41,17 +41,17 @@ class ImageStore(Protocol):
             ImageError: missing, or no file.
         """
 
-    def shown(self, path: str) -> str:
-        """The photograph's name for a user who stands outside the store."""
+    def display_path(self, path: str) -> str:
+        """The image's name for a user who stands outside the store."""
 
 
-class FolderStore:
+class FolderStorage:
     """Files below one folder; absolute paths are taken as they are."""
 
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def shown(self, path: str) -> str:
+    def display_path(self, path: str) -> str:
         return path if self.root in ("", ".") else os.path.join(self.root, path)
 
     def __contains__(self, path: str) -> bool:
@@ -75,7 +75,7 @@ class FolderStore:
             return file.read()
 
 
-class ZipStore:
+class ZipStorage:
     """Members of a zip archive, read in place and never unpacked to disk."""
 
     def __init__(self, archive: str) -> None:
@@ -95,7 +95,7 @@ class ZipStore:
     def __contains__(self, path: str) -> bool:
         return path in self._members and not path.endswith("/")
 
-    def shown(self, path: str) -> str:
+    def display_path(self, path: str) -> str:
         return f"{self.archive}/{path}"
 
     def names(self) -> list[str]:

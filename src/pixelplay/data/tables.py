@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixelplay.config import PARTS, DataConfig, Part
-from pixelplay.data.class_folders import part_named
-from pixelplay.data.dataset import ImageIndex, composed, group_names, make_index
-from pixelplay.data.file_listing import list_names
-from pixelplay.data.storage import FolderStore, ZipStore
+from pixelplay.config import SPLITS, DataConfig, SplitName
+from pixelplay.data.class_folders import split_from_name
+from pixelplay.data.dataset import ImageDataset, group_names, make_dataset, normalize_unicode
+from pixelplay.data.file_listing import list_image_files
+from pixelplay.data.storage import FolderStorage, ZipStorage
 from pixelplay.errors import DataError
 from pixelplay.text import counted, name_some, suggest
 
@@ -50,7 +50,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
         "label", "labels", "class", "class_name", "classname", "category", "target", "species",
         "diagnosis", "breed", "label_name", "y",
     ),
-    "part": ("part", "split", "subset"),
+    "split": ("split", "part", "subset"),
     "group": (
         "group", "group_id", "patient", "patient_id", "subject", "subject_id", "camera", "camera_id",
         "site", "site_id", "location", "location_id", "burst", "burst_id", "sequence", "seq_id",
@@ -184,7 +184,7 @@ def pick_column(table: Table, role: str, asked: str | None) -> str | None:
     """Find the column that plays a role, by its asked name or by the usual ones.
 
     Args:
-        role: "path", "label", "part" or "group".
+        role: "path", "label", "split" or "group".
         asked: the name that the user gave, if any.
 
     Raises:
@@ -228,20 +228,20 @@ MOST_MISSING = 0.5  # of a table's files: where more are, they are looked for in
 ANSWERS = {"status", "error", "label", "probability"}  # columns of a table of predictions
 
 
-def index_table(
+def dataset_from_table(
     table: Table,
-    store: FolderStore | ZipStore,
+    storage: FolderStorage | ZipStorage,
     config: DataConfig,
     *,
     folder: str = "",
     is_labelled: bool = True,
-) -> ImageIndex:
+) -> ImageDataset:
     """Build an index from the rows of a table, in their order.
 
     Args:
         store: where the paths are looked up.
         folder: of the store, where paths are looked up first.
-        is_labelled: False takes any table that names photographs, and keeps missing files as rows.
+        is_labelled: False takes any table that names images, and keeps missing files as rows.
 
     Raises:
         DataError: a column is missing, a row is given twice, most files are missing, a part is unknown.
@@ -249,9 +249,9 @@ def index_table(
     path_column = need_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
     if not is_labelled:
-        paths, _, notes = _resolve_all(table, references, store, folder)
+        paths, _, notes = _resolve_all(table, references, storage, folder)
         nothing = [None] * len(table)
-        return make_index(table.name, store, paths, nothing, nothing, notes=notes)
+        return make_dataset(table.name, storage, paths, nothing, nothing, notes=notes)
     label_column = need_column(table, "label", config.label_column)
     labels = [cell.strip() or None for cell in table.columns[label_column]]
     if not any(labels):
@@ -260,14 +260,14 @@ def index_table(
             "fill it in or name another with --label-column"
         )
     _check_text(table, label_column)
-    notes = [f"{table.name}: photographs from column {path_column!r}, classes from {label_column!r}"]
+    notes = [f"{table.name}: images from column {path_column!r}, classes from {label_column!r}"]
     if set(table.columns) >= ANSWERS and "given" not in table.columns:
         notes.append(f"{table.name} holds predictions: its labels are a model's answers")
     _check_complete(table, references)
-    paths, missing, passed_over = _resolve_all(table, references, store, folder)
+    paths, missing, passed_over = _resolve_all(table, references, storage, folder)
     notes += passed_over
     if len(missing) > MOST_MISSING * len(table):
-        where = store.root if isinstance(store, FolderStore) else store.archive
+        where = storage.root if isinstance(storage, FolderStorage) else storage.archive
         raise DataError(
             f"{table.name} names {counted(len(missing), 'file')} not to be found in {where}: "
             f"{name_some(missing)}; "
@@ -281,7 +281,7 @@ def index_table(
     _check_unrepeated(table, references, paths)
     parts = _read_parts(table, config, notes)
     groups = _read_groups(table, paths, config, notes)
-    return make_index(table.name, store, paths, labels, parts, groups, notes=notes)
+    return make_dataset(table.name, storage, paths, labels, parts, groups, notes=notes)
 
 
 def _check_text(table: Table, column: str) -> None:
@@ -297,7 +297,7 @@ def _check_text(table: Table, column: str) -> None:
 def _check_complete(table: Table, references: Sequence[str]) -> None:
     if "" in references:
         row = references.index("") + FIRST_ROW
-        raise DataError(f"{table.name}, row {row} names no photograph; fill in the path or drop the row")
+        raise DataError(f"{table.name}, row {row} names no image; fill in the path or drop the row")
 
 
 def _check_unrepeated(table: Table, references: Sequence[str], paths: Sequence[str]) -> None:
@@ -306,30 +306,29 @@ def _check_unrepeated(table: Table, references: Sequence[str], paths: Sequence[s
         first = first_row.setdefault(os.path.normpath(path), row)
         if first != row:
             raise DataError(
-                f"{table.name}, row {row} repeats the photograph of row {first}, {reference!r}; "
-                "list each once"
+                f"{table.name}, row {row} repeats the image of row {first}, {reference!r}; list each once"
             )
 
 
-def _read_parts(table: Table, config: DataConfig, notes: list[str]) -> list[Part | None]:
-    column = pick_column(table, "part", config.part_column)
-    nothing: list[Part | None] = [None] * len(table)
+def _read_parts(table: Table, config: DataConfig, notes: list[str]) -> list[SplitName | None]:
+    column = pick_column(table, "split", config.split_column)
+    nothing: list[SplitName | None] = [None] * len(table)
     if column is None:
         return nothing
     cells = table.columns[column]
-    parts = [part_named(cell) for cell in cells]
-    if config.part_column is None and not any(parts):
+    parts = [split_from_name(cell) for cell in cells]
+    if config.split_column is None and not any(parts):
         # a body part, or the number of a fold
         notes.append(
-            f"{table.name}: column {column!r} names no part such as {', '.join(PARTS)} and is not read"
+            f"{table.name}: column {column!r} names no part such as {', '.join(SPLITS)} and is not read"
         )
         return nothing
-    for row, (cell, part) in enumerate(zip(cells, parts, strict=True), start=FIRST_ROW):
-        if part is None and cell.strip():
-            hint = suggest(cell.strip().lower(), PARTS)
+    for row, (cell, split) in enumerate(zip(cells, parts, strict=True), start=FIRST_ROW):
+        if split is None and cell.strip():
+            hint = suggest(cell.strip().lower(), SPLITS)
             raise DataError(
                 f"{table.name}, row {row} has the part {cell!r} in column {column!r}; "
-                f"expected {', '.join(PARTS)}{hint or ', or an empty cell'}"
+                f"expected {', '.join(SPLITS)}{hint or ', or an empty cell'}"
             )
     notes.append(f"{table.name}: parts from column {column!r}")
     return parts
@@ -355,23 +354,23 @@ def _read_groups(
 
 
 def _resolve_all(
-    table: Table, references: Sequence[str], store: FolderStore | ZipStore, folder: str
+    table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
 ) -> tuple[list[str], list[str], list[str]]:
     """Find the file of each reference; returns paths (N,), the references without a file, and notes."""
     paths, missing, notes = [], [], []
     by_ending: dict[str, list[str]] | None = None
     for reference in references:
         near = f"{folder}/{reference}" if folder else reference
-        if reference and near in store:
+        if reference and near in storage:
             paths.append(near)
             continue
         if by_ending is None:
-            names = list_names(store, is_lenient=True)
+            names = list_image_files(storage, is_lenient=True)
             by_ending = _by_ending(names.candidates)
             if names.closed:
                 n = counted(len(names.closed), "folder")
                 notes.append(f"{n} cannot be read, and nothing is found there: {name_some(names.closed)}")
-        found = by_ending.get(composed(reference.replace("\\", "/").removeprefix("./")), [])
+        found = by_ending.get(normalize_unicode(reference.replace("\\", "/").removeprefix("./")), [])
         if len(found) > 1 and folder:
             found = [path for path in found if path.startswith(f"{folder}/")] or found
         if len(found) > 1:
@@ -392,6 +391,6 @@ def _by_ending(candidates: Sequence[str]) -> dict[str, list[str]]:
         ending = path
         while ending:
             for way in {ending, os.path.splitext(ending)[0]}:
-                found.setdefault(composed(way), []).append(path)
+                found.setdefault(normalize_unicode(way), []).append(path)
             ending = ending.partition("/")[2]
     return found

@@ -15,22 +15,19 @@ FILTERS = {
 }
 
 
-CORNER_FRAC = 0.85  # of each side, what a view in a corner shows
-
-
 Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a photograph becomes network input; the keys are timm's.
+    """How an image becomes network input; the keys are timm's.
 
     Attributes:
         input_size: side of the square input, px.
         mean: of each channel, in [0, 1], subtracted.
         std: of each channel, in [0, 1], divided by.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased.
-        crop_mode: "squash" shows the network the whole photograph, "center" its central square.
+        crop_mode: "squash" shows the network the whole image, "center" its central square.
         crop_pct: fraction of the short side that "center" keeps.
     """
 
@@ -42,25 +39,14 @@ class Preprocessing:
     crop_pct: float = 1.0
 
 
-def eval_view(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
+def eval_transform(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
     """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
     image = Image.fromarray(pixels)
-    return _resize(image, seen_box(image.size, preprocessing), preprocessing)
+    return _resize(image, crop_box(image.size, preprocessing), preprocessing)
 
 
-def corner_views(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
-    """The same view and one in each of its corners: decoded pixels (H, W, 3) to (5, S, S, 3), all uint8."""
-    image = Image.fromarray(pixels)
-    left, top, right, bottom = whole = seen_box(image.size, preprocessing)
-    width, height = CORNER_FRAC * (right - left), CORNER_FRAC * (bottom - top)
-    boxes = [whole] + [
-        (x, y, x + width, y + height) for x in (left, right - width) for y in (top, bottom - height)
-    ]
-    return np.stack([_resize(image, box, preprocessing) for box in boxes])
-
-
-def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """What the network sees of a photograph of some (width, height)."""
+def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+    """What the network sees of an image of some (width, height)."""
     width, height = size
     if preprocessing.crop_mode != "center":
         return 0, 0, width, height

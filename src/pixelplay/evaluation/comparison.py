@@ -1,4 +1,4 @@
-"""Two answers to the same photographs → which is better, and how sure that is."""
+"""Two answers to the same images → which is better, and how sure that is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
-from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, bootstrap_weights, wilson
+from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, bootstrap_weights, wilson
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, log_losses
 
 N_RESAMPLES = 1000
@@ -15,11 +15,11 @@ N_RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """One metric of two answers, photograph by photograph.
+    """One metric of two answers, image by image.
 
     Attributes:
         values: of the first and of the second.
-        samples: (R,) the second less the first, on resamples of the photographs or of their groups.
+        samples: (R,) the second less the first, on resamples of the images or of their groups.
     """
 
     values: tuple[float, float]
@@ -38,16 +38,16 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """How two models differ on the same photographs.
+    """How two models differ on the same images.
 
     Attributes:
-        n: number of photographs.
+        n: number of images.
         values: figure → its value for the first model and for the second.
         differences: figure → the first less the second, with its interval. For log-loss lower is better.
-        n_only_first_right: photographs that the first model has right and the second wrong.
+        n_only_first_right: images that the first model has right and the second wrong.
         n_only_second_right: the other way round.
         p_value: McNemar's, two-sided, as mid-p: how probable so uneven a pair of these numbers is if
-            both models err alike. None where photographs come in groups, which the test cannot heed.
+            both models err alike. None where images come in groups, which the test cannot heed.
     """
 
     n: int
@@ -107,17 +107,17 @@ def compare_models(
     is_known: BoolArray,
     seed: int = 0,
 ) -> PairedComparison:
-    """Compare everything that two models say about the same photographs.
+    """Compare everything that two models say about the same images.
 
     Args:
         preds: (N,) each, in [0, K).
         probs: (N, K) each; 0 for a class that the model does not know.
         labels: (N,) in [0, K), N >= 1.
-        groups: (N,) equal for photographs that are not independent; None: all are.
-        is_known: (N,) photographs of classes that both models know: log-loss is about those.
+        groups: (N,) equal for images that are not independent; None: all are.
+        is_known: (N,) images of classes that both models know: log-loss is about those.
     """
     n_classes = probs[0].shape[1]
-    resampling = Resampling(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=seed)
+    resampling = Bootstrap(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=seed)
     is_right = tuple(pred == labels for pred in preds)
     only_first, only_second = int((is_right[0] & ~is_right[1]).sum()), int((is_right[1] & ~is_right[0]).sum())
     support = np.bincount(labels)
@@ -218,7 +218,7 @@ def _compare_losses(
     losses = np.stack([log_losses(p[is_known], labels[is_known]) for p in probs], axis=1)  # (n, 2)
     change = losses[:, 0] - losses[:, 1]
     known_groups = None if groups is None else groups[is_known]
-    resampling = Resampling(n=len(change), groups=known_groups, n_resamples=N_RESAMPLES, seed=seed)
+    resampling = Bootstrap(n=len(change), groups=known_groups, n_resamples=N_RESAMPLES, seed=seed)
     samples = np.concatenate([times @ change / times.sum(axis=1) for times in resampling.weights()])
     first, second = losses.mean(axis=0)
     spread = resampling.estimate(

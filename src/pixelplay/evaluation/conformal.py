@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.config import SetMethod, check_share
+from pixelplay.config import ConformalScore, check_share
 from pixelplay.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOut:
+class HeldOutScores:
     """Scores of images that the model, or one like it, had not learned from.
 
     Attributes:
@@ -23,20 +23,20 @@ class HeldOut:
         is_right: (n,) whether it was right.
     """
 
-    part: str
+    split: str
     lac: Float64Array
     aps: Float64Array
     confidence: Float64Array
     is_right: BoolArray
 
-    def set_scores(self, method: SetMethod) -> Float64Array:
+    def set_scores(self, method: ConformalScore) -> Float64Array:
         """What the thresholds of prediction sets are taken from."""
         return self.lac if method == "lac" else self.aps
 
 
 def score_held_out(
-    probs: Float64Array, pred: IntArray, labels: IntArray, groups: IntArray, part: str
-) -> HeldOut:
+    probs: Float64Array, pred: IntArray, labels: IntArray, groups: IntArray, split: str
+) -> HeldOutScores:
     """Keep of held-out images what prediction sets and abstention need.
 
     Both count on independent images, so of each group the first one stands for all.
@@ -52,8 +52,8 @@ def score_held_out(
     probs, pred, labels = probs[kept], pred[kept], labels[kept]
     confidence = probs[np.arange(len(pred)), pred]
     order = np.argsort(-confidence, kind="stable")
-    return HeldOut(
-        part=part,
+    return HeldOutScores(
+        split=split,
         lac=held_out_scores(probs, labels, "lac"),
         aps=held_out_scores(probs, labels, "aps"),
         confidence=confidence[order],
@@ -61,7 +61,7 @@ def score_held_out(
     )
 
 
-def class_scores(probs: Float64Array, method: SetMethod) -> Float64Array:
+def class_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
     """How badly each class fits each image, (N, K) in [0, 1]; lower fits better.
 
     LAC: one less its probability. Its sets are the smallest on average, and the smallest where the model is
@@ -82,7 +82,7 @@ def class_scores(probs: Float64Array, method: SetMethod) -> Float64Array:
     return scores
 
 
-def held_out_scores(probs: Float64Array, labels: IntArray, method: SetMethod) -> Float64Array:
+def held_out_scores(probs: Float64Array, labels: IntArray, method: ConformalScore) -> Float64Array:
     """Scores (N,) of the true classes, ascending: what thresholds are taken from.
 
     Args:
@@ -112,13 +112,13 @@ def fit_threshold(scores: Float64Array, coverage: float) -> float:
     if rank > n:
         needed = math.ceil(1 / (1 - coverage) - 1e-9) - 1
         raise DataError(
-            f"coverage={coverage} needs {needed} held-out photographs and the model has {n}; "
+            f"coverage={coverage} needs {needed} held-out images and the model has {n}; "
             f"ask for at most {math.floor(1000 * n / (n + 1)) / 1000}"
         )
     return float(scores[max(rank, 1) - 1])
 
 
-def prediction_sets(probs: Float64Array, threshold: float, method: SetMethod) -> BoolArray:
+def prediction_sets(probs: Float64Array, threshold: float, method: ConformalScore) -> BoolArray:
     """Which classes (N, K) belong to each image's set; the most probable one always does.
 
     A row of NaN has an empty set.

@@ -143,7 +143,7 @@ def fit_tau(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class DecisionRule:
     """Temperature, then prior correction: `argmax(log softmax(logits / T) − τ·log π)`.
 
     Attributes:
@@ -162,7 +162,7 @@ class Decision:
         return probs, decide(probs, self.priors, self.tau.tau)
 
 
-def fit_decision(
+def fit_decision_rule(
     logits: Float32Array,
     labels: IntArray,
     groups: IntArray,
@@ -170,7 +170,7 @@ def fit_decision(
     *,
     metric: Metric,
     seed: int,
-) -> Decision:
+) -> DecisionRule:
     """Fit temperature by NLL, then tau for the declared metric, on held-out logits.
 
     Args:
@@ -183,7 +183,7 @@ def fit_decision(
     temperature = fit_temperature(logits, labels)
     probs = natural_probs(logits, temperature.temperature)
     tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
-    return Decision(temperature=temperature, tau=tau, priors=priors)
+    return DecisionRule(temperature=temperature, tau=tau, priors=priors)
 
 
 def compare_logits(
@@ -197,7 +197,7 @@ def compare_logits(
 ) -> Comparison:
     """Compare what two classifiers decide, each at its own temperature and tau.
 
-    These were fitted on the photographs that are compared on, so that both values are slightly optimistic,
+    These were fitted on the images that are compared on, so that both values are slightly optimistic,
     in the same way.
 
     Args:
@@ -207,7 +207,8 @@ def compare_logits(
         priors: (K,) class frequencies in training.
     """
     first, second = (
-        fit_decision(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1] for each in logits
+        fit_decision_rule(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1]
+        for each in logits
     )
     return compare_preds((first, second), labels, groups, len(priors), metric=metric, seed=seed)
 
@@ -215,7 +216,7 @@ def compare_logits(
 def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
     """Negative log-likelihood after the best temperature, in nats; lower is better.
 
-    It moves with every photograph, where accuracy moves with the few that change sides; and unlike the
+    It moves with every image, where accuracy moves with the few that change sides; and unlike the
     plain one it does not punish a network for being too sure, which the temperature mends anyway. For
     metrics that count classes alike it is the mean over classes, of probabilities as they were if all
     classes were as frequent; else it would prefer logits that lean towards rare classes.
@@ -235,7 +236,7 @@ def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array,
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CrossFit:
+class CrossFittedRule:
     """Decisions for images that neither their classifier nor their T and tau have seen.
 
     Attributes:
@@ -246,10 +247,10 @@ class CrossFit:
 
     probs: Float64Array
     pred: IntArray
-    decisions: dict[int, Decision]
+    rules: dict[int, DecisionRule]
 
 
-def cross_fit(
+def cross_fit_rule(
     logits: Float32Array,
     labels: IntArray,
     groups: IntArray,
@@ -258,7 +259,7 @@ def cross_fit(
     *,
     metric: Metric,
     seed: int,
-) -> CrossFit:
+) -> CrossFittedRule:
     """Choose T and tau for each fold on all others, and decide.
 
     Args:
@@ -270,13 +271,13 @@ def cross_fit(
     """
     probs = np.full(logits.shape, np.nan)
     pred = np.full(len(labels), -1, dtype=np.int64)
-    decisions: dict[int, Decision] = {}
+    rules: dict[int, DecisionRule] = {}
     for fold in np.unique(folds[folds != NEVER_HELD_OUT]):
         own = folds == fold
         others = ~own & (folds != NEVER_HELD_OUT)
-        decision = fit_decision(
+        rule = fit_decision_rule(
             logits[others], labels[others], groups[others], priors, metric=metric, seed=seed
         )
-        probs[own], pred[own] = decision.apply(logits[own])
-        decisions[int(fold)] = decision
-    return CrossFit(probs=probs, pred=pred, decisions=decisions)
+        probs[own], pred[own] = rule.apply(logits[own])
+        rules[int(fold)] = rule
+    return CrossFittedRule(probs=probs, pred=pred, rules=rules)

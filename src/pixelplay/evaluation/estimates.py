@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
-from pixelplay.evaluation.intervals import MIN_UNITS, Estimate, Resampling, mean_of_shares, wilson
+from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, mean_of_shares, wilson
 from pixelplay.evaluation.metrics import Counts, brier_losses, count_labels, log_losses, mean_defined, rank
 
 _RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedLabels:
+class LabelEstimates:
     """What the answers are worth; lists hold one entry per class, None where undefined."""
 
     accuracy: Estimate
@@ -25,7 +25,7 @@ class JudgedLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedProbs:
+class ProbEstimates:
     """What the probabilities are worth; lists hold one entry per class, None where undefined."""
 
     log_loss: Estimate | None
@@ -36,7 +36,9 @@ class JudgedProbs:
     class_average_precision: list[Estimate | None]
 
 
-def judge_labels(pred: IntArray, labels: IntArray, n_classes: int, resampling: Resampling) -> JudgedLabels:
+def estimate_label_metrics(
+    pred: IntArray, labels: IntArray, n_classes: int, resampling: Bootstrap
+) -> LabelEstimates:
     """Estimate everything that depends on the answers alone.
 
     Without groups every interval is Wilson's or made of Wilson's. With groups it is the bootstrap's, but
@@ -65,7 +67,7 @@ def judge_labels(pred: IntArray, labels: IntArray, n_classes: int, resampling: R
     def widen_each(shares: list[Estimate | None], spreads: Float64Array) -> list[Estimate | None]:
         return [share and widen(share, spread) for share, spread in zip(shares, spreads.T, strict=True)]
 
-    return JudgedLabels(
+    return LabelEstimates(
         accuracy=widen(alone.accuracy, samples.accuracy()),
         balanced_accuracy=widen(alone.balanced_accuracy, samples.balanced_accuracy()),
         macro_f1=widen(alone.macro_f1, samples.macro_f1()),
@@ -75,9 +77,9 @@ def judge_labels(pred: IntArray, labels: IntArray, n_classes: int, resampling: R
     )
 
 
-def _judge_independent(counts: Counts, samples: Counts) -> JudgedLabels:
+def _judge_independent(counts: Counts, samples: Counts) -> LabelEstimates:
     """Estimate as if no image depended on another; samples give only the correlation of the classes' F1."""
-    correct, true, pred = (part.astype(np.int64).tolist() for part in counts)
+    correct, true, pred = (split.astype(np.int64).tolist() for split in counts)
     recall = [wilson(c, n) if n else None for c, n in zip(correct, true, strict=True)]
     f1 = [_wilson_f1(*parts) if parts[1] else None for parts in zip(correct, true, pred, strict=True)]
     present = counts.n_true > 0
@@ -87,7 +89,7 @@ def _judge_independent(counts: Counts, samples: Counts) -> JudgedLabels:
     unit = np.divide(errors, length, out=np.zeros_like(errors), where=length > 0)
     correlation = unit.T @ unit  # (P, P)
     np.fill_diagonal(correlation, 1)  # also for a class without a single error
-    return JudgedLabels(
+    return LabelEstimates(
         accuracy=wilson(sum(correct), sum(true)),
         balanced_accuracy=mean_of_shares([share for share in recall if share], reliable=is_enough),
         macro_f1=mean_of_shares(
@@ -106,7 +108,7 @@ def _wilson_f1(n_correct: int, n_true: int, n_pred: int) -> Estimate:
     return replace(share, value=value, low=low, high=high, n=n_true)
 
 
-def judge_probs(probs: Float64Array, labels: IntArray, resampling: Resampling) -> JudgedProbs:
+def estimate_prob_metrics(probs: Float64Array, labels: IntArray, resampling: Bootstrap) -> ProbEstimates:
     """Estimate everything that depends on the probabilities.
 
     Args:
@@ -118,7 +120,7 @@ def judge_probs(probs: Float64Array, labels: IntArray, resampling: Resampling) -
     support = np.bincount(labels, minlength=n_classes)
     present = np.flatnonzero(support)
     if n == 0:
-        return JudgedProbs(
+        return ProbEstimates(
             log_loss=None,
             brier=None,
             roc_auc=None,
@@ -149,7 +151,7 @@ def judge_probs(probs: Float64Array, labels: IntArray, resampling: Resampling) -
         value, samples = float(macros[which, 0]), macros[which, 1:]
         return resampling.estimate(value, samples, n=n, is_enough=is_enough, n_classes=n_areas)
 
-    return JudgedProbs(
+    return ProbEstimates(
         log_loss=resampling.estimate(float(mean[0]), means[:, 0], n=n, is_enough=is_enough),
         brier=resampling.estimate(float(mean[1]), means[:, 1], n=n, is_enough=is_enough),
         roc_auc=macro(0),
@@ -159,7 +161,7 @@ def judge_probs(probs: Float64Array, labels: IntArray, resampling: Resampling) -
     )
 
 
-def _areas_of(some: IntArray, probs: Float64Array, labels: IntArray, resampling: Resampling) -> Float64Array:
+def _areas_of(some: IntArray, probs: Float64Array, labels: IntArray, resampling: Bootstrap) -> Float64Array:
     """ROC-AUC and average precision of some classes, as they are and on each resample: (2, 1 + R, some)."""
     rankings = [rank(probs[:, k], labels == k) for k in some]
     drawn = []
@@ -169,7 +171,7 @@ def _areas_of(some: IntArray, probs: Float64Array, labels: IntArray, resampling:
     return np.concatenate(drawn, axis=1)
 
 
-def _once_and(resampling: Resampling) -> Iterator[IntArray]:
+def _once_and(resampling: Bootstrap) -> Iterator[IntArray]:
     """Every image once, (1, N), then the multiplicities of all resamples."""
     yield np.ones((1, resampling.n), dtype=np.int64)
     yield from resampling.weights()

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import DataError
-from pixelplay.evaluation.estimates import JudgedProbs, judge_labels, judge_probs
-from pixelplay.evaluation.intervals import Estimate, Resampling, wilson
+from pixelplay.evaluation.estimates import ProbEstimates, estimate_label_metrics, estimate_prob_metrics
+from pixelplay.evaluation.intervals import Bootstrap, Estimate, wilson
 from pixelplay.evaluation.metrics import (
     ECE_BINS,
     balanced_accuracy,
@@ -192,11 +192,11 @@ def evaluate_probs(
     if at_precision is not None:
         asked = (find_positive(labels, classes[:n_known], positive, at_precision), at_precision)
     n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
-    resampling = Resampling(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
+    resampling = Bootstrap(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
     scored = _Scored(probs.astype(np.float64, copy=False), pred, labels, classes, resampling)
     is_known = labels < n_known
     known = scored if n_known == len(classes) else scored.only(is_known)
-    judged = judge_probs(known.probs, known.labels, known.resampling)
+    judged = estimate_prob_metrics(known.probs, known.labels, known.resampling)
     has_both = is_known.any() and not is_known.all()
     known_only = _measure(known, judged, None, asked) if has_both else None
     return _measure(scored, judged, known_only, asked)
@@ -268,7 +268,7 @@ class _Scored:
     pred: IntArray
     labels: IntArray
     classes: tuple[str, ...]
-    resampling: Resampling
+    resampling: Bootstrap
 
     def only(self, is_known: BoolArray) -> "_Scored":
         """Return the images of known classes, without the names of the others."""
@@ -284,11 +284,11 @@ class _Scored:
 
 
 def _measure(
-    scored: _Scored, judged: JudgedProbs, known_only: Evaluation | None, asked: tuple[int, float] | None
+    scored: _Scored, judged: ProbEstimates, known_only: Evaluation | None, asked: tuple[int, float] | None
 ) -> Evaluation:
     """Judge the answers and put all figures together."""
     n_classes, n_known = len(scored.classes), scored.probs.shape[1]
-    answers = judge_labels(scored.pred, scored.labels, n_classes, scored.resampling)
+    answers = estimate_label_metrics(scored.pred, scored.labels, n_classes, scored.resampling)
     support = np.bincount(scored.labels, minlength=n_classes)
     confusion = np.bincount(scored.labels * n_classes + scored.pred, minlength=n_classes**2)
     confidence = scored.probs[np.arange(len(scored.pred)), scored.pred]

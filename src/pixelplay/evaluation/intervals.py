@@ -121,7 +121,7 @@ def mean_of_shares(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resampling:
+class Bootstrap:
     """How the images of one evaluation are drawn again.
 
     Attributes:

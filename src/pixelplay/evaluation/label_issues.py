@@ -10,7 +10,7 @@ SUSPICIOUS = 0.1  # the best other class is nine times as probable (benchmarks/L
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Suspects:
+class LabelIssues:
     """Every image in the order of suspicion, and which of them are suspects.
 
     Attributes:
@@ -21,12 +21,12 @@ class Suspects:
     """
 
     order: IntArray
-    is_suspect: BoolArray
+    is_issue: BoolArray
     proposed: IntArray
     quality: Float64Array
 
 
-def find_suspects(probs: Float64Array, labels: IntArray) -> Suspects:
+def find_label_issues(probs: Float64Array, labels: IntArray) -> LabelIssues:
     """Find labels that are likely wrong.
 
     The quality of a label is its probability if only it and the best other class were possible. That found
@@ -48,9 +48,9 @@ def find_suspects(probs: Float64Array, labels: IntArray) -> Suspects:
     proposed = others.argmax(axis=1)
     both = given + others[rows, proposed]
     quality = np.divide(given, both, out=np.full(len(labels), 0.5), where=both > 0)
-    return Suspects(
+    return LabelIssues(
         order=np.argsort(quality, kind="stable"),
-        is_suspect=quality < SUSPICIOUS,
+        is_issue=quality < SUSPICIOUS,
         proposed=proposed,
         quality=quality,
     )

@@ -1,6 +1,6 @@
-"""How unlike everything that was learned from a photograph is.
+"""How unlike everything that was learned from an image is.
 
-Two things tell: how far its features lie from those of the nearest photograph that was learned from, and how
+Two things tell: how far its features lie from those of the nearest image that was learned from, and how
 little its logits speak for any class (their energy). Neither is the better one on all data; their sum is on
 most (benchmarks/LOG.md).
 """
@@ -23,17 +23,17 @@ LEAST_DISTANCE = 1e-3  # below it lie copies
 LEAST_MOVE = 0.01  # of the median deviation of features
 
 
-BLOCK = 1024  # photographs compared with all references at once
+BLOCK = 1024  # images compared with all references at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Novelty:
-    """A scale of novelty, set by photographs that were held out.
+    """A scale of novelty, set by images that were held out.
 
     Attributes:
         mean, scale: (D,) of the features of what was learned from.
         references: (R, D) float16, scaled features of some of it.
-        centre, spread: (2,) of log distance and energy among the held-out photographs.
+        centre, spread: (2,) of log distance and energy among the held-out images.
         scores: (n,) of those, ascending: the sum of both, standardised.
     """
 
@@ -45,14 +45,14 @@ class Novelty:
     scores: Float64Array
 
     def measure(self, features: NDArray[Any], logits: NDArray[Any]) -> Float64Array:
-        """Place photographs on the scale.
+        """Place images on the scale.
 
         Args:
             features: (N, D or more) of which the first D are compared.
             logits: (N, K).
 
         Returns:
-            (N,) in [0, 1]: the share of the held-out photographs that are less novel; beyond the most novel
+            (N,) in [0, 1]: the share of the held-out images that are less novel; beyond the most novel
             of them it goes on towards 1.
         """
         scaled = (features[:, : len(self.mean)] - self.mean) / self.scale
@@ -74,9 +74,9 @@ def fit_novelty(
     """Set the scale.
 
     Args:
-        references: (R, D) features of photographs that were learned from.
+        references: (R, D) features of images that were learned from.
         reference_folds: (R,) fold of each.
-        held_out: (n, D) features of photographs that were held out, n >= 1.
+        held_out: (n, D) features of images that were held out, n >= 1.
         folds: (n,) fold of each: it is compared with references of other folds only, as its logits come from
             a model that has not learned from its own.
         logits: (n, K) finite.
@@ -107,7 +107,7 @@ def fit_novelty(
 def _scale_of(references: Float32Array) -> Float32Array:
     """Deviations (D,) of features (R, D); of what hardly moves a share of the median one.
 
-    Else a channel that was as good as constant would find every photograph new for its last digits.
+    Else a channel that was as good as constant would find every image new for its last digits.
     """
     deviation = references.std(axis=0, dtype=np.float64)
     moves = deviation > 0

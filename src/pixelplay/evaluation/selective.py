@@ -10,8 +10,8 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import check_share
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.estimates import judge_labels
-from pixelplay.evaluation.intervals import Estimate, Resampling
+from pixelplay.evaluation.estimates import estimate_label_metrics
+from pixelplay.evaluation.intervals import Bootstrap, Estimate
 
 CONFIDENCE = 0.95  # with which an asked accuracy is promised
 
@@ -40,7 +40,7 @@ class RiskCoverage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class ConfidenceThreshold:
     """The confidence from which on answers are given.
 
     Attributes:
@@ -77,7 +77,9 @@ def risk_coverage(confidence: Float64Array, is_right: BoolArray) -> RiskCoverage
     )
 
 
-def fit_cut(confidence: Float64Array, is_right: BoolArray, target_accuracy: float) -> Cut:
+def fit_confidence_threshold(
+    confidence: Float64Array, is_right: BoolArray, target_accuracy: float
+) -> ConfidenceThreshold:
     """Find the lowest confidence from which on answers are right as often as asked, with a guarantee.
 
     Twenty cuts are tried, one for each further 5 % of the images. Every bound allows for that, so that it
@@ -98,7 +100,7 @@ def fit_cut(confidence: Float64Array, is_right: BoolArray, target_accuracy: floa
     check_share("target_accuracy", target_accuracy)
     n = len(confidence)
     if n == 0:
-        raise DataError("no held-out photographs to choose a confidence on; at least 1 is needed")
+        raise DataError("no held-out images to choose a confidence on; at least 1 is needed")
     order = np.argsort(-confidence, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))  # equal ones come together
     asked = np.ceil(np.arange(1, N_CUTS + 1) * n / N_CUTS).astype(np.int64) - 1
@@ -108,11 +110,11 @@ def fit_cut(confidence: Float64Array, is_right: BoolArray, target_accuracy: floa
     kept = np.flatnonzero(bounds >= target_accuracy)
     if not len(kept):
         raise DataError(
-            f"no confidence promises an accuracy of {target_accuracy} on {n} held-out photographs; "
+            f"no confidence promises an accuracy of {target_accuracy} on {n} held-out images; "
             f"the best that can be promised is {math.floor(1000 * bounds.max()) / 1000}; ask for less"
         )
     cut = int(kept[-1])
-    return Cut(
+    return ConfidenceThreshold(
         threshold=float(confidence[order][last[cut]]),
         coverage=float(n_answered[cut] / n),
         accuracy=float(1 - n_wrong[cut] / n_answered[cut]),
@@ -160,7 +162,7 @@ class OperatingPoint:
         }
 
 
-def check_asked(positive: str | None, at_precision: float | None) -> None:
+def check_precision_arguments(positive: str | None, at_precision: float | None) -> None:
     """Raise ConfigError where a positive class is named and no precision is asked for."""
     if positive is not None and at_precision is None:
         raise ConfigError(
@@ -210,7 +212,7 @@ def fit_operating_point(
     is_positive: BoolArray,
     positive: str,
     asked_precision: float,
-    resampling: Resampling,
+    resampling: Bootstrap,
 ) -> OperatingPoint:
     """Find the smallest threshold that reaches a precision: it has the highest recall of those that do.
 
@@ -227,7 +229,7 @@ def fit_operating_point(
     reached = np.flatnonzero(precisions >= asked_precision)
     threshold = float(scores[order][last[reached[-1]]]) if reached.size else None
     accepted = scores >= (np.inf if threshold is None else threshold)
-    judged = judge_labels(accepted.astype(np.int64), is_positive.astype(np.int64), 2, resampling)
+    judged = estimate_label_metrics(accepted.astype(np.int64), is_positive.astype(np.int64), 2, resampling)
     recall = judged.recall[1]
     assert recall is not None  # there is a positive image
     return OperatingPoint(

@@ -1,6 +1,6 @@
 """Activations and gradients of a stage → where the evidence for a class lies.
 
-All maps are densities in units of the logit (the mean of Grad-CAM's over the photograph is what a stage
+All maps are densities in units of the logit (the mean of Grad-CAM's over the image is what a stage
 contributes to it, to first order), so maps of stages of different resolution, and of several networks that
 answer together, can be added.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelplay.config import Method
+from pixelplay.config import CamName
 
-See = Callable[[Tensor, Tensor], Tensor]  # maps and gradients (B, C, H, W) → (B, H, W)
+CamMethod = Callable[[Tensor, Tensor], Tensor]  # maps and gradients (B, C, H, W) → (B, H, W)
 
 
 def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ def layercam(maps: Tensor, gradients: Tensor) -> Tensor:
     return (gradients.relu() * maps).sum(dim=1) * maps[0, 0].numel()
 
 
-METHODS: dict[Method, See] = {
+CAM_METHODS: dict[CamName, CamMethod] = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
     "layercam": layercam,
 }
 
 
-def add_up(densities: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def sum_maps(densities: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Sum of maps (B, H_s, W_s) of several stages at one (height, width): (B, height, width)."""
     grown = [_resize(density, size) for density in densities]
     total = grown[0]

@@ -1,4 +1,4 @@
-"""Bundles + photograph → where in it the evidence for a class lies."""
+"""Bundles + image → where in it the evidence for a class lies."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
-from pixelplay.config import ComputeConfig, Method, check_choice
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.config import CamName, ComputeConfig, check_choice
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow
-from pixelplay.data.transforms import Preprocessing, eval_view, seen_box
+from pixelplay.data.transforms import Preprocessing, crop_box, eval_transform
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.inference.cam import METHODS, See, add_up
-from pixelplay.inference.predictor import bring_together
-from pixelplay.model.bundle import Bundle
+from pixelplay.inference.cam import CAM_METHODS, CamMethod, sum_maps
+from pixelplay.inference.predictor import align_classes
+from pixelplay.model.bundle import ModelBundle
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import pick_device
-from pixelplay.model.features import Normaliser
-from pixelplay.model.stage_hooks import StageWatch
+from pixelplay.model.features import Normalizer
+from pixelplay.model.stage_hooks import StageHooks
 from pixelplay.text import name_some, suggest
 
-DEFAULT_METHOD: Method = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
+DEFAULT_METHOD: CamName = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
 
 
 DEFAULT_STAGES = 5
@@ -33,10 +33,10 @@ DEFAULT_STAGES = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Where a model sees a class in one photograph.
+    """Where a model sees a class in one image.
 
     Attributes:
-        heat: (h, w) float32 >= 0, evidence for the class over the whole upright photograph, whose
+        heat: (h, w) float32 >= 0, evidence for the class over the whole upright image, whose
             proportions it has; its long side is at most the network's input size. In units of the calibrated
             logit, to be compared within a method. All 0 where no place speaks for the class by itself.
         label: the class explained.
@@ -53,8 +53,8 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
-    """One photograph, and what can be said of it.
+class ExplainedImage:
+    """One image, and what can be said of it.
 
     Attributes:
         path: as the user named it.
@@ -88,22 +88,22 @@ class Explainer:
 
     def __init__(
         self,
-        *bundles: Bundle,
+        *bundles: ModelBundle,
         names: Sequence[str] | None = None,
         compute: ComputeConfig | None = None,
-        method: Method | None = None,
+        method: CamName | None = None,
         n_stages: int = DEFAULT_STAGES,
     ) -> None:
         method = method or DEFAULT_METHOD
-        check_choice("method", method, get_args(Method))
+        check_choice("method", method, get_args(CamName))
         device = pick_device((compute or ComputeConfig()).device)
-        self._concord = bring_together(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
-        self._models = [_Model(bundle, METHODS[method], n_stages, device) for bundle in bundles]
+        self._alignment = align_classes(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
+        self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
 
     @property
     def classes(self) -> tuple[str, ...]:
         """(K,) class names."""
-        return self._concord.classes
+        return self._alignment.classes
 
     @property
     def input_size(self) -> int:
@@ -121,7 +121,7 @@ class Explainer:
             raise ConfigError(f"class {label!r} is unknown{hint} the model knows {name_some(self.classes)}")
 
     def explain(self, pixels: UInt8Array, label: str | None = None) -> Explanation:
-        """Explain one photograph.
+        """Explain one image.
 
         Args:
             pixels: (H, W, 3) uint8, upright, as `decode_image` gives them.
@@ -133,12 +133,12 @@ class Explainer:
         if label is not None:
             self.check_label(label)
         sights = [model.see(pixels) for model in self._models]
-        probs = self._concord.mean([sight.probs[None] for sight in sights])  # (1, K)
-        decided = int(self._concord.decide(probs)[0])
+        probs = self._alignment.mean([sight.probs[None] for sight in sights])  # (1, K)
+        decided = int(self._alignment.decide(probs)[0])
         k = decided if label is None else self.classes.index(label)
         heats = [
             model.heat_of(sight, int(order[k]), pixels.shape[:2])
-            for model, sight, order in zip(self._models, sights, self._concord.orders, strict=True)
+            for model, sight, order in zip(self._models, sights, self._alignment.orders, strict=True)
         ]
         return Explanation(
             heat=_mean_of(heats),
@@ -151,7 +151,7 @@ class Explainer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sight:
-    """What a model makes of one photograph: it can be asked for the evidence for one class.
+    """What a model makes of one image: it can be asked for the evidence for one class.
 
     Attributes:
         probs: (K,) calibrated, in the model's order.
@@ -167,11 +167,11 @@ class _Sight:
 class _Model:
     """One model, watched."""
 
-    def __init__(self, bundle: Bundle, see: See, n_stages: int, device: str) -> None:
+    def __init__(self, bundle: ModelBundle, see: CamMethod, n_stages: int, device: str) -> None:
         self._bundle, self._see = bundle, see
         self._backbone = copy.deepcopy(bundle.backbone).eval().requires_grad_(False).to(device)
-        self._watch = StageWatch(self._backbone, n_stages, bundle.preprocessing.input_size)
-        self._normalise = Normaliser(bundle.preprocessing, device)
+        self._watch = StageHooks(self._backbone, n_stages, bundle.preprocessing.input_size)
+        self._normalize = Normalizer(bundle.preprocessing, device)
 
     @property
     def input_size(self) -> int:
@@ -179,7 +179,7 @@ class _Model:
         return self._bundle.preprocessing.input_size
 
     def see(self, pixels: UInt8Array) -> _Sight:
-        """Answer for a photograph (H, W, 3), and remember how."""
+        """Answer for an image (H, W, 3), and remember how."""
         images = self._views_of(pixels)  # (B, 3, S, S)
         with torch.enable_grad(), self._watch() as outputs:
             features: Tensor = self._backbone(images)  # (B, D)
@@ -188,7 +188,7 @@ class _Model:
         return _Sight(probs=probs, logits=logits, outputs=outputs)
 
     def heat_of(self, sight: _Sight, k: int, shape: tuple[int, ...]) -> Float32Array:
-        """Evidence (h, w) for class k over a photograph of the shape (H, W)."""
+        """Evidence (h, w) for class k over an image of the shape (H, W)."""
         gradients = torch.autograd.grad(
             sight.logits[k], sight.outputs, allow_unused=True, materialize_grads=True
         )
@@ -196,9 +196,9 @@ class _Model:
         return _lay_over_photograph(heat, shape, self._bundle.preprocessing)
 
     def _views_of(self, pixels: UInt8Array) -> Tensor:
-        """The photograph as the network sees it, and its mirror image where the model answers for both."""
-        view = eval_view(pixels, self._bundle.preprocessing)
-        images = self._normalise(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
+        """The image as the network sees it, and its mirror image where the model answers for both."""
+        view = eval_transform(pixels, self._bundle.preprocessing)
+        images = self._normalize(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
         if self._bundle.hflip:
             images = torch.cat([images, images.flip(3)])
         return images.requires_grad_()  # frozen weights make no gradient of their own
@@ -206,36 +206,40 @@ class _Model:
     def _add_views(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
         """Sum over stages and views of what each contributes, without negative parts: (S, S)."""
         maps = self._watch.as_maps([output.detach() for output in outputs])
-        slopes = self._watch.as_maps(gradients)
-        densities = [self._see(a, g).cpu() for a, g in zip(maps, slopes, strict=True)]
-        views = add_up(densities, (self.input_size, self.input_size))  # (B, S, S)
+        gradients = self._watch.as_maps(gradients)
+        densities = [self._see(a, g).cpu() for a, g in zip(maps, gradients, strict=True)]
+        views = sum_maps(densities, (self.input_size, self.input_size))  # (B, S, S)
         if self._bundle.hflip:
             views = torch.stack([views[0], views[1].flip(1)])
         return views.sum(dim=0).relu()
 
 
-def explain_all(explainer: Explainer, indexes: Sequence[ImageIndex], label: str | None) -> Iterator[Look]:
-    """Explain photographs one after another, in order, whatever is wrong with some of them."""
-    for index in indexes:
-        for path in index.paths:
-            yield _look_at(explainer, index, path, label)
+def explain_all(
+    explainer: Explainer, datasets: Sequence[ImageDataset], label: str | None
+) -> Iterator[ExplainedImage]:
+    """Explain images one after another, in order, whatever is wrong with some of them."""
+    for dataset in datasets:
+        for path in dataset.paths:
+            yield _explain_file(explainer, dataset, path, label)
 
 
-def _look_at(explainer: Explainer, index: ImageIndex, path: str, label: str | None) -> Look:
-    name = index.store.shown(path)
+def _explain_file(
+    explainer: Explainer, dataset: ImageDataset, path: str, label: str | None
+) -> ExplainedImage:
+    name = dataset.storage.display_path(path)
     try:
-        data = index.store.read(path)
+        data = dataset.storage.read(path)
         with silence_pillow():
             pixels = decode_image(data, path=path, target_px=explainer.input_size)
     except ImageError as error:
-        return Look(path=name, pixels=np.empty((0, 0, 3), np.uint8), error=error.detached())
-    return Look(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))
+        return ExplainedImage(path=name, pixels=np.empty((0, 0, 3), np.uint8), error=error.detached())
+    return ExplainedImage(path=name, pixels=pixels, explanation=explainer.explain(pixels, label))
 
 
 def _mean_of(heats: Sequence[Float32Array]) -> Float32Array:
-    """Mean of maps (h, w) of one photograph, in the size of the largest."""
+    """Mean of maps (h, w) of one image, in the size of the largest."""
     largest = max(heats, key=lambda heat: heat.shape)
-    grown = [add_up([torch.from_numpy(heat)[None]], largest.shape)[0].numpy() for heat in heats]
+    grown = [sum_maps([torch.from_numpy(heat)[None]], largest.shape)[0].numpy() for heat in heats]
     return np.asarray(np.mean(grown, axis=0, dtype=np.float32))
 
 
@@ -248,15 +252,15 @@ def _apply_head(head: LinearHead, features: Tensor) -> Tensor:
 
 
 def _lay_over_photograph(heat: Tensor, shape: tuple[int, ...], preprocessing: Preprocessing) -> Float32Array:
-    """Bring a map of the network's square (S, S) into the proportions of the photograph (H, W).
+    """Bring a map of the network's square (S, S) into the proportions of the image (H, W).
 
     What a centre crop hides from the network gives no evidence.
     """
     height, width = shape
     scale = min(1.0, preprocessing.input_size / max(height, width))
-    left, top, right, bottom = (round(x * scale) for x in seen_box((width, height), preprocessing))
+    left, top, right, bottom = (round(x * scale) for x in crop_box((width, height), preprocessing))
     whole = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.float32)  # (h, w)
     bottom, right = max(bottom, top + 1), max(right, left + 1)
-    seen = add_up([heat[None]], (bottom - top, right - left))[0]
+    seen = sum_maps([heat[None]], (bottom - top, right - left))[0]
     whole[top:bottom, left:right] = seen.clamp(min=0).cpu().numpy()
     return whole

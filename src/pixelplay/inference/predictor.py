@@ -12,24 +12,24 @@ from PIL import Image
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray, UInt8Array
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.sources import list_files, list_images
-from pixelplay.data.transforms import corner_views, eval_view
+from pixelplay.data.transforms import eval_transform
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.evaluation.calibration import natural_probs
-from pixelplay.evaluation.conformal import HeldOut
+from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.decision_rule import decide
-from pixelplay.model.bundle import Bundle, read_bundle
+from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import pick_device, pick_precision
-from pixelplay.model.features import FeatureExtractor, Loaded, stream_features
-from pixelplay.run_log import Journal
+from pixelplay.model.features import FeatureExtractor, LoadedImage, stream_features
+from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
 
 
-Images = str | os.PathLike[str] | ImageIndex | Sequence[str | os.PathLike[str] | InMemoryImage]
+Images = str | os.PathLike[str] | ImageDataset | Sequence[str | os.PathLike[str] | InMemoryImage]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +45,7 @@ class Predictions:
             the most probable one.
         classes: (K,) names.
         digests: (N,) content digest of each file, b"" where it could not be read.
-        novelty: (N,) in [0, 1], share of held-out photographs that are less unlike what was learned from;
+        novelty: (N,) in [0, 1], share of held-out images that are less unlike what was learned from;
             NaN in a row without prediction, None for what was predicted in training.
         answered: (N,) whether the model is sure enough; None where nothing was asked.
         sets: (N, K) classes among which the true one is, as often as asked; None likewise.
@@ -77,8 +77,8 @@ class Predictor:
     Args:
         run: folder of a run, or of its model.
         compute: device, precision, batch size, threads.
-        tta: views of each photograph that are answered for together: "none", it alone; "flip", its mirror
-            image too; "multicrop", four corners too, each mirrored where the model was learned so. None:
+        tta: views of each image that are answered for together: "none", it alone; "flip", its mirror
+            image too. None:
             as the model was learned.
 
     Raises:
@@ -98,11 +98,9 @@ class Predictor:
         if tta is not None:
             check_choice("tta", tta, get_args(Tta))
         self._is_as_learned = tta in (None, "flip" if self._bundle.hflip else "none")
-        self._prepare = corner_views if tta == "multicrop" else eval_view
         if tta == "flip" and not self._bundle.hflip:
             raise ConfigError(
-                f"tta='flip' mirrors photographs, and {os.fspath(run)} was trained with --no-hflip; "
-                "use none or multicrop"
+                f"tta='flip' mirrors images, and {os.fspath(run)} was trained with --no-hflip; use --tta none"
             )
         self._num_workers = compute.num_workers
         device = pick_device(compute.device)
@@ -125,17 +123,17 @@ class Predictor:
         return self._bundle.classes
 
     @property
-    def held_out(self) -> HeldOut | None:
-        """Scores of photographs that the model had not learned from; None where it sees other views now."""
+    def held_out(self) -> HeldOutScores | None:
+        """Scores of images that the model had not learned from; None where it sees other views now."""
         return self._bundle.held_out if self._is_as_learned else None
 
     @property
-    def bundle(self) -> Bundle:
+    def bundle(self) -> ModelBundle:
         """The model behind the predictions."""
         return self._bundle
 
     def predict(self, images: Images) -> Predictions:
-        """Classify photographs: one row each, in order, whatever is wrong with some of them.
+        """Classify images: one row each, in order, whatever is wrong with some of them.
 
         Args:
             images: a folder, table, zip archive or file; or a list of files, PIL images, arrays
@@ -144,32 +142,34 @@ class Predictor:
         return join_predictions(list(self.predict_stream(images)), self.classes)
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
-        """Classify photographs, a chunk at a time; memory stays flat however many there are."""
-        index, in_memory = _gather(images)
+        """Classify images, a chunk at a time; memory stays flat however many there are."""
+        dataset, in_memory = _gather(images)
         size = self._bundle.preprocessing.input_size
 
-        def load(i: int) -> Loaded:
+        def load(i: int) -> LoadedImage:
             digest = b""
             try:
                 if i in in_memory and not isinstance(in_memory[i], bytes):
-                    pixels = _pixels_of(in_memory[i], index.paths[i])
+                    pixels = _pixels_of(in_memory[i], dataset.paths[i])
                 else:
-                    data = in_memory[i] if i in in_memory else index.store.read(index.paths[i])
+                    data = in_memory[i] if i in in_memory else dataset.storage.read(dataset.paths[i])
                     assert isinstance(data, bytes)
                     digest = digest_bytes(data)
-                    pixels = decode_image(data, path=index.paths[i], target_px=size)
-                return Loaded(digest=digest, pixels=self._prepare(pixels, self._bundle.preprocessing))
+                    pixels = decode_image(data, path=dataset.paths[i], target_px=size)
+                return LoadedImage(digest=digest, pixels=eval_transform(pixels, self._bundle.preprocessing))
             except ImageError as error:
-                return Loaded(digest=digest, error=error.detached())
+                return LoadedImage(digest=digest, error=error.detached())
 
         start = 0
-        stream = stream_features(self._extractor, load, len(index), num_workers=self._num_workers)
+        stream = stream_features(self._extractor, load, len(dataset), num_workers=self._num_workers)
         for chunk, features in stream:
-            paths = [index.store.shown(path) for path in index.paths[start : start + len(chunk)]]
+            paths = [dataset.storage.display_path(path) for path in dataset.paths[start : start + len(chunk)]]
             yield self._decide(paths, chunk, features)
             start += len(chunk)
 
-    def _decide(self, paths: Sequence[str], chunk: Sequence[Loaded], features: Float32Array) -> Predictions:
+    def _decide(
+        self, paths: Sequence[str], chunk: Sequence[LoadedImage], features: Float32Array
+    ) -> Predictions:
         bundle = self._bundle
         logits = bundle.head.logits(features)  # (N, K), NaN where nothing was read
         probs = natural_probs(logits, bundle.temperature)
@@ -207,23 +207,23 @@ def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) ->
 
 def _join(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
     """Put columns together; None where none was asked for."""
-    there = [part for part in parts if part is not None]
+    there = [split for split in parts if split is not None]
     return np.concatenate(there) if there else None
 
 
-def collect_predictions(predictor: Predictor, index: ImageIndex, journal: Journal) -> Predictions:
-    """Classify photographs and show how far it is."""
+def collect_predictions(predictor: Predictor, dataset: ImageDataset, log: RunLog) -> Predictions:
+    """Classify images and show how far it is."""
     chunks = []
-    with journal.progress("predicting", len(index)) as bar:
-        for chunk in predictor.predict_stream(index):
+    with log.progress("predicting", len(dataset)) as bar:
+        for chunk in predictor.predict_stream(dataset):
             bar.update(len(chunk))
             chunks.append(chunk)
     return join_predictions(chunks, predictor.classes)
 
 
-def _gather(images: Images) -> tuple[ImageIndex, dict[int, InMemoryImage]]:
+def _gather(images: Images) -> tuple[ImageDataset, dict[int, InMemoryImage]]:
     """Name all images, and keep those that are in memory by position."""
-    if isinstance(images, ImageIndex):
+    if isinstance(images, ImageDataset):
         return images, {}
     if isinstance(images, str | os.PathLike):
         return list_images(os.fspath(images), DataConfig()), {}
@@ -246,7 +246,7 @@ def _pixels_of(image: InMemoryImage, name: str) -> UInt8Array:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Concord:
+class ClassAlignment:
     """How models that know the same classes answer as one: by the mean of their calibrated probabilities.
 
     Attributes:
@@ -270,7 +270,7 @@ class Concord:
         return decide(probs, self.lean, 1.0)
 
 
-def bring_together(bundles: Sequence[Bundle], names: Sequence[str]) -> Concord:
+def align_classes(bundles: Sequence[ModelBundle], names: Sequence[str]) -> ClassAlignment:
     """Match models by their class names.
 
     Args:
@@ -288,10 +288,10 @@ def bring_together(bundles: Sequence[Bundle], names: Sequence[str]) -> Concord:
             )
     orders = np.array([[bundle.classes.index(name) for name in classes] for bundle in bundles])
     lean = [b.tau * np.log(b.priors[order]) for b, order in zip(bundles, orders, strict=True)]  # (M, K)
-    return Concord(classes=classes, orders=orders, lean=np.exp(np.mean(lean, axis=0)))
+    return ClassAlignment(classes=classes, orders=orders, lean=np.exp(np.mean(lean, axis=0)))
 
 
-class JointPredictor:
+class EnsemblePredictor:
     """Several trained classifiers that answer as one, by the mean of their calibrated probabilities.
 
     Args:
@@ -313,36 +313,36 @@ class JointPredictor:
     ) -> None:
         self._predictors = [Predictor(run, compute, tta=tta) for run in runs]
         bundles = [predictor.bundle for predictor in self._predictors]
-        self._concord = bring_together(bundles, [os.fspath(run) for run in runs])
-        self.classes = self._concord.classes
+        self._alignment = align_classes(bundles, [os.fspath(run) for run in runs])
+        self.classes = self._alignment.classes
 
     @property
     def held_out(self) -> None:
         """Nothing: what each model had not learned from says little about all of them together."""
 
     def predict(self, images: Images) -> Predictions:
-        """Classify photographs as `Predictor.predict` does; how novel they are is said by the first model."""
+        """Classify images as `Predictor.predict` does; how novel they are is said by the first model."""
         return join_predictions(list(self.predict_stream(images)), self.classes)
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
-        """Classify photographs, a chunk at a time."""
+        """Classify images, a chunk at a time."""
         if isinstance(images, Iterator):
             images = list(images)  # it can be read only once
         streams = [predictor.predict_stream(images) for predictor in self._predictors]
         for chunks in zip(*streams, strict=True):
             if len({len(chunk) for chunk in chunks}) > 1:
-                raise DataError("photographs changed while they were read; predict again")
+                raise DataError("images changed while they were read; predict again")
             n = len(chunks[0])
             # what one model could not read has no answer
             worst = [next((c for c in chunks if c.status[i] != "ok"), chunks[0]) for i in range(n)]
-            probs = self._concord.mean([chunk.probs for chunk in chunks])
+            probs = self._alignment.mean([chunk.probs for chunk in chunks])
             novelty = chunks[0].novelty
             if novelty is not None:
                 novelty = np.where(np.isnan(probs).any(axis=1), np.nan, novelty)
             yield replace(
                 chunks[0],
                 probs=probs,
-                pred=self._concord.decide(probs),
+                pred=self._alignment.decide(probs),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(worst)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(worst)),
                 novelty=novelty,

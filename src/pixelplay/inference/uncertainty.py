@@ -4,30 +4,30 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.config import CautionConfig
+from pixelplay.config import UncertaintyConfig
 from pixelplay.errors import DataError
-from pixelplay.evaluation.conformal import HeldOut, fit_threshold, prediction_sets
-from pixelplay.evaluation.selective import fit_cut
+from pixelplay.evaluation.conformal import HeldOutScores, fit_threshold, prediction_sets
+from pixelplay.evaluation.selective import fit_confidence_threshold
 from pixelplay.inference.predictor import Predictions
 
 
-class Caution:
+class Uncertainty:
     """Decides which predictions are answers, and which classes stand beside them.
 
     Args:
         config: what is asked for.
-        held_out: the model's scores of photographs that it had not learned from; None where there are
+        held_out: the model's scores of images that it had not learned from; None where there are
             none, as of several models together.
 
     Attributes:
         notes: what rests on what, one sentence each.
 
     Raises:
-        DataError: the held-out photographs cannot support what is asked for.
+        DataError: the held-out images cannot support what is asked for.
     """
 
-    def __init__(self, config: CautionConfig, held_out: HeldOut | None) -> None:
-        self._method = config.set_method
+    def __init__(self, config: UncertaintyConfig, held_out: HeldOutScores | None) -> None:
+        self._method = config.conformal_score
         self._set_threshold: float | None = None
         self._cut = config.min_confidence
         self.notes: list[str] = []
@@ -35,19 +35,19 @@ class Caution:
             asked = {"coverage": config.coverage, "target_accuracy": config.target_accuracy}
             if names := [name for name, value in asked.items() if value is not None]:
                 raise DataError(
-                    f"{names[0]} rests on held-out photographs, and several models together, or other views "
-                    "than a model was learned with, have none; leave --with and --tta out"
+                    f"{names[0]} rests on held-out images, and several models together, or other views "
+                    "than a model was learned with, have none; leave --ensemble-with and --tta out"
                 )
             return
         if config.coverage is not None:
-            self._set_threshold = fit_threshold(held_out.set_scores(config.set_method), config.coverage)
+            self._set_threshold = fit_threshold(held_out.set_scores(config.conformal_score), config.coverage)
             self.notes.append(f"prediction sets rest on {_basis(held_out)}")
         if config.target_accuracy is not None:
-            cut = fit_cut(held_out.confidence, held_out.is_right, config.target_accuracy)
+            cut = fit_confidence_threshold(held_out.confidence, held_out.is_right, config.target_accuracy)
             self._cut = cut.threshold
             self.notes.append(
                 f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of the held-out "
-                f"photographs, {cut.accuracy:.3f} of them right, at least {cut.bound:.3f} with 95 % "
+                f"images, {cut.accuracy:.3f} of them right, at least {cut.bound:.3f} with 95 % "
                 f"confidence, by {_basis(held_out)}"
             )
 
@@ -63,13 +63,13 @@ class Caution:
         return replace(predictions, answered=answered, sets=sets)
 
 
-def _basis(held_out: HeldOut) -> str:
+def _basis(held_out: HeldOutScores) -> str:
     """What a promise rests on, and how far it goes."""
     why = {
         "oof": "they were predicted by the classifiers of their folds",
         "val": "they have also chosen the epoch and the temperature",
-    }[held_out.part]
+    }[held_out.split]
     return (
-        f"{len(held_out.lac)} held-out photographs, approximately, for {why}; "
-        "for photographs unlike those it promises nothing"
+        f"{len(held_out.lac)} held-out images, approximately, for {why}; "
+        "for images unlike those it promises nothing"
     )

@@ -1,6 +1,6 @@
 """timm name, local file or bundled package → network with its preprocessing.
 
-A backbone maps photographs to features: mean and standard deviation of each channel after each of
+A backbone maps images to features: mean and standard deviation of each channel after each of
 the last stages, beside the network's own pooled features. Earlier stages keep texture and local
 contrast that the last layer has given up; for data unlike ImageNet that is worth several points,
 at little cost in time (benchmarks/LOG.md).
@@ -59,8 +59,12 @@ class Backbone(nn.Module):
     @property
     def stages(self) -> tuple[int, ...]:
         """Positions, among all stages of the network, of those whose moments are features."""
-        n_stages = len(stage_modules(self.network))
-        return tuple(range(max(0, n_stages - N_STAGES), n_stages)) if self.features == "stages" else ()
+        unfreeze_stages = len(stage_modules(self.network))
+        return (
+            tuple(range(max(0, unfreeze_stages - N_STAGES), unfreeze_stages))
+            if self.features == "stages"
+            else ()
+        )
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -101,8 +105,8 @@ def features_and_maps(
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
     pooled = network.forward_head(last, pre_logits=True)  # (B, C)
-    moments = [moment for stage in stages for moment in _channel_moments(maps[stage])]
-    return torch.cat([*moments, pooled.float()], dim=1), maps  # (B, D)
+    stats = [moment for stage in stages for moment in _channel_stats(maps[stage])]
+    return torch.cat([*stats, pooled.float()], dim=1), maps  # (B, D)
 
 
 def maps_of(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
@@ -114,22 +118,22 @@ def maps_of(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]
     return maps
 
 
-def moments_of(maps: Sequence[Tensor]) -> Tensor:
+def channel_stats(maps: Sequence[Tensor]) -> Tensor:
     """Means and deviations of maps (B, C_s, H_s, W_s), side by side: (B, D) float32."""
-    return torch.cat([moment for stage in maps for moment in _channel_moments(stage)], dim=1)
+    return torch.cat([moment for stage in maps for moment in _channel_stats(stage)], dim=1)
 
 
 def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
     from timm.models import EfficientNet
 
-    n_stages = len(stage_modules(network))
-    positions = [stage % n_stages for stage in stages]
+    unfreeze_stages = len(stage_modules(network))
+    positions = [stage % unfreeze_stages for stage in stages]
     if isinstance(network, EfficientNet):
         return {"indices": [i + 1 for i in positions], "extra_blocks": True}  # 0 is the stem
     return {"indices": positions}
 
 
-def _channel_moments(stage: Tensor) -> tuple[Tensor, Tensor]:
+def _channel_stats(stage: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over positions, (B, C) float32 each, of maps (B, C, H, W)."""
     values = stage.float()
     mean = values.mean(dim=(2, 3), keepdim=True)
@@ -138,8 +142,8 @@ def _channel_moments(stage: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedBackbone:
-    """A backbone with trained weights and the way its photographs are prepared.
+class PretrainedBackbone:
+    """A backbone with trained weights and the way its images are prepared.
 
     Attributes:
         weights_id: hexadecimal digest of the weights file; the feature cache's key.
@@ -182,16 +186,16 @@ def load_backbone(
     name: str,
     weights: str | None,
     *,
-    is_offline: bool,
+    offline: bool,
     features: FeatureKind = "stages",
     input_size: int | None = None,
-) -> LoadedBackbone:
+) -> PretrainedBackbone:
     """Build a network by name and fill it with trained weights, strictly.
 
     Args:
         name: "lite0", "lite2" or a timm model, with its tag if it has one.
         weights: local file that replaces the published weights.
-        features: what the backbone gives of each photograph.
+        features: what the backbone gives of each image.
         input_size: side of its images, px (default: as the weights were trained).
 
     Raises:
@@ -201,13 +205,13 @@ def load_backbone(
     check_backbone_name(name)
     timm_name = EMBEDDED[name].timm_name if name in EMBEDDED else name
     network = create_network(timm_name)
-    found = find_weights(name, network.pretrained_cfg, weights, is_offline=is_offline)
-    fill_network(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
+    found = find_weights(name, network.pretrained_cfg, weights, offline=offline)
+    load_weights_into(network, read_state_dict(found.path, is_embedded=found.is_embedded), found.path)
     backbone, preprocessing = Backbone(timm_name, network, features), _preprocessing_of(network)
     if input_size is not None:
         check_input_size(backbone, input_size)
         preprocessing = replace(preprocessing, input_size=input_size)
-    return LoadedBackbone(
+    return PretrainedBackbone(
         backbone=backbone,
         preprocessing=preprocessing,
         weights_id=found.sha256,
@@ -222,14 +226,14 @@ def check_input_size(backbone: Backbone, size_px: int) -> None:
         ConfigError: with the reason, and the size that its weights were trained with.
     """
     native_px = int(backbone.pretrained_cfg["input_size"][-1])
-    if size_px != native_px and (reason := why_refused(backbone, size_px)):
+    if size_px != native_px and (reason := input_size_error(backbone, size_px)):
         raise ConfigError(
             f"{backbone.name} takes no images of {size_px} px ({reason}); its weights were trained "
             f"with {native_px} px"
         )
 
 
-def why_refused(backbone: Backbone, size_px: int) -> str | None:
+def input_size_error(backbone: Backbone, size_px: int) -> str | None:
     """Say why a network takes no images of a size; None where it does."""
     try:
         with torch.inference_mode():
@@ -252,7 +256,7 @@ def create_network(timm_name: str) -> Any:
             raise ConfigError(f"backbone {timm_name!r} cannot be built: {error}") from None
 
 
-def create_filled(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
+def create_with_weights(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
     """Build a network that a stranger names, once it is known that the stranger's weights fit.
 
     Those are already in memory; a name may stand for a network that is larger than all of it.
@@ -263,11 +267,11 @@ def create_filled(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
     with torch.device("meta"):  # shapes without values
         fitting_state(create_network(timm_name), state, origin)
     network = create_network(timm_name)
-    fill_network(network, state, origin)
+    load_weights_into(network, state, origin)
     return network
 
 
-def fill_network(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+def load_weights_into(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load weights into a network without classifier.
 
     Raises:
@@ -286,8 +290,8 @@ def fitting_state(network: nn.Module, state: dict[str, Tensor], origin: str) -> 
     classifiers = config.get("classifier") or ()
     prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     own = network.state_dict()
-    left_out = tuple(f"{name}." for name in _left_out(network, prefixes))
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(left_out)}
+    excluded = tuple(f"{name}." for name in _left_out(network, prefixes))
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(excluded)}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
     misshapen = [

@@ -3,8 +3,8 @@
 bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
 backbone.safetensors timm's own keys
 tuned.NN.safetensors likewise, of stages that were tuned beside those of the backbone; one for each branch
-calibration.safetensors  scores of held-out photographs, for prediction sets and abstention
-novelty.safetensors      features of photographs learned from, and the scale of novelty set by held-out ones
+calibration.safetensors  scores of held-out images, for prediction sets and abstention
+novelty.safetensors      features of images learned from, and the scale of novelty set by held-out ones
 head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
 """
 
@@ -24,7 +24,7 @@ from pixelplay.atomic import write_json
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, PixelPlayError
-from pixelplay.evaluation.conformal import HeldOut
+from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.novelty import Novelty
 from pixelplay.model.backbone import (
     FEATURES_VERSION,
@@ -32,12 +32,12 @@ from pixelplay.model.backbone import (
     FeatureKind,
     check_backbone_name,
     check_input_size,
-    create_filled,
-    fill_network,
+    create_with_weights,
+    load_weights_into,
     stage_modules,
 )
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.split_backbone import BranchedBackbone, Tail
+from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3
@@ -46,7 +46,7 @@ FORMAT_VERSION = 3
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
 
 
-DIGEST_CHARS = 16  # of a training photograph's digest: enough to know it again, too few to guess it
+DIGEST_CHARS = 16  # of a training image's digest: enough to know it again, too few to guess it
 
 
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
@@ -64,23 +64,23 @@ MAX_BRANCHES = 100  # two digits in a file name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class ModelBundle:
     """All that prediction needs.
 
     Attributes:
         classes: (K,) names in the order of the logits.
-        preprocessing: how a photograph becomes network input.
-        hflip: whether features are averaged over the photograph and its mirror image.
+        preprocessing: how an image becomes network input.
+        hflip: whether features are averaged over the image and its mirror image.
         precision: number format that the features were learned in.
         temperature: logits are divided by it.
         tau: strength of the prior's correction in the decision.
         priors: (K,) class frequencies π in training.
         metric: what tau was chosen for.
-        trained_on: hexadecimal digests of the training photographs, shortened.
+        trained_on: hexadecimal digests of the training images, shortened.
         head: from features to logits.
         made_by: PixelPlay's version and the weights' origin.
-        held_out: scores of photographs that were held out.
-        novelty: the scale on which a photograph is unlike what was learned from.
+        held_out: scores of images that were held out.
+        novelty: the scale on which an image is unlike what was learned from.
     """
 
     backbone: Backbone
@@ -95,16 +95,16 @@ class Bundle:
     trained_on: frozenset[str]
     head: LinearHead
     made_by: Mapping[str, str]
-    held_out: HeldOut
+    held_out: HeldOutScores
     novelty: Novelty
 
 
 def shorten_digest(digest: bytes) -> str:
-    """The form in which a bundle remembers a training photograph."""
+    """The form in which a bundle remembers a training image."""
     return digest.hex()[:DIGEST_CHARS]
 
 
-def write_bundle(bundle: Bundle, folder: str) -> None:
+def write_bundle(bundle: ModelBundle, folder: str) -> None:
     """Write a bundle into an empty folder; bundle.json comes last and vouches for the rest."""
     from safetensors.numpy import save as save_arrays
     from safetensors.torch import save as save_tensors
@@ -138,14 +138,14 @@ def write_bundle(bundle: Bundle, folder: str) -> None:
         "priors": [float(p) for p in bundle.priors],
         "metric": bundle.metric,
         "made_by": dict(bundle.made_by),
-        "held_out": bundle.held_out.part,
+        "held_out": bundle.held_out.split,
         "sha256": {name: file_sha256(os.path.join(folder, name)) for name in files},
         "trained_on": sorted(bundle.trained_on),
     }
     write_json(content, os.path.join(folder, "bundle.json"))
 
 
-def read_bundle(folder: str) -> Bundle:
+def read_bundle(folder: str) -> ModelBundle:
     """Read and verify a bundle, given its own folder or the run's.
 
     Raises:
@@ -211,7 +211,7 @@ def _read_content(path: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _build(content: Mapping[str, Any], folder: str) -> Bundle:
+def _build(content: Mapping[str, Any], folder: str) -> ModelBundle:
     name = str(content["backbone"]["name"])
     if content["backbone"]["features_version"] != FEATURES_VERSION:
         raise BundleError(
@@ -220,7 +220,7 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
         )
     check_backbone_name(name)  # only timm's own list: a name cannot reach out
     weights = os.path.join(folder, BACKBONE)
-    network = create_filled(name, read_state_dict(weights), weights)
+    network = create_with_weights(name, read_state_dict(weights), weights)
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
         raise ValueError(f"features {features!r}")
     backbone = Backbone(name, network, features)
@@ -229,7 +229,7 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
     head = read_state_dict(os.path.join(folder, HEAD))
     raw = dict(content["preprocessing"])
     preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
-    return Bundle(
+    return ModelBundle(
         backbone=backbone,
         classes=tuple(map(str, content["classes"])),
         preprocessing=replace(preprocessing, input_size=int(preprocessing.input_size)),
@@ -247,13 +247,13 @@ def _build(content: Mapping[str, Any], folder: str) -> Bundle:
     )
 
 
-def _read_held_out(part: str, kept: Mapping[str, NDArray[Any]]) -> HeldOut:
-    held_out = HeldOut(part=str(part), **{name: kept[name] for name in HELD_OUT})
+def _read_held_out(split: str, kept: Mapping[str, NDArray[Any]]) -> HeldOutScores:
+    held_out = HeldOutScores(split=str(split), **{name: kept[name] for name in HELD_OUT})
     n = len(held_out.lac)
     if not n or any(kept[name].shape != (n,) or not np.isfinite(kept[name]).all() for name in HELD_OUT):
         raise ValueError(f"{CALIBRATION} of shapes {[kept[name].shape for name in HELD_OUT]}")
     is_sound = {
-        "held_out": held_out.part in ("oof", "val"),
+        "held_out": held_out.split in ("oof", "val"),
         "lac": _is_ascending(held_out.lac),
         "aps": _is_ascending(held_out.aps),
         "confidence": _is_ascending(-held_out.confidence),
@@ -303,14 +303,14 @@ def _with_branches(
     names = [_branch_file(i) for i in range(len(n_fronts))]
     if unvouched := [name for name in names if name not in content["sha256"]]:
         raise ValueError(f"no digest of {unvouched[0]}")
-    tails = [Tail(backbone, n_front) for n_front in n_fronts]
+    tails = [TrainableStages(backbone, n_front) for n_front in n_fronts]
     for name, tail in zip(names, tails, strict=True):
         path = os.path.join(folder, name)
-        fill_network(tail.network, read_state_dict(path), path)
+        load_weights_into(tail.network, read_state_dict(path), path)
     return BranchedBackbone(backbone, tails)
 
 
-def _tails_of(backbone: Backbone) -> list[Tail]:
+def _tails_of(backbone: Backbone) -> list[TrainableStages]:
     return backbone.tails if isinstance(backbone, BranchedBackbone) else []
 
 
@@ -322,7 +322,7 @@ def _state_of(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
 
 
-def _check(bundle: Bundle) -> None:
+def _check(bundle: ModelBundle) -> None:
     n_classes, n_features = len(bundle.classes), bundle.backbone.n_features
     head, preprocessing = bundle.head, bundle.preprocessing
     if not head.fits(n_features, n_classes):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
-from pixelplay.model.split_backbone import Tail
+from pixelplay.model.split_backbone import TrainableStages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def average_heads(
 def feature_scale(features: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Mean (D,) of features (N, D), and what each is divided by: its deviation, softened by the median one.
 
-    On photographs that look alike many channels hardly move. Divided by their own deviation they would
+    On images that look alike many channels hardly move. Divided by their own deviation they would
     count as much as all others, and a head leans on them a thousandfold: it fits noise, and the smallest
     step of the backbone behind it throws its logits about. Here a channel counts as it moves, up to the
     median; what moves more counts alike.
@@ -124,7 +124,7 @@ def _linear(features: Float32Array, weight: Float32Array, bias: Float32Array) ->
 HIDDEN = 512  # units of the original recipe's head
 
 
-class TrainedLinear(nn.Module):
+class TrainableLinearHead(nn.Module):
     """Linear head on scaled features: one learning rate then suits all of them.
 
     Args:
@@ -171,7 +171,7 @@ class TrainedLinear(nn.Module):
         return LinearHead(weight=_to_array(weight), bias=_to_array(bias))
 
 
-class TrainedMlp(nn.Module):
+class TrainableMlpHead(nn.Module):
     """Head of the original recipe: Linear D→512, BatchNorm, ReLU, Dropout, Linear 512→K."""
 
     def __init__(self, n_features: int, n_classes: int, *, dropout: float) -> None:
@@ -209,16 +209,18 @@ class Classifier(nn.Module):
     data set would give worse ones. Stochastic depth and dropout work all the same.
     """
 
-    def __init__(self, tail: Tail, head: TrainedLinear | TrainedMlp, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, tail: TrainableStages, head: TrainableLinearHead | TrainableMlpHead, *, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.tail = tail
         self.head = head
         if drop_path:
             _set_drop_path(tail, drop_path)
 
-    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
         """Logits (B, K) float32 of maps at the cut (B, C, H, W) and moments in front of it (B, D_front)."""
-        features: Tensor = self.tail(maps, moments)  # (B, D)
+        features: Tensor = self.tail(maps, stats)  # (B, D)
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
         return logits
@@ -255,7 +257,7 @@ def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[str
     }
 
 
-def _set_drop_path(tail: Tail, share: float) -> None:
+def _set_drop_path(tail: TrainableStages, share: float) -> None:
     """Raise stochastic depth linearly from the first block to the last.
 
     Raises:

@@ -22,13 +22,13 @@ from pixelplay.model.fusion import (
     padding_of,
     trace_layers,
 )
-from pixelplay.model.split_backbone import Halves
+from pixelplay.model.split_backbone import SplitBackbone
 
 # where rectifiers, which let nothing below 0 through, stop what is above
 _TOPS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 
 
-def freeze_spatial_filters(halves: Halves, *, is_shortened: bool) -> None:
+def freeze_depthwise_filters(stages: SplitBackbone, *, is_shortened: bool) -> None:
     """Train what mixes channels, and leave depthwise filters and their scales as they are.
 
     They hold 3 % of the weights, and their gradient takes two thirds of a step on a CPU. The tail is in
@@ -38,10 +38,10 @@ def freeze_spatial_filters(halves: Halves, *, is_shortened: bool) -> None:
         is_shortened: give layers a shorter way to the same outputs and gradients, that a CPU takes.
             The outputs are checked on noise in fp32: where they differ, all layers keep their own.
     """
-    tail = halves.tail.eval()
+    tail = stages.tail.eval()
     _lengthen(tail)  # by whoever called this before
-    noise = torch.randn(1, *halves.shape, generator=torch.Generator().manual_seed(0))
-    inputs = noise, noise.new_zeros(1, halves.n_moments)
+    noise = torch.randn(1, *stages.shape, generator=torch.Generator().manual_seed(0))
+    inputs = noise, noise.new_zeros(1, stages.n_stats)
     with torch.no_grad():
         calls = trace_layers(tail, *inputs)
     norms = find_foldable(calls)
@@ -187,17 +187,17 @@ class _FrozenFilter(torch.autograd.Function):
         return made
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         """Slopes of the maps (B, C, H, W) and of the bias (C,)."""
         weight, made = ctx.saved_tensors
-        slope = _slope_before(slope, made, ctx.rectifier)
-        slope_bias = _rows(slope).sum(0) if ctx.needs_input_grad[2] else None
+        gradient = _slope_before(gradient, made, ctx.rectifier)
+        slope_bias = _rows(gradient).sum(0) if ctx.needs_input_grad[2] else None
         slope_x = None
         if ctx.needs_input_grad[0]:
             if ctx.stride > 1:
                 height, width = (side + weight.shape[2] - 1 - 2 * ctx.margin for side in ctx.sides)
-                slope = _spread(slope, ctx.stride, height, width)
-            slope_x = conv2d(slope, weight.flip(2, 3), None, 1, ctx.margin, groups=len(weight))
+                gradient = _spread(gradient, ctx.stride, height, width)
+            slope_x = conv2d(gradient, weight.flip(2, 3), None, 1, ctx.margin, groups=len(weight))
         return slope_x, None, slope_bias, None, None, None
 
 
@@ -216,21 +216,21 @@ class _Pointwise(torch.autograd.Function):
         return made
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         """Slopes of the maps, the weight and the bias."""
         x, weight, made = ctx.saved_tensors
-        slope_rows, rows = _rows(_slope_before(slope, made, ctx.rectifier)), _rows(x)
+        slope_rows, rows = _rows(_slope_before(gradient, made, ctx.rectifier)), _rows(x)
         slope_x = None
         if ctx.needs_input_grad[0]:
             slope_x = (slope_rows @ weight.flatten(1)).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
         return slope_x, (slope_rows.t() @ rows).view_as(weight), slope_rows.sum(0), None
 
 
-def _slope_before(slope: Tensor, made: Tensor | None, rectifier: nn.Module | None) -> Tensor:
+def _slope_before(gradient: Tensor, made: Tensor | None, rectifier: nn.Module | None) -> Tensor:
     """Slope in front of a rectifier, by what it has made: at its ends nothing goes through."""
     if rectifier is None:
-        return slope
-    passed: Tensor = torch.ops.aten.hardtanh_backward(slope, made, 0.0, _TOPS[type(rectifier)])
+        return gradient
+    passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, made, 0.0, _TOPS[type(rectifier)])
     return passed
 
 

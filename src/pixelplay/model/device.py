@@ -10,7 +10,7 @@ import torch
 
 from pixelplay.config import ComputeConfig, Precision
 from pixelplay.errors import ConfigError
-from pixelplay.thread_pool import map_ahead
+from pixelplay.thread_pool import prefetch_map
 
 Item = TypeVar("Item")
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def cores_to_share() -> Iterator[int]:
+def shared_cores() -> Iterator[int]:
     """Give the number of cores that torch may use, to be shared out among threads.
 
     A thread takes its part with `torch.set_num_threads`, which also says what threads that start later have,
@@ -51,11 +51,11 @@ class _Cores:
 _CORES = _Cores()
 
 
-def on_every_core(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
+def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
     """Yield what the network makes of each item, in order; on a CPU each core takes an item of its own.
 
     Cores that share every layer wait for each other after every layer, and all of them for one that also
-    decodes a photograph: together they take 1.4 times as long (benchmarks/LOG.md). What a core makes of an
+    decodes an image: together they take 1.4 times as long (benchmarks/LOG.md). What a core makes of an
     item does not depend on how many cores there are.
 
     Args:
@@ -64,8 +64,8 @@ def on_every_core(work: Callable[[Item], Result], items: Iterable[Item], device:
     if device != "cpu":
         yield from map(work, items)
         return
-    with cores_to_share() as n_cores:
-        yield from map_ahead(
+    with shared_cores() as n_cores:
+        yield from prefetch_map(
             work, items, num_workers=n_cores, ahead=n_cores, prepare=lambda: torch.set_num_threads(1)
         )
 
@@ -144,7 +144,7 @@ class TooLittleMemoryError(ConfigError):
     """Memory does not suffice for the smallest batches, or for those that were asked for."""
 
 
-def too_large_to_read(device: str, batch_size: int) -> TooLittleMemoryError:
+def inference_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
     """The error of a network that only looks, and what to lower."""
     return TooLittleMemoryError(
         f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
@@ -152,7 +152,7 @@ def too_large_to_read(device: str, batch_size: int) -> TooLittleMemoryError:
 
 
 @contextmanager
-def memory_errors_explained(explained: TooLittleMemoryError) -> Iterator[None]:
+def explain_memory_errors(explained: TooLittleMemoryError) -> Iterator[None]:
     """Raise where memory runs out what says what to lower."""
     try:
         yield

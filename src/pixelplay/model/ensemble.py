@@ -12,7 +12,7 @@ import numpy as np
 from pixelplay.arrays import IntArray
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead, average_heads
-from pixelplay.model.split_backbone import BranchedBackbone, Tail
+from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,12 +26,12 @@ class Member:
         is_beside: whether its head sees the frozen features too.
     """
 
-    tails: list[Tail]
+    tails: list[TrainableStages]
     head: LinearHead
     is_beside: bool
 
 
-def as_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Member:
+def ensemble_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Member:
     """See a classifier as a member.
 
     Args:
@@ -41,12 +41,12 @@ def as_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Memb
             None where they do not.
     """
     if n_front is not None:
-        return Member(tails=[Tail(backbone, n_front)], head=head, is_beside=False)
+        return Member(tails=[TrainableStages(backbone, n_front)], head=head, is_beside=False)
     tails = backbone.tails if isinstance(backbone, BranchedBackbone) else []
     return Member(tails=tails, head=head, is_beside=True)
 
 
-def join_members(
+def average_members(
     frozen: Backbone, members: Sequence[Member], temperatures: Sequence[float] | None = None
 ) -> tuple[Backbone, LinearHead]:
     """The mean of all members' logits as one network and one head.
@@ -56,7 +56,7 @@ def join_members(
         temperatures: that each member's logits are divided by; None: 1 for all.
     """
     n_frozen = frozen.n_features
-    tails: list[Tail] = []
+    tails: list[TrainableStages] = []
     columns: list[IntArray] = []  # of each member's features among those of all
     n_features = n_frozen
     for member in members:

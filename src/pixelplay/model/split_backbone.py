@@ -1,6 +1,6 @@
 """A backbone cut in two: a frozen front, computed once, and a tail that is trained.
 
-What the front makes of a photograph, the map at the cut and the moments of its own stages, can be
+What the front makes of an image, the map at the cut and the moments of its own stages, can be
 kept on disk; the tail turns it into the same features as the whole backbone.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import (
     Backbone,
+    channel_stats,
     features_and_maps,
     features_behind,
     maps_of,
-    moments_of,
     stage_modules,
 )
 from pixelplay.model.fusion import fuse_for_inference
@@ -26,7 +26,7 @@ from pixelplay.model.fusion import fuse_for_inference
 TOLERANCE = 1e-3  # of the largest feature: front and tail against the whole
 
 
-class Front(nn.Module):
+class FrozenStages(nn.Module):
     """The stages in front of the cut, fused for inference."""
 
     def __init__(self, backbone: Backbone, n_front: int) -> None:
@@ -38,11 +38,11 @@ class Front(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn normalised images (B, 3, H, W) into the map at the cut and moments (B, D_front) float32."""
         maps = maps_of(self.network, sorted({*self._own, self._last}), images)
-        moments = moments_of(maps) if self._own else images.new_empty(len(images), 0, dtype=torch.float32)
-        return maps[-1], moments
+        stats = channel_stats(maps) if self._own else images.new_empty(len(images), 0, dtype=torch.float32)
+        return maps[-1], stats
 
 
-class Tail(nn.Module):
+class TrainableStages(nn.Module):
     """The stages behind the cut; with `n_front` 0 the whole backbone."""
 
     def __init__(self, backbone: Backbone, n_front: int) -> None:
@@ -53,9 +53,9 @@ class Tail(nn.Module):
         if n_front:
             _blank_out(self.network, stage_modules(self.network)[n_front - 1].split("."))
 
-    def forward(self, maps: Tensor, moments: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
         """Turn maps at the cut (B, C, H, W) and moments (B, D_front) into features (B, D) float32."""
-        return torch.cat([moments, features_behind(self.network, self._own, maps)], dim=1)
+        return torch.cat([stats, features_behind(self.network, self._own, maps)], dim=1)
 
     def write_into(self, backbone: Backbone) -> None:
         """Put the tail's weights in their places in the whole backbone."""
@@ -74,14 +74,14 @@ class BranchedBackbone(Backbone):
         tails: of backbones like it.
     """
 
-    def __init__(self, backbone: Backbone, tails: Iterable[Tail]) -> None:
+    def __init__(self, backbone: Backbone, tails: Iterable[TrainableStages]) -> None:
         super().__init__(backbone.name, backbone.network, backbone.features)
         self._tails = nn.ModuleList(tails)
 
     @property
-    def tails(self) -> list[Tail]:
+    def tails(self) -> list[TrainableStages]:
         """In the order of their features."""
-        return [tail for tail in self._tails if isinstance(tail, Tail)]
+        return [tail for tail in self._tails if isinstance(tail, TrainableStages)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn normalised images (B, 3, H, W) into features (B, D plus D - D_front of each tail) float32."""
@@ -94,7 +94,7 @@ class BranchedBackbone(Backbone):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halves:
+class SplitBackbone:
     """A backbone in two parts.
 
     Attributes:
@@ -104,17 +104,17 @@ class Halves:
         n_moments: D_front.
     """
 
-    front: Front | None
-    tail: Tail
+    front: FrozenStages | None
+    tail: TrainableStages
     shape: tuple[int, int, int]
-    n_moments: int
+    n_stats: int
 
 
-class UncuttableError(ConfigError):
+class BackboneSplitError(ConfigError):
     """A network has no last stages that could be trained on their own."""
 
 
-def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Halves:
+def split_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> SplitBackbone:
     """Cut a backbone in front of its last stages.
 
     Args:
@@ -125,39 +125,41 @@ def cut_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> Hal
         ConfigError: it has no such stages.
         UncuttableError: the network cannot be cut there.
     """
-    n_stages = len(stage_modules(backbone.network))
+    unfreeze_stages = len(stage_modules(backbone.network))
     if n_tail is None:
-        return Halves(front=None, tail=Tail(backbone, 0), shape=(3, input_size, input_size), n_moments=0)
-    if n_stages < 2:
-        raise _uncuttable(backbone, "it has one stage")
-    if not 1 <= n_tail < n_stages:
-        raise ConfigError(
-            f"n_stages={n_tail} is outside 1 to {n_stages - 1}, what partial can train of {backbone.name}; "
-            "--tune full trains everything"
+        return SplitBackbone(
+            front=None, tail=TrainableStages(backbone, 0), shape=(3, input_size, input_size), n_stats=0
         )
-    n_front = n_stages - n_tail
+    if unfreeze_stages < 2:
+        raise _uncuttable(backbone, "it has one stage")
+    if not 1 <= n_tail < unfreeze_stages:
+        raise ConfigError(
+            f"unfreeze_stages={n_tail} is outside 1 to {unfreeze_stages - 1}, what partial can train of {backbone.name}; "
+            "--finetune full trains everything"
+        )
+    n_front = unfreeze_stages - n_tail
     images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = backbone.eval()(images)
-    tail = Tail(backbone, n_front).eval()
-    front = Front(fuse_for_inference(backbone, input_size), n_front).eval()
+    tail = TrainableStages(backbone, n_front).eval()
+    front = FrozenStages(fuse_for_inference(backbone, input_size), n_front).eval()
     try:
         with torch.inference_mode():
-            maps, moments = front(images)
-            difference = (tail(maps, moments) - expected).abs().max()
+            maps, stats = front(images)
+            difference = (tail(maps, stats) - expected).abs().max()
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
         raise _uncuttable(backbone, str(error)) from None
     if not difference <= TOLERANCE * expected.abs().max():
         raise _uncuttable(backbone, "its halves give other features than the whole")
     shape = tuple(int(n) for n in maps.shape[1:])
     assert len(shape) == 3
-    return Halves(front=front, tail=tail, shape=shape, n_moments=moments.shape[1])
+    return SplitBackbone(front=front, tail=tail, shape=shape, n_stats=stats.shape[1])
 
 
-def _uncuttable(backbone: Backbone, why: str) -> UncuttableError:
+def _uncuttable(backbone: Backbone, why: str) -> BackboneSplitError:
     reason = " ".join(why.split())[:120]
-    return UncuttableError(
-        f"{backbone.name} cannot be cut in front of its last stages ({reason}); use --tune full or probe"
+    return BackboneSplitError(
+        f"{backbone.name} cannot be cut in front of its last stages ({reason}); use --finetune full or probe"
     )
 
 

@@ -21,7 +21,7 @@ Layout = Callable[[Tensor, Shape], Tensor]
 TOLERANCE = 1e-3  # of the largest value: a stage's output against the map that timm makes of it
 
 
-class StageWatch:
+class StageHooks:
     """Watches the last stages of a backbone, those of the frozen network and of each tail beside it.
 
     A class's logit depends on all of them: each branch ends in features of its own.

@@ -68,7 +68,7 @@ class WeightsFile:
 
 
 def find_weights(
-    name: str, pretrained_cfg: Mapping[str, Any], weights: str | None, *, is_offline: bool
+    name: str, pretrained_cfg: Mapping[str, Any], weights: str | None, *, offline: bool
 ) -> WeightsFile:
     """Find the weights file: the user's own, a package's, the hub's cache, or a download.
 
@@ -83,7 +83,7 @@ def find_weights(
         return WeightsFile(path=weights, sha256=file_sha256(weights), origin=os.path.basename(weights))
     if name in EMBEDDED:
         return _find_embedded(name)
-    path = _find_on_hub(name, pretrained_cfg.get("hf_hub_id"), is_offline=is_offline)
+    path = _find_on_hub(name, pretrained_cfg.get("hf_hub_id"), offline=offline)
     return WeightsFile(
         path=path, sha256=file_sha256(path), origin=f"{pretrained_cfg['hf_hub_id']} on the hub"
     )
@@ -150,7 +150,7 @@ def _find_embedded(name: str) -> WeightsFile:
     return WeightsFile(path=path, sha256=digest, origin=f"package {embedded.package}", is_embedded=True)
 
 
-def _find_on_hub(name: str, repository: str | None, *, is_offline: bool) -> str:
+def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if repository is None:
@@ -158,7 +158,7 @@ def _find_on_hub(name: str, repository: str | None, *, is_offline: bool) -> str:
     cached = try_to_load_from_cache(repository, "model.safetensors")
     if isinstance(cached, str):
         return cached
-    if is_offline:
+    if offline:
         raise ConfigError(
             f"backbone {name!r} has no weights in the hub's cache and --offline is set; {WAYS_ON}"
         )

@@ -14,10 +14,17 @@ from pixelplay.text import align, counted, printable
 if TYPE_CHECKING:  # they come with torch, which a scan does not need
     from pixelplay.outputs.crossval_report import CrossvalReport
     from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
-    from pixelplay.outputs.label_issues import SuspectReport
+    from pixelplay.outputs.label_issues import LabelIssueReport
     from pixelplay.outputs.train_report import TrainReport
-from pixelplay.data.audit import FEW, Audit, count_kinds, describe_findings, describe_set, find_coverage
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.audit import (
+    FEW_IMAGES,
+    Audit,
+    describe_findings,
+    describe_set,
+    find_coverage,
+    summarize_formats,
+)
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import imbalance_ratio
 from pixelplay.text import SHOWN, name_some
 
@@ -42,13 +49,13 @@ MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
 MAX_CONFUSION = 12
 
 
-MAX_SUSPECTS = 20
+MAX_LABEL_ISSUES = 20
 
 
 PARTS_IN_WORDS = {"oof": "out of fold", "val": "in the validation part", "test": "in the test part"}
 
 
-def summarise_training(report: "TrainReport") -> str:
+def format_train_report(report: "TrainReport") -> str:
     """The headline with its interval, the baseline, each class, and what to try next."""
     evaluation = report.evaluation
     where = {
@@ -56,30 +63,30 @@ def summarise_training(report: "TrainReport") -> str:
         "oof": "out of fold (no test part; slightly optimistic)",
         "val": "validation part (no test part; it also chose, so slightly optimistic)",
     }[report.measured_on]
-    lines = [f"{report.depth}: {where}, {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
+    lines = [f"{report.finetune}: {where}, {counted(evaluation.n, 'image')}; intervals are 95 %", ""]
     rows = _headline_rows(report)
     lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
     lines += _legend(rows, "← what decisions are tuned for")
-    if report.measured_on == "test" and report.held_out_part == "oof":
+    if report.measured_on == "test" and report.held_out_split == "oof":
         value, interval = _value_and_interval(getattr(report.held_out, report.metric))
-        n = counted(report.held_out.n, "photograph")
+        n = counted(report.held_out.n, "image")
         lines += ["", f"out of fold, {n} learned from: {TITLES[report.metric]} {value}  {interval}"]
     lines += ["", *_class_table(evaluation, report.train_counts)]
     lines += _without_copies(report)
     if (corrected := report.corrected.get(report.measured_on)) is not None:
         value, interval = _value_and_interval(corrected.accuracy)
         lines += ["", f"on the labels as you have corrected them: accuracy {value}  {interval}"]
-    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.suspects.suspects))])
+    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.label_issues.label_issues))])
 
 
-def summarise_crossval(report: "CrossvalReport") -> str:
+def format_crossval_report(report: "CrossvalReport") -> str:
     """The headline with its interval, the baseline, the spread of the folds, each class, what is deployed."""
     evaluation = report.evaluation
-    n_all = report.n_folds * report.n_repeats
-    depths = ", ".join(f"{n} {depth}" for depth, n in report.depths.items())
-    often = "" if report.n_repeats == 1 else f", each {report.n_repeats} times"
+    n_all = report.n_folds * report.repeats
+    finetune = ", ".join(f"{n} {method}" for method, n in report.finetune.items())
+    often = "" if report.repeats == 1 else f", each {report.repeats} times"
     lines = [
-        f"{n_all} folds ({depths}): {counted(evaluation.n, 'photograph')}{often}, "
+        f"{n_all} folds ({finetune}): {counted(evaluation.n, 'image')}{often}, "
         "predicted by classifiers that had not seen them; intervals are 95 %",
         "",
     ]
@@ -102,17 +109,17 @@ def summarise_crossval(report: "CrossvalReport") -> str:
         lines.append(f"deployed: {what}; the figures above are of classifiers like it, not of itself")
     else:
         value, interval = _value_and_interval(getattr(report.test, report.metric))
-        n = counted(report.test.n, "photograph")
+        n = counted(report.test.n, "image")
         title = TITLES[report.metric]
         lines.append(f"deployed: {what}; on the given test part, {n}: {title} {value}  {interval}")
     lines += _without_copies(report)
-    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.suspects.suspects))])
+    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.label_issues.label_issues))])
 
 
-def summarise_evaluation(report: "EvaluationReport") -> str:
+def format_evaluation_report(report: "EvaluationReport") -> str:
     """All figures with intervals, each class, and the confusion matrix."""
     evaluation = report.evaluation
-    lines = [f"{report.part}: {counted(evaluation.n, 'photograph')}; intervals are 95 %", ""]
+    lines = [f"{report.split}: {counted(evaluation.n, 'image')}; intervals are 95 %", ""]
     columns = {"": evaluation}
     if evaluation.known_only is not None:
         columns["known classes only"] = evaluation.known_only
@@ -133,9 +140,7 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
             "log-loss, Brier score, ROC-AUC and average precision leave unknown classes out everywhere"
         )
     if report.n_trained_on:
-        lines.append(
-            f"the tables below include {counted(report.n_trained_on, 'photograph')} that were trained on"
-        )
+        lines.append(f"the tables below include {counted(report.n_trained_on, 'image')} that were trained on")
     lines += ["", *_class_table(evaluation, None)]
     lines += ["", *_confusion_table(evaluation)]
     fair = evaluation if report.unseen is None else report.unseen
@@ -145,7 +150,7 @@ def summarise_evaluation(report: "EvaluationReport") -> str:
             where = ", which were trained on"
         lines += ["", _operating_point(fair.operating_point, where)]
     elif evaluation.operating_point is not None:
-        lines += ["", "no threshold: all photographs of the positive class were trained on"]
+        lines += ["", "no threshold: all images of the positive class were trained on"]
     if report.against is not None:
         lines += ["", *_comparison(report.against)]
     return "\n".join(lines)
@@ -158,7 +163,7 @@ def _comparison(found: "RunComparison") -> list[str]:
     where = " that neither model was trained on" if found.unseen else ""
     if found.n_trained_on and not found.unseen:
         where = ", each of which a model was trained on"
-    lines = [f"{first} less {second}: {counted(fairest.n, 'photograph')}{where}"]
+    lines = [f"{first} less {second}: {counted(fairest.n, 'image')}{where}"]
     rows = []
     for name, difference in fairest.differences.items():
         values = [f"{value:.3f}" for value in fairest.values[name]]
@@ -169,7 +174,7 @@ def _comparison(found: "RunComparison") -> list[str]:
         rows.append([title + mark, *values, f"{difference.value:+.3f}", interval])
     lines += align(["", first, second, "difference", "interval"], rows)
     has_doubt = any(row[-1].endswith("?") for row in rows)
-    lines += ["? few photographs of a class, or few on which they differ: a rough interval"] * has_doubt
+    lines += ["? few images of a class, or few on which they differ: a rough interval"] * has_doubt
     evidence = "" if fairest.p_value is None else f" (McNemar's mid-p = {fairest.p_value:.2g})"
     lines.append(
         f"right by {first} alone: {fairest.n_only_first_right}, by {second} alone: "
@@ -177,34 +182,34 @@ def _comparison(found: "RunComparison") -> list[str]:
     )
     difference = fairest.differences[found.metric]
     if difference.low > 0 or difference.high < 0:
-        verdict = "is better" if difference.reliable else "seems better, on few photographs"
+        verdict = "is better" if difference.reliable else "seems better, on few images"
         lines.append(f"{TITLES[found.metric]}: {first if difference.low > 0 else second} {verdict}")
     else:
         lines.append(f"{TITLES[found.metric]}: no difference is shown, for its interval holds 0")
     return [printable(line) for line in lines]
 
 
-def summarise_suspects(report: "SuspectReport") -> str:
+def format_label_issues(report: "LabelIssueReport") -> str:
     """The most suspicious labels, and where all of them stand."""
     n_checked = sum(report.n_checked.values())
-    where = ", ".join(f"{n:,} {PARTS_IN_WORDS.get(part, part)}" for part, n in report.n_checked.items())
-    found = report.suspects
+    where = ", ".join(f"{n:,} {PARTS_IN_WORDS.get(split, split)}" for split, n in report.n_checked.items())
+    found = report.label_issues
     share = len(found) / max(n_checked, 1)
     lines = [
-        f"{len(found):,} of {n_checked:,} held-out photographs ({where}) have a label that looks wrong, "
+        f"{len(found):,} of {n_checked:,} held-out images ({where}) have a label that looks wrong, "
         f"{share:.1%}"
     ]
     if "val" in report.n_checked:
         lines.append("what a tuned network learned from is not checked; pixelplay crossval checks everything")
     rows = [
-        [s.path, s.part, s.label, f"{s.prob_label:.2f}", s.proposed, f"{s.prob_proposed:.2f}"]
-        for s in found[:MAX_SUSPECTS]
+        [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.proposed, f"{s.prob_proposed:.2f}"]
+        for s in found[:MAX_LABEL_ISSUES]
     ]
     if rows:
-        lines += ["", *align(["path", "part", "label", "its prob", "looks like", "its prob"], rows)]
-    if len(found) > MAX_SUSPECTS:
-        lines.append(f"… and {len(found) - MAX_SUSPECTS} more")
-    table = os.path.join(report.run_dir, "suspects.csv")
+        lines += ["", *align(["path", "split", "label", "its prob", "looks like", "its prob"], rows)]
+    if len(found) > MAX_LABEL_ISSUES:
+        lines.append(f"… and {len(found) - MAX_LABEL_ISSUES} more")
+    table = os.path.join(report.run_dir, "label_issues.csv")
     return "\n".join([*lines, "", f"all of them, with reasons, are in {printable(table)}"])
 
 
@@ -217,14 +222,14 @@ def _operating_point(point: OperatingPoint, where: str) -> str:
     precision, recall = (" ".join(_value_and_interval(e)) for e in (point.precision, point.recall))
     return (
         f"{point.positive!r} at probability ≥ {point.threshold:.4f}: precision {precision}, "
-        f"recall {recall} (threshold chosen on these photographs{where})"
+        f"recall {recall} (threshold chosen on these images{where})"
     )
 
 
 def _legend(rows: Sequence[Sequence[str]], *also: str) -> list[str]:
     """Say what the signs in a table of figures mean, where they occur."""
     has_doubt = any(cell.endswith(" ?") for row in rows for cell in row)
-    signs = [*also, *(["? a class has few photographs: a rough interval"] if has_doubt else [])]
+    signs = [*also, *(["? a class has few images: a rough interval"] if has_doubt else [])]
     return ["   ".join(signs)] if signs else []
 
 
@@ -278,14 +283,14 @@ def _headline_rows(report: "TrainReport | CrossvalReport") -> list[list[str]]:
     return rows
 
 
-def _what_next(run_dir: str, n_suspects: int) -> list[str]:
+def _what_next(run_dir: str, n_label_issues: int) -> list[str]:
     run = shlex.quote(run_dir)
-    looks = f"{counted(n_suspects, 'label')} that {'looks' if n_suspects == 1 else 'look'} wrong"
+    explained = f"{counted(n_label_issues, 'label')} that {'looks' if n_label_issues == 1 else 'look'} wrong"
     return [
         f"model and records are in {run_dir}; try next:",
         f"  pixelplay predict {run} PHOTOS --out predictions.csv",
         f"  pixelplay evaluate {run} LABELLED_PHOTOS",
-        *([f"  pixelplay suspects {run}   ({looks})"] if n_suspects else []),
+        *([f"  pixelplay label-issues {run}   ({explained})"] if n_label_issues else []),
     ]
 
 
@@ -293,7 +298,7 @@ def _without_copies(report: "TrainReport | CrossvalReport") -> list[str]:
     if report.test_without_copies is None:
         return []
     value, interval = _value_and_interval(report.test_without_copies.accuracy)
-    return ["", f"without test photographs that had a copy in training: accuracy {value}  {interval}"]
+    return ["", f"without test images that had a copy in training: accuracy {value}  {interval}"]
 
 
 def _baseline(report: "TrainReport | CrossvalReport", name: str) -> str:
@@ -310,39 +315,39 @@ SETS = {  # finding → its title
 }
 
 
-def scan_to_json(index: ImageIndex, audit: Audit) -> dict[str, Any]:
+def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
     """Everything that scan found, each finding with its files."""
-    counts = index.class_counts()
-    formats, smallest, largest = count_kinds(audit)
-    coverage = find_coverage(index)
+    counts = dataset.class_counts()
+    formats, smallest, largest = summarize_formats(audit)
+    coverage = find_coverage(dataset)
     return {
-        "source": index.source,
-        "n": len(index),
-        "n_unlabelled": int((index.labels < 0).sum()),
-        "classes": {name: int(n) for name, n in zip(index.classes, counts, strict=True)},
+        "source": dataset.source,
+        "n": len(dataset),
+        "n_unlabelled": int((dataset.labels < 0).sum()),
+        "classes": {name: int(n) for name, n in zip(dataset.classes, counts, strict=True)},
         "parts": {
-            part: int(index.in_part(part).sum())
-            for part in ("train", "val", "test")
-            if index.in_part(part).any()
+            split: int(dataset.in_split(split).sum())
+            for split in ("train", "val", "test")
+            if dataset.in_split(split).any()
         },
         "imbalance_ratio": imbalance_ratio(counts),
         "formats": dict(formats.most_common()),
         "smallest_px": smallest,
         "largest_px": largest,
-        **describe_findings(index, audit.errors.values(), audit.duplicates),
-        "leaks": [describe_set(index, members) for members in audit.duplicates.leaks],
+        **describe_findings(dataset, audit.errors.values(), audit.duplicates),
+        "leaks": [describe_set(dataset, members) for members in audit.duplicates.leaks],
         "expected_without_images": list(coverage.absent),
         "expected_with_few_images": dict(coverage.few),
         "reachable_accuracy": coverage.reachable,
         "test_share_with_few_images": coverage.in_few,
-        "notes": list(index.notes),
+        "notes": list(dataset.notes),
     }
 
 
-def summarise_scan(index: ImageIndex, audit: Audit) -> str:
+def format_scan(dataset: ImageDataset, audit: Audit) -> str:
     """What scan found, for reading."""
-    found = scan_to_json(index, audit)
-    lines = [f"{printable(index.source)}: {counted(found['n'], 'photograph')}, {len(index.classes)} classes"]
+    found = scan_to_json(dataset, audit)
+    lines = [f"{printable(dataset.source)}: {counted(found['n'], 'image')}, {len(dataset.classes)} classes"]
     if found["n_unlabelled"]:
         lines.append(f"  {found['n_unlabelled']:,} without a label")
     lines += align(
@@ -354,7 +359,7 @@ def summarise_scan(index: ImageIndex, audit: Audit) -> str:
     )
     lines += ["", f"imbalance  {found['imbalance_ratio']:.1f} : 1"]
     if found["parts"]:
-        lines.append("parts      " + ", ".join(f"{part} {n:,}" for part, n in found["parts"].items()))
+        lines.append("parts      " + ", ".join(f"{split} {n:,}" for split, n in found["parts"].items()))
     if found["formats"]:
         lines.append("formats    " + ", ".join(f"{name} {n:,}" for name, n in found["formats"].items()))
         sizes = [f"{width} × {height}" for width, height in (found["smallest_px"], found["largest_px"])]
@@ -369,20 +374,20 @@ def summarise_scan(index: ImageIndex, audit: Audit) -> str:
 
 
 def _expectations(found: Mapping[str, Any]) -> list[str]:
-    """Expected classes that have no or too few photographs."""
+    """Expected classes that have no or too few images."""
     lines = []
     if absent := found["expected_without_images"]:
         bound = found["reachable_accuracy"]
         lines.append(
-            f"absent     {len(absent)} expected classes have no photograph: {printable(name_some(absent))}"
+            f"absent     {len(absent)} expected classes have no image: {printable(name_some(absent))}"
             + ("" if bound is None else f"; accuracy cannot pass {bound:.1%}")
         )
     if few := found["expected_with_few_images"]:
         share = found["test_share_with_few_images"]
         named = printable(name_some([f"{name} ({n})" for name, n in few.items()]))
         lines.append(
-            f"few        expected classes with fewer than {FEW} photographs: {named}"
-            + ("" if share is None else f"; they are {share:.1%} of the test photographs")
+            f"few        expected classes with fewer than {FEW_IMAGES} images: {named}"
+            + ("" if share is None else f"; they are {share:.1%} of the test images")
         )
     return lines
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelplay.arrays import UInt8Array
-from pixelplay.outputs.overlay import colour
+from pixelplay.outputs.overlay import color
 from pixelplay.text import printable
 
 PER_SHEET, N_COLUMNS = 60, 6
@@ -30,7 +30,7 @@ FONT_PX = 13
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 
 
-LEGEND = "none", "most evidence in the photograph"
+LEGEND = "none", "most evidence in the image"
 
 
 class ContactSheets:
@@ -90,7 +90,7 @@ def _font() -> Font:
 def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, font: Font) -> None:
     """What the colours mean, at the top: a bar from the coldest to the hottest between two words."""
     bar_px = CELL_PX // 2
-    bar = np.tile(colour(np.linspace(0, 1, bar_px, dtype=np.float32))[None], (LINE_PX - 5, 1, 1))
+    bar = np.tile(color(np.linspace(0, 1, bar_px, dtype=np.float32))[None], (LINE_PX - 5, 1, 1))
     draw.text((GAP_PX, GAP_PX), LEGEND[0], INK, font)
     left = GAP_PX + math.ceil(draw.textlength(f"{LEGEND[0]} ", font))
     sheet.paste(Image.fromarray(bar.round().astype(np.uint8)), (left, GAP_PX + 2))

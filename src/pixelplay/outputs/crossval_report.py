@@ -22,7 +22,12 @@ from pixelplay.evaluation.evaluate import (
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import label_metric
 from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
-from pixelplay.outputs.label_issues import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
+from pixelplay.outputs.label_issues import (
+    LABEL_ISSUES,
+    LabelIssueReport,
+    collect_label_issues,
+    write_label_issues,
+)
 from pixelplay.outputs.predictions_table import write_oof
 from pixelplay.outputs.train_report import (
     METRICS_VERSION,
@@ -33,11 +38,11 @@ from pixelplay.outputs.train_report import (
     write_history,
     write_part,
 )
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import Fold
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.finalize import DeployedFolds
-from pixelplay.training.training_data import Material
+from pixelplay.training.training_data import TrainingData
 
 CHOOSER = "the other folds"
 
@@ -50,18 +55,18 @@ class CrossvalReport:
         run_dir: where the run lies.
         metric: the declared one.
         n_folds: in each repeat.
-        n_repeats: how often the photographs were dealt anew.
-        oof: figures of all photographs, each predicted by a classifier, a temperature and a tau that had
+        n_repeats: how often the images were dealt anew.
+        oof: figures of all images, each predicted by a classifier, a temperature and a tau that had
             not seen it; with repeats the mean over them, intervals too.
         oof_corrected: the same on the labels as the user has corrected them; None where none differs.
         fold_values: the declared metric in each fold, repeat by repeat.
-        depths: how deep the folds were trained → how many.
+        finetune: how deep the folds were trained → how many.
         deployed: "ensemble", the mean of all folds' classifiers, or "single", one that learned from all.
         test: figures of the given test part for what is deployed; None where the data gives none.
-        test_without_copies: the same without test photographs that had a copy in training.
+        test_without_copies: the same without test images that had a copy in training.
         test_corrected: on the labels as the user has corrected them; None where none differs.
         baseline: what always guessing the commonest class scores.
-        train_counts: class → photographs that took part.
+        train_counts: class → images that took part.
         folds: what each fold has chosen.
         chosen: how the deployed model decides, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
@@ -74,11 +79,11 @@ class CrossvalReport:
     run_dir: str
     metric: Metric
     n_folds: int
-    n_repeats: int
+    repeats: int
     oof: Evaluation
     oof_corrected: Evaluation | None
     fold_values: tuple[float, ...]
-    depths: Mapping[str, int]
+    finetune: Mapping[str, int]
     deployed: str
     test: Evaluation | None
     test_without_copies: Evaluation | None
@@ -90,7 +95,7 @@ class CrossvalReport:
     data: Mapping[str, Any]
     notes: Sequence[str]
     command: str | None
-    suspects: SuspectReport
+    label_issues: LabelIssueReport
     calibration: Mapping[str, Any] | None
 
     @property
@@ -123,8 +128,8 @@ class CrossvalReport:
             "format_version": METRICS_VERSION,
             "headline": {"metric": self.metric, **self.headline.to_json(), **by},
             "n_folds": self.n_folds,
-            "n_repeats": self.n_repeats,
-            "depths": dict(self.depths),
+            "repeats": self.repeats,
+            "finetune": dict(self.finetune),
             "by_fold": {
                 "metric": self.metric,
                 **by,
@@ -150,7 +155,7 @@ class CrossvalReport:
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "calibration": chosen_by(CHOOSER, self.calibration),
-            "suspects": self.suspects.summary(),
+            "label_issues": self.label_issues.summary(),
             "notes": list(self.notes),
         }
 
@@ -158,11 +163,11 @@ class CrossvalReport:
 def make_crossval_report(
     run_dir: str,
     config: TrainConfig,
-    material: Material,
+    data: TrainingData,
     validation: CrossValidation,
     deployed: DeployedFolds,
     test: Judged | None,
-    journal: Journal,
+    log: RunLog,
 ) -> CrossvalReport:
     """Put together what is known about a cross-validation.
 
@@ -170,34 +175,34 @@ def make_crossval_report(
         deployed: what predicts from now on.
         test: the given test part under what is deployed.
     """
-    counts = material.learn_counts
-    oof = _evaluate(validation, material, material.given, config.seed)
-    is_corrected = bool((material.corrected != material.given)[validation.rows].any())
+    counts = data.fit_counts
+    oof = _evaluate(validation, data, data.given_labels, config.seed)
+    is_corrected = bool((data.corrected_labels != data.given_labels)[validation.rows].any())
     held_out = validation.fits[0].pred >= 0
-    labels = material.given[validation.rows]
+    labels = data.given_labels[validation.rows]
     return CrossvalReport(
         run_dir=run_dir,
         metric=config.metric,
         n_folds=config.n_folds,
-        n_repeats=len(validation.folds),
+        repeats=len(validation.folds),
         oof=oof,
-        oof_corrected=_evaluate(validation, material, material.corrected, config.seed)
+        oof_corrected=_evaluate(validation, data, data.corrected_labels, config.seed)
         if is_corrected
         else None,
         fold_values=tuple(_fold_values(validation, labels, config.metric)),
-        depths=Counter(part.depth for part in validation.parts),
+        finetune=Counter(part.finetune for part in validation.results),
         deployed="ensemble" if deployed.alone is None else "single",
         test=None if test is None else test.evaluation,
-        test_without_copies=judge_without_copies(material, test, config.seed),
+        test_without_copies=judge_without_copies(data, test, config.seed),
         test_corrected=None if test is None else test.corrected,
         baseline=majority_baseline(counts, labels[held_out], oof.classes),
-        train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
-        folds=[_describe_fold(part, validation) for part in validation.parts],
+        train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
+        folds=[_describe_fold(part, validation) for part in validation.results],
         chosen=_describe_deployed(deployed),
-        data=describe_data(material),
-        notes=tuple(journal.notes),
-        command=journal.command,
-        suspects=_find_suspects(run_dir, material, validation, test),
+        data=describe_data(data),
+        notes=tuple(log.notes),
+        command=log.command,
+        label_issues=_find_suspects(run_dir, data, validation, test),
         calibration=_compare_reliability(validation, labels),
     )
 
@@ -205,7 +210,7 @@ def make_crossval_report(
 def write_crossval_records(
     folder: str,
     config: TrainConfig,
-    material: Material,
+    data: TrainingData,
     validation: CrossValidation,
     report: CrossvalReport,
     deployed: DeployedFolds,
@@ -216,12 +221,14 @@ def write_crossval_records(
     Args:
         test: the given test part under what is deployed; None where there is none.
     """
-    about = {"pixelplay": "crossval", "n_repeats": report.n_repeats, "deployed": report.deployed}
-    origin = describe_origin(material, report.command, config.data.images_dir)
+    about = {"pixelplay": "crossval", "repeats": report.repeats, "deployed": report.deployed}
+    origin = describe_origin(data, report.command, config.data.images_dir)
     write_json({**about, **origin, **to_json(config)}, os.path.join(folder, "config.json"))
-    _write_split(folder, material, validation)
+    _write_split(folder, data, validation)
     history: list[Mapping[str, float]] = [
-        {"repeat": part.repeat, "fold": part.fold, **row} for part in validation.parts for row in part.history
+        {"repeat": part.repeat, "fold": part.fold, **row}
+        for part in validation.results
+        for row in part.history
     ]
     if deployed.alone is not None:  # in no fold
         history += [{"repeat": np.nan, "fold": np.nan, **row} for row in deployed.alone.history]
@@ -229,46 +236,47 @@ def write_crossval_records(
         write_history(os.path.join(folder, "history.csv"), history)
     elif os.path.isfile(plan := os.path.join(folder, "plan.json")):
         os.remove(plan)  # it came to nothing
-    write_oof(folder, material, validation)
+    write_oof(folder, data, validation)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
-    write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
+    write_label_issues(report.label_issues.label_issues, os.path.join(folder, LABEL_ISSUES))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
 def _describe_deployed(deployed: DeployedFolds) -> dict[str, Mapping[str, Any]]:
     """Setting → its value, and what chose it."""
-    decided = describe_decision(deployed.decision, "oof")
+    decided = describe_decision(deployed.rule, "oof")
     if deployed.alone is not None:
         return {**deployed.alone.chosen, **decided}
     own = {"value": list(deployed.temperatures), "chosen_on": "the fold that each member has not seen"}
     return {"member_temperatures": own, **decided}
 
 
-def _write_split(folder: str, material: Material, validation: CrossValidation) -> None:
-    """Write split.json: the photographs of each fold, and those that took no part."""
-    paths = material.index.paths
+def _write_split(folder: str, data: TrainingData, validation: CrossValidation) -> None:
+    """Write split.json: the images of each fold, and those that took no part."""
+    paths = data.dataset.paths
     folds = {
-        f"repeat {part.repeat}, fold {part.fold}": [paths[i] for i in part.rows] for part in validation.parts
+        f"repeat {part.repeat}, fold {part.fold}": [paths[i] for i in part.rows]
+        for part in validation.results
     }
-    never = np.setdiff1d(validation.rows[validation.folds[0] < 0], material.left_out)
+    never = np.setdiff1d(validation.rows[validation.folds[0] < 0], data.excluded)
     others = {
         "never_held_out": never,
-        "left_out": material.left_out,
-        "test": material.parts.split.test,
-        "removed": material.parts.removed,
+        "excluded": data.excluded,
+        "test": data.split.test,
+        "removed": data.split.removed,
     }
     named = {name: [paths[i] for i in rows] for name, rows in others.items()}
     write_json({**folds, **named}, os.path.join(folder, "split.json"))
 
 
-def _evaluate(validation: CrossValidation, material: Material, labels: IntArray, seed: int) -> Evaluation:
-    """Figures of the procedure: the mean of all repeats, each of which measures every photograph once.
+def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray, seed: int) -> Evaluation:
+    """Figures of the procedure: the mean of all repeats, each of which measures every image once.
 
     Args:
-        labels: of the whole material; photographs with -1 are left out.
+        labels: of the whole material; images with -1 are left out.
     """
-    groups, found = material.index.groups, []
+    groups, found = data.dataset.groups, []
     for fit in validation.fits:
         kept = (fit.pred >= 0) & (labels[validation.rows] >= 0)
         rows = validation.rows[kept]
@@ -276,8 +284,8 @@ def _evaluate(validation: CrossValidation, material: Material, labels: IntArray,
             fit.probs[kept],
             fit.pred[kept],
             labels[rows],
-            material.classes,
-            n_known=material.n_known,
+            data.classes,
+            n_known=data.n_known,
             groups=None if groups is None else groups[rows],
             seed=seed,
         )
@@ -286,37 +294,37 @@ def _evaluate(validation: CrossValidation, material: Material, labels: IntArray,
 
 
 def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
-    """Of the first repeat: another time the same photographs are no further evidence."""
+    """Of the first repeat: another time the same images are no further evidence."""
     held_out = validation.folds[0] >= 0  # what was left out has the deployed temperature
     before = natural_probs(validation.logits[0][held_out], 1.0)
     return compare_reliability(before, validation.fits[0].probs[held_out], labels[held_out], "oof")
 
 
 def _find_suspects(
-    run_dir: str, material: Material, validation: CrossValidation, test: Judged | None
-) -> SuspectReport:
+    run_dir: str, data: TrainingData, validation: CrossValidation, test: Judged | None
+) -> LabelIssueReport:
     held_out = validation.fits[0].pred >= 0  # (N,) the only one of a class never is
     probs = np.mean([fit.probs[held_out] for fit in validation.fits], axis=0)
     found = {"oof": (validation.rows[held_out], probs)}
     if test is not None:
         found["test"] = (test.positions, test.predictions.probs)
-    return find_suspects_in(run_dir, material, found)
+    return collect_label_issues(run_dir, data, found)
 
 
 def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
     return [
         label_metric(metric, validation.fits[part.repeat].pred[own], labels[own])
-        for part in validation.parts
+        for part in validation.results
         if (own := validation.folds[part.repeat] == part.fold).any()
     ]
 
 
 def _describe_fold(part: Fold, validation: CrossValidation) -> dict[str, Any]:
-    decision = validation.fits[part.repeat].decisions.get(part.fold)
+    rule = validation.fits[part.repeat].rules.get(part.fold)
     return {
         "repeat": part.repeat,
         "fold": part.fold,
         "n": len(part.rows),
-        "depth": part.depth,
-        "chosen": {**part.chosen, **({} if decision is None else describe_decision(decision, CHOOSER))},
+        "finetune": part.finetune,
+        "chosen": {**part.chosen, **({} if rule is None else describe_decision(rule, CHOOSER))},
     }

@@ -1,4 +1,4 @@
-"""Two runs on the same labelled photographs → how far they are apart, and whether that is real."""
+"""Two runs on the same labelled images → how far they are apart, and whether that is real."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,34 +6,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.config import PARTS, Part, TrainConfig, check_choice
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.config import SPLITS, SplitName, TrainConfig, check_choice
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.errors import DataError
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
-from pixelplay.evaluation.decision_rule import Decision
+from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
-from pixelplay.model.backbone import Backbone, LoadedBackbone
-from pixelplay.model.bundle import Bundle, shorten_digest
+from pixelplay.model.backbone import Backbone, PretrainedBackbone
+from pixelplay.model.bundle import ModelBundle, shorten_digest
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import Device
 from pixelplay.outputs.predictions_table import write_predictions
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
-from pixelplay.training.finalize import see_rows
-from pixelplay.training.probe_or_finetune import Learned
-from pixelplay.training.training_data import Material
+from pixelplay.training.finalize import features_of
+from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunComparison:
-    """One model less another on the same photographs.
+    """One model less another on the same images.
 
     Attributes:
         runs: the model that was measured, and the other.
         metric: what the first decides for.
-        everything: all scored photographs.
-        n_trained_on: photographs that either model has learned from.
+        everything: all scored images.
+        n_trained_on: images that either model has learned from.
         unseen: the same without those; None where there are none, or nothing else.
     """
 
@@ -45,7 +45,7 @@ class RunComparison:
 
     @property
     def fairest(self) -> PairedComparison:
-        """Without photographs that either has learned from, where there are others."""
+        """Without images that either has learned from, where there are others."""
         return self.everything if self.unseen is None else self.unseen
 
     def to_json(self) -> dict[str, object]:
@@ -61,18 +61,18 @@ class RunComparison:
 
 def compare_runs(
     answers: tuple[Predictions, Predictions],
-    bundles: tuple[Bundle, Bundle],
+    bundles: tuple[ModelBundle, ModelBundle],
     runs: tuple[str, str],
-    index: ImageIndex,
-    journal: Journal,
+    dataset: ImageDataset,
+    log: RunLog,
 ) -> RunComparison:
     """Measure one model less another, row by row of the same index, some of which could be read."""
-    classes = all_names(*(bundle.classes for bundle in bundles), index.classes)
-    labels = renumbered(index.classes, classes)[index.labels]
+    classes = all_names(*(bundle.classes for bundle in bundles), dataset.classes)
+    labels = renumbered(dataset.classes, classes)[dataset.labels]
     places = [renumbered(bundle.classes, classes) for bundle in bundles]  # (K of each,)
     for run, own, others in zip(runs, bundles, reversed(bundles), strict=True):
         if lacking := sorted(set(others.classes) - set(own.classes)):
-            journal.note(f"{run} does not know {name_some(lacking)}, which the other model does")
+            log.note(f"{run} does not know {name_some(lacking)}, which the other model does")
     probs = [np.zeros((len(labels), len(classes))) for _ in answers]
     for wide, place, answer in zip(probs, places, answers, strict=True):
         wide[:, place] = answer.probs
@@ -87,21 +87,19 @@ def compare_runs(
             (preds[0][keep], preds[1][keep]),
             (probs[0][keep], probs[1][keep]),
             labels[keep],
-            None if index.groups is None else index.groups[keep],
+            None if dataset.groups is None else dataset.groups[keep],
             is_known=is_known[keep],
         )
 
     n_unseen = int((is_ok & ~is_seen).sum())
     if is_seen.any() and n_unseen:
-        journal.note(
-            f"the difference is shown for the {n_unseen} photographs that neither model has learned from"
-        )
+        log.note(f"the difference is shown for the {n_unseen} images that neither model has learned from")
     elif is_seen.any():
         learned = " and ".join(
             f"{run} from {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True)
         )
-        journal.note(
-            f"each of the {is_ok.sum()} photographs was learned from by a model ({learned}): the difference "
+        log.note(
+            f"each of the {is_ok.sum()} images was learned from by a model ({learned}): the difference "
             "says little about new ones"
         )
     return RunComparison(
@@ -124,7 +122,7 @@ def renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> IntArray:
     return np.array([position[name] for name in names], dtype=np.int64)
 
 
-def was_learned(predictions: Predictions, bundle: Bundle) -> BoolArray:
+def was_learned(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
     """Which rows (N,) a model has learned from."""
     return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])
 
@@ -137,7 +135,7 @@ class Judged:
     """A part with its predictions, its given labels and what came of it.
 
     Attributes:
-        positions: (N,) which photographs of the material.
+        positions: (N,) which images of the material.
         predictions: one row for each.
         given: (N,) given class names.
         evaluation: its figures, on the given labels.
@@ -153,29 +151,29 @@ class Judged:
 
 
 def judge(
-    material: Material,
+    data: TrainingData,
     positions: IntArray,
     decided: tuple[Float64Array, IntArray],
     seed: int,
 ) -> Judged:
-    """Measure decisions on photographs of the material.
+    """Measure decisions on images of the material.
 
     Args:
-        positions: (N,) which photographs.
+        positions: (N,) which images.
         decided: their probabilities (N, K) and classes (N,); -1 was never held out and is left out.
     """
     scored = decided[1] >= 0
     positions, probs, pred = positions[scored], decided[0][scored], decided[1][scored]
-    given, corrected = material.given[positions], material.corrected[positions]
-    index = material.index
+    given, corrected = data.given_labels[positions], data.corrected_labels[positions]
+    dataset = data.dataset
     predictions = Predictions(
-        paths=tuple(index.paths[i] for i in positions),
+        paths=tuple(dataset.paths[i] for i in positions),
         status=("ok",) * len(positions),
         errors=("",) * len(positions),
         probs=probs,
         pred=pred,
-        classes=material.known_classes,
-        digests=tuple(material.digests[i] for i in positions),
+        classes=data.known_classes,
+        digests=tuple(data.digests[i] for i in positions),
     )
 
     def measure(kept: BoolArray, labels: IntArray) -> Evaluation:
@@ -183,9 +181,9 @@ def judge(
             probs[kept],
             pred[kept],
             labels[kept],
-            material.classes,
-            n_known=material.n_known,
-            groups=None if index.groups is None else index.groups[positions[kept]],
+            data.classes,
+            n_known=data.n_known,
+            groups=None if dataset.groups is None else dataset.groups[positions[kept]],
             seed=seed,
         )
 
@@ -194,7 +192,7 @@ def judge(
     return Judged(
         positions=positions,
         predictions=predictions,
-        given=tuple(material.classes[k] for k in given),
+        given=tuple(data.classes[k] for k in given),
         evaluation=measure(np.ones(len(given), dtype=np.bool_), given),
         corrected=measure(has_label, corrected) if is_changed else None,
     )
@@ -202,59 +200,59 @@ def judge(
 
 def answer_rows(
     answer: tuple[Backbone, LinearHead],
-    material: Material,
-    loaded: LoadedBackbone,
+    data: TrainingData,
+    loaded: PretrainedBackbone,
     config: TrainConfig,
     device: Device,
     rows: IntArray,
 ) -> Float32Array:
-    """Logits (n, K) of some photographs of the material from a finished network and its head."""
+    """Logits (n, K) of some images of the material from a finished network and its head."""
     backbone, head = answer
     if not len(rows):
-        return np.empty((0, material.n_known), np.float32)
-    return head.logits(see_rows(backbone, material, loaded, config, device, rows))
+        return np.empty((0, data.n_known), np.float32)
+    return head.logits(features_of(backbone, data, loaded, config, device, rows))
 
 
 def judge_held_out(
-    material: Material,
-    learned: Learned,
+    data: TrainingData,
+    learned: TrainedClassifier,
     decided: tuple[Float64Array, IntArray],
     ask: Ask,
-    decision: Decision,
+    rule: DecisionRule,
     seed: int,
 ) -> Judged:
-    """Measure the photographs that chose, and those of their part that were left out of learning.
+    """Measure the images that chose, and those of their part that were left out of learning.
 
     Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
 
     Args:
-        decided: probabilities (n, K) and classes (n,) of the photographs that chose.
+        decided: probabilities (n, K) and classes (n,) of the images that chose.
         ask: positions to logits, by the finished classifier, which has not learned from what was left out.
     """
-    if learned.part == "oof":
-        left_out = np.union1d(material.left_out, material.dropped)
+    if learned.split == "oof":
+        excluded = np.union1d(data.excluded, data.dropped)
     else:  # what was dropped, or left out of train, is no part of a validation part
-        left_out = material.left_out_of_val
-    probs, pred = decision.apply(ask(left_out))
-    positions = np.concatenate([learned.held_out, left_out])
+        excluded = data.excluded_from_val
+    probs, pred = rule.apply(ask(excluded))
+    positions = np.concatenate([learned.held_out, excluded])
     return judge(
-        material, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
+        data, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
     )
 
 
-def judge_test(material: Material, ask: Ask, decision: Decision, seed: int) -> Judged | None:
+def judge_test(data: TrainingData, ask: Ask, rule: DecisionRule, seed: int) -> Judged | None:
     """Measure the test part; None where there is none."""
-    test = material.parts.split.test
-    return judge(material, test, decision.apply(ask(test)), seed) if len(test) else None
+    test = data.split.test
+    return judge(data, test, rule.apply(ask(test)), seed) if len(test) else None
 
 
-def judge_without_copies(material: Material, test: Judged | None, seed: int) -> Evaluation | None:
-    """Measure the test part without photographs that had a copy in training; None where none had, or all."""
-    if test is None or not len(material.parts.copied):
+def judge_without_copies(data: TrainingData, test: Judged | None, seed: int) -> Evaluation | None:
+    """Measure the test part without images that had a copy in training; None where none had, or all."""
+    if test is None or not len(data.split.duplicated):
         return None
-    kept = ~np.isin(test.positions, material.parts.copied)
+    kept = ~np.isin(test.positions, data.split.duplicated)
     decided = test.predictions.probs[kept], test.predictions.pred[kept]
-    return judge(material, test.positions[kept], decided, seed).evaluation if kept.any() else None
+    return judge(data, test.positions[kept], decided, seed).evaluation if kept.any() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,16 +260,16 @@ class EvaluationReport:
     """What `evaluate` found.
 
     Attributes:
-        evaluation: figures over the readable labelled photographs.
+        evaluation: figures over the readable labelled images.
         part: the given part that was scored, or "all".
-        unreadable: path, status and reason of labelled photographs that are not in the figures.
-        n_trained_on: scored photographs that the model has learned from.
+        unreadable: path, status and reason of labelled images that are not in the figures.
+        n_trained_on: scored images that the model has learned from.
         unseen: the same figures without those; None where there are none, or nothing else.
         against: the difference to another model, if one was named.
     """
 
     evaluation: Evaluation
-    part: str
+    split: str
     unreadable: Sequence[Mapping[str, str]]
     n_trained_on: int
     unseen: Evaluation | None
@@ -281,7 +279,7 @@ class EvaluationReport:
         """Return the figures at the top level, and what they rest on beside them."""
         return {
             **self.evaluation.to_json(),
-            "part": self.part,
+            "split": self.split,
             "n_unreadable": len(self.unreadable),
             "unreadable": [dict(bad) for bad in self.unreadable],
             "n_trained_on": self.n_trained_on,
@@ -290,8 +288,8 @@ class EvaluationReport:
         }
 
 
-def choose_scored(index: ImageIndex, part: Part | None, journal: Journal) -> tuple[ImageIndex, str]:
-    """Select the labelled photographs to score: the asked part, else test where given, else all.
+def choose_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
+    """Select the labelled images to score: the asked part, else test where given, else all.
 
     Of a part without any label that was said as it was read; of others it is said here.
 
@@ -299,35 +297,33 @@ def choose_scored(index: ImageIndex, part: Part | None, journal: Journal) -> tup
         ConfigError: no such part.
         DataError: there are none.
     """
-    if part is not None:
-        check_choice("part", part, PARTS)
-    is_labelled = index.labels >= 0
-    chosen = part
-    if chosen is None and (index.in_part("test") & is_labelled).any():
+    if split is not None:
+        check_choice("split", split, SPLITS)
+    is_labelled = dataset.labels >= 0
+    chosen = split
+    if chosen is None and (dataset.in_split("test") & is_labelled).any():
         chosen = "test"
-    inside = ~index.in_part("test") if chosen is None else index.in_part(chosen)
+    inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
     where = inside & is_labelled
     if n_without := int((inside & ~is_labelled).sum()):
-        journal.note(f"{n_without:,} of {inside.sum():,} photographs have no label and are not scored")
+        log.note(f"{n_without:,} of {inside.sum():,} images have no label and are not scored")
     if not where.any():
-        there = [name for name in PARTS if (index.in_part(name) & is_labelled).any()]
+        there = [name for name in SPLITS if (dataset.in_split(name) & is_labelled).any()]
         has = f"; it has {', '.join(there)}" if there else ""
-        raise DataError(
-            f"{index.source} has no labelled photographs{f' in part {part}' if part else ''}{has}"
-        )
-    return index.select(where), chosen or "all"
+        raise DataError(f"{dataset.source} has no labelled images{f' in part {split}' if split else ''}{has}")
+    return dataset.select(where), chosen or "all"
 
 
-def labels_among(classes: tuple[str, ...], index: ImageIndex) -> IntArray:
+def labels_among(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
     """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
     position = {name: k for k, name in enumerate(classes)}
-    return np.array([position.get(index.classes[k], -1) for k in index.labels], dtype=np.int64)
+    return np.array([position.get(dataset.classes[k], -1) for k in dataset.labels], dtype=np.int64)
 
 
-def write_judged(predictions: Predictions, index: ImageIndex, bundle: Bundle, path: str) -> None:
+def write_judged(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
     """Write each prediction beside the class that was given, and whether it was learned from."""
     columns = {
-        "given": [index.classes[k] for k in index.labels],
+        "given": [dataset.classes[k] for k in dataset.labels],
         "trained_on": ["true" if seen else "false" for seen in was_learned(predictions, bundle)],
     }
     write_predictions([predictions], predictions.classes, path, columns)
@@ -335,10 +331,10 @@ def write_judged(predictions: Predictions, index: ImageIndex, bundle: Bundle, pa
 
 def evaluate_predictions(
     predictions: Predictions,
-    index: ImageIndex,
-    bundle: Bundle,
-    part: str,
-    journal: Journal,
+    dataset: ImageDataset,
+    bundle: ModelBundle,
+    split: str,
+    log: RunLog,
     *,
     at_precision: float | None = None,
     positive: str | None = None,
@@ -346,7 +342,7 @@ def evaluate_predictions(
     """Measure predictions against the labels of their index, row by row.
 
     Raises:
-        DataError: no photograph could be read.
+        DataError: no image could be read.
     """
     is_ok = predictions.pred >= 0
     unreadable = [
@@ -355,16 +351,14 @@ def evaluate_predictions(
     ]
     named = name_some([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
     if not is_ok.any():
-        raise DataError(f"none of the {len(unreadable)} labelled photographs could be read: {named}")
+        raise DataError(f"none of the {len(unreadable)} labelled images could be read: {named}")
     if unreadable:
-        journal.note(
-            f"{len(unreadable)} labelled photographs could not be read and are not in the figures: {named}"
-        )
-    classes = all_names(bundle.classes, index.classes)
-    labels = renumbered(index.classes, classes)[index.labels]
+        log.note(f"{len(unreadable)} labelled images could not be read and are not in the figures: {named}")
+    classes = all_names(bundle.classes, dataset.classes)
+    labels = renumbered(dataset.classes, classes)[dataset.labels]
     unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
     if unknown:
-        journal.note(f"the model does not know {name_some(unknown)}: their photographs count as errors")
+        log.note(f"the model does not know {name_some(unknown)}: their images count as errors")
 
     def measure(keep: BoolArray, precision: float | None) -> Evaluation:
         return evaluate_probs(
@@ -373,15 +367,15 @@ def evaluate_predictions(
             labels[keep],
             classes,
             n_known=len(bundle.classes),
-            groups=None if index.groups is None else index.groups[keep],
+            groups=None if dataset.groups is None else dataset.groups[keep],
             at_precision=precision,
             positive=None if precision is None else positive,
         )
 
     seen = was_learned(predictions, bundle) & is_ok
     if seen.any():
-        journal.note(
-            f"{seen.sum()} of {is_ok.sum()} scored photographs were trained on: the figures are too good; "
+        log.note(
+            f"{seen.sum()} of {is_ok.sum()} scored images were trained on: the figures are too good; "
             "those without them stand beside"
         )
     rest = is_ok & ~seen
@@ -391,7 +385,7 @@ def evaluate_predictions(
         unseen = measure(rest, at_precision if (labels[rest] == column).any() else None)
     return EvaluationReport(
         evaluation=measure(is_ok, at_precision),
-        part=part,
+        split=split,
         unreadable=unreadable,
         n_trained_on=int(seen.sum()),
         unseen=unseen,

@@ -13,16 +13,16 @@ from PIL import Image
 from pixelplay.atomic import bring_back, put_in_place
 from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.inference.explain import Explanation, Look
+from pixelplay.inference.explain import ExplainedImage, Explanation
 from pixelplay.outputs.contact import CELL_PX, ContactSheets
 from pixelplay.outputs.overlay import overlay
 from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
 OVERLAY_PX = 640  # long side
 
 
-NAME_CHARS = 40  # of a photograph's and of a class's name in a file name
+NAME_CHARS = 40  # of an image's and of a class's name in a file name
 
 
 TABLE = "explanations.csv"
@@ -37,7 +37,7 @@ _OURS = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|contact(_\d+)?\.png|expl
 
 
 @contextmanager
-def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
+def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
     """Give the folder OUT.partial, which becomes `out` when the block ends without an error, or goes.
 
     Raises:
@@ -47,7 +47,7 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
     partial = f"{out}.partial"
     bring_back(partial, out, _is_ours)
     for taken in (out, partial):
-        _check_target(taken, is_forced=is_forced)
+        _check_target(taken, force=force)
     try:
         _remove(partial)
         os.makedirs(partial)
@@ -55,7 +55,7 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
         raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
     try:
         yield partial
-        _check_target(out, is_forced=is_forced)  # someone else may have been quicker
+        _check_target(out, force=force)  # someone else may have been quicker
         put_in_place(partial, out, _is_spare)
     except OSError as error:
         error.filename = error.filename or out  # a full disk names no file by itself
@@ -64,11 +64,11 @@ def new_explanations_dir(out: str, *, is_forced: bool) -> Iterator[str]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_explanations(looks: Iterable[Look], n_images: int, folder: str, journal: Journal) -> int:
-    """Write each explanation as it comes, and a row for each photograph.
+def write_explanations(explained: Iterable[ExplainedImage], n_images: int, folder: str, log: RunLog) -> int:
+    """Write each explanation as it comes, and a row for each image.
 
     Returns:
-        The number of photographs that could not be explained.
+        The number of images that could not be explained.
 
     Raises:
         DataError: that is all of them.
@@ -76,30 +76,30 @@ def write_explanations(looks: Iterable[Look], n_images: int, folder: str, journa
     bad, sheets, table = [], ContactSheets(folder), os.path.join(folder, TABLE)
     with (
         open(table, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        journal.progress("explaining", n_images) as bar,
+        log.progress("explaining", n_images) as bar,
     ):
         writer = csv_writer(file)
         writer.writerow(COLUMNS)
-        for number, look in enumerate(looks, start=1):
+        for number, look in enumerate(explained, start=1):
             writer.writerow(_write_one(look, number, folder, sheets))
             bad += [f"{look.path}: {look.error.reason}"] if look.error else []
             bar.update()
     if len(bad) == n_images:
-        raise DataError(f"none of the {n_images} photographs can be read; last: {bad[-1]}")
+        raise DataError(f"none of the {n_images} images can be read; last: {bad[-1]}")
     if bad:
-        journal.note(f"{len(bad)} of {n_images} photographs could not be read; their rows say why")
+        log.note(f"{len(bad)} of {n_images} images could not be read; their rows say why")
     sheets.close()
     return len(bad)
 
 
 def file_stem(number: int, path: str, label: str) -> str:
-    """A file name without ending that is safe whatever the photograph and the class are called.
+    """A file name without ending that is safe whatever the image and the class are called.
 
     >>> file_stem(7, "../a b/cat's.jpg", "tabby/grey")
     '0007_cat_s_tabby_grey'
     """
-    photograph = os.path.splitext(re.split(r"[/\\]", path)[-1])[0]
-    return f"{number:04}_{_plain(photograph)}_{_plain(label)}"
+    image = os.path.splitext(re.split(r"[/\\]", path)[-1])[0]
+    return f"{number:04}_{_plain(image)}_{_plain(label)}"
 
 
 def _plain(name: str) -> str:
@@ -107,8 +107,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name).encode()[: 2 * NAME_CHARS].decode(errors="ignore")[:NAME_CHARS]
 
 
-def _write_one(look: Look, number: int, folder: str, sheets: ContactSheets) -> list[str]:
-    """Write the files of one photograph; returns its row."""
+def _write_one(look: ExplainedImage, number: int, folder: str, sheets: ContactSheets) -> list[str]:
+    """Write the files of one image; returns its row."""
     explanation, name = look.explanation, look.path
     if explanation is None or look.error is not None:
         status, reason = (look.error.status, look.error.reason) if look.error else ("unreadable", "")
@@ -133,7 +133,7 @@ def _caption(explanation: Explanation) -> list[str]:
     return [shown, f"decided {explanation.decided} {explanation.decided_probability:.2f}"]
 
 
-def _check_target(folder: str, *, is_forced: bool) -> None:
+def _check_target(folder: str, *, force: bool) -> None:
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
         return
     if not os.path.isdir(folder) or not _is_ours(folder):
@@ -141,7 +141,7 @@ def _check_target(folder: str, *, is_forced: bool) -> None:
             f"{folder} exists and holds other things than explanations: it is never replaced; "
             "choose another --out"
         )
-    if not is_forced:
+    if not force:
         raise ConfigError(f"{folder} exists; choose another --out, or replace it with --force")
 
 

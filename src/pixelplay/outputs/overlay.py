@@ -1,4 +1,4 @@
-"""Photograph + heat → a picture that shows where the heat is."""
+"""Image + heat → a picture that shows where the heat is."""
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -18,13 +18,13 @@ ANCHORS = (
 )
 
 
-GREYED = 0.7  # of the photograph's colour is taken away, lest it be taken for heat
+GREYED = 0.7  # of the image's colour is taken away, lest it be taken for heat
 
 
 MAX_OPACITY = 0.8  # of the hottest place: what it lies on must still be known
 
 
-def colour(values: Float32Array) -> Float32Array:
+def color(values: Float32Array) -> Float32Array:
     """Colours (…, 3) in [0, 255] of values in [0, 1]."""
     places = np.linspace(0, 1, len(ANCHORS))
     channels = [np.interp(values, places, channel) for channel in np.transpose(ANCHORS)]
@@ -32,15 +32,15 @@ def colour(values: Float32Array) -> Float32Array:
 
 
 def overlay(pixels: UInt8Array, heat: Float32Array, *, max_px: int) -> UInt8Array:
-    """Lay heat over a paler photograph, the more opaque the hotter.
+    """Lay heat over a paler image, the more opaque the hotter.
 
     Args:
         pixels: (H, W, 3), upright.
-        heat: (h, w) >= 0 over the whole photograph.
-        max_px: the long side of the picture; smaller photographs are not enlarged.
+        heat: (h, w) >= 0 over the whole image.
+        max_px: the long side of the picture; smaller images are not enlarged.
 
     Returns:
-        (H', W', 3) in the photograph's proportions.
+        (H', W', 3) in the image's proportions.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, max_px / max(height, width))
@@ -51,5 +51,5 @@ def overlay(pixels: UInt8Array, heat: Float32Array, *, max_px: int) -> UInt8Arra
     values = np.asarray(grown) / max(float(heat.max()), np.finfo(np.float32).tiny)
     values = values.clip(0, 1)  # (H', W'); bicubic may overshoot
     opacity = MAX_OPACITY * values[..., None]
-    mixed = (1 - opacity) * ground + opacity * colour(values)
+    mixed = (1 - opacity) * ground + opacity * color(values)
     return np.asarray(mixed.round().astype(np.uint8))

@@ -15,11 +15,11 @@ import numpy as np
 from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import SHOWN, counted, name_first
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_dir import is_record
-from pixelplay.training.training_data import Material
+from pixelplay.training.training_data import TrainingData
 
 DECIMALS = 6
 
@@ -35,7 +35,7 @@ def write_predictions(
 ) -> None:
     """Write one row for each prediction as chunks arrive; the file's ending names the format.
 
-    Where predictions say whether they are answers, how novel their photographs are, or which classes stand
+    Where predictions say whether they are answers, how novel their images are, or which classes stand
     beside them, columns follow.
 
     Args:
@@ -69,7 +69,7 @@ def write_predictions(
     os.replace(partial, path)
 
 
-def check_new_file(path: str, *, is_forced: bool) -> None:
+def check_new_file(path: str, *, force: bool) -> None:
     """Raise unless a table can be written under this name.
 
     Raises:
@@ -78,7 +78,7 @@ def check_new_file(path: str, *, is_forced: bool) -> None:
     if is_record(path):
         raise ConfigError(f"{path} is, or would pass for, a record of the run; choose another --out")
     for taken in (path, f"{path}.partial"):
-        if os.path.isdir(taken) or (os.path.lexists(taken) and not is_forced):
+        if os.path.isdir(taken) or (os.path.lexists(taken) and not force):
             way_on = "" if os.path.isdir(taken) else ", or replace it with --force"
             raise ConfigError(f"{taken} exists; choose another --out{way_on}")
     if not path.lower().endswith((".csv", ".parquet")):
@@ -220,18 +220,18 @@ def _as_text(name: str) -> str:
 NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
 
 
-def write_oof(folder: str, material: Material, validation: CrossValidation) -> None:
-    """One row for each photograph and repeat, a given test part left out; the same rows as logits."""
+def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> None:
+    """One row for each image and repeat, a given test part left out; the same rows as logits."""
     from safetensors.numpy import save
 
-    index, errors = material.scanned, material.errors
-    usable = np.full(len(index), -1)  # position in the material of each photograph
-    usable[np.setdiff1d(np.arange(len(index)), list(errors))] = np.arange(len(material.index))
-    shown = np.flatnonzero(~index.in_part("test"))
-    place = np.full(len(material.index), -1)
+    dataset, errors = data.all_images, data.errors
+    usable = np.full(len(dataset), -1)  # position in the material of each image
+    usable[np.setdiff1d(np.arange(len(dataset)), list(errors))] = np.arange(len(data.dataset))
+    shown = np.flatnonzero(~dataset.in_split("test"))
+    place = np.full(len(data.dataset), -1)
     place[validation.rows] = np.arange(len(validation.rows))
     where = np.where(usable[shown] >= 0, place[usable[shown]], -1)  # row of the cross-validation, or -1
-    removed = set(material.parts.removed.tolist())
+    removed = set(data.split.removed.tolist())
 
     def status(i: int, pred: int) -> tuple[str, str]:
         if (error := errors.get(i)) is not None:
@@ -239,7 +239,7 @@ def write_oof(folder: str, material: Material, validation: CrossValidation) -> N
         if pred >= 0:
             return "ok", ""
         if usable[i] in removed:
-            return NOT_HELD_OUT, "a copy of a test photograph, not learned from"
+            return NOT_HELD_OUT, "a copy of a test image, not learned from"
         return NOT_HELD_OUT, "without it, or its group, nothing would be left to learn a class from"
 
     chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
@@ -250,44 +250,44 @@ def write_oof(folder: str, material: Material, validation: CrossValidation) -> N
         states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
         chunks.append(
             Predictions(
-                paths=tuple(index.paths[i] for i in shown),
+                paths=tuple(dataset.paths[i] for i in shown),
                 status=tuple(state for state, _ in states),
                 errors=tuple(why for _, why in states),
                 probs=probs,
                 pred=pred,
-                classes=material.known_classes,
+                classes=data.known_classes,
                 digests=(b"",) * len(shown),
             )
         )
         own = np.append(folds, -1)[where]
         columns["repeat"] += [str(repeat)] * len(shown)
         columns["fold"] += ["" if fold < 0 else str(fold) for fold in own]
-        columns["given"] += [index.classes[k] for k in index.labels[shown]]
-        none = np.full(material.n_known, np.nan, np.float32)
+        columns["given"] += [dataset.classes[k] for k in dataset.labels[shown]]
+        none = np.full(data.n_known, np.nan, np.float32)
         logits.append(np.vstack([validation.logits[repeat], none])[where])
-    write_predictions(chunks, material.known_classes, os.path.join(folder, "oof.csv"), columns)
-    data = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
+    write_predictions(chunks, data.known_classes, os.path.join(folder, "oof.csv"), columns)
+    content = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
     with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
-        file.write(data)
+        file.write(content)
 
 
-NOVEL = 0.99  # novelty that one in a hundred of the photographs like those learned from has
+NOVEL = 0.99  # novelty that one in a hundred of the images like those learned from has
 
 
 N_LABELS = 8  # that are named
 
 
 @dataclass(kw_only=True)
-class Tally:
+class PredictionSummary:
     """Counts over all predictions so far.
 
     Attributes:
-        n: photographs.
+        n: images.
         n_bad: those without a prediction.
         n_unsure: those with one that is not answered; None where nothing was asked of answers.
         n_novel: those that are less like what was learned from than one in a hundred is; None where the
             model cannot tell.
-        labels: decided class → photographs.
+        labels: decided class → images.
         errors: path and reason of the first ones without a prediction.
     """
 
@@ -311,7 +311,7 @@ class Tally:
         room = SHOWN - len(self.errors)
         self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:room]]
 
-    def say_what_is_missing(self, table: str | None, journal: Journal) -> None:
+    def say_what_is_missing(self, table: str | None, log: RunLog) -> None:
         """Note how many have no prediction, and why.
 
         Args:
@@ -322,19 +322,17 @@ class Tally:
         """
         if self.n_bad == self.n:
             where = "" if table is None else f"{table} says why; "
-            raise DataError(
-                f"none of {counted(self.n, 'photograph')} can be read; {where}first: {self.errors[0]}"
-            )
+            raise DataError(f"none of {counted(self.n, 'image')} can be read; {where}first: {self.errors[0]}")
         if self.n_bad:
             why = name_first(self.errors, self.n_bad) if table is None else "their rows say why"
-            journal.note(f"{self.n_bad} of {self.n} photographs could not be read; {why}")
+            log.note(f"{self.n_bad} of {self.n} images could not be read; {why}")
 
     def describe(self) -> str:
         """One line for people."""
         named = [f"{label} {n:,}" for label, n in self.labels.most_common(N_LABELS)]
         if len(self.labels) > N_LABELS:
             named.append(f"{len(self.labels) - N_LABELS} more classes")
-        told = [f"{counted(self.n, 'photograph')}", ", ".join(named)]
+        told = [f"{counted(self.n, 'image')}", ", ".join(named)]
         told += [f"{self.n_bad:,} without a prediction"] if self.n_bad else []
         told += [f"{self.n_unsure:,} not answered"] if self.n_unsure is not None else []
         told += [f"{self.n_novel:,} unlike what was learned from"] if self.n_novel else []

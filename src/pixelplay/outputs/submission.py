@@ -5,8 +5,8 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
-from pixelplay.config import CautionConfig
-from pixelplay.data.dataset import composed
+from pixelplay.config import UncertaintyConfig
+from pixelplay.data.dataset import normalize_unicode
 from pixelplay.data.tables import Table
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
@@ -20,7 +20,7 @@ def check_submission(
     path: str,
     *,
     probability_of: str | None = None,
-    caution: CautionConfig | None = None,
+    uncertainty: UncertaintyConfig | None = None,
 ) -> None:
     """Raise unless a sample submission, if there is one, can be filled in by a model of these classes.
 
@@ -40,7 +40,7 @@ def check_submission(
         return
     if not path.lower().endswith(".csv"):
         raise ConfigError(f"--out {path} does not end in .csv; a submission is a CSV file")
-    if caution not in (None, CautionConfig()):
+    if uncertainty not in (None, UncertaintyConfig()):
         raise ConfigError(
             "a submission has exactly its sample's columns; leave out coverage and what says when to answer"
         )
@@ -84,15 +84,15 @@ def write_submission(
     named = [row for row in row_of if row is not None]
     if not named:
         raise DataError(
-            f"no id of {sample.name} names a photograph: ids such as {ids[0]!r}, photographs such as "
+            f"no id of {sample.name} names an image: ids such as {ids[0]!r}, images such as "
             f"{predictions.paths[0]!r}; give the folder that the ids are about"
         )
     row_of = [None if row is None or predictions.status[row] != "ok" else row for row in row_of]
     if all(row is None for row in row_of):
         first = f"{predictions.paths[named[0]]}: {predictions.errors[named[0]]}"
-        raise DataError(f"no photograph that {sample.name} names can be read; first: {first}")
+        raise DataError(f"no image that {sample.name} names can be read; first: {first}")
     asked = _asked_classes(sample, predictions.classes, probability_of)
-    spelling = {composed(cell): cell for cell in sample.columns[columns[1]]}  # the sample's own
+    spelling = {normalize_unicode(cell): cell for cell in sample.columns[columns[1]]}  # the sample's own
     # ids and labels are written exactly as they are: the file is for a program
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -126,8 +126,8 @@ def _asked_classes(sample: Table, classes: Sequence[str], probability_of: str | 
 
 def _known(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Those that are classes, in whatever spelling of Unicode."""
-    known = set(map(composed, classes))
-    return [name for name in names if composed(name) in known]
+    known = set(map(normalize_unicode, classes))
+    return [name for name in names if normalize_unicode(name) in known]
 
 
 def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def _check_probability_of(label: str, sample: Table, classes: Sequence[str]) -> 
             f"probability_of={label!r} is for a sample with one column besides the id, and {sample.name} has "
             f"{1 + len(others)}"
         )
-    if _known([name], classes) and composed(name) != composed(label):
+    if _known([name], classes) and normalize_unicode(name) != normalize_unicode(label):
         raise ConfigError(f"probability_of={label!r} does not go into {sample.name}, which asks for {name!r}")
 
 
@@ -169,15 +169,15 @@ def _is_number(cell: str) -> bool:
 def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]:
     """Row of the image that each id names: by the end of its path, with extension or without."""
     rows: dict[str, list[int]] = {}
-    depths = {name.strip().count("/") for name in ids}
+    finetune = {name.strip().count("/") for name in ids}
     for row, path in enumerate(predictions.paths):
         pieces = path.replace(os.sep, "/").split("/")
-        ends = {"/".join(pieces[-1 - depth :]) for depth in depths}
+        ends = {"/".join(pieces[-1 - method :]) for method in finetune}
         for way in ends | {os.path.splitext(end)[0] for end in ends}:
-            rows.setdefault(composed(way), []).append(row)
+            rows.setdefault(normalize_unicode(way), []).append(row)
     found: list[int | None] = []
     for name in ids:
-        matches = rows.get(composed(name.strip()), [])
+        matches = rows.get(normalize_unicode(name.strip()), [])
         if len(matches) > 1:
             named = name_some([predictions.paths[row] for row in matches])
             raise DataError(
@@ -193,9 +193,11 @@ def _fill(
     """A row's label, spelled as in the sample, or the probabilities of the classes that are asked for."""
     if asked is None:
         label = predictions.classes[predictions.pred[row]]
-        return [spelling.get(composed(label), label)]
-    shown = dict(zip(map(composed, predictions.classes), predictions.probs[row], strict=True))
-    return [f"{shown[composed(name)]:.9g}" if composed(name) in shown else "0" for name in asked]
+        return [spelling.get(normalize_unicode(label), label)]
+    shown = dict(zip(map(normalize_unicode, predictions.classes), predictions.probs[row], strict=True))
+    return [
+        f"{shown[normalize_unicode(name)]:.9g}" if normalize_unicode(name) in shown else "0" for name in asked
+    ]
 
 
 def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Predictions) -> list[str]:
@@ -205,12 +207,12 @@ def _note_ids(ids: Sequence[str], row_of: Sequence[int | None], predictions: Pre
     notes = []
     if without:
         notes.append(
-            f"the sample's value stays for {counted(len(without), 'id')} without a readable photograph: "
+            f"the sample's value stays for {counted(len(without), 'id')} without a readable image: "
             f"{name_some(without)}"
         )
     if unasked:
         notes.append(
-            f"the submission leaves out {counted(len(unasked), 'photograph')} that no id names "
+            f"the submission leaves out {counted(len(unasked), 'image')} that no id names "
             f"or that cannot be read: {name_some(unasked)}"
         )
     return notes
@@ -225,9 +227,9 @@ def _note_labels(cells: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def _note_columns(columns: Sequence[str], classes: Sequence[str]) -> list[str]:
-    known, asked = _known(columns, classes), set(map(composed, columns))
+    known, asked = _known(columns, classes), set(map(normalize_unicode, columns))
     unknown = [name for name in columns if name not in known]
-    unasked = [name for name in classes if composed(name) not in asked]
+    unasked = [name for name in classes if normalize_unicode(name) not in asked]
     notes = []
     if unknown:
         notes.append(

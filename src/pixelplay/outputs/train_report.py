@@ -11,20 +11,25 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.atomic import write_json
-from pixelplay.config import PARTS, Metric, TrainConfig, to_json
+from pixelplay.config import SPLITS, Metric, TrainConfig, to_json
 from pixelplay.data.audit import describe_findings
-from pixelplay.data.storage import ZipStore
+from pixelplay.data.storage import ZipStorage
 from pixelplay.evaluation.calibration import compare_reliability, uncalibrated
-from pixelplay.evaluation.decision_rule import Decision
+from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
-from pixelplay.outputs.label_issues import SUSPECTS, SuspectReport, find_suspects_in, write_suspects
+from pixelplay.outputs.label_issues import (
+    LABEL_ISSUES,
+    LabelIssueReport,
+    collect_label_issues,
+    write_label_issues,
+)
 from pixelplay.outputs.predictions_table import write_predictions
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.training.learning_curve import measure_curve
-from pixelplay.training.probe_or_finetune import Learned
-from pixelplay.training.training_data import Material
+from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.training_data import TrainingData
 
 METRICS_VERSION = 1
 
@@ -40,20 +45,20 @@ class TrainReport:
         run_dir: where the run lies.
         metric: the declared one.
         test: figures of the test part, if there is one.
-        test_without_copies: the same without test photographs that had a copy in training.
+        test_without_copies: the same without test images that had a copy in training.
         corrected: part → its figures on the labels as the user has corrected them, where some differ.
-        depth: how deep it was trained: "probe", "partial" or "full".
-        held_out: figures of the photographs that also chose: out of fold, or of the validation part.
+        finetune: how deep it was trained: "none", "partial" or "full".
+        held_out: figures of the images that also chose: out of fold, or of the validation part.
         held_out_part: "oof" or "val".
         baseline: what always guessing the commonest class scores on the headline's part.
-        train_counts: class → photographs learned from.
+        train_counts: class → images learned from.
         chosen: setting → its value, and what chose it.
         data: unreadable files, duplicates and what else the data showed.
         notes: what was skipped, assumed or downgraded.
         command: what was typed; None where Python was used.
-        suspects: labels that look wrong among the photographs held out.
+        suspects: labels that look wrong among the images held out.
         calibration: what the temperature does on the test part, which did not choose it; None without one.
-        learning_curve: what fewer photographs would have taught a probe; None for a tuned network.
+        learning_curve: what fewer images would have taught a probe; None for a tuned network.
     """
 
     run_dir: str
@@ -61,23 +66,23 @@ class TrainReport:
     test: Evaluation | None
     test_without_copies: Evaluation | None
     corrected: Mapping[str, Evaluation]
-    depth: str
+    finetune: str
     held_out: Evaluation
-    held_out_part: str
+    held_out_split: str
     baseline: Baseline
     train_counts: Mapping[str, int]
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     notes: Sequence[str]
     command: str | None
-    suspects: SuspectReport
+    label_issues: LabelIssueReport
     calibration: Mapping[str, Any] | None
     learning_curve: Mapping[str, Any] | None
 
     @property
     def measured_on(self) -> str:
         """The part behind the headline: "test"; where there is none, "oof" or "val"."""
-        return self.held_out_part if self.test is None else "test"
+        return self.held_out_split if self.test is None else "test"
 
     @property
     def is_refitted(self) -> bool:
@@ -97,12 +102,12 @@ class TrainReport:
 
     def to_json(self) -> dict[str, Any]:
         """Turn the report into metrics.json: every number with who chose and who measured."""
-        chooser = CHOOSERS[self.held_out_part]
+        chooser = CHOOSERS[self.held_out_split]
         parts = {
             "test": self.test,
             "test_without_copies": self.test_without_copies,
-            self.held_out_part: self.held_out,
-            **{f"{part}_corrected": evaluation for part, evaluation in self.corrected.items()},
+            self.held_out_split: self.held_out,
+            **{f"{split}_corrected": evaluation for split, evaluation in self.corrected.items()},
         }
         return {
             "format_version": METRICS_VERSION,
@@ -112,26 +117,26 @@ class TrainReport:
                 "chosen_on": chooser,
                 "measured_on": self.measured_on,
             },
-            "depth": self.depth,
+            "finetune": self.finetune,
             "baseline": {
                 **self.baseline.to_json(),
                 "n": self.evaluation.n,
-                "chosen_on": "train+val" if self.held_out_part == "oof" or self.is_refitted else "train",
+                "chosen_on": "train+val" if self.held_out_split == "oof" or self.is_refitted else "train",
                 "measured_on": self.measured_on,
             },
             "chosen": {name: dict(value) for name, value in self.chosen.items()},
             **{
                 # the images that chose are measured too: slightly optimistic, and it says so
-                name: {"chosen_on": chooser, "measured_on": name, **part.to_json()}
-                for name, part in parts.items()
-                if part is not None
+                name: {"chosen_on": chooser, "measured_on": name, **split.to_json()}
+                for name, split in parts.items()
+                if split is not None
             },
             "val_is_before_refit": self.is_refitted,
             "calibration": chosen_by(chooser, self.calibration),
             "learning_curve": chosen_by(chooser, self.learning_curve),
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
-            "suspects": self.suspects.summary(),
+            "label_issues": self.label_issues.summary(),
             "notes": list(self.notes),
         }
 
@@ -144,71 +149,73 @@ def chosen_by(chooser: str, figures: Mapping[str, Any] | None) -> dict[str, Any]
 def make_report(
     run_dir: str,
     config: TrainConfig,
-    material: Material,
-    learned: Learned,
-    decision: Decision,
+    data: TrainingData,
+    learned: TrainedClassifier,
+    rule: DecisionRule,
     judged: tuple[Judged, Judged | None],
-    journal: Journal,
+    log: RunLog,
 ) -> TrainReport:
     """Put together what is known about a run.
 
     Args:
-        judged: the photographs that chose, and the test part if there is one.
+        judged: the images that chose, and the test part if there is one.
     """
     held_out, test = judged
     headline = test or held_out
     calibration = None
     if test is not None:
         probs = test.predictions.probs
-        before = uncalibrated(probs, decision.temperature.temperature)
-        calibration = compare_reliability(before, probs, material.given[test.positions], "test")
-    counts = material.counts_of(learned.learned_from)
+        before = uncalibrated(probs, rule.temperature.temperature)
+        calibration = compare_reliability(before, probs, data.given_labels[test.positions], "test")
+    counts = data.counts_of(learned.learned_from)
     return TrainReport(
         run_dir=run_dir,
         metric=config.metric,
         test=None if test is None else test.evaluation,
-        test_without_copies=judge_without_copies(material, test, config.seed),
+        test_without_copies=judge_without_copies(data, test, config.seed),
         corrected={
-            name: part.corrected
-            for name, part in ((learned.part, held_out), ("test", test))
-            if part is not None and part.corrected is not None
+            name: split.corrected
+            for name, split in ((learned.split, held_out), ("test", test))
+            if split is not None and split.corrected is not None
         },
-        depth=learned.depth,
+        finetune=learned.finetune,
         held_out=held_out.evaluation,
-        held_out_part=learned.part,
-        baseline=majority_baseline(counts, material.given[headline.positions], headline.evaluation.classes),
-        train_counts={name: int(n) for name, n in zip(material.known_classes, counts, strict=True)},
-        chosen={**learned.chosen, **describe_decision(decision, CHOOSERS[learned.part])},
-        data={**describe_data(material), "dropped_suspects": list(_paths(material, material.dropped))},
-        notes=tuple(journal.notes),
-        command=journal.command,
-        suspects=find_suspects_in(
+        held_out_split=learned.split,
+        baseline=majority_baseline(
+            counts, data.given_labels[headline.positions], headline.evaluation.classes
+        ),
+        train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
+        chosen={**learned.chosen, **describe_decision(rule, CHOOSERS[learned.split])},
+        data={**describe_data(data), "dropped_suspects": list(_paths(data, data.dropped))},
+        notes=tuple(log.notes),
+        command=log.command,
+        label_issues=collect_label_issues(
             run_dir,
-            material,
+            data,
             {
-                name: (part.positions, part.predictions.probs)
-                for name, part in ((learned.part, held_out), ("test", test))
-                if part is not None
+                name: (split.positions, split.predictions.probs)
+                for name, split in ((learned.split, held_out), ("test", test))
+                if split is not None
             },
         ),
         calibration=calibration,
-        learning_curve=measure_curve(material, learned, decision, config.seed),
+        learning_curve=measure_curve(data, learned, rule, config.seed),
     )
 
 
 def write_records(
     folder: str,
     config: TrainConfig,
-    material: Material,
-    learned: Learned,
+    data: TrainingData,
+    learned: TrainedClassifier,
     report: TrainReport,
     judged: tuple[Judged, Judged | None],
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
     held_out, test = judged
-    about = {"pixelplay": "train", **describe_origin(material, report.command, config.data.images_dir)}
+    about = {"pixelplay": "train", **describe_origin(data, report.command, config.data.images_dir)}
     write_json({**about, **to_json(config)}, os.path.join(folder, "config.json"))
-    write_split(folder, material)
+    write_split(folder, data)
     if learned.history:
         write_history(os.path.join(folder, "history.csv"), learned.history)
     else:  # a plan that came to nothing
@@ -219,32 +226,32 @@ def write_records(
         fold_of = dict(zip(learned.held_out, learned.folds, strict=True))
         # what a correction leaves out is in no fold
         columns = {"fold": [str(fold_of.get(i, "")) for i in held_out.positions], **columns}
-    write_part(os.path.join(folder, f"{learned.part}.csv"), held_out, columns)
+    write_part(os.path.join(folder, f"{learned.split}.csv"), held_out, columns)
     if test is not None:
         write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
-    write_suspects(report.suspects.suspects, os.path.join(folder, SUSPECTS))
+    write_label_issues(report.label_issues.label_issues, os.path.join(folder, LABEL_ISSUES))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def describe_origin(material: Material, command: str | None, images_dir: str | None) -> dict[str, str | None]:
-    """What was typed, and where the photographs are, for the report to find them again."""
-    index = material.index
-    if isinstance(index.store, ZipStore):  # a table is in it, and so is the folder that it is about
-        source, folder = index.store.archive, images_dir
+def describe_origin(data: TrainingData, command: str | None, images_dir: str | None) -> dict[str, str | None]:
+    """What was typed, and where the images are, for the report to find them again."""
+    dataset = data.dataset
+    if isinstance(dataset.storage, ZipStorage):  # a table is in it, and so is the folder that it is about
+        source, folder = dataset.storage.archive, images_dir
     else:
-        source, folder = index.source, images_dir and os.path.abspath(images_dir)
+        source, folder = dataset.source, images_dir and os.path.abspath(images_dir)
     return {"command": command, "source": os.path.abspath(source), "images_dir": folder}
 
 
-def write_split(folder: str, material: Material) -> None:
+def write_split(folder: str, data: TrainingData) -> None:
     """Write split.json: who is in which part."""
-    split: dict[str, list[str]] = {
-        part: list(_paths(material, getattr(material.parts.split, part))) for part in PARTS
+    content: dict[str, list[str]] = {
+        split: list(_paths(data, getattr(data.split, split))) for split in SPLITS
     }
-    split["removed"] = list(_paths(material, material.parts.removed))
-    split["dropped"] = list(_paths(material, material.dropped))
-    split["left_out"] = list(_paths(material, material.left_out))
-    write_json(split, os.path.join(folder, "split.json"))
+    content["removed"] = list(_paths(data, data.split.removed))
+    content["dropped"] = list(_paths(data, data.dropped))
+    content["excluded"] = list(_paths(data, data.excluded))
+    write_json(content, os.path.join(folder, "split.json"))
 
 
 def write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
@@ -261,9 +268,9 @@ def write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) 
     write_predictions([judged.predictions], judged.predictions.classes, path, columns)
 
 
-def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, Any]]:
+def describe_decision(rule: DecisionRule, chooser: str) -> dict[str, dict[str, Any]]:
     """T and tau with the evidence for them."""
-    temperature, tau = decision.temperature, decision.tau
+    temperature, tau = rule.temperature, rule.tau
     chosen = {"chosen_on": chooser, "n": temperature.n}
     return {
         "temperature": {
@@ -285,23 +292,23 @@ def describe_decision(decision: Decision, chooser: str) -> dict[str, dict[str, A
     }
 
 
-def describe_data(material: Material) -> dict[str, Any]:
-    """What the data showed: unreadable files, duplicates, conflicts, copies of test photographs."""
-    index = material.index
+def describe_data(data: TrainingData) -> dict[str, Any]:
+    """What the data showed: unreadable files, duplicates, conflicts, copies of test images."""
+    dataset = data.dataset
     return {
-        "n_usable": len(index),
-        **describe_findings(index, material.errors.values(), material.duplicates),
-        "removed_from_training": list(_paths(material, material.parts.removed)),
+        "n_usable": len(dataset),
+        **describe_findings(dataset, data.errors.values(), data.duplicates),
+        "removed_from_training": list(_paths(data, data.split.removed)),
         "corrections": [
             {
-                "path": index.paths[i],
-                "given": material.classes[material.given[i]],
-                "corrected": material.classes[k] if (k := int(material.corrected[i])) >= 0 else None,
+                "path": dataset.paths[i],
+                "given": data.classes[data.given_labels[i]],
+                "corrected": data.classes[k] if (k := int(data.corrected_labels[i])) >= 0 else None,
             }
-            for i in np.flatnonzero((material.corrected != material.given) | material.reviewed)
+            for i in np.flatnonzero((data.corrected_labels != data.given_labels) | data.reviewed)
         ],
     }
 
 
-def _paths(material: Material, positions: Sequence[int] | IntArray) -> tuple[str, ...]:
-    return tuple(material.index.paths[i] for i in positions)
+def _paths(data: TrainingData, positions: Sequence[int] | IntArray) -> tuple[str, ...]:
+    return tuple(data.dataset.paths[i] for i in positions)

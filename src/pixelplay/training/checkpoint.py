@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.atomic import write_durably
+from pixelplay.atomic import write_bytes
 from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.ensemble import Member
-from pixelplay.model.split_backbone import Tail
+from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.text import counted
-from pixelplay.training.optim import AveragedWeights
 
 SUFFIX = ".safetensors"
 
@@ -36,9 +35,9 @@ class Where:
         step: optimizer steps in all.
         seconds: time so far, that of earlier processes too.
         epoch_s: of the steps of this epoch.
-        loss_sum: of the batches of this epoch, each times its photographs.
-        n_seen: photographs behind it.
-        tally: right, given and predicted photographs of each class in this epoch, as they count, (3, K).
+        loss_sum: of the batches of this epoch, each times its images.
+        n_seen: images behind it.
+        tally: right, given and predicted images of each class in this epoch, as they count, (3, K).
         history: one row for each finished epoch.
         best_epoch: row of the history whose weights are the best.
         best_score: its score, lower is better.
@@ -70,14 +69,13 @@ class State:
 
     Attributes:
         best: weights of the best epoch.
-        misses: (N,) how wrong the network was about each photograph when it last learned from it, 0 to 1; 1
+        misses: (N,) how wrong the network was about each image when it last learned from it, 0 to 1; 1
             where it has not.
         misses_before: (N,) the same as the epoch under way began, by which it is drawn.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    averaged: AveragedWeights | None
     best: dict[str, Tensor]
     progress: Where
     misses: Tensor
@@ -91,7 +89,7 @@ def write_checkpoint(state: State, folder: str) -> None:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, CHECKPOINT)
     tensors = {name: value.detach().contiguous().cpu() for name, value in _tensors(state).items()}
-    write_durably(save(tensors, metadata={"progress": json.dumps(asdict(state.progress))}), path)
+    write_bytes(save(tensors, metadata={"progress": json.dumps(asdict(state.progress))}), path)
 
 
 def has_checkpoint(folder: str) -> bool:
@@ -136,8 +134,6 @@ def _tensors(state: State) -> Mapping[str, Tensor]:
     found: dict[str, Tensor] = {f"live.{name}": x for name, x in changing(state.network).items()}
     found |= {f"best.{name}": value for name, value in state.best.items()}
     found |= {"misses": state.misses, "misses_before": state.misses_before}
-    if state.averaged is not None:
-        found |= {f"averaged.{name}": value for name, value in state.averaged.values.items()}
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     for n, parameter in enumerate(parameters):
         for name, value in state.optimizer.state[parameter].items():
@@ -190,12 +186,12 @@ class Fold:
     """A classifier that has not seen one fold, and what it says about it.
 
     Attributes:
-        repeat: which dealing of the photographs, from 0.
+        repeat: which dealing of the images, from 0.
         fold: which fold of it, from 0.
         rows: (n,) positions in the material that were held out.
         logits: (n, K) of those, with natural priors.
         member: the classifier.
-        depth: how deep it was trained.
+        finetune: how deep it was trained.
         chosen: setting → its value and the evidence for it.
         history: rows of history.csv, empty for a probe.
         notes: what was said meanwhile.
@@ -206,7 +202,7 @@ class Fold:
     rows: IntArray
     logits: Float32Array
     member: Member
-    depth: str
+    finetune: str
     chosen: dict[str, dict[str, Any]]
     history: list[dict[str, float]]
     notes: list[str]
@@ -229,12 +225,12 @@ def write_fold(folder: str, fold: Fold) -> None:
     about = {
         "n_fronts": [tail.n_front for tail in fold.member.tails],
         "is_beside": fold.member.is_beside,
-        "depth": fold.depth,
+        "finetune": fold.finetune,
         "chosen": fold.chosen,
         "history": fold.history,
         "notes": fold.notes,
     }
-    write_durably(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, RESULT))
+    write_bytes(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, RESULT))
 
 
 def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> Fold:
@@ -255,7 +251,7 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["fold"])
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        tails = [Tail(frozen, n_front) for n_front in about["n_fronts"]]
+        tails = [TrainableStages(frozen, n_front) for n_front in about["n_fronts"]]
         for i, tail in enumerate(tails):
             start = f"tail.{i}."
             tail.network.load_state_dict(
@@ -268,14 +264,14 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
         }
         logits = kept["logits"].numpy()
         if len(logits) != len(held_out):
-            raise ValueError(f"{counted(len(logits), 'photograph')}, not {len(held_out)}")
+            raise ValueError(f"{counted(len(logits), 'image')}, not {len(held_out)}")
         return Fold(
             repeat=place[0],
             fold=place[1],
             rows=held_out,
             logits=logits,
             member=Member(tails=tails, head=LinearHead(**head), is_beside=about["is_beside"]),
-            depth=about["depth"],
+            finetune=about["finetune"],
             chosen=about["chosen"],
             history=about["history"],
             notes=about["notes"],

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.classifier import Classifier, TrainedLinear
-from pixelplay.model.device import Device, cores_to_share, is_out_of_memory
-from pixelplay.run_log import Journal
-from pixelplay.thread_pool import Crew
+from pixelplay.model.classifier import Classifier, TrainableLinearHead
+from pixelplay.model.device import Device, is_out_of_memory, shared_cores
+from pixelplay.run_log import RunLog
+from pixelplay.thread_pool import ThreadPool
 from pixelplay.training.schedule import Job
 
-SMALLEST_SHARE = 8  # photographs
+SMALLEST_SHARE = 8  # images
 
 
 MAX_SHARES = 16  # each has gradients of its own until they are added
@@ -37,25 +37,25 @@ def forward_for_training(classifier: Classifier, device: Device, batch_size: int
 
     Cores that share every layer wait for each other after every layer, forwards and backwards
     (benchmarks/LOG.md). Shared out, the logits are the same but for the last digits, which depend on the
-    number of cores, and so in time does what comes twice in an epoch. That holds while no photograph
+    number of cores, and so in time does what comes twice in an epoch. That holds while no image
     depends on those beside it: not with a head that has a batch norm, and not where something is left out
     by chance, whose order threads would not keep. There, and on a GPU, it is the classifier itself.
 
     Args:
-        batch_size: photographs a batch, at most.
+        batch_size: images a batch, at most.
     """
-    with cores_to_share() as n_cores:
+    with shared_cores() as n_cores:
         most = min(MAX_SHARES, batch_size // SMALLEST_SHARE)
         n_shares = max((n for n in range(1, most + 1) if n_cores % n == 0), default=1)  # no core is idle
-        is_apart = isinstance(classifier.head, TrainedLinear) and not _leaves_out(classifier)
+        is_apart = isinstance(classifier.head, TrainableLinearHead) and not _leaves_out(classifier)
         if device.name != "cpu" or n_shares == 1 or not is_apart:
             yield classifier
             return
-        with Crew(n_shares, prepare=lambda: torch.set_num_threads(n_cores // n_shares)) as crew:
-            yield _Shared(classifier, device, crew, n_shares)
+        with ThreadPool(n_shares, prepare=lambda: torch.set_num_threads(n_cores // n_shares)) as pool:
+            yield _Shared(classifier, device, pool, n_shares)
 
 
-def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, journal: Journal) -> Forward:
+def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, log: RunLog) -> Forward:
     """Compile a classifier and try it, forwards and backwards; where that fails, say so and do without.
 
     Args:
@@ -83,9 +83,9 @@ def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, jour
         classifier.zero_grad()
         for name, value in buffers.items():  # a norm of the head has counted the try
             value.copy_(before[name])
-    if job.config.finetune.compile == "on":
+    if job.config.finetuning.compile == "on":
         raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
-    journal.note(f"training is not compiled, as torch.compile fails here ({reason})")
+    log.note(f"training is not compiled, as torch.compile fails here ({reason})")
     return plain
 
 
@@ -102,14 +102,14 @@ def _leaves_out(classifier: Classifier) -> bool:
 class _Shared:
     """Runs shares of a batch in threads, and keeps their graphs."""
 
-    def __init__(self, classifier: Classifier, device: Device, crew: Crew, n_shares: int) -> None:
+    def __init__(self, classifier: Classifier, device: Device, pool: ThreadPool, n_shares: int) -> None:
         self.values = [value for value in classifier.parameters() if value.requires_grad]
-        self._classifier, self._device, self._crew, self._n_shares = classifier, device, crew, n_shares
+        self._classifier, self._device, self._crew, self._n_shares = classifier, device, pool, n_shares
 
-    def __call__(self, maps: Tensor, moments: Tensor) -> Tensor:
+    def __call__(self, maps: Tensor, stats: Tensor) -> Tensor:
         """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front)."""
         n = min(self._n_shares, len(maps))
-        shares = list(zip(maps.tensor_split(n), moments.tensor_split(n), strict=True))
+        shares = list(zip(maps.tensor_split(n), stats.tensor_split(n), strict=True))
         logits: Tensor = _Together.apply(self, shares, *self.values)
         return logits
 
@@ -118,13 +118,13 @@ class _Shared:
         jobs = [self._crew.give(partial(self._see_one, share)) for share in shares]
         return [job.result() for job in jobs]
 
-    def gradients(self, logits: Sequence[Tensor], slopes: Sequence[Tensor]) -> Gradients:
+    def gradients(self, logits: Sequence[Tensor], gradients: Sequence[Tensor]) -> Gradients:
         """Of the values, summed over the shares in their order; None of those that play no part."""
 
-        def one(logits: Tensor, slopes: Tensor) -> Gradients:
-            return torch.autograd.grad(logits, self.values, slopes, allow_unused=True)
+        def one(logits: Tensor, gradients: Tensor) -> Gradients:
+            return torch.autograd.grad(logits, self.values, gradients, allow_unused=True)
 
-        jobs = [self._crew.give(partial(one, *pair)) for pair in zip(logits, slopes, strict=True)]
+        jobs = [self._crew.give(partial(one, *pair)) for pair in zip(logits, gradients, strict=True)]
         found = [job.result() for job in jobs]
         return tuple(_sum(parts) for parts in zip(*found, strict=True))
 
@@ -149,7 +149,7 @@ class _Together(torch.autograd.Function):
         return torch.cat([logits.detach() for logits in ctx.logits])
 
     @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> Any:
+    def backward(ctx: Any, gradients: Tensor) -> Any:
         """Gradients of the values."""
-        parts = torch.split(slopes, [len(logits) for logits in ctx.logits])
+        parts = torch.split(gradients, [len(logits) for logits in ctx.logits])
         return None, None, *ctx.shared.gradients(ctx.logits, parts)

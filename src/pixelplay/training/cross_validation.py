@@ -11,28 +11,33 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.config import PARTS, TrainConfig, check_count
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.config import SPLITS, TrainConfig, check_count
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, Split, assign_folds, check_some_held_out, hold_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
-from pixelplay.evaluation.conformal import HeldOut, score_held_out
-from pixelplay.evaluation.decision_rule import CrossFit, Decision, cross_fit, fit_decision
-from pixelplay.model.backbone import LoadedBackbone, stage_modules
+from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
+from pixelplay.evaluation.decision_rule import (
+    CrossFittedRule,
+    DecisionRule,
+    cross_fit_rule,
+    fit_decision_rule,
+)
+from pixelplay.model.backbone import PretrainedBackbone, stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES
-from pixelplay.model.ensemble import as_member
+from pixelplay.model.ensemble import ensemble_member
 from pixelplay.model.features import make_extractor
 from pixelplay.model.split_backbone import BranchedBackbone
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 from pixelplay.training.bench import read_rows
 from pixelplay.training.checkpoint import Fold, has_fold, read_fold, write_fold
-from pixelplay.training.label_cleaning import without_suspects
+from pixelplay.training.label_cleaning import remove_label_issues
 from pixelplay.training.plan import read_plan
-from pixelplay.training.probe_or_finetune import Learned, learn
+from pixelplay.training.probe_or_finetune import TrainedClassifier, learn
 from pixelplay.training.run_context import Workplace
-from pixelplay.training.training_data import Material
+from pixelplay.training.training_data import TrainingData
 
 MAX_REPEATS = 20
 
@@ -52,17 +57,17 @@ class CrossValidation:
     rows: IntArray
     folds: IntArray
     logits: Float32Array
-    fits: list[CrossFit]
-    parts: list[Fold]
+    fits: list[CrossFittedRule]
+    results: list[Fold]
 
 
 def learn_folds(
-    material: Material,
-    loaded: LoadedBackbone,
+    data: TrainingData,
+    loaded: PretrainedBackbone,
     config: TrainConfig,
     workplace: Workplace,
-    n_repeats: int,
-    journal: Journal,
+    repeats: int,
+    log: RunLog,
 ) -> CrossValidation:
     """Learn a classifier without each fold in turn, as deep as the settings say.
 
@@ -73,100 +78,98 @@ def learn_folds(
         material: its train and val parts take part; its test part does not.
 
     Raises:
-        DataError: a class has fewer photographs or groups than there are folds.
+        DataError: a class has fewer images or groups than there are folds.
     """
-    rows, n_folds = material.learn, config.n_folds
-    seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(n_repeats)]
-    dealt = np.stack([deal_photographs(material, seeded) for seeded in seeds])  # (R, N)
+    rows, n_folds = data.fit_rows, config.n_folds
+    seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
+    dealt = np.stack([assign_cv_folds(data, seeded) for seeded in seeds])  # (R, N)
     if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
-        journal.note(f"{counted(n_never, 'photograph')} in no fold, as nothing else would be left of a class")
-    parts: list[Fold] = []
+        log.note(f"{counted(n_never, 'image')} in no fold, as nothing else would be left of a class")
+    results: list[Fold] = []
     for repeat, seeded in enumerate(seeds):
         for fold in range(n_folds):
             name = f"fold {fold + 1} of {n_folds}"
-            if n_repeats > 1:
-                name += f", repeat {repeat + 1} of {n_repeats}"
-            with journal.chapter(name):
+            if repeats > 1:
+                name += f", repeat {repeat + 1} of {repeats}"
+            with log.chapter(name):
                 held_out = rows[dealt[repeat] == fold]
-                parts.append(
-                    _learn_fold(material, held_out, loaded, seeded, workplace, (repeat, fold), journal)
-                )
-    logits = np.full((n_repeats, len(rows), material.n_known), np.nan, np.float32)
-    for part in parts:
+                results.append(_learn_fold(data, held_out, loaded, seeded, workplace, (repeat, fold), log))
+    logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
+    for part in results:
         logits[part.repeat, np.searchsorted(rows, part.rows)] = part.logits
-    labels, groups = material.labels[rows], material.parts.groups[rows]
-    priors = class_priors(material.learn_counts)
+    labels, groups = data.labels[rows], data.split.groups[rows]
+    priors = class_priors(data.fit_counts)
     fits = [
-        cross_fit(each, labels, groups, folds, priors, metric=config.metric, seed=config.seed)
+        cross_fit_rule(each, labels, groups, folds, priors, metric=config.metric, seed=config.seed)
         for each, folds in zip(logits, dealt, strict=True)
     ]
-    return CrossValidation(rows=rows, folds=dealt, logits=logits, fits=fits, parts=parts)
+    return CrossValidation(rows=rows, folds=dealt, logits=logits, fits=fits, results=results)
 
 
-def check_repeats(config: TrainConfig, n_repeats: int, *, is_single: bool) -> None:
-    """Raise ConfigError unless photographs can be dealt so often, and all folds be deployed."""
-    check_count("repeats", n_repeats, 1, MAX_REPEATS)
-    n_members = config.n_folds * n_repeats
-    if config.tune != "probe" and not is_single and n_members > MAX_BRANCHES:
+def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
+    """Raise ConfigError unless images can be dealt so often, and all folds be deployed."""
+    check_count("repeats", repeats, 1, MAX_REPEATS)
+    n_members = config.n_folds * repeats
+    if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
         raise ConfigError(
-            f"{config.n_folds} folds, {n_repeats} times, are {n_members} networks, and a model holds "
-            f"{MAX_BRANCHES}; lower --repeats, or use --single or --tune probe"
+            f"{config.n_folds} folds, {repeats} times, are {n_members} networks, and a model holds "
+            f"{MAX_BRANCHES}; lower --repeats, or use --single or --finetune none"
         )
 
 
-def without_test(config: TrainConfig, journal: Journal) -> TrainConfig:
-    """Settings under which no test part is made: every photograph is held out once, in its fold."""
+def without_test(config: TrainConfig, log: RunLog) -> TrainConfig:
+    """Settings under which no test part is made: every image is held out once, in its fold."""
     if config.test_frac != TrainConfig().test_frac:
-        journal.note(
-            f"--test-frac {config.test_frac} does not count: every photograph is held out in its fold"
-        )
+        log.note(f"--test-frac {config.test_frac} does not count: every image is held out in its fold")
     return replace(config, test_frac=0.0)
 
 
-def without_val(index: ImageIndex, journal: Journal) -> ImageIndex:
-    """The photographs without a given validation part: its own learn and measure like all others."""
-    val = index.in_part("val")
+def without_val(dataset: ImageDataset, log: RunLog) -> ImageDataset:
+    """The images without a given validation part: its own learn and measure like all others."""
+    val = dataset.in_split("val")
     if val.any():
-        journal.note("the given val part is dealt into the folds like train")
-    parts = np.where(val, np.int8(PARTS.index("train")), index.parts)
-    return replace(index, parts=parts)
+        log.note("the given val part is dealt into the folds like train")
+    splits = np.where(val, np.int8(SPLITS.index("train")), dataset.splits)
+    return replace(dataset, splits=splits)
 
 
 def learn_alone(
     validation: CrossValidation,
-    material: Material,
-    loaded: LoadedBackbone,
+    data: TrainingData,
+    loaded: PretrainedBackbone,
     config: TrainConfig,
     workplace: Workplace,
-    journal: Journal,
-) -> Learned:
+    log: RunLog,
+) -> TrainedClassifier:
     """Learn one more classifier, from everything, as most folds were: their depth, plan and way to answer.
 
     Raises:
         ConfigError: training failed.
     """
-    depth = _commonest([part.depth for part in validation.parts])
-    settings = config.finetune
+    method = _commonest([part.finetune for part in validation.results])
+    settings = config.finetuning
     plan = None
-    if depth != "probe":
-        ways = [part.chosen["with_probe"]["value"] for part in validation.parts if part.depth == depth]
-        settings = replace(settings, with_probe="on" if _commonest(ways) else "off")
+    if method != "none":
+        ways = [
+            part.chosen["ensemble_probe"]["value"] for part in validation.results if part.finetune == method
+        ]
+        settings = replace(settings, ensemble_probe="on" if _commonest(ways) else "off")
         plan = read_plan(os.path.join(workplace.folder, "plan.json"))
-    raised = config.min_per_class if depth != "probe" else None  # a probe has no views to raise classes by
+    raised = config.oversample_to if method != "none" else None  # a probe has no views to raise classes by
     usual = TrainConfig()  # what did count in the folds is not said to be of no use
-    val_frac = usual.val_frac if depth == "probe" else config.val_frac
+    val_frac = usual.val_frac if method == "none" else config.val_frac
     alike = replace(
         config,
-        tune=depth,
-        finetune=settings,
-        min_per_class=raised,
+        finetune=method,
+        finetuning=settings,
+        oversample_to=raised,
         time_budget=usual.time_budget,
         val_frac=val_frac,
     )
     place = replace(workplace, started=time.monotonic(), plan=plan)
-    with journal.chapter("everything"):
-        everything = _set_apart(material, np.empty(0, dtype=np.int64), alike, journal)
-        return learn(everything, loaded, alike, place, journal)
+    with log.chapter("everything"):
+        everything = _set_apart(data, np.empty(0, dtype=np.int64), alike, log)
+        return learn(everything, loaded, alike, place, log)
 
 
 def _commonest(values: Sequence[Any]) -> Any:
@@ -174,31 +177,31 @@ def _commonest(values: Sequence[Any]) -> Any:
 
 
 def decide_together(
-    validation: CrossValidation, material: Material, config: TrainConfig, journal: Journal
-) -> tuple[list[float], Float32Array, Decision]:
+    validation: CrossValidation, data: TrainingData, config: TrainConfig, log: RunLog
+) -> tuple[list[float], Float32Array, DecisionRule]:
     """How the mean of all M members decides: their temperatures, then T and tau of what is cooled by them.
 
     What is cooled comes in between, (R, N, K).
 
     Each of the M temperatures comes from the fold that its member has not seen.
     """
-    fits = [fit_temperature(part.logits, material.labels[part.rows]) for part in validation.parts]
+    fits = [fit_temperature(part.logits, data.labels[part.rows]) for part in validation.results]
     fixed = [fit.temperature for fit in fits if not fit.at_bound]
     usual = float(np.median(fixed)) if fixed else 1.0  # a fold that is all right fixes none
     temperatures = [usual if fit.at_bound else fit.temperature for fit in fits]
     if n_free := len(fits) - len(fixed):
-        journal.note(
+        log.note(
             f"{counted(n_free, 'fold')} all right, or no better than chance, which fixes no temperature: "
             f"T = {usual:.2f}, as the others have it"
         )
     cooled = validation.logits.copy()
-    for part, T in zip(validation.parts, temperatures, strict=True):
+    for part, T in zip(validation.results, temperatures, strict=True):
         cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
-    return temperatures, cooled, _decide(cooled, validation.rows, material, config)
+    return temperatures, cooled, _decide(cooled, validation.rows, data, config)
 
 
-def with_left_out(
-    validation: CrossValidation, left_out: IntArray, logits: Float32Array, decision: Decision
+def with_excluded(
+    validation: CrossValidation, excluded: IntArray, logits: Float32Array, rule: DecisionRule
 ) -> CrossValidation:
     """Add what no fold has learned from, as the deployed model sees and decides it; it is in no fold.
 
@@ -206,16 +209,16 @@ def with_left_out(
         left_out: (n,) positions in the material.
         logits: (n, K).
     """
-    if not len(left_out):
+    if not len(excluded):
         return validation
-    rows = np.union1d(validation.rows, left_out)
-    old, new = np.searchsorted(rows, validation.rows), np.searchsorted(rows, left_out)
-    n_repeats, n_classes = len(validation.folds), logits.shape[1]
-    folds = np.full((n_repeats, len(rows)), NEVER_HELD_OUT)
+    rows = np.union1d(validation.rows, excluded)
+    old, new = np.searchsorted(rows, validation.rows), np.searchsorted(rows, excluded)
+    repeats, n_classes = len(validation.folds), logits.shape[1]
+    folds = np.full((repeats, len(rows)), NEVER_HELD_OUT)
     folds[:, old] = validation.folds
-    every = np.empty((n_repeats, len(rows), n_classes), np.float32)
+    every = np.empty((repeats, len(rows), n_classes), np.float32)
     every[:, old], every[:, new] = validation.logits, logits
-    probs, pred = decision.apply(logits)
+    probs, pred = rule.apply(logits)
     fits = []
     for fit in validation.fits:
         all_probs, all_pred = np.empty((len(rows), n_classes)), np.empty(len(rows), np.int64)
@@ -225,74 +228,74 @@ def with_left_out(
     return replace(validation, rows=rows, folds=folds, logits=every, fits=fits)
 
 
-def score_folds(validation: CrossValidation, material: Material) -> HeldOut:
-    """What the held-out photographs teach, each decided by what the other folds say.
+def score_folds(validation: CrossValidation, data: TrainingData) -> HeldOutScores:
+    """What the held-out images teach, each decided by what the other folds say.
 
-    Those of the first repeat: another time the same photographs are no further evidence.
+    Those of the first repeat: another time the same images are no further evidence.
     """
     rows, fit = validation.rows, validation.fits[0]
-    return score_held_out(fit.probs, fit.pred, material.labels[rows], material.parts.groups[rows], "oof")
+    return score_held_out(fit.probs, fit.pred, data.labels[rows], data.split.groups[rows], "oof")
 
 
-def decide_alone(validation: CrossValidation, material: Material, config: TrainConfig) -> Decision:
+def decide_alone(validation: CrossValidation, data: TrainingData, config: TrainConfig) -> DecisionRule:
     """How one classifier decides that was learned as the folds were."""
-    return _decide(validation.logits, validation.rows, material, config)
+    return _decide(validation.logits, validation.rows, data, config)
 
 
-def _decide(logits: Float32Array, rows: IntArray, material: Material, config: TrainConfig) -> Decision:
-    n_repeats = len(logits)
-    found = fit_decision(
+def _decide(logits: Float32Array, rows: IntArray, data: TrainingData, config: TrainConfig) -> DecisionRule:
+    repeats = len(logits)
+    found = fit_decision_rule(
         logits.reshape(-1, logits.shape[2]),
-        np.tile(material.labels[rows], n_repeats),
-        np.tile(material.parts.groups[rows], n_repeats),
-        class_priors(material.learn_counts),
+        np.tile(data.labels[rows], repeats),
+        np.tile(data.split.groups[rows], repeats),
+        class_priors(data.fit_counts),
         metric=config.metric,
         seed=config.seed,
     )
-    # a photograph that is seen again is no other photograph
-    temperature = replace(found.temperature, n=found.temperature.n // n_repeats)
-    return replace(found, temperature=temperature, tau=replace(found.tau, n=found.tau.n // n_repeats))
+    # an image that is seen again is no other image
+    temperature = replace(found.temperature, n=found.temperature.n // repeats)
+    return replace(found, temperature=temperature, tau=replace(found.tau, n=found.tau.n // repeats))
 
 
 def _learn_fold(
-    material: Material,
+    data: TrainingData,
     held_out: IntArray,
-    loaded: LoadedBackbone,
+    loaded: PretrainedBackbone,
     config: TrainConfig,
     workplace: Workplace,
     place: tuple[int, int],
-    journal: Journal,
+    log: RunLog,
 ) -> Fold:
     folder = os.path.join(workplace.checkpoints, f"fold-{place[0]:02}-{place[1]:02}")
     if has_fold(folder):
         _share_plan(folder, workplace.folder)
         kept = read_fold(folder, held_out, place, loaded.backbone)
-        journal.keep(kept.notes)
+        log.keep(kept.notes)
         return kept
     os.makedirs(folder, exist_ok=True)
     _share_plan(workplace.folder, folder)
-    n_notes = len(journal.notes)
+    n_notes = len(log.notes)
     own = replace(workplace, folder=folder, started=time.monotonic())
-    rest = _set_apart(material, held_out, config, journal)
-    learned = learn(rest, loaded, config, own, journal, is_fold=True)
-    features = material.features[held_out]
-    if learned.depth != "probe":
+    rest = _set_apart(data, held_out, config, log)
+    learned = learn(rest, loaded, config, own, log, is_fold=True)
+    features = data.features[held_out]
+    if learned.finetune != "none":
         extractor = make_extractor(learned.backbone, loaded.preprocessing, config, workplace.device)
-        with journal.progress("predicting", len(held_out)) as bar:
-            features = read_rows(material, held_out, extractor, config, on_progress=bar.update)
+        with log.progress("predicting", len(held_out)) as bar:
+            features = read_rows(data, held_out, extractor, config, on_progress=bar.update)
     chosen = dict(learned.chosen)
-    if config.drop_suspects:
+    if config.drop_label_issues:
         chosen["dropped_suspects"] = {"value": len(rest.dropped), "chosen_on": "the other folds"}
     found = Fold(
         repeat=place[0],
         fold=place[1],
         rows=held_out,
         logits=learned.head.logits(features),
-        member=as_member(learned.backbone, learned.head, _n_front(learned)),
-        depth=learned.depth,
+        member=ensemble_member(learned.backbone, learned.head, _n_front(learned)),
+        finetune=learned.finetune,
         chosen=chosen,
         history=learned.history,
-        notes=journal.notes[n_notes:],
+        notes=log.notes[n_notes:],
     )
     write_fold(folder, found)
     _share_plan(folder, workplace.folder)
@@ -308,41 +311,41 @@ def _share_plan(source: str, target: str) -> None:
         os.replace(f"{here}.tmp", here)
 
 
-def _set_apart(material: Material, held_out: IntArray, config: TrainConfig, journal: Journal) -> Material:
+def _set_apart(data: TrainingData, held_out: IntArray, config: TrainConfig, log: RunLog) -> TrainingData:
     """The material with one fold in the place of the test part, and a validation part of the rest.
 
     Which labels look wrong is judged without the fold too.
     """
-    rest = np.setdiff1d(material.learn, held_out)
+    rest = np.setdiff1d(data.fit_rows, held_out)
     is_val = np.zeros(len(rest), dtype=np.bool_)
-    if config.tune != "probe":
-        is_val = hold_out(material.labels[rest], material.parts.groups[rest], config.val_frac, config.seed)
-    split = Split(train=rest[~is_val], val=rest[is_val], test=held_out)
-    apart = replace(material, parts=replace(material.parts, split=split), learn=rest)
-    return without_suspects(apart, config, journal) if config.drop_suspects else apart
+    if config.finetune != "none":
+        is_val = hold_out(data.labels[rest], data.split.groups[rest], config.val_frac, config.seed)
+    split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
+    apart = replace(data, split=split, fit_rows=rest)
+    return remove_label_issues(apart, config, log) if config.drop_label_issues else apart
 
 
-def _n_front(learned: Learned) -> int | None:
+def _n_front(learned: TrainedClassifier) -> int | None:
     """Stages in front of tuned ones that stand in the place of the frozen ones; None where none do."""
     if learned.plan is None or isinstance(learned.backbone, BranchedBackbone):
         return None
-    if learned.plan.n_stages is None:
+    if learned.plan.unfreeze_stages is None:
         return 0
-    return len(stage_modules(learned.backbone.network)) - learned.plan.n_stages
+    return len(stage_modules(learned.backbone.network)) - learned.plan.unfreeze_stages
 
 
-def check_enough(index: ImageIndex, n_folds: int) -> None:
-    """Raise where names show that classes have too few photographs for every fold.
+def check_enough(dataset: ImageDataset, n_folds: int) -> None:
+    """Raise where names show that classes have too few images for every fold.
 
     Args:
-        index: N labelled photographs that take part.
+        index: N labelled images that take part.
 
     Raises:
         DataError: a class has fewer than folds: it and the largest possible number of folds are named; or two
             folds leave nothing to choose on.
     """
-    groups = np.arange(len(index)) if index.groups is None else index.groups
-    _check_each_class(index.labels, groups, index.classes, n_folds)
+    groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
+    _check_each_class(dataset.labels, groups, dataset.classes, n_folds)
 
 
 def _check_each_class(labels: IntArray, groups: IntArray, classes: Sequence[str], n_folds: int) -> None:
@@ -353,7 +356,7 @@ def _check_each_class(labels: IntArray, groups: IntArray, classes: Sequence[str]
     if not len(short):
         if n_folds == 2 and n_groups.max() == 2:  # one is held out, and of one nothing can choose
             raise DataError(
-                "no class has more than 2 photographs or groups, but n_folds=2 needs a class of 3: without "
+                "no class has more than 2 images or groups, but n_folds=2 needs a class of 3: without "
                 "a fold, strength and temperature are chosen on others; add some"
             )
         return
@@ -361,34 +364,34 @@ def _check_each_class(labels: IntArray, groups: IntArray, classes: Sequence[str]
     n = int((labels == k).sum())
     together = "" if n == n_groups[k] else f" in {n_groups[k]} groups that stay together"
     raise DataError(
-        f"class {classes[k]!r} has {n} photographs{together} but n_folds={n_folds} needs {n_folds}; "
+        f"class {classes[k]!r} has {n} images{together} but n_folds={n_folds} needs {n_folds}; "
         f"add some or use --n-folds {n_groups[k]}"
     )
 
 
-def deal_photographs(material: Material, config: TrainConfig) -> IntArray:
-    """Fold (N,) of each photograph that takes part; -1 for the only one of its class.
+def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
+    """Fold (N,) of each image that takes part; -1 for the only one of its class.
 
     Raises:
-        DataError: a class has fewer photographs or groups than folds, or groups leave a fold without
+        DataError: a class has fewer images or groups than folds, or groups leave a fold without
             one of the classes to learn from.
     """
-    rows, n_folds = material.learn, config.n_folds
-    labels, groups = material.labels[rows], material.parts.groups[rows]
-    _check_each_class(labels, groups, material.known_classes, n_folds)
+    rows, n_folds = data.fit_rows, config.n_folds
+    labels, groups = data.labels[rows], data.split.groups[rows]
+    _check_each_class(labels, groups, data.known_classes, n_folds)
     folds = assign_folds(labels, groups, n_folds, config.seed)
-    check_some_held_out(folds, material.index.source)
+    check_some_held_out(folds, data.dataset.source)
     if empty := [fold for fold in range(n_folds) if not (folds == fold).any()]:
         raise DataError(
-            f"groups leave {counted(len(empty), 'fold')} of {n_folds} without a photograph to hold out; "
+            f"groups leave {counted(len(empty), 'fold')} of {n_folds} without an image to hold out; "
             f"use --n-folds {max(2, n_folds - len(empty))} or smaller groups"
         )
     for fold in range(n_folds):
-        left = np.bincount(labels[folds != fold], minlength=material.n_known)
+        left = np.bincount(labels[folds != fold], minlength=data.n_known)
         if (left == 0).any():
-            name = material.classes[int((left == 0).argmax())]
+            name = data.classes[int((left == 0).argmax())]
             raise DataError(
-                f"groups put every photograph of class {name!r} into one fold of {n_folds}, so that "
+                f"groups put every image of class {name!r} into one fold of {n_folds}, so that "
                 "nothing is left to learn it from; use fewer folds or smaller groups"
             )
     return folds

@@ -13,19 +13,19 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.decision_rule import held_out_score
-from pixelplay.model.backbone import Backbone, why_refused
-from pixelplay.model.classifier import Classifier, LinearHead, TrainedLinear
-from pixelplay.model.ensemble import as_member, join_members
-from pixelplay.model.split_backbone import Halves, cut_backbone
-from pixelplay.run_log import Journal
+from pixelplay.model.backbone import Backbone, input_size_error
+from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
+from pixelplay.model.ensemble import average_members, ensemble_member
+from pixelplay.model.split_backbone import SplitBackbone, split_backbone
+from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 from pixelplay.training.bench import Bench
 from pixelplay.training.checkpoint import copy_of, has_checkpoint, restore
-from pixelplay.training.compatibility import TunedDepth
-from pixelplay.training.inputs import Source, ViewSource
-from pixelplay.training.plan import Plan, write_plan
+from pixelplay.training.compatibility import TunedMethod
+from pixelplay.training.inputs import CachedViews, InputSource
+from pixelplay.training.plan import FinetunePlan, write_plan
 from pixelplay.training.schedule import Job
-from pixelplay.training.time_budget import NoPlanError, make_plan
+from pixelplay.training.time_budget import TimeBudgetError, make_plan
 from pixelplay.training.trainer import OUT_OF_TIME, finetune
 
 Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
@@ -50,11 +50,11 @@ class Tuned:
     logits: Float32Array
     history: list[dict[str, float]]
     best_epoch: int
-    is_with_probe: bool
-    plan: Plan
+    ensemble_probe: bool
+    plan: FinetunePlan
     own: Answer
     bench: Bench
-    halves: Halves
+    stages: SplitBackbone
     classifier: Classifier
     job: Job
 
@@ -78,7 +78,7 @@ class Finished:
     refit_epochs: int
 
 
-def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
+def tune(bench: Bench, method: TunedMethod, log: RunLog) -> Tuned:
     """Train the last stages, or all, starting from the probe's head; the validation part chooses.
 
     Raises:
@@ -87,30 +87,30 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         ConfigError: training failed.
     """
     config, workplace = bench.config, bench.workplace
-    plan = make_plan(bench, depth, journal)
+    plan = make_plan(bench, method, log)
     os.makedirs(workplace.checkpoints, exist_ok=True)
     write_plan(plan, os.path.join(workplace.folder, "plan.json"))
-    journal.tell(_describe(plan, len(bench.train)))
+    log.tell(_describe(plan, len(bench.train)))
     backbone = bench.loaded.backbone
-    halves = cut_backbone(backbone, plan.n_stages, bench.loaded.preprocessing.input_size)
-    classifier = bench.classifier(halves, is_compiled=plan.is_compiled)
-    source: Source = bench.pixels
-    if plan.n_views is not None:
-        source = _prepare_views(bench, halves, plan.n_views, journal)
+    stages = split_backbone(backbone, plan.unfreeze_stages, bench.loaded.preprocessing.input_size)
+    classifier = bench.classifier(stages, compile=plan.compile)
+    source: InputSource = bench.pixels
+    if plan.cached_views is not None:
+        source = _prepare_views(bench, stages, plan.cached_views, log)
     job = bench.job(source, plan)
-    if halves.front is None:
+    if stages.front is None:
         _check_sizes(job, backbone)
     for note in _what_does_not_count(plan, job):
-        journal.note_for_all(note)
-    _say_what_is_decoded_anew(bench, plan, journal)
+        log.note_for_all(note)
+    _say_what_is_decoded_anew(bench, plan, log)
     where = finetune(
         job,
         classifier,
         workplace.checkpoints,
-        journal,
-        is_resumed=has_checkpoint(workplace.checkpoints),
+        log,
+        resume=has_checkpoint(workplace.checkpoints),
     )
-    _say_what_is_decoded_anew(bench, plan, journal)  # a disk may be full by now
+    _say_what_is_decoded_anew(bench, plan, log)  # a disk may be full by now
     if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
         is_late = where.stopped.startswith(OUT_OF_TIME)
         remedy = (
@@ -120,11 +120,9 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         )
         raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
     if where.stopped:
-        journal.note(
-            f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}"
-        )
-    labels = bench.material.labels[bench.val]
-    own = _own_answer(bench, halves, classifier, job)
+        log.note(f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}")
+    labels = bench.data.labels[bench.val]
+    own = _own_answer(bench, stages, classifier, job)
     whole, head = own
     logits = head.logits(bench.read(whole, bench.val))  # (n, K)
     answers = job.answers(logits)
@@ -133,11 +131,11 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
         logits=answers[chosen],
         history=where.history,
         best_epoch=where.best_epoch,
-        is_with_probe=chosen,
+        ensemble_probe=chosen,
         plan=plan,
         own=own,
         bench=bench,
-        halves=halves,
+        stages=stages,
         classifier=classifier,
         job=job,
     )
@@ -145,10 +143,10 @@ def tune(bench: Bench, depth: TunedDepth, journal: Journal) -> Tuned:
 
 def starts_at_probe(config: TrainConfig) -> bool:
     """Whether training starts from the probe's head, and not from chance."""
-    return config.finetune.start == "probe" and config.finetune.head == "linear"
+    return config.finetuning.head_init == "probe" and config.finetuning.head == "linear"
 
 
-def finish(tuned: Tuned, journal: Journal) -> Finished:
+def finish(tuned: Tuned, log: RunLog) -> Finished:
     """Learn from the validation part too, now that it has chosen, and put together what is deployed.
 
     As a probe is refitted on everything once folds have chosen its strength. Deployed are weights halfway
@@ -159,29 +157,29 @@ def finish(tuned: Tuned, journal: Journal) -> Finished:
     """
     bench, classifier = tuned.bench, tuned.classifier
     own, history, learned_from = tuned.own, tuned.history, bench.train
-    epochs = bench.config.finetune.refit_epochs if tuned.best_epoch else 0
+    epochs = bench.config.finetuning.refit_epochs if tuned.best_epoch else 0
     if epochs:
         folder, before = os.path.join(bench.workplace.checkpoints, "refit"), copy_of(classifier)
         job = _refit_job(bench, tuned.job, tuned.plan, epochs)
-        where = finetune(job, classifier, folder, journal, is_resumed=has_checkpoint(folder))
+        where = finetune(job, classifier, folder, log, resume=has_checkpoint(folder))
         if where.stopped:
-            journal.note(f"the validation photographs are not learned from: {where.stopped}")
+            log.note(f"the validation images are not learned from: {where.stopped}")
             epochs = 0
         else:
-            epochs, learned_from = where.epochs, bench.learn
-            if isinstance(classifier.head, TrainedLinear):  # a batch norm's statistics have no middle
+            epochs, learned_from = where.epochs, bench.fit_rows
+            if isinstance(classifier.head, TrainableLinearHead):  # a batch norm's statistics have no middle
                 restore(classifier, halfway(before, copy_of(classifier)))
                 job = replace(job, offset=(tuned.job.offset + job.offset) / 2)
-            own = _own_answer(bench, tuned.halves, classifier, job)
+            own = _own_answer(bench, tuned.stages, classifier, job)
             done = history[-1]
             history = history + [
                 {**row, "epoch": done["epoch"] + row["epoch"], "step": done["step"] + row["step"]}
                 for row in where.history[1:]
             ]
     backbone, head = own
-    if tuned.is_with_probe:
+    if tuned.ensemble_probe:
         probe_head = bench.refit_probe(learned_from) if epochs else bench.probe.probe.head
-        backbone, head = _beside(bench, tuned.halves, own, probe_head)
+        backbone, head = _beside(bench, tuned.stages, own, probe_head)
     return Finished(
         backbone=backbone, head=head, history=history, learned_from=learned_from, refit_epochs=epochs
     )
@@ -192,16 +190,16 @@ def halfway(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     return {name: torch.lerp(before[name].to(value.device), value, 0.5) for name, value in after.items()}
 
 
-def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal) -> ViewSource:
-    """Bring views of all photographs to be learned from as far as the cut.
+def _prepare_views(bench: Bench, stages: SplitBackbone, cached_views: int, log: RunLog) -> CachedViews:
+    """Bring views of all images to be learned from as far as the cut.
 
     Raises:
         NoPlanError: neither the cache nor the run's folder takes them.
     """
-    rows = bench.learn if bench.config.finetune.refit_epochs else bench.train
+    rows = bench.fit_rows if bench.config.finetuning.refit_epochs else bench.train
     for has_cache in (True, False):
-        views = bench.views(halves, n_views, has_cache=has_cache)
-        with journal.progress("preparing views", n_views * len(rows) + len(bench.val), "views") as bar:
+        views = bench.views(stages, cached_views, has_cache=has_cache)
+        with log.progress("preparing views", cached_views * len(rows) + len(bench.val), "views") as bar:
             failure = views.compute(
                 rows,
                 bench.val,
@@ -213,14 +211,14 @@ def _prepare_views(bench: Bench, halves: Halves, n_views: int, journal: Journal)
             return views
         views.drop()  # others need the room
         if has_cache:
-            journal.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
-    raise NoPlanError(f"views of the photographs cannot be kept: {failure}; free some space")
+            log.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
+    raise TimeBudgetError(f"views of the images cannot be kept: {failure}; free some space")
 
 
-def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
+def _refit_job(bench: Bench, job: Job, plan: FinetunePlan, epochs: int) -> Job:
     """The same training on train and val together, short and slow; nothing is left to choose by."""
-    settings = replace(bench.config.finetune, ema_frac=0.0, first_size_frac=1.0, patience=None)
-    unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # photographs end as they are
+    settings = replace(bench.config.finetuning, initial_size_frac=1.0, patience=None)
+    unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # images end as they are
     return replace(
         bench.job(job.source, plan, is_refit=True),
         val=bench.val[:0],
@@ -228,25 +226,25 @@ def _refit_job(bench: Bench, job: Job, plan: Plan, epochs: int) -> Job:
         epochs=epochs,
         epochs_before=plan.epochs,
         lr_frac=REFIT_LR_FRAC,
-        config=replace(bench.config, finetune=settings, augmenting=unmixed),
+        config=replace(bench.config, finetuning=settings, augmenting=unmixed),
     )
 
 
-def _own_answer(bench: Bench, halves: Halves, classifier: Classifier, job: Job) -> Answer:
+def _own_answer(bench: Bench, stages: SplitBackbone, classifier: Classifier, job: Job) -> Answer:
     """The tuned network as a whole, and its head; with crt one that is fitted anew."""
     backbone = copy.deepcopy(bench.loaded.backbone)
-    halves.tail.cpu().write_into(backbone)
+    stages.tail.cpu().write_into(backbone)
     backbone.eval()
     if bench.config.imbalance == "crt":
         return backbone, bench.refit_head(backbone, job.train)
     return backbone, classifier.head.cpu().export().shifted(job.offset)
 
 
-def _beside(bench: Bench, halves: Halves, own: Answer, probe_head: LinearHead) -> Answer:
+def _beside(bench: Bench, stages: SplitBackbone, own: Answer, probe_head: LinearHead) -> Answer:
     """The tuned stages beside the frozen ones, under a head that averages both logits."""
     frozen = bench.loaded.backbone
-    probe, tuned = as_member(frozen, probe_head, None), as_member(*own, halves.tail.n_front)
-    return join_members(frozen, [probe, tuned])
+    probe, tuned = ensemble_member(frozen, probe_head, None), ensemble_member(*own, stages.tail.n_front)
+    return average_members(frozen, [probe, tuned])
 
 
 def _check_sizes(job: Job, backbone: Backbone) -> None:
@@ -256,55 +254,55 @@ def _check_sizes(job: Job, backbone: Backbone) -> None:
         ConfigError: the size is named.
     """
     for size in sorted({job.size_px(epoch) for epoch in range(job.epochs)} - {job.input_size}):
-        if reason := why_refused(backbone, size):
+        if reason := input_size_error(backbone, size):
             raise ConfigError(
                 f"{backbone.name} takes no images of {size} px ({reason}), with which "
-                f"first_size_frac={job.config.finetune.first_size_frac} begins; use --first-size-frac 1"
+                f"initial_size_frac={job.config.finetuning.initial_size_frac} begins; use --initial-size-frac 1"
             )
 
 
-def _say_what_is_decoded_anew(bench: Bench, plan: Plan, journal: Journal) -> None:
-    if plan.n_views is None and (reason := bench.pixels.pixels.failure):
-        journal.note_for_all(f"every epoch decodes photographs anew: {reason}")
+def _say_what_is_decoded_anew(bench: Bench, plan: FinetunePlan, log: RunLog) -> None:
+    if plan.cached_views is None and (reason := bench.pixels.pixels.failure):
+        log.note_for_all(f"every epoch decodes images anew: {reason}")
 
 
-def _what_does_not_count(plan: Plan, job: Job) -> Iterator[str]:
+def _what_does_not_count(plan: FinetunePlan, job: Job) -> Iterator[str]:
     """Settings that turn out to say nothing, or less than they seem to, now that there is a plan."""
-    settings, augmenting = job.config.finetune, job.config.augmenting
-    if job.batches_per_step < settings.accumulate:
+    settings, augmenting = job.config.finetuning, job.config.augmenting
+    if job.batches_per_step < settings.grad_accum_steps:
         yield (
-            f"--accumulate {settings.accumulate} is {job.batches_per_step}: an epoch has no more batches, "
+            f"--grad-accum-steps {settings.grad_accum_steps} is {job.batches_per_step}: an epoch has no more batches, "
             "and its end always makes a step"
         )
     if (asked := settings.train_batch_size or 0) > plan.batch_size:
-        yield f"--train-batch-size {asked} is {plan.batch_size}: no more photographs are learned from"
-    if plan.n_stages == 1 and settings.layer_decay not in (None, 1):
+        yield f"--train-batch-size {asked} is {plan.batch_size}: no more images are learned from"
+    if plan.unfreeze_stages == 1 and settings.layer_decay not in (None, 1):
         yield f"--layer-decay {settings.layer_decay} does not count: one stage is trained"
-    if settings.first_size_frac < 1 and {job.size_px(epoch) for epoch in range(job.epochs)} == {
+    if settings.initial_size_frac < 1 and {job.size_px(epoch) for epoch in range(job.epochs)} == {
         job.input_size
     }:
-        yield f"--first-size-frac {settings.first_size_frac} does not count: every epoch has the full size"
+        yield f"--initial-size-frac {settings.initial_size_frac} does not count: every epoch has the full size"
     is_varied = bool(augmenting.augment) or job.config.hflip
-    n_views = plan.n_views if is_varied else 1
+    cached_views = plan.cached_views if is_varied else 1
     batches = job.batches(1, np.ones(len(job.labels), np.float32))
     most = 1 + max(int(batch.times.max()) for batch in batches)
-    if n_views is not None and most > n_views:
-        remedy = "--n-views keeps more" if is_varied else "--augment varies them"
-        seen = f"in {counted(n_views, 'view')} of each"
-        yield f"rare photographs come up to {most} times an epoch, {seen}; {remedy}"
+    if cached_views is not None and most > cached_views:
+        remedy = "--cached-views keeps more" if is_varied else "--augment varies them"
+        seen = f"in {counted(cached_views, 'view')} of each"
+        yield f"rare images come up to {most} times an epoch, {seen}; {remedy}"
 
 
-def _describe(plan: Plan, n_train: int) -> str:
+def _describe(plan: FinetunePlan, n_train: int) -> str:
     what = (
         "all layers"
-        if plan.n_stages is None
+        if plan.unfreeze_stages is None
         else "the last stage"
-        if plan.n_stages == 1
-        else f"the last {plan.n_stages} stages"
+        if plan.unfreeze_stages == 1
+        else f"the last {plan.unfreeze_stages} stages"
     )
-    views = "" if plan.n_views is None else f" on {counted(plan.n_views, 'view')} of each"
+    views = "" if plan.cached_views is None else f" on {counted(plan.cached_views, 'view')} of each"
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items() if seconds)
     return (
-        f"plan: train {what} with {n_train:,} photographs{views}, {counted(plan.epochs, 'epoch')}"
+        f"plan: train {what} with {n_train:,} images{views}, {counted(plan.epochs, 'epoch')}"
         f"{f' ({took})' if took else ''}"
     )

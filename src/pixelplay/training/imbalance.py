@@ -24,8 +24,8 @@ from pixelplay.training.linear_probe import (
     SEARCH_TOLERANCE,
     ProbeFit,
     fit_head,
-    fit_on_some,
     fit_probe,
+    fit_subset,
 )
 
 Candidate = Literal["none", "class_weights"]
@@ -62,7 +62,7 @@ NOTES: dict[Imbalance, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FairProbe:
+class ImbalanceProbe:
     """A fitted head with natural priors, and why it is this one.
 
     Attributes:
@@ -85,16 +85,16 @@ class FairProbe:
         return "difference" in self.evidence
 
 
-def fit_fair_probe(
+def fit_probe_for_imbalance(
     features: Float32Array,
     labels: IntArray,
     groups: IntArray,
     folds: IntArray,
     config: TrainConfig,
     *,
-    is_head_only: bool = False,
+    head_only: bool = False,
     on_progress: Callable[[int], object] = lambda n: None,
-) -> FairProbe:
+) -> ImbalanceProbe:
     """Fit the candidate that is asked for, or with auto the one that is better out of fold.
 
     Up to 5:1 auto is the natural fit. Above it, the class-weighted one is taken where the declared
@@ -109,7 +109,7 @@ def fit_fair_probe(
         on_progress: called with 1 for each strength tried, of either candidate.
     """
     start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
-    tolerance = SEARCH_TOLERANCE if is_head_only else FOLDS_TOLERANCE
+    tolerance = SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
     evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
     if config.imbalance == "auto" and ratio > HINT_RATIO:
         probes: dict[Candidate, ProbeFit] = {
@@ -124,7 +124,7 @@ def fit_fair_probe(
         chosen = CANDIDATE_OF[config.imbalance]
         probe = _fit_candidate(chosen, features, labels, folds, tolerance, on_progress)
     notes = [NOTES[config.imbalance].format(config.imbalance)] if config.imbalance in NOTES else []
-    return FairProbe(
+    return ImbalanceProbe(
         probe=probe,
         imbalance=chosen,
         evidence={"value": chosen, **evidence},
@@ -133,8 +133,8 @@ def fit_fair_probe(
     )
 
 
-def refit_fair_head(fair: FairProbe, features: Float32Array, labels: IntArray) -> LinearHead:
-    """Fit a probe's head on other photographs, the same candidate at the same strength."""
+def refit_probe_head(fair: ImbalanceProbe, features: Float32Array, labels: IntArray) -> LinearHead:
+    """Fit a probe's head on other images, the same candidate at the same strength."""
     if fair.imbalance == "none":
         return fit_head(features, labels, fair.probe.C)
     counts = np.bincount(labels)
@@ -143,7 +143,7 @@ def refit_fair_head(fair: FairProbe, features: Float32Array, labels: IntArray) -
     return head.shifted(natural_offset(counts, fair.imbalance, None, 0.0))
 
 
-def fit_fair_on_some(
+def fit_probe_on_subset(
     imbalance: Candidate,
     features: Float32Array,
     labels: IntArray,
@@ -153,10 +153,10 @@ def fit_fair_on_some(
 ) -> Float32Array:
     """Natural-prior logits (N, K) out of fold, of a candidate that learned from some rows (N,) only."""
     if imbalance == "none":
-        return fit_on_some(features, labels, folds, C, learns)
+        return fit_subset(features, labels, folds, C, learns)
     counts = np.bincount(labels[learns])
     weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
-    logits = fit_on_some(features, labels, folds, C, learns, weights=weights)
+    logits = fit_subset(features, labels, folds, C, learns, weights=weights)
     return np.asarray(logits + natural_offset(counts, imbalance, None, 0.0), dtype=np.float32)
 
 

@@ -1,8 +1,8 @@
 """What a training step takes: inputs at the cut, from kept maps or from pixels made anew.
 
-Two sources with one face. `ViewSource` (partial) computes some augmented views of each photograph as
+Two sources with one face. `ViewSource` (partial) computes some augmented views of each image as
 far as the cut, once, and keeps them on disk. `PixelSource` (full) augments pixels in every epoch.
-All chance comes from the seed, the epoch and the photograph, so a batch can be made again at any
+All chance comes from the seed, the epoch and the image, so a batch can be made again at any
 time, on any thread, by any process.
 """
 
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from pixelplay.arrays import Float32Array, IntArray, UInt8Array
 from pixelplay.config import AugmentConfig
-from pixelplay.data.augment import HEEDED_BY, augment_view
-from pixelplay.data.cache import PhotographCache
+from pixelplay.data.augment import SETTING_USED_BY, augment_view
+from pixelplay.data.cache import ArrayCache
 from pixelplay.data.decode import DECODE_VERSION
-from pixelplay.data.pixel_cache import PixelStore
-from pixelplay.data.transforms import Preprocessing, eval_view
+from pixelplay.data.pixel_cache import PixelCache
+from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.model.device import (
     Device,
-    memory_errors_explained,
-    on_every_core,
+    explain_memory_errors,
+    inference_memory_error,
+    map_on_cores,
     to_device,
-    too_large_to_read,
 )
-from pixelplay.model.features import Normaliser
-from pixelplay.model.split_backbone import Halves
-from pixelplay.thread_pool import default_workers, map_ahead
+from pixelplay.model.features import Normalizer
+from pixelplay.model.split_backbone import SplitBackbone
+from pixelplay.thread_pool import default_workers, prefetch_map
 
 Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them
 
@@ -53,7 +53,7 @@ VIEWS_VERSION = 1  # raise it when the same pixels yield views that differ by mo
 
 @dataclass(frozen=True)
 class Batch:
-    """Photographs that are learned from in one step.
+    """Images that are learned from in one step.
 
     Attributes:
         rows: (B,) positions in the material.
@@ -66,8 +66,8 @@ class Batch:
     weights: Float32Array
 
 
-class Source(Protocol):
-    """Gives inputs of photographs, numbered as in the material."""
+class InputSource(Protocol):
+    """Gives inputs of images, numbered as in the material."""
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """Load one varied view of each row, in a thread; the result brings it to the device."""
@@ -84,16 +84,16 @@ def stream(
 ) -> Iterator[tuple[AnyBatch, Inputs]]:
     """Yield batches in order with their inputs, a few loaded ahead."""
     ahead = max(8, num_workers or default_workers())  # none of them is idle
-    loaded = map_ahead(load, batches, num_workers=num_workers, ahead=ahead)
+    loaded = prefetch_map(load, batches, num_workers=num_workers, ahead=ahead)
     for batch, bring in zip(batches, loaded, strict=True):
         yield batch, bring()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelSource:
+class AugmentedPixels:
     """Pixels, augmented anew in every epoch."""
 
-    pixels: PixelStore
+    pixels: PixelCache
     preprocessing: Preprocessing
     augmenting: AugmentConfig
     hflip: bool
@@ -119,15 +119,15 @@ class PixelSource:
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
         """See `Source`."""
         wholes = [self.pixels[i] for i in rows]
-        return self._bring([eval_view(whole, self.preprocessing) for whole in wholes], rows, wholes)
+        return self._bring([eval_transform(whole, self.preprocessing) for whole in wholes], rows, wholes)
 
     def flush(self) -> None:
         """See `Source`."""
         self.pixels.flush()
 
     @cached_property
-    def _normalise(self) -> Normaliser:
-        return Normaliser(self.preprocessing, self.device.name)
+    def _normalize(self) -> Normalizer:
+        return Normalizer(self.preprocessing, self.device.name)
 
     def _bring(
         self, views: Sequence[UInt8Array], rows: IntArray, wholes: Sequence[UInt8Array]
@@ -139,50 +139,50 @@ class PixelSource:
         def bring() -> Inputs:
             for i, whole in zip(rows, wholes, strict=True):
                 self.pixels.keep(i, whole)  # here, since only one thread may
-            images = self._normalise(pixels)
+            images = self._normalize(pixels)
             return images, images.new_empty(len(images), 0)
 
         return bring
 
 
-class ViewSource:
+class CachedViews:
     """Views as far as the cut, kept on disk.
 
     Args:
         halves: the backbone, cut.
-        digests: (N,) content of each photograph.
+        digests: (N,) content of each image.
         network: names the backbone's architecture and features.
-        n_views: V, augmented views of each photograph that is learned from.
+        n_views: V, augmented views of each image that is learned from.
         weights_id: names the backbone's weights.
         cache_dir: where the views are kept; they are reused as long as nothing changes that they depend on.
     """
 
     def __init__(
         self,
-        halves: Halves,
-        pixels: PixelSource,
+        stages: SplitBackbone,
+        pixels: AugmentedPixels,
         digests: Sequence[bytes],
         *,
         network: tuple[str, str],
-        n_views: int,
+        cached_views: int,
         weights_id: str,
         cache_dir: str,
         max_bytes: int,
     ) -> None:
-        assert halves.front is not None
-        self.n_views = n_views
-        self._pixels, self._digests, self._shape = pixels, digests, halves.shape
+        assert stages.front is not None
+        self.cached_views = cached_views
+        self._pixels, self._digests, self._shape = pixels, digests, stages.shape
         device = pixels.device
         self._dtype = torch.bfloat16 if device.is_bf16 else torch.float32
-        self._n_map_bytes = int(np.prod(halves.shape)) * self._dtype.itemsize
-        self._front = halves.front.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._normalise = Normaliser(pixels.preprocessing, device.name)
+        self._n_map_bytes = int(np.prod(stages.shape)) * self._dtype.itemsize
+        self._front = stages.front.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._normalize = Normalizer(pixels.preprocessing, device.name)
         key = {
             "versions": [DECODE_VERSION, VIEWS_VERSION],
             "network": network,
             "weights": weights_id,
-            "cut": halves.tail.n_front,
-            "shape": [*halves.shape, halves.n_moments],
+            "cut": stages.tail.n_front,
+            "shape": [*stages.shape, stages.n_stats],
             "preprocessing": asdict(pixels.preprocessing),
             "numbers": f"{device.name} {self._dtype}",
         }
@@ -190,19 +190,19 @@ class ViewSource:
         augmenting = {
             name: [kind for kind in value if kind not in MIXES] if name == "augment" else value
             for name, value in asdict(pixels.augmenting).items()
-            if not {*HEEDED_BY.get(name, ("any",))} <= {*MIXES}
+            if not {*SETTING_USED_BY.get(name, ("any",))} <= {*MIXES}
         }
         varied = {**key, "augmenting": augmenting, "hflip": pixels.hflip, "seed": pixels.seed}
-        self._plain = PhotographCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)
+        self._plain = ArrayCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)
         self._varied = [
-            PhotographCache(cache_dir, "views", _digest_of({**varied, "view": view}), max_bytes=max_bytes)
-            for view in range(n_views)
+            ArrayCache(cache_dir, "views", _digest_of({**varied, "view": view}), max_bytes=max_bytes)
+            for view in range(cached_views)
         ]
 
     @staticmethod
-    def bytes_per_view(halves: Halves, device: Device) -> int:
-        """What one view of one photograph takes on the disk."""
-        return int(np.prod(halves.shape)) * (2 if device.is_bf16 else 4) + 4 * halves.n_moments
+    def bytes_per_view(stages: SplitBackbone, device: Device) -> int:
+        """What one view of one image takes on the disk."""
+        return int(np.prod(stages.shape)) * (2 if device.is_bf16 else 4) + 4 * stages.n_stats
 
     def compute(
         self,
@@ -254,9 +254,9 @@ class ViewSource:
         return (ends[-1] - ends[n_first]) / sum(sizes[n_first + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `Source`; each time a photograph shows its next view, and each starts with another."""
+        """See `Source`; each time an image shows its next view, and each starts with another."""
         chosen = [
-            self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.n_views]
+            self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.cached_views]
             for i, time in zip(batch.rows, batch.times, strict=True)
         ]
         return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
@@ -277,7 +277,7 @@ class ViewSource:
             chunk, wholes, pixels = read
             return chunk, wholes, self._run_front(pixels, batch_size)
 
-        return on_every_core(work, self._read(rows, view, batch_size, num_workers), self._pixels.device.name)
+        return map_on_cores(work, self._read(rows, view, batch_size, num_workers), self._pixels.device.name)
 
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
@@ -288,7 +288,7 @@ class ViewSource:
         def load(i: int) -> tuple[UInt8Array, UInt8Array]:
             whole = source.pixels[i]
             if view is None:
-                return whole, eval_view(whole, source.preprocessing)
+                return whole, eval_transform(whole, source.preprocessing)
             digest = self._digests[i]
             rng = np.random.default_rng([source.seed, view, int.from_bytes(digest)])
             view_pixels = augment_view(
@@ -297,7 +297,7 @@ class ViewSource:
             return whole, view_pixels
 
         pending = []
-        for n, loaded in enumerate(map_ahead(load, rows, num_workers=num_workers)):
+        for n, loaded in enumerate(prefetch_map(load, rows, num_workers=num_workers)):
             pending.append(loaded)
             if len(pending) == batch_size or n + 1 == len(rows):
                 wholes, views = zip(*pending, strict=True)
@@ -311,11 +311,11 @@ class ViewSource:
         # every batch is full, so that a view does not depend on how many others came with it
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
         device = self._pixels.device
-        explained = too_large_to_read(device.name, batch_size)
-        with memory_errors_explained(explained), device.autocast():
-            maps, moments = self._front(self._normalise(torch.from_numpy(full)))
+        explained = inference_memory_error(device.name, batch_size)
+        with explain_memory_errors(explained), device.autocast():
+            maps, stats = self._front(self._normalize(torch.from_numpy(full)))
         maps = maps[:n].to(self._dtype).contiguous().cpu()
-        parts = [maps.view(torch.uint8).reshape(n, -1), moments[:n].cpu().view(torch.uint8).reshape(n, -1)]
+        parts = [maps.view(torch.uint8).reshape(n, -1), stats[:n].cpu().view(torch.uint8).reshape(n, -1)]
         return np.asarray(torch.cat(parts, dim=1).numpy())
 
     def _bring(self, rows: Sequence[UInt8Array]) -> Callable[[], Inputs]:
@@ -323,12 +323,12 @@ class ViewSource:
         maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
         maps = maps.view(len(rows), *self._shape)
         # a copy: behind an odd number of bf16 values a float32 would start between two words
-        moments = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
+        stats = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name
         if device == "cuda":
-            maps, moments = maps.pin_memory(), moments.pin_memory()
-        return lambda: (to_device(maps, device), to_device(moments, device))
+            maps, stats = maps.pin_memory(), stats.pin_memory()
+        return lambda: (to_device(maps, device), to_device(stats, device))
 
 
 def _digest_of(content: object) -> str:

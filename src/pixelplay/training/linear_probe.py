@@ -22,7 +22,7 @@ MAX_ITERATIONS = 1000
 
 # Relative fall of the objective at which L-BFGS stops. The search only has to rank strengths. At the
 # chosen one the final head is within 1e-3 of scikit-learn's probabilities; the heads of the folds,
-# which take most of the time, are within a few hundredths where features outnumber photographs.
+# which take most of the time, are within a few hundredths where features outnumber images.
 SEARCH_TOLERANCE = 1e-4
 
 
@@ -107,7 +107,7 @@ def fit_head(
     return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
 
 
-def fit_on_some(
+def fit_subset(
     features: Float32Array,
     labels: IntArray,
     folds: IntArray,
@@ -192,10 +192,10 @@ def _fit_heads(
         residual = np.exp(log_probs, out=log_probs)  # (N, F, K)
         residual[each, :, labels] -= 1
         residual *= share
-        slopes = rows.T @ residual.reshape(len(rows), -1)  # (D+1, F*K)
+        gradients = rows.T @ residual.reshape(len(rows), -1)  # (D+1, F*K)
         pull = shrink * heads  # (F, D+1, K)
         loss += float((pull * heads).sum()) / 2
-        return loss, (slopes.reshape(shape[1], shape[0], n_classes).swapaxes(0, 1) + pull).ravel()
+        return loss, (gradients.reshape(shape[1], shape[0], n_classes).swapaxes(0, 1) + pull).ravel()
 
     first = np.zeros(shape) if start is None else start.astype(np.float64)
     limits = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": MEMORY}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
-from pixelplay.data.sampling import MinPerClass, class_priors, class_weights, effective_prior, natural_offset
+from pixelplay.data.sampling import OversampleTo, class_priors, class_weights, effective_prior, natural_offset
 from pixelplay.errors import ConfigError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +25,7 @@ def make_loss(
     logit_tau: float,
     focal_gamma: float,
     label_smoothing: float,
-    min_per_class: MinPerClass = None,
+    oversample_to: OversampleTo = None,
     device: str = "cpu",
 ) -> LossFunction:
     """Build the loss (B, K) logits, (B, K) targets → mean over the batch.
@@ -66,7 +66,7 @@ def make_loss(
         shift=constant(natural_offset(counts, imbalance, None, logit_tau) if is_adjusted else neutral),
         weights=constant(class_weights(counts) if is_weighted else neutral + 1),
         spread=constant(
-            class_priors(counts) if is_adjusted else effective_prior(counts, imbalance, min_per_class)
+            class_priors(counts) if is_adjusted else effective_prior(counts, imbalance, oversample_to)
         ),
         label_smoothing=label_smoothing,
     )

@@ -1,4 +1,4 @@
-"""A batch → the same batch with every photograph mixed with another, and its label alike."""
+"""A batch → the same batch with every image mixed with another, and its label alike."""
 
 import math
 
@@ -16,14 +16,14 @@ def mix_batch(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix each photograph of a batch with a partner, by mixup or cutmix.
+    """Mix each image of a batch with a partner, by mixup or cutmix.
 
     The whole batch shares one way, one share and, for cutmix, one patch. Where both ways are named each batch
     takes either; where none is, the arguments come back as they are. They are never written to.
 
     Args:
         inputs: (B, C, H, W) images or feature maps; format in memory and dtype are kept.
-        extras: (B, D) what else is known of each photograph, mixed by the share of the label.
+        extras: (B, D) what else is known of each image, mixed by the share of the label.
         targets: (B, K) float, rows sum to 1, and still do afterwards.
         config: which ways, and their α.
         rng: the only source of chance.

@@ -15,7 +15,7 @@ from pixelplay.atomic import write_json
 from pixelplay.config import SMALLEST_NORMED, FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.text import name_some, suggest
-from pixelplay.training.compatibility import TunedDepth
+from pixelplay.training.compatibility import TunedMethod
 
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
 
@@ -36,31 +36,31 @@ REPEATS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FinetunePlan:
     """What a training does, whatever the clock says later.
 
     Attributes:
-        depth: "partial" or "full".
+        finetune: "partial" or "full".
         n_stages: last stages that partial trains; None for full.
-        n_views: views that partial keeps of each photograph; None for full.
+        n_views: views that partial keeps of each image; None for full.
         epochs: passes over what an epoch draws.
-        batch_size: photographs a batch.
+        batch_size: images a batch.
         is_compiled: compile the network.
         seconds: estimates of what each piece of work takes; none where nothing was measured.
     """
 
-    depth: TunedDepth
-    n_stages: int | None
-    n_views: int | None
+    finetune: TunedMethod
+    unfreeze_stages: int | None
+    cached_views: int | None
     epochs: int
     batch_size: int
-    is_compiled: bool
+    compile: bool
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Measured seconds per photograph with one choice of trained stages.
+class StepTimes:
+    """Measured seconds per image with one choice of trained stages.
 
     Attributes:
         n_stages: last stages trained; None for all.
@@ -69,26 +69,26 @@ class Speed:
         bytes_per_view: on the disk.
     """
 
-    n_stages: int | None
+    unfreeze_stages: int | None
     view_s: float
     step_s: float
     bytes_per_view: int
 
     @property
     def plain_s(self) -> float:
-        """Forward only, from photograph to logits: a third of a step behind the cut, frozen and tuned."""
+        """Forward only, from image to logits: a third of a step behind the cut, frozen and tuned."""
         return self.view_s + 2 * self.step_s / 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Amount:
+class WorkAmount:
     """How much work there is.
 
     Attributes:
-        n_train: photographs that views are made of.
-        n_epoch: photographs drawn in an epoch.
-        n_refit: photographs drawn in all the short last epochs together.
-        n_val: photographs that choose.
+        n_train: images that views are made of.
+        n_epoch: images drawn in an epoch.
+        n_refit: images drawn in all the short last epochs together.
+        n_val: images that choose.
         n_final: views read with the finished network.
         max_view_bytes: on the disk, for all views.
     """
@@ -101,8 +101,8 @@ class Amount:
     max_view_bytes: int
 
 
-def time_per_photograph(work: Callable[[], object], n: int, device: str) -> float:
-    """Seconds that some work takes for each of n photographs: the best of a few, after a warm-up."""
+def time_per_image(work: Callable[[], object], n: int, device: str) -> float:
+    """Seconds that some work takes for each of n images: the best of a few, after a warm-up."""
     work()
     best = math.inf
     for _ in range(REPEATS):
@@ -115,13 +115,13 @@ def time_per_photograph(work: Callable[[], object], n: int, device: str) -> floa
 
 
 def plan_partial(
-    speeds: list[Speed],
-    amount: Amount,
+    speeds: list[StepTimes],
+    amount: WorkAmount,
     left_s: float | None,
     settings: FinetuneConfig,
     *,
     batch_size: int,
-) -> Plan | None:
+) -> FinetunePlan | None:
     """Train as many stages as leave time for enough epochs; None where not even one stage does.
 
     Args:
@@ -132,38 +132,38 @@ def plan_partial(
     best = None
     for speed in speeds:
         room = room_for_views(speed, amount)
-        if best is not None and room < (settings.n_views or 1):
+        if best is not None and room < (settings.cached_views or 1):
             break  # the maps in front of this cut are too large to be kept
 
         def n_views_for(epochs: int, room: int = room) -> int:
-            return settings.n_views or max(1, min(room, math.ceil(epochs / EPOCHS_PER_VIEW)))
+            return settings.cached_views or max(1, min(room, math.ceil(epochs / EPOCHS_PER_VIEW)))
 
-        def cost_s(epochs: int, speed: Speed = speed) -> dict[str, float]:
+        def cost_s(epochs: int, speed: StepTimes = speed) -> dict[str, float]:
             return _cost_s(speed, amount, epochs, n_views_for(epochs))
 
         epochs = settings.epochs or _most_epochs(cost_s, left_s)
         if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, settings.epochs or ENOUGH_EPOCHS)):
             break
-        best = Plan(
-            depth="partial",
-            n_stages=speed.n_stages,
-            n_views=n_views_for(epochs),
+        best = FinetunePlan(
+            finetune="partial",
+            unfreeze_stages=speed.unfreeze_stages,
+            cached_views=n_views_for(epochs),
             epochs=epochs,
             batch_size=batch_size,
-            is_compiled=False,
+            compile=False,
             seconds=_rounded(cost_s(epochs)),
         )
     return best
 
 
 def plan_full(
-    speed: Speed,
-    amount: Amount,
+    speed: StepTimes,
+    amount: WorkAmount,
     left_s: float | None,
     settings: FinetuneConfig,
     *,
     batch_size: int,
-) -> Plan | None:
+) -> FinetunePlan | None:
     """Train everything for as many epochs as fit; None where too few do."""
 
     def cost_s(epochs: int) -> dict[str, float]:
@@ -172,31 +172,31 @@ def plan_full(
     epochs = settings.epochs or _most_epochs(cost_s, left_s)
     if not epochs:
         return None
-    return Plan(
-        depth="full",
-        n_stages=None,
-        n_views=None,
+    return FinetunePlan(
+        finetune="full",
+        unfreeze_stages=None,
+        cached_views=None,
         epochs=epochs,
         batch_size=batch_size,
-        is_compiled=False,
+        compile=False,
         seconds=_rounded(cost_s(epochs)),
     )
 
 
-def room_for_views(speed: Speed, amount: Amount) -> int:
-    """How many views of each photograph can be kept."""
+def room_for_views(speed: StepTimes, amount: WorkAmount) -> int:
+    """How many views of each image can be kept."""
     return amount.max_view_bytes // max(1, speed.bytes_per_view * amount.n_train)
 
 
-def shortest_s(speed: Speed, amount: Amount, n_views: int | None = None) -> float:
+def shortest_s(speed: StepTimes, amount: WorkAmount, cached_views: int | None = None) -> float:
     """Seconds that the shortest useful training takes."""
-    shown = n_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
-    return sum(_cost_s(speed, amount, MIN_EPOCHS, shown if speed.n_stages else None).values())
+    shown = cached_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
+    return sum(_cost_s(speed, amount, MIN_EPOCHS, shown if speed.unfreeze_stages else None).values())
 
 
-def _cost_s(speed: Speed, amount: Amount, epochs: int, n_views: int | None) -> dict[str, float]:
+def _cost_s(speed: StepTimes, amount: WorkAmount, epochs: int, cached_views: int | None) -> dict[str, float]:
     """Seconds of each piece of work; without views everything is trained."""
-    views_s = 0.0 if n_views is None else speed.view_s * (n_views * amount.n_train + amount.n_val)
+    views_s = 0.0 if cached_views is None else speed.view_s * (cached_views * amount.n_train + amount.n_val)
     epoch_s = _steps_s(speed, amount.n_epoch) + speed.step_s / 3 * amount.n_val
     return {
         "views": views_s,
@@ -216,12 +216,12 @@ def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 1) for name, value in seconds.items()}
 
 
-def write_plan(plan: Plan, path: str) -> None:
+def write_plan(plan: FinetunePlan, path: str) -> None:
     """Write plan.json."""
     write_json(dataclasses.asdict(plan), path)
 
 
-def read_plan(path: str) -> Plan:
+def read_plan(path: str) -> FinetunePlan:
     """Read a plan that a run has written.
 
     Raises:
@@ -235,7 +235,7 @@ def read_plan(path: str) -> Plan:
         raise ConfigError(f"plan {path} cannot be read: {error.strerror}{hint}") from None
     except ValueError as error:
         raise ConfigError(f"plan {path} is no JSON: {error}") from None
-    known = [field.name for field in dataclasses.fields(Plan)]
+    known = [field.name for field in dataclasses.fields(FinetunePlan)]
     if not isinstance(content, dict) or not set(known) & set(content):
         raise ConfigError(f"{path} is no plan; give the plan.json of a run of pixelplay train")
     for name in content:
@@ -244,23 +244,23 @@ def read_plan(path: str) -> Plan:
     if missing := [name for name in known if name not in content]:
         raise ConfigError(f"plan {path} lacks {name_some(missing)}; give one as a run has written it")
     _check(content, path)
-    return Plan(**content)
+    return FinetunePlan(**content)
 
 
-def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
+def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
     """Settings under which a plan is repeated: the plan's depth, and nothing that says otherwise than it.
 
     Raises:
         ConfigError: a setting asks for something else.
     """
-    asked = config.finetune
+    asked = config.finetuning
     wishes = {
-        "tune": (None if config.tune == "auto" else config.tune, plan.depth),
+        "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
         "epochs": (asked.epochs, plan.epochs),
-        "n_stages": (asked.n_stages, plan.n_stages),
-        "n_views": (asked.n_views, plan.n_views),
+        "unfreeze_stages": (asked.unfreeze_stages, plan.unfreeze_stages),
+        "cached_views": (asked.cached_views, plan.cached_views),
         "train_batch_size": (asked.train_batch_size, plan.batch_size),
-        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.is_compiled else "off"),
+        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.compile else "off"),
     }
     for name, (wish, planned) in wishes.items():
         if wish is not None and wish != planned:
@@ -269,26 +269,26 @@ def follow(plan: Plan, config: TrainConfig) -> TrainConfig:
             )
     if asked.head == "mlp" and plan.batch_size < SMALLEST_NORMED:
         raise ConfigError(
-            f"the plan has batches of {plan.batch_size} photographs, and head='mlp' needs {SMALLEST_NORMED}; "
+            f"the plan has batches of {plan.batch_size} images, and head='mlp' needs {SMALLEST_NORMED}; "
             "leave out the plan or the head"
         )
-    return replace(config, tune=plan.depth)
+    return replace(config, finetune=plan.finetune)
 
 
-def has_followed(run: str, plan: Plan) -> bool:
+def has_same_plan(run: str, plan: FinetunePlan) -> bool:
     """Whether a run did what a plan says; its estimates of the time do not count."""
     path = os.path.join(run, "plan.json")
     return os.path.isfile(path) and replace(read_plan(path), seconds={}) == replace(plan, seconds={})
 
 
 def _check(content: dict[str, Any], path: str) -> None:
-    is_partial, seconds = content["depth"] == "partial", content["seconds"]
+    is_partial, seconds = content["finetune"] == "partial", content["seconds"]
     is_sound = {
-        "depth": content["depth"] in ("partial", "full"),
+        "finetune": content["finetune"] in ("partial", "full"),
         **{name: _is_count(content[name]) for name in ("epochs", "batch_size")},
         **{
             name: _is_count(content[name]) if is_partial else content[name] is None
-            for name in ("n_stages", "n_views")
+            for name in ("unfreeze_stages", "cached_views")
         },
         "is_compiled": isinstance(content["is_compiled"], bool),
         "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
@@ -302,8 +302,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _steps_s(speed: Speed, n: int) -> float:
-    return (speed.step_s if speed.n_stages else speed.view_s + speed.step_s) * n
+def _steps_s(speed: StepTimes, n: int) -> float:
+    return (speed.step_s if speed.unfreeze_stages else speed.view_s + speed.step_s) * n
 
 
 def _wait_for(device: str) -> None:

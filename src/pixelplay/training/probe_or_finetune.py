@@ -13,33 +13,33 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision_rule import compare_logits, held_out_score
-from pixelplay.model.backbone import Backbone, LoadedBackbone
+from pixelplay.model.backbone import Backbone, PretrainedBackbone
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import TooLittleMemoryError
-from pixelplay.model.split_backbone import UncuttableError
-from pixelplay.run_log import Journal
+from pixelplay.model.split_backbone import BackboneSplitError
+from pixelplay.run_log import RunLog
 from pixelplay.text import counted, name_some
-from pixelplay.training.bench import Bench, may_answer_together, train_apart
-from pixelplay.training.compatibility import Depth, may_focus, unused_settings
+from pixelplay.training.bench import Bench, may_answer_together
+from pixelplay.training.compatibility import TrainedMethod, may_repeat_hard_examples, unused_settings
 from pixelplay.training.finetune import Tuned, finish, starts_at_probe, tune
-from pixelplay.training.imbalance import FairProbe, fit_fair_probe
-from pixelplay.training.plan import Plan
+from pixelplay.training.imbalance import ImbalanceProbe, fit_probe_for_imbalance
+from pixelplay.training.plan import FinetunePlan
 from pixelplay.training.run_context import Workplace
-from pixelplay.training.time_budget import NoPlanError
-from pixelplay.training.training_data import Material
+from pixelplay.training.time_budget import TimeBudgetError
+from pixelplay.training.training_data import TrainingData
 
 CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
 
 
-ENOUGH_VAL = 30  # validation photographs, for auto to choose a depth on
+ENOUGH_VAL = 30  # validation images, for auto to choose a depth on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class TrainedClassifier:
     """A classifier, and the held-out logits that its temperature and tau are fitted on.
 
     Attributes:
-        depth: how deep it was trained.
+        finetune: how deep it was trained.
         backbone: the network, its trained layers in their places.
         head: features → natural-prior logits.
         learned_from: positions in the material.
@@ -53,7 +53,7 @@ class Learned:
         plan: what the training did; None for a probe.
     """
 
-    depth: Depth
+    finetune: TrainedMethod
     backbone: Backbone
     head: LinearHead
     learned_from: IntArray
@@ -63,24 +63,24 @@ class Learned:
     folds: IntArray | None
     chosen: dict[str, dict[str, Any]]
     history: list[dict[str, float]]
-    plan: Plan | None
+    plan: FinetunePlan | None
 
     @property
-    def part(self) -> str:
+    def split(self) -> str:
         """The part behind `logits`: "oof" or "val"."""
         return "val" if self.folds is None else "oof"
 
 
 def learn(
-    material: Material,
-    loaded: LoadedBackbone,
+    data: TrainingData,
+    loaded: PretrainedBackbone,
     config: TrainConfig,
     workplace: Workplace,
-    journal: Journal,
+    log: RunLog,
     *,
     is_fold: bool = False,
-) -> Learned:
-    """Train as deep as is asked for; with auto, as deep as time allows and held-out photographs approve.
+) -> TrainedClassifier:
+    """Train as deep as is asked for; with auto, as deep as time allows and held-out images approve.
 
     Args:
         is_fold: what is learned is measured elsewhere, so that a probe's `logits` may be coarse.
@@ -89,53 +89,52 @@ def learn(
         ConfigError: the time budget is too short for the depth that is asked for.
         DataError: nothing to choose on.
     """
-    probe_instead = partial(learn_probe, material, loaded.backbone, config, journal, is_fold=is_fold)
-    depth = _pick_depth(config, workplace, material, journal)
-    _say_what_does_not_count(depth, config, workplace, journal)
-    if depth == "probe":
+    probe_instead = partial(learn_probe, data, loaded.backbone, config, log, is_fold=is_fold)
+    method = _pick_depth(config, workplace, data, log)
+    _say_what_does_not_count(method, config, workplace, log)
+    if method == "none":
         return probe_instead()
-    train, val = train_apart(material), material.parts.split.val
-    if reason := _why_nothing_can_choose(material, train):
-        raise DataError(f"{reason}; add some or use --tune probe")
-    if n_copies := len(material.parts.split.train) - len(train):
-        journal.note(
-            f"{counted(n_copies, 'training photograph')} must wait until val has chosen, "
-            "as copies of val photographs"
+    train, val = data.train_without_val_duplicates(), data.split.val
+    if reason := _why_nothing_can_choose(data, train):
+        raise DataError(f"{reason}; add some or use --finetune none")
+    if n_copies := len(data.split.train) - len(train):
+        log.note(
+            f"{counted(n_copies, 'training image')} must wait until val has chosen, as copies of val images"
         )
-    probe, _ = _fit_probe(material, train, config, journal, is_head_only=True)
-    bench = Bench(material, loaded, probe, config, workplace)
+    probe, _ = _fit_probe(data, train, config, log, head_only=True)
+    bench = Bench(data, loaded, probe, config, workplace)
     try:
-        tuned = tune(bench, depth, journal)
-    except (NoPlanError, UncuttableError, TooLittleMemoryError) as error:
-        if config.tune != "auto":
+        tuned = tune(bench, method, log)
+    except (TimeBudgetError, BackboneSplitError, TooLittleMemoryError) as error:
+        if config.finetune != "auto":
             raise ConfigError(str(error)) from None
-        journal.note(f"{error}; a probe is fitted")
-        _say_what_a_probe_leaves_out(config, journal)
+        log.note(f"{error}; a probe is fitted")
+        _say_what_a_probe_leaves_out(config, log)
         return probe_instead()
     if not tuned.best_epoch and starts_at_probe(config):  # its weights are those of the probe
-        journal.note(
-            f"no epoch of {depth} tuning was better than the probe on {len(val)} held-out photographs"
+        log.note(
+            f"no epoch of {method} tuning was better than the probe on {len(val)} held-out images"
             f"{_tell_scores(tuned)}; the probe is taken"
         )
         return _after_tuning(probe_instead(), tuned, {})
-    probe_logits = probe.probe.head.logits(material.features[val])  # (n, K)
-    verdict = compare_depths(probe_logits, tuned.logits, material, config)
-    journal.note(verdict.sentence.format(depth=depth))
-    if config.tune == "auto" and not verdict.is_tuned_better:
+    probe_logits = probe.probe.head.logits(data.features[val])  # (n, K)
+    verdict = compare_depths(probe_logits, tuned.logits, data, config)
+    log.note(verdict.sentence.format(finetune=method))
+    if config.finetune == "auto" and not verdict.is_tuned_better:
         return _after_tuning(probe_instead(), tuned, verdict.evidence)
-    return _learn_on(tuned, verdict, journal)
+    return _learn_on(tuned, verdict, log)
 
 
-def _learn_on(tuned: Tuned, verdict: "Verdict", journal: Journal) -> Learned:
+def _learn_on(tuned: Tuned, verdict: "Verdict", log: RunLog) -> TrainedClassifier:
     """Learn from the validation part too, which has chosen, and put down what the choices rest on."""
-    bench, config, finished = tuned.bench, tuned.bench.config, finish(tuned, journal)
+    bench, config, finished = tuned.bench, tuned.bench.config, finish(tuned, log)
     probe = bench.probe
     by_val = {"chosen_on": "val", "n": len(bench.val)}
     asked = {"chosen_on": None}
-    has_ways = may_answer_together(config) and config.finetune.with_probe == "auto"
-    depth = tuned.plan.depth
-    return Learned(
-        depth=depth,
+    has_ways = may_answer_together(config) and config.finetuning.ensemble_probe == "auto"
+    method = tuned.plan.finetune
+    return TrainedClassifier(
+        finetune=method,
         backbone=finished.backbone,
         head=finished.head,
         learned_from=finished.learned_from,
@@ -144,14 +143,14 @@ def _learn_on(tuned: Tuned, verdict: "Verdict", journal: Journal) -> Learned:
         logits=tuned.logits,
         folds=None,
         chosen={
-            "depth": {
-                "value": depth,
-                **(by_val if config.tune == "auto" else asked),
+            "finetune": {
+                "value": method,
+                **(by_val if config.finetune == "auto" else asked),
                 **verdict.evidence,
-                "auto_takes": depth if verdict.is_tuned_better else "probe",
+                "auto_takes": method if verdict.is_tuned_better else "none",
             },
             "epoch": {"value": tuned.best_epoch, **by_val},
-            "with_probe": {"value": tuned.is_with_probe, **(by_val if has_ways else asked)},
+            "ensemble_probe": {"value": tuned.ensemble_probe, **(by_val if has_ways else asked)},
             "refit_epochs": {"value": finished.refit_epochs, **asked},
             "imbalance": {
                 **probe.evidence,
@@ -165,23 +164,23 @@ def _learn_on(tuned: Tuned, verdict: "Verdict", journal: Journal) -> Learned:
 
 
 def learn_probe(
-    material: Material, backbone: Backbone, config: TrainConfig, journal: Journal, *, is_fold: bool = False
-) -> Learned:
+    data: TrainingData, backbone: Backbone, config: TrainConfig, log: RunLog, *, is_fold: bool = False
+) -> TrainedClassifier:
     """Fit a head on frozen features; folds of train and val choose everything."""
-    rows = material.learn
-    if len(material.parts.split.val):
-        n = len(material.parts.split.val)
-        journal.note(f"the probe chooses by folds, so the {n} val photographs are learned from too")
-    fair, folds = _fit_probe(material, rows, config, journal, is_head_only=is_fold)
+    rows = data.fit_rows
+    if len(data.split.val):
+        n = len(data.split.val)
+        log.note(f"the probe chooses by folds, so the {n} val images are learned from too")
+    fair, folds = _fit_probe(data, rows, config, log, head_only=is_fold)
     notes = list(fair.notes)
-    if config.min_per_class is not None:
-        notes.append("min_per_class needs augmented views, and a probe has none: it is left out")
+    if config.oversample_to is not None:
+        notes.append("oversample_to needs augmented views, and a probe has none: it is left out")
     for note in notes:
-        journal.note(note)
+        log.note(note)
     fit = fair.probe
     evidence = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
-    return Learned(
-        depth="probe",
+    return TrainedClassifier(
+        finetune="none",
         backbone=backbone,
         head=fit.head,
         learned_from=rows,
@@ -203,42 +202,40 @@ def learn_probe(
 
 
 def _say_what_does_not_count(
-    depth: Depth, config: TrainConfig, workplace: Workplace, journal: Journal
+    method: TrainedMethod, config: TrainConfig, workplace: Workplace, log: RunLog
 ) -> None:
     """Note settings that training as deep, or as long, has no use for."""
-    usual, settings = TrainConfig(), config.finetune
+    usual, settings = TrainConfig(), config.finetuning
     is_budget_given = config.time_budget != usual.time_budget
-    if depth == "probe":
+    if method == "none":
         if is_budget_given:
-            journal.note_for_all(
-                f"--time-budget {config.time_budget} does not count: a probe has no use for it"
-            )
-        if config.tune == "probe" and config.val_frac != usual.val_frac:
-            journal.note_for_all(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
-        _say_what_a_probe_leaves_out(config, journal)
+            log.note_for_all(f"--time-budget {config.time_budget} does not count: a probe has no use for it")
+        if config.finetune == "none" and config.val_frac != usual.val_frac:
+            log.note_for_all(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
+        _say_what_a_probe_leaves_out(config, log)
         return
-    if settings.focus and not may_focus(config):
-        journal.note_for_all("--focus makes way for mixup, cutmix or an mlp head: it does not count")
+    if settings.hard_example_frac and not may_repeat_hard_examples(config):
+        log.note_for_all("--hard-example-frac makes way for mixup, cutmix or an mlp head: it does not count")
     if settings.deterministic and workplace.device.name == "mps":
-        journal.note_for_all("--deterministic does not count: Apple's GPUs promise no such thing")
-    if config.tune == "auto" and (unused := unused_settings(depth, config)):
-        journal.note_for_all(f"{depth} tuning has no use for {', '.join(unused)}")
+        log.note_for_all("--deterministic does not count: Apple's GPUs promise no such thing")
+    if config.finetune == "auto" and (unused := unused_settings(method, config)):
+        log.note_for_all(f"{method} tuning has no use for {', '.join(unused)}")
     is_long_as_asked = workplace.plan is not None or settings.epochs is not None
     if is_long_as_asked and is_budget_given:
-        journal.note_for_all(
+        log.note_for_all(
             f"--time-budget {config.time_budget} does not count, as the number of epochs is given"
         )
 
 
-def _say_what_a_probe_leaves_out(config: TrainConfig, journal: Journal) -> None:
-    if unused := unused_settings("probe", config):
-        journal.note_for_all(f"a probe has no use for {', '.join(unused)}")
+def _say_what_a_probe_leaves_out(config: TrainConfig, log: RunLog) -> None:
+    if unused := unused_settings("none", config):
+        log.note_for_all(f"a probe has no use for {', '.join(unused)}")
 
 
-def _after_tuning(probe: Learned, tuned: Tuned, evidence: Mapping[str, float]) -> Learned:
+def _after_tuning(probe: TrainedClassifier, tuned: Tuned, evidence: Mapping[str, float]) -> TrainedClassifier:
     """A probe that was taken instead of a tuned network, with the record of that."""
-    depth = {"value": "probe", "chosen_on": "val", "n": len(tuned.bench.val), **evidence}
-    return replace(probe, history=tuned.history, chosen={"depth": depth, **probe.chosen})
+    method = {"value": "none", "chosen_on": "val", "n": len(tuned.bench.val), **evidence}
+    return replace(probe, history=tuned.history, chosen={"finetune": method, **probe.chosen})
 
 
 def _tell_scores(tuned: Tuned) -> str:
@@ -257,7 +254,7 @@ class Verdict:
 
 
 def compare_depths(
-    probe: Float32Array, tuned: Float32Array, material: Material, config: TrainConfig
+    probe: Float32Array, tuned: Float32Array, data: TrainingData, config: TrainConfig
 ) -> Verdict:
     """Compare the declared metric of both; where that is not clear, their held-out score.
 
@@ -265,9 +262,9 @@ def compare_depths(
         probe: (n, K) logits of the validation part from the probe that learned from train only.
         tuned: (n, K) likewise.
     """
-    val = material.parts.split.val
-    labels, groups = material.labels[val], material.parts.groups[val]
-    priors = class_priors(material.counts_of(train_apart(material)))
+    val = data.split.val
+    labels, groups = data.labels[val], data.split.groups[val]
+    priors = class_priors(data.counts_of(data.train_without_val_duplicates()))
     found = compare_logits((probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed)
     values, error = found.values, found.standard_error
     scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
@@ -277,9 +274,11 @@ def compare_depths(
     if is_better:
         verdict = "{depth} is taken"
     else:
-        verdict = "the probe is taken" if config.tune == "auto" else "--tune auto would take the probe"
+        verdict = (
+            "the probe is taken" if config.finetune == "auto" else "--finetune auto would take the probe"
+        )
     sentence = (
-        f"on {len(val)} held-out photographs, seen as in prediction, {{depth}} has {name} {values[1]:.3f} "
+        f"on {len(val)} held-out images, seen as in prediction, {{depth}} has {name} {values[1]:.3f} "
         f"(loss {scores[1]:.3f}), the probe {values[0]:.3f} ({scores[0]:.3f}): {verdict}"
     )
     return Verdict(
@@ -296,52 +295,50 @@ def compare_depths(
 
 
 def _fit_probe(
-    material: Material, rows: IntArray, config: TrainConfig, journal: Journal, *, is_head_only: bool
-) -> tuple[FairProbe, IntArray]:
-    labels, groups = material.labels[rows], material.parts.groups[rows]
+    data: TrainingData, rows: IntArray, config: TrainConfig, log: RunLog, *, head_only: bool
+) -> tuple[ImbalanceProbe, IntArray]:
+    labels, groups = data.labels[rows], data.split.groups[rows]
     folds = assign_folds(labels, groups, config.n_folds, config.seed)
-    check_some_held_out(folds, material.index.source)
-    with journal.progress("fitting", None, "strengths tried") as bar:
-        fair = fit_fair_probe(
-            material.features[rows],
+    check_some_held_out(folds, data.dataset.source)
+    with log.progress("fitting", None, "strengths tried") as bar:
+        fair = fit_probe_for_imbalance(
+            data.features[rows],
             labels,
             groups,
             folds,
             config,
-            is_head_only=is_head_only,
+            head_only=head_only,
             on_progress=bar.update,
         )
     return fair, folds
 
 
-def _pick_depth(config: TrainConfig, workplace: Workplace, material: Material, journal: Journal) -> Depth:
+def _pick_depth(config: TrainConfig, workplace: Workplace, data: TrainingData, log: RunLog) -> TrainedMethod:
     if workplace.plan is not None:
-        return workplace.plan.depth
-    if config.tune != "auto":
-        return config.tune
-    if reason := _why_nothing_can_choose(material, train_apart(material)):
-        journal.note(f"{reason}; a probe is fitted")
-        return "probe"
-    n_val = len(material.parts.split.val)
+        return workplace.plan.finetune
+    if config.finetune != "auto":
+        return config.finetune
+    if reason := _why_nothing_can_choose(data, data.train_without_val_duplicates()):
+        log.note(f"{reason}; a probe is fitted")
+        return "none"
+    n_val = len(data.split.val)
     if n_val < ENOUGH_VAL:
-        journal.note(
-            f"{n_val} validation photographs cannot tell which depth is better, {ENOUGH_VAL} could; "
-            "a probe is fitted (--tune partial trains all the same)"
+        log.note(
+            f"{n_val} validation images cannot tell which depth is better, {ENOUGH_VAL} could; "
+            "a probe is fitted (--finetune partial trains all the same)"
         )
-        return "probe"
+        return "none"
     return "partial" if workplace.device.name == "cpu" else "full"
 
 
-def _why_nothing_can_choose(material: Material, train: IntArray) -> str:
+def _why_nothing_can_choose(data: TrainingData, train: IntArray) -> str:
     """What stands against choosing on the validation part; "" where nothing does."""
-    if not len(material.parts.split.val):
-        return "tuning needs validation photographs, and no class has 2 photographs or groups to hold one out"
-    labels, groups = material.labels[train], material.parts.groups[train]
+    if not len(data.split.val):
+        return "tuning needs validation images, and no class has 2 images or groups to hold one out"
+    labels, groups = data.labels[train], data.split.groups[train]
     if (assign_folds(labels, groups, 2, seed=0) == NEVER_HELD_OUT).all():
-        return (
-            "tuning needs a class with 2 photographs or groups to learn from beside those that are held out"
-        )
-    absent = [material.classes[k] for k in np.flatnonzero(material.counts_of(train) == 0)]
+        return "tuning needs a class with 2 images or groups to learn from beside those that are held out"
+    absent = [data.classes[k] for k in np.flatnonzero(data.counts_of(train) == 0)]
     if absent:
-        return f"tuning needs training photographs of every class; only the val part has {name_some(absent)}"
+        return f"tuning needs training images of every class; only the val part has {name_some(absent)}"
     return ""

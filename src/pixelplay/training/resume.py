@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from pixelplay import __version__
-from pixelplay.atomic import write_durably
+from pixelplay.atomic import write_bytes
 from pixelplay.config import TrainConfig, to_json
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.device import Device
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.plan import Plan, follow, read_plan
-from pixelplay.training.training_data import Material
+from pixelplay.training.plan import FinetunePlan, apply_plan, read_plan
+from pixelplay.training.training_data import TrainingData
 
 THREADS = "threads"
 
 
-SETTINGS, PHOTOGRAPHS = "settings.json", "photographs.json"
+SETTINGS, IMAGES = "settings.json", "images.json"
 
 
 # they change nothing in the weights: the cache holds what could be computed again
@@ -31,8 +31,11 @@ FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THR
 
 # what a plan holds itself, or stands for
 OF_A_PLAN = frozenset(
-    {"tune", "time_budget"}
-    | {f"finetune.{name}" for name in ("epochs", "n_stages", "n_views", "train_batch_size", "compile")}
+    {"finetune", "time_budget"}
+    | {
+        f"finetuning.{name}"
+        for name in ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
+    }
 )
 
 
@@ -40,8 +43,8 @@ def check_settings(
     folder: str,
     config: TrainConfig,
     device: Device,
-    plan: Plan | None,
-    journal: Journal,
+    plan: FinetunePlan | None,
+    log: RunLog,
     also: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare with the settings of the interrupted training, where there is one; else write them down.
@@ -64,39 +67,39 @@ def check_settings(
     own[THREADS] = torch.get_num_threads()
     kept = _read_or_write(folder, SETTINGS, own)
     # the last epochs are those that time is left for
-    has_time = plan is None and config.finetune.epochs is None and config.tune != "probe"
+    has_time = plan is None and config.finetuning.epochs is None and config.finetune != "none"
     if changed := differences(kept, own, FREE if has_time else FREE | {"time_budget"}):
         raise ConfigError(
             f"the interrupted run had other settings: {name_some(changed)}; give the same, "
             "or start anew with --force instead of --resume"
         )
     if device.name == "cpu" and (before := kept.get(THREADS, own[THREADS])) != own[THREADS]:
-        journal.note(
+        log.note(
             f"the interrupted run had {before} threads, this one has {own[THREADS]}: the weights "
             "will differ in last digits from those of a run left alone"
         )
 
 
-def check_photographs(folder: str, material: Material, weights_id: str) -> None:
-    """Compare with the photographs and weights of the interrupted training; else write them down.
+def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
+    """Compare with the images and weights of the interrupted training; else write them down.
 
     Raises:
-        DataError: photographs were added, removed, changed, relabelled or moved to another part or group.
+        DataError: images were added, removed, changed, relabelled or moved to another part or group.
         ConfigError: the backbone has other weights.
     """
-    parts = {int(i): name for name, rows in vars(material.parts.split).items() for i in rows}
-    groups = material.parts.groups.tolist()
+    parts = {int(i): name for name, rows in data.split.items() for i in rows}
+    groups = data.split.groups.tolist()
     own: dict[str, Any] = {
-        path: [material.digests[i].hex(), material.classes[material.labels[i]], parts.get(i, ""), groups[i]]
-        for i, path in enumerate(material.index.paths)
+        path: [data.digests[i].hex(), data.classes[data.labels[i]], parts.get(i, ""), groups[i]]
+        for i, path in enumerate(data.dataset.paths)
     }
-    kept = _read_or_write(folder, PHOTOGRAPHS, {"weights": weights_id, "photographs": own})
+    kept = _read_or_write(folder, IMAGES, {"weights": weights_id, "images": own})
     if kept["weights"] != weights_id:
         raise ConfigError(
             "the interrupted run had other backbone weights; give the same, or start anew with --force "
             "instead of --resume"
         )
-    then = kept["photographs"]
+    then = kept["images"]
     both = [path for path in own if path in then]
     moved = _in_other_groups([own[path][-1] for path in both], [then[path][-1] for path in both], both)
     found = {
@@ -107,7 +110,7 @@ def check_photographs(folder: str, material: Material, weights_id: str) -> None:
     told = [f"{len(paths)} {what} ({name_some(paths[:3])})" for what, paths in found.items() if paths]
     if told:
         raise DataError(
-            f"the photographs are not those of the interrupted run: {', '.join(told)}; "
+            f"the images are not those of the interrupted run: {', '.join(told)}; "
             "bring them back, or start anew with --force instead of --resume"
         )
 
@@ -123,14 +126,14 @@ def _in_other_groups(own: Sequence[int], then: Sequence[int], paths: Sequence[st
     return found
 
 
-def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan, TrainConfig]:
+def repeat_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:
     """A plan, and the settings under which it is repeated; other settings than its run had are said.
 
     Raises:
         ConfigError: the plan cannot be read, or a setting asks for something else than it.
     """
     plan = read_plan(path)
-    config = follow(plan, config)
+    config = apply_plan(plan, config)
     try:
         with open(os.path.join(os.path.dirname(path), "config.json"), encoding="utf-8") as file:
             content: Any = json.load(file)
@@ -139,7 +142,7 @@ def repeat_plan(path: str, config: TrainConfig, journal: Journal) -> tuple[Plan,
     own = dict(flatten(to_json(config)))
     kept = {name: value for name, value in flatten(content) if name in own} if _is_run(content) else own
     if changed := differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
-        journal.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
+        log.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
     return plan, config
 
 
@@ -169,7 +172,7 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
             ) from None
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(content)
-    write_durably(text.encode(), path)
+    write_bytes(text.encode(), path)
     return json.loads(text)  # type: ignore[no-any-return]
 
 

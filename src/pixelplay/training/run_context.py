@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from pixelplay.model.device import Device
-from pixelplay.training.plan import Plan
+from pixelplay.training.plan import FinetunePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Workplace:
     folder: str
     device: Device
     started: float
-    plan: Plan | None
+    plan: FinetunePlan | None
 
     @property
     def checkpoints(self) -> str:

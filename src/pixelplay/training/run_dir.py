@@ -22,7 +22,7 @@ RUN_NAMES = frozenset(
         "history.csv",
         "oof.csv",
         "oof.safetensors",
-        "suspects.csv",
+        "label_issues.csv",
         "val.csv",
         "predictions.csv",
         "report.html",
@@ -43,7 +43,7 @@ NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 
 @contextmanager
-def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> Iterator[str]:
+def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[str]:
     """Give the folder OUT.partial, which becomes `out_dir` when the block ends without an error.
 
     Where the block fails or is killed, a folder that holds a checkpoint stays, to be continued;
@@ -59,7 +59,7 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
     bring_back(partial, out_dir, _is_run)
     if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, MADE_NAMES):
         _tidy_up(out_dir)  # a kill came after them
-    _check_target(out_dir, is_forced=is_forced)
+    _check_target(out_dir, force=force)
     if os.path.isdir(partial):  # before the lock, which would be one more file in it
         _check_ours(partial)
     try:
@@ -69,14 +69,14 @@ def new_run_dir(out_dir: str, *, is_forced: bool, is_resumed: bool = False) -> I
         raise ConfigError(f"{out_dir} cannot be written: {error.strerror}; choose another --out") from None
     with _only_process(partial):
         try:
-            _clear_the_ground(partial, out_dir, is_forced=is_forced, is_resumed=is_resumed)
+            _clear_the_ground(partial, out_dir, force=force, resume=resume)
             if free < NEEDED_BYTES:
                 raise ConfigError(
                     f"{parent} has {free >> 20} MB free, a run needs {NEEDED_BYTES >> 20}; "
                     "free some or choose another --out"
                 )
             yield partial
-            _check_target(out_dir, is_forced=is_forced)  # someone else may have been quicker
+            _check_target(out_dir, force=force)  # someone else may have been quicker
             # with all that is resumable: a kill may come at any instant
             put_in_place(partial, out_dir, _is_run)
             _tidy_up(out_dir)
@@ -108,13 +108,13 @@ def _only_process(partial: str) -> Iterator[None]:
         lock.release()
 
 
-def _clear_the_ground(partial: str, out_dir: str, *, is_forced: bool, is_resumed: bool) -> None:
+def _clear_the_ground(partial: str, out_dir: str, *, force: bool, resume: bool) -> None:
     """Empty what an earlier process has left, unless it is to be continued."""
     _check_ours(partial)
     if _is_resumable(partial):
-        if is_resumed:
+        if resume:
             return
-        if not is_forced:
+        if not force:
             raise ConfigError(
                 f"{partial} holds an interrupted run; go on with --resume, or start anew with --force"
             )
@@ -183,7 +183,7 @@ def _read_config(folder: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _check_target(out_dir: str, *, is_forced: bool) -> None:
+def _check_target(out_dir: str, *, force: bool) -> None:
     if not os.path.lexists(out_dir):
         return
     if os.path.isdir(out_dir) and not os.listdir(out_dir):
@@ -193,5 +193,5 @@ def _check_target(out_dir: str, *, is_forced: bool) -> None:
             f"{out_dir} exists and is no run of PixelPlay, or holds other files too: it is never replaced; "
             "choose another --out"
         )
-    if not is_forced:
+    if not force:
         raise ConfigError(f"{out_dir} exists; choose another --out, or replace it with --force")

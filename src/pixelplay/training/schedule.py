@@ -14,8 +14,8 @@ from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, whole_draws
 from pixelplay.model.device import Device, TooLittleMemoryError
-from pixelplay.training.compatibility import may_focus
-from pixelplay.training.inputs import Batch, Source
+from pixelplay.training.compatibility import may_repeat_hard_examples
+from pixelplay.training.inputs import Batch, InputSource
 from pixelplay.training.losses import LossFunction
 
 SIZE_STEP_PX = 32  # networks halve their maps five times
@@ -27,14 +27,14 @@ class Job:
 
     Attributes:
         source: gives the inputs.
-        labels: (N,) in [0, K) of all photographs of the material.
+        labels: (N,) in [0, K) of all images of the material.
         train: positions that are learned from.
         val: positions that choose the epoch; empty where nothing is left to choose.
         offset: (K,) added to logits to make them natural.
         loss: of logits (B, K) and soft targets (B, K).
         imbalance: how rare classes are helped, "auto" resolved.
         epochs: passes over what an epoch draws.
-        batch_size: photographs a batch.
+        batch_size: images a batch.
         is_compiled: compile the network first.
         limit_s: training time after which it ends early; None for never.
         device: where it runs.
@@ -46,7 +46,7 @@ class Job:
         config: everything else.
     """
 
-    source: Source
+    source: InputSource
     labels: IntArray
     train: IntArray
     val: IntArray
@@ -56,7 +56,7 @@ class Job:
     config: TrainConfig
     epochs: int
     batch_size: int
-    is_compiled: bool
+    compile: bool
     limit_s: float | None
     device: Device
     input_size: int
@@ -80,8 +80,8 @@ class Job:
 
     @cached_property
     def n_epoch(self) -> int:
-        """Photographs drawn in an epoch."""
-        return epoch_length(self._counts, self.imbalance, self.config.min_per_class)
+        """Images drawn in an epoch."""
+        return epoch_length(self._counts, self.imbalance, self.config.oversample_to)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -91,7 +91,7 @@ class Job:
     @property
     def batches_per_step(self) -> int:
         """Forward passes behind an optimizer step; none reaches over the end of an epoch."""
-        return min(self.config.finetune.accumulate, self.batches_per_epoch)
+        return min(self.config.finetuning.grad_accum_steps, self.batches_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,17 +104,17 @@ class Job:
         return self.epochs * self.steps_per_epoch
 
     @property
-    def photographs_a_step(self) -> float:
+    def images_per_step(self) -> float:
         """Mean number behind an optimizer step; batches are even, and the last step may have fewer."""
         return self.n_epoch / self.steps_per_epoch
 
     @property
-    def focus(self) -> float:
+    def hard_example_frac(self) -> float:
         """Share of an epoch that goes to what was wrong; 0 where weights do not make up for that.
 
-        They do not where photographs are mixed, nor in the statistics of a batch norm.
+        They do not where images are mixed, nor in the statistics of a batch norm.
         """
-        return self.config.finetune.focus if may_focus(self.config) else 0.0
+        return self.config.finetuning.hard_example_frac if may_repeat_hard_examples(self.config) else 0.0
 
     def answers(self, logits: Float32Array) -> dict[bool, Float32Array]:
         """Whether the probe answers too → logits (n, K) of the validation part, for what may be deployed.
@@ -124,21 +124,21 @@ class Job:
         """
         if self.beside is None:
             return {False: logits}
-        alone = {} if self.config.finetune.with_probe == "on" else {False: logits}
+        alone = {} if self.config.finetuning.ensemble_probe == "on" else {False: logits}
         return {**alone, True: (logits + self.beside) / np.float32(2)}
 
     def batches(self, epoch: int, misses: Float32Array) -> list[Batch]:
         """What each batch of an epoch is made of; their sizes differ by one at most.
 
         Args:
-            misses: (N,) how wrong the network was about each photograph when it last learned from it: 1 less
+            misses: (N,) how wrong the network was about each image when it last learned from it: 1 less
                 the probability of its class.
         """
         rng = np.random.default_rng([self.config.seed, self.epochs_before + epoch])
-        drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.min_per_class, rng)
+        drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.oversample_to, rng)
         weights = np.ones(len(drawn), dtype=np.float32)
-        if self.focus:
-            expected = expected_draws(misses[self.train[drawn]], self.focus)  # (n,)
+        if self.hard_example_frac:
+            expected = expected_draws(misses[self.train[drawn]], self.hard_example_frac)  # (n,)
             order = rng.permutation(np.repeat(np.arange(len(drawn)), whole_draws(expected, rng)))
             drawn, weights = drawn[order], (1 / expected[order]).astype(np.float32)
         seen: Counter[int] = Counter()
@@ -153,7 +153,7 @@ class Job:
     def size_px(self, epoch: int) -> int:
         """Side of the images in an epoch: it grows in the first half, in steps of 32."""
         full = self.input_size
-        share = self.config.finetune.first_size_frac
+        share = self.config.finetuning.initial_size_frac
         progress = min(1.0, 2 * epoch / self.epochs)
         if share == 1 or progress == 1 or self.epochs == 1:
             return full  # which need not be a multiple of 32
@@ -161,24 +161,24 @@ class Job:
         return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))
 
 
-def fix_workspaces(config: TrainConfig, device: Device) -> None:
+def set_cublas_workspace(config: TrainConfig, device: Device) -> None:
     """Let a GPU's matrix products be the same in every run, where that is wished.
 
     It is heeded only before the first of them.
 
     Source: cuBLAS documentation, "Results reproducibility".
     """
-    if config.finetune.deterministic and device.name == "cuda":
+    if config.finetuning.deterministic and device.name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
-def numerics(job: Job) -> Iterator[None]:
+def deterministic_algorithms(job: Job) -> Iterator[None]:
     """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     was_trying = torch.backends.cudnn.benchmark
-    is_deterministic = job.config.finetune.deterministic and job.device.name == "cuda"
+    is_deterministic = job.config.finetuning.deterministic and job.device.name == "cuda"
     if job.device.name == "cuda":
         torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not is_deterministic
@@ -189,9 +189,9 @@ def numerics(job: Job) -> Iterator[None]:
         torch.backends.cudnn.benchmark = was_trying
 
 
-def too_little_memory(device: str, batch_size: int) -> TooLittleMemoryError:
+def training_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
     """The error that says what to lower."""
     return TooLittleMemoryError(
-        f"{device} has too little memory for steps of {batch_size} photographs; lower --train-batch-size "
-        "and raise --accumulate as much"
+        f"{device} has too little memory for steps of {batch_size} images; lower --train-batch-size "
+        "and raise --grad-accum-steps as much"
     )

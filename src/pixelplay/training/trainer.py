@@ -1,8 +1,7 @@
 """What a network in training makes of the validation part."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +12,15 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.evaluation.calibration import nll_of
 from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
-from pixelplay.model.classifier import Classifier, TrainedMlp
-from pixelplay.model.device import memory_errors_explained, on_every_core, to_device
-from pixelplay.run_log import Journal
+from pixelplay.model.classifier import Classifier
+from pixelplay.model.device import explain_memory_errors, map_on_cores, to_device
+from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
 from pixelplay.training.cpu_parallel import Forward, compiled_for_training, forward_for_training
 from pixelplay.training.inputs import Batch, Inputs, stream
 from pixelplay.training.mixup import mix_batch
-from pixelplay.training.optim import AveragedWeights, lr_factor, make_optimizer
-from pixelplay.training.schedule import Job, numerics, too_little_memory
+from pixelplay.training.optim import lr_factor, make_optimizer
+from pixelplay.training.schedule import Job, deterministic_algorithms, training_memory_error
 
 
 def best_answer(job: Job, logits: Float32Array) -> tuple[Float32Array, float]:
@@ -51,7 +50,7 @@ def predict_logits(job: Job, classifier: Classifier) -> Float32Array:
             return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
 
     inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
-    found = list(on_every_core(see, inputs, job.device.name))
+    found = list(map_on_cores(see, inputs, job.device.name))
     return (np.concatenate(found) + job.offset).astype(np.float32)
 
 
@@ -85,9 +84,7 @@ CHECKPOINT_EVERY_S = 20.0
 CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
 
 
-def finetune(
-    job: Job, classifier: Classifier, checkpoints: str, journal: Journal, *, is_resumed: bool
-) -> Where:
+def finetune(job: Job, classifier: Classifier, checkpoints: str, log: RunLog, *, resume: bool) -> Where:
     """Train a classifier in place; it ends with the weights of its best epoch.
 
     Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
@@ -101,16 +98,16 @@ def finetune(
     """
     with (
         torch.random.fork_rng(devices=job.device.generators()),
-        numerics(job),
-        memory_errors_explained(too_little_memory(job.device.name, job.batch_size)),
+        deterministic_algorithms(job),
+        explain_memory_errors(training_memory_error(job.device.name, job.batch_size)),
     ):
-        run = _Run(job, classifier, checkpoints, journal)
-        if is_resumed:
+        run = _Run(job, classifier, checkpoints, log)
+        if resume:
             read_checkpoint(run.state, checkpoints)
         run.train()
         if (n := run.state.progress.epochs) < job.epochs:
             part = "training" if len(job.val) else "learning from train and val together"
-            journal.note(f"{part} takes longer than was planned: {n} of {job.epochs} epochs")
+            log.note(f"{part} takes longer than was planned: {n} of {job.epochs} epochs")
         restore(classifier, run.state.best)
     return run.state.progress
 
@@ -118,19 +115,16 @@ def finetune(
 class _Run:
     """A training under way."""
 
-    def __init__(self, job: Job, classifier: Classifier, checkpoints: str, journal: Journal) -> None:
+    def __init__(self, job: Job, classifier: Classifier, checkpoints: str, log: RunLog) -> None:
         classifier.to(job.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.job, self.classifier = job, classifier
-        self.checkpoints, self.journal = checkpoints, journal
+        self.checkpoints, self.log = checkpoints, log
         classifier.zero_grad()  # a training that was stopped between two steps leaves some
-        settings = job.config.finetune
-        optimizer = make_optimizer(classifier, settings, job.photographs_a_step, lr_frac=job.lr_frac)
-        names = [name for name, value in classifier.named_parameters() if value.requires_grad]
-        averaged = AveragedWeights(classifier, names, settings.ema_frac * job.n_steps)
+        settings = job.config.finetuning
+        optimizer = make_optimizer(classifier, settings, job.images_per_step, lr_frac=job.lr_frac)
         self.state = State(
             network=classifier,
             optimizer=optimizer,
-            averaged=averaged if settings.ema_frac else None,
             best=copy_of(classifier),
             progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s, epochs=job.epochs),
             misses=torch.ones(len(job.labels)),
@@ -150,11 +144,11 @@ class _Run:
         n_all = job.epochs * job.batches_per_epoch
         with (
             forward_for_training(self.classifier, job.device, job.batch_size) as forward,
-            self.journal.progress("training", n_all, "batches") as bar,
+            self.log.progress("training", n_all, "batches") as bar,
         ):
             self._forward = forward
-            if job.is_compiled:
-                self._forward = compiled_for_training(self.classifier, forward, job, self.journal)
+            if job.compile:
+                self._forward = compiled_for_training(self.classifier, forward, job, self.log)
             bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
             while where.epoch <= where.epochs and not where.stopped:
                 self.train_epoch(bar.update)
@@ -182,8 +176,6 @@ class _Run:
 
     def _plan_for(self, epochs: int) -> None:
         self.job, self.state.progress.epochs = replace(self.job, epochs=epochs), epochs
-        if self.state.averaged is not None:
-            self.state.averaged.look_back(self.job.config.finetune.ema_frac * self.job.n_steps)
 
     def save(self) -> None:
         """Write the state down; the next one knows how long that took."""
@@ -233,20 +225,20 @@ class _Run:
     def _learn(self, batch: Batch, inputs: Inputs) -> bool:
         """Take one batch; returns whether the weights have moved."""
         job, where, optimizer = self.job, self.state.progress, self.state.optimizer
-        settings = job.config.finetune
+        settings = job.config.finetuning
         place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
         torch.manual_seed(_seed_of(*place))  # dropout, drop path
         labels = to_device(torch.from_numpy(job.labels[batch.rows]), job.device.name)
         weights = to_device(torch.from_numpy(batch.weights), job.device.name)
         is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
         targets = is_class * weights[:, None]
-        maps, moments = inputs
+        maps, stats = inputs
         mixing = job.config.augmenting
         rng = np.random.default_rng(place)
         if where.step < (1 - mixing.mix_off_frac) * job.n_steps and rng.random() < mixing.mix_prob:
-            maps, moments, targets = mix_batch(maps, moments, targets, mixing, rng)
+            maps, stats, targets = mix_batch(maps, stats, targets, mixing, rng)
         with job.device.autocast():
-            logits = self._forward(maps, moments)
+            logits = self._forward(maps, stats)
         loss = job.loss(logits, targets)
         first = where.n_batches - where.n_batches % job.batches_per_step
         n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
@@ -260,13 +252,11 @@ class _Run:
         factor = lr_factor(where.step, job.n_steps, settings.warmup_frac)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        if settings.clip_norm is not None:
+        if settings.clip_grad_norm is not None:
             values = [value for group in optimizer.param_groups for value in group["params"]]
-            torch.nn.utils.clip_grad_norm_(values, settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(values, settings.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        if self.state.averaged is not None:
-            self.state.averaged.update(where.step)
         where.step += 1
         return True
 
@@ -283,7 +273,7 @@ class _Run:
             labels, weights = job.labels[batch.rows], batch.weights[None]
             counts = count_labels(pred.cpu().numpy(), labels, job.n_classes, weights)  # each (1, K)
             where.tally = (np.array(where.tally) + np.concatenate(counts)).tolist()
-            # numpy: of a photograph that stands twice in a batch the last one counts
+            # numpy: of an image that stands twice in a batch the last one counts
             self.state.misses.numpy()[batch.rows] = misses.cpu().nan_to_num(1.0).numpy()
         self._losses = []
 
@@ -295,16 +285,15 @@ class _Run:
         job, where = self.job, self.state.progress
         start = time.monotonic()
         job.source.flush()
-        with self._deployed():
-            logits, score = best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
-            if score < where.best_score or not len(logits):
-                where.best_score, where.best_epoch = score, where.epoch
-                for name, value in copy_of(self.classifier).items():
-                    self.state.best[name].copy_(value)
+        logits, score = best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
+        if score < where.best_score or not len(logits):
+            where.best_score, where.best_epoch = score, where.epoch
+            for name, value in copy_of(self.classifier).items():
+                self.state.best[name].copy_(value)
         row = self._describe(logits, score)
         where.history.append(row)
         losses = [past["val_loss"] for past in where.history]
-        patience = job.config.finetune.patience
+        patience = job.config.finetuning.patience
         is_over = where.epoch == job.epochs
         if patience is not None and not is_over and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
@@ -314,42 +303,7 @@ class _Run:
         where.seconds += time.monotonic() - start
         if row["epoch"] or len(logits):
             is_lowest = where.best_epoch == row["epoch"]
-            self.journal.tell(describe_epoch(row, job.epochs, is_lowest=is_lowest))
-
-    @contextmanager
-    def _deployed(self) -> Iterator[None]:
-        """Stand in the weights that would be used: averaged ones, with the head's norms made for them."""
-        averaged = self.state.averaged
-        if averaged is None:
-            yield
-            return
-        averaged.swap()
-        norm = self.classifier.head.norm if isinstance(self.classifier.head, TrainedMlp) else None
-        kept = None if norm is None else {name: x.clone() for name, x in norm.state_dict().items()}
-        if norm is not None:
-            self._remake_norm(norm)
-        yield
-        if norm is not None and kept is not None:
-            norm.load_state_dict(kept)
-        averaged.swap()
-
-    @torch.no_grad()
-    def _remake_norm(self, norm: torch.nn.BatchNorm1d) -> None:
-        """Give a batch norm the statistics that belong to averaged weights: one pass over the epoch."""
-        momentum, norm.momentum = norm.momentum, None  # None: the plain mean over all batches
-        norm.reset_running_stats()
-        self.classifier.eval()  # no branch and no unit is left out by chance
-        norm.train()
-        epoch = max(1, self.state.progress.epoch)
-        size = self.job.size_px(epoch - 1)
-        for _, inputs in stream(
-            self.job.batches(epoch, self.state.misses_before.numpy()),
-            lambda batch: self.job.source.train_batch(batch, self.job.epochs_before + epoch, size),
-            self.job.config.compute.num_workers,
-        ):
-            with self.job.device.autocast():
-                self.classifier(*inputs)
-        norm.momentum = momentum
+            self.log.tell(describe_epoch(row, job.epochs, is_lowest=is_lowest))
 
     def _describe(self, logits: Float32Array, score: float) -> dict[str, float]:
         job, where = self.job, self.state.progress
@@ -372,7 +326,7 @@ class _Run:
         """Highest learning rate of the last step; the optimizer's own is lost when a run is killed."""
         job, step = self.job, self.state.progress.step
         peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
-        return peak * lr_factor(step - 1, job.n_steps, job.config.finetune.warmup_frac) if step else 0.0
+        return peak * lr_factor(step - 1, job.n_steps, job.config.finetuning.warmup_frac) if step else 0.0
 
 
 def _figures(part: str, counts: Counts) -> dict[str, float]:

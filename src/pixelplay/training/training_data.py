@@ -1,4 +1,4 @@
-"""What a classifier is made from: usable photographs, their features, labels and parts."""
+"""TrainingData: usable images with features, labels and split; everything a classifier is trained on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,132 +8,145 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
-from pixelplay.data.dataset import NO_LABEL, ImageIndex
-from pixelplay.data.relabel import Corrections, no_corrections
-from pixelplay.data.splits import Parts, check_learnable, check_two_classes, make_parts
+from pixelplay.data.dataset import NO_LABEL, ImageDataset
+from pixelplay.data.relabel import CorrectedLabels, uncorrected_labels
+from pixelplay.data.splits import Split, check_learnable, check_two_classes, make_split
 from pixelplay.errors import ImageError
-from pixelplay.model.features import PhotographFeatures
+from pixelplay.model.features import ImageFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
-    """N labelled, readable photographs, sorted into parts.
+class TrainingData:
+    """N labelled, readable images, split into train, val and test.
 
     Attributes:
-        scanned: all labelled photographs, those that cannot be read too.
-        errors: position in `scanned` → why it cannot be read.
-        index: names of the readable ones.
+        all_images: all labelled images, unreadable ones included.
+        errors: position in `all_images` → why the image cannot be read.
+        dataset: the N readable images.
         features: (N, D) float32.
-        digests: (N,) content of each file.
-        duplicates: sets of photographs that are the same.
-        parts: who is learned from, who is measured on.
-        classes: names, the K that are learned first, then those that only other parts know.
+        digests: (N,) content hash of each file.
+        duplicates: sets of images with the same content.
+        split: which images train, choose and measure.
+        classes: names; first the K classes that are trained, then those that only other splits contain.
         n_known: K.
-        given: (N,) int64 positions in `classes`, as the data has them: what is scored on.
-        corrected: (N,) likewise, as the user has corrected them; -1 where one is to be left out.
-        reviewed: (N,) what the user's corrections name, changed or confirmed.
-        labels: (N,) what is learned: in train and val as corrected, in test as given.
-        learn: positions that are learned from in the end, train and val together, ascending.
-        left_out: positions of train and val that a correction leaves out.
-        left_out_of_val: those of them that were in val.
-        dropped: positions of train and val that are not learned from, as their labels look wrong.
+        given_labels: (N,) int64 positions in `classes`, as the data has them: metrics are computed on these.
+        corrected_labels: (N,) the same after the user's corrections; -1 where an image is to be excluded.
+        reviewed: (N,) images that the user's corrections name, whether changed or confirmed.
+        labels: (N,) training labels: corrected in train and val, as given in test.
+        fit_rows: positions of all images the final model is fitted on, train and val together, ascending.
+        excluded: positions in train and val that a correction excludes.
+        excluded_from_val: those of them that were in val.
+        dropped: positions in train and val that are not trained on because their labels look wrong.
     """
 
-    scanned: ImageIndex
+    all_images: ImageDataset
     errors: Mapping[int, ImageError]
-    index: ImageIndex
+    dataset: ImageDataset
     features: Float32Array
     digests: tuple[bytes, ...]
     duplicates: Duplicates
-    parts: Parts
+    split: Split
     classes: tuple[str, ...]
     n_known: int
-    given: IntArray
-    corrected: IntArray
+    given_labels: IntArray
+    corrected_labels: IntArray
     reviewed: BoolArray
     labels: IntArray
-    learn: IntArray
-    left_out: IntArray
-    left_out_of_val: IntArray
+    fit_rows: IntArray
+    excluded: IntArray
+    excluded_from_val: IntArray
     dropped: IntArray
 
     @property
     def known_classes(self) -> tuple[str, ...]:
-        """(K,) names of the classes that are learned."""
+        """(K,) names of the classes that are trained."""
         return self.classes[: self.n_known]
 
     @property
-    def learn_counts(self) -> IntArray:
-        """(K,) photographs of each class that are learned from."""
-        return self.counts_of(self.learn)
+    def fit_counts(self) -> IntArray:
+        """(K,) images per class in `fit_rows`."""
+        return self.counts_of(self.fit_rows)
 
-    def counts_of(self, positions: IntArray) -> IntArray:
-        """(K,) photographs of each class among some that are learned from."""
-        return np.bincount(self.labels[positions], minlength=self.n_known).astype(np.int64)
+    def counts_of(self, rows: IntArray) -> IntArray:
+        """Count the images per class, (K,), at some positions in train or val."""
+        return np.bincount(self.labels[rows], minlength=self.n_known).astype(np.int64)
+
+    def paths_of(self, rows: Sequence[int] | IntArray) -> tuple[str, ...]:
+        """Paths of the images at some positions."""
+        return tuple(self.dataset.paths[i] for i in rows)
+
+    def train_without_val_duplicates(self) -> IntArray:
+        """Positions of the training images that duplicate no validation image.
+
+        A split made here has no such duplicates; a given one may, and a memorised image must not choose.
+        """
+        is_val = np.zeros(len(self.dataset), dtype=np.bool_)
+        is_val[self.split.val] = True
+        sets = [members for members in self.duplicates.copies if is_val[list(members)].any()]
+        return np.setdiff1d(self.split.train, [i for members in sets for i in members])
 
 
-def sort_out(
-    index: ImageIndex,
-    photographs: PhotographFeatures,
+def build_training_data(
+    dataset: ImageDataset,
+    features: ImageFeatures,
     config: TrainConfig,
-    corrections: Corrections | None = None,
-    near: Sequence[tuple[int, int]] = (),
-) -> Material:
-    """Leave out what cannot be read, and sort the rest into parts.
+    corrections: CorrectedLabels | None = None,
+    near_duplicates: Sequence[tuple[int, int]] = (),
+) -> TrainingData:
+    """Leave out unreadable images and split the rest.
 
     Args:
-        index: all labelled photographs.
-        corrections: of all of them; None: none. The parts are made by the given labels.
-        near: pairs of altered copies, by their positions in the index.
+        dataset: all labelled images.
+        features: of all of them.
+        corrections: of all of them; None for none. The split is made by the given labels.
+        near_duplicates: pairs of positions in `dataset`.
 
     Raises:
-        DataError: too little is left to learn from or to measure on.
+        DataError: too few images are left to train on or to measure on.
     """
-    is_readable = ~np.isin(np.arange(len(index)), list(photographs.errors))
-    check_learnable(index, is_readable)
-    usable = index.select(is_readable)
-    digests = tuple(digest for digest, ok in zip(photographs.digests, is_readable, strict=True) if ok)
-    place = np.cumsum(is_readable) - 1  # of each photograph among those that can be read
-    pairs = [(int(place[i]), int(place[j])) for i, j in near]
+    is_readable = ~np.isin(np.arange(len(dataset)), list(features.errors))
+    check_learnable(dataset, is_readable)
+    usable = dataset.select(is_readable)
+    digests = tuple(digest for digest, ok in zip(features.digests, is_readable, strict=True) if ok)
+    position = np.cumsum(is_readable) - 1  # of each image among the readable ones
+    pairs = [(int(position[i]), int(position[j])) for i, j in near_duplicates]
     duplicates = find_duplicates(usable, digests, pairs)
-    parts = make_parts(usable, duplicates, config)
-    corrections = corrections or no_corrections(index)
-    wanted = corrections.labels[is_readable]
-    given_val = parts.split.val
-    parts, left_out = _leave_out(parts, wanted)
-    learn = np.union1d(parts.split.train, parts.split.val)
-    taught = usable.labels.copy()
-    taught[learn] = wanted[learn]
-    counts = np.bincount(taught[learn], minlength=len(usable.classes))
+    given_split = make_split(usable, duplicates, config)
+    corrections = corrections or uncorrected_labels(dataset)
+    corrected = corrections.labels[is_readable]
+    split, excluded = _exclude(given_split, corrected)
+    fit_rows = np.union1d(split.train, split.val)
+    labels = usable.labels.copy()
+    labels[fit_rows] = corrected[fit_rows]
+    counts = np.bincount(labels[fit_rows], minlength=len(usable.classes))
     check_two_classes(usable, counts)
     known, unknown = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)
     order = np.concatenate([known, unknown])
     rank = np.append(np.argsort(order), NO_LABEL)  # of each class in the new order; -1 stays -1
-    return Material(
-        scanned=index,
-        errors=photographs.errors,
-        index=usable,
-        features=photographs.values[is_readable],
+    return TrainingData(
+        all_images=dataset,
+        errors=features.errors,
+        dataset=usable,
+        features=features.values[is_readable],
         digests=digests,
         duplicates=duplicates,
-        parts=parts,
+        split=split,
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
-        given=rank[usable.labels],
-        corrected=rank[wanted],
+        given_labels=rank[usable.labels],
+        corrected_labels=rank[corrected],
         reviewed=corrections.is_reviewed[is_readable],
-        labels=rank[taught],
-        learn=learn,
-        left_out=left_out,
-        left_out_of_val=np.intersect1d(left_out, given_val),
+        labels=rank[labels],
+        fit_rows=fit_rows,
+        excluded=excluded,
+        excluded_from_val=np.intersect1d(excluded, given_split.val),
         dropped=np.empty(0, dtype=np.int64),
     )
 
 
-def _leave_out(parts: Parts, wanted: IntArray) -> tuple[Parts, IntArray]:
-    """Take what has no label any more out of train and val; returns its positions."""
-    split = parts.split
-    learn = np.union1d(split.train, split.val)
-    left_out = learn[wanted[learn] == NO_LABEL]
-    kept = replace(split, train=np.setdiff1d(split.train, left_out), val=np.setdiff1d(split.val, left_out))
-    return replace(parts, split=kept), left_out
+def _exclude(split: Split, corrected: IntArray) -> tuple[Split, IntArray]:
+    """Take images whose corrected label is empty out of train and val; also return their positions."""
+    rows = np.union1d(split.train, split.val)
+    excluded = rows[corrected[rows] == NO_LABEL]
+    train, val = np.setdiff1d(split.train, excluded), np.setdiff1d(split.val, excluded)
+    return replace(split, train=train, val=val), excluded

@@ -14,7 +14,7 @@ from pixelplay.data.near_duplicates.alignment import (
     place_coarsely,
     refine,
 )
-from pixelplay.data.near_duplicates.thumbnails import make_colour_thumb, make_thumb, shrink
+from pixelplay.data.near_duplicates.thumbnails import make_color_thumbnail, make_thumbnail, shrink
 
 SIDE = 192
 # left, top, right, bottom: the whole, two corners, all around, one side
@@ -29,11 +29,11 @@ CUTS = (
 
 
 def grey(image: Image.Image, side: int = SIDE) -> NDArray[np.float32]:
-    return make_thumb(np.asarray(image), side).astype(np.float32)
+    return make_thumbnail(np.asarray(image), side).astype(np.float32)
 
 
 def colours(image: Image.Image) -> NDArray[np.float32]:
-    return make_colour_thumb(np.asarray(image), 64).astype(np.float32)
+    return make_color_thumbnail(np.asarray(image), 64).astype(np.float32)
 
 
 def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:

@@ -7,15 +7,23 @@ from numpy.typing import NDArray
 from images import altered, scene
 from pixelplay.arrays import UInt8Array
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near_duplicates.candidates import N_GROUPS, max_copies, nearest_pairs, propose, unit_rows
-from pixelplay.data.near_duplicates.thumbnails import make_thumb
-from pixelplay.run_log import Journal
+from pixelplay.data.near_duplicates.candidates import (
+    N_GROUPS,
+    max_duplicates,
+    nearest_pairs,
+    propose,
+    unit_rows,
+)
+from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
+from pixelplay.run_log import RunLog
 
 
 def thumbs_with_copies(kind: str) -> UInt8Array:
     """UInt8Array of 20 scenes and of altered copies of the first four."""
     copies = [decode_image(altered(scene(seed))[kind], path="copy") for seed in range(4)]
-    return np.stack([make_thumb(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]])
+    return np.stack(
+        [make_thumbnail(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]]
+    )
 
 
 def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -26,16 +34,16 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
 def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> None:
-    found = propose(thumbs_with_copies(kind), None, Journal(quiet=True))
+    found = propose(thumbs_with_copies(kind), None, RunLog(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
 
 
 def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -> None:
-    thumbs = thumbs_with_copies("brightened")
-    symmetric = np.concatenate([thumbs[..., :32], thumbs[..., 31::-1]], axis=2)  # alike in both ways
-    found = propose(symmetric, None, Journal(quiet=True))
+    thumbnails = thumbs_with_copies("brightened")
+    symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # alike in both ways
+    found = propose(symmetric, None, RunLog(quiet=True))
     for i in range(4):
         rows = np.flatnonzero((found.pairs == (i, 20 + i)).all(1))
         marks = {bool(found.is_mirrored[row]): bool(found.is_dark[row]) for row in rows}
@@ -45,11 +53,11 @@ def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -
 
 def test_features_find_what_fingerprints_do_not() -> None:
     rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 256, (40, 64, 64), np.uint8)
+    thumbnails = rng.integers(0, 256, (40, 64, 64), np.uint8)
     features = rng.standard_normal((40, 600), dtype=np.float32)
     features[39] = features[0] + 0.2 * rng.standard_normal(600, dtype=np.float32)
-    assert [0, 39] not in propose(thumbs, None, Journal(quiet=True)).pairs.tolist()
-    assert [0, 39] in propose(thumbs, features, Journal(quiet=True)).pairs.tolist()
+    assert [0, 39] not in propose(thumbnails, None, RunLog(quiet=True)).pairs.tolist()
+    assert [0, 39] in propose(thumbnails, features, RunLog(quiet=True)).pairs.tolist()
 
 
 def test_look_alikes_are_those_after_the_nearest_ten() -> None:
@@ -94,5 +102,5 @@ def test_many_photographs_are_searched_in_groups() -> None:
     assert ((look_alikes >= 0) & (look_alikes < n)).all()
     cosines = cosines_of(unit_rows(rows))
     rank = (cosines > np.take_along_axis(cosines, look_alikes[:, :1], 1)).sum(1)
-    assert (rank >= max_copies(n)).all()
-    assert np.median(rank) < 2 * max_copies(n)
+    assert (rank >= max_duplicates(n)).all()
+    assert np.median(rank) < 2 * max_duplicates(n)

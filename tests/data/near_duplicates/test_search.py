@@ -12,10 +12,10 @@ from PIL import Image
 
 from images import altered, encode, scene
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near_duplicates.search import CopyPair, find_copies, form_sets
-from pixelplay.data.near_duplicates.thumbnails import make_thumb
+from pixelplay.data.near_duplicates.search import NearDuplicatePair, connected_sets, search_near_duplicates
+from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.errors import ImageError
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
 PixelArray = NDArray[np.uint8]
 
@@ -26,15 +26,15 @@ def decoded(data: bytes) -> PixelArray:
 
 def search(
     pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, has_mirrored: bool = True
-) -> list[CopyPair]:
-    thumbs = np.stack([make_thumb(picture) for picture in pictures])
-    return find_copies(
-        thumbs,
+) -> list[NearDuplicatePair]:
+    thumbnails = np.stack([make_thumbnail(picture) for picture in pictures])
+    return search_near_duplicates(
+        thumbnails,
         lambda i: pictures[i],
         features,
         has_mirrored=has_mirrored,
         num_workers=1,
-        journal=Journal(quiet=True),
+        log=RunLog(quiet=True),
     )
 
 
@@ -135,8 +135,8 @@ def test_plain_pictures_are_no_copies_of_each_other() -> None:
 def test_few_or_no_photographs_are_no_error() -> None:
     assert search([np.asarray(scene(0))]) == []
     assert (
-        find_copies(
-            np.empty((0, 64, 64), np.uint8), lambda i: np.empty(0, np.uint8), journal=Journal(quiet=True)
+        search_near_duplicates(
+            np.empty((0, 64, 64), np.uint8), lambda i: np.empty(0, np.uint8), log=RunLog(quiet=True)
         )
         == []
     )
@@ -144,12 +144,12 @@ def test_few_or_no_photographs_are_no_error() -> None:
 
 def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
     pictures = [np.asarray(scene(0)), decoded(altered(scene(0))["re-encoded"])]
-    thumbs = np.stack([make_thumb(picture) for picture in pictures])
+    thumbnails = np.stack([make_thumbnail(picture) for picture in pictures])
 
     def read(i: int) -> PixelArray:
         raise ImageError("photo", "missing", "no such file")
 
-    assert find_copies(thumbs, read, journal=Journal(quiet=True)) == []
+    assert search_near_duplicates(thumbnails, read, log=RunLog(quiet=True)) == []
 
 
 def test_the_order_of_photographs_does_not_matter() -> None:
@@ -167,12 +167,12 @@ def test_the_order_of_photographs_does_not_matter() -> None:
 
 
 def test_a_chain_of_copies_is_not_one_set() -> None:
-    assert form_sets([(0, 1), (1, 2), (2, 3)]) == [(1, 0, 2), (2, 3)]
+    assert connected_sets([(0, 1), (1, 2), (2, 3)]) == [(1, 0, 2), (2, 3)]
 
 
 def test_copies_of_each_other_are_one_set() -> None:
-    assert form_sets([(0, 1), (0, 2), (1, 2), (5, 9)]) == [(0, 1, 2), (5, 9)]
-    assert form_sets([]) == []
+    assert connected_sets([(0, 1), (0, 2), (1, 2), (5, 9)]) == [(0, 1, 2), (5, 9)]
+    assert connected_sets([]) == []
 
 
 pairs_of = st.sets(
@@ -182,7 +182,7 @@ pairs_of = st.sets(
 
 @given(pairs_of)
 def test_every_pair_is_in_a_set_whose_members_are_copies_of_its_first(pairs: set[tuple[int, int]]) -> None:
-    sets = form_sets(sorted(pairs))
+    sets = connected_sets(sorted(pairs))
     held = {frozenset((a, b)) for members in sets for a in members for b in members if a != b}
     assert {frozenset(pair) for pair in pairs} <= held
     for first, *others in sets:

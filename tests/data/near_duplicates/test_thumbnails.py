@@ -1,14 +1,14 @@
-"""What thumbs.py promises: small grey squares of whole photographs, whatever their size."""
+"""What thumbs.py promises: small grey squares of whole images, whatever their size."""
 
 import numpy as np
 import pytest
 
 from images import scene
 from pixelplay.data.near_duplicates.thumbnails import (
-    THUMB_PX,
+    THUMBNAIL_PX,
     darker_half,
-    make_colour_thumb,
-    make_thumb,
+    make_color_thumbnail,
+    make_thumbnail,
     shrink,
 )
 
@@ -16,28 +16,28 @@ from pixelplay.data.near_duplicates.thumbnails import (
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (900, 40)])
 def test_a_thumb_is_a_grey_square_of_the_whole(size: tuple[int, int]) -> None:
     pixels = np.asarray(scene(0, (64, 64)).resize(size))
-    thumb = make_thumb(pixels)
-    assert (thumb.shape, thumb.dtype) == ((THUMB_PX, THUMB_PX), np.uint8)
+    thumbnail = make_thumbnail(pixels)
+    assert (thumbnail.shape, thumbnail.dtype) == ((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
-    assert thumb.mean() == pytest.approx(luma.mean(), abs=3)
+    assert thumbnail.mean() == pytest.approx(luma.mean(), abs=3)
 
 
 def test_a_colour_thumb_keeps_the_colours_apart() -> None:
     pixels = np.zeros((40, 60, 3), np.uint8) + np.array([250, 100, 5], np.uint8)
-    thumb = make_colour_thumb(pixels, 16)
-    np.testing.assert_array_equal(thumb, np.broadcast_to([[[250]], [[100]], [[5]]], (3, 16, 16)))
+    thumbnail = make_color_thumbnail(pixels, 16)
+    np.testing.assert_array_equal(thumbnail, np.broadcast_to([[[250]], [[100]], [[5]]], (3, 16, 16)))
 
 
 def test_the_darker_half_is_as_it_was() -> None:
-    thumbs = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
-    half = darker_half(thumbs)
-    middle = np.median(thumbs, axis=(1, 2))[:, None, None]
-    np.testing.assert_array_equal(half, np.where(thumbs < middle, thumbs, middle))
-    assert darker_half(thumbs[:0]).shape == (0, 8, 8)
+    thumbnails = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    half = darker_half(thumbnails)
+    middle = np.median(thumbnails, axis=(1, 2))[:, None, None]
+    np.testing.assert_array_equal(half, np.where(thumbnails < middle, thumbnails, middle))
+    assert darker_half(thumbnails[:0]).shape == (0, 8, 8)
 
 
 def test_shrinking_averages_blocks() -> None:
-    thumbs = np.arange(2 * 64 * 64).reshape(2, 64, 64).astype(np.uint8)
-    small = shrink(thumbs, 16)
+    thumbnails = np.arange(2 * 64 * 64).reshape(2, 64, 64).astype(np.uint8)
+    small = shrink(thumbnails, 16)
     assert small.shape == (2, 16, 16)
-    np.testing.assert_allclose(small[1, 2, 3], thumbs[1, 8:12, 12:16].mean())
+    np.testing.assert_allclose(small[1, 2, 3], thumbnails[1, 8:12, 12:16].mean())

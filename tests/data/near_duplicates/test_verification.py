@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from images import scene
-from pixelplay.data.near_duplicates.thumbnails import make_thumb
+from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.data.near_duplicates.verification import (
     UPRIGHT,
     differences,
@@ -17,7 +17,7 @@ from pixelplay.data.near_duplicates.verification import (
 
 
 def grey(image: Image.Image, side: int = 64) -> NDArray[np.float32]:
-    return make_thumb(np.asarray(image), side).astype(np.float32)[None]
+    return make_thumbnail(np.asarray(image), side).astype(np.float32)[None]
 
 
 def watermarked(image: Image.Image) -> Image.Image:
@@ -62,8 +62,10 @@ def test_usual_is_what_most_look_alikes_differ_by() -> None:
     base = 60 + grey(scene(0))[0].astype(float) / 2
     rng = np.random.default_rng(0)
     noise = (0.0, 4.0, 4.0, 4.0, 60.0)  # one is nearly a copy, one is nothing like it
-    thumbs = np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
-    usual = usual_differences(thumbs, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
+    thumbnails = (
+        np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
+    )
+    usual = usual_differences(thumbnails, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
     assert np.isnan(usual[1:]).all()
     assert np.median(usual[0]) == pytest.approx(4, rel=0.15)
 

@@ -42,7 +42,7 @@ def detail(pictures: Float32Array) -> Float32Array:
     """Take the means of rows and columns out of pictures (…, h, w).
 
     What is constant along an axis, such as frames, horizons or the bus bars of a solar cell, is alike in
-    photographs of different things.
+    images of different things.
     """
     centred = pictures - pictures.mean(-1, keepdims=True)
     return np.asarray(centred - centred.mean(-2, keepdims=True), dtype=np.float32)
@@ -96,7 +96,7 @@ def refine(
     """
     n = first.shape[-1]
     along = (np.arange(n, dtype=np.float32) + 0.5) / n
-    slope_y, slope_x = (slope * n for slope in np.gradient(second, axis=(-2, -1)))
+    slope_y, slope_x = (gradient * n for gradient in np.gradient(second, axis=(-2, -1)))
     wanted = first.reshape(len(first), n * n, 1)
     found, is_lost = placements.copy(), np.zeros(len(first), bool)
     for _ in range(n_steps):
@@ -124,7 +124,7 @@ def refine(
 def agreement(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
     """Measure whether two pictures (n, n) show the same pixels where one lies on the other.
 
-    The overlap is cut into tiles. Photographs of like things agree in their outlines; copies agree in the
+    The overlap is cut into tiles. Images of like things agree in their outlines; copies agree in the
     detail of nearly every tile, but for those that a watermark or a blown highlight has covered.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Thumbs and features → pairs of photographs that may be copies, cheaply, and whom each looks like anyway.
+"""Thumbs and features → pairs of images that may be copies, cheaply, and whom each looks like anyway.
 
-A copy stands out: it is nearer than others are. Where things are made alike every photograph has near
+A copy stands out: it is nearer than others are. Where things are made alike every image has near
 neighbours, and being one means nothing; so a candidate is measured against the nearest of those that cannot
 all be copies: sets as large as that are never kept together.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import detail
 from pixelplay.data.near_duplicates.thumbnails import PRINT_PX, darker_half
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 
-MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the photographs: sets above both are shown, not kept together
+MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the images: sets above both are shown, not kept together
 
 
-N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each photograph
+N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each image
 
 
 CUT_SHARE = 0.9  # of a side, that a cut at a corner leaves
@@ -52,14 +52,14 @@ Nearest = tuple[IntArray, IntArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Pairs worth a closer look, and what each photograph is like without being a copy.
+    """Pairs worth a closer look, and what each image is like without being a copy.
 
     Attributes:
         pairs: (P, 2) positions, the smaller first.
         is_mirrored: (P,) whether one is to be laid on the other's mirror image; each pair and way once.
         is_dark: (P,) whether their darker halves are alike, of those not mirrored.
         look_alikes: (N, R) positions, nearest first but for those that may be copies; R is 0 where there are
-            too few photographs to tell.
+            too few images to tell.
     """
 
     pairs: IntArray
@@ -74,13 +74,13 @@ class Candidates:
         )
 
 
-def max_copies(n: int) -> int:
-    """How many copies of a photograph among n are at most kept together."""
+def max_duplicates(n: int) -> int:
+    """How many copies of an image among n are at most kept together."""
     return int(max(MAX_COPIES, MAX_COPIES_FRAC * n))
 
 
-def propose(thumbs: UInt8Array, features: Float32Array | None, journal: Journal) -> Candidates:
-    """Find, for each photograph, those that stand out from all that look like it.
+def propose(thumbnails: UInt8Array, features: Float32Array | None, log: RunLog) -> Candidates:
+    """Find, for each image, those that stand out from all that look like it.
 
     By fingerprint, straight and mirrored; by that of what a cut at one corner leaves; by that of the darker
     half, straight, which a blown-out copy keeps; by features.
@@ -89,12 +89,12 @@ def propose(thumbs: UInt8Array, features: Float32Array | None, journal: Journal)
         thumbs: (N, S, S) uint8.
         features: (N, D) finite; without them copies cut otherwise than at a corner are rarely found.
     """
-    whole = _prints(thumbs, 0, 0, 1)  # (N, s, s)
+    whole = _prints(thumbnails, 0, 0, 1)  # (N, s, s)
     straight, mirrored = _rows(whole), _rows(whole[:, :, ::-1])
-    dark = _rows(_prints(thumbs, 0, 0, 1, is_dark=True))
+    dark = _rows(_prints(thumbnails, 0, 0, 1, is_dark=True))
     n_searches = 7 if features is None else 8
-    with journal.progress(
-        "looking for copies", n_searches * len(thumbs), "comparisons with all others"
+    with log.progress(
+        "looking for copies", n_searches * len(thumbnails), "comparisons with all others"
     ) as bar:
 
         def search(rows: Float32Array, others: Float32Array, k: int, share: float = STANDS_OUT) -> Nearest:
@@ -105,7 +105,7 @@ def propose(thumbs: UInt8Array, features: Float32Array | None, journal: Journal)
         dark_ones = search(dark, dark, N_BY_PRINT)[0]
         as_they_are = [pairs, dark_ones]
         for top, left in product((0.0, 1 - CUT_SHARE), repeat=2):
-            corner = _rows(_prints(thumbs, top, left, CUT_SHARE))
+            corner = _rows(_prints(thumbnails, top, left, CUT_SHARE))
             as_they_are.append(search(corner, straight, N_BY_CUT)[0])
         if features is not None:
             rows = _project(features)
@@ -113,7 +113,7 @@ def propose(thumbs: UInt8Array, features: Float32Array | None, journal: Journal)
     straight_ones = np.unique(np.concatenate(as_they_are), axis=0)
     every = np.concatenate([straight_ones, mirror_images])
     is_mirrored = np.arange(len(every)) >= len(straight_ones)
-    key = len(thumbs), 1
+    key = len(thumbnails), 1
     is_dark = np.isin(every @ key, dark_ones @ key) & ~is_mirrored
     return Candidates(pairs=every, is_mirrored=is_mirrored, is_dark=is_dark, look_alikes=look_alikes)
 
@@ -129,13 +129,13 @@ def nearest_pairs(
     """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that stand out.
 
     To stand out is to be nearer than that share of the distance to a look-alike, which is taken from the
-    nearest of each of N_GROUPS groups of others: with more photographs it is slightly too long. The i-th row
+    nearest of each of N_GROUPS groups of others: with more images it is slightly too long. The i-th row
     has no business with the i-th other.
 
     Returns:
         Pairs (P, 2), the smaller position first, each once; and the look-alikes (N, R) of each row.
     """
-    n, limit = len(rows), max_copies(len(rows))
+    n, limit = len(rows), max_duplicates(len(rows))
     n_look_alikes = min(N_LOOK_ALIKES, max(0, n - 1 - limit))
     size = -(-n // N_GROUPS)  # of a group
     n_groups = -(-n // size)
@@ -192,12 +192,12 @@ def _distance(cosines: Float32Array) -> Float32Array:
 
 
 def _prints(
-    thumbs: UInt8Array, top: float, left: float, share: float, *, is_dark: bool = False
+    thumbnails: UInt8Array, top: float, left: float, share: float, *, is_dark: bool = False
 ) -> Float32Array:
     """Average a window of thumbs (N, S, S), its corner and side in fractions, to fingerprints (N, s, s)."""
     see = darker_half if is_dark else np.float32
-    to_y, to_x = (_average(start, share, thumbs.shape[-1]) for start in (top, left))
-    blocks = (thumbs[i : i + AT_ONCE] for i in range(0, len(thumbs), AT_ONCE))
+    to_y, to_x = (_average(start, share, thumbnails.shape[-1]) for start in (top, left))
+    blocks = (thumbnails[i : i + AT_ONCE] for i in range(0, len(thumbnails), AT_ONCE))
     return np.concatenate([to_y @ see(block) @ to_x.T for block in blocks])
 
 

@@ -1,4 +1,4 @@
-"""Thumbs and features → pairs of photographs that show the same pixels, and the sets they form.
+"""Thumbs and features → pairs of images that show the same pixels, and the sets they form.
 
 Candidates come cheaply. What is a copy is decided by laying one picture on the other: it must agree in its
 details, and better than look-alikes do. A pair is a pair by itself: two copies of a third need not be copies
@@ -24,10 +24,10 @@ from pixelplay.data.near_duplicates.alignment import (
 from pixelplay.data.near_duplicates.candidates import Candidates, propose
 from pixelplay.data.near_duplicates.thumbnails import (
     PRINT_PX,
-    THUMB_PX,
+    THUMBNAIL_PX,
     darker_half,
-    make_colour_thumb,
-    make_thumb,
+    make_color_thumbnail,
+    make_thumbnail,
     shrink,
 )
 from pixelplay.data.near_duplicates.verification import (
@@ -37,8 +37,8 @@ from pixelplay.data.near_duplicates.verification import (
     usual_differences,
 )
 from pixelplay.errors import ImageError
-from pixelplay.run_log import Journal
-from pixelplay.thread_pool import map_ahead
+from pixelplay.run_log import RunLog
+from pixelplay.thread_pool import prefetch_map
 
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
 
@@ -59,8 +59,8 @@ UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full si
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyPair:
-    """Two photographs that show the same pixels.
+class NearDuplicatePair:
+    """Two images that show the same pixels.
 
     Attributes:
         first, second: positions, ascending.
@@ -79,36 +79,36 @@ class CopyPair:
         return self.first, self.second
 
 
-def find_copies(
-    thumbs: UInt8Array,
+def search_near_duplicates(
+    thumbnails: UInt8Array,
     read: Callable[[int], UInt8Array],
     features: Float32Array | None = None,
     *,
     has_mirrored: bool = True,
     num_workers: int | None = None,
-    journal: Journal,
-) -> list[CopyPair]:
-    """Find photographs that were re-encoded, resized, cut, mirrored, brightened or watermarked.
+    log: RunLog,
+) -> list[NearDuplicatePair]:
+    """Find images that were re-encoded, resized, cut, mirrored, brightened or watermarked.
 
     Args:
-        thumbs: (N, S, S) uint8, of photographs whose files differ.
-        read: gives the pixels (H, W, 3) of a photograph; it runs in threads.
+        thumbs: (N, S, S) uint8, of images whose files differ.
+        read: gives the pixels (H, W, 3) of an image; it runs in threads.
         features: (N, D) finite; without them cut copies are rarely among the candidates.
         has_mirrored: mirror images are looked for too.
 
     Returns:
         Pairs in ascending order.
     """
-    if len(thumbs) < 2:
+    if len(thumbnails) < 2:
         return []
-    candidates = propose(thumbs, features, journal)
+    candidates = propose(thumbnails, features, log)
     if not has_mirrored:
         candidates = candidates.select(~candidates.is_mirrored)
-    placed = _place(thumbs, candidates, journal)
+    placed = _place(thumbnails, candidates, log)
     usual = None
     if candidates.look_alikes.shape[1]:
-        usual = usual_differences(thumbs, candidates.look_alikes, np.unique(placed.members))
-        placed = _which_stand_out(thumbs, placed, usual)
+        usual = usual_differences(thumbnails, candidates.look_alikes, np.unique(placed.members))
+        placed = _which_stand_out(thumbnails, placed, usual)
 
     def look(k: int) -> tuple[_Seen, _Seen] | None:
         try:
@@ -117,10 +117,10 @@ def find_copies(
             return None
         return first, second
 
-    found: dict[tuple[int, int], CopyPair] = {}
+    found: dict[tuple[int, int], NearDuplicatePair] = {}
     n = len(placed.members)
-    with journal.progress("comparing", n, "pairs that look alike") as bar:
-        for k, seen in enumerate(map_ahead(look, range(n), num_workers=num_workers)):
+    with log.progress("comparing", n, "pairs that look alike") as bar:
+        for k, seen in enumerate(prefetch_map(look, range(n), num_workers=num_workers)):
             bar.update()
             pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
             if pair is not None:
@@ -130,7 +130,7 @@ def find_copies(
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed:
-    """Pairs of photographs, and how the first of each lies on the second or on its mirror image.
+    """Pairs of images, and how the first of each lies on the second or on its mirror image.
 
     Attributes:
         members: (P, 2) positions.
@@ -151,7 +151,7 @@ class _Placed:
         )
 
 
-def _place(thumbs: UInt8Array, candidates: Candidates, journal: Journal) -> _Placed:
+def _place(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> _Placed:
     """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
     n = len(candidates.pairs)
     placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
@@ -161,9 +161,9 @@ def _place(thumbs: UInt8Array, candidates: Candidates, journal: Journal) -> _Pla
         if not len(rows):
             continue
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
-        for block in journal.follow(what, blocks, len(rows), "pairs"):
+        for block in log.follow(what, blocks, len(rows), "pairs"):
             i, j = candidates.pairs[block].T
-            first, second = _turned(thumbs[i], thumbs[j], candidates.is_mirrored[block])
+            first, second = _turned(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
             if is_dark:
                 first, second = darker_half(first), darker_half(second)
             placements[block], is_kept[block] = _place_block(first, second)
@@ -175,7 +175,7 @@ def _place_block(first: Float32Array, second: Float32Array) -> tuple[Float32Arra
     """Lay pictures (P, S, S) on others (P, S, S): placements (P, 4), and which go on agreeing (P,)."""
     found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
     kept = np.flatnonzero(correlation >= COARSE)
-    for side_px in (THUMB_PX // 2, THUMB_PX):
+    for side_px in (THUMBNAIL_PX // 2, THUMBNAIL_PX):
         a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
         found[kept] = refine(a, b, found[kept])
         agree = [
@@ -188,19 +188,21 @@ def _place_block(first: Float32Array, second: Float32Array) -> tuple[Float32Arra
     return found, is_kept
 
 
-def _which_stand_out(thumbs: UInt8Array, placed: _Placed, usual: Float32Array) -> _Placed:
+def _which_stand_out(thumbnails: UInt8Array, placed: _Placed, usual: Float32Array) -> _Placed:
     """Keep the pairs that may be copies, as far as thumbs (N, S, S) tell."""
     shares = []
     for start in range(0, len(placed.members), AT_ONCE):
         block = placed.select(np.arange(start, min(start + AT_ONCE, len(placed.members))))
         i, j = block.members.T
-        shares.append(_shares_of_usual(_turned(thumbs[i], thumbs[j], block.is_mirrored), block, usual))
+        shares.append(
+            _shares_of_usual(_turned(thumbnails[i], thumbnails[j], block.is_mirrored), block, usual)
+        )
     return placed.select(np.concatenate([np.empty(0), *shares]) <= ROUGHLY_UNUSUAL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """A photograph seen closely: grey (n, n) and colours (3, S, S), uint8."""
+    """An image seen closely: grey (n, n) and colours (3, S, S), uint8."""
 
     grey: UInt8Array
     colours: UInt8Array
@@ -208,12 +210,14 @@ class _Seen:
 
 def _see(pixels: UInt8Array) -> _Seen:
     return _Seen(
-        grey=make_thumb(pixels, CLOSE_PX),
-        colours=make_colour_thumb(pixels, THUMB_PX),
+        grey=make_thumbnail(pixels, CLOSE_PX),
+        colours=make_color_thumbnail(pixels, THUMBNAIL_PX),
     )
 
 
-def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Float32Array | None) -> CopyPair | None:
+def _confirm(
+    placed: _Placed, first: _Seen, second: _Seen, usual: Float32Array | None
+) -> NearDuplicatePair | None:
     """Decide whether one candidate is a copy."""
     is_mirrored = bool(placed.is_mirrored[0])
     close = _turned(first.grey, second.grey, is_mirrored)
@@ -230,7 +234,7 @@ def _confirm(placed: _Placed, first: _Seen, second: _Seen, usual: Float32Array |
         if shares[0] > UNUSUAL:
             return None
     i, j = placed.members[0]
-    return CopyPair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
+    return NearDuplicatePair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
 
 
 def _shares_of_usual(
@@ -254,11 +258,11 @@ def _turned(
     return first, turned
 
 
-def form_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+def connected_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
     """Gather pairs into sets whose members are all copies of their first one.
 
-    The photograph with most copies comes first. What is left of a chain forms sets of its own, so that every
-    pair is in some set, and a photograph may be in several.
+    The image with most copies comes first. What is left of a chain forms sets of its own, so that every
+    pair is in some set, and an image may be in several.
     """
     copies: dict[int, set[int]] = {}
     for i, j in pairs:

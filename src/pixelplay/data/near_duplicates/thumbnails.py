@@ -1,26 +1,26 @@
-"""Photograph → a small grey picture of the whole of it, by which its copies are known."""
+"""Image → a small grey picture of the whole of it, by which its copies are known."""
 
 import numpy as np
 from PIL import Image
 
 from pixelplay.arrays import Float32Array, UInt8Array
 
-THUMB_PX = 64
+THUMBNAIL_PX = 64
 
 
 PRINT_PX = 16  # side of the fingerprint that candidates are searched by
 
 
-THUMB_VERSION = 1  # part of cache keys: raise it whenever the same pixels come to yield another thumb
+THUMBNAIL_VERSION = 1  # part of cache keys: raise it whenever the same pixels come to yield another thumb
 
 
-def make_thumb(pixels: UInt8Array, side_px: int = THUMB_PX) -> UInt8Array:
-    """Squash a photograph (H, W, 3) uint8 to a grey square (S, S) uint8."""
+def make_thumbnail(pixels: UInt8Array, side_px: int = THUMBNAIL_PX) -> UInt8Array:
+    """Squash an image (H, W, 3) uint8 to a grey square (S, S) uint8."""
     return np.asarray(_squash(pixels, side_px).convert("L"))
 
 
-def make_colour_thumb(pixels: UInt8Array, side_px: int) -> UInt8Array:
-    """Squash a photograph (H, W, 3) uint8 to a square (3, S, S) uint8."""
+def make_color_thumbnail(pixels: UInt8Array, side_px: int) -> UInt8Array:
+    """Squash an image (H, W, 3) uint8 to a square (3, S, S) uint8."""
     return np.asarray(_squash(pixels, side_px)).transpose(2, 0, 1)
 
 
@@ -39,9 +39,9 @@ def darker_half(pictures: UInt8Array | Float32Array) -> Float32Array:
     return np.asarray(np.minimum(pictures, middle[:, None, None]), dtype=np.float32)
 
 
-def shrink(thumbs: UInt8Array | Float32Array, side_px: int) -> Float32Array:
+def shrink(thumbnails: UInt8Array | Float32Array, side_px: int) -> Float32Array:
     """Average thumbs (N, S, S) to (N, s, s); s divides S."""
-    n, side, _ = thumbs.shape
+    n, side, _ = thumbnails.shape
     step = side // side_px
-    blocks = thumbs.reshape(n, side_px, step, side_px, step)
+    blocks = thumbnails.reshape(n, side_px, step, side_px, step)
     return np.asarray(blocks.mean((2, 4), dtype=np.float32))

@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import TILE_FRAC, lay, refine
-from pixelplay.data.near_duplicates.thumbnails import THUMB_PX, shrink
+from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
 
@@ -46,8 +46,8 @@ def differences(first: Float32Array, second: Float32Array, placements: Float32Ar
         )
         centred = np.where(used, laid - mean_laid, 0)
         spread = np.square(centred).sum((1, 2), keepdims=True)
-        slope = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
-        gain = np.where(spread > n_used, slope, 1)  # what is flat tells none either
+        gradient = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        gain = np.where(spread > n_used, gradient, 1)  # what is flat tells none either
         left = first - mean_first - gain * (laid - mean_laid)
         size = np.where(fitted, np.abs(left), np.inf)
         used = fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
@@ -56,9 +56,9 @@ def differences(first: Float32Array, second: Float32Array, placements: Float32Ar
 
 def _known_tiles(known: BoolArray) -> BoolArray:
     """Tiles (P, t, t) known by half: a pixel of a thumb is known where all its pixels (P, n, n) are."""
-    n, side = len(known), THUMB_PX // TILE_FRAC
-    step = known.shape[-1] // THUMB_PX
-    whole = known.reshape(n, THUMB_PX, step, THUMB_PX, step).all((2, 4))
+    n, side = len(known), THUMBNAIL_PX // TILE_FRAC
+    step = known.shape[-1] // THUMBNAIL_PX
+    whole = known.reshape(n, THUMBNAIL_PX, step, THUMBNAIL_PX, step).all((2, 4))
     share = whole.reshape(n, TILE_FRAC, side, TILE_FRAC, side).mean((2, 4))
     return np.asarray(share >= 0.5)
 
@@ -68,10 +68,10 @@ def tile_differences(left: Float32Array) -> Float32Array:
 
     Taken at the sharpness of thumbs: a JPEG's noise is averaged out.
     """
-    n, side = len(left), THUMB_PX // TILE_FRAC
-    step = left.shape[-1] // THUMB_PX
+    n, side = len(left), THUMBNAIL_PX // TILE_FRAC
+    step = left.shape[-1] // THUMBNAIL_PX
     is_known = _known_tiles(np.isfinite(left))
-    left = left.reshape(n, THUMB_PX, step, THUMB_PX, step).mean((2, 4))
+    left = left.reshape(n, THUMBNAIL_PX, step, THUMBNAIL_PX, step).mean((2, 4))
     tiles = (
         left.reshape(n, TILE_FRAC, side, TILE_FRAC, side).swapaxes(2, 3).reshape(n, TILE_FRAC, TILE_FRAC, -1)
     )
@@ -80,20 +80,22 @@ def tile_differences(left: Float32Array) -> Float32Array:
     return np.where(is_known, np.sqrt(square), np.nan).astype(np.float32)
 
 
-def usual_differences(thumbs: UInt8Array, look_alikes: IntArray, rows: IntArray) -> Float32Array:
+def usual_differences(thumbnails: UInt8Array, look_alikes: IntArray, rows: IntArray) -> Float32Array:
     """What thumbs (N, S, S) differ by from their look-alikes (N, R), the median in each tile.
 
     Returns:
         (N, t, t) grey levels, NaN but for the rows asked for.
     """
     n_each = look_alikes.shape[1]
-    usual = np.full((len(thumbs), TILE_FRAC, TILE_FRAC), np.nan, np.float32)
+    usual = np.full((len(thumbnails), TILE_FRAC, TILE_FRAC), np.nan, np.float32)
     for start in range(0, len(rows), AT_ONCE // n_each):
         block = rows[start : start + AT_ONCE // n_each]
-        first = np.repeat(thumbs[block], n_each, axis=0)
-        second = thumbs[look_alikes[block].ravel()]
+        first = np.repeat(thumbnails[block], n_each, axis=0)
+        second = thumbnails[look_alikes[block].ravel()]
         upright = np.repeat(UPRIGHT[None], len(first), axis=0)
-        placements = refine(shrink(first, THUMB_PX // 2), shrink(second, THUMB_PX // 2), upright, n_steps=4)
+        placements = refine(
+            shrink(first, THUMBNAIL_PX // 2), shrink(second, THUMBNAIL_PX // 2), upright, n_steps=4
+        )
         placements = np.where(np.isfinite(placements), placements, upright)
         found = differences(first.astype(np.float32), second.astype(np.float32), placements)
         tiles = tile_differences(found).reshape(len(block), n_each, TILE_FRAC, TILE_FRAC)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pixelplay.data.audit import FEW
+from pixelplay.data.audit import FEW_IMAGES
 from pixelplay.outputs.console import TITLES
 from pixelplay.outputs.report.run_records import RunRecords
 from pixelplay.text import counted, percent
@@ -55,16 +55,16 @@ def again(records: RunRecords, *changes: str) -> str:
 
 
 def _check_labels(records: RunRecords) -> list[Advice]:
-    suspects = records.suspects
-    if not suspects:
+    label_issues = records.label_issues
+    if not label_issues:
         return []
-    accused = {suspect.path for suspect in suspects}
+    accused = {suspect.path for suspect in label_issues}
     wrong = [answer for answer in records.answers if not answer.is_right]
     share = sum(answer.path in accused for answer in wrong) / max(len(wrong), 1)
     return [
         Advice(
-            what=f"Look at {counted(len(suspects), 'label')} that may be wrong, and save your corrections.",
-            why=f"{percent(share, 0)} of the wrong answers are on photographs whose label is in doubt.",
+            what=f"Look at {counted(len(label_issues), 'label')} that may be wrong, and save your corrections.",
+            why=f"{percent(share, 0)} of the wrong answers are on images whose label is in doubt.",
             command=again(records, "--relabel", "corrections.csv"),
             share=share,
         )
@@ -82,11 +82,11 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
         n = sum(answer.given == name for answer in records.answers)
         taken_for, n_taken = Counter(a.label for a in wrong if a.given == name).most_common(1)[0]
         learned = int(counts.get(name, 0))
-        few = f"; it was learned from {counted(learned, 'photograph')} only" if learned < 5 * FEW else ""
+        few = f"; it was learned from {counted(learned, 'image')} only" if learned < 5 * FEW_IMAGES else ""
         helps, more = _tell_of_more(records, name)
         advice.append(
             Advice(
-                what=f"Add photographs of {name!r}, above all such as are taken for {taken_for!r}."
+                what=f"Add images of {name!r}, above all such as are taken for {taken_for!r}."
                 if helps
                 else f"See why {name!r} is taken for {taken_for!r}: look at its mistakes below.",
                 why=f"{n_wrong} of {n} are answered wrongly, {n_taken} of them as {taken_for!r}{few}.{more}",
@@ -98,7 +98,7 @@ def _mend_classes(records: RunRecords) -> list[Advice]:
 
 
 def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
-    """Whether a class's second half of photographs has shown to help, and what was measured."""
+    """Whether a class's second half of images has shown to help, and what was measured."""
     curve = records.metrics.get("learning_curve") or {"by_class": {}}
     if (found := curve["by_class"].get(name)) is None:
         return False, ""
@@ -114,32 +114,32 @@ def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
 
 
 def _stay_shallow(records: RunRecords) -> list[Advice]:
-    """Where a depth was asked for, and held-out photographs speak for the probe."""
-    chosen, metric = records.metrics["chosen"].get("depth", {}), records.metrics["headline"]["metric"]
-    if records.config["tune"] not in ("partial", "full") or chosen.get("auto_takes") != "probe":
+    """Where a depth was asked for, and held-out images speak for the probe."""
+    chosen, metric = records.metrics["chosen"].get("finetune", {}), records.metrics["headline"]["metric"]
+    if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_takes") != "none":
         return []
     # to a depth, or to a head that no probe stands beside
     is_bound = bool({"--recipe", "--plan"} & {*(records.command or ())})
     values, scores = ([chosen[f"{who}_{what}"] for who in ("probe", "tuned")] for what in (metric, "score"))
     return [
         Advice(
-            what="Take the probe, as --tune auto would: held-out photographs speak for it.",
+            what="Take the probe, as --finetune auto would: held-out images speak for it.",
             why=f"There it had {TITLES[metric]} {values[0]:.3f} (loss {scores[0]:.3f}), what was tuned "
             f"{values[1]:.3f} ({scores[1]:.3f}).",
-            command=None if is_bound else again(records, "--tune", "auto"),
+            command=None if is_bound else again(records, "--finetune", "auto"),
             share=0.0,
         )
     ]
 
 
 def _go_deeper(records: RunRecords) -> list[Advice]:
-    if records.metrics.get("depth") != "probe" or records.config.get("tune") != "probe":
+    if records.metrics.get("finetune") != "none" or records.config.get("finetune") != "none":
         return []
     return [
         Advice(
             what="Let the network itself be tuned, not only the classifier on top of it.",
-            why="This run trained a probe on frozen features; held-out photographs say whether more helps.",
-            command=again(records, "--tune", "auto", "--time-budget", "15m"),
+            why="This run trained a probe on frozen features; held-out images say whether more helps.",
+            command=again(records, "--finetune", "auto", "--time-budget", "15m"),
             share=0.0,
         )
     ]
@@ -151,7 +151,7 @@ def _mend_files(records: RunRecords) -> list[Advice]:
         return []
     return [
         Advice(
-            what=f"Mend or replace {counted(len(broken), 'photograph')} that could not be read.",
+            what=f"Mend or replace {counted(len(broken), 'image')} that could not be read.",
             why="They were neither learned from nor measured; below they are listed with what is wrong.",
             command="pixelplay scan DATA",
             share=0.0,

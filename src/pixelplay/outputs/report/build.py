@@ -1,4 +1,4 @@
-"""The report of a run: from its records, its photographs and its model to one file."""
+"""The report of a run: from its records, its images and its model to one file."""
 
 import os
 
@@ -12,7 +12,7 @@ from pixelplay.outputs.report.contents import N_ENLARGED, N_MISTAKES, Mistake, m
 from pixelplay.outputs.report.images import LARGE_PX, Pictures, encode, find_source
 from pixelplay.outputs.report.page import is_ours, make_model_page, render, render_model, write_page
 from pixelplay.outputs.report.run_records import Answer, RunRecords, has_records, read_records
-from pixelplay.run_log import Journal
+from pixelplay.run_log import RunLog
 from pixelplay.training.run_dir import is_record
 
 REPORT = "report.html"
@@ -26,15 +26,15 @@ def report(
     data: str | os.PathLike[str] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
-    is_forced: bool = False,
+    force: bool = False,
     compute: ComputeConfig | None = None,
-    journal: Journal | None = None,
+    log: RunLog | None = None,
 ) -> str:
     """Show a run in one HTML file: how good, where wrong, where it looked, what to do next.
 
     Args:
         run: folder of a run, or of its model alone: then what the model itself knows is shown.
-        data: the photographs, if they are no longer where they were.
+        data: the images, if they are no longer where they were.
         out: the file (default: report.html in the run; beside a model alone).
         is_forced: replace a file that is no report.
 
@@ -44,18 +44,18 @@ def report(
     Raises:
         BundleError: neither run nor model there, or records that are missing or damaged.
         ConfigError: the file cannot be written.
-        DataError: no photographs in `data`.
+        DataError: no images in `data`.
     """
-    compute, journal = compute or ComputeConfig(), journal or Journal()
+    compute, log = compute or ComputeConfig(), log or RunLog()
     run, asked = os.fspath(run), None if data is None else os.fspath(data)
     if not has_records(run) and has_records(parent := os.path.dirname(os.path.abspath(run))):
         run = parent  # the model of a run
     folder = run if has_records(run) else os.path.abspath(find_bundle(run))
     target = os.path.join(folder, REPORT) if has_records(run) else f"{folder}.{REPORT}"
     target = target if out is None else os.fspath(out)
-    check_target(target, is_forced=is_forced)
+    check_target(target, force=force)
     if not has_records(run):
-        journal.note(f"{run} is a model without the records of its run: figures of its making are not known")
+        log.note(f"{run} is a model without the records of its run: figures of its making are not known")
         write_page(render_model(make_model_page(read_bundle(run), folder)), target)
         return target
     records = read_records(run)
@@ -66,16 +66,16 @@ def report(
         elif records.config.get("images_dir"):
             settings["images_dir"] = records.config["images_dir"]
         pictures = Pictures(find_source(asked, records.source), DataConfig(**settings))
-        mistakes = _explain(records, pictures, compute, journal)
-        suspects = [suspect.path for suspect in records.suspects[:N_ENLARGED]]
-        pictures.make(plan_pictures(records), compute.num_workers, journal, enlarged=suspects)
-        if pictures.is_empty and (asked is not None or (os.path.exists(target) and not is_forced)):
+        mistakes = _explain(records, pictures, compute, log)
+        label_issues = [suspect.path for suspect in records.label_issues[:N_ENLARGED]]
+        pictures.make(plan_pictures(records), compute.num_workers, log, enlarged=label_issues)
+        if pictures.is_empty and (asked is not None or (os.path.exists(target) and not force)):
             kept = f"; {target} is kept" if os.path.exists(target) else ""
             raise DataError(
-                f"no photograph can be shown, {pictures.missing}{kept}; say with --data where they are"
+                f"no image can be shown, {pictures.missing}{kept}; say with --data where they are"
             )
         if pictures.missing is not None:
-            journal.note(f"pictures are missing in the report: {pictures.missing}; give --data")
+            log.note(f"pictures are missing in the report: {pictures.missing}; give --data")
         html = render(make_page(records, pictures, mistakes))
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
@@ -86,7 +86,7 @@ def report(
     return target
 
 
-def check_target(path: str, *, is_forced: bool) -> None:
+def check_target(path: str, *, force: bool) -> None:
     """Raise where a file stands that is no report of ours.
 
     Raises:
@@ -97,10 +97,10 @@ def check_target(path: str, *, is_forced: bool) -> None:
         raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
     if os.path.basename(path) != REPORT and is_record(path):
         raise ConfigError(f"{path} is a record of the run; choose another --out")
-    if os.path.lexists(path) and not is_forced and not is_ours(path):
+    if os.path.lexists(path) and not force and not is_ours(path):
         raise ConfigError(f"{path} exists and is no report; choose another --out, or replace it with --force")
     temporary = f"{path}.tmp"  # that of a killed report may go
-    if os.path.lexists(temporary) and not is_forced and not is_ours(temporary) and os.path.getsize(temporary):
+    if os.path.lexists(temporary) and not force and not is_ours(temporary) and os.path.getsize(temporary):
         raise ConfigError(
             f"{temporary} exists and is no report; choose another --out, or replace it with --force"
         )
@@ -108,9 +108,7 @@ def check_target(path: str, *, is_forced: bool) -> None:
         raise ConfigError(f"{parent} does not exist; make it, or choose another --out")
 
 
-def _explain(
-    records: RunRecords, pictures: Pictures, compute: ComputeConfig, journal: Journal
-) -> list[Mistake]:
+def _explain(records: RunRecords, pictures: Pictures, compute: ComputeConfig, log: RunLog) -> list[Mistake]:
     """The most confident mistakes; of the first few, where the model saw its answer."""
     worst = worst_first(records.answers)[:N_MISTAKES]
     mistakes = [Mistake(answer=answer, large=None, heat=None) for answer in worst]
@@ -118,12 +116,12 @@ def _explain(
         return mistakes
     try:
         explainer = Explainer(read_bundle(records.folder), compute=compute)
-        with journal.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
+        with log.progress("explaining", min(N_EXPLAINED, len(worst)), "mistakes") as bar:
             for i, answer in enumerate(worst[:N_EXPLAINED]):
                 mistakes[i] = _explain_one(answer, explainer, pictures)
                 bar.update()
     except (PixelPlayError, RuntimeError) as error:  # RuntimeError: a GPU without enough memory
-        journal.note(f"no heat maps in the report: {error}")
+        log.note(f"no heat maps in the report: {error}")
     return mistakes
 
 

@@ -88,7 +88,7 @@ def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
         bins = [each for each in calibration[name]["bins"] if each["n"]]
         points = [(each["confidence"], each["accuracy"]) for each in bins]
         words = [
-            f"{each['n']} photographs answered with {percent(each['confidence'], 0)}: "
+            f"{each['n']} images answered with {percent(each['confidence'], 0)}: "
             f"{percent(each['accuracy'], 0)} right"
             for each in bins
         ]
@@ -104,7 +104,7 @@ def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
 
 
 def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
-    """Share of wrong answers if only the surest photographs are answered."""
+    """Share of wrong answers if only the surest images are answered."""
     points = [(each["coverage"], each["risk"]) for each in risk_coverage]
     top = max((risk for _, risk in points), default=0.0) or 0.01
     axes = _Axes((0, 1), (0, top * 1.1))
@@ -113,8 +113,8 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
         for coverage, risk in points
     ]
     return Chart(
-        title="Wrong answers if only the surest photographs are answered",
-        x_name="photographs answered, the surest first",
+        title="Wrong answers if only the surest images are answered",
+        x_name="images answered, the surest first",
         y_name="wrong",
         x_ticks=axes.x_ticks(SHARES),
         y_ticks=axes.y_ticks(
@@ -125,17 +125,17 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
 
 
 def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
-    """Accuracy of a probe by how many photographs it learned from, with its intervals."""
+    """Accuracy of a probe by how many images it learned from, with its intervals."""
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     axes = _Axes((0, points[-1]["n_learned"]), (max(0.0, low - 0.05), min(1.0, high + 0.05)))
     drawn = [(p["n_learned"], p["value"]) for p in points]
     words = [
-        f"{p['n_learned']:,} photographs learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
+        f"{p['n_learned']:,} images learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
         for p in points
     ]
     return Chart(
-        title="Accuracy by photographs learned from",
-        x_name="photographs learned from",
+        title="Accuracy by images learned from",
+        x_name="images learned from",
         y_name="accuracy",
         x_ticks=axes.x_ticks({n: f"{n:,.0f}" for n in (0, *(n for n, _ in drawn))}),
         y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),

@@ -1,4 +1,4 @@
-"""Answers → who is taken for whom, and the photographs that show it."""
+"""Answers → who is taken for whom, and the images that show it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class Cell:
     """One cell of the confusion matrix.
 
     Attributes:
-        n: photographs in it.
-        shade: 0 to 9, of the row's photographs.
+        n: images in it.
+        shade: 0 to 9, of the row's images.
         paths: those whose pictures are shown.
     """
 
@@ -37,13 +37,13 @@ def worst_first(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def typical_of(answers: Sequence[Answer]) -> dict[str, str]:
-    """Class → the photograph of it that was answered rightly with most confidence."""
+    """Class → the image of it that was answered rightly with most confidence."""
     right = sorted((a for a in answers if a.is_right), key=lambda a: a.probability)
     return {answer.given: answer.path for answer in right}
 
 
 def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
-    """Given and decided class → photographs, the most confident answer first."""
+    """Given and decided class → images, the most confident answer first."""
     cells: dict[tuple[str, str], list[str]] = defaultdict(list)
     for answer in sorted(answers, key=lambda a: -a.probability):
         cells[answer.given, answer.label].append(answer.path)
@@ -51,7 +51,7 @@ def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
 
 
 def make_matrix(answers: Sequence[Answer], names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
-    """Rows of given labels, columns of decisions, each cell with its photographs."""
+    """Rows of given labels, columns of decisions, each cell with its images."""
     cells = fill_cells(answers)
     n_given = Counter(answer.given for answer in answers)
     return tuple(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pixelplay import __version__
 from pixelplay.outputs.console import HEADLINES, TITLES
-from pixelplay.outputs.label_issues import Suspect
+from pixelplay.outputs.label_issues import LabelIssue
 from pixelplay.outputs.report.advice import Advice, advise, again
 from pixelplay.outputs.report.charts import (
     Chart,
@@ -36,9 +36,9 @@ from pixelplay.text import counted, percent
 
 @dataclass(frozen=True, kw_only=True)
 class Doubt:
-    """A suspect and what it stands beside: a typical photograph of either class."""
+    """A suspect and what it stands beside: a typical image of either class."""
 
-    suspect: Suspect
+    suspect: LabelIssue
     like_label: str | None
     like_proposed: str | None
 
@@ -125,7 +125,7 @@ class Page:
 N_MISTAKES = 24
 
 
-N_SUSPECTS, N_ENLARGED = 150, 60
+N_LABEL_ISSUES, N_ENLARGED = 150, 60
 
 
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
@@ -134,9 +134,9 @@ N_SETS, N_IN_SET, N_FILES = 40, 8, 200
 FEW_LEARNED = 30
 
 
-PARTS = {
+SPLITS = {
     "test": "the test part, which chose nothing",
-    "oof": "photographs held out in turn, each answered by a classifier that had not seen it",
+    "oof": "images held out in turn, each answered by a classifier that had not seen it",
     "val": "the validation part, which also chose (slightly optimistic)",
 }
 
@@ -145,14 +145,14 @@ HELD_OUT_IN = {"test": "from the test part", "oof": "held out in a fold", "val":
 
 
 DEPTHS = {
-    "probe": "a linear classifier on the features of a frozen network",
+    "none": "a linear classifier on the features of a frozen network",
     "partial": "the last stages of the network and the classifier on top",
     "full": "all layers of the network",
 }
 
 
 def plan_pictures(records: RunRecords) -> list[str]:
-    """Photographs whose pictures the page wants, the most wanted first."""
+    """Images whose pictures the page wants, the most wanted first."""
     wrong = worst_first(records.answers)
     typical = typical_of(records.answers)
     cells = fill_cells(records.answers)
@@ -162,7 +162,7 @@ def plan_pictures(records: RunRecords) -> list[str]:
         off, on = sorted(off, key=len, reverse=True)[:MAX_MATRIX], []
     copies = [member["path"] for name in SETS for members in _sets(records, name) for member in members]
     return [
-        *(suspect.path for suspect in records.suspects[:N_SUSPECTS]),
+        *(suspect.path for suspect in records.label_issues[:N_LABEL_ISSUES]),
         *typical.values(),
         *(answer.path for answer in wrong[:N_MISTAKES]),
         *take_turns(off, N_IN_CELL),
@@ -179,7 +179,7 @@ def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistak
         source=None if records.source is None else os.path.basename(records.source),
         root=records.root,
         verdict=_verdict(records),
-        where=PARTS[records.measured_on],
+        where=SPLITS[records.measured_on],
         figures=tuple(_figure_rows(records)),
         also=tuple(_also_measured(records)),
         advice=tuple(advise(records)),
@@ -210,7 +210,7 @@ def _taken(records: RunRecords) -> Taken:
 
 
 def _mistakes(records: RunRecords, shown: Sequence[Mistake]) -> Mistakes:
-    deployed = "the model that came of it, which has learned from these photographs since,"
+    deployed = "the model that came of it, which has learned from these images since,"
     has_learned = records.measured_on == "oof" or records.metrics.get("val_is_before_refit", False)
     is_apart = records.measured_on == "test" or not has_learned
     return Mistakes(
@@ -225,9 +225,9 @@ def _labels(records: RunRecords) -> Labels:
     return Labels(
         doubts=tuple(
             Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.proposed))
-            for s in records.suspects[:N_SUSPECTS]
+            for s in records.label_issues[:N_LABEL_ISSUES]
         ),
-        n=len(records.suspects),
+        n=len(records.label_issues),
         corrections=tuple(records.metrics["data"]["corrections"]),
         relabel=again(records, "--relabel", "corrections.csv"),
     )
@@ -238,7 +238,7 @@ def _verdict(records: RunRecords) -> str:
     accuracy, baseline = records.figures["accuracy"], records.metrics["baseline"]
     guess = baseline["accuracy"]["value"]
     return (
-        f"Right on {percent(accuracy['value'])} of {counted(records.figures['n'], 'photograph')} "
+        f"Right on {percent(accuracy['value'])} of {counted(records.figures['n'], 'image')} "
         f"(95 % interval {percent(accuracy['low'])} to {percent(accuracy['high'])}). "
         f"Always answering {baseline['class']!r} would be right on {percent(guess)}."
     )
@@ -258,22 +258,22 @@ def _figure_rows(records: RunRecords) -> list[dict[str, Any]]:
 def _story(records: RunRecords) -> list[str]:
     """What was done, in plain words."""
     metrics, counts = records.metrics, records.metrics["train_counts"]
-    told = [f"Learned from {counted(sum(counts.values()), 'photograph')} of {len(counts)} classes."]
-    if metrics.get("n_repeats", 1) > 1:
+    told = [f"Learned from {counted(sum(counts.values()), 'image')} of {len(counts)} classes."]
+    if metrics.get("repeats", 1) > 1:
         told.append(
             f"Dealt into folds {metrics['n_repeats']} times: figures are means over these; the matrix, the "
             "mistakes and what is taken for what are of the first."
         )
     if "n_folds" in metrics:
-        depths = ", ".join(f"{n} × {DEPTHS[depth]}" for depth, n in metrics["depths"].items())
-        told.append(f"Cross-validation in {metrics['n_folds']} folds; trained: {depths}.")
+        finetune = ", ".join(f"{n} × {DEPTHS[method]}" for method, n in metrics["finetune"].items())
+        told.append(f"Cross-validation in {metrics['n_folds']} folds; trained: {finetune}.")
     else:
         told.append(f"Trained: {DEPTHS[metrics['depth']]}.")
     chosen = metrics["chosen"]
     temperature = chosen["temperature"]
     told.append(
-        f"Probabilities are divided by a temperature of {temperature['value']:.2f}, which photographs "
-        f"that were not learned from chose ({counted(temperature['n'], 'photograph')})."
+        f"Probabilities are divided by a temperature of {temperature['value']:.2f}, which images "
+        f"that were not learned from chose ({counted(temperature['n'], 'image')})."
     )
     if tau := chosen["tau"]["value"]:
         told.append(
@@ -281,14 +281,14 @@ def _story(records: RunRecords) -> list[str]:
             f"{TITLES[metrics['headline']['metric']]}; probabilities do not."
         )
     if removed := metrics["data"]["removed_from_training"]:
-        told.append(f"Not learned from, as copies of test photographs: {len(removed):,}.")
+        told.append(f"Not learned from, as copies of test images: {len(removed):,}.")
     return told
 
 
 def _also_measured(records: RunRecords) -> list[str]:
-    """Figures of the same classifier on other photographs or other labels."""
+    """Figures of the same classifier on other images or other labels."""
     titles = {
-        "test_without_copies": "Without test photographs that had a copy in training",
+        "test_without_copies": "Without test images that had a copy in training",
         f"{records.measured_on}_corrected": "On the labels as you have corrected them",
         "test": "What is deployed, on the given test part",
     }
@@ -301,7 +301,7 @@ def _also_measured(records: RunRecords) -> list[str]:
     for name, figures in also.items():
         accuracy = figures["accuracy"]
         interval = f"{accuracy['low']:.3f}–{accuracy['high']:.3f}"
-        n = counted(figures["n"], "photograph")
+        n = counted(figures["n"], "image")
         found.append(f"{titles[name]}: accuracy {accuracy['value']:.3f} ({interval}) on {n}.")
     return found
 
@@ -326,9 +326,9 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
 def _depth_of(records: RunRecords, fold: float | None) -> str | None:
     """How deep a fold of the first repeat was trained in the end, or a run that has none."""
     if fold is None:
-        return records.metrics.get("depth")
+        return records.metrics.get("finetune")
     first = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
-    return first[0]["depth"] if first else None
+    return first[0]["finetune"] if first else None
 
 
 def _charts(records: RunRecords) -> list[Chart]:
@@ -342,7 +342,7 @@ def _charts(records: RunRecords) -> list[Chart]:
     fold = first[0].get("fold") if first else None
     history = [row for row in first if row.get("fold") == fold]
     of = "" if fold is None else f" of fold {fold:.0f}"
-    if _depth_of(records, fold) == "probe":
+    if _depth_of(records, fold) == "none":
         of += " of a tuning that was not taken,"
     for columns, title in (
         ({"train_loss": "training", "val_loss": "validation"}, f"Loss{of} by epoch"),
@@ -354,7 +354,7 @@ def _charts(records: RunRecords) -> list[Chart]:
 
 
 def _data(records: RunRecords) -> dict[str, Any]:
-    """What is wrong with the photographs, as much of it as can be looked at."""
+    """What is wrong with the images, as much of it as can be looked at."""
     data = records.metrics["data"]
     return {
         **{f"n_{name}": len(data[name]) for name in SETS},
@@ -368,7 +368,7 @@ def _data(records: RunRecords) -> dict[str, Any]:
 
 
 def _sets(records: RunRecords, name: str) -> list[list[Mapping[str, str]]]:
-    """The first sets of one kind, and the first photographs of each."""
+    """The first sets of one kind, and the first images of each."""
     return [members[:N_IN_SET] for members in records.metrics["data"][name][:N_SETS]]
 
 

@@ -1,4 +1,4 @@
-"""Photographs → small pictures inside a page, as long as its size allows."""
+"""Images → small pictures inside a page, as long as its size allows."""
 
 import base64
 import io
@@ -9,12 +9,12 @@ from PIL import Image
 
 from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig
-from pixelplay.data.dataset import ImageIndex
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError, ImageError
-from pixelplay.run_log import Journal
-from pixelplay.thread_pool import map_ahead
+from pixelplay.run_log import RunLog
+from pixelplay.thread_pool import prefetch_map
 
 SMALL_PX, LARGE_PX = 144, 256
 
@@ -26,10 +26,10 @@ MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
 
 class Pictures:
-    """Makes pictures of photographs, each once, until the page has enough.
+    """Makes pictures of images, each once, until the page has enough.
 
     Args:
-        source: folder, table or archive that the photographs lie in; None where nobody knows.
+        source: folder, table or archive that the images lie in; None where nobody knows.
 
     Attributes:
         missing: why there are no pictures, or not all; None where nothing is amiss.
@@ -39,20 +39,20 @@ class Pictures:
     def __init__(self, source: str | None, data: DataConfig | None = None) -> None:
         self.n_left_out = 0
         self.missing: str | None = None
-        self._index: ImageIndex | None = None
+        self._index: ImageDataset | None = None
         self._made: dict[str, str] = {}
         self._enlarged: dict[str, str] = {}
         self._n_bytes = 0
         try:
             self._index = None if source is None else scan_source(source, data)
         except (DataError, ConfigError, OSError) as error:
-            self.missing = f"the photographs could not be opened ({error})"
+            self.missing = f"the images could not be opened ({error})"
         if source is None:
-            self.missing = "nobody wrote down where the photographs are"
+            self.missing = "nobody wrote down where the images are"
         self._known: frozenset[str] = frozenset() if self._index is None else frozenset(self._index.paths)
 
     def read(self, path: str, target_px: int) -> UInt8Array:
-        """Decode a photograph (H, W, 3), not much larger than asked.
+        """Decode an image (H, W, 3), not much larger than asked.
 
         Raises:
             ImageError: it cannot be used any more.
@@ -60,17 +60,17 @@ class Pictures:
         if self._index is None or path not in self._known:
             raise ImageError(path, "missing", "no longer where it was")
         with silence_pillow():
-            return decode_image(self._index.store.read(path), path=path, target_px=target_px)
+            return decode_image(self._index.storage.read(path), path=path, target_px=target_px)
 
     def make(
         self,
         wanted: Sequence[str],
         num_workers: int | None,
-        journal: Journal,
+        log: RunLog,
         *,
         enlarged: Collection[str] = (),
     ) -> None:
-        """Make small pictures of photographs, the most wanted first, until the page is full of them.
+        """Make small pictures of images, the most wanted first, until the page is full of them.
 
         Args:
             wanted: paths.
@@ -78,7 +78,7 @@ class Pictures:
         """
         paths = [path for path in dict.fromkeys(wanted) if path in self._known]
         if self._index is not None and (n_gone := len(set(wanted)) - len(paths)):
-            self.missing = f"{n_gone} of {len(set(wanted))} photographs are not where they were"
+            self.missing = f"{n_gone} of {len(set(wanted))} images are not where they were"
 
         def draw(i: int) -> list[str]:
             sides = [SMALL_PX, LARGE_PX] if paths[i] in enlarged else [SMALL_PX]
@@ -89,9 +89,9 @@ class Pictures:
             return [encode(pixels, side) for side in sides]
 
         n_bytes = 0
-        with journal.progress("drawing", len(paths)) as bar:
+        with log.progress("drawing", len(paths)) as bar:
             for path, drawn in zip(
-                paths, map_ahead(draw, range(len(paths)), num_workers=num_workers), strict=True
+                paths, prefetch_map(draw, range(len(paths)), num_workers=num_workers), strict=True
             ):
                 bar.update()
                 if not drawn:
@@ -106,16 +106,16 @@ class Pictures:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no photograph could be drawn at all."""
+        """Whether no image could be drawn at all."""
         return not self._made
 
     def small(self, path: str) -> str | None:
-        """The picture of a photograph as an address, for one place of the page; None where there is none."""
+        """The picture of an image as an address, for one place of the page; None where there is none."""
         picture = self._made.get(path)
         return picture if picture is not None and self.has_room(picture) else None
 
     def large(self, path: str) -> str | None:
-        """The larger picture of a photograph, or the small one where there is none."""
+        """The larger picture of an image, or the small one where there is none."""
         picture = self._enlarged.get(path)
         if picture is None or self._n_bytes + len(picture) > MAX_BYTES:
             return self.small(path)
@@ -142,14 +142,14 @@ def encode(pixels: UInt8Array, side_px: int) -> str:
 
 
 def find_source(asked: str | None, recorded: str | None) -> str | None:
-    """Where the photographs are: as the user says, or where they were when the run was made.
+    """Where the images are: as the user says, or where they were when the run was made.
 
     Raises:
         DataError: nothing is where the user says.
     """
     if asked is not None:
         if not os.path.exists(asked):
-            raise DataError(f"{asked} does not exist; give the folder, table or archive of the photographs")
+            raise DataError(f"{asked} does not exist; give the folder, table or archive of the images")
         return asked
     return recorded
 

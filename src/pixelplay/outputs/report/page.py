@@ -13,22 +13,22 @@ from typing import Any
 from pixelplay import __version__
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.evaluation.selective import risk_coverage
-from pixelplay.model.bundle import Bundle
+from pixelplay.model.bundle import ModelBundle
 from pixelplay.outputs.report import charts
 from pixelplay.outputs.report.charts import Chart, risk_chart
 from pixelplay.outputs.report.contents import FEW_LEARNED, HELD_OUT_IN, Page
 from pixelplay.text import percent
 
 HELD_OUT = {
-    "oof": "photographs held out in turn while it was made",
+    "oof": "images held out in turn while it was made",
     "val": "the validation part of its run",
 }
 
 
 MISSING = (
     "Figures of each class, the confusion matrix, mistakes, suspect labels and what was wrong with the "
-    "photographs: they stand in the run's own folder, which pixelplay train or crossval has made. "
-    "For figures on other labelled photographs: pixelplay evaluate MODEL LABELLED_PHOTOS."
+    "images: they stand in the run's own folder, which pixelplay train or crossval has made. "
+    "For figures on other labelled images: pixelplay evaluate MODEL LABELLED_PHOTOS."
 )
 
 
@@ -45,7 +45,7 @@ class ModelPage:
     missing: str
 
 
-def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
+def make_model_page(bundle: ModelBundle, folder: str) -> ModelPage:
     """Tell what the bundle knows: its classes, how it decides, its held-out scores."""
     held_out = bundle.held_out
     right, n = int(held_out.is_right.sum()), len(held_out.is_right)
@@ -55,7 +55,7 @@ def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
         title=_name(os.path.abspath(folder)),
         version=__version__,
         verdict=(
-            f"Right on {percent(accuracy.value)} of {n:,} {HELD_OUT.get(held_out.part, 'photographs')} "
+            f"Right on {percent(accuracy.value)} of {n:,} {HELD_OUT.get(held_out.split, 'images')} "
             f"(95 % interval {percent(accuracy.low)} to {percent(accuracy.high)}; they also chose, so "
             "slightly optimistic)."
         ),
@@ -63,7 +63,7 @@ def make_model_page(bundle: Bundle, folder: str) -> ModelPage:
             "backbone": bundle.backbone.name,
             **bundle.made_by,
             "image size": f"{bundle.preprocessing.input_size} px",
-            "different photographs learned from": f"{len(bundle.trained_on):,}",
+            "different images learned from": f"{len(bundle.trained_on):,}",
             "temperature": f"{bundle.temperature:.3f}",
             "tau": f"{bundle.tau:.2g}",
             "decisions tuned for": bundle.metric,
@@ -157,7 +157,7 @@ def is_ours(path: str) -> bool:
 
 
 def _island(page: Page) -> dict[str, Any]:
-    """What the page's script needs: the cells' photographs, the suspects, the classes."""
+    """What the page's script needs: the cells' images, the suspects, the classes."""
     pictures: dict[str, int] = {}
     cells = {}
     if page.taken.matrix is not None:
@@ -172,11 +172,11 @@ def _island(page: Page) -> dict[str, Any]:
         if cell.n:
             numbers = [pictures.setdefault(path, len(pictures)) for path in cell.paths]
             cells[key] = {"given": given, "label": label, "n": cell.n, "pictures": numbers}
-    suspects = [
+    label_issues = [
         {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
         for d in page.labels.doubts
     ]
-    judged = json.dumps([suspects, page.taken.names])
+    judged = json.dumps([label_issues, page.taken.names])
     return {
         "id": hashlib.sha256(judged.encode()).hexdigest()[:16],  # the same questions, the same marks
         "cells": cells,
@@ -185,7 +185,7 @@ def _island(page: Page) -> dict[str, Any]:
         ],
         "classes": list(page.taken.names),
         "corrections": list(page.labels.corrections),
-        "suspects": suspects,
+        "label_issues": label_issues,
     }
 
 

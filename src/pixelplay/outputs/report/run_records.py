@@ -11,7 +11,7 @@ from typing import Any
 
 from pixelplay.data.tables import plain_label, plain_path
 from pixelplay.errors import BundleError
-from pixelplay.outputs.label_issues import SUSPECTS, Suspect, read_suspects
+from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssue, read_label_issues
 
 TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
 
@@ -24,7 +24,7 @@ SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A photograph that was held out, and what was decided.
+    """An image that was held out, and what was decided.
 
     Attributes:
         path: as in the data.
@@ -53,7 +53,7 @@ class RunRecords:
         config: config.json.
         metrics: metrics.json.
         measured_on: the part behind the headline.
-        answers: that part's photographs.
+        answers: that part's images.
         history: one row for each epoch of a tuned network.
         suspects: labels that look wrong, the most suspicious first.
     """
@@ -64,21 +64,21 @@ class RunRecords:
     measured_on: str
     answers: tuple[Answer, ...]
     history: tuple[Mapping[str, float], ...]
-    suspects: tuple[Suspect, ...]
+    label_issues: tuple[LabelIssue, ...]
 
     @property
     def source(self) -> str | None:
-        """Where the photographs were when the run was made."""
+        """Where the images were when the run was made."""
         source = self.config.get("source")
         return None if source is None else str(source)
 
     @property
     def root(self) -> str:
-        """The folder that all photographs lie in where their paths are absolute; else nothing."""
+        """The folder that all images lie in where their paths are absolute; else nothing."""
         if not self.answers or not all(os.path.isabs(answer.path) for answer in self.answers):
             return ""
         data = self.metrics["data"]
-        paths = [answer.path for answer in self.answers] + [suspect.path for suspect in self.suspects]
+        paths = [answer.path for answer in self.answers] + [suspect.path for suspect in self.label_issues]
         paths += [row["path"] for name in ("unreadable", "corrections") for row in data[name]]
         paths += [row["path"] for name in SETS for members in data[name] for row in members]
         paths += data["removed_from_training"]
@@ -140,7 +140,9 @@ def read_records(folder: str) -> RunRecords:
             f"the records of {folder} are damaged ({type(error).__name__}: {error}); "
             "pixelplay train or crossval makes them anew"
         ) from None
-    suspects = read_suspects(folder).suspects if os.path.isfile(os.path.join(folder, SUSPECTS)) else ()
+    label_issues = (
+        read_label_issues(folder).label_issues if os.path.isfile(os.path.join(folder, LABEL_ISSUES)) else ()
+    )
     return RunRecords(
         folder=folder,
         config=config,
@@ -148,7 +150,7 @@ def read_records(folder: str) -> RunRecords:
         measured_on=part,
         answers=answers,
         history=history,
-        suspects=suspects,
+        label_issues=label_issues,
     )
 
 

@@ -94,52 +94,22 @@ def check_share(name: str, value: float) -> None:
 
 StrPath = str | os.PathLike[str]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
-
-
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 Precision = Literal["auto", "fp32", "bf16"]
-
-
 FinetuneMethod = Literal["auto", "none", "partial", "full"]
-
-
 Imbalance = Literal[
     "auto", "none", "sampler", "class_weights", "balanced_softmax", "logit_adjusted", "focal", "crt"
 ]
-
-
 HeadInit = Literal["probe", "random"]
-
-
 HeadKind = Literal["linear", "mlp"]
-
-
 Switch = Literal["auto", "on", "off"]
-
-
 AUGMENTATIONS = ("crop", "rotation", "erasing", "mixup", "cutmix")
-
-
 ConformalScore = Literal["lac", "aps"]
-
-
 Tta = Literal["none", "flip"]
-
-
 CamName = Literal["gradcam", "gradcam++", "layercam"]
-
-
 SplitName = Literal["train", "val", "test"]
-
-
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-
-
 MAX_INPUT_PX = 4096
-
-
 SMALLEST_NORMED = 3  # images a batch: its norm needs two, and a last batch may hold one less than others
 
 
@@ -155,23 +125,11 @@ def shown(metavar: str | None = None) -> object:
 NO_NEAR_DUPLICATES_HELP = (
     "Do not look for resized, cut, mirrored and otherwise altered copies before splitting."
 )
-
-
 NO_HFLIP_HELP = "Tell an image from its mirror image, which is no copy then: for digits, arrows, text."
-
-
 Flag = Annotated[bool, arg(help_behavior_hint="")]
-
-
 Count = Annotated[int, shown("N")]
-
-
 File = DisallowNone[Annotated[str | None, shown("FILE")]]  # a name may be "None"; a number is then off
-
-
 Folder = DisallowNone[Annotated[str | None, shown("FOLDER")]]
-
-
 Column = DisallowNone[Annotated[str | None, shown("COLUMN")]]
 
 

@@ -18,11 +18,7 @@ from pixelplay.text import printable
 typed: ContextVar[Sequence[str]] = ContextVar(
     "typed", default=()
 )  # words behind `pixelplay`, if it was typed
-
-
 SECONDS_BETWEEN_OBJECTS = 0.5  # for programs
-
-
 SECONDS_BETWEEN_LINES = 60.0  # where stderr is a file: a log is no place for a moving bar
 
 

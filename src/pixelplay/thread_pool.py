@@ -121,8 +121,6 @@ class ThreadPool:
 
 
 Item = TypeVar("Item")
-
-
 MAX_WORKERS = 16
 
 

@@ -24,8 +24,6 @@ DESCRIPTION = """Turn a folder of labelled images into an image classifier one c
   pixelplay predict run new_photos --out predictions.csv
 
 pixelplay COMMAND --help explains a command, pixelplay --version says which version this is."""
-
-
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; free some space, or write to another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; choose a place that you may write to"),

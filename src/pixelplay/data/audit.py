@@ -20,11 +20,7 @@ from pixelplay.errors import ImageError
 from pixelplay.thread_pool import prefetch_map
 
 FEW_IMAGES = 10  # images of a class: with fewer, neither a classifier nor its figures can be relied on
-
-
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
-
-
 BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
 
 

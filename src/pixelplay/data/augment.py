@@ -18,14 +18,8 @@ SETTING_USED_BY = {  # setting → the variations whose strength it is
     "mix_prob": ("mixup", "cutmix"),
     "mix_off_frac": ("mixup", "cutmix"),
 }
-
-
 _CROP_ASPECT = 4 / 3  # a crop is at most so much wider or higher than the image's own shape
-
-
 _ERASING_AREA = (0.02, 0.33)
-
-
 _ERASING_ASPECT = 3.3
 
 

@@ -17,17 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
-
-
 SHARD_ROWS, SHARD_BYTES = 1024, 64 << 20  # what an interruption can lose, and what waits in memory
-
-
 Kind = Literal["features", "pixels", "thumbs", "views"]
-
-
 _KEY_FOLDER = re.compile(r"(features|pixels|thumbs|views)-.*")
-
-
 _SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
 
 

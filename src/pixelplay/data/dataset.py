@@ -15,8 +15,6 @@ from pixelplay.errors import DataError
 from pixelplay.text import counted
 
 NO_SPLIT = -1
-
-
 NO_LABEL = -1
 
 

@@ -43,8 +43,6 @@ IMAGE_EXTENSIONS = (
     ".heic",
     ".heif",
 )
-
-
 # The readers' classes and not Image.open: no other code of Pillow is reached, its errors keep their message,
 # and its limit on pixels, a global of the process and lower than ours, does not apply. HEIC is an extra.
 READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
@@ -56,8 +54,6 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
 }
-
-
 _MAGIC: dict[str, tuple[bytes, ...]] = {  # how a file of each format begins
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -74,16 +70,12 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {  # how a file of each format begins
     "GIMP (XCF)": (b"gimp xcf",),
     "Netpbm (PPM)": tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b"\n\r\t #"),
 }
-
-
 _BRANDS: tuple[tuple[bytes, str], ...] = (  # ISO base media files: the first brand that fits, in this order
     (b"crx ", "camera raw"),
     (b"avif", "AVIF"),
     (b"avis", "AVIF"),
     *((brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
 )
-
-
 _BMP_HEADERS = {bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 64, 108, 124)}
 
 
@@ -150,29 +142,13 @@ class _Silence:
 
 
 _SILENCE = _Silence()
-
-
 DECODE_VERSION = 1  # part of cache keys: raise it whenever the same bytes come to yield other pixels
-
-
 MAX_PIXELS = 250_000_000  # phones make 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
-
-
 MAX_BYTES = 1 << 30  # of one encoded file
-
-
 REMEDY = "convert it to JPEG or PNG"
-
-
 _STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory to ours: stays in the processor's cache
-
-
 _DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
-
-
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can keep an orientation
-
-
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -182,8 +158,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 _ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: the colour space its profile needs
 
 

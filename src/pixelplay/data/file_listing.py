@@ -17,8 +17,6 @@ OTHER_EXTENSIONS = frozenset([
     ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".onnx", ".db", ".sqlite", ".mp4", ".mov", ".avi", ".mkv",
     ".wav", ".mp3",
 ])  # fmt: skip
-
-
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 

@@ -9,8 +9,6 @@ from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
-
-
 MAX_SHARE = 0.5  # of the cache; larger sets of images are decoded in every pass
 
 

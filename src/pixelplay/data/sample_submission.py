@@ -6,8 +6,6 @@ from pixelplay.data.tables import Table, is_table, read_table
 from pixelplay.errors import DataError
 
 CLASS_COLUMNS = ("class", "classes", "class_name", "label")
-
-
 COUNT_COLUMNS = ("count", "counts", "n", "images", "n_images", "n_test")
 
 

@@ -13,8 +13,6 @@ from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None
-
-
 HINT_RATIO = 5.0
 
 
@@ -128,8 +126,6 @@ def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArra
 
 
 MOST_DRAWS = 2.0  # of an image in an epoch that would show it once
-
-
 LEAST_MISS = 1e-4  # keeps shares defined where nothing was wrong
 
 

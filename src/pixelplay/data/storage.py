@@ -12,15 +12,9 @@ from pixelplay.data.decode import MAX_BYTES
 from pixelplay.errors import DataError, ImageError
 
 MAX_ZIP_RATIO = 200  # images hardly shrink in a zip; a larger ratio is a bomb
-
-
 MIN_BOMB_BYTES = 64 << 20  # what is smaller does no harm: a blank bitmap shrinks a thousand times
-
-
 # The other methods of zip unpack as much as they like, whatever size the member declares.
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
-
 SAYS_UTF8 = 0x800  # flag of a member: its name is UTF-8
 
 

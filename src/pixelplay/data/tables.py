@@ -38,8 +38,6 @@ def plain_label(cell: str) -> str:
 
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
-
-
 # The usual names of each column, most telling first; compared without case.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "path": (
@@ -220,11 +218,7 @@ def folder_of(table_path: str) -> str:
 
 
 FIRST_ROW = 2  # as a spreadsheet counts: the header is row 1
-
-
 MOST_MISSING = 0.5  # of a table's files: where more are, they are looked for in the wrong place
-
-
 ANSWERS = {"status", "error", "label", "probability"}  # columns of a table of predictions
 
 

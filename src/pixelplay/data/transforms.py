@@ -13,8 +13,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
 Box = tuple[float, float, float, float]  # left, top, right, bottom in px
 
 

@@ -18,8 +18,6 @@ from pixelplay.evaluation.metrics import (
 )
 
 Float = TypeVar("Float", np.float32, np.float64)
-
-
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 

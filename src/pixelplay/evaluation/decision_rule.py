@@ -23,8 +23,6 @@ from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, expect_labels
 
 _TAU_GRID = np.arange(41) / 20  # 0 to 2
-
-
 _TAU_RESAMPLES = 200
 
 

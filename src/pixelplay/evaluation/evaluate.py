@@ -25,16 +25,10 @@ from pixelplay.evaluation.metrics import (
 from pixelplay.evaluation.selective import OperatingPoint, find_positive, fit_operating_point, risk_coverage
 
 _OF_CLASS = ("precision", "recall", "f1", "roc_auc", "average_precision")
-
-
 _ESTIMATES = (
     "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision",
 )  # fmt: skip
-
-
 _MIN_RESAMPLES, _MAX_RESAMPLES = 100, 1000
-
-
 _MAX_DRAWS = 10**9  # resamples × images × classes: some seconds of work
 
 

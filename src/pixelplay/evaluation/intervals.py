@@ -15,11 +15,7 @@ from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.errors import DataError
 
 CONFIDENCE = 0.95
-
-
 MIN_UNITS = 10  # fewer images of a class, or fewer groups in all, and a bootstrap says too little
-
-
 _CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB as int64, whatever the number of images
 
 

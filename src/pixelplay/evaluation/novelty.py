@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 
 MAX_REFERENCES = 1000
-
-
 LEAST_DISTANCE = 1e-3  # below it lie copies
-
-
 LEAST_MOVE = 0.01  # of the median deviation of features
-
-
 BLOCK = 1024  # images compared with all references at once
 
 

@@ -14,8 +14,6 @@ from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate
 
 CONFIDENCE = 0.95  # with which an asked accuracy is promised
-
-
 N_CUTS = 20
 
 

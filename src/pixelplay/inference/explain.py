@@ -26,8 +26,6 @@ from pixelplay.model.stage_hooks import StageHooks
 from pixelplay.text import name_some, suggest
 
 DEFAULT_METHOD: CamName = "layercam"  # by benchmarks/faithfulness.py, and so are the stages
-
-
 DEFAULT_STAGES = 5
 
 

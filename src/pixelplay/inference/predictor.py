@@ -27,8 +27,6 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
-
-
 Images = str | os.PathLike[str] | ImageDataset | Sequence[str | os.PathLike[str] | InMemoryImage]
 
 

@@ -27,14 +27,8 @@ from pixelplay.text import name_some, suggest
 
 # of bundles and cache keys: raise it when the same pixels yield other features, by more than rounding
 FEATURES_VERSION = 1
-
-
 FeatureKind = Literal["stages", "pooled"]
-
-
 AUXILIARY = "AuxLogits"  # the second classifier of Inception, in the middle, that only learning needs
-
-
 N_STAGES = 5  # of longer lists (EfficientNet's seven, a transformer's blocks) the last five
 
 

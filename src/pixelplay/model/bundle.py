@@ -41,25 +41,13 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3
-
-
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
-
-
 DIGEST_CHARS = 16  # of a training image's digest: enough to know it again, too few to guess it
-
-
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
     f"{name}.safetensors" for name in ("backbone", "head", "calibration", "novelty")
 )
-
-
 HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of calibration
-
-
 NOVELTY_ARRAYS = ("mean", "scale", "references", "centre", "spread", "scores")
-
-
 MAX_BRANCHES = 100  # two digits in a file name
 
 

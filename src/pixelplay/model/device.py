@@ -13,8 +13,6 @@ from pixelplay.errors import ConfigError
 from pixelplay.thread_pool import prefetch_map
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 

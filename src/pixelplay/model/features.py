@@ -32,8 +32,6 @@ from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
 
 GPU_BATCH = 32
-
-
 CPU_BATCH_PIXELS = 8 * 224**2
 
 
@@ -166,8 +164,6 @@ def _with_bf16_weights(backbone: Backbone) -> Backbone:
 
 
 CHUNK = 64  # images that are passed on together: what comes after works on many as fast as on few
-
-
 EMPTY_THUMBNAIL = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
 
 

@@ -25,8 +25,6 @@ _NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's, and thei
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
-
-
 _NO_DILATION = (1, 1)
 
 

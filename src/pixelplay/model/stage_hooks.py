@@ -13,11 +13,7 @@ from pixelplay.model.backbone import Backbone, features_and_maps, stage_modules
 from pixelplay.model.split_backbone import BranchedBackbone
 
 Shape = tuple[int, int, int]  # C, H, W
-
-
 Layout = Callable[[Tensor, Shape], Tensor]
-
-
 TOLERANCE = 1e-3  # of the largest value: a stage's output against the map that timm makes of it
 
 

@@ -209,12 +209,8 @@ _OUTER = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-
-
 # the first stage does not expand, so its layers are numbered one lower
 _FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-
-
 _OTHER_STAGES = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

@@ -38,20 +38,10 @@ TITLES: Mapping[str, str] = {
     "roc_auc": "ROC-AUC",
     "average_precision": "average precision",
 }
-
-
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
-
-
 MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
-
-
 MAX_CONFUSION = 12
-
-
 MAX_LABEL_ISSUES = 20
-
-
 PARTS_IN_WORDS = {"oof": "out of fold", "val": "in the validation part", "test": "in the test part"}
 
 

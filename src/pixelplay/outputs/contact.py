@@ -12,24 +12,12 @@ from pixelplay.outputs.overlay import color
 from pixelplay.text import printable
 
 PER_SHEET, N_COLUMNS = 60, 6
-
-
 CELL_PX, GAP_PX, LINE_PX = 200, 12, 17  # LINE_PX: of a caption
-
-
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
 INK, PAPER, NO_PICTURE = (40, 40, 40), (255, 255, 255), (225, 225, 225)
-
-
 FONT_PX = 13
-
-
 # Pillow's own font has plain Latin letters only; one of these shows other names too
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
-
-
 LEGEND = "none", "most evidence in the image"
 
 

@@ -20,19 +20,11 @@ from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
 from pixelplay.run_log import RunLog
 
 OVERLAY_PX = 640  # long side
-
-
 NAME_CHARS = 40  # of an image's and of a class's name in a file name
-
-
 TABLE = "explanations.csv"
-
-
 COLUMNS = (
     "path", "status", "error", "label", "probability", "explained", "explained_probability", "overlay", "map",
 )  # fmt: skip
-
-
 _OURS = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|contact(_\d+)?\.png|explanations\.csv|\.DS_Store")
 
 

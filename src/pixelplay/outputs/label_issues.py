@@ -18,8 +18,6 @@ from pixelplay.outputs.predictions_table import csv_writer
 from pixelplay.training.training_data import TrainingData
 
 LABEL_ISSUES = "label_issues.csv"
-
-
 COLUMNS = ("path", "split", "label", "proposed", "quality", "prob_label", "prob_proposed", "reason")
 
 

@@ -16,11 +16,7 @@ ANCHORS = (
     (252, 190, 64),
     (255, 240, 150),
 )
-
-
 GREYED = 0.7  # of the image's colour is taken away, lest it be taken for heat
-
-
 MAX_OPACITY = 0.8  # of the hottest place: what it lies on must still be known
 
 

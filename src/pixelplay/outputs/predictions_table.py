@@ -22,8 +22,6 @@ from pixelplay.training.run_dir import is_record
 from pixelplay.training.training_data import TrainingData
 
 DECIMALS = 6
-
-
 GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together
 
 
@@ -272,8 +270,6 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
 
 
 NOVEL = 0.99  # novelty that one in a hundred of the images like those learned from has
-
-
 N_LABELS = 8  # that are named
 
 

@@ -32,8 +32,6 @@ from pixelplay.training.probe_or_finetune import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 METRICS_VERSION = 1
-
-
 CHOOSERS = {"oof": "train+val, out of fold", "val": "val"}
 
 

@@ -33,8 +33,6 @@ from pixelplay.training.schedule import Job
 from pixelplay.training.training_data import TrainingData
 
 ONE_FIT = 0.5  # of the time of a probe, whose strength is searched in folds: 0.45 to 0.55 measured
-
-
 UNKEPT_BYTES = 4 << 30  # of views beside the run, where the cache is switched off
 
 

@@ -19,8 +19,6 @@ from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.text import counted
 
 SUFFIX = ".safetensors"
-
-
 CHECKPOINT = f"checkpoint{SUFFIX}"
 
 

@@ -7,11 +7,7 @@ from pixelplay.data.augment import SETTING_USED_BY
 from pixelplay.errors import ConfigError
 
 TunedMethod = Literal["partial", "full"]
-
-
 TrainedMethod = Literal["none", "partial", "full"]
-
-
 ONLY_PARTIAL, ONLY_FULL = ("unfreeze_stages", "cached_views"), ("initial_size_frac",)
 
 

@@ -17,17 +17,9 @@ from pixelplay.thread_pool import ThreadPool
 from pixelplay.training.schedule import Job
 
 SMALLEST_SHARE = 8  # images
-
-
 MAX_SHARES = 16  # each has gradients of its own until they are added
-
-
 Forward = Callable[[Tensor, Tensor], Tensor]
-
-
 Share = tuple[Tensor, Tensor]  # of maps and of moments
-
-
 Gradients = tuple[Tensor | None, ...]
 
 

@@ -29,8 +29,6 @@ from pixelplay.training.time_budget import TimeBudgetError, make_plan
 from pixelplay.training.trainer import OUT_OF_TIME, finetune
 
 Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
-
-
 REFIT_LR_FRAC = 0.25  # of the peak learning rates, once the validation part is learned from too
 
 

@@ -29,8 +29,6 @@ from pixelplay.training.linear_probe import (
 )
 
 Candidate = Literal["none", "class_weights"]
-
-
 CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "auto": "none",  # where classes are even enough that nothing is compared
     "none": "none",
@@ -41,17 +39,11 @@ CANDIDATE_OF: dict[Imbalance, Candidate] = {
     "class_weights": "class_weights",
     "crt": "class_weights",
 }
-
-
 SHIFT_NOTE = (
     "imbalance={} changes nothing on frozen features: it shifts logits, and probabilities that keep the "
     "data's frequencies take that back; how far decisions lean towards rare classes is for --metric to say"
 )
-
-
 SAME_NOTE = "imbalance={} on frozen features is class_weights"
-
-
 NOTES: dict[Imbalance, str] = {
     "focal": "imbalance={} needs trained layers; on frozen features the head is fitted without it",
     "balanced_softmax": SHIFT_NOTE,

@@ -37,17 +37,9 @@ from pixelplay.model.split_backbone import SplitBackbone
 from pixelplay.thread_pool import default_workers, prefetch_map
 
 Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them
-
-
 Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
-
-
 AnyBatch = TypeVar("AnyBatch")
-
-
 MIXES = ("mixup", "cutmix")
-
-
 VIEWS_VERSION = 1  # raise it when the same pixels yield views that differ by more than rounding
 
 

@@ -14,8 +14,6 @@ from pixelplay.training.probe_or_finetune import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 SHARES = (0.25, 0.5)  # of each class; all of it is measured anyway
-
-
 MIN_LEARNED = 8  # images of a class: a quarter of fewer is hardly any
 
 

@@ -12,26 +12,14 @@ from pixelplay.model.classifier import LinearHead, feature_scale
 
 # Inverse regularisation strengths, weakest model first: the search stops once NLL has risen twice.
 C_GRID = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(-6, 5))
-
-
 MAX_RISES = 2
-
-
 MAX_ITERATIONS = 1000
-
-
 # Relative fall of the objective at which L-BFGS stops. The search only has to rank strengths. At the
 # chosen one the final head is within 1e-3 of scikit-learn's probabilities; the heads of the folds,
 # which take most of the time, are within a few hundredths where features outnumber images.
 SEARCH_TOLERANCE = 1e-4
-
-
 FOLDS_TOLERANCE = 1e-7
-
-
 TOLERANCE = 1e-8
-
-
 MEMORY = 5  # steps that L-BFGS remembers; with more of them it takes longer itself than the objective does
 
 

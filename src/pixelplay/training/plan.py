@@ -18,20 +18,10 @@ from pixelplay.text import name_some, suggest
 from pixelplay.training.compatibility import TunedMethod
 
 AIM = 0.85  # of the time budget; the rest is for a machine that gets slower meanwhile
-
-
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
-
-
 ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
-
-
 EPOCHS_PER_VIEW = 3  # a view is seen so often before another one costs less than it gives
-
-
 MAX_STAGES = 5  # of partial; more were not tried (benchmarks/LOG.md)
-
-
 REPEATS = 2
 
 

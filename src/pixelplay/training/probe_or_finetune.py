@@ -29,8 +29,6 @@ from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.training_data import TrainingData
 
 CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
-
-
 ENOUGH_VAL = 30  # validation images, for auto to choose a depth on
 
 

@@ -20,15 +20,9 @@ from pixelplay.training.plan import FinetunePlan, apply_plan, read_plan
 from pixelplay.training.training_data import TrainingData
 
 THREADS = "threads"
-
-
 SETTINGS, IMAGES = "settings.json", "images.json"
-
-
 # they change nothing in the weights: the cache holds what could be computed again
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
-
-
 # what a plan holds itself, or stands for
 OF_A_PLAN = frozenset(
     {"finetune", "time_budget"}

@@ -31,14 +31,8 @@ RUN_NAMES = frozenset(
         ".DS_Store",
     }
 )  # what a run holds, and so what may be replaced
-
-
 PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
-
-
 MADE_NAMES = RUN_NAMES | {CHECKPOINTS, LOCK}  # while it is being made
-
-
 NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
 
 

@@ -37,14 +37,8 @@ from pixelplay.training.plan import (
 from pixelplay.training.schedule import training_memory_error
 
 CPU_BATCH, GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
-
-
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
-
-
 MEASURED_BATCHES = 2
-
-
 MEASURED_VIEWS = 64
 
 

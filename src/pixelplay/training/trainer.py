@@ -73,14 +73,8 @@ def describe_epoch(row: Mapping[str, float], n_epochs: int, *, is_lowest: bool) 
 
 
 NAN = float("nan")
-
-
 OUT_OF_TIME = "the time budget was used up"
-
-
 CHECKPOINT_EVERY_S = 20.0
-
-
 CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
 
 

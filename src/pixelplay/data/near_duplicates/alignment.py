@@ -15,26 +15,12 @@ from pixelplay.arrays import BoolArray, Float32Array
 # Shares of a side that a cut may leave, for the search to start from; those in between are found from the
 # nearest, those far below are not looked for.
 CUTS = (0.9, 0.78)
-
-
 CUT_STEP = 0.11  # of the side between two places of a cut: refining finds its way from half of that
-
-
 MIN_OVERLAP = 0.5  # of either side
-
-
 MAX_STEP = 0.05  # of the side, by which one step may move a placement
-
-
 FLAT = 0.3  # grey levels: a picture or tile that varies less shows nothing
-
-
 TILE_FRAC = 16  # tiles along a side
-
-
 TILE_FLAT = 1.0  # grey levels: JPEG's own noise stays below
-
-
 MIN_TILES = 12  # with so many that show something
 
 

@@ -17,36 +17,16 @@ from pixelplay.data.near_duplicates.thumbnails import PRINT_PX, darker_half
 from pixelplay.run_log import RunLog
 
 MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the images: sets above both are shown, not kept together
-
-
 N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each image
-
-
 CUT_SHARE = 0.9  # of a side, that a cut at a corner leaves
-
-
 # Of the distance to a look-alike: copies of solar cells and of TrashNet are nearer, by one of both.
 STANDS_OUT, FEATURES_STAND_OUT = 0.8, 0.7
-
-
 N_LOOK_ALIKES = 4
-
-
 N_GROUPS = 2048  # that others are gathered in, to find the nearest few quickly
-
-
 DIRECTIONS = 256  # that features are projected on: it disturbs near neighbours little
-
-
 SAME = 0.995  # cosine of fingerprints from which others are copies, however many there are
-
-
 BLOCK_BYTES = 64 << 20  # of cosines held at once
-
-
 AT_ONCE = 1024  # thumbs or rows of features
-
-
 Nearest = tuple[IntArray, IntArray]
 
 

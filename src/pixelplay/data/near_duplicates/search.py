@@ -41,20 +41,10 @@ from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
 
 COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
-
-
 AGREES = 0.7  # agreement of the pictures
-
-
 ALIKE = 0.75  # correlation of the colours
-
-
 AT_ONCE = 256  # pairs
-
-
 CLOSE_PX = 192  # side at which the decision is made
-
-
 UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full sight and by thumbs
 
 

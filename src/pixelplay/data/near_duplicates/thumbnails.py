@@ -6,11 +6,7 @@ from PIL import Image
 from pixelplay.arrays import Float32Array, UInt8Array
 
 THUMBNAIL_PX = 64
-
-
 PRINT_PX = 16  # side of the fingerprint that candidates are searched by
-
-
 THUMBNAIL_VERSION = 1  # part of cache keys: raise it whenever the same pixels come to yield another thumb
 
 

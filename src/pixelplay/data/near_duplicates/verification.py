@@ -11,17 +11,9 @@ from pixelplay.data.near_duplicates.alignment import TILE_FRAC, lay, refine
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, shrink
 
 UPRIGHT = np.array([1, 0, 1, 0], np.float32)
-
-
 DARK, BRIGHT = 5, 245  # grey levels: what is outside may have been cut off by a change of brightness
-
-
 ENOUGH_TILES = 16  # of all, to judge a picture by
-
-
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness, each without what differs by so many median differences
-
-
 AT_ONCE = 256  # pictures
 
 

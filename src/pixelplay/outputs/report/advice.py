@@ -11,11 +11,7 @@ from pixelplay.outputs.report.run_records import RunRecords
 from pixelplay.text import counted, percent
 
 N_CLASSES = 3  # whose errors are named one by one
-
-
 MANY_ERRORS = 0.1  # of all, from which a class is worth a line
-
-
 FEW_ERRORS = 3  # of a class: one or two may be chance
 
 

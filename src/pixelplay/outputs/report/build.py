@@ -16,8 +16,6 @@ from pixelplay.run_log import RunLog
 from pixelplay.training.run_dir import is_record
 
 REPORT = "report.html"
-
-
 N_EXPLAINED = 8  # mistakes with a heat map: each takes as long as several answers
 
 

@@ -8,11 +8,7 @@ from typing import Any
 from pixelplay.text import percent
 
 WIDTH, HEIGHT = 360, 250
-
-
 LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 40  # margins for the axes' labels
-
-
 Point = tuple[float, float]
 
 

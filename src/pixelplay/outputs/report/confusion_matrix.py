@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pixelplay.outputs.report.run_records import Answer
 
 N_IN_CELL = 24  # pictures of a cell of the confusion matrix
-
-
 N_RIGHT = 8  # of a cell of right answers
-
-
 MAX_MATRIX = 25  # classes; more are shown as a list of what is taken for what
 
 

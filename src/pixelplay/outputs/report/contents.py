@@ -123,27 +123,15 @@ class Page:
 
 
 N_MISTAKES = 24
-
-
 N_LABEL_ISSUES, N_ENLARGED = 150, 60
-
-
 N_SETS, N_IN_SET, N_FILES = 40, 8, 200
-
-
 FEW_LEARNED = 30
-
-
 SPLITS = {
     "test": "the test part, which chose nothing",
     "oof": "images held out in turn, each answered by a classifier that had not seen it",
     "val": "the validation part, which also chose (slightly optimistic)",
 }
-
-
 HELD_OUT_IN = {"test": "from the test part", "oof": "held out in a fold", "val": "from the validation part"}
-
-
 DEPTHS = {
     "none": "a linear classifier on the features of a frozen network",
     "partial": "the last stages of the network and the classifier on top",

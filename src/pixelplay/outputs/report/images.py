@@ -17,11 +17,7 @@ from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
 
 SMALL_PX, LARGE_PX = 144, 256
-
-
 QUALITY = 70
-
-
 MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
 
 

@@ -23,8 +23,6 @@ HELD_OUT = {
     "oof": "images held out in turn while it was made",
     "val": "the validation part of its run",
 }
-
-
 MISSING = (
     "Figures of each class, the confusion matrix, mistakes, suspect labels and what was wrong with the "
     "images: they stand in the run's own folder, which pixelplay train or crossval has made. "
@@ -81,8 +79,6 @@ def _name(folder: str) -> str:
 
 
 HERE = os.path.join(os.path.dirname(__file__), "templates")
-
-
 GENERATOR = '<meta name="generator" content="PixelPlay'  # by which a page of ours is known
 
 

@@ -14,11 +14,7 @@ from pixelplay.errors import BundleError
 from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssue, read_label_issues
 
 TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
-
-
 FIRST_REPEAT = ("", "0")
-
-
 SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
 
 

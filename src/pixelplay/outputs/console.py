@@ -285,9 +285,9 @@ def _what_next(run_dir: str, n_label_issues: int) -> list[str]:
 
 
 def _without_copies(report: "TrainReport | CrossvalReport") -> list[str]:
-    if report.test_without_copies is None:
+    if report.test_without_duplicates is None:
         return []
-    value, interval = _value_and_interval(report.test_without_copies.accuracy)
+    value, interval = _value_and_interval(report.test_without_duplicates.accuracy)
     return ["", f"without test images that had a copy in training: accuracy {value}  {interval}"]
 
 

@@ -232,18 +232,18 @@ class CachedViews:
         for cache in (self._plain, *self._varied):
             cache.drop()
 
-    def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_first: int) -> float:
+    def measure_s(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_warmup: int) -> float:
         """Seconds that a varied view of a row takes; none is kept.
 
         Args:
-            n_first: batches until all cores are at work, which do not count where others follow.
+            n_warmup: batches until all cores are at work, which do not count where others follow.
         """
         ends, sizes = [time.perf_counter()], [0]
         for chunk, _, _ in self._make(rows, 0, batch_size, num_workers):
             ends.append(time.perf_counter())
             sizes.append(len(chunk))
-        n_first = n_first if n_first < len(sizes) - 1 else 0
-        return (ends[-1] - ends[n_first]) / sum(sizes[n_first + 1 :])
+        n_warmup = n_warmup if n_warmup < len(sizes) - 1 else 0
+        return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """See `Source`; each time an image shows its next view, and each starts with another."""

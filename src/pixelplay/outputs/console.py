@@ -122,10 +122,8 @@ def _format_run(
     ]
     if report.test is not None and report.test_without_copies is not None:
         n_duplicated = counted(report.test.n - report.test_without_copies.n, "test image")
-        warnings.append(
-            f"removed the training duplicates of {n_duplicated}; without these test images: "
-            f"{_describe_metric(report.test_without_copies, 'accuracy')}"
-        )
+        fair = _describe_metric(report.test_without_copies, "accuracy")
+        warnings.append(f"duplicates of {n_duplicated} removed from training; without these images: {fair}")
     run = shlex.quote(report.run_dir)
     commands = [f"pixelplay predict {run} NEW_IMAGES --out predictions.csv"]
     if n_issues := len(report.label_issues.label_issues):
@@ -137,9 +135,12 @@ def _format_run(
         "Warnings": [*warnings, *_warn_rough(rows)],
     }
     outputs = {"Run": [report.run_dir], "Report": [report_path] if report_path else [], "Next": commands}
-    lines = align([title, "value", "95 % CI", f"majority class {baseline.name!r}"], rows)
-    lines += ["", *_class_table(evaluation, report.train_counts)] if verbose else []
-    return "\n".join([*lines, "", *_format_sections(results), "", *_format_sections(outputs)])
+    return _join_blocks(
+        align([title, "value", "95 % CI", f"majority class {baseline.name!r}"], rows),
+        _class_table(evaluation, report.train_counts) if verbose else [],
+        _format_sections(results),
+        _format_sections(outputs),
+    )
 
 
 def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = False) -> str:
@@ -154,31 +155,29 @@ def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = Fals
     if evaluation.known_only is not None:
         columns["known classes only"] = evaluation.known_only
         warnings.append("log loss, Brier score, ROC AUC and average precision ignore unknown classes")
+    if report.n_trained_on:
+        warnings.append(f"{report.n_trained_on:,} of {images} were trained on, so metrics are optimistic")
     if report.unseen is not None:
         columns["not trained on"] = report.unseen
-    if report.n_trained_on:
-        apart = "" if report.unseen is None else "; 'not trained on' excludes them, the class results do not"
-        warnings.append(
-            f"the model was trained on {report.n_trained_on:,} of {images}, so metrics are optimistic{apart}"
-        )
+        warnings.append("'not trained on' excludes these images, the results per class include them")
     titles = {**TITLES, "ece": f"ECE ({ECE_BINS} bins)", "aurc": "AURC"}
     rows = [
         [f"  {title}", *(cell for e in columns.values() for cell in _format_estimate(getattr(e, name)))]
         for name, title in titles.items()
     ]
     header = [f"{SPLIT_TITLES[report.split]} ({images})"]
-    lines = align([*header, *(cell for name in columns for cell in (name, "95 % CI"))], rows)
+    header += [cell for name in columns for cell in (name, "95 % CI")]
     results = {
         "Weakest classes": _describe_weakest(evaluation),
         "Threshold": _describe_threshold(report),
         "Warnings": [*warnings, *_warn_rough(rows)],
     }
-    lines += ["", *_format_sections(results)]
-    if verbose:
-        lines += ["", *_class_table(evaluation, None), "", *_confusion_table(evaluation)]
-    if report.against is not None:
-        lines += ["", *_comparison_table(report.against)]
-    return "\n".join(lines)
+    return _join_blocks(
+        align(header, rows),
+        _format_sections(results),
+        *((_class_table(evaluation, None), _confusion_table(evaluation)) if verbose else ()),
+        *(() if report.against is None else _compare(report.against)),
+    )
 
 
 def _describe_threshold(report: "EvaluationReport") -> list[str]:
@@ -203,8 +202,8 @@ def _describe_threshold(report: "EvaluationReport") -> list[str]:
     ]
 
 
-def _comparison_table(comparison: "RunComparison") -> list[str]:
-    """Show the metrics of both runs, their differences and whether these are significant."""
+def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
+    """Show the metrics of both runs with their differences, and how often only one run is right."""
     first, second = comparison.runs
     paired = comparison.fairest
     where = " that neither was trained on" if comparison.unseen else ""
@@ -225,39 +224,35 @@ def _comparison_table(comparison: "RunComparison") -> list[str]:
             verdict += f" (McNemar p = {paired.p_value:.2g})"
         verdicts.append(verdict)
     header = [f"Comparison on {counted(paired.n, 'image')}{where}", first, second, "difference (95 % CI)"]
-    only = f"{first} on {paired.n_only_first_right:,} images, {second} on {paired.n_only_second_right:,}"
-    rough_note = "? rough interval: few images of a class, or few on which the runs differ"
-    is_rough = any(row[-1].endswith("?") for row in rows)
     table = zip(align(header, rows), verdicts, strict=True)
-    return [
-        *(f"{line}   {printable(verdict)}".rstrip() for line, verdict in table),
-        "",
-        *_format_sections({"Only one is right": [only], "Warnings": [rough_note] * is_rough}),
-    ]
+    n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
+    notes = {"Disagreements": [f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"]}
+    if any(row[-1].endswith("?") for row in rows):
+        notes["Warnings"] = ["? rough interval: few images of a class, or few on which the runs differ"]
+    return [f"{line}   {printable(text)}".rstrip() for line, text in table], _format_sections(notes)
 
 
 def format_label_issues(report: "LabelIssueReport") -> str:
     """Format the most suspicious labels and where to find all of them."""
     n_checked, found = sum(report.n_checked.values()), report.label_issues
-    splits = ", ".join(f"{SPLIT_TITLES[split].lower()} {n:,}" for split, n in report.n_checked.items())
     share = percent(len(found) / max(n_checked, 1))
-    lines = [
+    splits = ", ".join(f"{SPLIT_TITLES[split].lower()} {n:,}" for split, n in report.n_checked.items())
+    summary = [
         f"{len(found):,} of {n_checked:,} held-out images have a label that looks wrong ({share}): {splits}"
     ]
     if "val" in report.n_checked:
-        lines.append(
-            "Images that the network was fine-tuned on are not checked; pixelplay crossval checks all images"
+        summary.append(
+            "images that fine-tuning trained on are not checked; pixelplay crossval checks all images"
         )
     rows = [
         [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.suggested, f"{s.prob_suggested:.2f}"]
         for s in found[:MAX_LABEL_ISSUES]
     ]
-    if rows:
-        lines += ["", *align(["path", "split", "label", "prob", "suggested", "prob"], rows)]
+    table = align(["path", "split", "label", "prob", "suggested", "prob"], rows) if rows else []
     if len(found) > MAX_LABEL_ISSUES:
-        lines.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
-    table = printable(os.path.join(report.run_dir, "label_issues.csv"))
-    return "\n".join([*lines, "", f"All of them, with reasons: {table}"])
+        table.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
+    path = printable(os.path.join(report.run_dir, "label_issues.csv"))
+    return _join_blocks(summary, table, [f"All of them, with reasons: {path}"])
 
 
 def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
@@ -312,11 +307,10 @@ def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = 
         sizes = [f"{width}×{height}" for width, height in (smallest, largest)]
         summary.append(f"{' to '.join(dict.fromkeys(sizes))} px")
     problems = [*_describe_coverage(dataset), *_describe_problems(dataset, audit)]
-    lines = [title, "", *align(["class", *columns], rows), " · ".join(summary), ""]
-    lines += ["Problems", *(f"  {line}" for line in problems)] if problems else ["No problems found."]
+    end = ["Problems", *(f"  {line}" for line in problems)] if problems else ["No problems found."]
     if not near_duplicates:
-        lines.append("Near-duplicates were not searched; add --near-duplicates.")
-    return "\n".join(lines)
+        end.append("Near-duplicates were not searched; add --near-duplicates.")
+    return _join_blocks([title], [*align(["class", *columns], rows), " · ".join(summary)], end)
 
 
 def _given_splits(dataset: ImageDataset) -> dict[str, Any]:
@@ -331,11 +325,11 @@ def _describe_coverage(dataset: ImageDataset) -> list[str]:
     if absent := coverage.absent:
         bound = coverage.reachable
         effect = "" if bound is None else f"; accuracy cannot exceed {percent(bound)}"
-        lines.append(f"{len(absent)} expected classes without images: {_name_examples(absent)}{effect}")
+        lines.append(f"expected classes without images ({len(absent)}): {_name_examples(absent)}{effect}")
     if few := [f"{name} ({n})" for name, n in coverage.few.items()]:
         share = "" if coverage.in_few is None else f"; they are {percent(coverage.in_few)} of the test images"
         lines.append(
-            f"{len(few)} expected classes with fewer than {FEW_IMAGES} images: {_name_examples(few)}{share}"
+            f"expected classes with fewer than {FEW_IMAGES} images ({len(few)}): {_name_examples(few)}{share}"
         )
     return lines
 
@@ -378,6 +372,10 @@ def _title(name: str, optimised: str) -> str:
     """Title the row of a metric and mark the one that the run optimises."""
     direction = " (lower is better)" if name == "log_loss" else ""
     return f"  {TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
+
+
+def _join_blocks(*blocks: Sequence[str]) -> str:
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
 def _format_sections(sections: Mapping[str, Sequence[str]]) -> list[str]:

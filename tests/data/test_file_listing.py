@@ -124,7 +124,7 @@ def test_missing_files_of_a_table_are_searched_past_folders_without_permission(u
     (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
     dataset = list_images(str(unprivileged / "list.csv"))
     assert dataset.paths == ("deep/1.jpg", "2.jpg")
-    assert dataset.notes == ("skipped 1 unreadable folder: x",)
+    assert dataset.notes == ("skipped 1 unreadable folder while looking for images: x",)
 
 
 def test_lost_and_found_without_permission_is_skipped(unprivileged: Path) -> None:

@@ -327,9 +327,11 @@ def _resolve_paths(
             )
         paths.append(found[0] if found else reference)
         missing += [] if found else [reference]
-    closed = listing.unreadable_folders
-    shown = name_first(closed[:MAX_EXAMPLES], len(closed))
-    return paths, missing, [f"skipped {counted(len(closed), 'unreadable folder')}: {shown}"] if closed else []
+    notes = []
+    if closed := listing.unreadable_folders:
+        shown = name_first(closed[:MAX_EXAMPLES], len(closed))
+        notes.append(f"skipped {counted(len(closed), 'unreadable folder')} while looking for images: {shown}")
+    return paths, missing, notes
 
 
 def _index_by_ending(paths: Sequence[str]) -> dict[str, list[str]]:

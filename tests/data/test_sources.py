@@ -38,7 +38,7 @@ def test_table_settings_are_refused_for_a_folder(setting: str, tmp_path: Path) -
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')} needs a table"):
+    with pytest.raises(ConfigError, match=f"not a table, so --{setting.replace('_', '-')} "):
         scan_source(str(tmp_path), DataConfig(**{setting: "patient"}))
 
 

@@ -101,12 +101,13 @@ def list_all_images(
         raise DataError(f"{names[0]} does not exist; pass folders, files, tables or zip archives")
     if names and not any(map(is_table, names)):
         _refuse_table_settings(name_some(names), config)
+    listed = (list_images(name, config) for name in names)
     datasets: list[ImageDataset] = []
-    for is_file, group in groupby(
-        (list_images(name, config) for name in names), lambda each: not each.source
-    ):
-        neighbours = list(group)
-        datasets += [list_files([each.paths[0] for each in neighbours])] if is_file else neighbours
+    for is_file, group in groupby(listed, key=lambda dataset: dataset.source == ""):
+        if is_file:
+            datasets.append(list_files(dataset.paths[0] for dataset in group))
+        else:
+            datasets.extend(group)
     if not any(map(len, datasets)):
         where = f" in {name_some(names)}" if names else ""
         raise DataError(f"no images{where}; pass image files, tables, zip archives or folders of images")
@@ -171,7 +172,7 @@ def _refuse_table_settings(source: str, config: DataConfig) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in TABLE_SETTINGS if getattr(config, name) is not None]
     if flags:
         raise ConfigError(
-            f"{', '.join(flags)} needs a table, but {source} is not one; "
+            f"{source} is not a table, so {', '.join(flags)} cannot be used; "
             "pass a table, or group images with --group-regex or --group-by-folder"
         )
 

@@ -106,11 +106,7 @@ def _parent_folders(names: Iterable[str]) -> set[str]:
 
 
 def _walk(root: str, unreadable: list[str] | None) -> tuple[list[str], list[str]]:
-    """List the files and folders below root, depth first, as relative paths.
-
-    Args:
-        unreadable: receives the subfolders that cannot be read; None: raise.
-    """
+    """List all files and folders below root; unreadable subfolders are appended to a list, or raise."""
     files, folders = [], []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:

@@ -223,19 +223,12 @@ def _dataset_from_class_folders(
 def _find_label_table(
     storage: ZipStorage, tables: Sequence[str], config: DataConfig, *, required: bool
 ) -> tuple[Table | None, list[str]]:
-    """Find the only table in an archive that has paths and labels.
+    """Find the only table in an archive that has paths and labels; also return why others are unreadable.
 
     Args:
-        tables: members that are tables.
-        required: nothing else gives labels, so a single table is taken and later errors say what it lacks.
-
-    Returns:
-        The table, or None; and why other tables cannot be read.
-
-    Raises:
-        DataError: there are several, or none of those required can be read.
+        required: nothing else in the archive gives labels.
     """
-    if required and len(tables) == 1:
+    if required and len(tables) == 1:  # whatever it lacks is reported later
         return _read_member(storage, tables[0]), []
     found: dict[str, Table] = {}
     problems = []

@@ -300,13 +300,9 @@ def _read_labels(table: Table, column: str) -> list[str | None]:
 def _resolve_paths(
     table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
 ) -> tuple[list[str], list[str], list[str]]:
-    """Find the file of each reference by its path, or by any unique ending of it.
+    """Find the file of each reference by its path or by any unique ending of it.
 
-    Returns:
-        Paths (N,), where a reference without a file stays as it is; the references without a file; notes.
-
-    Raises:
-        DataError: several files match a reference.
+    Returns paths (N,), with references left unchanged if no file matches; those references; and notes.
     """
     prefix = f"{folder}/" if folder else ""
     is_exact = [reference != "" and prefix + reference in storage for reference in references]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from conftest import draw_of_class
-from photographs import encode
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -21,8 +20,8 @@ def draw_images(root: Path, counts: dict[str, int], first_seed: int) -> None:
     for name, n in counts.items():
         (root / name).mkdir(parents=True)
         for i in range(n):
-            data = encode(draw_of_class(DRAWN_AS[name], first_seed + i), "JPEG")
-            (root / name / f"camera{i % 4}_{i:03}.jpg").write_bytes(data)
+            image = draw_of_class(DRAWN_AS[name], first_seed + i)
+            image.save(root / name / f"camera{i % 4}_{i:03}.jpg", quality=90)
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     draw_images(tmp_path / "split_images/test", {"cat": 3, "dog": 3}, 300)
     (tmp_path / "new_images").mkdir()
     for i in range(2):
-        (tmp_path / f"new_images/{i}.jpg").write_bytes(encode(draw_of_class("bars", 400 + i), "JPEG"))
+        draw_of_class("bars", 400 + i).save(tmp_path / f"new_images/{i}.jpg", quality=90)
     rows = [
         f"{path.parent.name}/{path.name},{path.parent.name}"
         for path in sorted((tmp_path / "images").rglob("*.jpg"))

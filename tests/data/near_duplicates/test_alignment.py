@@ -9,9 +9,9 @@ from images import scene
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
     correlate,
-    detail,
-    likeness,
-    place_coarsely,
+    remove_line_means,
+    color_correlation,
+    align_coarsely,
     refine,
 )
 from pixelplay.data.near_duplicates.thumbnails import make_color_thumbnail, make_thumbnail, shrink
@@ -47,10 +47,10 @@ def cut(image: Image.Image, left: float, top: float, right: float, bottom: float
 def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
     """The whole search: among likely cuts, then finer and finer."""
     pairs = [np.stack([grey(image, 64)]) for image in (first, second)]
-    placements, _ = place_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
+    alignments, _ = align_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
     for side in (32, 64):
-        placements = refine(shrink(pairs[0], side), shrink(pairs[1], side), placements)
-    return refine(grey(first)[None], grey(second)[None], placements)[0]
+        alignments = refine(shrink(pairs[0], side), shrink(pairs[1], side), alignments)
+    return refine(grey(first)[None], grey(second)[None], alignments)[0]
 
 
 @pytest.mark.parametrize("box", CUTS)
@@ -100,7 +100,7 @@ def test_flat_pictures_show_nothing_to_agree_on() -> None:
 
 def test_lines_across_the_whole_picture_are_no_detail() -> None:
     rows, columns = np.random.default_rng(0).normal(0, 50, (2, 32)).astype(np.float32)
-    np.testing.assert_allclose(detail(rows[:, None] + columns), 0, atol=1e-4)
+    np.testing.assert_allclose(remove_line_means(rows[:, None] + columns), 0, atol=1e-4)
 
 
 def test_colours_must_be_alike_too() -> None:
@@ -108,9 +108,9 @@ def test_colours_must_be_alike_too() -> None:
     image = scene(0)
     bands = image.split()
     tinted = Image.merge("RGB", [bands[0], *(band.point(lambda v: round(0.3 * v)) for band in bands[1:])])
-    assert likeness(colours(image), colours(image.point(lambda v: round(0.7 * v))), upright) > 0.99
-    assert likeness(colours(image), colours(tinted), upright) < 0.8
-    assert likeness(colours(image), colours(scene(1)), upright) < 0.6
+    assert color_correlation(colours(image), colours(image.point(lambda v: round(0.7 * v))), upright) > 0.99
+    assert color_correlation(colours(image), colours(tinted), upright) < 0.8
+    assert color_correlation(colours(image), colours(scene(1)), upright) < 0.6
 
 
 def test_pictures_that_hardly_overlap_are_not_placed() -> None:

@@ -62,9 +62,9 @@ def test_features_find_what_fingerprints_do_not() -> None:
 
 def test_look_alikes_are_those_after_the_nearest_ten() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
-    _, look_alikes = nearest_pairs(rows, rows, 1)
+    _, neighbors = nearest_pairs(rows, rows, 1)
     expected = np.argsort(-cosines_of(rows), axis=1)[:, 10:14]
-    np.testing.assert_array_equal(np.sort(look_alikes, axis=1), np.sort(expected, axis=1))
+    np.testing.assert_array_equal(np.sort(neighbors, axis=1), np.sort(expected, axis=1))
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -85,8 +85,8 @@ def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
 
 def test_among_few_photographs_every_nearest_is_a_candidate() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((11, 8), dtype=np.float32))
-    pairs, look_alikes = nearest_pairs(rows, rows, 1)
-    assert look_alikes.shape == (11, 0)
+    pairs, neighbors = nearest_pairs(rows, rows, 1)
+    assert neighbors.shape == (11, 0)
     nearest = cosines_of(rows).argmax(1)
     assert {(int(i), int(j)) for i, j in pairs} == {tuple(sorted((i, int(j)))) for i, j in enumerate(nearest)}
 
@@ -96,11 +96,11 @@ def test_many_photographs_are_searched_in_groups() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((n, 64), dtype=np.float32)
     rows[-50:] = rows[:50] + 0.3 * rng.standard_normal((50, 64), dtype=np.float32)
-    pairs, look_alikes = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
+    pairs, neighbors = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
     assert {(i, n - 50 + i) for i in range(50)} <= {(int(i), int(j)) for i, j in pairs}
-    assert look_alikes.shape == (n, 4)
-    assert ((look_alikes >= 0) & (look_alikes < n)).all()
+    assert neighbors.shape == (n, 4)
+    assert ((neighbors >= 0) & (neighbors < n)).all()
     cosines = cosines_of(unit_rows(rows))
-    rank = (cosines > np.take_along_axis(cosines, look_alikes[:, :1], 1)).sum(1)
+    rank = (cosines > np.take_along_axis(cosines, neighbors[:, :1], 1)).sum(1)
     assert (rank >= max_duplicates(n)).all()
     assert np.median(rank) < 2 * max_duplicates(n)

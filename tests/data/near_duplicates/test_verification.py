@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 from images import scene
 from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.data.near_duplicates.verification import (
-    UPRIGHT,
+    IDENTITY,
     differences,
-    share_of_usual,
+    relative_difference,
     tile_differences,
-    usual_differences,
+    typical_differences,
 )
 
 
@@ -36,10 +36,10 @@ UNALIKE = {
 @pytest.mark.parametrize("kind", list(UNALIKE))
 def test_brightness_and_watermarks_leave_most_of_a_picture_as_it_is(kind: str) -> None:
     image = scene(0)
-    left = differences(grey(image), grey(UNALIKE[kind](image)), UPRIGHT[None])
+    left = differences(grey(image), grey(UNALIKE[kind](image)), IDENTITY[None])
     assert np.isfinite(left).mean() > 0.3
     assert np.nanmedian(np.abs(left)) < 2
-    assert np.nanmedian(np.abs(differences(grey(image), grey(scene(1)), UPRIGHT[None]))) > 10
+    assert np.nanmedian(np.abs(differences(grey(image), grey(scene(1)), IDENTITY[None]))) > 10
 
 
 def test_what_lies_outside_of_the_other_picture_is_not_known() -> None:
@@ -65,18 +65,18 @@ def test_usual_is_what_most_look_alikes_differ_by() -> None:
     thumbnails = (
         np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
     )
-    usual = usual_differences(thumbnails, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
-    assert np.isnan(usual[1:]).all()
-    assert np.median(usual[0]) == pytest.approx(4, rel=0.15)
+    typical = typical_differences(thumbnails, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
+    assert np.isnan(typical[1:]).all()
+    assert np.median(typical[0]) == pytest.approx(4, rel=0.15)
 
 
 def test_a_copy_has_a_small_share_and_a_look_alike_all_of_it() -> None:
-    usual = np.ones((3, 16, 16), np.float32)
-    usual[:, :9] = 10  # here look-alikes differ most
-    found = np.stack([0.1 * usual[0], usual[1], np.full((16, 16), np.nan, np.float32)])
+    typical = np.ones((3, 16, 16), np.float32)
+    typical[:, :9] = 10  # here look-alikes differ most
+    found = np.stack([0.1 * typical[0], typical[1], np.full((16, 16), np.nan, np.float32)])
     found[0, 9:] = 50  # where they hardly do, nothing is measured
-    np.testing.assert_allclose(share_of_usual(found, usual)[:2], [0.1, 1.0], rtol=1e-5)
-    assert share_of_usual(found, usual)[2] == np.inf
+    np.testing.assert_allclose(relative_difference(found, typical)[:2], [0.1, 1.0], rtol=1e-5)
+    assert relative_difference(found, typical)[2] == np.inf
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_white_does_not_count_where_enough_of_the_tiles_is_not_white(
 ) -> None:
     picture = np.full((1, 64, 64), 255, np.float32)
     picture[:, grey_rows] = np.random.default_rng(0).uniform(50, 180, picture[:, grey_rows].shape)
-    left = differences(picture, np.minimum(1.3 * picture, 255), UPRIGHT[None])
+    left = differences(picture, np.minimum(1.3 * picture, 255), IDENTITY[None])
     is_grey = picture < 255
     np.testing.assert_array_equal(np.isfinite(left), is_grey if is_clear else np.ones_like(is_grey))
     assert np.abs(left[is_grey]).max() < 0.1
@@ -100,4 +100,4 @@ def test_an_exact_copy_of_a_white_page_does_not_differ(spots: list[int]) -> None
     side = round(len(spots) ** 0.5) or 1
     for n, value in enumerate(spots):
         picture[0, 20 + n // side, 30 + n % side] = value
-    assert np.abs(differences(picture, picture, UPRIGHT[None])).max() < 0.1
+    assert np.abs(differences(picture, picture, IDENTITY[None])).max() < 0.1

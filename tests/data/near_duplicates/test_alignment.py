@@ -8,11 +8,11 @@ from PIL import Image
 from images import scene
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
-    correlate,
-    remove_line_means,
-    color_correlation,
     align_coarsely,
+    color_correlation,
+    correlate,
     refine,
+    remove_line_means,
 )
 from pixelplay.data.near_duplicates.thumbnails import make_color_thumbnail, make_thumbnail, shrink
 
@@ -55,7 +55,7 @@ def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("box", CUTS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_planted_cut_is_found_to_a_pixel(box: tuple[float, float, float, float], seed: int) -> None:
+def test_planted_crop_is_aligned_to_a_pixel(box: tuple[float, float, float, float], seed: int) -> None:
     left, top, right, bottom = box
     image = scene(seed, (400, 300))
     found = place(image, cut(image, left, top, right, bottom))
@@ -66,13 +66,13 @@ def test_a_planted_cut_is_found_to_a_pixel(box: tuple[float, float, float, float
     np.testing.assert_allclose(back, [height, top, width, left], atol=1 / SIDE)
 
 
-def test_brightness_and_contrast_do_not_move_it() -> None:
+def test_brightness_and_contrast_do_not_change_the_alignment() -> None:
     image = scene(3)
     darker = image.point(lambda value: round(0.6 * value + 20))
     np.testing.assert_allclose(place(image, darker), [1, 0, 1, 0], atol=0.2 / SIDE)
 
 
-def test_copies_agree_and_other_pictures_do_not() -> None:
+def test_agreement_separates_duplicates_from_other_images() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
     pictures = [grey(scene(seed)) for seed in range(6)]
     for i, first in enumerate(pictures):
@@ -81,14 +81,14 @@ def test_copies_agree_and_other_pictures_do_not() -> None:
             assert value > 0.99 if i == j else abs(value) < 0.3, (i, j)
 
 
-def test_a_picture_is_not_its_own_negative() -> None:
+def test_negative_image_does_not_agree() -> None:
     picture = grey(scene(0))
     upright = np.array([1, 0, 1, 0], np.float32)
     assert agreement(picture, 255 - picture, upright) < -0.99
     assert np.isnan(refine(picture[None], 255 - picture[None], upright[None])).all()
 
 
-def test_flat_pictures_show_nothing_to_agree_on() -> None:
+def test_flat_images_do_not_agree() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
     rng = np.random.default_rng(0)
     flat, same = (200 + rng.normal(0, 0.5, (SIDE, SIDE)).astype(np.float32) for _ in range(2))
@@ -98,12 +98,12 @@ def test_flat_pictures_show_nothing_to_agree_on() -> None:
     assert correlation[0] == 0
 
 
-def test_lines_across_the_whole_picture_are_no_detail() -> None:
+def test_line_means_are_removed() -> None:
     rows, columns = np.random.default_rng(0).normal(0, 50, (2, 32)).astype(np.float32)
     np.testing.assert_allclose(remove_line_means(rows[:, None] + columns), 0, atol=1e-4)
 
 
-def test_colours_must_be_alike_too() -> None:
+def test_color_correlation_drops_with_other_colours() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
     image = scene(0)
     bands = image.split()
@@ -113,7 +113,7 @@ def test_colours_must_be_alike_too() -> None:
     assert color_correlation(colours(image), colours(scene(1)), upright) < 0.6
 
 
-def test_pictures_that_hardly_overlap_are_not_placed() -> None:
+def test_images_with_little_overlap_are_not_aligned() -> None:
     picture = grey(scene(0))
     starts = np.array([[1, 0.7, 1, 0], [3, 0, 3, 0], [1, 0.01, 1, 0]], np.float32)
     pictures = np.stack([picture] * 3)

@@ -33,14 +33,14 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
-def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> None:
+def test_every_near_duplicate_is_a_candidate_without_features(kind: str) -> None:
     found = propose(thumbs_with_copies(kind), None, RunLog(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
 
 
-def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -> None:
+def test_candidates_with_similar_darker_halves_are_marked() -> None:
     thumbnails = thumbs_with_copies("brightened")
     symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # alike in both ways
     found = propose(symmetric, None, RunLog(quiet=True))
@@ -51,7 +51,7 @@ def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -
     assert not found.is_dark.all()
 
 
-def test_features_find_what_fingerprints_do_not() -> None:
+def test_features_find_candidates_that_fingerprints_miss() -> None:
     rng = np.random.default_rng(0)
     thumbnails = rng.integers(0, 256, (40, 64, 64), np.uint8)
     features = rng.standard_normal((40, 600), dtype=np.float32)
@@ -60,7 +60,7 @@ def test_features_find_what_fingerprints_do_not() -> None:
     assert [0, 39] in propose(thumbnails, features, RunLog(quiet=True)).pairs.tolist()
 
 
-def test_look_alikes_are_those_after_the_nearest_ten() -> None:
+def test_neighbors_come_after_the_nearest_ten() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
     _, neighbors = nearest_pairs(rows, rows, 1)
     expected = np.argsort(-cosines_of(rows), axis=1)[:, 10:14]
@@ -68,7 +68,7 @@ def test_look_alikes_are_those_after_the_nearest_ten() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
+def test_nearest_pairs_are_closer_than_the_ratio(k: int) -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
     cosines = cosines_of(rows)
     distances = np.sqrt(2 - 2 * cosines)
@@ -83,7 +83,7 @@ def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
     assert {(int(i), int(j)) for i, j in nearest_pairs(rows, rows, k, 0.6)[0]} == expected
 
 
-def test_among_few_photographs_every_nearest_is_a_candidate() -> None:
+def test_among_few_images_every_nearest_is_a_candidate() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((11, 8), dtype=np.float32))
     pairs, neighbors = nearest_pairs(rows, rows, 1)
     assert neighbors.shape == (11, 0)
@@ -91,7 +91,7 @@ def test_among_few_photographs_every_nearest_is_a_candidate() -> None:
     assert {(int(i), int(j)) for i, j in pairs} == {tuple(sorted((i, int(j)))) for i, j in enumerate(nearest)}
 
 
-def test_many_photographs_are_searched_in_groups() -> None:
+def test_many_images_are_searched_in_groups() -> None:
     n = N_GROUPS + 100
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((n, 64), dtype=np.float32)

@@ -34,7 +34,7 @@ UNALIKE = {
 
 
 @pytest.mark.parametrize("kind", list(UNALIKE))
-def test_brightness_and_watermarks_leave_most_of_a_picture_as_it_is(kind: str) -> None:
+def test_differences_ignore_brightness_and_watermarks(kind: str) -> None:
     image = scene(0)
     left = differences(grey(image), grey(UNALIKE[kind](image)), IDENTITY[None])
     assert np.isfinite(left).mean() > 0.3
@@ -42,7 +42,7 @@ def test_brightness_and_watermarks_leave_most_of_a_picture_as_it_is(kind: str) -
     assert np.nanmedian(np.abs(differences(grey(image), grey(scene(1)), IDENTITY[None]))) > 10
 
 
-def test_what_lies_outside_of_the_other_picture_is_not_known() -> None:
+def test_differences_outside_the_overlap_are_nan() -> None:
     picture = grey(scene(0))
     left = differences(picture, picture, np.array([[1, 0.25, 1, 0]], np.float32))
     assert np.isnan(left[0, 48:]).all()
@@ -52,13 +52,13 @@ def test_what_lies_outside_of_the_other_picture_is_not_known() -> None:
     assert np.isnan(tiles[0, 12:]).all()
 
 
-def test_tiles_are_root_mean_squares() -> None:
+def test_tile_differences_are_root_mean_squares() -> None:
     left = np.random.default_rng(0).normal(0, 3, (2, 64, 64)).astype(np.float32)
     expected = np.sqrt(np.square(left.reshape(2, 16, 4, 16, 4)).mean((2, 4)))
     np.testing.assert_allclose(tile_differences(left), expected, rtol=1e-5)
 
 
-def test_usual_is_what_most_look_alikes_differ_by() -> None:
+def test_typical_difference_is_the_median_over_neighbors() -> None:
     base = 60 + grey(scene(0))[0].astype(float) / 2
     rng = np.random.default_rng(0)
     noise = (0.0, 4.0, 4.0, 4.0, 60.0)  # one is nearly a copy, one is nothing like it
@@ -70,7 +70,7 @@ def test_usual_is_what_most_look_alikes_differ_by() -> None:
     assert np.median(typical[0]) == pytest.approx(4, rel=0.15)
 
 
-def test_a_copy_has_a_small_share_and_a_look_alike_all_of_it() -> None:
+def test_relative_difference_is_small_for_duplicates_only() -> None:
     typical = np.ones((3, 16, 16), np.float32)
     typical[:, :9] = 10  # here look-alikes differ most
     found = np.stack([0.1 * typical[0], typical[1], np.full((16, 16), np.nan, np.float32)])
@@ -83,9 +83,7 @@ def test_a_copy_has_a_small_share_and_a_look_alike_all_of_it() -> None:
     ("grey_rows", "is_clear"),
     [(slice(0, 10), True), (slice(0, 4), True), (slice(0, 1), False), (slice(0, 64, 6), False)],
 )
-def test_white_does_not_count_where_enough_of_the_tiles_is_not_white(
-    grey_rows: slice, is_clear: bool
-) -> None:
+def test_clipped_pixels_are_left_out_if_enough_tiles_remain(grey_rows: slice, is_clear: bool) -> None:
     picture = np.full((1, 64, 64), 255, np.float32)
     picture[:, grey_rows] = np.random.default_rng(0).uniform(50, 180, picture[:, grey_rows].shape)
     left = differences(picture, np.minimum(1.3 * picture, 255), IDENTITY[None])
@@ -95,7 +93,7 @@ def test_white_does_not_count_where_enough_of_the_tiles_is_not_white(
 
 
 @pytest.mark.parametrize("spots", [[240], [240, 244, 238], [90] * 9, [128] * 64])
-def test_an_exact_copy_of_a_white_page_does_not_differ(spots: list[int]) -> None:
+def test_identical_white_pages_do_not_differ(spots: list[int]) -> None:
     picture = np.full((1, 64, 64), 255, np.float32)
     side = round(len(spots) ** 0.5) or 1
     for n, value in enumerate(spots):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,12 @@ from pixelplay.atomic import atomic_write, bring_back, put_in_place, write_bytes
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(path: str, error: BaseException, **options: Any) -> None:
+    with atomic_write(path, **options) as temporary:
+        Path(temporary).write_text("half")
+        raise error
 
 
 def make_folder(path: Path, content: str) -> str:
@@ -26,21 +33,15 @@ def make_folder(path: Path, content: str) -> str:
 def test_interrupted_write_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(type(error)), atomic_write(str(path)) as temporary:
-        Path(temporary).write_text("half")
-        raise error
+    with pytest.raises(type(error)):
+        write_half(str(path), error)
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["table.csv"]
 
 
 def test_keep_partial_keeps_what_was_written(tmp_path: Path) -> None:
-    path = str(tmp_path / "table.csv")
-    with (
-        pytest.raises(ValueError, match="bad row"),
-        atomic_write(path, suffix=".partial", keep_partial=True) as temporary,
-    ):
-        Path(temporary).write_text("half")
-        raise ValueError("bad row")
+    with pytest.raises(ValueError, match="bad row"):
+        write_half(str(tmp_path / "table.csv"), ValueError("bad row"), suffix=".partial", keep_partial=True)
     assert names_in(tmp_path) == ["table.csv.partial"]
 
 

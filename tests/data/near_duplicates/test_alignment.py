@@ -1,4 +1,4 @@
-"""What align.py promises: a planted placement is found, copies agree, and what is only alike does not."""
+"""Tests of pixelplay.data.near_duplicates.alignment."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from pixelplay.data.near_duplicates.alignment import (
 from pixelplay.data.near_duplicates.thumbnails import make_color_thumbnail, make_thumbnail, shrink
 
 SIDE = 192
-# left, top, right, bottom: the whole, two corners, all around, one side
+# left, top, right, bottom: whole image, two corners, all sides, one side
 CUTS = (
     (0, 0, 1, 1),
     (0.1, 0, 1, 0.9),
@@ -37,7 +37,7 @@ def colours(image: Image.Image) -> NDArray[np.float32]:
 
 
 def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Cut by fractions of the sides; sizes are chosen so that they are whole pixels."""
+    """Crop by fractions of the sides; the sizes give whole pixels."""
     width, height = image.size
     return image.crop(
         (round(left * width), round(top * height), round(right * width), round(bottom * height))
@@ -45,7 +45,7 @@ def cut(image: Image.Image, left: float, top: float, right: float, bottom: float
 
 
 def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
-    """The whole search: among likely cuts, then finer and finer."""
+    """Align at increasing resolution."""
     pairs = [np.stack([grey(image, 64)]) for image in (first, second)]
     alignments, _ = align_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
     for side in (32, 64):
@@ -60,7 +60,7 @@ def test_planted_crop_is_aligned_to_a_pixel(box: tuple[float, float, float, floa
     image = scene(seed, (400, 300))
     found = place(image, cut(image, left, top, right, bottom))
     height, width = bottom - top, right - left
-    # u of the whole picture lies at (u - start) / share in the cut one
+    # u of the whole image lies at (u - start) / side in the crop
     np.testing.assert_allclose(found, [1 / height, -top / height, 1 / width, -left / width], atol=1 / SIDE)
     back = place(cut(image, left, top, right, bottom), image)
     np.testing.assert_allclose(back, [height, top, width, left], atol=1 / SIDE)
@@ -74,18 +74,18 @@ def test_brightness_and_contrast_do_not_change_the_alignment() -> None:
 
 def test_agreement_separates_duplicates_from_other_images() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
-    pictures = [grey(scene(seed)) for seed in range(6)]
-    for i, first in enumerate(pictures):
-        for j, second in enumerate(pictures):
+    images = [grey(scene(seed)) for seed in range(6)]
+    for i, first in enumerate(images):
+        for j, second in enumerate(images):
             value = agreement(first, second, upright)
             assert value > 0.99 if i == j else abs(value) < 0.3, (i, j)
 
 
 def test_negative_image_does_not_agree() -> None:
-    picture = grey(scene(0))
+    image = grey(scene(0))
     upright = np.array([1, 0, 1, 0], np.float32)
-    assert agreement(picture, 255 - picture, upright) < -0.99
-    assert np.isnan(refine(picture[None], 255 - picture[None], upright[None])).all()
+    assert agreement(image, 255 - image, upright) < -0.99
+    assert np.isnan(refine(image[None], 255 - image[None], upright[None])).all()
 
 
 def test_flat_images_do_not_agree() -> None:
@@ -114,9 +114,9 @@ def test_color_correlation_drops_with_other_colours() -> None:
 
 
 def test_images_with_little_overlap_are_not_aligned() -> None:
-    picture = grey(scene(0))
+    image = grey(scene(0))
     starts = np.array([[1, 0.7, 1, 0], [3, 0, 3, 0], [1, 0.01, 1, 0]], np.float32)
-    pictures = np.stack([picture] * 3)
-    found = refine(pictures, pictures, starts)
+    images = np.stack([image] * 3)
+    found = refine(images, images, starts)
     assert np.isnan(found[:2]).all()
     np.testing.assert_allclose(found[2], [1, 0, 1, 0], atol=1e-3)

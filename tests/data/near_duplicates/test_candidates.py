@@ -1,4 +1,4 @@
-"""What candidates.py promises: copies are among the candidates, in whatever way they can be found."""
+"""Tests of pixelplay.data.near_duplicates.candidates."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.run_log import RunLog
 
 
-def thumbs_with_copies(kind: str) -> UInt8Array:
-    """UInt8Array of 20 scenes and of altered copies of the first four."""
-    copies = [decode_image(altered(scene(seed))[kind], path="copy") for seed in range(4)]
+def thumbnails_with_duplicates(kind: str) -> UInt8Array:
+    """Make thumbnails of 20 scenes and of near-duplicates of the first four."""
+    duplicates = [decode_image(altered(scene(seed))[kind], path="duplicate") for seed in range(4)]
     return np.stack(
-        [make_thumbnail(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]]
+        [make_thumbnail(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *duplicates]]
     )
 
 
@@ -34,15 +34,15 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
 def test_every_near_duplicate_is_a_candidate_without_features(kind: str) -> None:
-    found = propose(thumbs_with_copies(kind), None, RunLog(quiet=True))
+    found = propose(thumbnails_with_duplicates(kind), None, RunLog(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
 
 
 def test_candidates_with_similar_darker_halves_are_marked() -> None:
-    thumbnails = thumbs_with_copies("brightened")
-    symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # alike in both ways
+    thumbnails = thumbnails_with_duplicates("brightened")
+    symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # similar both ways
     found = propose(symmetric, None, RunLog(quiet=True))
     for i in range(4):
         rows = np.flatnonzero((found.pairs == (i, 20 + i)).all(1))

@@ -1,4 +1,4 @@
-"""What thumbs.py promises: small grey squares of whole images, whatever their size."""
+"""Tests of pixelplay.data.near_duplicates.thumbnails."""
 
 import numpy as np
 import pytest

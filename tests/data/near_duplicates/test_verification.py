@@ -1,4 +1,4 @@
-"""What standout.py promises: copies differ by less than look-alikes do, whatever was done to them."""
+"""Tests of pixelplay.data.near_duplicates.verification."""
 
 import numpy as np
 import pytest
@@ -26,25 +26,25 @@ def watermarked(image: Image.Image) -> Image.Image:
     return copy
 
 
-UNALIKE = {
+ALTERATIONS = {
     "darker": lambda image: image.point(lambda v: round(0.6 * v + 20)),
-    "blown out": lambda image: image.point(lambda v: min(255, round(1.5 * v))),
+    "clipped": lambda image: image.point(lambda v: min(255, round(1.5 * v))),
     "watermarked": watermarked,
 }
 
 
-@pytest.mark.parametrize("kind", list(UNALIKE))
+@pytest.mark.parametrize("kind", list(ALTERATIONS))
 def test_differences_ignore_brightness_and_watermarks(kind: str) -> None:
     image = scene(0)
-    left = differences(grey(image), grey(UNALIKE[kind](image)), IDENTITY[None])
+    left = differences(grey(image), grey(ALTERATIONS[kind](image)), IDENTITY[None])
     assert np.isfinite(left).mean() > 0.3
     assert np.nanmedian(np.abs(left)) < 2
     assert np.nanmedian(np.abs(differences(grey(image), grey(scene(1)), IDENTITY[None]))) > 10
 
 
 def test_differences_outside_the_overlap_are_nan() -> None:
-    picture = grey(scene(0))
-    left = differences(picture, picture, np.array([[1, 0.25, 1, 0]], np.float32))
+    image = grey(scene(0))
+    left = differences(image, image, np.array([[1, 0.25, 1, 0]], np.float32))
     assert np.isnan(left[0, 48:]).all()
     assert np.isfinite(left[0, :47]).mean() > 0.9
     tiles = tile_differences(left)
@@ -61,7 +61,7 @@ def test_tile_differences_are_root_mean_squares() -> None:
 def test_typical_difference_is_the_median_over_neighbors() -> None:
     base = 60 + grey(scene(0))[0].astype(float) / 2
     rng = np.random.default_rng(0)
-    noise = (0.0, 4.0, 4.0, 4.0, 60.0)  # one is nearly a copy, one is nothing like it
+    noise = (0.0, 4.0, 4.0, 4.0, 60.0)  # the first is nearly a duplicate, the last very different
     thumbnails = (
         np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
     )
@@ -72,9 +72,9 @@ def test_typical_difference_is_the_median_over_neighbors() -> None:
 
 def test_relative_difference_is_small_for_duplicates_only() -> None:
     typical = np.ones((3, 16, 16), np.float32)
-    typical[:, :9] = 10  # here look-alikes differ most
+    typical[:, :9] = 10  # here neighbors differ most
     found = np.stack([0.1 * typical[0], typical[1], np.full((16, 16), np.nan, np.float32)])
-    found[0, 9:] = 50  # where they hardly do, nothing is measured
+    found[0, 9:] = 50  # not measured where neighbors hardly differ
     np.testing.assert_allclose(relative_difference(found, typical)[:2], [0.1, 1.0], rtol=1e-5)
     assert relative_difference(found, typical)[2] == np.inf
 
@@ -84,18 +84,18 @@ def test_relative_difference_is_small_for_duplicates_only() -> None:
     [(slice(0, 10), True), (slice(0, 4), True), (slice(0, 1), False), (slice(0, 64, 6), False)],
 )
 def test_clipped_pixels_are_left_out_if_enough_tiles_remain(grey_rows: slice, is_clear: bool) -> None:
-    picture = np.full((1, 64, 64), 255, np.float32)
-    picture[:, grey_rows] = np.random.default_rng(0).uniform(50, 180, picture[:, grey_rows].shape)
-    left = differences(picture, np.minimum(1.3 * picture, 255), IDENTITY[None])
-    is_grey = picture < 255
+    image = np.full((1, 64, 64), 255, np.float32)
+    image[:, grey_rows] = np.random.default_rng(0).uniform(50, 180, image[:, grey_rows].shape)
+    left = differences(image, np.minimum(1.3 * image, 255), IDENTITY[None])
+    is_grey = image < 255
     np.testing.assert_array_equal(np.isfinite(left), is_grey if is_clear else np.ones_like(is_grey))
     assert np.abs(left[is_grey]).max() < 0.1
 
 
 @pytest.mark.parametrize("spots", [[240], [240, 244, 238], [90] * 9, [128] * 64])
 def test_identical_white_pages_do_not_differ(spots: list[int]) -> None:
-    picture = np.full((1, 64, 64), 255, np.float32)
+    image = np.full((1, 64, 64), 255, np.float32)
     side = round(len(spots) ** 0.5) or 1
     for n, value in enumerate(spots):
-        picture[0, 20 + n // side, 30 + n % side] = value
-    assert np.abs(differences(picture, picture, IDENTITY[None])).max() < 0.1
+        image[0, 20 + n // side, 30 + n % side] = value
+    assert np.abs(differences(image, image, IDENTITY[None])).max() < 0.1

@@ -376,25 +376,6 @@ def _from_16_bit(values: NDArray[Any]) -> UInt8Array:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Separate colour from transparency, wherever the mode stores it."""
-    if not image.has_transparency_data:
-        return image, None
-    is_grey = image.mode in {"1", "L", "LA", "La"}
-    full = image.convert("LA" if is_grey else "RGBA")
-    return full.convert("L" if is_grey else "RGB"), full.getchannel("A")
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert an opaque image to mode RGB in the sRGB colour space."""
-    if image.mode not in _ICC_SPACES:
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    transform = _srgb_transform(profile, image.mode) if profile else None
-    if transform is not None:
-        return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Build the transform from an ICC profile to sRGB; None if it changes nothing or is unusable."""
@@ -418,9 +399,19 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert an image of any mode to sRGB and composite it over white."""
-    color, alpha = _split_alpha(image)
-    rgb = _to_srgb(color, profile)
-    return rgb if alpha is None else Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    alpha = None
+    if image.has_transparency_data:
+        is_grey = image.mode in {"1", "L", "LA", "La"}
+        full = image.convert("LA" if is_grey else "RGBA")
+        image, alpha = full.convert("L" if is_grey else "RGB"), full.getchannel("A")
+    if image.mode not in _ICC_SPACES:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    transform = _srgb_transform(profile, image.mode) if profile else None
+    if transform is not None:
+        image = transform.apply(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if alpha is None else Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
 def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:

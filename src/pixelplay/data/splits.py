@@ -235,9 +235,8 @@ def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
     """Number (N,) the sets of images that must stay together: the user's groups joined by duplicates."""
     given: list[list[int]] = []
     if dataset.groups is not None:
-        order = np.argsort(dataset.groups, kind="stable")
-        borders = np.flatnonzero(np.diff(dataset.groups[order])) + 1
-        given = [[int(i) for i in rows] for rows in np.split(order, borders) if len(rows) > 1]
+        _, group_of, sizes = np.unique(dataset.groups, return_inverse=True, return_counts=True)
+        given = [rows.tolist() for rows in _members(group_of, np.flatnonzero(sizes > 1))]
     return merge_groups(len(dataset), duplicates.copies, given)
 
 

@@ -5,11 +5,13 @@ distance of a candidate is therefore compared with that of the nearest images th
 because sets as large as that are never treated as duplicates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import remove_line_means
@@ -48,8 +50,8 @@ class Candidates:
     is_dark: BoolArray
     neighbors: IntArray
 
-    def select(self, rows: BoolArray) -> "Candidates":
-        """Keep the pairs of a (P,) mask."""
+    def select(self, rows: NDArray[Any] | Sequence[int]) -> "Candidates":
+        """Keep some pairs, by mask (P,) or position."""
         return replace(
             self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
         )

@@ -6,13 +6,13 @@ need not be duplicates of each other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.arrays import BoolArray, Float32Array, UInt8Array
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
     align_coarsely,
@@ -96,55 +96,36 @@ def search_near_duplicates(
     candidates = propose(thumbnails, features, log)
     if not has_mirrored:
         candidates = candidates.select(~candidates.is_mirrored)
-    aligned = _align(thumbnails, candidates, log)
+    alignments, is_aligned = _align(thumbnails, candidates, log)
+    candidates, alignments = candidates.select(is_aligned), alignments[is_aligned]
     typical = None
     if candidates.neighbors.shape[1]:
-        typical = typical_differences(thumbnails, candidates.neighbors, np.unique(aligned.members))
-        aligned = _drop_typical_pairs(thumbnails, aligned, typical)
+        typical = typical_differences(thumbnails, candidates.neighbors, np.unique(candidates.pairs))
+        is_close = _find_close_pairs(thumbnails, candidates, alignments, typical)
+        candidates, alignments = candidates.select(is_close), alignments[is_close]
 
     def load(k: int) -> tuple[Closeup, Closeup] | None:
         try:
-            first, second = (_make_closeup(read(int(i))) for i in aligned.members[k])
+            first, second = (_make_closeup(read(int(i))) for i in candidates.pairs[k])
         except ImageError:  # it has become unreadable
             return None
         return first, second
 
     found: dict[tuple[int, int], NearDuplicatePair] = {}
-    n = len(aligned.members)
+    n = len(alignments)
     with log.progress("comparing", n, "similar pairs") as bar:
         for k, closeups in enumerate(prefetch_map(load, range(n), num_workers=num_workers)):
             bar.update()
-            pair = None if closeups is None else _verify(aligned.select([k]), *closeups, typical)
+            if closeups is None:
+                continue
+            pair = _verify(candidates.select([k]), alignments[[k]], *closeups, typical)
             if pair is not None:
                 found[pair.members] = max(found.get(pair.members, pair), pair, key=lambda p: p.agreement)
     return [found[key] for key in sorted(found)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AlignedPairs:
-    """Pairs of images, and how the first of each aligns with the second or its mirror image.
-
-    Attributes:
-        members: (P, 2) positions.
-        is_mirrored: (P,).
-        alignments: (P, 4).
-    """
-
-    members: IntArray
-    is_mirrored: BoolArray
-    alignments: Float32Array
-
-    def select(self, rows: NDArray[Any] | Sequence[int]) -> "_AlignedPairs":
-        """Keep some of the pairs."""
-        return _AlignedPairs(
-            members=self.members[rows],
-            is_mirrored=self.is_mirrored[rows],
-            alignments=self.alignments[rows],
-        )
-
-
-def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> _AlignedPairs:
-    """Align candidates and keep those whose details agree at every resolution."""
+def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple[Float32Array, BoolArray]:
+    """Align candidates: alignments (P, 4), and a mask (P,) of those that agree at every resolution."""
     n = len(candidates.pairs)
     alignments, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
     for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
@@ -159,10 +140,7 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> _Alig
             if is_dark:
                 first, second = darker_half(first), darker_half(second)
             alignments[block], is_kept[block] = _align_block(first, second)
-    aligned = _AlignedPairs(
-        members=candidates.pairs, is_mirrored=candidates.is_mirrored, alignments=alignments
-    )
-    return aligned.select(is_kept)
+    return alignments, is_kept
 
 
 def _align_block(first: Float32Array, second: Float32Array) -> tuple[Float32Array, BoolArray]:
@@ -183,17 +161,18 @@ def _align_block(first: Float32Array, second: Float32Array) -> tuple[Float32Arra
     return found, is_kept
 
 
-def _drop_typical_pairs(
-    thumbnails: UInt8Array, aligned: _AlignedPairs, typical: Float32Array
-) -> _AlignedPairs:
-    """Drop the pairs whose thumbnails (N, S, S) differ like those of different images."""
-    ratios = []
-    for start in range(0, len(aligned.members), AT_ONCE):
-        block = aligned.select(np.arange(start, min(start + AT_ONCE, len(aligned.members))))
-        i, j = block.members.T
+def _find_close_pairs(
+    thumbnails: UInt8Array, candidates: Candidates, alignments: Float32Array, typical: Float32Array
+) -> BoolArray:
+    """Find the pairs (P,) whose thumbnails (N, S, S) differ by less than different images do."""
+    ratios = [np.empty(0, np.float32)]
+    for start in range(0, len(alignments), AT_ONCE):
+        rows = np.arange(start, min(start + AT_ONCE, len(alignments)))
+        block = candidates.select(rows)
+        i, j = block.pairs.T
         images = _unmirror(thumbnails[i], thumbnails[j], block.is_mirrored)
-        ratios.append(_relative_differences(images, block, typical))
-    return aligned.select(np.concatenate([np.empty(0), *ratios]) <= ROUGH_MAX_RELATIVE_DIFFERENCE)
+        ratios.append(_relative_differences(images, block, alignments[rows], typical))
+    return np.asarray(np.concatenate(ratios) <= ROUGH_MAX_RELATIVE_DIFFERENCE)
 
 
 def _make_closeup(pixels: UInt8Array) -> Closeup:
@@ -201,13 +180,17 @@ def _make_closeup(pixels: UInt8Array) -> Closeup:
 
 
 def _verify(
-    aligned: _AlignedPairs, first: Closeup, second: Closeup, typical: Float32Array | None
+    candidate: Candidates,
+    alignment: Float32Array,
+    first: Closeup,
+    second: Closeup,
+    typical: Float32Array | None,
 ) -> NearDuplicatePair | None:
-    """Return one candidate if it is a near-duplicate."""
-    is_mirrored = bool(aligned.is_mirrored[0])
+    """Return a single candidate with its alignment (1, 4) if it is a near-duplicate."""
+    is_mirrored = bool(candidate.is_mirrored[0])
     close = _unmirror(first[0], second[0], is_mirrored)
     images = close[0][None], close[1][None]
-    exact = refine(*images, aligned.alignments)
+    exact = refine(*images, alignment)
     if not np.isfinite(exact).all():
         return None
     if color_correlation(*_unmirror(first[1], second[1], is_mirrored), exact[0]) < MIN_COLOR_CORRELATION:
@@ -215,22 +198,25 @@ def _verify(
     if (value := agreement(*close, exact[0])) < MIN_AGREEMENT:
         return None
     if typical is not None:
-        ratios = _relative_differences(images, replace(aligned, alignments=exact), typical)
+        ratios = _relative_differences(images, candidate, exact, typical)
         if ratios[0] > MAX_RELATIVE_DIFFERENCE:
             return None
-    i, j = aligned.members[0]
+    i, j = candidate.pairs[0]
     return NearDuplicatePair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
 
 
 def _relative_differences(
-    images: tuple[Float32Array, Float32Array], aligned: _AlignedPairs, typical: Float32Array
+    images: tuple[Float32Array, Float32Array],
+    candidates: Candidates,
+    alignments: Float32Array,
+    typical: Float32Array,
 ) -> Float32Array:
     """Divide the difference of images (P, n, n) by the typical ones of both; the larger ratio (P,)."""
     first, second = images
-    i, j = aligned.members.T
-    there = tile_differences(differences(first, second, aligned.alignments))
-    back = tile_differences(differences(second, first, invert(aligned.alignments)))
-    unmirrored = np.where(aligned.is_mirrored[:, None, None], typical[j][..., ::-1], typical[j])
+    i, j = candidates.pairs.T
+    there = tile_differences(differences(first, second, alignments))
+    back = tile_differences(differences(second, first, invert(alignments)))
+    unmirrored = np.where(candidates.is_mirrored[:, None, None], typical[j][..., ::-1], typical[j])
     return np.maximum(relative_difference(there, typical[i]), relative_difference(back, unmirrored))
 
 

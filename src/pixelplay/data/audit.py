@@ -188,20 +188,20 @@ def measure_coverage(
     )
 
 
-def find_coverage(dataset: ImageDataset, learned: IntArray | None = None) -> ClassCoverage:
+def find_coverage(dataset: ImageDataset, train_counts: IntArray | None = None) -> ClassCoverage:
     """Find expected classes of a data set with no or too few training images.
 
     Expected are the classes of a class list or sample submission, otherwise those of a given test split.
 
     Args:
-        learned: (K,) training images of each class; None: all outside the given test split.
+        train_counts: (K,) training images of each class; None: all outside the given test split.
     """
     is_test = dataset.in_split("test")
     expected = dict(dataset.expected)
     if not expected:
         tested = dataset.class_counts(is_test)
         expected = {name: int(n) for name, n in zip(dataset.classes, tested, strict=True) if n}
-    counts = dataset.class_counts(~is_test) if learned is None else learned
+    counts = dataset.class_counts(~is_test) if train_counts is None else train_counts
     return measure_coverage(dataset.classes, counts, expected)
 
 

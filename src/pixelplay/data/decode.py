@@ -77,6 +77,23 @@ _BRANDS: tuple[tuple[bytes, str], ...] = (  # ISO base media files: the first ma
     *((brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
 )
 _BMP_HEADERS = {bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 64, 108, 124)}
+DECODE_VERSION = 1  # part of cache keys: increase it when the same bytes decode to other pixels
+MAX_PIXELS = 250_000_000  # phones take 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
+MAX_BYTES = 1 << 30  # of one encoded file
+REMEDY = "convert it to JPEG or PNG"
+_STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory: fits the processor's cache
+_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can store an orientation
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow mode: colour space of a matching profile
 
 
 def name_format(data: bytes) -> str:
@@ -102,57 +119,6 @@ def name_format(data: bytes) -> str:
     if text.startswith(b"<") and b"<svg" in text:
         return "SVG"
     return "HTML" if text.startswith((b"<!doctype html", b"<html")) else ""
-
-
-class _Silence:
-    """Count of blocks that silence Pillow, and how to restore the previous state."""
-
-    lock = threading.Lock()
-    n_blocks = 0
-    undo = ExitStack()
-
-
-@contextmanager
-def silence_pillow() -> Iterator[None]:
-    """Suppress Pillow's warnings and log lines while the block decodes images.
-
-    Warning filters are global to the process: the first block that starts changes them, the last that ends
-    restores them, however the blocks overlap. Each worker process needs its own.
-    """
-    with _Silence.lock:
-        _Silence.n_blocks += 1
-        if _Silence.n_blocks == 1:
-            _Silence.undo.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
-            logger = logging.getLogger("PIL")
-            _Silence.undo.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        with _Silence.lock:
-            _Silence.n_blocks -= 1
-            if _Silence.n_blocks == 0:
-                _Silence.undo.close()
-
-
-DECODE_VERSION = 1  # part of cache keys: increase it when the same bytes decode to other pixels
-MAX_PIXELS = 250_000_000  # phones take 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
-MAX_BYTES = 1 << 30  # of one encoded file
-REMEDY = "convert it to JPEG or PNG"
-_STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory: fits the processor's cache
-_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can store an orientation
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow mode: colour space of a matching profile
 
 
 @dataclass(frozen=True)
@@ -426,3 +392,35 @@ def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:
         strip = _over_white(image.crop((0, top, width, min(top + rows, height))), profile)
         pixels[top : top + rows] = np.frombuffer(strip.tobytes(), np.uint8).reshape(-1, width, 3)
     return pixels
+
+
+class _Silence:
+    """Count of blocks that silence Pillow, and how to restore the previous state."""
+
+    lock = threading.Lock()
+    n_blocks = 0
+    undo = ExitStack()
+
+
+@contextmanager
+def silence_pillow() -> Iterator[None]:
+    """Suppress Pillow's warnings and log lines while the block decodes images.
+
+    Warning filters are global to the process: the first block that starts changes them, the last that ends
+    restores them, however the blocks overlap. Each worker process needs its own.
+    """
+    with _Silence.lock:
+        _Silence.n_blocks += 1
+        if _Silence.n_blocks == 1:
+            _Silence.undo.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+            logger = logging.getLogger("PIL")
+            _Silence.undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.n_blocks -= 1
+            if _Silence.n_blocks == 0:
+                _Silence.undo.close()

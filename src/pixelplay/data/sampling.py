@@ -14,6 +14,8 @@ from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None
 HINT_RATIO = 5.0  # imbalance from which the user is told about it
+MOST_DRAWS = 2.0  # per image and epoch
+LEAST_MISS = 1e-4  # keeps shares defined if every prediction was right
 
 
 def imbalance_ratio(counts: IntArray) -> float:
@@ -123,10 +125,6 @@ def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArra
     """Draw n of the rows: whole permutations, the last one truncated."""
     n_rounds = -(-n // len(rows))
     return rng.permuted(np.tile(rows, (n_rounds, 1)), axis=1).ravel()[:n]
-
-
-MOST_DRAWS = 2.0  # per image and epoch
-LEAST_MISS = 1e-4  # keeps shares defined if every prediction was right
 
 
 def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:

@@ -266,22 +266,22 @@ def check_learnable(dataset: ImageDataset, is_readable: BoolArray) -> None:
     check_two_classes(dataset, readable)
 
 
-def check_two_classes(dataset: ImageDataset, learning: IntArray) -> None:
+def check_two_classes(dataset: ImageDataset, train_counts: IntArray) -> None:
     """Raise DataError unless at least two of the training counts (K,) are positive."""
-    n_classes = int((learning > 0).sum())
+    n_classes = int((train_counts > 0).sum())
     if n_classes < 2:
-        named = f" ({dataset.classes[int(learning.argmax())]!r})" if n_classes else ""
+        named = f" ({dataset.classes[int(train_counts.argmax())]!r})" if n_classes else ""
         raise DataError(
             f"{dataset.source} has {n_classes} class{'' if n_classes else 'es'} with training images{named} "
             "but at least 2 are needed; add another, or pass the folder that contains the class folders"
         )
 
 
-def _note_removed(dataset: ImageDataset, learning: BoolArray, removed: IntArray) -> list[str]:
-    """Describe the removed duplicates of test images, and the classes that lose all images by that.
+def _note_removed(dataset: ImageDataset, is_training: BoolArray, removed: IntArray) -> list[str]:
+    """Describe the removed duplicates of test images, and the classes that have no other images.
 
     Args:
-        learning: (N,) mask of the images outside the test split.
+        is_training: (N,) mask of the images outside the test split.
 
     Raises:
         DataError: fewer than two classes remain.
@@ -290,8 +290,10 @@ def _note_removed(dataset: ImageDataset, learning: BoolArray, removed: IntArray)
         return []
     names = name_some([dataset.paths[i] for i in removed])
     notes = [f"{counted(len(removed), 'training image')} removed as duplicates of test images: {names}"]
-    after = dataset.class_counts(learning & ~np.isin(np.arange(len(dataset)), removed))
-    lost = [dataset.classes[k] for k in np.flatnonzero((dataset.class_counts(learning) > 0) & (after == 0))]
+    after = dataset.class_counts(is_training & ~np.isin(np.arange(len(dataset)), removed))
+    lost = [
+        dataset.classes[k] for k in np.flatnonzero((dataset.class_counts(is_training) > 0) & (after == 0))
+    ]
     if lost:
         try:
             check_two_classes(dataset, after)

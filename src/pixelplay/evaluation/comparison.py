@@ -47,7 +47,7 @@ class PairedComparison:
         }
 
 
-def compare_preds(
+def compare_predictions(
     preds: tuple[IntArray, IntArray],
     labels: IntArray,
     groups: IntArray | None,
@@ -107,8 +107,8 @@ def compare_models(
     values: dict[str, tuple[float, float]] = {}
     differences: dict[str, Estimate] = {}
     for metric in LABEL_METRICS:
-        # reversed: compare_preds subtracts the first from the second
-        (of_second, of_first), samples = compare_preds(
+        # reversed: compare_predictions subtracts the first from the second
+        (of_second, of_first), samples = compare_predictions(
             preds[::-1], labels, groups, n_classes, metric=metric, seed=seed
         )
         values[metric] = of_first, of_second

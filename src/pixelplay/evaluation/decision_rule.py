@@ -18,7 +18,7 @@ from pixelplay.evaluation.calibration import (
     natural_probs,
     nll_of,
 )
-from pixelplay.evaluation.comparison import compare_preds
+from pixelplay.evaluation.comparison import compare_predictions
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, expected_counts
 
@@ -187,7 +187,9 @@ def compare_logits(
         fit_decision_rule(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1]
         for each in logits
     )
-    values, samples = compare_preds((first, second), labels, groups, len(priors), metric=metric, seed=seed)
+    values, samples = compare_predictions(
+        (first, second), labels, groups, len(priors), metric=metric, seed=seed
+    )
     return values, float(np.std(samples, ddof=1))
 
 

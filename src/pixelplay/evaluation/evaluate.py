@@ -17,21 +17,21 @@ from pixelplay.evaluation.estimates import estimate_label_metrics, estimate_prob
 from pixelplay.evaluation.intervals import Bootstrap, Estimate, plain_fields, wilson
 from pixelplay.evaluation.metrics import (
     ECE_BINS,
+    LABEL_METRICS,
     check_labels,
     expected_calibration_error,
     label_metric,
 )
 from pixelplay.evaluation.selective import OperatingPoint, find_positive, fit_operating_point, risk_coverage
 
-_CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
-_LABEL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+_PER_CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 _PROB_METRICS = ("log_loss", "brier", "roc_auc", "average_precision")
 _MIN_RESAMPLES, _MAX_RESAMPLES = 100, 1000
 _MAX_DRAWS = 10**9  # resamples × images × classes: a few seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassScores:
+class ClassMetrics:
     """Metrics of one class; None where undefined: no images, never predicted, or unknown to the model.
 
     ROC-AUC and average precision are one-vs-rest over the images of known classes.
@@ -80,7 +80,7 @@ class Evaluation:
     risk_coverage: tuple[tuple[float, float], ...]
     roc_auc: Estimate | None
     average_precision: Estimate | None
-    per_class: tuple[ClassScores, ...]
+    per_class: tuple[ClassMetrics, ...]
     confusion: IntArray
     known_only: "Evaluation | None"
     operating_point: OperatingPoint | None
@@ -224,7 +224,7 @@ def _evaluate(
         aurc=aurc,
         risk_coverage=curve,
         per_class=tuple(
-            ClassScores(name=name, n=int(support[k]), **{m: by_class[m][k] for m in _CLASS_METRICS})
+            ClassMetrics(name=name, n=int(support[k]), **{m: by_class[m][k] for m in _PER_CLASS_METRICS})
             for k, name in enumerate(classes)
         ),
         confusion=confusion.reshape(n_classes, n_classes),
@@ -250,11 +250,12 @@ def average_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     first = evaluations[0]
     known = [e.known_only for e in evaluations if e.known_only is not None]
     metrics: dict[str, Any] = {
-        name: _average([getattr(e, name) for e in evaluations]) for name in _LABEL_METRICS + _PROB_METRICS
+        name: _average([getattr(e, name) for e in evaluations]) for name in (*LABEL_METRICS, *_PROB_METRICS)
     }
     per_class = tuple(
         replace(
-            each[0], **{name: _average([getattr(scores, name) for scores in each]) for name in _CLASS_METRICS}
+            each[0],
+            **{name: _average([getattr(scores, name) for scores in each]) for name in _PER_CLASS_METRICS},
         )
         for each in zip(*(e.per_class for e in evaluations), strict=True)
     )

@@ -129,7 +129,7 @@ def test_the_positive_class_is_the_second_unless_named() -> None:
 @pytest.mark.parametrize(
     ("classes", "positive", "precision", "error", "message"),
     [
-        (("a", "b", "c"), None, 0.9, DataError, "at_precision.* 3"),
+        (("a", "b", "c"), None, 0.9, DataError, "the model has 3 classes but at_precision needs 2"),
         (("a", "b"), "owl", 0.9, DataError, "class 'owl' is unknown"),
         (("a", "b"), None, 1.5, ConfigError, r"at_precision=1\.5"),
         (("a", "b"), None, "0.9", ConfigError, r"at_precision='0\.9'"),

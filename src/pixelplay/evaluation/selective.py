@@ -160,8 +160,8 @@ def find_positive(
         )
     if len(classes) != 2:
         raise DataError(
-            f"at_precision needs a model with 2 classes but this one has {len(classes)}; remove "
-            "--at-precision or train on two classes"
+            f"the model has {len(classes)} classes but at_precision needs 2; remove --at-precision or train "
+            "on two classes"
         )
     name = classes[1] if positive is None else positive
     if name not in classes:

@@ -43,11 +43,13 @@ class Uncertainty:
             self._set_threshold = fit_threshold(held_out.set_scores(config.conformal_score), config.coverage)
             self.notes.append(f"prediction sets rest on {_basis(held_out)}")
         if config.target_accuracy is not None:
-            cut = fit_confidence_threshold(held_out.confidence, held_out.is_right, config.target_accuracy)
-            self._cut = cut.threshold
+            threshold, coverage, accuracy, bound = fit_confidence_threshold(
+                held_out.confidence, held_out.is_right, config.target_accuracy
+            )
+            self._cut = threshold
             self.notes.append(
-                f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of the held-out "
-                f"images, {cut.accuracy:.3f} of them right, at least {cut.bound:.3f} with 95 % "
+                f"answers from a probability of {threshold:.3f}: {coverage:.1%} of the held-out "
+                f"images, {accuracy:.3f} of them right, at least {bound:.3f} with 95 % "
                 f"confidence, by {_basis(held_out)}"
             )
 

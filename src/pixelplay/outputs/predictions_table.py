@@ -241,10 +241,10 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
         return NOT_HELD_OUT, "without it, or its group, nothing would be left to learn a class from"
 
     chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
-    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.rules, strict=True)):
+    for repeat, folds in enumerate(validation.folds):
         # a row of NaN and -1 at the end is what position -1 takes
-        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
-        pred = np.append(fit.pred, -1)[where]
+        probs = np.vstack([validation.probs[repeat], np.full(data.n_known, np.nan)])[where]
+        pred = np.append(validation.pred[repeat], -1)[where]
         states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
         chunks.append(
             Predictions(

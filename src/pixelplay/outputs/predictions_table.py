@@ -292,10 +292,10 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
         return NOT_HELD_OUT, "always in training, as its class has no other training images or groups"
 
     chunks, columns, logits = [], {"repeat": [], "fold": []}, []  # type: ignore[var-annotated]
-    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.fits, strict=True)):
+    for repeat, (folds, rule) in enumerate(zip(validation.folds, validation.rules, strict=True)):
         # index -1 selects the appended last row
-        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
-        pred = np.append(fit.pred, -1)[where]
+        probs = np.vstack([rule.probs, np.full(rule.probs.shape[1], np.nan)])[where]
+        pred = np.append(rule.pred, -1)[where]
         states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
         chunks.append(
             Predictions(

@@ -17,7 +17,7 @@ from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.device import find_device
 from pixelplay.model.split_backbone import TrainableStages, split_backbone
-from pixelplay.training.cpu_parallel import forward_for_training
+from pixelplay.training.cpu_parallel import parallel_forward
 
 K, SIZE = 4, 64
 NETWORKS = {  # → number of trained stages; more layers amplify rounding
@@ -215,7 +215,7 @@ def test_threads_share_fast_layers() -> None:
         classifier, inputs = make_classifier("tf_efficientnet_lite0", 2, fast=True, size=64)
         inputs = inputs[0].repeat(4, 1, 1, 1), inputs[1].repeat(4, 1)
         torch.set_num_threads(2)
-        with forward_for_training(classifier, device, batch_size) as forward:
+        with parallel_forward(classifier, device, batch_size) as forward:
             assert (forward is classifier) == (batch_size == 8)
             logits = forward(*inputs)
             cross_entropy(logits, torch.arange(16) % K).backward()

@@ -166,7 +166,7 @@ def test_mixed_labels_under_focal_are_an_error_that_names_it() -> None:
 
 
 def test_smoothed_labels_under_focal_are_refused_before_anything_is_learned() -> None:
-    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 makes labels soft, which the focal loss"):
+    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 .*--imbalance focal"):
         make("focal", label_smoothing=0.1)
 
 

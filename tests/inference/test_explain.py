@@ -186,11 +186,11 @@ def test_every_branch_contributes_to_the_heat(
         return np.stack([explainer.explain(image, label).heat for label in bundle.classes])
 
     frozen = shared_backbone(name)
-    tails = [TrainableStages(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
-    for i, tail in enumerate(tails):
-        for values in tail.parameters():
+    branches = [TrainableStages(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
+    for i, branch in enumerate(branches):
+        for values in branch.parameters():
             values.data = values.data * (1 + 0.1 * (i + 1))
-    together = with_backbone(bundle, BranchedBackbone(frozen, tails).eval())
+    together = with_backbone(bundle, BranchedBackbone(frozen, branches).eval())
     heat = show(together)
     weight = together.head.weight.copy()
     weight[:, frozen(torch.zeros(1, 3, 64, 64)).shape[1] :] = 0

@@ -240,7 +240,7 @@ def test_zero_head_has_loss_ln_k(name: str) -> None:
 def test_classifier_logits_equal_the_exported_head_on_the_features() -> None:
     classifier, inputs = make_classifier("test_resnet").eval(), draw_inputs("test_resnet")
     with torch.no_grad():
-        features, logits = classifier.tail(*inputs), classifier(*inputs)
+        features, logits = classifier.stages(*inputs), classifier(*inputs)
     found = classifier.head.export().logits(features.numpy())
     np.testing.assert_allclose(found, logits.numpy(), atol=1e-4)
 
@@ -248,11 +248,11 @@ def test_classifier_logits_equal_the_exported_head_on_the_features() -> None:
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet", "test_byobnet"])
 def test_batch_norms_keep_their_statistics_in_training(name: str) -> None:
     classifier, inputs = make_classifier(name), draw_inputs(name)
-    before = {key: value.clone() for key, value in classifier.tail.named_buffers()}
+    before = {key: value.clone() for key, value in classifier.stages.named_buffers()}
     with torch.no_grad():
         evaluated = classifier.eval()(*inputs)
         trained = classifier.train()(*inputs)
-    for key, value in classifier.tail.named_buffers():
+    for key, value in classifier.stages.named_buffers():
         assert torch.equal(value, before[key]), key
     torch.testing.assert_close(trained, evaluated, atol=1e-5, rtol=1e-5)
 
@@ -342,7 +342,7 @@ def test_distances_cover_every_parameter_from_stem_to_head(name: str) -> None:
     found = list(classifier.distances())
     assert [key for key, _, _ in found] == [key for key, _ in classifier.named_parameters()]
     assert all(value is own for (_, value, _), own in zip(found, classifier.parameters(), strict=True))
-    farthest = len(stage_modules(classifier.tail.network)) - 1
+    farthest = len(stage_modules(classifier.stages.network)) - 1
     assert found[0][2] == farthest
     assert {distance for key, _, distance in found if key.startswith("head.")} == {0}
     assert {distance for _, _, distance in found} == set(range(farthest + 1))
@@ -367,7 +367,7 @@ def test_distances_of_trainable_stages_are_those_of_the_whole(name: str) -> None
     n_stages = len(stage_modules(shared_backbone(name).network))
     for n_front in range(1, n_stages):
         classifier = make_classifier(name, n_front=n_front)
-        for layer in classifier.tail.modules():
+        for layer in classifier.stages.modules():
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 layer.requires_grad_(False)
         found = {key: distance for key, _, distance in classifier.distances()}

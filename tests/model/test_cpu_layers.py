@@ -158,10 +158,10 @@ def test_fast_layers_are_idempotent() -> None:
     classifier, inputs = make_classifier("test_efficientnet", fast=True)
     before = [is_fast(layer) for layer in classifier.modules()]
     expected = classifier(*inputs)
-    freeze_depthwise_filters(classifier.tail, (3, SIZE, SIZE), 0, fast=True)
+    freeze_depthwise_filters(classifier.stages, (3, SIZE, SIZE), 0, fast=True)
     assert [is_fast(layer) for layer in classifier.modules()] == before
     assert torch.equal(classifier(*inputs), expected)
-    freeze_depthwise_filters(classifier.tail, (3, SIZE, SIZE), 0, fast=False)
+    freeze_depthwise_filters(classifier.stages, (3, SIZE, SIZE), 0, fast=False)
     assert not any(map(is_fast, classifier.modules()))
 
 

@@ -73,5 +73,5 @@ def test_ensemble_of_mlp_heads_concatenates_hidden_units() -> None:
     joined, head = average_members(
         frozen, [ensemble_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]
     )
-    expected = np.mean([_logits(*answer) for answer in zip(networks, heads, strict=True)], axis=0)
+    expected = np.mean([_logits(*pair) for pair in zip(networks, heads, strict=True)], axis=0)
     np.testing.assert_allclose(_logits(joined, head), expected, atol=1e-4 * np.abs(expected).max())

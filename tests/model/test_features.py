@@ -42,7 +42,7 @@ def make_extractor(loaded: PretrainedBackbone) -> MakeExtractor:
         *,
         hflip: bool = False,
         precision: Precision = "fp32",
-        learned_in: Precision | None = None,
+        training_precision: Precision | None = None,
     ) -> FeatureExtractor:
         return FeatureExtractor(
             loaded.backbone,
@@ -51,7 +51,7 @@ def make_extractor(loaded: PretrainedBackbone) -> MakeExtractor:
             device="cpu",
             precision=precision,
             batch_size=batch_size,
-            learned_in=learned_in,
+            training_precision=training_precision,
         )
 
     return make
@@ -241,10 +241,10 @@ def test_fp32_prediction_rounds_weights_of_a_bf16_model(
     before = {key: value.clone() for key, value in loaded.backbone.state_dict().items()}
     learned = make_extractor(batch_size=7, precision="bf16")(pixels)
     plain = make_extractor(batch_size=7)(pixels)
-    following = make_extractor(batch_size=7, learned_in="bf16")(pixels)
+    following = make_extractor(batch_size=7, training_precision="bf16")(pixels)
     assert np.square(following - learned).mean() < 0.5 * np.square(plain - learned).mean()
     assert all(torch.equal(value, before[key]) for key, value in loaded.backbone.state_dict().items())
-    same = make_extractor(batch_size=7, precision="bf16", learned_in="bf16")(pixels)
+    same = make_extractor(batch_size=7, precision="bf16", training_precision="bf16")(pixels)
     np.testing.assert_array_equal(same, learned)
 
 

@@ -24,7 +24,7 @@ def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
 
 
 def gradcam_plus_plus(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Weight each channel by its positive gradients, more where few pixels support the class.
+    """Weight each channel by its positive gradients, the more the fewer pixels.
 
     Source: Chattopadhay et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063, equations 10, 11 and 19.
     """
@@ -50,7 +50,7 @@ CAM_METHODS: dict[CamName, CamMethod] = {
 
 
 def sum_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Resize maps (B, H_s, W_s) of several stages to (height, width) and add them: (B, height, width)."""
+    """Resize maps (B, H_s, W_s) of several stages to one size and add them."""
     resized = [F.interpolate(m[:, None], size=size, mode="bilinear", antialias=True)[:, 0] for m in maps]
     total = resized[0]
     for each in resized[1:]:

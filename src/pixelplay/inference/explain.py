@@ -50,7 +50,7 @@ class Explanation:
 
 
 class Explainer:
-    """One trained classifier, or an ensemble, that shows where in an image it sees a class.
+    """Shows where in an image one classifier or an ensemble sees a class.
 
     It computes in fp32 whatever the models' precision; probabilities are within 0.02 of `Predictor`'s.
 
@@ -60,6 +60,10 @@ class Explainer:
         compute: device; other settings are ignored.
         method: class activation map (default: the most faithful one).
         n_stages: number of last stages of each network whose maps are added.
+
+    Attributes:
+        classes: (K,) class names.
+        input_size: side of the largest network input, px.
 
     Raises:
         ConfigError: unknown method, a backbone without feature maps, or models with different classes.
@@ -78,16 +82,8 @@ class Explainer:
         device = pick_device((compute or ComputeConfig()).device)
         self._alignment = align_classes(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
         self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """(K,) class names."""
-        return self._alignment.classes
-
-    @property
-    def input_size(self) -> int:
-        """Side of the largest network input, px."""
-        return max(model.input_size for model in self._models)
+        self.classes = self._alignment.classes
+        self.input_size = max(model.input_size for model in self._models)
 
     def check_class(self, name: str) -> None:
         """Check that the model knows a class.
@@ -141,7 +137,7 @@ class _Model:
         self._normalize = Normalizer(bundle.preprocessing, device)
 
     def forward(self, pixels: UInt8Array) -> tuple[Float64Array, Tensor, list[Tensor]]:
-        """Compute probabilities (K,), differentiable calibrated logits (K,) and stage outputs of an image."""
+        """Compute probabilities (K,), differentiable logits (K,), stage outputs."""
         view = eval_transform(pixels, self._bundle.preprocessing)
         images = self._normalize(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
         if self._bundle.hflip:

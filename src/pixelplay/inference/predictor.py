@@ -80,6 +80,11 @@ class Predictor:
         tta: test-time augmentation: "none", or "flip" to average each image and its mirror image. None:
             as in training.
 
+    Attributes:
+        bundle: the model.
+        classes: (K,) class names.
+        held_out: scores of held-out images; None with another `tta` than in training.
+
     Raises:
         BundleError: no bundle there, or a damaged one.
         ConfigError: "flip" with a model trained without mirror images.
@@ -93,11 +98,13 @@ class Predictor:
         tta: Tta | None = None,
     ) -> None:
         compute = compute or ComputeConfig()
-        self._bundle = read_bundle(os.fspath(run))
+        self.bundle = read_bundle(os.fspath(run))
+        self.classes = self.bundle.classes
         if tta is not None:
             check_choice("tta", tta, get_args(Tta))
-        self._is_as_trained = tta in (None, "flip" if self._bundle.hflip else "none")
-        if tta == "flip" and not self._bundle.hflip:
+        is_as_trained = tta in (None, "flip" if self.bundle.hflip else "none")
+        self.held_out: HeldOutScores | None = self.bundle.held_out if is_as_trained else None
+        if tta == "flip" and not self.bundle.hflip:
             raise ConfigError(
                 f"tta='flip' cannot be used with {os.fspath(run)}, which was trained with --no-hflip; "
                 "use --tta none"
@@ -105,32 +112,17 @@ class Predictor:
         self._num_workers = compute.num_workers
         device = pick_device(compute.device)
         requested = compute.precision
-        if requested == "auto" and self._bundle.precision == "fp32":
+        if requested == "auto" and self.bundle.precision == "fp32":
             requested = "fp32"  # never lower than in training
         self._extractor = FeatureExtractor(
-            self._bundle.backbone,
-            self._bundle.preprocessing,
-            hflip=self._bundle.hflip and tta != "none",
+            self.bundle.backbone,
+            self.bundle.preprocessing,
+            hflip=self.bundle.hflip and tta != "none",
             device=device,
             precision=pick_precision(requested, device),
             batch_size=compute.batch_size,
-            learned_in=self._bundle.precision,
+            training_precision=self.bundle.precision,
         )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """(K,) class names."""
-        return self._bundle.classes
-
-    @property
-    def held_out(self) -> HeldOutScores | None:
-        """Scores of held-out images; None with another `tta` than in training."""
-        return self._bundle.held_out if self._is_as_trained else None
-
-    @property
-    def bundle(self) -> ModelBundle:
-        """The model."""
-        return self._bundle
 
     def predict(self, images: Images) -> Predictions:
         """Classify images: one row each, in order, whether or not they can be read.
@@ -166,15 +158,15 @@ class Predictor:
                 data = image if i in in_memory else dataset.storage.read(path)
                 assert isinstance(data, bytes)
                 digest = digest_bytes(data)
-                pixels = decode_image(data, path=path, target_px=self._bundle.preprocessing.input_size)
-            return LoadedImage(digest=digest, pixels=eval_transform(pixels, self._bundle.preprocessing))
+                pixels = decode_image(data, path=path, target_px=self.bundle.preprocessing.input_size)
+            return LoadedImage(digest=digest, pixels=eval_transform(pixels, self.bundle.preprocessing))
         except ImageError as error:
             return LoadedImage(digest=digest, error=error.detached())
 
     def _predict_chunk(
         self, paths: Sequence[str], chunk: Sequence[LoadedImage], features: Float32Array
     ) -> Predictions:
-        bundle = self._bundle
+        bundle = self.bundle
         logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
         probs = natural_probs(logits, bundle.temperature)
         is_ok = np.array([image.error is None for image in chunk])
@@ -254,7 +246,7 @@ def _pixels_of(image: InMemoryImage, name: str) -> UInt8Array:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassAlignment:
-    """Common class order of an ensemble, which averages the members' calibrated probabilities.
+    """Common class order and decision of an ensemble.
 
     Attributes:
         classes: (K,) names in the order of the first model.
@@ -268,7 +260,7 @@ class ClassAlignment:
     prior_weights: Float64Array
 
     def mean(self, probs: Sequence[Float64Array]) -> Float64Array:
-        """Average the probabilities of all models, each (N, K) in its own class order: (N, K)."""
+        """Average probabilities (N, K) that are in each model's own class order."""
         ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
         return np.asarray(np.mean(ordered, axis=0))
 
@@ -309,6 +301,10 @@ class EnsemblePredictor:
         compute: device, precision, batch size, threads.
         tta: as in `Predictor`.
 
+    Attributes:
+        classes: (K,) class names in the order of the first run.
+        held_out: None, as the members' scores of held-out images do not describe the ensemble.
+
     Raises:
         BundleError: no bundle in one of the folders, or a damaged one.
         ConfigError: the models have different classes.
@@ -325,10 +321,7 @@ class EnsemblePredictor:
         bundles = [predictor.bundle for predictor in self._predictors]
         self._alignment = align_classes(bundles, [os.fspath(run) for run in runs])
         self.classes = self._alignment.classes
-
-    @property
-    def held_out(self) -> None:
-        """None: the members' scores of held-out images do not describe the ensemble."""
+        self.held_out: HeldOutScores | None = None
 
     def predict(self, images: Images) -> Predictions:
         """Classify images like `Predictor.predict`; novelty is that of the first model."""

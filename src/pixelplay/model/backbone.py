@@ -61,7 +61,7 @@ class Backbone(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the weights: input size, mean, name of the classifier and more."""
+        """timm's description of the weights: input size, mean, std and more."""
         config: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
         return config
 
@@ -86,14 +86,14 @@ def stage_modules(network: Any) -> tuple[str, ...]:
 
 
 def compute_features(network: Any, stages: Sequence[int], inputs: Tensor) -> Tensor:
-    """Compute channel statistics of some stages, followed by pooled features: (B, D) float32."""
+    """Compute channel statistics, then pooled features: (B, D) float32."""
     return compute_features_and_maps(network, stages, inputs, ())[0]
 
 
 def compute_features_and_maps(
     network: Any, stages: Sequence[int], inputs: Tensor, map_stages: Iterable[int]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Compute features, and the feature maps (B, C_s, H_s, W_s) at the end of `map_stages`."""
+    """Compute features (B, D) and the maps (B, C_s, H_s, W_s) of `map_stages`."""
     wanted = sorted({*stages, *map_stages}) or [-1]
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
@@ -103,7 +103,7 @@ def compute_features_and_maps(
 
 
 def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
-    """Compute feature maps (B, C_s, H_s, W_s) at the end of some stages; later stages do not run."""
+    """Compute maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
     selection = _select_stages(network, stages)
     maps: list[Tensor] = network.forward_intermediates(
         images, intermediates_only=True, stop_early=True, **selection
@@ -112,7 +112,7 @@ def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Te
 
 
 def channel_stats(maps: Sequence[Tensor]) -> Tensor:
-    """Concatenate means and standard deviations of feature maps (B, C_s, H_s, W_s): (B, D) float32."""
+    """Compute channel statistics (B, D) float32 of maps (B, C_s, H_s, W_s)."""
     return torch.cat([values for stage in maps for values in _channel_stats(stage)], dim=1)
 
 
@@ -127,7 +127,7 @@ def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
 
 
 def _channel_stats(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation, (B, C) float32 each, of feature maps (B, C, H, W)."""
+    """Compute channel mean and deviation (B, C) of maps (B, C, H, W)."""
     values = maps.float()
     mean = values.mean(dim=(2, 3), keepdim=True)
     variance = (values - mean).square().mean(dim=(2, 3))  # torch.var_mean takes ten times as long on a CPU
@@ -273,7 +273,7 @@ def load_weights_into(network: nn.Module, state: dict[str, Tensor], origin: str)
 
 
 def select_fitting_weights(network: nn.Module, state: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """Drop the classifier's weights and check that the rest matches the network exactly.
+    """Drop the classifier's weights and check that the rest fits exactly.
 
     Raises:
         BundleError: keys or shapes that do not fit; the first ten are named.
@@ -300,7 +300,7 @@ def select_fitting_weights(network: nn.Module, state: dict[str, Tensor], origin:
 
 
 def _classifier_modules(network: nn.Module, classifiers: Sequence[str]) -> Iterator[str]:
-    """List modules that timm drops with the classifier: itself, a norm around it, an auxiliary one."""
+    """List modules that timm drops together with the classifier."""
     yield AUXILIARY
     for name in classifiers:
         yield name

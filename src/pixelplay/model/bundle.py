@@ -93,7 +93,7 @@ def shorten_digest(digest: bytes) -> str:
 
 
 def write_bundle(bundle: ModelBundle, folder: str) -> None:
-    """Write a bundle into an empty folder; bundle.json is written last and holds the other files' hashes."""
+    """Write a bundle into an empty folder, bundle.json last."""
     from safetensors.numpy import save as save_arrays
     from safetensors.torch import save as save_tensors
 

@@ -15,7 +15,7 @@ from pixelplay.model.split_backbone import TrainableStages
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """Fitted head: a linear map to logits with natural priors, optionally after one hidden ReLU layer.
+    """Linear map to natural-prior logits, optionally after a hidden layer.
 
     Attributes:
         weight: (K, D) float32; (K, H) after a hidden layer of H units.
@@ -62,7 +62,7 @@ def average_heads(
     n_features: int,
     temperatures: Sequence[float] | None = None,
 ) -> LinearHead:
-    """Build one head whose logits are the mean of those of M heads, each divided by its temperature.
+    """Build one head with the mean logits of M heads.
 
     Args:
         heads: all with a hidden layer, or all without.
@@ -121,7 +121,7 @@ HIDDEN = 512  # units of the original recipe's head
 
 
 class TrainableLinearHead(nn.Module):
-    """Linear head on standardised features, so that one learning rate suits all of them.
+    """Linear head on standardised features; one learning rate suits them all.
 
     Args:
         mean: (D,) of the training features.
@@ -168,7 +168,7 @@ class TrainableLinearHead(nn.Module):
 
 
 class TrainableMlpHead(nn.Module):
-    """Head of the original recipe: Linear D→512, BatchNorm, ReLU, Dropout, Linear 512→K."""
+    """The original recipe's head: Linear, BatchNorm, ReLU, Dropout, Linear."""
 
     def __init__(self, n_features: int, n_classes: int, *, dropout: float) -> None:
         super().__init__()
@@ -206,17 +206,17 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, tail: TrainableStages, head: TrainableLinearHead | TrainableMlpHead, *, drop_path: float = 0.0
+        self, stages: TrainableStages, head: TrainableLinearHead | TrainableMlpHead, *, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.tail = tail
+        self.stages = stages
         self.head = head
         if drop_path:
-            _set_drop_path(tail, drop_path)
+            _set_drop_path(stages, drop_path)
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Compute logits (B, K) float32 of maps at the split (B, C, H, W) and statistics (B, D_frozen)."""
-        features: Tensor = self.tail(maps, stats)  # (B, D)
+        """Compute logits (B, K) of maps (B, C, H, W) and statistics (B, D_frozen)."""
+        features: Tensor = self.stages(maps, stats)  # (B, D)
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
         return logits
@@ -224,14 +224,14 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         """Switch dropout and stochastic depth; batch norms stay in eval mode."""
         super().train(mode)
-        for layer in self.tail.modules():
+        for layer in self.stages.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
         return self
 
     def distances(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Yield name, value and number of stages after its own, of every trainable parameter."""
-        network = self.tail.network
+        """Yield each trainable parameter's name, value and distance to the last stage."""
+        network = self.stages.network
         ends = stage_modules(network)
         stage_of = _stages_of_parameters(network, ends)
         for name, value in self.named_parameters():
@@ -240,7 +240,7 @@ class Classifier(nn.Module):
 
 
 def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[nn.Parameter, int]:
-    """Map each parameter to the first stage that ends with its module or later, in order of definition."""
+    """Map each parameter to its stage, by the order of definition."""
     order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
     # stages whose modules were removed come before everything
     last = [
@@ -280,7 +280,7 @@ def _set_drop_path(stages: TrainableStages, rate: float) -> None:
 
 
 def _has_skip_connection(block: nn.Module) -> bool:
-    """Check timm's attributes that tell whether a signal remains if the residual branch is dropped."""
+    """Check timm's attributes for a skip connection."""
     is_residual = getattr(block, "has_skip", True) and getattr(block, "residual", True)
     has_skip = all(getattr(block, name, True) is not None for name in ("identity", "shortcut"))
     return bool(is_residual and has_skip)

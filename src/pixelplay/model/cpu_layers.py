@@ -31,7 +31,7 @@ _LIMITS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 def freeze_depthwise_filters(
     stages: TrainableStages, map_shape: tuple[int, int, int], n_stats: int, *, fast: bool
 ) -> None:
-    """Freeze depthwise filters and their scales; layers that mix channels stay trainable.
+    """Freeze depthwise filters and their scales; other layers stay trainable.
 
     Depthwise filters hold 3 % of the weights, but their gradient takes two thirds of a step on a CPU. The
     stages are in eval mode afterwards.
@@ -76,7 +76,7 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, train_bias: bool) -> None:
-    """Freeze a filter and its scale, and its own bias unless the bias has a cheap gradient."""
+    """Freeze a filter, its scale and, unless `train_bias`, its own bias."""
     conv.weight.requires_grad_(False)
     if conv.bias is not None:
         conv.bias.requires_grad_(train_bias)
@@ -85,14 +85,14 @@ def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, train_bias: bool) -
 
 
 def _has_flipped_gradient(conv: nn.Conv2d, sides: torch.Size) -> bool:
-    """Check that the input's gradient is a convolution of stride 1 with the flipped filter."""
+    """Check that the input gradient is a convolution with the flipped filter."""
     symmetric = symmetric_padding(conv, sides)
     is_square = conv.in_channels == conv.out_channels
     return symmetric is not None and is_square and symmetric[0] < conv.kernel_size[0]
 
 
 def _replace_forward(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, sides: torch.Size) -> None:
-    """Replace the forward passes of a convolution and the batch norm after it, if there are faster ones."""
+    """Use faster forward passes for a convolution and its batch norm."""
     rectifier = _rectifier_of(norm)
     forward: partial[Tensor]
     if _is_depthwise(conv):
@@ -111,7 +111,7 @@ def _replace_forward(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, sides: torch.
 
 
 def _rectifier_of(norm: Any) -> nn.Module | None:
-    """Return the activation of timm's batch norm if it is a rectifier and there is no dropout."""
+    """Return the rectifier in timm's batch norm, if it has no dropout."""
     activation = getattr(norm, "act", None)
     has_no_drop = isinstance(getattr(norm, "drop", None), nn.Identity)
     return activation if has_no_drop and type(activation) in _LIMITS else None
@@ -236,7 +236,7 @@ class _Pointwise(torch.autograd.Function):
 
 
 def _rectifier_gradient(grad: Tensor, output: Tensor | None, rectifier: nn.Module | None) -> Tensor:
-    """Compute the gradient of a rectifier's input from its output; it is 0 at both limits."""
+    """Backpropagate through a rectifier; the gradient is 0 at both limits."""
     if rectifier is None:
         return grad
     before: Tensor = torch.ops.aten.hardtanh_backward(grad, output, 0.0, _LIMITS[type(rectifier)])
@@ -244,7 +244,7 @@ def _rectifier_gradient(grad: Tensor, output: Tensor | None, rectifier: nn.Modul
 
 
 def _insert_zeros(maps: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Insert zeros between and after the values of maps (B, C, H, W): (B, C, height, width)."""
+    """Spread maps (B, C, H, W) by zeros to (B, C, height, width)."""
     spread = maps.new_zeros(len(maps), height, width, maps.shape[1]).permute(0, 3, 1, 2)
     spread[:, :, ::stride, ::stride][:, :, : maps.shape[2], : maps.shape[3]] = maps
     return spread

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class _ThreadCount:
-    """Number of torch threads before the first running job changed it, and the number of running jobs."""
+    """Number of running jobs, and of torch threads before the first one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -50,7 +50,7 @@ def shared_cores() -> Iterator[int]:
 
 
 def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
-    """Yield work(item) for each item in order; on a CPU each core processes its own item.
+    """Yield work(item) in order; on a CPU each core processes its own item.
 
     Cores that split every layer wait for each other after each one, and for the core that also decodes an
     image; that takes 1.4 times as long (benchmarks/DECISIONS.md). The results do not depend on the number
@@ -126,7 +126,7 @@ class Device:
         return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
 
     def generators(self) -> list[int]:
-        """Return the GPU indices whose random state `torch.random.fork_rng` has to restore."""
+        """Return the GPU indices for `torch.random.fork_rng`."""
         return [torch.cuda.current_device()] if self.name == "cuda" else []
 
 

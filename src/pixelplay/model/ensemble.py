@@ -17,7 +17,7 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One classifier of an ensemble, described by its differences from the frozen backbone.
+    """One classifier of an ensemble: its differences from the frozen backbone.
 
     Attributes:
         tails: its own stages: at most one unless `is_beside`.
@@ -48,20 +48,20 @@ def ensemble_member(backbone: Backbone, head: LinearHead, n_front: int | None) -
 def average_members(
     frozen: Backbone, members: Sequence[Member], temperatures: Sequence[float] | None = None
 ) -> tuple[Backbone, LinearHead]:
-    """Combine members into one network and one head that compute the mean of their logits.
+    """Build one network and one head that compute the mean of all logits.
 
     Args:
         frozen: the backbone all members share.
         members: the M classifiers.
         temperatures: (M,) > 0, divide each member's logits; None stands for 1.
     """
-    n_frozen = frozen.n_features
+    n_base = frozen.n_features
     branches: list[TrainableStages] = []
     columns: list[IntArray] = []  # of each member's features in the concatenated ones
-    n_features = n_frozen
+    n_features = n_base
     for member in members:
-        n_own = BranchedBackbone(frozen, member.tails).n_features - n_frozen
-        n_shared = n_frozen if member.is_beside else n_frozen - n_own
+        n_own = BranchedBackbone(frozen, member.tails).n_features - n_base
+        n_shared = n_base if member.is_beside else n_base - n_own
         columns.append(np.concatenate([np.arange(n_shared), n_features + np.arange(n_own)]))
         n_features += n_own
         branches += member.tails

@@ -39,7 +39,7 @@ EMPTY_THUMBNAIL = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
 
 
 class Normalizer:
-    """Moves pixels to the device and normalises them with the network's mean and standard deviation."""
+    """Moves pixels to the device and normalises them with mean and std."""
 
     def __init__(self, preprocessing: Preprocessing, device: str) -> None:
         self._device = device
@@ -47,7 +47,7 @@ class Normalizer:
         self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32 in channels-last layout."""
+        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32."""
         images = to_device(pixels, self._device).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
@@ -72,7 +72,7 @@ class FeatureExtractor:
         device: "cpu", "cuda" or "mps".
         precision: "fp32" or "bf16".
         batch_size: images per batch; None selects one that suits the device.
-        learned_in: precision of the features the head was trained on, if different.
+        training_precision: precision of the features the head was trained on, if different.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FeatureExtractor:
         device: str,
         precision: Precision,
         batch_size: int | None = None,
-        learned_in: Precision | None = None,
+        training_precision: Precision | None = None,
     ) -> None:
         self.batch_size = pick_batch_size(batch_size, device, preprocessing.input_size)
         self.n_features = backbone.n_features
@@ -94,7 +94,7 @@ class FeatureExtractor:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._network = [backbone.name, backbone.features]
         fused = fuse_for_inference(backbone.eval(), preprocessing.input_size)
-        if (learned_in, precision) == ("bf16", "fp32"):
+        if (training_precision, precision) == ("bf16", "fp32"):
             # Most of the difference between the precisions comes from rounded weights: with this, only a
             # third as many probabilities change by more than 0.02.
             fused = _round_weights_to_bf16(fused)
@@ -102,7 +102,7 @@ class FeatureExtractor:
         self._normalize = Normalizer(preprocessing, device)
 
     def __call__(self, pixels: UInt8Array) -> Float32Array:
-        """Compute features (B, D) of preprocessed images (B, S, S, 3); B is at most the batch size."""
+        """Compute features (B, D) of pixels (B, S, S, 3), B <= batch size."""
         n = len(pixels)
         with explain_memory_errors(inference_memory_error(self.device, self.batch_size)):
             if n < self.batch_size:
@@ -161,7 +161,7 @@ def _round_weights_to_bf16(backbone: Backbone) -> Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """One image from the loader: preprocessed pixels, or an error, or neither if its features are cached.
+    """One image from the loader; without pixels and error, it is cached.
 
     Attributes:
         digest: 16-byte content hash; b"" if the file could not be read.
@@ -184,7 +184,7 @@ def stream_features(
     cache: ArrayCache | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[list[LoadedImage], Float32Array]]:
-    """Yield images in order with their features, in chunks of CHUNK; the last may be smaller.
+    """Yield images in order with their features, in chunks of CHUNK images.
 
     Args:
         extractor: computes the features.
@@ -236,7 +236,7 @@ def _make_batches(images: Iterable[LoadedImage], batch_size: int) -> Iterator[li
 def _merge_cached(
     batch: Sequence[LoadedImage], computed: Float32Array, cache: ArrayCache | None
 ) -> Float32Array:
-    """Return features (B, D), computed or cached; NaN in the row of an error. New ones enter the cache."""
+    """Return features (B, D), computed or cached; errors are rows of NaN."""
     if not np.isfinite(computed).all():
         raise BundleError(
             "the network computes features that are not finite: its weights are damaged or "
@@ -273,7 +273,7 @@ class ImageFeatures:
 def extract_features(
     dataset: ImageDataset, loaded: PretrainedBackbone, config: TrainConfig, device: Device, log: RunLog
 ) -> ImageFeatures:
-    """Extract features of all images with the pretrained backbone; known ones come from the cache."""
+    """Extract features of all images with the pretrained backbone."""
     extractor = make_extractor(loaded.backbone, loaded.preprocessing, config, device)
     folder, max_bytes = config.cache_dir or default_cache_dir(), int(config.cache_gb * 1e9)
     cache = ArrayCache(folder, "features", extractor.cache_key(loaded.weights_id), max_bytes=max_bytes)
@@ -305,7 +305,7 @@ def extract_features_of(
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> ImageFeatures:
-    """Read, decode and extract every image once, in dataset order; known features come from the cache.
+    """Read, decode and extract every image that is not in the cache.
 
     Args:
         dataset: the images.

@@ -44,7 +44,7 @@ def convolve(
     groups: int,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Convolve maps (B, C, H, W) and apply an activation, on a CPU and without gradients."""
+    """Convolve maps (B, C, H, W) and apply an activation on a CPU."""
     if is_fusible(activation) and _has_fused_convolution(x.dtype):
         name, parameters = _ONEDNN_NAMES[type(activation)]  # type: ignore[index]
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -70,7 +70,7 @@ def _has_fused_convolution(dtype: torch.dtype) -> bool:
 
 
 def apply_autocast(x: Tensor) -> Tensor:
-    """Convert maps on a CPU to the dtype of the active autocast context and to channels-last layout."""
+    """Convert maps to the active autocast dtype and channels-last layout."""
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
     return x.contiguous(memory_format=torch.channels_last)
@@ -106,7 +106,7 @@ class LayerCall:
 
 
 def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
-    """Copy a backbone with folded batch norms and fused activations for one input size.
+    """Copy a backbone with folded batch norms and fused activations.
 
     The copy is checked against the original on noise; if it differs, a plain copy is returned.
 
@@ -162,7 +162,7 @@ def find_foldable(calls: list[LayerCall]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
 
 
 def _fold_batch_norms(backbone: Backbone, calls: list[LayerCall]) -> dict[nn.Conv2d, nn.Module]:
-    """Fold batch norms into the convolutions before them and return the activations that remain."""
+    """Fold batch norms into convolutions and return remaining activations."""
     activations = {}
     for conv, norm in find_foldable(calls).items():
         assert norm.running_mean is not None

@@ -49,7 +49,7 @@ class FrozenStages(nn.Module):
         self.n_stats = int(stats.shape[1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn normalised images (B, 3, H, W) into maps (B, C, H', W') and statistics (B, D_frozen)."""
+        """Turn images (B, 3, H, W) into maps (B, C, H', W') and statistics."""
         maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
         if not self._stats_stages:
             return maps[-1], images.new_empty(len(images), 0, dtype=torch.float32)
@@ -68,7 +68,7 @@ class TrainableStages(nn.Module):
             _remove_modules_until(self.network, stage_modules(self.network)[n_front - 1].split("."))
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Turn maps at the split (B, C, H, W) and statistics (B, D_frozen) into features (B, D) float32."""
+        """Turn maps (B, C, H, W) and statistics (B, D_frozen) into features (B, D)."""
         return torch.cat([stats, compute_features(self.network, self._stats_stages, maps)], dim=1)
 
     def write_into(self, backbone: Backbone) -> None:
@@ -98,7 +98,7 @@ class BranchedBackbone(Backbone):
         return [branch for branch in self._branches if isinstance(branch, TrainableStages)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn normalised images (B, 3, H, W) into features (B, D + D - D_frozen per branch) float32."""
+        """Turn images (B, 3, H, W) into features (B, D + D - D_frozen per branch)."""
         branches = self.tails
         split_stages = [branch.n_front - 1 for branch in branches if branch.n_front]
         features, maps = compute_features_and_maps(self.network, self.stages, images, split_stages)
@@ -166,7 +166,7 @@ def _split_error(backbone: Backbone, reason: str) -> BackboneSplitError:
 
 
 def _remove_modules_until(module: Any, path: list[str]) -> None:
-    """Replace all modules up to and including one by identities, in the order of definition."""
+    """Replace modules up to and including one by identities."""
     for name, child in list(module.named_children()):
         if name == path[0] and len(path) > 1:
             _remove_modules_until(child, path[1:])

@@ -53,7 +53,7 @@ class StageHooks:
 
     @contextmanager
     def __call__(self) -> Iterator[list[Tensor]]:
-        """Yield a list that one forward pass inside the block fills with the stage outputs."""
+        """Yield a list that a forward pass in the block fills with stage outputs."""
         # the order of hooks is that of execution: the frozen network, then one branch after another
         outputs: list[Tensor] = []
         hooks = [module.register_forward_hook(partial(_record, outputs)) for module, _ in self._stages]
@@ -92,7 +92,7 @@ _LAYOUTS: tuple[Layout, ...] = (_channels_first, _channels_last, _tokens)
 
 
 def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, MapShape]]:
-    """Find, per stage, the layout that turns its output into timm's feature map; others are skipped."""
+    """Find the layout that turns each stage's output into timm's feature map."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, input_size, input_size, generator=generator)
     outputs: dict[int, Any] = {}

@@ -80,7 +80,7 @@ class WeightsFile:
 def find_weights(
     name: str, pretrained_cfg: Mapping[str, Any], weights: str | None, *, offline: bool
 ) -> WeightsFile:
-    """Find the weights file: the user's, a package's, one in the hub's cache, or a download.
+    """Find the weights: a local file, a package, the hub's cache or a download.
 
     Raises:
         ConfigError: none of these exists; the message lists alternatives.

@@ -70,7 +70,7 @@ class ExplainedImage:
 
 @contextmanager
 def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
-    """Yield the folder OUT.partial; it becomes `out` if the block succeeds and is removed otherwise.
+    """Yield the folder OUT.partial, which becomes `out` if the block succeeds.
 
     Raises:
         ConfigError: `out` exists without `force`, contains other files, or cannot be written.
@@ -100,7 +100,7 @@ def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
 def write_explanations(
     explainer: Explainer, datasets: Sequence[ImageDataset], class_name: str | None, folder: str, log: RunLog
 ) -> list[ExplainedImage]:
-    """Explain images one by one, write their overlays and maps, and a table with one row per image.
+    """Explain images; write overlays, maps and a table with one row per image.
 
     Args:
         explainer: the model or ensemble.
@@ -193,7 +193,7 @@ def file_stem(number: int, path: str, class_name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Keep letters, digits, hyphens and underscores; cut by bytes, as file names have at most 255."""
+    """Replace all but letters, digits and hyphens; shorten to 80 bytes."""
     return re.sub(r"[^\w-]+", "_", name).encode()[: 2 * NAME_CHARS].decode(errors="ignore")[:NAME_CHARS]
 
 

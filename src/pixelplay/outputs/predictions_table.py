@@ -29,7 +29,7 @@ NO_COLUMNS: Columns = {}
 def write_predictions(
     chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Columns | None = None
 ) -> None:
-    """Write predictions to a .csv or .parquet file, one row per image; see `open_predictions_table`.
+    """Write predictions to a .csv or .parquet file, one row per image.
 
     Args:
         chunks: the predictions, written as they arrive.
@@ -47,7 +47,7 @@ def write_predictions(
 
 @contextmanager
 def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTable | ParquetTable"]:
-    """Open a table whose `write` adds predictions; the extension of `path` selects the format.
+    """Open a .csv or .parquet table whose `write` adds predictions.
 
     The columns are path, status, error, extra columns, label if known, prediction, probability, prob_<class>,
     and abstained, prediction_set and novelty if the predictions have them.
@@ -124,7 +124,7 @@ class CsvTable:
 
 
 class ParquetTable:
-    """A Parquet file of predictions, written in row groups of about `GROUP_CELLS` cells."""
+    """A Parquet file of predictions, in row groups of about GROUP_CELLS cells."""
 
     def __init__(self, path: str, classes: Sequence[str]) -> None:
         self.n_rows = 0
@@ -202,7 +202,7 @@ def _parquet_columns(chunk: Predictions) -> dict[str, list[Any]]:
 
 
 def _optional_columns(chunk: Predictions) -> dict[str, list[Any]]:
-    """Return the columns abstained, prediction_set and novelty, as far as the predictions have them."""
+    """Return the existing ones of abstained, prediction_set and novelty."""
     columns: dict[str, list[Any]] = {}
     if chunk.abstained is not None:
         columns["abstained"] = [bool(x) for x in chunk.abstained]
@@ -220,7 +220,7 @@ def _no_predictions(classes: Sequence[str]) -> Predictions:
 
 
 def _valid_unicode(name: str) -> str:
-    """Replace bytes of a file name that are not UTF-8, which Parquet rejects, by escapes like "\\xe4".
+    """Escape bytes that are not UTF-8 like "\\xe4", as Parquet rejects them.
 
     Different names stay different: of two columns with one name Parquet would keep one.
     """
@@ -228,7 +228,7 @@ def _valid_unicode(name: str) -> str:
 
 
 def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
-    """Create a CSV writer with "\\n" line ends that quotes cells with any kind of line break."""
+    """Create a CSV writer that quotes all line breaks and ends lines with "\\n"."""
     # Python quotes a carriage return only if line ends contain it; readers would split the row there
     return csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
 
@@ -270,7 +270,7 @@ NOT_HELD_OUT = "not_held_out"  # a status in oof.csv only
 
 
 def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> None:
-    """Write out-of-fold predictions: a row per image outside the test split and repeat; logits likewise."""
+    """Write out-of-fold predictions and logits, a row per image and repeat."""
     from safetensors.numpy import save
 
     dataset = data.all_images

@@ -400,10 +400,10 @@ def predict(
         compute=compute,
         log=RunLog(quiet=quiet, is_json=json_progress),
     )
-    print(f"wrote {printable(out)}: {printable(summary.describe())}")
-    if summary.n_bad and strict:
+    print(summary.describe(out, submission=submission is not None))
+    if summary.n_unreadable and strict:
         raise PixelPlayError(
-            f"{counted(summary.n_bad, 'image')} could not be read, and --strict is set; "
+            f"{counted(summary.n_unreadable, 'image')} could not be read, and --strict is set; "
             f"first: {summary.errors[0]}"
         )
 

@@ -212,9 +212,8 @@ def write_table(
     name: str, evaluated: EvaluatedSplit, folder: str, extra: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Write the predictions of a split beside its labels."""
-    columns = {**(extra or {}), "given": evaluated.labels}
-    classes = evaluated.predictions.classes
-    write_predictions([evaluated.predictions], classes, os.path.join(folder, name), columns)
+    predictions = evaluated.predictions
+    write_predictions([predictions], predictions.classes, os.path.join(folder, name), extra)
 
 
 def write_metrics(report: RunReport, folder: str) -> None:

@@ -161,6 +161,8 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
         f"common class, {baseline['class']!r}, would reach {percent(baseline['accuracy']['value'])}.",
         MEASURED_ON[records.measured_on],
     ]
+    if records.measured_on == "oof" and "n_folds" not in records.metrics:
+        sentences[-1] += " Settings were chosen on the same images: slightly optimistic."
     if name != "accuracy":
         metric = evaluation[name]
         sentences.append(
@@ -188,7 +190,7 @@ def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": TITLES[name],
-                "is_optimized": name == records.metrics["headline"]["metric"],
+                "is_target": name == records.metrics["headline"]["metric"],
                 "baseline": baseline["value"] if isinstance(baseline, Mapping) else baseline,
                 **records.evaluation[name],
             }
@@ -200,9 +202,7 @@ def _other_metrics(records: RunRecords) -> list[str]:
     """Return the accuracy of the same model on other images or other labels, a sentence each."""
     metrics = records.metrics
     evaluations = {
-        "Without test images that have a duplicate in the training data": metrics.get(
-            "test_without_duplicates"
-        ),
+        "Without test images that have duplicates in training": metrics.get("test_without_duplicates"),
         "With your corrected labels": metrics.get(f"{records.measured_on}_corrected"),
         "Final model on the test split": None if records.measured_on == "test" else metrics.get("test"),
         "Images of known classes only": records.evaluation.get("known_only"),
@@ -238,11 +238,9 @@ def _calibration_charts(records: RunRecords) -> list[Chart]:
     return [*reliability, risk_chart(records.evaluation["risk_coverage"])]
 
 
-def _training_charts(records: RunRecords) -> list[Chart | None]:
+def _training_charts(records: RunRecords) -> list[Chart]:
     """Plot the learning curve and the training history, of a cross-validation that of the first fold."""
-    charts: list[Chart | None] = []
-    if (curve := records.metrics.get("learning_curve")) is not None:
-        charts.append(learning_chart(curve["all"]["points"]))
+    curve = records.metrics.get("learning_curve")
     first_repeat = [row for row in records.history if row.get("repeat", 0) == 0]
     fold = first_repeat[0].get("fold") if first_repeat else None
     history = [row for row in first_repeat if row.get("fold") == fold]
@@ -251,9 +249,12 @@ def _training_charts(records: RunRecords) -> list[Chart | None]:
         details.append("fine-tuning that was not used")
     suffix = f" ({', '.join(details)})" if details else ""
     losses = {"train_loss": "training", "val_loss": "validation"}
-    scores = {"val_macro_f1": "macro-F1", "val_accuracy": "accuracy"}
-    charts.append(history_chart(history, losses, f"Loss by epoch{suffix}"))
-    charts.append(history_chart(history, scores, f"Validation metrics by epoch{suffix}"))
+    scores = {"val_macro_f1": "macro F1", "val_accuracy": "accuracy"}
+    charts = [
+        None if curve is None else learning_chart(curve["all"]["points"]),
+        history_chart(history, losses, f"Loss by epoch{suffix}"),
+        history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
+    ]
     return [chart for chart in charts if chart is not None]
 
 

@@ -33,12 +33,35 @@ class Advice:
 
 def make_advice(records: RunRecords) -> list[Advice]:
     """Return the recommendations that follow from a run, the most important first."""
-    advice = [
-        *_advise_label_review(records),
-        *_advise_classes(records),
-        *_advise_finetuning(records),
-        *_advise_unreadable(records),
-    ]
+    advice = []
+    if records.label_issues:
+        suspicious = {issue.path for issue in records.label_issues}
+        n_suspicious = sum(row.path in suspicious for row in records.errors)
+        advice.append(
+            Advice(
+                action=f"Review {counted(len(records.label_issues), 'possible label error')}",
+                reason="Correct them under Label issues, save corrections.csv and train again.",
+                command=rerun_command(records, "--relabel", "corrections.csv"),
+                error_share=n_suspicious / max(len(records.errors), 1),
+            )
+        )
+    advice += _advise_classes(records)
+    if records.metrics.get("finetune") == "none" and records.config.get("finetune") == "none":
+        advice.append(
+            Advice(
+                action="Fine-tune: this run used a linear probe",
+                reason="The fine-tuned model is kept only if held-out images show that it is better.",
+                command=rerun_command(records, "--finetune", "auto", "--time-budget", "15m"),
+            )
+        )
+    if unreadable := records.metrics["data"]["unreadable"]:
+        advice.append(
+            Advice(
+                action=f"Repair or replace {counted(len(unreadable), 'unreadable image')}",
+                reason="They were skipped; Data lists them with the reasons.",
+                command="pixelplay scan DATA",
+            )
+        )
     return [*_advise_probe(records), *sorted(advice, key=lambda each: -each.error_share)]
 
 
@@ -52,21 +75,6 @@ def rerun_command(records: RunRecords, *changes: str) -> str:
         if before not in dropped and word not in dropped | {"--force", "--resume"}
     ]
     return shlex.join([*kept, "--out", "NEW_RUN", *changes])
-
-
-def _advise_label_review(records: RunRecords) -> list[Advice]:
-    if not records.label_issues:
-        return []
-    suspicious = {issue.path for issue in records.label_issues}
-    n_suspicious = sum(row.path in suspicious for row in records.errors)
-    return [
-        Advice(
-            action=f"Review {counted(len(records.label_issues), 'possible label error')}",
-            reason="Correct them under Label issues, save corrections.csv and train again.",
-            command=rerun_command(records, "--relabel", "corrections.csv"),
-            error_share=n_suspicious / max(len(records.errors), 1),
-        )
-    ]
 
 
 def _advise_classes(records: RunRecords) -> list[Advice]:
@@ -125,29 +133,5 @@ def _advise_probe(records: RunRecords) -> list[Advice]:
             action="Use the linear probe, as --finetune auto would",
             reason=f"On held-out images the linear probe has {probe}, the fine-tuned model {tuned}.",
             command=None if needs_finetuning else rerun_command(records, "--finetune", "auto"),
-        )
-    ]
-
-
-def _advise_finetuning(records: RunRecords) -> list[Advice]:
-    if records.metrics.get("finetune") != "none" or records.config.get("finetune") != "none":
-        return []
-    return [
-        Advice(
-            action="Fine-tune: this run used a linear probe",
-            reason="The fine-tuned model is kept only if held-out images show that it is better.",
-            command=rerun_command(records, "--finetune", "auto", "--time-budget", "15m"),
-        )
-    ]
-
-
-def _advise_unreadable(records: RunRecords) -> list[Advice]:
-    if not (unreadable := records.metrics["data"]["unreadable"]):
-        return []
-    return [
-        Advice(
-            action=f"Repair or replace {counted(len(unreadable), 'unreadable image')}",
-            reason="They were skipped; Data lists them with the reasons.",
-            command="pixelplay scan DATA",
         )
     ]

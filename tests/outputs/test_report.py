@@ -453,7 +453,7 @@ def test_reliability_chart_places_bins_on_its_axes() -> None:
 def test_risk_and_learning_charts_have_a_marker_per_point() -> None:
     risk = risk_chart([{"coverage": 0.5, "risk": 0.0}, {"coverage": 1.0, "risk": 0.1}])
     assert len(risk.series[0].texts) == 2
-    points = [{"n_learned": n, "low": 0.7, "value": 0.8, "high": 0.9} for n in (25, 50, 100)]
+    points = [{"n_train": n, "low": 0.7, "value": 0.8, "high": 0.9} for n in (25, 50, 100)]
     learning = learning_chart(points)
     assert learning.series[-1].points == [(25, 0.8), (50, 0.8), (100, 0.8)]
     assert learning.x_px(100) == risk.x_px(1)

@@ -1,40 +1,147 @@
-"""Two runs on the same labelled images → how far they are apart, and whether that is real."""
+"""Evaluate a run's own splits, and any labelled images for `evaluate` and `evaluate --against`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.config import SPLITS, SplitName, TrainConfig, check_choice
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.config import SPLITS, SplitName, check_choice
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.errors import DataError
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
-from pixelplay.model.backbone import Backbone, PretrainedBackbone
 from pixelplay.model.bundle import ModelBundle, shorten_digest
-from pixelplay.model.classifier import LinearHead
-from pixelplay.model.device import Device
 from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import RunLog
-from pixelplay.text import name_some
-from pixelplay.training.finalize import features_of
-from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.text import counted
+from pixelplay.training.finalize import predict_rows
+from pixelplay.training.prepare import examples
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunComparison:
-    """One model less another on the same images.
+class EvaluatedSplit:
+    """Predictions of a split and their metrics.
 
     Attributes:
-        runs: the model that was measured, and the other.
-        metric: what the first decides for.
+        rows: (N,) positions of the images.
+        predictions: one row for each.
+        labels: (N,) class names as given.
+        evaluation: metrics on the given labels.
+        corrected: metrics on the user's corrected labels, without excluded images; None where they are equal.
+    """
+
+    rows: IntArray
+    predictions: Predictions
+    labels: tuple[str, ...]
+    evaluation: Evaluation
+    corrected: Evaluation | None
+
+
+def evaluate_rows(
+    data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, seed: int
+) -> EvaluatedSplit:
+    """Evaluate predictions for some images.
+
+    Args:
+        rows: (N,) positions.
+        probs: (N, K).
+        pred: (N,) predicted classes; rows with -1 were never held out and are left out.
+    """
+    is_scored = pred >= 0
+    rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
+    labels, corrected = data.given_labels[rows], data.corrected_labels[rows]
+    predictions = Predictions(
+        paths=data.paths_of(rows),
+        status=("ok",) * len(rows),
+        errors=("",) * len(rows),
+        probs=probs,
+        pred=pred,
+        classes=data.known_classes,
+        digests=tuple(data.digests[i] for i in rows),
+    )
+
+    def evaluate(kept: BoolArray, labels: IntArray) -> Evaluation:
+        groups = data.dataset.groups
+        return evaluate_probs(
+            probs[kept],
+            pred[kept],
+            labels[kept],
+            data.classes,
+            n_known=data.n_known,
+            groups=None if groups is None else groups[rows[kept]],
+            seed=seed,
+        )
+
+    has_label = corrected >= 0
+    is_changed = bool((corrected != labels).any()) and bool(has_label.any())
+    return EvaluatedSplit(
+        rows=rows,
+        predictions=predictions,
+        labels=tuple(data.classes[k] for k in labels),
+        evaluation=evaluate(np.ones(len(labels), dtype=np.bool_), labels),
+        corrected=evaluate(has_label, corrected) if is_changed else None,
+    )
+
+
+def evaluate_held_out(
+    classifier: TrainedClassifier, rule: DecisionRule, data: TrainingData, ctx: RunContext
+) -> EvaluatedSplit:
+    """Evaluate the images that selected settings, and those of their split that were not trained on.
+
+    Without excluded and dropped images, which a user or a probe found doubtful, metrics would be optimistic.
+    """
+    if classifier.held_out_split == "oof":
+        others = np.union1d(data.excluded, data.dropped)
+    else:  # dropped images stay in a validation split
+        others = data.excluded_from_val
+    probs, pred = rule.apply(classifier.logits)
+    other_probs, other_pred = rule.apply(predict_rows(classifier, data, ctx, others))
+    rows = np.concatenate([classifier.held_out, others])
+    probs, pred = np.concatenate([probs, other_probs]), np.concatenate([pred, other_pred])
+    return evaluate_rows(data, rows, probs, pred, ctx.config.seed)
+
+
+def evaluate_test(
+    classifier: TrainedClassifier, rule: DecisionRule, data: TrainingData, ctx: RunContext
+) -> EvaluatedSplit | None:
+    """Evaluate the test split; None where there is none."""
+    test = data.split.test
+    if not len(test):
+        return None
+    return evaluate_rows(data, test, *rule.apply(predict_rows(classifier, data, ctx, test)), ctx.config.seed)
+
+
+def evaluate_without_duplicates(
+    data: TrainingData, test: EvaluatedSplit | None, seed: int
+) -> Evaluation | None:
+    """Evaluate the test images without a duplicate in training; None where that is all or none of them."""
+    if test is None or not len(data.split.duplicated):
+        return None
+    kept = ~np.isin(test.rows, data.split.duplicated)
+    predictions = test.predictions
+    if not kept.any():
+        return None
+    return evaluate_rows(
+        data, test.rows[kept], predictions.probs[kept], predictions.pred[kept], seed
+    ).evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """One model minus another on the same images.
+
+    Attributes:
+        runs: the evaluated model and the other.
+        metric: metric that the first model optimises.
         everything: all scored images.
-        n_trained_on: images that either model has learned from.
-        unseen: the same without those; None where there are none, or nothing else.
+        n_trained_on: images that either model was trained on.
+        unseen: without those; None where there are none, or no others.
     """
 
     runs: tuple[str, str]
@@ -45,7 +152,7 @@ class RunComparison:
 
     @property
     def fairest(self) -> PairedComparison:
-        """Without images that either has learned from, where there are others."""
+        """Without images that either model was trained on, where there are others."""
         return self.everything if self.unseen is None else self.unseen
 
     def to_json(self) -> dict[str, object]:
@@ -59,213 +166,17 @@ class RunComparison:
         }
 
 
-def compare_runs(
-    answers: tuple[Predictions, Predictions],
-    bundles: tuple[ModelBundle, ModelBundle],
-    runs: tuple[str, str],
-    dataset: ImageDataset,
-    log: RunLog,
-) -> RunComparison:
-    """Measure one model less another, row by row of the same index, some of which could be read."""
-    classes = all_names(*(bundle.classes for bundle in bundles), dataset.classes)
-    labels = renumbered(dataset.classes, classes)[dataset.labels]
-    places = [renumbered(bundle.classes, classes) for bundle in bundles]  # (K of each,)
-    for run, own, others in zip(runs, bundles, reversed(bundles), strict=True):
-        if lacking := sorted(set(others.classes) - set(own.classes)):
-            log.note(f"{run} does not know {name_some(lacking)}, which the other model does")
-    probs = [np.zeros((len(labels), len(classes))) for _ in answers]
-    for wide, place, answer in zip(probs, places, answers, strict=True):
-        wide[:, place] = answer.probs
-    preds = [place[answer.pred] for place, answer in zip(places, answers, strict=True)]
-    is_known = np.isin(labels, places[0]) & np.isin(labels, places[1])
-    is_ok = (answers[0].pred >= 0) & (answers[1].pred >= 0)
-    seen = [was_learned(answer, bundle) for answer, bundle in zip(answers, bundles, strict=True)]
-    is_seen = (seen[0] | seen[1]) & is_ok
-
-    def measure(keep: BoolArray) -> PairedComparison:
-        return compare_models(
-            (preds[0][keep], preds[1][keep]),
-            (probs[0][keep], probs[1][keep]),
-            labels[keep],
-            None if dataset.groups is None else dataset.groups[keep],
-            is_known=is_known[keep],
-        )
-
-    n_unseen = int((is_ok & ~is_seen).sum())
-    if is_seen.any() and n_unseen:
-        log.note(f"the difference is shown for the {n_unseen} images that neither model has learned from")
-    elif is_seen.any():
-        learned = " and ".join(
-            f"{run} from {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True)
-        )
-        log.note(
-            f"each of the {is_ok.sum()} images was learned from by a model ({learned}): the difference "
-            "says little about new ones"
-        )
-    return RunComparison(
-        runs=runs,
-        metric=bundles[0].metric,
-        everything=measure(is_ok),
-        n_trained_on=int(is_seen.sum()),
-        unseen=measure(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
-    )
-
-
-def all_names(*lists: tuple[str, ...]) -> tuple[str, ...]:
-    """Every name once, in the order of the lists."""
-    return tuple(dict.fromkeys(name for names in lists for name in names))
-
-
-def renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> IntArray:
-    """Positions (K,) of names in a longer list."""
-    position = {name: k for k, name in enumerate(among)}
-    return np.array([position[name] for name in names], dtype=np.int64)
-
-
-def was_learned(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
-    """Which rows (N,) a model has learned from."""
-    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])
-
-
-Ask = Callable[[IntArray], Float32Array]  # positions (n,) to logits (n, K)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A part with its predictions, its given labels and what came of it.
-
-    Attributes:
-        positions: (N,) which images of the material.
-        predictions: one row for each.
-        given: (N,) given class names.
-        evaluation: its figures, on the given labels.
-        corrected: the same on the labels as the user has corrected them, without those that are to be
-            left out; None where that is no difference.
-    """
-
-    positions: IntArray
-    predictions: Predictions
-    given: tuple[str, ...]
-    evaluation: Evaluation
-    corrected: Evaluation | None
-
-
-def judge(
-    data: TrainingData,
-    positions: IntArray,
-    decided: tuple[Float64Array, IntArray],
-    seed: int,
-) -> Judged:
-    """Measure decisions on images of the material.
-
-    Args:
-        positions: (N,) which images.
-        decided: their probabilities (N, K) and classes (N,); -1 was never held out and is left out.
-    """
-    scored = decided[1] >= 0
-    positions, probs, pred = positions[scored], decided[0][scored], decided[1][scored]
-    given, corrected = data.given_labels[positions], data.corrected_labels[positions]
-    dataset = data.dataset
-    predictions = Predictions(
-        paths=tuple(dataset.paths[i] for i in positions),
-        status=("ok",) * len(positions),
-        errors=("",) * len(positions),
-        probs=probs,
-        pred=pred,
-        classes=data.known_classes,
-        digests=tuple(data.digests[i] for i in positions),
-    )
-
-    def measure(kept: BoolArray, labels: IntArray) -> Evaluation:
-        return evaluate_probs(
-            probs[kept],
-            pred[kept],
-            labels[kept],
-            data.classes,
-            n_known=data.n_known,
-            groups=None if dataset.groups is None else dataset.groups[positions[kept]],
-            seed=seed,
-        )
-
-    has_label = corrected >= 0
-    is_changed = bool((corrected != given).any()) and bool(has_label.any())
-    return Judged(
-        positions=positions,
-        predictions=predictions,
-        given=tuple(data.classes[k] for k in given),
-        evaluation=measure(np.ones(len(given), dtype=np.bool_), given),
-        corrected=measure(has_label, corrected) if is_changed else None,
-    )
-
-
-def answer_rows(
-    answer: tuple[Backbone, LinearHead],
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    device: Device,
-    rows: IntArray,
-) -> Float32Array:
-    """Logits (n, K) of some images of the material from a finished network and its head."""
-    backbone, head = answer
-    if not len(rows):
-        return np.empty((0, data.n_known), np.float32)
-    return head.logits(features_of(backbone, data, loaded, config, device, rows))
-
-
-def judge_held_out(
-    data: TrainingData,
-    learned: TrainedClassifier,
-    decided: tuple[Float64Array, IntArray],
-    ask: Ask,
-    rule: DecisionRule,
-    seed: int,
-) -> Judged:
-    """Measure the images that chose, and those of their part that were left out of learning.
-
-    Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
-
-    Args:
-        decided: probabilities (n, K) and classes (n,) of the images that chose.
-        ask: positions to logits, by the finished classifier, which has not learned from what was left out.
-    """
-    if learned.split == "oof":
-        excluded = np.union1d(data.excluded, data.dropped)
-    else:  # what was dropped, or left out of train, is no part of a validation part
-        excluded = data.excluded_from_val
-    probs, pred = rule.apply(ask(excluded))
-    positions = np.concatenate([learned.held_out, excluded])
-    return judge(
-        data, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
-    )
-
-
-def judge_test(data: TrainingData, ask: Ask, rule: DecisionRule, seed: int) -> Judged | None:
-    """Measure the test part; None where there is none."""
-    test = data.split.test
-    return judge(data, test, rule.apply(ask(test)), seed) if len(test) else None
-
-
-def judge_without_copies(data: TrainingData, test: Judged | None, seed: int) -> Evaluation | None:
-    """Measure the test part without images that had a copy in training; None where none had, or all."""
-    if test is None or not len(data.split.duplicated):
-        return None
-    kept = ~np.isin(test.positions, data.split.duplicated)
-    decided = test.predictions.probs[kept], test.predictions.pred[kept]
-    return judge(data, test.positions[kept], decided, seed).evaluation if kept.any() else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
-        evaluation: figures over the readable labelled images.
-        part: the given part that was scored, or "all".
-        unreadable: path, status and reason of labelled images that are not in the figures.
-        n_trained_on: scored images that the model has learned from.
-        unseen: the same figures without those; None where there are none, or nothing else.
-        against: the difference to another model, if one was named.
+        evaluation: metrics of all readable labelled images.
+        split: the given split that was scored, or "all".
+        unreadable: path, status and reason of labelled images that were skipped.
+        n_trained_on: scored images that the model was trained on.
+        unseen: metrics without those; None where there are none, or no others.
+        against: the difference to another model, if one was given.
     """
 
     evaluation: Evaluation
@@ -276,7 +187,7 @@ class EvaluationReport:
     against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the figures at the top level, and what they rest on beside them."""
+        """Return the metrics at the top level, with what they rest on beside them."""
         return {
             **self.evaluation.to_json(),
             "split": self.split,
@@ -288,14 +199,12 @@ class EvaluationReport:
         }
 
 
-def choose_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
-    """Select the labelled images to score: the asked part, else test where given, else all.
-
-    Of a part without any label that was said as it was read; of others it is said here.
+def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
+    """Select the labelled images to score: the split asked for, else test where given, else all.
 
     Raises:
-        ConfigError: no such part.
-        DataError: there are none.
+        ConfigError: unknown split.
+        DataError: no labelled image.
     """
     if split is not None:
         check_choice("split", split, SPLITS)
@@ -303,28 +212,29 @@ def choose_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
     chosen = split
     if chosen is None and (dataset.in_split("test") & is_labelled).any():
         chosen = "test"
-    inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
-    where = inside & is_labelled
-    if n_without := int((inside & ~is_labelled).sum()):
-        log.note(f"{n_without:,} of {inside.sum():,} images have no label and are not scored")
-    if not where.any():
-        there = [name for name in SPLITS if (dataset.in_split(name) & is_labelled).any()]
-        has = f"; it has {', '.join(there)}" if there else ""
-        raise DataError(f"{dataset.source} has no labelled images{f' in part {split}' if split else ''}{has}")
-    return dataset.select(where), chosen or "all"
+    is_inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
+    is_scored = is_inside & is_labelled
+    if n_unlabelled := int((is_inside & ~is_labelled).sum()):
+        log.note(f"skipped {n_unlabelled:,} of {is_inside.sum():,} images without a label")
+    if not is_scored.any():
+        present = [name for name in SPLITS if (dataset.in_split(name) & is_labelled).any()]
+        hint = f"; it has {', '.join(present)}" if present else ""
+        where = f" in split {split}" if split else ""
+        raise DataError(f"{dataset.source} has no labelled images{where}{hint}")
+    return dataset.select(is_scored), chosen or "all"
 
 
-def labels_among(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
-    """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
+def labels_in(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
+    """Return labels (N,) as positions in a model's classes; -1 for unknown classes."""
     position = {name: k for k, name in enumerate(classes)}
     return np.array([position.get(dataset.classes[k], -1) for k in dataset.labels], dtype=np.int64)
 
 
-def write_judged(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
-    """Write each prediction beside the class that was given, and whether it was learned from."""
+def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
+    """Write each prediction beside its label, and whether the model was trained on the image."""
     columns = {
         "given": [dataset.classes[k] for k in dataset.labels],
-        "trained_on": ["true" if seen else "false" for seen in was_learned(predictions, bundle)],
+        "trained_on": ["true" if seen else "false" for seen in _was_trained_on(predictions, bundle)],
     }
     write_predictions([predictions], predictions.classes, path, columns)
 
@@ -339,7 +249,7 @@ def evaluate_predictions(
     at_precision: float | None = None,
     positive: str | None = None,
 ) -> EvaluationReport:
-    """Measure predictions against the labels of their index, row by row.
+    """Evaluate predictions against the labels of their dataset, row by row.
 
     Raises:
         DataError: no image could be read.
@@ -349,18 +259,17 @@ def evaluate_predictions(
         {"path": predictions.paths[i], "status": predictions.status[i], "reason": predictions.errors[i]}
         for i in np.flatnonzero(~is_ok)
     ]
-    named = name_some([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
+    named = examples([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
     if not is_ok.any():
-        raise DataError(f"none of the {len(unreadable)} labelled images could be read: {named}")
+        raise DataError(f"could not read any of the {len(unreadable)} labelled images: {named}")
     if unreadable:
-        log.note(f"{len(unreadable)} labelled images could not be read and are not in the figures: {named}")
-    classes = all_names(bundle.classes, dataset.classes)
-    labels = renumbered(dataset.classes, classes)[dataset.labels]
-    unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
-    if unknown:
-        log.note(f"the model does not know {name_some(unknown)}: their images count as errors")
+        log.note(f"skipped {counted(len(unreadable), 'unreadable image')}: {named}")
+    classes = _all_classes(bundle.classes, dataset.classes)
+    labels = _positions_in(dataset.classes, classes)[dataset.labels]
+    if unknown := sorted({classes[k] for k in labels if k >= len(bundle.classes)}):
+        log.note(f"images of classes unknown to the model count as errors: {examples(unknown)}")
 
-    def measure(keep: BoolArray, precision: float | None) -> Evaluation:
+    def evaluate(keep: BoolArray, precision: float | None) -> Evaluation:
         return evaluate_probs(
             predictions.probs[keep],
             predictions.pred[keep],
@@ -372,21 +281,86 @@ def evaluate_predictions(
             positive=None if precision is None else positive,
         )
 
-    seen = was_learned(predictions, bundle) & is_ok
-    if seen.any():
+    is_seen = _was_trained_on(predictions, bundle) & is_ok
+    if is_seen.any():
         log.note(
-            f"{seen.sum()} of {is_ok.sum()} scored images were trained on: the figures are too good; "
-            "those without them stand beside"
+            f"the model was trained on {is_seen.sum()} of the {is_ok.sum()} scored images: metrics are "
+            "optimistic; see `unseen` for metrics without them"
         )
-    rest = is_ok & ~seen
-    unseen = None
-    if seen.any() and rest.any():
+    rest, unseen = is_ok & ~is_seen, None
+    if is_seen.any() and rest.any():
         column = 1 if positive is None else bundle.classes.index(positive)
-        unseen = measure(rest, at_precision if (labels[rest] == column).any() else None)
+        unseen = evaluate(rest, at_precision if (labels[rest] == column).any() else None)
     return EvaluationReport(
-        evaluation=measure(is_ok, at_precision),
+        evaluation=evaluate(is_ok, at_precision),
         split=split,
         unreadable=unreadable,
-        n_trained_on=int(seen.sum()),
+        n_trained_on=int(is_seen.sum()),
         unseen=unseen,
     )
+
+
+def compare_runs(
+    predictions: tuple[Predictions, Predictions],
+    bundles: tuple[ModelBundle, ModelBundle],
+    runs: tuple[str, str],
+    dataset: ImageDataset,
+    log: RunLog,
+) -> RunComparison:
+    """Compare two models on the rows of a dataset that could be read."""
+    classes = _all_classes(*(bundle.classes for bundle in bundles), dataset.classes)
+    labels = _positions_in(dataset.classes, classes)[dataset.labels]
+    columns = [_positions_in(bundle.classes, classes) for bundle in bundles]  # (K of each,)
+    for run, own, other in zip(runs, bundles, reversed(bundles), strict=True):
+        if missing := sorted(set(other.classes) - set(own.classes)):
+            log.note(f"{run} does not know classes of the other model: {examples(missing)}")
+    probs = [np.zeros((len(labels), len(classes))) for _ in predictions]
+    for wide, own_columns, each in zip(probs, columns, predictions, strict=True):
+        wide[:, own_columns] = each.probs
+    preds = [own_columns[each.pred] for own_columns, each in zip(columns, predictions, strict=True)]
+    is_known = np.isin(labels, columns[0]) & np.isin(labels, columns[1])
+    is_ok = (predictions[0].pred >= 0) & (predictions[1].pred >= 0)
+    seen = [_was_trained_on(each, bundle) for each, bundle in zip(predictions, bundles, strict=True)]
+    is_seen = (seen[0] | seen[1]) & is_ok
+
+    def compare(keep: BoolArray) -> PairedComparison:
+        return compare_models(
+            (preds[0][keep], preds[1][keep]),
+            (probs[0][keep], probs[1][keep]),
+            labels[keep],
+            None if dataset.groups is None else dataset.groups[keep],
+            is_known=is_known[keep],
+        )
+
+    n_unseen = int((is_ok & ~is_seen).sum())
+    if is_seen.any() and n_unseen:
+        log.note(f"comparing on the {n_unseen} images that neither model was trained on")
+    elif is_seen.any():
+        trained = " and ".join(f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True))
+        log.note(
+            f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference may "
+            "not hold for new images"
+        )
+    return RunComparison(
+        runs=runs,
+        metric=bundles[0].metric,
+        everything=compare(is_ok),
+        n_trained_on=int(is_seen.sum()),
+        unseen=compare(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
+    )
+
+
+def _all_classes(*lists: tuple[str, ...]) -> tuple[str, ...]:
+    """Merge lists of class names in order, without repetition."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _positions_in(names: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
+    """Return the positions (K,) of names in a longer list."""
+    position = {name: k for k, name in enumerate(classes)}
+    return np.array([position[name] for name in names], dtype=np.int64)
+
+
+def _was_trained_on(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
+    """Mark the rows (N,) that a model was trained on."""
+    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])

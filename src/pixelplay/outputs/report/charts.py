@@ -98,14 +98,14 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
 
 def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
     """Plot the accuracy of a linear probe against the number of training images."""
-    sizes = [p["n_learned"] for p in points]
+    sizes = [p["n_train"] for p in points]
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     y_range = (max(0.0, low - 0.05), min(1.0, high + 0.05))
     texts = [
-        f"{p['n_learned']:,} training images: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
+        f"{p['n_train']:,} training images: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
         for p in points
     ]
-    bounds = {side: [(p["n_learned"], p[side]) for p in points] for side in ("low", "value", "high")}
+    bounds = {side: [(p["n_train"], p[side]) for p in points] for side in ("low", "value", "high")}
     return Chart(
         title="Learning curve",
         x_name="training images",

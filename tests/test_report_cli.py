@@ -298,12 +298,12 @@ def test_json_progress_reports_each_stage(
     loud = [word for word in tiny if word != "--quiet"]
     words = ["train", str(drawn_images), "--out", str(tmp_path / "run"), "--finetune", "none", *loud]
     assert main([*words, "--json-progress"]) == 0
-    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    reading = [each for each in said if each.get("progress") == "reading"]
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    reading = [each for each in events if each.get("progress") == "reading"]
     assert (reading[0]["n"], reading[-1]["n"], reading[-1]["total"]) == (0, 48, 48)
     assert reading[-1]["left_s"] == 0
-    assert {"reading", "fitting", "drawing"} <= {each.get("progress") for each in said}
-    assert all({"progress", "note", "said"} & set(each) for each in said)
+    assert {"reading", "linear probe", "drawing"} <= {each.get("progress") for each in events}
+    assert all({"progress", "note", "said"} & set(each) for each in events)
     assert main([*words, "--json-progress", "--quiet", "--force"]) == 0
     assert capsys.readouterr().err == ""
 

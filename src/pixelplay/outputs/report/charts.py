@@ -102,8 +102,7 @@ def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     y_range = (max(0.0, low - 0.05), min(1.0, high + 0.05))
     texts = [
-        f"{p['n_train']:,} training images: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
-        for p in points
+        f"{p['n_train']:,} training images: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})" for p in points
     ]
     bounds = {side: [(p["n_train"], p[side]) for p in points] for side in ("low", "value", "high")}
     return Chart(

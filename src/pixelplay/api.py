@@ -1,6 +1,7 @@
 """The story: train, cross-validate, evaluate, predict, explain; stages work. It begins in `data/scan.py`."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,8 @@ def train(
     force: bool = False,
     resume: bool = False,
     log: RunLog | None = None,
+    command: str | None = None,
+    started: float | None = None,
 ) -> TrainReport:
     """Learn one classifier: labelled images in, model bundle and honest metrics out.
 
@@ -95,13 +98,14 @@ def train(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     config, log = config or TrainConfig(), log or RunLog()
+    started = time.monotonic() if started is None else started
     repeated, config = (None, config) if plan is None else repeat_plan(os.fspath(plan), config, log)
     check_compatible(config)
     with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as folder:
         # What names alone can show is checked before the first expensive second.
         device = find_device(config.compute)
         set_cublas_workspace(config, device)
-        workplace = Workplace(folder=folder, device=device, started=log.started, plan=repeated)
+        workplace = Workplace(folder=folder, device=device, started=started, plan=repeated)
         check_settings(workplace.checkpoints, config, device, repeated, log)
         dataset = list_labelled_images(os.fspath(source), config, log)
         data, backbone = prepare(dataset, config, workplace, log)
@@ -122,6 +126,7 @@ def train(
         held_out = judge_held_out(data, learned, decided, ask, rule, config.seed)
         judged = held_out, judge_test(data, ask, rule, config.seed)
         report = make_report(os.fspath(out_dir), config, data, learned, rule, judged, log)
+        report = replace(report, command=command)
         write_records(folder, config, data, learned, report, judged)
     return report
 
@@ -136,6 +141,8 @@ def cross_validate(
     force: bool = False,
     resume: bool = False,
     log: RunLog | None = None,
+    command: str | None = None,
+    started: float | None = None,
 ) -> CrossvalReport:
     """Learn a classifier without each of `config.n_folds` folds in turn; every image measures once.
 
@@ -156,13 +163,14 @@ def cross_validate(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     config, log = config or TrainConfig(), log or RunLog()
+    started = time.monotonic() if started is None else started
     config = without_test(config, log)
     check_repeats(config, repeats, single=single)
     check_compatible(config)
     with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as folder:
         device = find_device(config.compute)
         set_cublas_workspace(config, device)
-        workplace = Workplace(folder=folder, device=device, started=log.started, plan=None)
+        workplace = Workplace(folder=folder, device=device, started=started, plan=None)
         also = {"repeats": repeats, "is_single": single}
         check_settings(workplace.checkpoints, config, device, None, log, also)
         dataset = without_val(list_labelled_images(os.fspath(source), config, log), log)
@@ -183,6 +191,7 @@ def cross_validate(
         test = judge_test(data, ask, rule, config.seed)
         validation = with_excluded(validation, data.excluded, ask(data.excluded), rule)
         report = make_crossval_report(os.fspath(out_dir), config, data, validation, deployed, test, log)
+        report = replace(report, command=command)
         write_crossval_records(folder, config, data, validation, report, deployed, test)
     return report
 
@@ -328,7 +337,7 @@ def explain(
     images: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
-    label: str | None = None,
+    class_name: str | None = None,
     method: CamName | None = None,
     path_column: str | None = None,
     images_dir: str | None = None,
@@ -345,7 +354,7 @@ def explain(
     Args:
         images: folders, tables, zip archives and files, or one of these.
         out: folder to write; it appears once everything in it is there.
-        label: the class to explain (default: of each image the one that the model decides for).
+        class_name: the class to explain (default: of each image the one that the model decides for).
         method: how gradients become a map (default: the most faithful as measured).
         path_column, images_dir: of tables, as for `predict`.
         is_forced: replace a folder of explanations.
@@ -362,7 +371,7 @@ def explain(
         datasets = list_all_images(images, data, log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
-        if label is not None:
-            explainer.check_label(label)
-        explained = explain_all(explainer, datasets, label)
+        if class_name is not None:
+            explainer.check_label(class_name)
+        explained = explain_all(explainer, datasets, class_name)
         return write_explanations(explained, sum(map(len, datasets)), folder, log)

@@ -304,7 +304,7 @@ def list_labelled_images(source: str, config: TrainConfig, log: RunLog) -> Image
     Raises:
         DataError: nothing there, or not two classes to learn from.
     """
-    dataset = log_assumptions(scan_source(source, config.data, config.classes), log)
+    dataset = log_assumptions(scan_source(source, config.reading, config.classes), log)
     dataset = select_labelled(dataset, log)
     check_learnable(dataset, np.ones(len(dataset), dtype=np.bool_))
     return dataset

@@ -201,7 +201,7 @@ def make_crossval_report(
         chosen=_describe_deployed(deployed),
         data=describe_data(data),
         notes=tuple(log.notes),
-        command=log.command,
+        command=None,
         label_issues=_find_suspects(run_dir, data, validation, test),
         calibration=_compare_reliability(validation, labels),
     )
@@ -222,7 +222,7 @@ def write_crossval_records(
         test: the given test part under what is deployed; None where there is none.
     """
     about = {"pixelplay": "crossval", "repeats": report.repeats, "deployed": report.deployed}
-    origin = describe_origin(data, report.command, config.data.images_dir)
+    origin = describe_origin(data, report.command, config.reading.images_dir)
     write_json({**about, **origin, **to_json(config)}, os.path.join(folder, "config.json"))
     _write_split(folder, data, validation)
     history: list[Mapping[str, float]] = [

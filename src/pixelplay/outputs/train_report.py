@@ -186,7 +186,7 @@ def make_report(
         chosen={**learned.chosen, **describe_decision(rule, CHOOSERS[learned.split])},
         data={**describe_data(data), "dropped_suspects": list(_paths(data, data.dropped))},
         notes=tuple(log.notes),
-        command=log.command,
+        command=None,
         label_issues=collect_label_issues(
             run_dir,
             data,
@@ -211,7 +211,7 @@ def write_records(
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
     held_out, test = judged
-    about = {"pixelplay": "train", **describe_origin(data, report.command, config.data.images_dir)}
+    about = {"pixelplay": "train", **describe_origin(data, report.command, config.reading.images_dir)}
     write_json({**about, **to_json(config)}, os.path.join(folder, "config.json"))
     write_split(folder, data)
     if learned.history:

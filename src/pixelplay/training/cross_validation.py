@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.config import SPLITS, TrainConfig, check_count
+from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
@@ -38,8 +38,6 @@ from pixelplay.training.plan import read_plan
 from pixelplay.training.probe_or_finetune import TrainedClassifier, learn
 from pixelplay.training.run_context import Workplace
 from pixelplay.training.training_data import TrainingData
-
-MAX_REPEATS = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +106,7 @@ def learn_folds(
 
 def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
     """Raise ConfigError unless images can be dealt so often, and all folds be deployed."""
-    check_count("repeats", repeats, 1, MAX_REPEATS)
+    REPEATS.check("repeats", repeats, whole=True)
     n_members = config.n_folds * repeats
     if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
         raise ConfigError(
@@ -270,7 +268,7 @@ def _learn_fold(
     if has_fold(folder):
         _share_plan(folder, workplace.folder)
         kept = read_fold(folder, held_out, place, loaded.backbone)
-        log.keep(kept.notes)
+        log.replay(kept.notes)
         return kept
     os.makedirs(folder, exist_ok=True)
     _share_plan(workplace.folder, folder)

@@ -58,7 +58,7 @@ def report(
         return target
     records = read_records(run)
     try:
-        settings = dict(records.config["data"])
+        settings = dict(records.config["reading"])
         if asked is not None and not asked.lower().endswith(".zip"):
             settings["images_dir"] = None
         elif records.config.get("images_dir"):

@@ -10,74 +10,41 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pixelplay.api import cross_validate, evaluate, explain, predict, train
-    from pixelplay.config import (
-        AugmentConfig,
-        ComputeConfig,
-        DataConfig,
-        FinetuneConfig,
-        TrainConfig,
-        UncertaintyConfig,
-        original_recipe,
-    )
-    from pixelplay.data.audit import Audit
-    from pixelplay.data.dataset import ImageDataset
-    from pixelplay.dataset_scan import scan
-    from pixelplay.errors import (
-        BundleError,
-        ConfigError,
-        DataError,
-        ImageError,
-        MissingExtraError,
-        PixelPlayError,
-    )
-    from pixelplay.evaluation.evaluate import Evaluation
-    from pixelplay.inference.explain import Explainer, Explanation
-    from pixelplay.inference.predictor import EnsemblePredictor, Predictions, Predictor
-    from pixelplay.outputs.crossval_report import CrossvalReport
-    from pixelplay.outputs.evaluation_report import EvaluationReport
-    from pixelplay.outputs.label_issues import LabelIssue, LabelIssueReport, read_label_issues
-    from pixelplay.outputs.predictions_table import PredictionSummary
-    from pixelplay.outputs.report.build import report
-    from pixelplay.outputs.train_report import TrainReport
-
-__all__ = [
-    "Audit",
-    "AugmentConfig",
-    "BundleError",
-    "ComputeConfig",
-    "ConfigError",
-    "CrossvalReport",
-    "DataConfig",
-    "DataError",
-    "EnsemblePredictor",
-    "Evaluation",
-    "EvaluationReport",
-    "Explainer",
-    "Explanation",
-    "FinetuneConfig",
-    "ImageDataset",
-    "ImageError",
-    "LabelIssue",
-    "LabelIssueReport",
-    "MissingExtraError",
-    "PixelPlayError",
-    "PredictionSummary",
-    "Predictions",
-    "Predictor",
-    "TrainConfig",
-    "TrainReport",
-    "UncertaintyConfig",
-    "cross_validate",
-    "evaluate",
-    "explain",
-    "original_recipe",
-    "predict",
-    "read_label_issues",
-    "report",
-    "scan",
-    "train",
-]
+    from pixelplay.api import cross_validate as cross_validate
+    from pixelplay.api import evaluate as evaluate
+    from pixelplay.api import explain as explain
+    from pixelplay.api import predict as predict
+    from pixelplay.api import train as train
+    from pixelplay.config import AugmentConfig as AugmentConfig
+    from pixelplay.config import ComputeConfig as ComputeConfig
+    from pixelplay.config import DataConfig as DataConfig
+    from pixelplay.config import FinetuneConfig as FinetuneConfig
+    from pixelplay.config import TrainConfig as TrainConfig
+    from pixelplay.config import UncertaintyConfig as UncertaintyConfig
+    from pixelplay.config import original_recipe as original_recipe
+    from pixelplay.data.audit import Audit as Audit
+    from pixelplay.data.dataset import ImageDataset as ImageDataset
+    from pixelplay.dataset_scan import scan as scan
+    from pixelplay.errors import BundleError as BundleError
+    from pixelplay.errors import ConfigError as ConfigError
+    from pixelplay.errors import DataError as DataError
+    from pixelplay.errors import ImageError as ImageError
+    from pixelplay.errors import MissingExtraError as MissingExtraError
+    from pixelplay.errors import PixelPlayError as PixelPlayError
+    from pixelplay.evaluation.evaluate import Evaluation as Evaluation
+    from pixelplay.inference.explain import Explainer as Explainer
+    from pixelplay.inference.explain import Explanation as Explanation
+    from pixelplay.inference.predictor import EnsemblePredictor as EnsemblePredictor
+    from pixelplay.inference.predictor import Predictions as Predictions
+    from pixelplay.inference.predictor import Predictor as Predictor
+    from pixelplay.outputs.crossval_report import CrossvalReport as CrossvalReport
+    from pixelplay.outputs.evaluation_report import EvaluationReport as EvaluationReport
+    from pixelplay.outputs.label_issues import LabelIssue as LabelIssue
+    from pixelplay.outputs.label_issues import LabelIssueReport as LabelIssueReport
+    from pixelplay.outputs.label_issues import read_label_issues as read_label_issues
+    from pixelplay.outputs.predictions_table import PredictionSummary as PredictionSummary
+    from pixelplay.outputs.report.build import report as report
+    from pixelplay.outputs.train_report import TrainReport as TrainReport
 
 # imported on first use, so that `import pixelplay` and `pixelplay --help` load no PyTorch
 _MODULES = {
@@ -112,6 +79,7 @@ _MODULES = {
     "outputs.report.build": ("report",),
     "outputs.train_report": ("TrainReport",),
 }
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -143,7 +143,7 @@ def check_fields(config: Any) -> None:
             check_choice(name, value, choices)
         elif range_ is not None:
             range_.check(name, value, whole=int in allowed)
-        elif dataclasses.is_dataclass(kind := allowed[0]) and not isinstance(value, cast(type, kind)):
+        elif dataclasses.is_dataclass(kind := cast(type, allowed[0])) and not isinstance(value, kind):
             raise ConfigError(f"{name}={value!r} is not a {kind.__name__}; pass {kind.__name__}(...)")
 
 

@@ -137,30 +137,29 @@ def list_options(owner: Any, values: Mapping[str, Any], heading: str = "Options"
 
 
 def _make_option(
-    name: str,
-    kinds: tuple[tuple[Any, ...], tuple[Any, ...]],
-    default: Any,
-    text: str,
-    heading: str,
+    name: str, annotation: tuple[tuple[Any, ...], tuple[Any, ...]], default: Any, text: str, heading: str
 ) -> Option:
-    allowed, metadata = kinds
+    """Combine annotation, default and description, in which "(default: …)" says what None stands for."""
+    allowed, metadata = annotation
     shown = next((each for each in metadata if hasattr(each, "metavar")), None)
     flag = (getattr(shown, "name", None) or name).replace("_", "-")
     word = getattr(shown, "metavar", None) or ""
     required = default is inspect.Parameter.empty
+    usage = f"--no-{flag}" if default is True else f"--{flag} {word}".rstrip()
     if Positional in metadata:
         usage = word
-    else:
-        usage = f"--no-{flag}" if default is True else f"--{flag} {word}".rstrip()
     text = " ".join((getattr(shown, "help", None) or text).split()).rstrip(".")
+    text, _, meaning_of_none = text.partition(" (default: ")
     choices = [choice for kind in allowed if get_origin(kind) is Literal for choice in get_args(kind)]
     if not all(choice in text for choice in choices):
         text += ": " + ", ".join(choices)
     range_ = next((each for each in metadata if isinstance(each, Range)), None)
     text += "" if range_ is None else f" ({range_})"
-    if isinstance(default, tuple):
+    if default is None:
+        default = meaning_of_none.removesuffix(")")
+    elif isinstance(default, tuple):
         default = " ".join(default)
-    if not (required or isinstance(default, bool) or default in (None, "")):
+    if not (required or isinstance(default, bool) or default == ""):
         text += f" [{default}]"
     return Option(name, usage, text, heading, required)
 

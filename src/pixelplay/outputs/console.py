@@ -1,21 +1,11 @@
-"""Results as text for people and JSON for programs."""
+"""Results as text for people, and scan results as JSON for programs."""
 
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixelplay.evaluation.evaluate import Evaluation
-from pixelplay.evaluation.intervals import Estimate
-from pixelplay.evaluation.metrics import ECE_BINS
-from pixelplay.evaluation.selective import OperatingPoint
-from pixelplay.text import align, counted, printable
-
-if TYPE_CHECKING:  # they come with torch, which a scan does not need
-    from pixelplay.outputs.crossval_report import CrossvalReport
-    from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
-    from pixelplay.outputs.label_issues import LabelIssueReport
-    from pixelplay.outputs.train_report import TrainReport
+from pixelplay.config import SPLITS
 from pixelplay.data.audit import (
     FEW_IMAGES,
     Audit,
@@ -26,287 +16,247 @@ from pixelplay.data.audit import (
 )
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import imbalance_ratio
-from pixelplay.text import SHOWN, name_some
+from pixelplay.evaluation.evaluate import Evaluation
+from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.metrics import ECE_BINS
+from pixelplay.text import align, counted, name_first, percent, printable
 
-# figure → its name in tables
+if TYPE_CHECKING:  # these import torch, which a scan does not need
+    from pixelplay.outputs.crossval_report import CrossvalReport
+    from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
+    from pixelplay.outputs.label_issues import LabelIssueReport
+    from pixelplay.outputs.train_report import TrainReport
+
 TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "log_loss": "log-loss",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
     "brier": "Brier score",
-    "roc_auc": "ROC-AUC",
+    "roc_auc": "ROC AUC",
     "average_precision": "average precision",
 }
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
-MAX_CLASS_ROWS = 60  # more are hard to read: then only the classes found worst
+SPLIT_TITLES = {
+    "all": "All images",
+    "train": "Training split",
+    "val": "Validation split",
+    "test": "Test split",
+    "oof": "Out of fold",
+}
+METHOD_TITLES = {"none": "linear probe", "partial": "partial fine-tuning", "full": "full fine-tuning"}
+MAX_EXAMPLES = 3
+MAX_CLASS_ROWS = 60  # with more classes, only those of the lowest recall
 MAX_CONFUSION = 12
 MAX_LABEL_ISSUES = 20
-PARTS_IN_WORDS = {"oof": "out of fold", "val": "in the validation part", "test": "in the test part"}
+TITLE_WIDTH = 18
 
 
-def format_train_report(report: "TrainReport") -> str:
-    """The headline with its interval, the baseline, each class, and what to try next."""
-    evaluation = report.evaluation
-    where = {
-        "test": "test part",
-        "oof": "out of fold (no test part; slightly optimistic)",
-        "val": "validation part (no test part; it also chose, so slightly optimistic)",
-    }[report.measured_on]
-    lines = [f"{report.finetune}: {where}, {counted(evaluation.n, 'image')}; intervals are 95 %", ""]
-    rows = _headline_rows(report)
-    lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
-    lines += _legend(rows, "← what decisions are tuned for")
-    if report.measured_on == "test" and report.held_out_split == "oof":
-        value, interval = _value_and_interval(getattr(report.held_out, report.metric))
-        n = counted(report.held_out.n, "image")
-        lines += ["", f"out of fold, {n} learned from: {TITLES[report.metric]} {value}  {interval}"]
-    lines += ["", *_class_table(evaluation, report.train_counts)]
-    lines += _without_copies(report)
-    if (corrected := report.corrected.get(report.measured_on)) is not None:
-        value, interval = _value_and_interval(corrected.accuracy)
-        lines += ["", f"on the labels as you have corrected them: accuracy {value}  {interval}"]
-    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.label_issues.label_issues))])
+def format_train_report(
+    report: "TrainReport", *, verbose: bool = False, report_path: str | None = None
+) -> str:
+    """Format the summary that `train` prints.
+
+    Args:
+        verbose: add the table of all classes.
+        report_path: the HTML report, if there is one.
+    """
+    split, warnings = report.measured_on, []
+    trained_on = counted(sum(report.train_counts.values()), "image")
+    sections = {"Model": [f"{METHOD_TITLES[report.finetune]}, trained on {trained_on}"]}
+    if split != "test":
+        chosen_on = {"oof": "the out-of-fold predictions", "val": "the validation split"}[split]
+        warnings.append(f"no test split; {chosen_on} also chose the settings, so metrics are optimistic")
+    elif report.held_out_split == "oof":
+        sections["Model"].append(f"out of fold: {_describe_metric(report.held_out, report.metric)}")
+    if (corrected := report.corrected.get(split)) is not None:
+        sections["Corrected labels"] = [_describe_metric(corrected, "accuracy")]
+    title = f"{SPLIT_TITLES[split]} ({counted(report.evaluation.n, 'image')})"
+    return _format_run(report, title, sections, warnings, verbose=verbose, report_path=report_path)
 
 
-def format_crossval_report(report: "CrossvalReport") -> str:
-    """The headline with its interval, the baseline, the spread of the folds, each class, what is deployed."""
-    evaluation = report.evaluation
-    n_all = report.n_folds * report.repeats
-    finetune = ", ".join(f"{n} {method}" for method, n in report.finetune.items())
-    often = "" if report.repeats == 1 else f", each {report.repeats} times"
-    lines = [
-        f"{n_all} folds ({finetune}): {counted(evaluation.n, 'image')}{often}, "
-        "predicted by classifiers that had not seen them; intervals are 95 %",
-        "",
-    ]
-    rows = _headline_rows(report)
-    lines += align(["", "value", "interval", f"always {report.baseline.name!r}"], rows)
-    lines += _legend(rows, "← what decisions are tuned for")
+def format_crossval_report(
+    report: "CrossvalReport", *, verbose: bool = False, report_path: str | None = None
+) -> str:
+    """Format the summary that `crossval` prints.
+
+    Args:
+        verbose: add the table of all classes.
+        report_path: the HTML report, if there is one.
+    """
+    repeated = "" if report.repeats == 1 else f", repeated {report.repeats} times"
+    title = f"{report.n_folds}-fold cross-validation{repeated} ({counted(report.evaluation.n, 'image')})"
+    methods = ", ".join(f"{n} × {METHOD_TITLES[method]}" for method, n in report.finetune.items())
     low, high = min(report.fold_values), max(report.fold_values)
-    lines += [
-        "",
-        f"{TITLES[report.metric]} of single folds: {low:.3f} to {high:.3f} (sd {report.fold_sd:.3f})",
-        "",
-        *_class_table(evaluation, report.train_counts),
-        "",
-    ]
-    what = {
-        "ensemble": f"the mean of all {n_all} classifiers",
-        "single": "one classifier that learned from everything",
-    }[report.deployed]
-    if report.test is None:
-        lines.append(f"deployed: {what}; the figures above are of classifiers like it, not of itself")
+    spread = f"{TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {report.fold_sd:.3f})"
+    if report.deployed == "ensemble":
+        deployed = [f"mean of the {report.n_folds * report.repeats} fold models"]
     else:
-        value, interval = _value_and_interval(getattr(report.test, report.metric))
-        n = counted(report.test.n, "image")
-        title = TITLES[report.metric]
-        lines.append(f"deployed: {what}; on the given test part, {n}: {title} {value}  {interval}")
-    lines += _without_copies(report)
-    return "\n".join([*lines, "", *_what_next(report.run_dir, len(report.label_issues.label_issues))])
+        deployed = ["one model trained on all images"]
+    if report.test is None:
+        deployed.append("not evaluated itself; the metrics above are those of models trained like it")
+    else:
+        deployed.append(f"test split: {_describe_metric(report.test, report.metric)}")
+    sections = {"Folds": [methods, spread], "Deployed": deployed}
+    return _format_run(report, title, sections, [], verbose=verbose, report_path=report_path)
 
 
-def format_evaluation_report(report: "EvaluationReport") -> str:
-    """All figures with intervals, each class, and the confusion matrix."""
-    evaluation = report.evaluation
-    lines = [f"{report.split}: {counted(evaluation.n, 'image')}; intervals are 95 %", ""]
-    columns = {"": evaluation}
+def _format_run(
+    report: "TrainReport | CrossvalReport",
+    title: str,
+    sections: Mapping[str, Sequence[str]],
+    warnings: list[str],
+    *,
+    verbose: bool,
+    report_path: str | None,
+) -> str:
+    """Put the headline first, then the sections, the weakest classes, warnings and the next commands."""
+    evaluation, baseline = report.evaluation, report.baseline
+    rows = [
+        [
+            _title(name, report.metric),
+            *_format_estimate(getattr(evaluation, name)),
+            _format_estimate(getattr(baseline, name))[0],
+        ]
+        for name in HEADLINES
+    ]
+    if report.test is not None and report.test_without_copies is not None:
+        n_duplicated = counted(report.test.n - report.test_without_copies.n, "test image")
+        fair = _describe_metric(report.test_without_copies, "accuracy")
+        warnings.append(f"duplicates of {n_duplicated} removed from training; without these images: {fair}")
+    run = shlex.quote(report.run_dir)
+    commands = [f"pixelplay predict {run} NEW_IMAGES --out predictions.csv"]
+    if n_issues := len(report.label_issues.label_issues):
+        issues = f"{counted(n_issues, 'label')} that {'looks' if n_issues == 1 else 'look'} wrong"
+        commands.append(f"pixelplay label-issues {run}   ({issues})")
+    results = {
+        **sections,
+        "Weakest classes": _describe_weakest(evaluation),
+        "Warnings": [*warnings, *_warn_rough(rows)],
+    }
+    outputs = {"Run": [report.run_dir], "Report": [report_path] if report_path else [], "Next": commands}
+    return _join_blocks(
+        align([title, "value", "95 % CI", f"majority class {baseline.name!r}"], rows),
+        _class_table(evaluation, report.train_counts) if verbose else [],
+        _format_sections(results),
+        _format_sections(outputs),
+    )
+
+
+def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = False) -> str:
+    """Format all metrics with intervals, the weakest classes and the comparison with another run.
+
+    Args:
+        verbose: add the table of all classes and the confusion matrix.
+    """
+    evaluation, warnings = report.evaluation, []
+    images = counted(evaluation.n, "image")
+    columns = {"value": evaluation}
     if evaluation.known_only is not None:
         columns["known classes only"] = evaluation.known_only
+        warnings.append("log loss, Brier score, ROC AUC and average precision ignore unknown classes")
+    if report.n_trained_on:
+        warnings.append(f"{report.n_trained_on:,} of {images} were trained on, so metrics are optimistic")
     if report.unseen is not None:
         columns["not trained on"] = report.unseen
-    header = ["", *(cell for name in columns for cell in (name or "value", "interval"))]
+        warnings.append("'not trained on' excludes these images, the results per class include them")
+    titles = {**TITLES, "ece": f"ECE ({ECE_BINS} bins)", "aurc": "AURC"}
     rows = [
-        [title, *(cell for e in columns.values() for cell in _value_and_interval(getattr(e, name)))]
-        for name, title in TITLES.items()
+        [f"  {title}", *(cell for e in columns.values() for cell in _format_estimate(getattr(e, name)))]
+        for name, title in titles.items()
     ]
-    rows.append(
-        [f"ECE ({ECE_BINS} bins)", *(cell for e in columns.values() for cell in (f"{e.ece:.3f}", ""))]
+    header = [f"{SPLIT_TITLES[report.split]} ({images})"]
+    header += [cell for name in columns for cell in (name, "95 % CI")]
+    results = {
+        "Weakest classes": _describe_weakest(evaluation),
+        "Threshold": _describe_threshold(report),
+        "Warnings": [*warnings, *_warn_rough(rows)],
+    }
+    return _join_blocks(
+        align(header, rows),
+        _format_sections(results),
+        *((_class_table(evaluation, None), _confusion_table(evaluation)) if verbose else ()),
+        *(() if report.against is None else _compare(report.against)),
     )
-    rows.append(["AURC", *(cell for e in columns.values() for cell in (f"{e.aurc:.3f}", ""))])
-    lines += [*align(header, rows), *_legend(rows)]
-    if evaluation.known_only is not None:
-        lines.append(
-            "log-loss, Brier score, ROC-AUC and average precision leave unknown classes out everywhere"
-        )
+
+
+def _describe_threshold(report: "EvaluationReport") -> list[str]:
+    """Describe the operating point, measured without images that were trained on if there are others."""
+    fair = report.evaluation if report.unseen is None else report.unseen
+    if (point := fair.operating_point) is None:
+        is_missing = report.evaluation.operating_point is not None
+        return ["none: the model was trained on all images of the positive class"] * is_missing
+    where = "these images"
     if report.n_trained_on:
-        lines.append(f"the tables below include {counted(report.n_trained_on, 'image')} that were trained on")
-    lines += ["", *_class_table(evaluation, None)]
-    lines += ["", *_confusion_table(evaluation)]
-    fair = evaluation if report.unseen is None else report.unseen
-    if fair.operating_point is not None:
-        where = "" if report.unseen is None else ", without those that were trained on"
-        if report.unseen is None and report.n_trained_on:
-            where = ", which were trained on"
-        lines += ["", _operating_point(fair.operating_point, where)]
-    elif evaluation.operating_point is not None:
-        lines += ["", "no threshold: all images of the positive class were trained on"]
-    if report.against is not None:
-        lines += ["", *_comparison(report.against)]
-    return "\n".join(lines)
+        where += (
+            ", which the model was trained on" if report.unseen is None else ", excluding those trained on"
+        )
+    if point.precision is None:
+        return [
+            f"precision {point.asked_precision} for {point.positive!r} is not reached on {where}; "
+            f"the highest is {point.highest_precision:.3f}"
+        ]
+    return [
+        f"{point.positive!r} at probability ≥ {point.threshold:.4f}: precision {_inline(point.precision)}, "
+        f"recall {_inline(point.recall)} (threshold chosen on {where})"
+    ]
 
 
-def _comparison(found: "RunComparison") -> list[str]:
-    """Both models' figures, how far they are apart, and whether that is shown."""
-    first, second = found.runs
-    fairest = found.fairest
-    where = " that neither model was trained on" if found.unseen else ""
-    if found.n_trained_on and not found.unseen:
-        where = ", each of which a model was trained on"
-    lines = [f"{first} less {second}: {counted(fairest.n, 'image')}{where}"]
-    rows = []
-    for name, difference in fairest.differences.items():
-        values = [f"{value:.3f}" for value in fairest.values[name]]
-        doubt = "" if difference.reliable else " ?"
-        interval = f"{difference.low:+.3f} to {difference.high:+.3f}{doubt}"
-        mark = " ←" if name == found.metric else ""
-        title = "log-loss (less is better)" if name == "log_loss" else TITLES[name]
-        rows.append([title + mark, *values, f"{difference.value:+.3f}", interval])
-    lines += align(["", first, second, "difference", "interval"], rows)
-    has_doubt = any(row[-1].endswith("?") for row in rows)
-    lines += ["? few images of a class, or few on which they differ: a rough interval"] * has_doubt
-    evidence = "" if fairest.p_value is None else f" (McNemar's mid-p = {fairest.p_value:.2g})"
-    lines.append(
-        f"right by {first} alone: {fairest.n_only_first_right}, by {second} alone: "
-        f"{fairest.n_only_second_right}{evidence}"
-    )
-    difference = fairest.differences[found.metric]
-    if difference.low > 0 or difference.high < 0:
-        verdict = "is better" if difference.reliable else "seems better, on few images"
-        lines.append(f"{TITLES[found.metric]}: {first if difference.low > 0 else second} {verdict}")
-    else:
-        lines.append(f"{TITLES[found.metric]}: no difference is shown, for its interval holds 0")
-    return [printable(line) for line in lines]
+def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
+    """Show the metrics of both runs with their differences, and how often only one run is right."""
+    first, second = comparison.runs
+    paired = comparison.fairest
+    where = " that neither was trained on" if comparison.unseen else ""
+    if comparison.n_trained_on and not comparison.unseen:
+        where = ", all of which at least one was trained on"
+    rows, verdicts = [], [""]
+    for name, difference in paired.differences.items():
+        values = (f"{value:.3f}" for value in paired.values[name])
+        rough = "" if difference.reliable else " ?"
+        interval = f"({difference.low:+.3f} to {difference.high:+.3f})"
+        rows.append([_title(name, comparison.metric), *values, f"{difference.value:+.3f} {interval}{rough}"])
+        verdict = "not significant"
+        if not difference.low <= 0 <= difference.high:
+            # the run with the higher value is better, but for the log loss
+            better = comparison.runs[(difference.low > 0) == (name == "log_loss")]
+            verdict = f"{better} {'is better' if difference.reliable else 'seems better, on few images'}"
+        if name == "accuracy" and paired.p_value is not None:
+            verdict += f" (McNemar p = {paired.p_value:.2g})"
+        verdicts.append(verdict)
+    header = [f"Comparison on {counted(paired.n, 'image')}{where}", first, second, "difference (95 % CI)"]
+    table = zip(align(header, rows), verdicts, strict=True)
+    n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
+    notes = {"Disagreements": [f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"]}
+    if any(row[-1].endswith("?") for row in rows):
+        notes["Warnings"] = ["? rough interval: few images of a class, or few on which the runs differ"]
+    return [f"{line}   {printable(text)}".rstrip() for line, text in table], _format_sections(notes)
 
 
 def format_label_issues(report: "LabelIssueReport") -> str:
-    """The most suspicious labels, and where all of them stand."""
-    n_checked = sum(report.n_checked.values())
-    where = ", ".join(f"{n:,} {PARTS_IN_WORDS.get(split, split)}" for split, n in report.n_checked.items())
-    found = report.label_issues
-    share = len(found) / max(n_checked, 1)
-    lines = [
-        f"{len(found):,} of {n_checked:,} held-out images ({where}) have a label that looks wrong, "
-        f"{share:.1%}"
+    """Format the most suspicious labels and where to find all of them."""
+    n_checked, found = sum(report.n_checked.values()), report.label_issues
+    share = percent(len(found) / max(n_checked, 1))
+    splits = ", ".join(f"{SPLIT_TITLES[split].lower()} {n:,}" for split, n in report.n_checked.items())
+    summary = [
+        f"{len(found):,} of {n_checked:,} held-out images have a label that looks wrong ({share}): {splits}"
     ]
     if "val" in report.n_checked:
-        lines.append("what a tuned network learned from is not checked; pixelplay crossval checks everything")
+        summary.append(
+            "images that fine-tuning trained on are not checked; pixelplay crossval checks all images"
+        )
     rows = [
-        [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.proposed, f"{s.prob_proposed:.2f}"]
+        [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.suggested, f"{s.prob_suggested:.2f}"]
         for s in found[:MAX_LABEL_ISSUES]
     ]
-    if rows:
-        lines += ["", *align(["path", "split", "label", "its prob", "looks like", "its prob"], rows)]
+    table = align(["path", "split", "label", "prob", "suggested", "prob"], rows) if rows else []
     if len(found) > MAX_LABEL_ISSUES:
-        lines.append(f"… and {len(found) - MAX_LABEL_ISSUES} more")
-    table = os.path.join(report.run_dir, "label_issues.csv")
-    return "\n".join([*lines, "", f"all of them, with reasons, are in {printable(table)}"])
-
-
-def _operating_point(point: OperatingPoint, where: str) -> str:
-    if point.threshold is None:
-        return (
-            f"precision {point.asked_precision} for {point.positive!r} is not reached{where}; "
-            f"the highest is {point.highest_precision:.3f}"
-        )
-    precision, recall = (" ".join(_value_and_interval(e)) for e in (point.precision, point.recall))
-    return (
-        f"{point.positive!r} at probability ≥ {point.threshold:.4f}: precision {precision}, "
-        f"recall {recall} (threshold chosen on these images{where})"
-    )
-
-
-def _legend(rows: Sequence[Sequence[str]], *also: str) -> list[str]:
-    """Say what the signs in a table of figures mean, where they occur."""
-    has_doubt = any(cell.endswith(" ?") for row in rows for cell in row)
-    signs = [*also, *(["? a class has few images: a rough interval"] if has_doubt else [])]
-    return ["   ".join(signs)] if signs else []
-
-
-def _class_table(evaluation: Evaluation, train_counts: Any) -> list[str]:
-    rows, shown = [], list(evaluation.per_class)
-    if len(shown) > MAX_CLASS_ROWS:
-        measured = [scores for scores in shown if scores.recall is not None]
-        shown = sorted(measured, key=lambda scores: scores.recall.value)[:MAX_CLASS_ROWS]  # type: ignore[union-attr]
-    for scores in shown:
-        known = [] if train_counts is None else [str(train_counts.get(scores.name, 0))]
-        precision = "–" if scores.precision is None else f"{scores.precision.value:.3f}"
-        f1 = "–" if scores.f1 is None else f"{scores.f1.value:.3f}"
-        rows.append([scores.name, *known, str(scores.n), *_value_and_interval(scores.recall), precision, f1])
-    header = [
-        "class",
-        *([] if train_counts is None else ["learned"]),
-        "n",
-        "recall",
-        "interval",
-        "precision",
-        "F1",
-    ]
-    rest = len(evaluation.per_class) - len(shown)
-    more = [f"… and {rest} more; these have the lowest recall (--json lists all)"] if rest else []
-    return [*align(header, rows), *more]
-
-
-def _confusion_table(evaluation: Evaluation) -> list[str]:
-    names = list(evaluation.classes)
-    if len(names) > MAX_CONFUSION:
-        return [f"confusion matrix of {len(names)} classes: see --json"]
-    rows = [[name, *map(str, row)] for name, row in zip(names, evaluation.confusion, strict=True)]
-    short = [name[:9] for name in names]
-    columns = short if len(set(short)) == len(names) else names
-    return ["rows are given labels, columns decisions", *align(["", *columns], rows)]
-
-
-def _value_and_interval(estimate: Estimate | None) -> tuple[str, str]:
-    if estimate is None:
-        return "–", ""
-    doubt = "" if estimate.reliable else " ?"
-    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{doubt}"
-
-
-def _headline_rows(report: "TrainReport | CrossvalReport") -> list[list[str]]:
-    rows = [
-        [TITLES[name], *_value_and_interval(getattr(report.evaluation, name)), _baseline(report, name)]
-        for name in HEADLINES
-    ]
-    rows[HEADLINES.index(report.metric)][0] += " ←"
-    return rows
-
-
-def _what_next(run_dir: str, n_label_issues: int) -> list[str]:
-    run = shlex.quote(run_dir)
-    explained = f"{counted(n_label_issues, 'label')} that {'looks' if n_label_issues == 1 else 'look'} wrong"
-    return [
-        f"model and records are in {run_dir}; try next:",
-        f"  pixelplay predict {run} PHOTOS --out predictions.csv",
-        f"  pixelplay evaluate {run} LABELLED_PHOTOS",
-        *([f"  pixelplay label-issues {run}   ({explained})"] if n_label_issues else []),
-    ]
-
-
-def _without_copies(report: "TrainReport | CrossvalReport") -> list[str]:
-    if report.test_without_copies is None:
-        return []
-    value, interval = _value_and_interval(report.test_without_copies.accuracy)
-    return ["", f"without test images that had a copy in training: accuracy {value}  {interval}"]
-
-
-def _baseline(report: "TrainReport | CrossvalReport", name: str) -> str:
-    value = getattr(report.baseline, name)
-    return f"{value.value if isinstance(value, Estimate) else value:.3f}"
-
-
-SETS = {  # finding → its title
-    "duplicates": "duplicates",
-    "near_duplicates": "near duplicates",
-    "look_alikes": "look-alikes in sets too large for copies",
-    "conflicts": "conflicts",
-    "leaks": "leaks",
-}
+        table.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
+    path = printable(os.path.join(report.run_dir, "label_issues.csv"))
+    return _join_blocks(summary, table, [f"All of them, with reasons: {path}"])
 
 
 def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
-    """Everything that scan found, each finding with its files."""
+    """Return everything that a scan found as plain values, each problem with all its files."""
     counts = dataset.class_counts()
     formats, smallest, largest = summarize_formats(audit)
     coverage = find_coverage(dataset)
@@ -315,11 +265,7 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
         "n": len(dataset),
         "n_unlabelled": int((dataset.labels < 0).sum()),
         "classes": {name: int(n) for name, n in zip(dataset.classes, counts, strict=True)},
-        "parts": {
-            split: int(dataset.in_split(split).sum())
-            for split in ("train", "val", "test")
-            if dataset.in_split(split).any()
-        },
+        "splits": {name: int(where.sum()) for name, where in _given_splits(dataset).items()},
         "imbalance_ratio": imbalance_ratio(counts),
         "formats": dict(formats.most_common()),
         "smallest_px": smallest,
@@ -334,60 +280,178 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
     }
 
 
-def format_scan(dataset: ImageDataset, audit: Audit) -> str:
-    """What scan found, for reading."""
-    found = scan_to_json(dataset, audit)
-    lines = [f"{printable(dataset.source)}: {counted(found['n'], 'image')}, {len(dataset.classes)} classes"]
-    if found["n_unlabelled"]:
-        lines.append(f"  {found['n_unlabelled']:,} without a label")
-    lines += align(
-        ["class", "n", "share"],
-        [
-            [name, f"{n:,}", f"{n / max(sum(found['classes'].values()), 1):.1%}"]
-            for name, n in found["classes"].items()
-        ],
-    )
-    lines += ["", f"imbalance  {found['imbalance_ratio']:.1f} : 1"]
-    if found["parts"]:
-        lines.append("parts      " + ", ".join(f"{split} {n:,}" for split, n in found["parts"].items()))
-    if found["formats"]:
-        lines.append("formats    " + ", ".join(f"{name} {n:,}" for name, n in found["formats"].items()))
-        sizes = [f"{width} × {height}" for width, height in (found["smallest_px"], found["largest_px"])]
-        lines.append(f"sizes      {' to '.join(dict.fromkeys(sizes))} px")
-    lines += _expectations(found)
-    lines += _findings("unreadable", [f"{e['path']}: {e['reason']}" for e in found["unreadable"]])
-    for name, title in SETS.items():
-        lines += _findings(title, [" = ".join(_name(member, name) for member in s) for s in found[name]])
-    if not any(found[name] for name in ("unreadable", *SETS)):
-        lines.append("nothing wrong was found with the files")
-    return "\n".join(lines)
+def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = False) -> str:
+    """Format what a scan found.
+
+    Args:
+        near_duplicates: near-duplicates were searched for.
+    """
+    splits = _given_splits(dataset)
+    title = f"{printable(dataset.source)}: {counted(len(dataset), 'image')}, {len(dataset.classes)} classes"
+    if splits:
+        title += f", splits given ({' · '.join(f'{name} {where.sum():,}' for name, where in splits.items())})"
+    if n_unlabelled := int((dataset.labels < 0).sum()):
+        title += f", {n_unlabelled:,} without a label"
+    if splits and (dataset.splits < 0).any():
+        splits["no split"] = dataset.splits < 0
+    columns = {name: dataset.class_counts(where) for name, where in splits.items()}
+    columns = columns or {"images": dataset.class_counts()}
+    rows = [
+        [name, *(f"{n:,}" for n in counts)]
+        for name, *counts in zip(dataset.classes, *columns.values(), strict=True)
+    ]
+    summary = [f"imbalance {imbalance_ratio(dataset.class_counts()):.1f} : 1"]
+    formats, smallest, largest = summarize_formats(audit)
+    if smallest is not None and largest is not None:
+        summary.append(", ".join(f"{name} {n:,}" for name, n in formats.most_common()))
+        sizes = [f"{width}×{height}" for width, height in (smallest, largest)]
+        summary.append(f"{' to '.join(dict.fromkeys(sizes))} px")
+    problems = [*_describe_coverage(dataset), *_describe_problems(dataset, audit)]
+    end = ["Problems", *(f"  {line}" for line in problems)] if problems else ["No problems found."]
+    if not near_duplicates:
+        end.append("Near-duplicates were not searched; add --near-duplicates.")
+    return _join_blocks([title], [*align(["class", *columns], rows), " · ".join(summary)], end)
 
 
-def _expectations(found: Mapping[str, Any]) -> list[str]:
-    """Expected classes that have no or too few images."""
-    lines = []
-    if absent := found["expected_without_images"]:
-        bound = found["reachable_accuracy"]
+def _given_splits(dataset: ImageDataset) -> dict[str, Any]:
+    """Map each split that the data gives to its mask (N,)."""
+    masks = {name: dataset.in_split(name) for name in SPLITS}
+    return {name: where for name, where in masks.items() if where.any()}
+
+
+def _describe_coverage(dataset: ImageDataset) -> list[str]:
+    """Name expected classes that have no or too few images."""
+    coverage, lines = find_coverage(dataset), []
+    if absent := coverage.absent:
+        bound = coverage.reachable
+        effect = "" if bound is None else f"; accuracy cannot exceed {percent(bound)}"
+        lines.append(f"expected classes without images ({len(absent)}): {_name_examples(absent)}{effect}")
+    if few := [f"{name} ({n})" for name, n in coverage.few.items()]:
+        share = "" if coverage.in_few is None else f"; they are {percent(coverage.in_few)} of the test images"
         lines.append(
-            f"absent     {len(absent)} expected classes have no image: {printable(name_some(absent))}"
-            + ("" if bound is None else f"; accuracy cannot pass {bound:.1%}")
-        )
-    if few := found["expected_with_few_images"]:
-        share = found["test_share_with_few_images"]
-        named = printable(name_some([f"{name} ({n})" for name, n in few.items()]))
-        lines.append(
-            f"few        expected classes with fewer than {FEW_IMAGES} images: {named}"
-            + ("" if share is None else f"; they are {share:.1%} of the test images")
+            f"expected classes with fewer than {FEW_IMAGES} images ({len(few)}): {_name_examples(few)}{share}"
         )
     return lines
 
 
-def _findings(name: str, items: Sequence[str]) -> list[str]:
-    if not items:
-        return []
-    more = [f"  … and {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
-    return [f"{name}: {len(items)}", *(f"  {printable(item)}" for item in items[:SHOWN]), *more]
+def _describe_problems(dataset: ImageDataset, audit: Audit) -> list[str]:
+    """Count the problems of each kind, with up to three examples."""
+    duplicates = audit.duplicates
+    problems = {
+        "unreadable images": [f"{error.path}: {error.reason}" for error in audit.errors.values()],
+        "sets of exact duplicates": _name_sets(dataset, duplicates.sets),
+        "sets of near-duplicates": _name_sets(dataset, duplicates.near),
+        "sets of similar images, too large to be duplicates": _name_sets(dataset, duplicates.large),
+        "sets of duplicates with different labels": _name_sets(dataset, duplicates.conflicts, labels=True),
+        "sets of duplicates across splits": _name_sets(dataset, duplicates.leaks),
+    }
+    lines = []
+    for title, items in problems.items():
+        if items:
+            lines += [f"{title}: {len(items):,}", *(f"   {printable(item)}" for item in items[:MAX_EXAMPLES])]
+        if len(items) > MAX_EXAMPLES:
+            lines.append(f"   … {len(items) - MAX_EXAMPLES:,} more (--json lists all)")
+    return lines
 
 
-def _name(member: dict[str, Any], finding: str) -> str:
-    return f"{member['path']} ({member['label']})" if finding == "conflicts" else str(member["path"])
+def _name_sets(dataset: ImageDataset, sets: Sequence[Sequence[int]], *, labels: bool = False) -> list[str]:
+    """Join the paths of each set by equals signs; after three images the rest is left out."""
+    names = []
+    for members in sets:
+        images = describe_set(dataset, members[:MAX_EXAMPLES])
+        shown = [f"{image['path']} ({image['label']})" if labels else str(image["path"]) for image in images]
+        names.append(" = ".join(shown + ["…"] * (len(members) > MAX_EXAMPLES)))
+    return names
+
+
+def _name_examples(names: Sequence[str]) -> str:
+    return printable(name_first(names[:MAX_EXAMPLES], len(names)))
+
+
+def _title(name: str, optimised: str) -> str:
+    """Title the row of a metric and mark the one that the run optimises."""
+    direction = " (lower is better)" if name == "log_loss" else ""
+    return f"  {TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
+
+
+def _join_blocks(*blocks: Sequence[str]) -> str:
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def _format_sections(sections: Mapping[str, Sequence[str]]) -> list[str]:
+    """Put each title beside its first item, one item per line; a section without items is not shown."""
+    return [
+        f"{'' if i else title:<{TITLE_WIDTH}}{printable(item)}"
+        for title, items in sections.items()
+        for i, item in enumerate(items)
+    ]
+
+
+def _format_estimate(estimate: Estimate | float | None) -> tuple[str, str]:
+    """Return the cells of a value and its interval; a question mark means that the interval is rough."""
+    if not isinstance(estimate, Estimate):
+        return "–" if estimate is None else f"{estimate:.3f}", ""
+    rough = "" if estimate.reliable else " ?"
+    return f"{estimate.value:.3f}", f"{estimate.low:.3f}–{estimate.high:.3f}{rough}"
+
+
+def _inline(estimate: Estimate) -> str:
+    value, interval = _format_estimate(estimate)
+    return f"{value} ({interval})"
+
+
+def _describe_metric(evaluation: Evaluation, name: str) -> str:
+    return f"{TITLES[name]} {_inline(getattr(evaluation, name))} on {counted(evaluation.n, 'image')}"
+
+
+def _warn_rough(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Explain the question marks in a table of metrics, if there are any."""
+    is_rough = any(cell.endswith(" ?") for row in rows for cell in row)
+    return ["? rough interval: a class has few images"] if is_rough else []
+
+
+def _describe_weakest(evaluation: Evaluation) -> list[str]:
+    """Describe up to three classes of the lowest recall, unless all their images are right."""
+    weak = [
+        (scores.recall.value, k)
+        for k, scores in enumerate(evaluation.per_class)
+        if scores.recall is not None and scores.recall.value < 1
+    ]
+    lines = []
+    for recall, k in sorted(weak)[:MAX_EXAMPLES]:
+        row = evaluation.confusion[k]  # (K,) predictions for images of the class
+        wrong = row.copy()
+        wrong[k] = 0
+        other = evaluation.classes[wrong.argmax()]
+        lines.append(
+            f"{evaluation.classes[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}), confused with {other}"
+        )
+    return lines
+
+
+def _class_table(evaluation: Evaluation, train_counts: Mapping[str, int] | None) -> list[str]:
+    """Tabulate the classes, or those of the lowest recall if there are many."""
+    shown = list(evaluation.per_class)
+    if len(shown) > MAX_CLASS_ROWS:
+        measured = [scores for scores in shown if scores.recall is not None]
+        shown = sorted(measured, key=lambda scores: scores.recall.value)[:MAX_CLASS_ROWS]  # type: ignore[union-attr]
+    rows = []
+    for scores in shown:
+        trained = [] if train_counts is None else [str(train_counts.get(scores.name, 0))]
+        precision, f1 = (_format_estimate(estimate)[0] for estimate in (scores.precision, scores.f1))
+        rows.append([scores.name, *trained, str(scores.n), *_format_estimate(scores.recall), precision, f1])
+    trained = [] if train_counts is None else ["trained"]
+    header = ["class", *trained, "n", "recall", "95 % CI", "precision", "F1"]
+    rest = len(evaluation.per_class) - len(shown)
+    more = [f"… {rest} more; these have the lowest recall (--json lists all)"] if rest else []
+    return [*align(header, rows), *more]
+
+
+def _confusion_table(evaluation: Evaluation) -> list[str]:
+    names = list(evaluation.classes)
+    if len(names) > MAX_CONFUSION:
+        return [f"Confusion matrix of {len(names)} classes: see --json"]
+    rows = [[name, *map(str, row)] for name, row in zip(names, evaluation.confusion, strict=True)]
+    short = [name[:9] for name in names]
+    columns = short if len(set(short)) == len(names) else names
+    return ["Confusion matrix: rows are labels, columns are predictions", *align(["", *columns], rows)]

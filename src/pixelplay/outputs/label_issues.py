@@ -1,6 +1,7 @@
-"""Labels that look wrong: found where images were held out, written as label_issues.csv, read back."""
+"""Label issues of a run: collect them from held-out images, write and read label_issues.csv."""
 
 import csv
+import io
 import json
 import os
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.atomic import write_bytes
 from pixelplay.data.tables import plain_label, plain_path, safe_label, safe_path
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.label_issues import find_label_issues
@@ -18,42 +20,42 @@ from pixelplay.outputs.predictions_table import csv_writer
 from pixelplay.training.training_data import TrainingData
 
 LABEL_ISSUES = "label_issues.csv"
-COLUMNS = ("path", "split", "label", "proposed", "quality", "prob_label", "prob_proposed", "reason")
+COLUMNS = ("path", "split", "label", "suggested", "score", "prob_label", "prob_suggested", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIssue:
-    """An image whose given label looks wrong.
+    """An image whose label looks wrong.
 
     Attributes:
-        path: as in the data.
-        part: where it was held out: "oof", "val" or "test".
-        label: the given class.
-        proposed: the class that it looks like.
-        quality: how well the given label fits, 0 to 1.
-        prob_label: probability of the given class.
-        prob_proposed: probability of the proposed one.
-        reason: why, in words.
+        path: as in the dataset.
+        split: where the image was held out: "oof", "val" or "test".
+        label: its class in the dataset.
+        suggested: the class it looks like.
+        score: label quality in [0, 1]; low means suspicious.
+        prob_label: probability of `label`.
+        prob_suggested: probability of `suggested`.
+        reason: the evidence, for people.
     """
 
     path: str
     split: str
     label: str
-    proposed: str
-    quality: float
+    suggested: str
+    score: float
     prob_label: float
-    prob_proposed: float
+    prob_suggested: float
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIssueReport:
-    """What a run has found wrong with labels.
+    """All label issues of a run.
 
     Attributes:
-        run_dir: the run.
-        suspects: the most suspicious first.
-        n_checked: part → images that were held out in it, and so could be checked.
+        run_dir: folder of the run.
+        label_issues: the most suspicious first.
+        n_checked: split → number of held-out images whose labels were checked.
     """
 
     run_dir: str
@@ -61,110 +63,107 @@ class LabelIssueReport:
     n_checked: Mapping[str, int]
 
     def summary(self) -> dict[str, Any]:
-        """Return how many there are, as metrics.json has it."""
+        """Return the counts for metrics.json."""
         return {"n": len(self.label_issues), "n_checked": dict(self.n_checked)}
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of them as plain values."""
-        return {**self.summary(), "label_issues": [asdict(suspect) for suspect in self.label_issues]}
-
-
-Answers = tuple[IntArray, Float64Array]  # positions (n,) in the material, probabilities (n, K)
+        """Return the counts and every label issue as plain values."""
+        return {**self.summary(), "label_issues": [asdict(issue) for issue in self.label_issues]}
 
 
 def collect_label_issues(
-    run_dir: str, data: TrainingData, held_out: Mapping[str, Answers]
+    run_dir: str, data: TrainingData, held_out: Mapping[str, tuple[IntArray, Float64Array]]
 ) -> LabelIssueReport:
-    """Find the suspects among held-out images, the most suspicious first.
+    """Collect the label issues among held-out images, the most suspicious first.
 
-    Beside those that the probabilities accuse, equal files with two labels are suspects.
-    Images of classes that the model does not know cannot be judged.
+    Besides labels that the probabilities contradict, identical files with different labels are listed.
+    Images of classes that the model does not know are not checked, nor are images that the user has
+    reviewed.
 
     Args:
-        held_out: part → its images and what a model that has not seen them says.
+        held_out: split → positions (n,) in `data`, and probabilities (n, K) from a model not trained on them.
     """
-    parts = np.repeat(list(held_out), [len(rows) for rows, _ in held_out.values()])  # (N,)
+    splits = np.repeat(list(held_out), [len(rows) for rows, _ in held_out.values()])  # (N,)
     positions, probs = (np.concatenate(arrays) for arrays in zip(*held_out.values(), strict=True))
-    labels = data.corrected_labels[
-        positions
-    ]  # what the user has mended, left out or confirmed is no suspect any more
-    is_known = (labels >= 0) & (labels < data.n_known) & ~data.reviewed[positions]
-    parts, positions, probs, labels = parts[is_known], positions[is_known], probs[is_known], labels[is_known]
+    labels = data.corrected_labels[positions]
+    keep = (labels >= 0) & (labels < data.n_known) & ~data.reviewed[positions]
+    splits, positions, probs, labels = splits[keep], positions[keep], probs[keep], labels[keep]
     found = find_label_issues(probs, labels)
-    twins = _twins(data)
-    label_issues = []
+    duplicates = _find_conflicting_duplicates(data)
+    issues = []
     for row in found.order:
-        label, proposed = int(labels[row]), int(found.proposed[row])
+        label, suggested, is_issue = int(labels[row]), int(found.proposed[row]), bool(found.is_issue[row])
         reasons = []
-        if found.is_issue[row]:
-            times = f"{probs[row, proposed]:.2f} for {data.classes[proposed]!r}"
-            reasons.append(f"{times}, {probs[row, label]:.2f} for {data.classes[label]!r}")
-        if (twin := twins.get(int(positions[row]))) is not None:
-            other = int(data.corrected_labels[twin])
-            reasons.append(f"the same image as {data.dataset.paths[twin]}, a {data.classes[other]!r}")
-            proposed = proposed if found.is_issue[row] or other >= data.n_known else other
-        if reasons:
-            label_issues.append(
-                LabelIssue(
-                    path=data.dataset.paths[positions[row]],
-                    split=str(parts[row]),
-                    label=data.classes[label],
-                    proposed=data.classes[proposed],
-                    quality=float(found.quality[row]),
-                    prob_label=float(probs[row, label]),
-                    prob_proposed=float(probs[row, proposed]),
-                    reason="; ".join(reasons),
-                )
+        if is_issue:
+            name, other_name = data.classes[label], data.classes[suggested]
+            reasons.append(
+                f"{probs[row, suggested]:.2f} for {other_name!r}, {probs[row, label]:.2f} for {name!r}"
             )
-    checked = Counter(parts.tolist())
-    return LabelIssueReport(run_dir=run_dir, label_issues=tuple(label_issues), n_checked=dict(checked))
+        if (duplicate := duplicates.get(int(positions[row]))) is not None:
+            other = int(data.corrected_labels[duplicate])
+            reasons.append(f"same file as {data.dataset.paths[duplicate]}, labelled {data.classes[other]!r}")
+            if not is_issue and other < data.n_known:
+                suggested = other
+        if reasons:
+            issue = LabelIssue(
+                path=data.dataset.paths[positions[row]],
+                split=str(splits[row]),
+                label=data.classes[label],
+                suggested=data.classes[suggested],
+                score=float(found.quality[row]),
+                prob_label=float(probs[row, label]),
+                prob_suggested=float(probs[row, suggested]),
+                reason="; ".join(reasons),
+            )
+            issues.append(issue)
+    return LabelIssueReport(
+        run_dir=run_dir, label_issues=tuple(issues), n_checked=dict(Counter(splits.tolist()))
+    )
 
 
-def _twins(data: TrainingData) -> dict[int, int]:
-    """Position → an equal file with another label.
+def _find_conflicting_duplicates(data: TrainingData) -> dict[int, int]:
+    """Map the position of an image to that of an identical file with another label.
 
-    Altered copies are no such evidence: slices of one block of silicon look the same, and one may be broken.
+    Near-duplicates are no such evidence: slices of one block of silicon look the same, and one may be broken.
     """
-    twins: dict[int, int] = {}
-    labels = data.corrected_labels
+    labels, conflicting = data.corrected_labels, {}
     for members in data.duplicates.sets:
-        kept = [i for i in members if labels[i] >= 0]
-        for i in kept:
-            others = [j for j in kept if labels[j] != labels[i]]
-            twins |= {i: others[0]} if others else {}
-    return twins
+        labelled = [i for i in members if labels[i] >= 0]
+        for i in labelled:
+            others = [j for j in labelled if labels[j] != labels[i]]
+            if others:
+                conflicting[i] = others[0]
+    return conflicting
 
 
 def write_label_issues(label_issues: Sequence[LabelIssue], path: str) -> None:
-    """Write one row for each, the most suspicious first; `label` may be mended and given to --relabel."""
-    temporary = f"{path}.partial"
-    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv_writer(file)
-        writer.writerow(COLUMNS)
-        for suspect in label_issues:
-            cells = [getattr(suspect, name) for name in COLUMNS]
-            shown = [f"{cell:.6f}" if isinstance(cell, float) else safe_label(cell) for cell in cells]
-            writer.writerow([safe_path(suspect.path), *shown[1:]])
-    os.replace(temporary, path)
+    """Write label_issues.csv; once its `label` column is corrected, it can be passed to --relabel."""
+    text = io.StringIO()
+    writer = csv_writer(text)
+    writer.writerow(COLUMNS)
+    for issue in label_issues:
+        cells = [getattr(issue, name) for name in COLUMNS[1:]]
+        shown = [f"{cell:.6f}" if isinstance(cell, float) else safe_label(cell) for cell in cells]
+        writer.writerow([safe_path(issue.path), *shown])
+    write_bytes(text.getvalue().encode("utf-8", "surrogateescape"), path)
 
 
 def read_label_issues(run: str) -> LabelIssueReport:
-    """Read what a run has found.
+    """Read the label issues of a run of train or crossval.
 
     Raises:
-        BundleError: no run there, or one whose records are missing or damaged.
+        BundleError: `run` is no run, or its records are missing or damaged.
     """
     table, metrics = os.path.join(run, LABEL_ISSUES), os.path.join(run, "metrics.json")
     if not os.path.isfile(table):
-        what = "has no label_issues.csv" if os.path.isdir(run) else "does not exist"
-        raise BundleError(f"{run} {what}; give the folder that pixelplay train or crossval has made")
+        problem = f"has no {LABEL_ISSUES}" if os.path.isdir(run) else "does not exist"
+        raise BundleError(f"{run} {problem}; give the output folder of pixelplay train or crossval")
     try:
         with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            label_issues = tuple(_suspect(row) for row in csv.DictReader(file, strict=True))
+            label_issues = tuple(_parse_row(row) for row in csv.DictReader(file, strict=True))
         with open(metrics, encoding="utf-8") as file:
-            n_checked = {
-                str(split): int(n) for split, n in json.load(file)["label_issues"]["n_checked"].items()
-            }
+            counts = json.load(file)["label_issues"]["n_checked"]
+        n_checked = {str(split): int(n) for split, n in counts.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise BundleError(
             f"the records of {run} are missing or damaged ({type(error).__name__}: {error}); train again"
@@ -172,14 +171,14 @@ def read_label_issues(run: str) -> LabelIssueReport:
     return LabelIssueReport(run_dir=run, label_issues=label_issues, n_checked=n_checked)
 
 
-def _suspect(row: Mapping[str, str]) -> LabelIssue:
+def _parse_row(row: Mapping[str, str]) -> LabelIssue:
     return LabelIssue(
         path=plain_path(row["path"]),
         split=row["split"],
         label=plain_label(row["label"]),
-        proposed=plain_label(row["proposed"]),
-        quality=float(row["quality"]),
+        suggested=plain_label(row["suggested"]),
+        score=float(row["score"]),
         prob_label=float(row["prob_label"]),
-        prob_proposed=float(row["prob_proposed"]),
+        prob_suggested=float(row["prob_suggested"]),
         reason=plain_label(row["reason"]),
     )

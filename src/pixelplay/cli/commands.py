@@ -10,7 +10,8 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
@@ -53,6 +54,10 @@ from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted, printable
 
+if TYPE_CHECKING:
+    from pixelplay.outputs.crossval_report import CrossvalReport
+    from pixelplay.outputs.train_report import TrainReport
+
 # ruff: noqa: B008 - the settings classes are frozen
 
 
@@ -85,7 +90,11 @@ def scan(
         near_duplicates=near_duplicates,
         log=output.make_log(),
     )
-    _print_result(output, lambda: scan_to_json(dataset, audit), lambda: format_scan(dataset, audit))
+    _print_result(
+        output,
+        lambda: scan_to_json(dataset, audit),
+        lambda: format_scan(dataset, audit, near_duplicates=near_duplicates),
+    )
 
 
 def train(
@@ -98,6 +107,7 @@ def train(
     resume: Flag = False,
     force: Flag = False,
     report: Report = True,
+    verbose: Flag = False,
     config: TrainSection = TrainConfig(),
     output: OutputSection = OutputOptions(),
 ) -> None:
@@ -111,6 +121,7 @@ def train(
         resume: Continue an interrupted run.
         force: Replace an existing run.
         report: Write RUN/report.html.
+        verbose: Also print the results per class.
     """
     started = time.monotonic()  # importing PyTorch is part of the time budget
     log = output.make_log()
@@ -130,9 +141,9 @@ def train(
         command=typed_command(),
         started=started,
     )
-    _print_result(output, done.to_json, lambda: format_train_report(done))
-    if report:
-        _write_report(out, config.compute, log, output)
+    _finish(
+        done, partial(format_train_report, done, verbose=verbose), config.compute, log, output, report=report
+    )
 
 
 def crossval(
@@ -146,6 +157,7 @@ def crossval(
     resume: Flag = False,
     force: Flag = False,
     report: Report = True,
+    verbose: Flag = False,
     config: TrainSection = TrainConfig(),
     output: OutputSection = OutputOptions(),
 ) -> None:
@@ -162,6 +174,7 @@ def crossval(
         resume: Continue an interrupted run, fold by fold.
         force: Replace an existing run.
         report: Write RUN/report.html.
+        verbose: Also print the results per class.
     """
     started = time.monotonic()  # importing PyTorch is part of the time budget
     log = output.make_log()
@@ -183,9 +196,14 @@ def crossval(
         command=typed_command(),
         started=started,
     )
-    _print_result(output, done.to_json, lambda: format_crossval_report(done))
-    if report:
-        _write_report(out, config.compute, log, output)
+    _finish(
+        done,
+        partial(format_crossval_report, done, verbose=verbose),
+        config.compute,
+        log,
+        output,
+        report=report,
+    )
 
 
 def evaluate(
@@ -200,6 +218,7 @@ def evaluate(
     tta: Views = None,
     out: File = None,
     force: Flag = False,
+    verbose: Flag = False,
     reading: DataSection = DataConfig(),
     compute: ComputeSection = ComputeConfig(),
     output: OutputSection = OutputOptions(),
@@ -216,6 +235,7 @@ def evaluate(
         tta: Test-time augmentation: none, flip (default: as in training).
         out: Table to write (.csv, .parquet): each prediction with its label.
         force: Replace an existing table.
+        verbose: Also print the results per class and the confusion matrix.
     """
     if force and out is None:
         raise ConfigError("--force has no effect without --out")
@@ -236,7 +256,7 @@ def evaluate(
         compute=compute,
         log=output.make_log(),
     )
-    _print_result(output, report.to_json, lambda: format_evaluation_report(report))
+    _print_result(output, report.to_json, lambda: format_evaluation_report(report, verbose=verbose))
 
 
 def label_issues(run: Run, /, *, json: Annotated[bool, arg(help_behavior_hint="")] = False) -> None:
@@ -436,24 +456,29 @@ def _is_finished(
     return True
 
 
-def _write_report(run: str, compute: ComputeConfig, log: RunLog, output: OutputOptions) -> None:
-    """Write the report of a finished run; its errors do not make the run fail."""
+def _finish(
+    done: "TrainReport | CrossvalReport",
+    as_text: Callable[..., str],
+    compute: ComputeConfig,
+    log: RunLog,
+    output: OutputOptions,
+    *,
+    report: bool,
+) -> None:
+    """Write the report of a finished run and print its result; a failed report does not fail the run."""
     from pixelplay.outputs.report import build
 
+    path, interrupted = None, False
     try:
-        path = build.report(run, compute=compute, log=log)
+        path = build.report(done.run_dir, compute=compute, log=log) if report else None
     except (PixelPlayError, OSError) as error:
-        log.tell(f"the run is finished, but its report could not be written: {error}")
-        return
+        log.tell(f"could not write the report: {error}")
     except KeyboardInterrupt:
-        log.tell(
-            f"the run is finished, but not its report; write it with pixelplay report {shlex.quote(run)}"
-        )
-        raise SystemExit(130) from None
-    if output.json:
-        log.tell(f"report: {path}")
-    else:
-        print(f"\nreport: {printable(path)}")
+        interrupted = True
+        log.tell(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
+    _print_result(output, done.to_json, lambda: as_text(report_path=path))
+    if interrupted:
+        raise SystemExit(130)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

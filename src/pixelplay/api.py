@@ -1,10 +1,8 @@
-"""The story: train, cross-validate, evaluate, predict, explain; stages work. It begins in `data/scan.py`."""
+"""The public functions: train, cross_validate, evaluate, predict, explain (scan: dataset_scan.py)."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from pixelplay.config import (
     CamName,
@@ -35,41 +33,39 @@ from pixelplay.inference.predictor import (
 )
 from pixelplay.inference.uncertainty import Uncertainty
 from pixelplay.model.bundle import read_bundle, write_bundle
-from pixelplay.model.device import find_device
 from pixelplay.outputs.crossval_report import CrossvalReport, make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
-    answer_rows,
     choose_scored,
     compare_runs,
+    evaluate_held_out,
     evaluate_predictions,
-    judge_held_out,
-    judge_test,
+    evaluate_test,
     labels_among,
     write_judged,
 )
 from pixelplay.outputs.explanations import new_explanations_dir, write_explanations
 from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, write_predictions
 from pixelplay.outputs.submission import check_submission, write_submission
-from pixelplay.outputs.train_report import TrainReport, make_report, write_records
+from pixelplay.outputs.train_report import TrainReport, make_train_report, write_train_records
 from pixelplay.run_log import RunLog
-from pixelplay.training.compatibility import check_compatible
 from pixelplay.training.cross_validation import (
-    check_enough,
+    average_folds,
+    check_fold_sizes,
     check_repeats,
-    learn_folds,
+    finalize_folds,
+    train_folds,
+    train_single,
     with_excluded,
-    without_test,
-    without_val,
+    without_test_split,
+    without_val_split,
 )
-from pixelplay.training.finalize import deploy_folds, finalize, make_bundle
+from pixelplay.training.finalize import finalize, predict_rows
 from pixelplay.training.label_cleaning import remove_label_issues
+from pixelplay.training.learning_curve import measure_learning_curve
 from pixelplay.training.prepare import prepare
-from pixelplay.training.probe_or_finetune import learn
-from pixelplay.training.resume import check_settings, repeat_plan
-from pixelplay.training.run_context import Workplace
-from pixelplay.training.run_dir import new_run_dir
-from pixelplay.training.schedule import set_cublas_workspace
+from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
+from pixelplay.training.run_context import RunContext
 
 
 def train(
@@ -84,50 +80,37 @@ def train(
     command: str | None = None,
     started: float | None = None,
 ) -> TrainReport:
-    """Learn one classifier: labelled images in, model bundle and honest metrics out.
+    """Train one classifier: labelled images in, model bundle and honest metrics out.
 
     Args:
         source: folder, table or zip archive of labelled images.
-        out_dir: folder of the run; it appears once everything in it is there.
-        plan: plan.json of another run: the same depth, stages, views, epochs and batch size, at any speed.
-        is_forced: replace an existing run.
-        is_resumed: go on where a killed process stopped.
+        out_dir: folder of the run; it appears once it is complete.
+        plan: plan.json of another run: the same method, stages, views, epochs and batch size.
+        force: replace an existing run.
+        resume: continue an interrupted run.
+        command: the command as typed, for the run's records.
+        started: `time.monotonic()` from which the time budget counts (default: now).
 
     Raises:
-        DataError: the images cannot make a classifier.
+        DataError: the images cannot be used to train a classifier.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     config, log = config or TrainConfig(), log or RunLog()
-    started = time.monotonic() if started is None else started
-    repeated, config = (None, config) if plan is None else repeat_plan(os.fspath(plan), config, log)
-    check_compatible(config)
-    with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as folder:
-        # What names alone can show is checked before the first expensive second.
-        device = find_device(config.compute)
-        set_cublas_workspace(config, device)
-        workplace = Workplace(folder=folder, device=device, started=started, plan=repeated)
-        check_settings(workplace.checkpoints, config, device, repeated, log)
-        dataset = list_labelled_images(os.fspath(source), config, log)
-        data, backbone = prepare(dataset, config, workplace, log)
-
-        if config.drop_label_issues:
-            data = remove_label_issues(data, config, log)
-
-        # Held-out images of the learning part choose how deep to train, then T and tau.
-        learned = learn(data, backbone, config, workplace, log)
-        deployed = finalize(learned, data, backbone, config, device, log)
-        bundle = make_bundle(deployed, data, backbone, config, device)
-        write_bundle(bundle, os.path.join(folder, "model"))
-
-        # The test part is read once, here, and chooses nothing.
-        answer, rule = deployed.answer, deployed.rule
-        ask = partial(answer_rows, answer, data, backbone, config, device)
-        decided = rule.apply(learned.logits)
-        held_out = judge_held_out(data, learned, decided, ask, rule, config.seed)
-        judged = held_out, judge_test(data, ask, rule, config.seed)
-        report = make_report(os.fspath(out_dir), config, data, learned, rule, judged, log)
-        report = replace(report, command=command)
-        write_records(folder, config, data, learned, report, judged)
+    opened = RunContext.open(out_dir, config, log, force=force, resume=resume, started=started, plan=plan)
+    with opened as ctx:
+        data = prepare(list_labelled_images(os.fspath(source), ctx.config, log), ctx)
+        if ctx.config.drop_label_issues:
+            data = remove_label_issues(data, ctx)
+        classifier = fit_probe_or_finetune(data, ctx)  # held-out images decide
+        bundle, rule = finalize(classifier, data, ctx)  # temperature, tau, novelty scale
+        write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
+        held_out = evaluate_held_out(classifier, rule, data, ctx)
+        test = evaluate_test(classifier, rule, data, ctx)  # the only time the test split is read
+        curve = measure_learning_curve(data, classifier, rule, ctx.config.seed)
+        report = make_train_report(
+            os.fspath(out_dir), classifier, rule, held_out, test, curve, data, ctx, command
+        )
+        write_train_records(report, classifier, held_out, test, data, ctx)
     return report
 
 
@@ -144,55 +127,51 @@ def cross_validate(
     command: str | None = None,
     started: float | None = None,
 ) -> CrossvalReport:
-    """Learn a classifier without each of `config.n_folds` folds in turn; every image measures once.
+    """Train a classifier without each of `config.n_folds` folds in turn, and measure every image once.
 
-    The figures are of the procedure: of classifiers that learn from all but a fold. What is deployed,
-    the mean of all of them or one that learned from everything, is measured on a given test part only.
+    The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
+    ensemble of all folds or one classifier trained on everything, is measured only on a given test split.
 
     Args:
-        source: folder, table or zip archive of labelled images; a given test part takes no part.
-        out_dir: folder of the run; it appears once everything in it is there.
-        config: as for `train`; its time budget is that of each fold.
-        n_repeats: deal the images into folds so often, 1 to 20.
-        is_single: deploy one classifier that learned from everything instead of the folds' mean.
-        is_forced: replace an existing run.
-        is_resumed: go on where a killed process stopped.
+        source: folder, table or zip archive of labelled images; a given test split is in no fold.
+        out_dir: folder of the run; it appears once it is complete.
+        config: as for `train`; the time budget is per fold.
+        repeats: repetitions with different folds, 1 to 20.
+        single: deploy one classifier trained on everything instead of the ensemble.
+        force: replace an existing run.
+        resume: continue an interrupted run.
+        command: the command as typed, for the run's records.
+        started: `time.monotonic()` at the start of the command (default: now).
 
     Raises:
-        DataError: the images cannot make classifiers, or a class has fewer of them than folds.
+        DataError: the images cannot be used, or a class has fewer of them than folds.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
-    config, log = config or TrainConfig(), log or RunLog()
-    started = time.monotonic() if started is None else started
-    config = without_test(config, log)
+    log = log or RunLog()
+    config = without_test_split(config or TrainConfig(), log)
     check_repeats(config, repeats, single=single)
-    check_compatible(config)
-    with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as folder:
-        device = find_device(config.compute)
-        set_cublas_workspace(config, device)
-        workplace = Workplace(folder=folder, device=device, started=started, plan=None)
-        also = {"repeats": repeats, "is_single": single}
-        check_settings(workplace.checkpoints, config, device, None, log, also)
-        dataset = without_val(list_labelled_images(os.fspath(source), config, log), log)
-        check_enough(dataset.select(~dataset.in_split("test")), config.n_folds)
-        data, backbone = prepare(dataset, config, workplace, log)
-
-        # Each fold is predicted by a classifier that has not seen it, and decided by what the others say.
-        validation = learn_folds(data, backbone, config, workplace, repeats, log)
-
-        # All folds together choose how the deployed model decides.
-        deployed = deploy_folds(validation, data, backbone, config, workplace, log, single=single)
-        bundle = make_bundle(deployed, data, backbone, config, device)
-        write_bundle(bundle, os.path.join(folder, "model"))
-
-        # A test part that the data gives is read once, here, and chooses nothing.
-        answer, rule = deployed.answer, deployed.rule
-        ask = partial(answer_rows, answer, data, backbone, config, device)
-        test = judge_test(data, ask, rule, config.seed)
-        validation = with_excluded(validation, data.excluded, ask(data.excluded), rule)
-        report = make_crossval_report(os.fspath(out_dir), config, data, validation, deployed, test, log)
-        report = replace(report, command=command)
-        write_crossval_records(folder, config, data, validation, report, deployed, test)
+    options = {"repeats": repeats, "single": single}
+    opened = RunContext.open(
+        out_dir, config, log, force=force, resume=resume, started=started, options=options
+    )
+    with opened as ctx:
+        dataset = without_val_split(list_labelled_images(os.fspath(source), config, log), log)
+        check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
+        data = prepare(dataset, ctx)
+        validation = train_folds(data, ctx, repeats)
+        if single:
+            classifier, logits = train_single(validation, data, ctx), validation.logits
+        else:
+            classifier, logits = average_folds(validation, data, ctx)
+        bundle, rule = finalize_folds(classifier, logits, validation, data, ctx)
+        write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
+        test = evaluate_test(classifier, rule, data, ctx)  # the only time a given test split is read
+        excluded = predict_rows(classifier, data, ctx, data.excluded)
+        validation = with_excluded(validation, data.excluded, excluded, rule)
+        report = make_crossval_report(
+            os.fspath(out_dir), validation, classifier, rule, test, data, ctx, command, single=single
+        )
+        write_crossval_records(report, validation, classifier, test, data, ctx)
     return report
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_train_summary_leads_with_the_headline_and_fits_on_a_screen(
 def test_train_summary_without_a_test_split_warns_of_optimistic_metrics(
     drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
-    config = TrainConfig(**{**vars(tiny_probe), "test_frac": 0.0, "metric": "macro_f1"})
+    config = replace(tiny_probe, test_frac=0.0, metric="macro_f1")
     text = format_train_report(pixelplay.train(drawn_images, tmp_path / "run", config))
     assert text.startswith("Out of fold (48 images) ")
     assert "\n  macro F1 (optimised) " in text
@@ -94,7 +95,7 @@ def test_train_summary_without_a_test_split_warns_of_optimistic_metrics(
 def test_crossval_summary_shows_folds_and_deployed_model(
     split_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
-    config = TrainConfig(**{**vars(tiny_probe), "n_folds": 3})
+    config = replace(tiny_probe, n_folds=3)
     report = pixelplay.cross_validate(split_images, tmp_path / "run", config, repeats=2)
     text = format_crossval_report(report)
     assert text.startswith("3-fold cross-validation, repeated 2 times (47 images) ")
@@ -133,6 +134,8 @@ def test_evaluation_of_training_images_warns_of_optimistic_metrics(
     text = format_evaluation_report(report)
     assert " not trained on  " in text.splitlines()[0]
     assert f"{report.n_trained_on} of 48 images were trained on" in section(text, "Warnings")[0]
+    text = format_evaluation_report(pixelplay.evaluate(tiny_run, drawn_images, against=tiny_run))
+    assert f"Comparison ({48 - report.n_trained_on} images unseen by both)" in text
 
 
 def test_evaluation_against_another_run_shows_difference_and_mcnemar_p(
@@ -143,7 +146,7 @@ def test_evaluation_against_another_run_shows_difference_and_mcnemar_p(
     assert report.against is not None
     paired = report.against.fairest
     text = format_evaluation_report(report)
-    assert f"\nComparison on 36 images {' ' * 2}" in text
+    assert "\nComparison (36 images) " in text
     row = next(line for line in text.splitlines() if line.startswith("  accuracy (optimised) "))
     difference, (first, second) = paired.differences["accuracy"], paired.values["accuracy"]
     assert f" {first:.3f}  {second:.3f}  " in re.sub(" {2,}", "  ", row)
@@ -157,6 +160,26 @@ def test_evaluation_against_another_run_shows_difference_and_mcnemar_p(
     assert same.count("not significant") == 4
     assert "not significant (McNemar p = 1)" in same
     assert f"only {tiny_run} is right on 0 images" in section(same, "Disagreements")[0]
+
+
+def test_evaluation_threshold_excludes_images_that_were_trained_on(
+    drawn_images: Path, other_run: Path, tmp_path: Path
+) -> None:
+    images = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6}, first_seed=400)
+    apart = pixelplay.evaluate(other_run, images, at_precision=0.5)
+    (line,) = section(format_evaluation_report(apart), "Threshold")
+    assert line.endswith("(threshold chosen on these images)")
+    for name in ("bars", "dots"):
+        shutil.copy(drawn_images / name / "000.jpg", images / name / "seen0.jpg")
+        shutil.copy(drawn_images / name / "001.png", images / name / "seen1.png")
+    mixed = pixelplay.evaluate(other_run, images, at_precision=0.5)
+    (line,) = section(format_evaluation_report(mixed), "Threshold")
+    assert line.endswith("(threshold chosen on these images, excluding those trained on)")
+    assert mixed.unseen is not None
+    point = mixed.unseen.operating_point
+    assert point is not None
+    assert line.startswith(f"'dots' at probability ≥ {point.threshold:.4f}: precision ")
+    assert f"recall {point.recall.value:.3f} ({point.recall.low:.3f}–" in line
 
 
 def test_label_issues_summary_shows_the_first_and_counts_the_rest() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pixelplay.training.bench import Bench
+from pixelplay.training.plan import write_plan
 
 from conftest import TINY, draw_folder
+from contexts import training_data_of
 from jobs import PLAN
-from materials import sort_out_folder
 from pixelplay.config import AugmentConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import natural_offset
 from pixelplay.model.backbone import load_backbone
@@ -19,11 +21,9 @@ from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import Device
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.run_log import RunLog
-from pixelplay.training.bench import Bench
 from pixelplay.training.finetune import _refit_job
 from pixelplay.training.imbalance import ImbalanceProbe, refit_probe_head
 from pixelplay.training.linear_probe import ProbeFit
-from pixelplay.training.plan import write_plan
 from pixelplay.training.run_context import Workplace
 from pixelplay.training.time_budget import make_plan
 
@@ -32,7 +32,7 @@ def make_bench(config: TrainConfig, tmp_path: Path, tiny_weights: Path) -> Bench
     """A bench with a probe that knows nothing; 12 and 3 images to train on, 3 and 9 to choose on."""
     draw_folder(tmp_path / "photos/train", {"bars": 12, "dots": 3})
     draw_folder(tmp_path / "photos/val", {"bars": 3, "dots": 9}, first_seed=50)
-    data = sort_out_folder(tmp_path / "photos", config)
+    data = training_data_of(tmp_path / "photos", config)
     features = np.random.default_rng(0).normal(size=data.features.shape).astype(np.float32)
     data = replace(data, features=features)
     head = LinearHead(weight=np.zeros((2, 2), np.float32), bias=np.zeros(2, np.float32))

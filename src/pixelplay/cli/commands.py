@@ -440,7 +440,7 @@ def _is_finished(
     from pixelplay.training.run_dir import is_finished
 
     if plan is not None:
-        from pixelplay.training.plan import apply_plan, has_same_plan, read_plan
+        from pixelplay.training.finetune_plan import apply_plan, has_same_plan, read_plan
 
         repeated = read_plan(plan)
         config = apply_plan(repeated, config)

@@ -120,9 +120,9 @@ def _format_run(
         ]
         for name in HEADLINES
     ]
-    if report.test is not None and report.test_without_copies is not None:
-        n_duplicated = counted(report.test.n - report.test_without_copies.n, "test image")
-        fair = _describe_metric(report.test_without_copies, "accuracy")
+    if report.test is not None and report.test_without_duplicates is not None:
+        n_duplicated = counted(report.test.n - report.test_without_duplicates.n, "test image")
+        fair = _describe_metric(report.test_without_duplicates, "accuracy")
         warnings.append(f"duplicates of {n_duplicated} removed from training; without these images: {fair}")
     run = shlex.quote(report.run_dir)
     commands = [f"pixelplay predict {run} NEW_IMAGES --out predictions.csv"]
@@ -187,11 +187,11 @@ def _describe_threshold(report: "EvaluationReport") -> list[str]:
         is_missing = report.evaluation.operating_point is not None
         return ["none: the model was trained on all images of the positive class"] * is_missing
     where = "these images"
-    if report.n_trained_on:
-        where += (
-            ", which the model was trained on" if report.unseen is None else ", excluding those trained on"
-        )
-    if point.precision is None:
+    if report.unseen is not None:
+        where += ", excluding those trained on"
+    elif report.n_trained_on:
+        where += ", which the model was trained on"
+    if point.threshold is None or point.precision is None:
         return [
             f"precision {point.asked_precision} for {point.positive!r} is not reached on {where}; "
             f"the highest is {point.highest_precision:.3f}"
@@ -206,10 +206,7 @@ def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
     """Show the metrics of both runs with their differences, and how often only one run is right."""
     first, second = comparison.runs
     paired = comparison.fairest
-    where = " that neither was trained on" if comparison.unseen else ""
-    if comparison.n_trained_on and not comparison.unseen:
-        where = ", all of which at least one was trained on"
-    rows, verdicts = [], [""]
+    rows, verdicts, warnings = [], [""], []
     for name, difference in paired.differences.items():
         values = (f"{value:.3f}" for value in paired.values[name])
         rough = "" if difference.reliable else " ?"
@@ -217,19 +214,23 @@ def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
         rows.append([_title(name, comparison.metric), *values, f"{difference.value:+.3f} {interval}{rough}"])
         verdict = "not significant"
         if not difference.low <= 0 <= difference.high:
-            # the run with the higher value is better, but for the log loss
+            # the higher value is better, except for the log loss
             better = comparison.runs[(difference.low > 0) == (name == "log_loss")]
             verdict = f"{better} {'is better' if difference.reliable else 'seems better, on few images'}"
         if name == "accuracy" and paired.p_value is not None:
             verdict += f" (McNemar p = {paired.p_value:.2g})"
         verdicts.append(verdict)
-    header = [f"Comparison on {counted(paired.n, 'image')}{where}", first, second, "difference (95 % CI)"]
+    images = f"{counted(paired.n, 'image')}{' unseen by both' if comparison.unseen else ''}"
+    header = [f"Comparison ({images})", first, second, "difference (95 % CI)"]
     table = zip(align(header, rows), verdicts, strict=True)
     n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
-    notes = {"Disagreements": [f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"]}
+    only_right = f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"
+    if comparison.n_trained_on and not comparison.unseen:
+        warnings.append("every image was used to train at least one of the runs")
     if any(row[-1].endswith("?") for row in rows):
-        notes["Warnings"] = ["? rough interval: few images of a class, or few on which the runs differ"]
-    return [f"{line}   {printable(text)}".rstrip() for line, text in table], _format_sections(notes)
+        warnings.append("? rough interval: few images of a class, or few on which the runs differ")
+    notes = _format_sections({"Disagreements": [only_right], "Warnings": warnings})
+    return [f"{line}   {printable(text)}".rstrip() for line, text in table], notes
 
 
 def format_label_issues(report: "LabelIssueReport") -> str:

@@ -10,8 +10,9 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.atomic import write_json
-from pixelplay.config import Metric, TrainConfig, to_json
+from pixelplay.config import Metric, to_json
 from pixelplay.evaluation.calibration import compare_reliability, natural_probs
+from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import (
     Baseline,
     Evaluation,
@@ -21,7 +22,7 @@ from pixelplay.evaluation.evaluate import (
 )
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
+from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import (
     LABEL_ISSUES,
     LabelIssueReport,
@@ -38,10 +39,10 @@ from pixelplay.outputs.train_report import (
     write_history,
     write_part,
 )
-from pixelplay.run_log import RunLog
-from pixelplay.training.checkpoint import Fold
+from pixelplay.training.checkpoint import FoldResult
 from pixelplay.training.cross_validation import CrossValidation
-from pixelplay.training.finalize import DeployedFolds
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 CHOOSER = "the other folds"
@@ -63,7 +64,7 @@ class CrossvalReport:
         finetune: how deep the folds were trained → how many.
         deployed: "ensemble", the mean of all folds' classifiers, or "single", one that learned from all.
         test: figures of the given test part for what is deployed; None where the data gives none.
-        test_without_copies: the same without test images that had a copy in training.
+        test_without_duplicates: the same without test images that had a copy in training.
         test_corrected: on the labels as the user has corrected them; None where none differs.
         baseline: what always guessing the commonest class scores.
         train_counts: class → images that took part.
@@ -86,7 +87,7 @@ class CrossvalReport:
     finetune: Mapping[str, int]
     deployed: str
     test: Evaluation | None
-    test_without_copies: Evaluation | None
+    test_without_duplicates: Evaluation | None
     test_corrected: Evaluation | None
     baseline: Baseline
     train_counts: Mapping[str, int]
@@ -121,7 +122,7 @@ class CrossvalReport:
         more = {
             "oof_corrected": (by, self.oof_corrected),
             "test": (by_deployed, self.test),
-            "test_without_copies": (by_deployed, self.test_without_copies),
+            "test_without_duplicates": (by_deployed, self.test_without_duplicates),
             "test_corrected": (by_deployed, self.test_corrected),
         }
         return {
@@ -161,27 +162,34 @@ class CrossvalReport:
 
 
 def make_crossval_report(
-    run_dir: str,
-    config: TrainConfig,
-    data: TrainingData,
+    out_dir: str,
     validation: CrossValidation,
-    deployed: DeployedFolds,
-    test: Judged | None,
-    log: RunLog,
+    classifier: TrainedClassifier,
+    rule: DecisionRule,
+    test: EvaluatedSplit | None,
+    data: TrainingData,
+    ctx: RunContext,
+    command: str | None,
+    *,
+    single: bool,
 ) -> CrossvalReport:
-    """Put together what is known about a cross-validation.
+    """Collect what is known about a cross-validation.
 
     Args:
-        deployed: what predicts from now on.
-        test: the given test part under what is deployed.
+        out_dir: final folder of the run.
+        classifier: the deployed classifier.
+        rule: its decision rule.
+        test: the given test split as the deployed classifier predicts it; None where there is none.
+        command: the command as typed; None where Python was used.
+        single: whether one classifier is deployed instead of the ensemble.
     """
-    counts = data.fit_counts
+    config, counts = ctx.config, data.fit_counts
     oof = _evaluate(validation, data, data.given_labels, config.seed)
     is_corrected = bool((data.corrected_labels != data.given_labels)[validation.rows].any())
-    held_out = validation.fits[0].pred >= 0
+    held_out = validation.rules[0].pred >= 0
     labels = data.given_labels[validation.rows]
     return CrossvalReport(
-        run_dir=run_dir,
+        run_dir=out_dir,
         metric=config.metric,
         n_folds=config.n_folds,
         repeats=len(validation.folds),
@@ -190,74 +198,60 @@ def make_crossval_report(
         if is_corrected
         else None,
         fold_values=tuple(_fold_values(validation, labels, config.metric)),
-        finetune=Counter(part.finetune for part in validation.results),
-        deployed="ensemble" if deployed.alone is None else "single",
+        finetune=Counter(result.finetune for result in validation.results),
+        deployed="single" if single else "ensemble",
         test=None if test is None else test.evaluation,
-        test_without_copies=judge_without_copies(data, test, config.seed),
+        test_without_duplicates=evaluate_without_duplicates(data, test, config.seed),
         test_corrected=None if test is None else test.corrected,
         baseline=majority_baseline(counts, labels[held_out], oof.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        folds=[_describe_fold(part, validation) for part in validation.results],
-        chosen=_describe_deployed(deployed),
+        folds=[_describe_fold(result, validation) for result in validation.results],
+        chosen={**classifier.chosen, **describe_decision(rule, "oof")},
         data=describe_data(data),
-        notes=tuple(log.notes),
-        command=None,
-        label_issues=_find_suspects(run_dir, data, validation, test),
+        notes=tuple(ctx.log.notes),
+        command=command,
+        label_issues=_collect_label_issues(out_dir, data, validation, test),
         calibration=_compare_reliability(validation, labels),
     )
 
 
 def write_crossval_records(
-    folder: str,
-    config: TrainConfig,
-    data: TrainingData,
-    validation: CrossValidation,
     report: CrossvalReport,
-    deployed: DeployedFolds,
-    test: Judged | None,
+    validation: CrossValidation,
+    classifier: TrainedClassifier,
+    test: EvaluatedSplit | None,
+    data: TrainingData,
+    ctx: RunContext,
 ) -> None:
-    """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json.
-
-    Args:
-        test: the given test part under what is deployed; None where there is none.
-    """
+    """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json."""
+    folder, config = ctx.run_dir, ctx.config
     about = {"pixelplay": "crossval", "repeats": report.repeats, "deployed": report.deployed}
     origin = describe_origin(data, report.command, config.reading.images_dir)
     write_json({**about, **origin, **to_json(config)}, os.path.join(folder, "config.json"))
     _write_split(folder, data, validation)
     history: list[Mapping[str, float]] = [
-        {"repeat": part.repeat, "fold": part.fold, **row}
-        for part in validation.results
-        for row in part.history
+        {"repeat": result.repeat, "fold": result.fold, **row}
+        for result in validation.results
+        for row in result.history
     ]
-    if deployed.alone is not None:  # in no fold
-        history += [{"repeat": np.nan, "fold": np.nan, **row} for row in deployed.alone.history]
+    # a single classifier is in no fold; an ensemble has no history of its own
+    history += [{"repeat": np.nan, "fold": np.nan, **row} for row in classifier.history]
     if history:
         write_history(os.path.join(folder, "history.csv"), history)
     elif os.path.isfile(plan := os.path.join(folder, "plan.json")):
-        os.remove(plan)  # it came to nothing
+        os.remove(plan)  # it was not carried out
     write_oof(folder, data, validation)
     if test is not None:
-        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.labels})
     write_label_issues(report.label_issues.label_issues, os.path.join(folder, LABEL_ISSUES))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
 
-def _describe_deployed(deployed: DeployedFolds) -> dict[str, Mapping[str, Any]]:
-    """Setting → its value, and what chose it."""
-    decided = describe_decision(deployed.rule, "oof")
-    if deployed.alone is not None:
-        return {**deployed.alone.chosen, **decided}
-    own = {"value": list(deployed.temperatures), "chosen_on": "the fold that each member has not seen"}
-    return {"member_temperatures": own, **decided}
-
-
 def _write_split(folder: str, data: TrainingData, validation: CrossValidation) -> None:
-    """Write split.json: the images of each fold, and those that took no part."""
-    paths = data.dataset.paths
+    """Write split.json: the images of each fold and those outside the folds."""
     folds = {
-        f"repeat {part.repeat}, fold {part.fold}": [paths[i] for i in part.rows]
-        for part in validation.results
+        f"repeat {result.repeat}, fold {result.fold}": list(data.paths_of(result.rows))
+        for result in validation.results
     }
     never = np.setdiff1d(validation.rows[validation.folds[0] < 0], data.excluded)
     others = {
@@ -266,18 +260,18 @@ def _write_split(folder: str, data: TrainingData, validation: CrossValidation) -
         "test": data.split.test,
         "removed": data.split.removed,
     }
-    named = {name: [paths[i] for i in rows] for name, rows in others.items()}
+    named = {name: list(data.paths_of(rows)) for name, rows in others.items()}
     write_json({**folds, **named}, os.path.join(folder, "split.json"))
 
 
 def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray, seed: int) -> Evaluation:
-    """Figures of the procedure: the mean of all repeats, each of which measures every image once.
+    """Average the metrics of all repetitions, each of which measures every image once.
 
     Args:
-        labels: of the whole material; images with -1 are left out.
+        labels: (N,) of all images in the training data; images with -1 are skipped.
     """
     groups, found = data.dataset.groups, []
-    for fit in validation.fits:
+    for fit in validation.rules:
         kept = (fit.pred >= 0) & (labels[validation.rows] >= 0)
         rows = validation.rows[kept]
         evaluation = evaluate_probs(
@@ -294,37 +288,37 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
 
 
 def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
-    """Of the first repeat: another time the same images are no further evidence."""
-    held_out = validation.folds[0] >= 0  # what was left out has the deployed temperature
+    """Compare calibration in the first repetition; repeated images are no further evidence."""
+    held_out = validation.folds[0] >= 0  # excluded images have the deployed temperature
     before = natural_probs(validation.logits[0][held_out], 1.0)
-    return compare_reliability(before, validation.fits[0].probs[held_out], labels[held_out], "oof")
+    return compare_reliability(before, validation.rules[0].probs[held_out], labels[held_out], "oof")
 
 
-def _find_suspects(
-    run_dir: str, data: TrainingData, validation: CrossValidation, test: Judged | None
+def _collect_label_issues(
+    run_dir: str, data: TrainingData, validation: CrossValidation, test: EvaluatedSplit | None
 ) -> LabelIssueReport:
-    held_out = validation.fits[0].pred >= 0  # (N,) the only one of a class never is
-    probs = np.mean([fit.probs[held_out] for fit in validation.fits], axis=0)
+    held_out = validation.rules[0].pred >= 0  # (N,) a class's only image never is
+    probs = np.mean([fit.probs[held_out] for fit in validation.rules], axis=0)
     found = {"oof": (validation.rows[held_out], probs)}
     if test is not None:
-        found["test"] = (test.positions, test.predictions.probs)
+        found["test"] = (test.rows, test.predictions.probs)
     return collect_label_issues(run_dir, data, found)
 
 
 def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
     return [
-        label_metric(metric, validation.fits[part.repeat].pred[own], labels[own])
-        for part in validation.results
-        if (own := validation.folds[part.repeat] == part.fold).any()
+        label_metric(metric, validation.rules[result.repeat].pred[own], labels[own])
+        for result in validation.results
+        if (own := validation.folds[result.repeat] == result.fold).any()
     ]
 
 
-def _describe_fold(part: Fold, validation: CrossValidation) -> dict[str, Any]:
-    rule = validation.fits[part.repeat].rules.get(part.fold)
+def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:
+    rule = validation.rules[result.repeat].rules.get(result.fold)
     return {
-        "repeat": part.repeat,
-        "fold": part.fold,
-        "n": len(part.rows),
-        "finetune": part.finetune,
-        "chosen": {**part.chosen, **({} if rule is None else describe_decision(rule, CHOOSER))},
+        "repeat": result.repeat,
+        "fold": result.fold,
+        "n": len(result.rows),
+        "finetune": result.finetune,
+        "chosen": {**result.chosen, **({} if rule is None else describe_decision(rule, CHOOSER))},
     }

@@ -1,27 +1,25 @@
 """Two runs on the same labelled images → how far they are apart, and whether that is real."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.config import SPLITS, SplitName, TrainConfig, check_choice
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.config import SPLITS, SplitName, check_choice
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.errors import DataError
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
 from pixelplay.inference.predictor import Predictions
-from pixelplay.model.backbone import Backbone, PretrainedBackbone
 from pixelplay.model.bundle import ModelBundle, shorten_digest
-from pixelplay.model.classifier import LinearHead
-from pixelplay.model.device import Device
 from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
-from pixelplay.training.finalize import features_of
-from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.finalize import predict_rows
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 
@@ -127,132 +125,112 @@ def was_learned(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
     return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])
 
 
-Ask = Callable[[IntArray], Float32Array]  # positions (n,) to logits (n, K)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A part with its predictions, its given labels and what came of it.
+class EvaluatedSplit:
+    """Predictions of a split and their metrics.
 
     Attributes:
-        positions: (N,) which images of the material.
+        rows: (N,) positions of the images.
         predictions: one row for each.
-        given: (N,) given class names.
-        evaluation: its figures, on the given labels.
-        corrected: the same on the labels as the user has corrected them, without those that are to be
-            left out; None where that is no difference.
+        labels: (N,) class names as given.
+        evaluation: metrics on the given labels.
+        corrected: metrics on the user's corrected labels, without excluded images; None where they are equal.
     """
 
-    positions: IntArray
+    rows: IntArray
     predictions: Predictions
-    given: tuple[str, ...]
+    labels: tuple[str, ...]
     evaluation: Evaluation
     corrected: Evaluation | None
 
 
-def judge(
-    data: TrainingData,
-    positions: IntArray,
-    decided: tuple[Float64Array, IntArray],
-    seed: int,
-) -> Judged:
-    """Measure decisions on images of the material.
+def evaluate_rows(
+    data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, seed: int
+) -> EvaluatedSplit:
+    """Evaluate predictions for some images.
 
     Args:
-        positions: (N,) which images.
-        decided: their probabilities (N, K) and classes (N,); -1 was never held out and is left out.
+        rows: (N,) positions.
+        probs: (N, K).
+        pred: (N,) predicted classes; rows with -1 were never held out and are left out.
     """
-    scored = decided[1] >= 0
-    positions, probs, pred = positions[scored], decided[0][scored], decided[1][scored]
-    given, corrected = data.given_labels[positions], data.corrected_labels[positions]
-    dataset = data.dataset
+    is_scored = pred >= 0
+    rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
+    labels, corrected = data.given_labels[rows], data.corrected_labels[rows]
     predictions = Predictions(
-        paths=tuple(dataset.paths[i] for i in positions),
-        status=("ok",) * len(positions),
-        errors=("",) * len(positions),
+        paths=data.paths_of(rows),
+        status=("ok",) * len(rows),
+        errors=("",) * len(rows),
         probs=probs,
         pred=pred,
         classes=data.known_classes,
-        digests=tuple(data.digests[i] for i in positions),
+        digests=tuple(data.digests[i] for i in rows),
     )
 
-    def measure(kept: BoolArray, labels: IntArray) -> Evaluation:
+    def evaluate(kept: BoolArray, labels: IntArray) -> Evaluation:
+        groups = data.dataset.groups
         return evaluate_probs(
             probs[kept],
             pred[kept],
             labels[kept],
             data.classes,
             n_known=data.n_known,
-            groups=None if dataset.groups is None else dataset.groups[positions[kept]],
+            groups=None if groups is None else groups[rows[kept]],
             seed=seed,
         )
 
     has_label = corrected >= 0
-    is_changed = bool((corrected != given).any()) and bool(has_label.any())
-    return Judged(
-        positions=positions,
+    is_changed = bool((corrected != labels).any()) and bool(has_label.any())
+    return EvaluatedSplit(
+        rows=rows,
         predictions=predictions,
-        given=tuple(data.classes[k] for k in given),
-        evaluation=measure(np.ones(len(given), dtype=np.bool_), given),
-        corrected=measure(has_label, corrected) if is_changed else None,
+        labels=tuple(data.classes[k] for k in labels),
+        evaluation=evaluate(np.ones(len(labels), dtype=np.bool_), labels),
+        corrected=evaluate(has_label, corrected) if is_changed else None,
     )
 
 
-def answer_rows(
-    answer: tuple[Backbone, LinearHead],
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    device: Device,
-    rows: IntArray,
-) -> Float32Array:
-    """Logits (n, K) of some images of the material from a finished network and its head."""
-    backbone, head = answer
-    if not len(rows):
-        return np.empty((0, data.n_known), np.float32)
-    return head.logits(features_of(backbone, data, loaded, config, device, rows))
+def evaluate_held_out(
+    classifier: TrainedClassifier, rule: DecisionRule, data: TrainingData, ctx: RunContext
+) -> EvaluatedSplit:
+    """Evaluate the images that selected settings, and those of their split that were not trained on.
 
-
-def judge_held_out(
-    data: TrainingData,
-    learned: TrainedClassifier,
-    decided: tuple[Float64Array, IntArray],
-    ask: Ask,
-    rule: DecisionRule,
-    seed: int,
-) -> Judged:
-    """Measure the images that chose, and those of their part that were left out of learning.
-
-    Without these the figures would be too good: they are what the user, or a classifier, found doubtful.
-
-    Args:
-        decided: probabilities (n, K) and classes (n,) of the images that chose.
-        ask: positions to logits, by the finished classifier, which has not learned from what was left out.
+    Without excluded and dropped images, which a user or a probe found doubtful, metrics would be optimistic.
     """
-    if learned.split == "oof":
-        excluded = np.union1d(data.excluded, data.dropped)
-    else:  # what was dropped, or left out of train, is no part of a validation part
-        excluded = data.excluded_from_val
-    probs, pred = rule.apply(ask(excluded))
-    positions = np.concatenate([learned.held_out, excluded])
-    return judge(
-        data, positions, (np.concatenate([decided[0], probs]), np.concatenate([decided[1], pred])), seed
-    )
+    if classifier.held_out_split == "oof":
+        others = np.union1d(data.excluded, data.dropped)
+    else:  # dropped images stay in a validation split
+        others = data.excluded_from_val
+    probs, pred = rule.apply(classifier.logits)
+    other_probs, other_pred = rule.apply(predict_rows(classifier, data, ctx, others))
+    rows = np.concatenate([classifier.held_out, others])
+    probs, pred = np.concatenate([probs, other_probs]), np.concatenate([pred, other_pred])
+    return evaluate_rows(data, rows, probs, pred, ctx.config.seed)
 
 
-def judge_test(data: TrainingData, ask: Ask, rule: DecisionRule, seed: int) -> Judged | None:
-    """Measure the test part; None where there is none."""
+def evaluate_test(
+    classifier: TrainedClassifier, rule: DecisionRule, data: TrainingData, ctx: RunContext
+) -> EvaluatedSplit | None:
+    """Evaluate the test split; None where there is none."""
     test = data.split.test
-    return judge(data, test, rule.apply(ask(test)), seed) if len(test) else None
+    if not len(test):
+        return None
+    return evaluate_rows(data, test, *rule.apply(predict_rows(classifier, data, ctx, test)), ctx.config.seed)
 
 
-def judge_without_copies(data: TrainingData, test: Judged | None, seed: int) -> Evaluation | None:
-    """Measure the test part without images that had a copy in training; None where none had, or all."""
+def evaluate_without_duplicates(
+    data: TrainingData, test: EvaluatedSplit | None, seed: int
+) -> Evaluation | None:
+    """Evaluate the test images without a duplicate in training; None where that is all or none of them."""
     if test is None or not len(data.split.duplicated):
         return None
-    kept = ~np.isin(test.positions, data.split.duplicated)
-    decided = test.predictions.probs[kept], test.predictions.pred[kept]
-    return judge(data, test.positions[kept], decided, seed).evaluation if kept.any() else None
+    kept = ~np.isin(test.rows, data.split.duplicated)
+    predictions = test.predictions
+    if not kept.any():
+        return None
+    return evaluate_rows(
+        data, test.rows[kept], predictions.probs[kept], predictions.pred[kept], seed
+    ).evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

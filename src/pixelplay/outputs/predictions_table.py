@@ -241,7 +241,7 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
         return NOT_HELD_OUT, "without it, or its group, nothing would be left to learn a class from"
 
     chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
-    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.fits, strict=True)):
+    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.rules, strict=True)):
         # a row of NaN and -1 at the end is what position -1 takes
         probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
         pred = np.append(fit.pred, -1)[where]

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
 from pixelplay.atomic import write_json
-from pixelplay.config import SPLITS, Metric, TrainConfig, to_json
+from pixelplay.config import Metric, to_json
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.storage import ZipStorage
 from pixelplay.evaluation.calibration import compare_reliability, uncalibrated
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Baseline, Evaluation, majority_baseline
 from pixelplay.evaluation.intervals import Estimate
-from pixelplay.outputs.evaluation_report import Judged, judge_without_copies
+from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import (
     LABEL_ISSUES,
     LabelIssueReport,
@@ -26,9 +25,8 @@ from pixelplay.outputs.label_issues import (
     write_label_issues,
 )
 from pixelplay.outputs.predictions_table import write_predictions
-from pixelplay.run_log import RunLog
-from pixelplay.training.learning_curve import measure_curve
-from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 METRICS_VERSION = 1
@@ -43,7 +41,7 @@ class TrainReport:
         run_dir: where the run lies.
         metric: the declared one.
         test: figures of the test part, if there is one.
-        test_without_copies: the same without test images that had a copy in training.
+        test_without_duplicates: the same without test images that had a copy in training.
         corrected: part → its figures on the labels as the user has corrected them, where some differ.
         finetune: how deep it was trained: "none", "partial" or "full".
         held_out: figures of the images that also chose: out of fold, or of the validation part.
@@ -62,7 +60,7 @@ class TrainReport:
     run_dir: str
     metric: Metric
     test: Evaluation | None
-    test_without_copies: Evaluation | None
+    test_without_duplicates: Evaluation | None
     corrected: Mapping[str, Evaluation]
     finetune: str
     held_out: Evaluation
@@ -103,7 +101,7 @@ class TrainReport:
         chooser = CHOOSERS[self.held_out_split]
         parts = {
             "test": self.test,
-            "test_without_copies": self.test_without_copies,
+            "test_without_duplicates": self.test_without_duplicates,
             self.held_out_split: self.held_out,
             **{f"{split}_corrected": evaluation for split, evaluation in self.corrected.items()},
         }
@@ -144,89 +142,84 @@ def chosen_by(chooser: str, figures: Mapping[str, Any] | None) -> dict[str, Any]
     return None if figures is None else {"chosen_on": chooser, **figures}
 
 
-def make_report(
-    run_dir: str,
-    config: TrainConfig,
-    data: TrainingData,
-    learned: TrainedClassifier,
+def make_train_report(
+    out_dir: str,
+    classifier: TrainedClassifier,
     rule: DecisionRule,
-    judged: tuple[Judged, Judged | None],
-    log: RunLog,
+    held_out: EvaluatedSplit,
+    test: EvaluatedSplit | None,
+    learning_curve: Mapping[str, Any] | None,
+    data: TrainingData,
+    ctx: RunContext,
+    command: str | None,
 ) -> TrainReport:
-    """Put together what is known about a run.
+    """Collect what is known about a run.
 
     Args:
-        judged: the images that chose, and the test part if there is one.
+        out_dir: final folder of the run.
+        held_out: the images that selected settings.
+        test: the test split if there is one.
+        learning_curve: as measured; None for a fine-tuned network.
+        command: the command as typed; None where Python was used.
     """
-    held_out, test = judged
+    split, seed = classifier.held_out_split, ctx.config.seed
+    splits = {split: held_out} | ({} if test is None else {"test": test})
     headline = test or held_out
     calibration = None
     if test is not None:
         probs = test.predictions.probs
         before = uncalibrated(probs, rule.temperature.temperature)
-        calibration = compare_reliability(before, probs, data.given_labels[test.positions], "test")
-    counts = data.counts_of(learned.learned_from)
+        calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
+    counts = data.counts_of(classifier.trained_on)
     return TrainReport(
-        run_dir=run_dir,
-        metric=config.metric,
+        run_dir=out_dir,
+        metric=ctx.config.metric,
         test=None if test is None else test.evaluation,
-        test_without_copies=judge_without_copies(data, test, config.seed),
-        corrected={
-            name: split.corrected
-            for name, split in ((learned.split, held_out), ("test", test))
-            if split is not None and split.corrected is not None
-        },
-        finetune=learned.finetune,
+        test_without_duplicates=evaluate_without_duplicates(data, test, seed),
+        corrected={name: each.corrected for name, each in splits.items() if each.corrected is not None},
+        finetune=classifier.finetune,
         held_out=held_out.evaluation,
-        held_out_split=learned.split,
-        baseline=majority_baseline(
-            counts, data.given_labels[headline.positions], headline.evaluation.classes
-        ),
+        held_out_split=split,
+        baseline=majority_baseline(counts, data.given_labels[headline.rows], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**learned.chosen, **describe_decision(rule, CHOOSERS[learned.split])},
-        data={**describe_data(data), "dropped_suspects": list(_paths(data, data.dropped))},
-        notes=tuple(log.notes),
-        command=None,
+        chosen={**classifier.chosen, **describe_decision(rule, CHOOSERS[split])},
+        data={**describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
+        notes=tuple(ctx.log.notes),
+        command=command,
         label_issues=collect_label_issues(
-            run_dir,
-            data,
-            {
-                name: (split.positions, split.predictions.probs)
-                for name, split in ((learned.split, held_out), ("test", test))
-                if split is not None
-            },
+            out_dir, data, {name: (each.rows, each.predictions.probs) for name, each in splits.items()}
         ),
         calibration=calibration,
-        learning_curve=measure_curve(data, learned, rule, config.seed),
+        learning_curve=learning_curve,
     )
 
 
-def write_records(
-    folder: str,
-    config: TrainConfig,
-    data: TrainingData,
-    learned: TrainedClassifier,
+def write_train_records(
     report: TrainReport,
-    judged: tuple[Judged, Judged | None],
+    classifier: TrainedClassifier,
+    held_out: EvaluatedSplit,
+    test: EvaluatedSplit | None,
+    data: TrainingData,
+    ctx: RunContext,
 ) -> None:
-    """Write config.json, split.json, history.csv, the tables of each part and, last, metrics.json."""
-    held_out, test = judged
-    about = {"pixelplay": "train", **describe_origin(data, report.command, config.reading.images_dir)}
-    write_json({**about, **to_json(config)}, os.path.join(folder, "config.json"))
+    """Write config.json, split.json, history.csv, the tables of each split and, last, metrics.json."""
+    folder = ctx.run_dir
+    about = {"pixelplay": "train", **describe_origin(data, report.command, ctx.config.reading.images_dir)}
+    write_json({**about, **to_json(ctx.config)}, os.path.join(folder, "config.json"))
     write_split(folder, data)
-    if learned.history:
-        write_history(os.path.join(folder, "history.csv"), learned.history)
-    else:  # a plan that came to nothing
+    if classifier.history:
+        write_history(os.path.join(folder, "history.csv"), classifier.history)
+    else:  # the plan was not carried out
         with suppress(FileNotFoundError):
             os.remove(os.path.join(folder, "plan.json"))
-    columns: dict[str, Sequence[str]] = {"given": held_out.given}
-    if learned.folds is not None:
-        fold_of = dict(zip(learned.held_out, learned.folds, strict=True))
-        # what a correction leaves out is in no fold
-        columns = {"fold": [str(fold_of.get(i, "")) for i in held_out.positions], **columns}
-    write_part(os.path.join(folder, f"{learned.split}.csv"), held_out, columns)
+    columns: dict[str, Sequence[str]] = {"given": held_out.labels}
+    if classifier.folds is not None:
+        fold_of = dict(zip(classifier.held_out, classifier.folds, strict=True))
+        # excluded images are in no fold
+        columns = {"fold": [str(fold_of.get(i, "")) for i in held_out.rows], **columns}
+    write_part(os.path.join(folder, f"{classifier.held_out_split}.csv"), held_out, columns)
     if test is not None:
-        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.given})
+        write_part(os.path.join(folder, "predictions.csv"), test, {"given": test.labels})
     write_label_issues(report.label_issues.label_issues, os.path.join(folder, LABEL_ISSUES))
     write_json(report.to_json(), os.path.join(folder, "metrics.json"))
 
@@ -243,12 +236,10 @@ def describe_origin(data: TrainingData, command: str | None, images_dir: str | N
 
 def write_split(folder: str, data: TrainingData) -> None:
     """Write split.json: who is in which part."""
-    content: dict[str, list[str]] = {
-        split: list(_paths(data, getattr(data.split, split))) for split in SPLITS
-    }
-    content["removed"] = list(_paths(data, data.split.removed))
-    content["dropped"] = list(_paths(data, data.dropped))
-    content["excluded"] = list(_paths(data, data.excluded))
+    content: dict[str, list[str]] = {split: list(data.paths_of(rows)) for split, rows in data.split.items()}
+    content["removed"] = list(data.paths_of(data.split.removed))
+    content["dropped"] = list(data.paths_of(data.dropped))
+    content["excluded"] = list(data.paths_of(data.excluded))
     write_json(content, os.path.join(folder, "split.json"))
 
 
@@ -261,9 +252,9 @@ def write_history(path: str, history: Sequence[Mapping[str, float]]) -> None:
             writer.writerow(f"{value:.6g}" if np.isfinite(value) else "" for value in row.values())
 
 
-def write_part(path: str, judged: Judged, columns: Mapping[str, Sequence[str]]) -> None:
+def write_part(path: str, evaluated: EvaluatedSplit, columns: Mapping[str, Sequence[str]]) -> None:
     """Write the predictions of a part beside what was given."""
-    write_predictions([judged.predictions], judged.predictions.classes, path, columns)
+    write_predictions([evaluated.predictions], evaluated.predictions.classes, path, columns)
 
 
 def describe_decision(rule: DecisionRule, chooser: str) -> dict[str, dict[str, Any]]:
@@ -296,7 +287,7 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
     return {
         "n_usable": len(dataset),
         **describe_findings(dataset, data.errors.values(), data.duplicates),
-        "removed_from_training": list(_paths(data, data.split.removed)),
+        "removed_from_training": list(data.paths_of(data.split.removed)),
         "corrections": [
             {
                 "path": dataset.paths[i],
@@ -306,7 +297,3 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
             for i in np.flatnonzero((data.corrected_labels != data.given_labels) | data.reviewed)
         ],
     }
-
-
-def _paths(data: TrainingData, positions: Sequence[int] | IntArray) -> tuple[str, ...]:
-    return tuple(data.dataset.paths[i] for i in positions)

@@ -1,11 +1,13 @@
-"""The state of a training that a kill cannot lose: one safetensors file, renamed into place."""
+"""Training state on disk: checkpoints of a running training, and finished folds of a cross-validation."""
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,122 +18,133 @@ from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.ensemble import Member
 from pixelplay.model.split_backbone import TrainableStages
-from pixelplay.text import counted
 
 SUFFIX = ".safetensors"
-CHECKPOINT = f"checkpoint{SUFFIX}"
+CHECKPOINT, FOLD = f"checkpoint{SUFFIX}", f"fold{SUFFIX}"
 
 
-@dataclass
-class Where:
-    """Where a training is. All chance is derived from seed, epoch and batch, so none of it is kept here.
-
-    Attributes:
-        epochs: of the plan, or as many of them as there turns out to be time for.
-        epoch: the one under way; 0 measures the weights before the first step.
-        n_batches: batches of it that are done.
-        step: optimizer steps in all.
-        seconds: time so far, that of earlier processes too.
-        epoch_s: of the steps of this epoch.
-        loss_sum: of the batches of this epoch, each times its images.
-        n_seen: images behind it.
-        tally: right, given and predicted images of each class in this epoch, as they count, (3, K).
-        history: one row for each finished epoch.
-        best_epoch: row of the history whose weights are the best.
-        best_score: its score, lower is better.
-        limit_s: of `seconds`, at which training ends early; that of the first process, whose clock counts.
-        began_s: `seconds` when the epoch under way began.
-        stopped: why training ended before its plan; "" while it has not.
-    """
-
-    epochs: int
-    epoch: int = 0
-    n_batches: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    epoch_s: float = 0.0
-    loss_sum: float = 0.0
-    n_seen: int = 0
-    tally: list[list[float]] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_score: float = float("inf")
-    limit_s: float | None = None
-    began_s: float = 0.0
-    stopped: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Everything that changes in a training.
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything that changes during a training; random numbers derive from seed, epoch and batch.
 
     Attributes:
+        network: the network in training.
+        optimizer: its optimizer.
         best: weights of the best epoch.
-        misses: (N,) how wrong the network was about each image when it last learned from it, 0 to 1; 1
-            where it has not.
-        misses_before: (N,) the same as the epoch under way began, by which it is drawn.
+        errors: (N,) 1 minus the probability of its label when each image was last trained on; 1 before.
+        errors_before: (N,) the same at the start of the current epoch; they decide what it draws.
+        epochs: planned epochs, fewer where the time budget turns out too short.
+        epoch: current epoch; 0 evaluates the initial weights.
+        n_batches: finished batches of the current epoch.
+        step: optimizer steps so far.
+        seconds: time so far, including earlier processes.
+        epoch_s: time spent on the batches of this epoch.
+        epoch_start_s: `seconds` at the start of this epoch.
+        loss_sum: sum of the batch losses of this epoch, each times its number of images.
+        n_seen: number of images in `loss_sum`.
+        counts: (3, K) weighted counts of correct, labelled and predicted images per class in this epoch.
+        history: one row per finished epoch.
+        best_epoch: index of the best epoch in `history`.
+        best_score: its validation score; lower is better.
+        time_limit_s: value of `seconds` at which training ends early; set by the first process.
+        stopped: why training ended early; "" while it has not.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     best: dict[str, Tensor]
-    progress: Where
-    misses: Tensor
-    misses_before: Tensor
+    errors: Tensor
+    errors_before: Tensor
+    epochs: int
+    counts: list[list[float]]
+    time_limit_s: float | None
+    epoch: int = 0
+    n_batches: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    epoch_s: float = 0.0
+    epoch_start_s: float = 0.0
+    loss_sum: float = 0.0
+    n_seen: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = float("inf")
+    stopped: str = ""
+
+    def progress(self) -> dict[str, Any]:
+        """Return the attributes that are plain values, JSON-ready."""
+        tensors = {"network", "optimizer", "best", "errors", "errors_before"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in tensors}
 
 
-def write_checkpoint(state: State, folder: str) -> None:
-    """Write all of it; a kill leaves the old one or the new one."""
+def write_checkpoint(state: TrainState, folder: str) -> None:
+    """Write the training state atomically."""
     from safetensors.torch import save
 
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, CHECKPOINT)
     tensors = {name: value.detach().contiguous().cpu() for name, value in _tensors(state).items()}
-    write_bytes(save(tensors, metadata={"progress": json.dumps(asdict(state.progress))}), path)
+    content = save(tensors, metadata={"progress": json.dumps(state.progress())})
+    write_bytes(content, os.path.join(folder, CHECKPOINT))
 
 
 def has_checkpoint(folder: str) -> bool:
-    """Whether a training can be continued from there."""
+    """Whether a training can be resumed from a folder."""
     return os.path.isfile(os.path.join(folder, CHECKPOINT))
 
 
 def has_progress(folder: str) -> bool:
-    """Whether something is there that a killed process has finished or begun, in a folder or below it."""
+    """Whether a folder or one below it holds a checkpoint or a finished fold."""
     return any(name.endswith(SUFFIX) for _, _, names in os.walk(folder) for name in names)
 
 
 @torch.no_grad()
-def read_checkpoint(state: State, folder: str) -> None:
-    """Bring a fresh state to where the checkpoint is.
+def read_checkpoint(state: TrainState, folder: str) -> None:
+    """Restore a training state in place.
 
     Raises:
         DataError: the file is damaged or belongs to another training.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = os.path.join(folder, CHECKPOINT)
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress = Where(**json.loads(file.metadata()["progress"]))
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        _prime(state.optimizer, kept)
+    with _explain_damage(path):
+        metadata, kept = _read_safetensors(path)
+        progress = json.loads(metadata["progress"])
+        if set(progress) != set(state.progress()):
+            raise ValueError("unknown progress")
+        _create_optimizer_state(state.optimizer, kept)
         for name, value in _tensors(state).items():
-            if kept[name].shape != value.shape:  # copying would spread one row over many
-                raise ValueError(f"{name} is {tuple(kept[name].shape)}, not {tuple(value.shape)}")
+            if kept[name].shape != value.shape:  # copy_ would broadcast
+                raise ValueError(f"{name} has shape {tuple(kept[name].shape)}, not {tuple(value.shape)}")
             value.copy_(kept[name])
+    vars(state).update(progress)
+
+
+@contextmanager
+def _explain_damage(path: str) -> Iterator[None]:
+    """Raise DataError with the path for anything that a damaged file causes."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with "
-            "--force instead of --resume"
+            f"could not resume from {path} ({type(error).__name__}: {error}); "
+            "use --force instead of --resume to start over"
         ) from None
-    vars(state.progress).update(vars(progress))
 
 
-def _tensors(state: State) -> Mapping[str, Tensor]:
-    """Name every tensor that changes, in place."""
-    found: dict[str, Tensor] = {f"live.{name}": x for name, x in changing(state.network).items()}
+def _read_safetensors(path: str) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Read metadata and tensors of a file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """Name every tensor of a training state; all are updated in place."""
+    found = {f"current.{name}": value for name, value in trainable_tensors(state.network).items()}
     found |= {f"best.{name}": value for name, value in state.best.items()}
-    found |= {"misses": state.misses, "misses_before": state.misses_before}
+    found |= {"errors": state.errors, "errors_before": state.errors_before}
     parameters = (p for group in state.optimizer.param_groups for p in group["params"])
     for n, parameter in enumerate(parameters):
         for name, value in state.optimizer.state[parameter].items():
@@ -139,11 +152,9 @@ def _tensors(state: State) -> Mapping[str, Tensor]:
     return found
 
 
-def changing(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained, and the buffers of the head."""
-    found: dict[str, Tensor] = {
-        name: value.data for name, value in network.named_parameters() if value.requires_grad
-    }
+def trainable_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that are trained and the buffers of the head that change."""
+    found = {name: value.data for name, value in network.named_parameters() if value.requires_grad}
     return found | {
         name: value
         for name, value in network.named_buffers()
@@ -151,8 +162,8 @@ def changing(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _prime(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
-    """Let the optimizer make the moments that were kept, as it does in its first step; nothing moves."""
+def _create_optimizer_state(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
+    """Let the optimizer create its moments by a step with zero gradient and zero learning rate."""
     numbers = {int(name.split(".")[1]) for name in kept if name.startswith("optimizer.")}
     if not numbers:
         return  # no step has been taken
@@ -165,34 +176,31 @@ def _prime(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None
     optimizer.zero_grad()
 
 
-def copy_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of what changes in a network."""
-    return {name: value.detach().clone() for name, value in changing(network).items()}
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Copy the tensors of a network that change in training."""
+    return {name: value.detach().clone() for name, value in trainable_tensors(network).items()}
 
 
-def restore(network: nn.Module, kept: Mapping[str, Any]) -> None:
-    """Put copies back."""
-    for name, value in changing(network).items():
+def restore_weights(network: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Write copied tensors back into a network."""
+    for name, value in trainable_tensors(network).items():
         value.copy_(kept[name])
 
 
-RESULT = "fold.safetensors"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fold:
-    """A classifier that has not seen one fold, and what it says about it.
+class FoldResult:
+    """A classifier trained without one fold, and its predictions for it.
 
     Attributes:
-        repeat: which dealing of the images, from 0.
-        fold: which fold of it, from 0.
-        rows: (n,) positions in the material that were held out.
-        logits: (n, K) of those, with natural priors.
+        repeat: repetition of the cross-validation, from 0.
+        fold: fold of that repetition, from 0.
+        rows: (n,) positions of the held-out images.
+        logits: (n, K) of those images, with natural priors.
         member: the classifier.
-        finetune: how deep it was trained.
+        finetune: how it was trained: "none", "partial" or "full".
         chosen: setting → its value and the evidence for it.
-        history: rows of history.csv, empty for a probe.
-        notes: what was said meanwhile.
+        history: rows of history.csv; empty for a linear probe.
+        notes: what was logged meanwhile.
     """
 
     repeat: int
@@ -207,75 +215,55 @@ class Fold:
 
 
 def has_fold(folder: str) -> bool:
-    """Whether a fold is finished."""
-    return os.path.isfile(os.path.join(folder, RESULT))
+    """Whether a folder holds a finished fold."""
+    return os.path.isfile(os.path.join(folder, FOLD))
 
 
-def write_fold(folder: str, fold: Fold) -> None:
-    """Write all of it: it is there as a whole or not at all."""
+def write_fold(folder: str, result: FoldResult) -> None:
+    """Write a finished fold atomically."""
     from safetensors.torch import save
 
-    tensors = {"logits": torch.from_numpy(fold.logits)}
-    tensors |= {f"head.{name}": torch.from_numpy(a) for name, a in fold.member.head.arrays().items()}
-    for i, tail in enumerate(fold.member.tails):
+    tensors = {"logits": torch.from_numpy(result.logits)}
+    tensors |= {f"head.{name}": torch.from_numpy(a) for name, a in result.member.head.arrays().items()}
+    for i, tail in enumerate(result.member.tails):
         state = tail.network.state_dict()
-        tensors |= {f"tail.{i}.{name}": value.contiguous().cpu() for name, value in state.items()}
+        tensors |= {f"stages.{i}.{name}": value.contiguous().cpu() for name, value in state.items()}
     about = {
-        "n_fronts": [tail.n_front for tail in fold.member.tails],
-        "is_beside": fold.member.is_beside,
-        "finetune": fold.finetune,
-        "chosen": fold.chosen,
-        "history": fold.history,
-        "notes": fold.notes,
+        "n_frozen": [tail.n_front for tail in result.member.tails],
+        "is_beside": result.member.is_beside,
+        **{name: getattr(result, name) for name in ("finetune", "chosen", "history", "notes")},
     }
-    write_bytes(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, RESULT))
+    write_bytes(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, FOLD))
 
 
-def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> Fold:
-    """Read what a killed process has finished.
+def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> FoldResult:
+    """Read a finished fold.
 
     Args:
-        held_out: (n,) positions in the material.
-        place: repeat and fold.
+        held_out: (n,) positions of its held-out images.
+        place: its repetition and fold.
+        frozen: the pretrained backbone.
 
     Raises:
         DataError: the file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = os.path.join(folder, RESULT)
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["fold"])
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        tails = [TrainableStages(frozen, n_front) for n_front in about["n_fronts"]]
+    path = os.path.join(folder, FOLD)
+    with _explain_damage(path):
+        metadata, kept = _read_safetensors(path)
+        about = json.loads(metadata["fold"])
+        tails = [TrainableStages(frozen, n_frozen) for n_frozen in about.pop("n_frozen")]
         for i, tail in enumerate(tails):
-            start = f"tail.{i}."
-            tail.network.load_state_dict(
-                {name.removeprefix(start): value for name, value in kept.items() if name.startswith(start)}
-            )
-        head = {
-            name.removeprefix("head."): value.numpy()
-            for name, value in kept.items()
-            if name.startswith("head.")
-        }
-        logits = kept["logits"].numpy()
+            tail.network.load_state_dict(_with_prefix(kept, f"stages.{i}."))
+        head = LinearHead(**{name: value.numpy() for name, value in _with_prefix(kept, "head.").items()})
+        logits: Float32Array = np.asarray(kept["logits"].numpy())
         if len(logits) != len(held_out):
-            raise ValueError(f"{counted(len(logits), 'image')}, not {len(held_out)}")
-        return Fold(
-            repeat=place[0],
-            fold=place[1],
-            rows=held_out,
-            logits=logits,
-            member=Member(tails=tails, head=LinearHead(**head), is_beside=about["is_beside"]),
-            finetune=about["finetune"],
-            chosen=about["chosen"],
-            history=about["history"],
-            notes=about["notes"],
+            raise ValueError(f"{len(logits)} images, not {len(held_out)}")
+        member = Member(tails=tails, head=head, is_beside=about.pop("is_beside"))
+        return FoldResult(
+            repeat=place[0], fold=place[1], rows=held_out, logits=logits, member=member, **about
         )
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"{path} cannot be continued from ({type(error).__name__}: {error}); start anew with "
-            "--force instead of --resume"
-        ) from None
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose name has a prefix, and remove it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""How deep to train, and which settings mean something then."""
+"""Settings that have no effect together, or with the chosen fine-tuning method."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.augment import SETTING_USED_BY
 from pixelplay.errors import ConfigError
 
-TunedMethod = Literal["partial", "full"]
+FinetunedMethod = Literal["partial", "full"]
 TrainedMethod = Literal["none", "partial", "full"]
 ONLY_PARTIAL, ONLY_FULL = ("unfreeze_stages", "cached_views"), ("initial_size_frac",)
 
 
 def unused_settings(method: TrainedMethod, config: TrainConfig) -> list[str]:
-    """Settings, as "name=value", that were changed and that training this deep has no use for."""
+    """List changed settings, as "name=value", that have no effect with a fine-tuning method."""
     changed = [
         f"{name}={value!r}"
         for group in ("finetuning", "augmenting")
@@ -21,41 +21,40 @@ def unused_settings(method: TrainedMethod, config: TrainConfig) -> list[str]:
     ]
     if method == "none":
         return changed
-    foreign = ONLY_FULL if method == "partial" else ONLY_PARTIAL
-    return [setting for setting in changed if setting.partition("=")[0] in foreign]
+    unused = ONLY_FULL if method == "partial" else ONLY_PARTIAL
+    return [setting for setting in changed if setting.partition("=")[0] in unused]
 
 
-def may_repeat_hard_examples(config: TrainConfig) -> bool:
-    """Whether some images may come more often: each is learned from alone, and by no batch norm."""
+def can_repeat_hard_examples(config: TrainConfig) -> bool:
+    """Whether hard examples may be drawn more often: not with mixed images or a head with a batch norm."""
     return config.finetuning.head == "linear" and not {"mixup", "cutmix"} & {*config.augmenting.augment}
 
 
 def check_compatible(config: TrainConfig) -> None:
-    """Refuse settings that mean nothing at the depth, or without another setting, that is asked for.
+    """Refuse settings that have no effect with the chosen method or without another setting.
 
     Raises:
-        ConfigError: the first of them is named.
+        ConfigError: the first such setting is named.
     """
+    defaults, augmenting = TrainConfig(), config.augmenting
     if config.finetune != "auto" and (unused := unused_settings(config.finetune, config)):
-        raise ConfigError(f"--finetune {config.finetune} has no use for {unused[0]}; leave one of them out")
-    usual, augmenting = TrainConfig(), config.augmenting
-    for name, ways in SETTING_USED_BY.items():
-        is_heeded = bool({*ways} & {*augmenting.augment})
-        if getattr(augmenting, name) != getattr(usual.augmenting, name) and not is_heeded:
+        raise ConfigError(f"{unused[0]} has no effect with --finetune {config.finetune}; omit one of them")
+    for name, augmentations in SETTING_USED_BY.items():
+        value, is_used = getattr(augmenting, name), bool({*augmentations} & {*augmenting.augment})
+        if value != getattr(defaults.augmenting, name) and not is_used:
             raise ConfigError(
-                f"{name}={getattr(augmenting, name)!r} says nothing without {' or '.join(ways)}; "
-                "name it in --augment"
+                f"{name}={value!r} has no effect without --augment {' or '.join(augmentations)}"
             )
-    if config.finetuning.hard_example_frac not in (
-        0,
-        usual.finetuning.hard_example_frac,
-    ) and not may_repeat_hard_examples(config):
+    frac = config.finetuning.hard_example_frac
+    if frac not in (0, defaults.finetuning.hard_example_frac) and not can_repeat_hard_examples(config):
         raise ConfigError(
-            f"hard_example_frac={config.finetuning.hard_example_frac} says nothing with mixup, cutmix or head='mlp'; leave one out"
+            f"hard_example_frac={frac} has no effect with mixup, cutmix or head='mlp'; omit one of them"
         )
-    for name, way in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
+    for name, method in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
         value = getattr(config, name)
-        if value != getattr(usual, name) and config.imbalance != way:
-            raise ConfigError(f"{name}={value!r} says nothing without --imbalance {way}; give both")
-        if value != getattr(usual, name) and config.finetune == "none":
-            raise ConfigError(f"--finetune none has no use for {name}={value!r}; leave one of them out")
+        if value == getattr(defaults, name):
+            continue
+        if config.imbalance != method:
+            raise ConfigError(f"{name}={value!r} has no effect without --imbalance {method}")
+        if config.finetune == "none":
+            raise ConfigError(f"{name}={value!r} has no effect with --finetune none; omit one of them")

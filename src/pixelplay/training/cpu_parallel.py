@@ -1,11 +1,10 @@
-"""A batch → logits: in shares, one for each core of a CPU, whose gradients come back as one, or compiled."""
+"""CPU parallelism in training: one shard of the batch per core; torch.compile on request."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,58 +13,59 @@ from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.device import Device, is_out_of_memory, shared_cores
 from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import ThreadPool
-from pixelplay.training.schedule import Job
 
-SMALLEST_SHARE = 8  # images
-MAX_SHARES = 16  # each has gradients of its own until they are added
+MIN_SHARD = 8  # images
+MAX_SHARDS = 16  # each holds its own gradients until they are summed
 Forward = Callable[[Tensor, Tensor], Tensor]
-Share = tuple[Tensor, Tensor]  # of maps and of moments
+Shard = tuple[Tensor, Tensor]  # feature maps and channel statistics
 Gradients = tuple[Tensor | None, ...]
 
 
 @contextmanager
-def forward_for_training(classifier: Classifier, device: Device, batch_size: int) -> Iterator[Forward]:
-    """Give a classifier's forward pass in training, its batches shared out among the cores of a CPU.
+def parallel_forward(classifier: Classifier, device: Device, batch_size: int) -> Iterator[Forward]:
+    """Provide the forward pass for training, with batches split across the cores of a CPU.
 
-    Cores that share every layer wait for each other after every layer, forwards and backwards
-    (benchmarks/LOG.md). Shared out, the logits are the same but for the last digits, which depend on the
-    number of cores, and so in time does what comes twice in an epoch. That holds while no image
-    depends on those beside it: not with a head that has a batch norm, and not where something is left out
-    by chance, whose order threads would not keep. There, and on a GPU, it is the classifier itself.
+    Cores that share every layer synchronise after every layer, forward and backward, which is slower (see
+    benchmarks/DECISIONS.md). Splitting changes the logits only by rounding, which depends on the number of
+    cores and, over time, affects which hard examples are drawn. It requires that an image's output does
+    not depend on the rest of the batch: with a batch norm in the head, with dropout or stochastic depth
+    (whose random order threads would not keep), and on a GPU, the plain classifier is provided.
 
     Args:
-        batch_size: images a batch, at most.
+        batch_size: images per batch, at most.
     """
     with shared_cores() as n_cores:
-        most = min(MAX_SHARES, batch_size // SMALLEST_SHARE)
-        n_shares = max((n for n in range(1, most + 1) if n_cores % n == 0), default=1)  # no core is idle
-        is_apart = isinstance(classifier.head, TrainableLinearHead) and not _leaves_out(classifier)
-        if device.name != "cpu" or n_shares == 1 or not is_apart:
+        limit = min(MAX_SHARDS, batch_size // MIN_SHARD)
+        n_shards = max((n for n in range(1, limit + 1) if n_cores % n == 0), default=1)  # no core is idle
+        is_separable = isinstance(classifier.head, TrainableLinearHead) and not _has_dropout(classifier)
+        if device.name != "cpu" or n_shards == 1 or not is_separable:
             yield classifier
             return
-        with ThreadPool(n_shares, prepare=lambda: torch.set_num_threads(n_cores // n_shares)) as pool:
-            yield _Shared(classifier, device, pool, n_shares)
+        with ThreadPool(n_shards, prepare=lambda: torch.set_num_threads(n_cores // n_shards)) as pool:
+            yield _ShardedForward(classifier, device, pool, n_shards)
 
 
-def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, log: RunLog) -> Forward:
-    """Compile a classifier and try it, forwards and backwards; where that fails, say so and do without.
+def compile_forward(
+    classifier: Classifier, fallback: Forward, sample: Shard, device: Device, log: RunLog, *, required: bool
+) -> Forward:
+    """Compile a classifier and try one forward and backward pass.
 
     Args:
-        plain: what it does without.
+        fallback: used, with a note, where compilation fails.
+        sample: inputs of one batch.
+        required: fail instead.
 
     Raises:
-        ConfigError: it cannot be compiled, and that was asked for.
+        ConfigError: compilation fails and is required.
     """
-    batch, *_ = job.batches(1, np.ones(len(job.labels), np.float32))
-    sample = job.source.train_batch(batch, job.epochs_before + 1, job.size_px(0))()
     compiled: Forward = torch.compile(classifier.train())
     buffers = dict(classifier.named_buffers())
     before = {name: value.clone() for name, value in buffers.items()}
     try:
-        with job.device.autocast():
+        with device.autocast():
             logits = compiled(*sample)
         logits.logsumexp(1).mean().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:  # a missing compiler shows in many ways
+    except Exception as error:  # a missing compiler raises many kinds of errors
         if is_out_of_memory(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -73,75 +73,76 @@ def compiled_for_training(classifier: Classifier, plain: Forward, job: Job, log:
         return compiled
     finally:
         classifier.zero_grad()
-        for name, value in buffers.items():  # a norm of the head has counted the try
+        for name, value in buffers.items():  # a batch norm of the head has counted this pass
             value.copy_(before[name])
-    if job.config.finetuning.compile == "on":
-        raise ConfigError(f"torch.compile fails here ({reason}); use --compile off")
-    log.note(f"training is not compiled, as torch.compile fails here ({reason})")
-    return plain
+    if required:
+        raise ConfigError(f"torch.compile failed ({reason}); use --compile off")
+    log.note(f"torch.compile failed ({reason}); training without it")
+    return fallback
 
 
-def _leaves_out(classifier: Classifier) -> bool:
-    """Whether dropout or stochastic depth leave something out, the network's own too."""
-    shares = [
+def _has_dropout(classifier: Classifier) -> bool:
+    """Whether dropout or stochastic depth is active, including the backbone's own."""
+    rates = [
         getattr(layer, name, None)
         for layer in classifier.modules()
         for name in ("p", "drop_prob", "drop_rate")
     ]
-    return any(isinstance(share, int | float) and share > 0 for share in shares)
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
-class _Shared:
-    """Runs shares of a batch in threads, and keeps their graphs."""
+class _ShardedForward:
+    """Runs shards of a batch in threads and keeps their graphs."""
 
-    def __init__(self, classifier: Classifier, device: Device, pool: ThreadPool, n_shares: int) -> None:
-        self.values = [value for value in classifier.parameters() if value.requires_grad]
-        self._classifier, self._device, self._crew, self._n_shares = classifier, device, pool, n_shares
+    def __init__(self, classifier: Classifier, device: Device, pool: ThreadPool, n_shards: int) -> None:
+        self.parameters = [value for value in classifier.parameters() if value.requires_grad]
+        self._classifier, self._device, self._pool, self._n_shards = classifier, device, pool, n_shards
 
     def __call__(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Logits (B, K) of maps (B, C, H, W) and moments (B, D_front)."""
-        n = min(self._n_shares, len(maps))
-        shares = list(zip(maps.tensor_split(n), stats.tensor_split(n), strict=True))
-        logits: Tensor = _Together.apply(self, shares, *self.values)
+        """Return logits (B, K) of feature maps (B, C, H, W) and channel statistics (B, D_frozen)."""
+        n = min(self._n_shards, len(maps))
+        shards = list(zip(maps.tensor_split(n), stats.tensor_split(n), strict=True))
+        logits: Tensor = _ConcatenateShards.apply(self, shards, *self.parameters)
         return logits
 
-    def see(self, shares: Sequence[Share]) -> list[Tensor]:
-        """Logits of each share, with their graphs."""
-        jobs = [self._crew.give(partial(self._see_one, share)) for share in shares]
-        return [job.result() for job in jobs]
+    def forward_shards(self, shards: Sequence[Shard]) -> list[Tensor]:
+        """Return the logits of each shard, with their graphs."""
+        futures = [self._pool.give(partial(self._forward_shard, shard)) for shard in shards]
+        return [future.result() for future in futures]
 
-    def gradients(self, logits: Sequence[Tensor], gradients: Sequence[Tensor]) -> Gradients:
-        """Of the values, summed over the shares in their order; None of those that play no part."""
+    def backward_shards(self, logits: Sequence[Tensor], gradients: Sequence[Tensor]) -> Gradients:
+        """Return the parameters' gradients, summed over the shards in order; None for unused ones."""
 
-        def one(logits: Tensor, gradients: Tensor) -> Gradients:
-            return torch.autograd.grad(logits, self.values, gradients, allow_unused=True)
+        def backward(logits: Tensor, gradient: Tensor) -> Gradients:
+            return torch.autograd.grad(logits, self.parameters, gradient, allow_unused=True)
 
-        jobs = [self._crew.give(partial(one, *pair)) for pair in zip(logits, gradients, strict=True)]
-        found = [job.result() for job in jobs]
+        pairs = zip(logits, gradients, strict=True)
+        futures = [self._pool.give(partial(backward, *pair)) for pair in pairs]
+        found = [future.result() for future in futures]
         return tuple(_sum(parts) for parts in zip(*found, strict=True))
 
-    def _see_one(self, share: Share) -> Tensor:
-        with self._device.autocast():  # each thread has its own
-            logits: Tensor = self._classifier(*share)
+    def _forward_shard(self, shard: Shard) -> Tensor:
+        with self._device.autocast():  # autocast is per thread
+            logits: Tensor = self._classifier(*shard)
         return logits
 
 
 def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return sum(there[1:], start=there[0]) if there else None
+    present = [part for part in parts if part is not None]
+    return sum(present[1:], start=present[0]) if present else None
 
 
-class _Together(torch.autograd.Function):
-    """The shares' logits as one tensor, whose gradient goes back to each of them."""
+class _ConcatenateShards(torch.autograd.Function):
+    """Concatenates the shards' logits; its backward pass runs in each shard."""
 
     @staticmethod
-    def forward(ctx: Any, shared: _Shared, shares: Sequence[Share], *values: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        ctx.shared, ctx.logits = shared, shared.see(shares)
+    def forward(ctx: Any, sharded: _ShardedForward, shards: Sequence[Shard], *parameters: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        ctx.sharded, ctx.logits = sharded, sharded.forward_shards(shards)
         return torch.cat([logits.detach() for logits in ctx.logits])
 
     @staticmethod
     def backward(ctx: Any, gradients: Tensor) -> Any:
-        """Gradients of the values."""
+        """Return the gradients of the parameters."""
         parts = torch.split(gradients, [len(logits) for logits in ctx.logits])
-        return None, None, *ctx.shared.gradients(ctx.logits, parts)
+        return None, None, *ctx.sharded.backward_shards(ctx.logits, parts)

@@ -1,10 +1,10 @@
-"""Cross-validation: as many classifiers as folds, each asked about what it has not seen."""
+"""Cross-validation: one classifier per fold, each predicting the images it was not trained on."""
 
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,194 +17,227 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
-from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
+from pixelplay.evaluation.conformal import score_held_out
 from pixelplay.evaluation.decision_rule import (
     CrossFittedRule,
     DecisionRule,
     cross_fit_rule,
     fit_decision_rule,
 )
-from pixelplay.model.backbone import PretrainedBackbone, stage_modules
-from pixelplay.model.bundle import MAX_BRANCHES
-from pixelplay.model.ensemble import ensemble_member
-from pixelplay.model.features import make_extractor
+from pixelplay.model.backbone import stage_modules
+from pixelplay.model.bundle import MAX_BRANCHES, ModelBundle
+from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import BranchedBackbone
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
-from pixelplay.training.bench import read_rows
-from pixelplay.training.checkpoint import Fold, has_fold, read_fold, write_fold
+from pixelplay.training.checkpoint import FoldResult, has_fold, read_fold, write_fold
+from pixelplay.training.finalize import build_bundle
+from pixelplay.training.finetune_plan import read_plan, write_plan
 from pixelplay.training.label_cleaning import remove_label_issues
-from pixelplay.training.plan import read_plan
-from pixelplay.training.probe_or_finetune import TrainedClassifier, learn
-from pixelplay.training.run_context import Workplace
+from pixelplay.training.prepare import read_rows
+from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidation:
-    """All folds of all repeats.
+    """All folds of all repetitions.
 
     Attributes:
-        rows: (N,) positions in the material that take part, ascending.
-        folds: (R, N) in which each was held out; -1 for never.
-        logits: (R, N, K) from the classifier that had not seen it; NaN for never.
-        fits: (R) decisions, each fold's by what the others have chosen.
-        parts: the folds, repeat by repeat.
+        rows: (N,) positions of the images that take part, ascending.
+        folds: (R, N) fold in which each was held out; -1 for never.
+        logits: (R, N, K) from the classifier that was not trained on the image; NaN for never.
+        rules: (R) decisions, those of each fold cross-fitted on the others.
+        results: the folds, repetition by repetition.
     """
 
     rows: IntArray
     folds: IntArray
     logits: Float32Array
-    fits: list[CrossFittedRule]
-    results: list[Fold]
-
-
-def learn_folds(
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    workplace: Workplace,
-    repeats: int,
-    log: RunLog,
-) -> CrossValidation:
-    """Learn a classifier without each fold in turn, as deep as the settings say.
-
-    What a killed process has finished is taken over. The first tuned fold makes a plan, and all others
-    repeat it, so that they are trained alike.
-
-    Args:
-        material: its train and val parts take part; its test part does not.
-
-    Raises:
-        DataError: a class has fewer images or groups than there are folds.
-    """
-    rows, n_folds = data.fit_rows, config.n_folds
-    seeds = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
-    dealt = np.stack([assign_cv_folds(data, seeded) for seeded in seeds])  # (R, N)
-    if n_never := int((dealt[0] == NEVER_HELD_OUT).sum()):
-        log.note(f"{counted(n_never, 'image')} in no fold, as nothing else would be left of a class")
-    results: list[Fold] = []
-    for repeat, seeded in enumerate(seeds):
-        for fold in range(n_folds):
-            name = f"fold {fold + 1} of {n_folds}"
-            if repeats > 1:
-                name += f", repeat {repeat + 1} of {repeats}"
-            with log.chapter(name):
-                held_out = rows[dealt[repeat] == fold]
-                results.append(_learn_fold(data, held_out, loaded, seeded, workplace, (repeat, fold), log))
-    logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
-    for part in results:
-        logits[part.repeat, np.searchsorted(rows, part.rows)] = part.logits
-    labels, groups = data.labels[rows], data.split.groups[rows]
-    priors = class_priors(data.fit_counts)
-    fits = [
-        cross_fit_rule(each, labels, groups, folds, priors, metric=config.metric, seed=config.seed)
-        for each, folds in zip(logits, dealt, strict=True)
-    ]
-    return CrossValidation(rows=rows, folds=dealt, logits=logits, fits=fits, results=results)
+    rules: list[CrossFittedRule]
+    results: list[FoldResult]
 
 
 def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
-    """Raise ConfigError unless images can be dealt so often, and all folds be deployed."""
+    """Check that the model can hold the classifiers of all folds.
+
+    Raises:
+        ConfigError: it cannot, or `repeats` is out of range.
+    """
     REPEATS.check("repeats", repeats, whole=True)
     n_members = config.n_folds * repeats
     if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
         raise ConfigError(
-            f"{config.n_folds} folds, {repeats} times, are {n_members} networks, and a model holds "
+            f"{config.n_folds} folds × {repeats} repeats are {n_members} networks but a model holds "
             f"{MAX_BRANCHES}; lower --repeats, or use --single or --finetune none"
         )
 
 
-def without_test(config: TrainConfig, log: RunLog) -> TrainConfig:
-    """Settings under which no test part is made: every image is held out once, in its fold."""
+def without_test_split(config: TrainConfig, log: RunLog) -> TrainConfig:
+    """Return settings that hold out no test split: every image is held out once, in its fold."""
     if config.test_frac != TrainConfig().test_frac:
-        log.note(f"--test-frac {config.test_frac} does not count: every image is held out in its fold")
+        log.note("--test-frac is ignored in cross-validation: every image is held out in its fold")
     return replace(config, test_frac=0.0)
 
 
-def without_val(dataset: ImageDataset, log: RunLog) -> ImageDataset:
-    """The images without a given validation part: its own learn and measure like all others."""
-    val = dataset.in_split("val")
-    if val.any():
-        log.note("the given val part is dealt into the folds like train")
-    splits = np.where(val, np.int8(SPLITS.index("train")), dataset.splits)
-    return replace(dataset, splits=splits)
+def without_val_split(dataset: ImageDataset, log: RunLog) -> ImageDataset:
+    """Merge a given validation split into train; the folds treat both alike."""
+    is_val = dataset.in_split("val")
+    if is_val.any():
+        log.note("the given val split is merged into train and assigned to folds")
+    return replace(dataset, splits=np.where(is_val, np.int8(SPLITS.index("train")), dataset.splits))
 
 
-def learn_alone(
-    validation: CrossValidation,
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    workplace: Workplace,
-    log: RunLog,
-) -> TrainedClassifier:
-    """Learn one more classifier, from everything, as most folds were: their depth, plan and way to answer.
+def check_fold_sizes(dataset: ImageDataset, n_folds: int) -> None:
+    """Check, before anything is decoded, that every class has enough images for the folds.
+
+    Raises:
+        DataError: a class has fewer images or groups than folds; the largest possible number is named.
+    """
+    groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
+    _check_class_sizes(dataset.labels, groups, dataset.classes, n_folds)
+
+
+def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValidation:
+    """Train a classifier without each fold in turn.
+
+    Folds that an interrupted run has finished are read. The first fine-tuned fold makes a plan that the
+    others repeat, so that all are trained alike.
+
+    Args:
+        data: its train and val splits take part; its test split does not.
+
+    Raises:
+        DataError: a class has fewer images or groups than there are folds.
+    """
+    rows, config, log = data.fit_rows, ctx.config, ctx.log
+    configs = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
+    folds = np.stack([assign_cv_folds(data, each) for each in configs])  # (R, N)
+    if n_never := int((folds[0] == NEVER_HELD_OUT).sum()):
+        log.note(f"{counted(n_never, 'image')} never held out: no other image of the class would be left")
+    results: list[FoldResult] = []
+    for repeat, each in enumerate(configs):
+        for fold in range(config.n_folds):
+            name = f"fold {fold + 1}/{config.n_folds}"
+            if repeats > 1:
+                name += f", repeat {repeat + 1}/{repeats}"
+            with log.chapter(name):
+                held_out = rows[folds[repeat] == fold]
+                results.append(_train_fold(data, held_out, ctx.derive(config=each), (repeat, fold)))
+    logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
+    for result in results:
+        logits[result.repeat, np.searchsorted(rows, result.rows)] = result.logits
+    labels, groups, priors = data.labels[rows], data.split.groups[rows], class_priors(data.fit_counts)
+    rules = [
+        cross_fit_rule(each, labels, groups, own, priors, metric=config.metric, seed=config.seed)
+        for each, own in zip(logits, folds, strict=True)
+    ]
+    return CrossValidation(rows=rows, folds=folds, logits=logits, rules=rules, results=results)
+
+
+def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContext) -> TrainedClassifier:
+    """Train one classifier on everything, with the method and plan of most folds.
+
+    Its held-out logits are those of the folds.
 
     Raises:
         ConfigError: training failed.
     """
-    method = _commonest([part.finetune for part in validation.results])
-    settings = config.finetuning
-    plan = None
+    config, results = ctx.config, validation.results
+    method = _most_common(result.finetune for result in results)
+    settings, plan = config.finetuning, None
     if method != "none":
-        ways = [
-            part.chosen["ensemble_probe"]["value"] for part in validation.results if part.finetune == method
-        ]
-        settings = replace(settings, ensemble_probe="on" if _commonest(ways) else "off")
-        plan = read_plan(os.path.join(workplace.folder, "plan.json"))
-    raised = config.oversample_to if method != "none" else None  # a probe has no views to raise classes by
-    usual = TrainConfig()  # what did count in the folds is not said to be of no use
-    val_frac = usual.val_frac if method == "none" else config.val_frac
+        averaged = (r.chosen["ensemble_probe"]["value"] for r in results if r.finetune == method)
+        settings = replace(settings, ensemble_probe="on" if _most_common(averaged) else "off")
+        plan = read_plan(os.path.join(ctx.run_dir, "plan.json"))
+    defaults = TrainConfig()  # settings that did have an effect in the folds are not noted as ineffective
     alike = replace(
         config,
         finetune=method,
         finetuning=settings,
-        oversample_to=raised,
-        time_budget=usual.time_budget,
-        val_frac=val_frac,
+        oversample_to=config.oversample_to if method != "none" else None,  # a linear probe has no views
+        time_budget=defaults.time_budget,
+        val_frac=defaults.val_frac if method == "none" else config.val_frac,
     )
-    place = replace(workplace, started=time.monotonic(), plan=plan)
-    with log.chapter("everything"):
-        everything = _set_apart(data, np.empty(0, dtype=np.int64), alike, log)
-        return learn(everything, loaded, alike, place, log)
+    own = ctx.derive(config=alike, started=time.monotonic(), plan=plan)
+    with ctx.log.chapter("all images"):
+        everything = _hold_out_fold(data, np.empty(0, dtype=np.int64), own)
+        classifier = fit_probe_or_finetune(everything, own)
+    return _with_folds(classifier, validation, validation.logits)
 
 
-def _commonest(values: Sequence[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
+def average_folds(
+    validation: CrossValidation, data: TrainingData, ctx: RunContext
+) -> tuple[TrainedClassifier, Float32Array]:
+    """Average the classifiers of all folds, each with the temperature of the fold it was not trained on.
 
-
-def decide_together(
-    validation: CrossValidation, data: TrainingData, config: TrainConfig, log: RunLog
-) -> tuple[list[float], Float32Array, DecisionRule]:
-    """How the mean of all M members decides: their temperatures, then T and tau of what is cooled by them.
-
-    What is cooled comes in between, (R, N, K).
-
-    Each of the M temperatures comes from the fold that its member has not seen.
+    Returns:
+        The ensemble, and the logits (R, N, K) divided by the members' temperatures.
     """
-    fits = [fit_temperature(part.logits, data.labels[part.rows]) for part in validation.results]
-    fixed = [fit.temperature for fit in fits if not fit.at_bound]
-    usual = float(np.median(fixed)) if fixed else 1.0  # a fold that is all right fixes none
-    temperatures = [usual if fit.at_bound else fit.temperature for fit in fits]
-    if n_free := len(fits) - len(fixed):
-        log.note(
-            f"{counted(n_free, 'fold')} all right, or no better than chance, which fixes no temperature: "
-            f"T = {usual:.2f}, as the others have it"
+    fits = [fit_temperature(result.logits, data.labels[result.rows]) for result in validation.results]
+    fitted = [fit.temperature for fit in fits if not fit.at_bound]
+    default = float(np.median(fitted)) if fitted else 1.0  # for folds without errors
+    temperatures = [default if fit.at_bound else fit.temperature for fit in fits]
+    if n_unfitted := len(fits) - len(fitted):
+        ctx.log.note(
+            f"{counted(n_unfitted, 'fold')} all correct, or no better than chance; using the temperature "
+            f"{default:.2f} of the others"
         )
-    cooled = validation.logits.copy()
-    for part, T in zip(validation.results, temperatures, strict=True):
-        cooled[part.repeat, np.searchsorted(validation.rows, part.rows)] /= np.float32(T)
-    return temperatures, cooled, _decide(cooled, validation.rows, data, config)
+    scaled = validation.logits.copy()
+    for result, temperature in zip(validation.results, temperatures, strict=True):
+        scaled[result.repeat, np.searchsorted(validation.rows, result.rows)] /= np.float32(temperature)
+    members = [result.member for result in validation.results]
+    backbone, head = average_members(ctx.backbone.backbone, members, temperatures)
+    by = "the fold that each member was not trained on"
+    ensemble = TrainedClassifier(
+        finetune=_most_common(result.finetune for result in validation.results),
+        backbone=backbone,
+        head=head,
+        trained_on=data.fit_rows,
+        prior_rows=data.fit_rows,
+        held_out=validation.rows,
+        logits=scaled[0],
+        folds=validation.folds[0],
+        chosen={"member_temperatures": {"value": temperatures, "chosen_on": by}},
+    )
+    return ensemble, scaled
+
+
+def finalize_folds(
+    classifier: TrainedClassifier,
+    logits: Float32Array,
+    validation: CrossValidation,
+    data: TrainingData,
+    ctx: RunContext,
+) -> tuple[ModelBundle, DecisionRule]:
+    """Fit the decision rule on the held-out logits (R, N, K) of all folds and build the model bundle."""
+    rows, repeats = validation.rows, len(logits)
+    rule = fit_decision_rule(
+        logits.reshape(-1, logits.shape[2]),
+        np.tile(data.labels[rows], repeats),
+        np.tile(data.split.groups[rows], repeats),
+        class_priors(data.fit_counts),
+        metric=ctx.config.metric,
+        seed=ctx.config.seed,
+    )
+    # repeated predictions of an image count as one image
+    temperature = replace(rule.temperature, n=rule.temperature.n // repeats)
+    rule = replace(rule, temperature=temperature, tau=replace(rule.tau, n=rule.tau.n // repeats))
+    # scores of the first repetition: repeated images are no further evidence
+    first = validation.rules[0]
+    scores = score_held_out(first.probs, first.pred, data.labels[rows], data.split.groups[rows], "oof")
+    return build_bundle(classifier, rule, scores, data, ctx), rule
 
 
 def with_excluded(
     validation: CrossValidation, excluded: IntArray, logits: Float32Array, rule: DecisionRule
 ) -> CrossValidation:
-    """Add what no fold has learned from, as the deployed model sees and decides it; it is in no fold.
+    """Add images that no fold was trained on, as the deployed model predicts them; they are in no fold.
 
     Args:
-        left_out: (n,) positions in the material.
+        excluded: (n,) positions.
         logits: (n, K).
     """
     if not len(excluded):
@@ -214,182 +247,142 @@ def with_excluded(
     repeats, n_classes = len(validation.folds), logits.shape[1]
     folds = np.full((repeats, len(rows)), NEVER_HELD_OUT)
     folds[:, old] = validation.folds
-    every = np.empty((repeats, len(rows), n_classes), np.float32)
-    every[:, old], every[:, new] = validation.logits, logits
+    all_logits = np.empty((repeats, len(rows), n_classes), np.float32)
+    all_logits[:, old], all_logits[:, new] = validation.logits, logits
     probs, pred = rule.apply(logits)
-    fits = []
-    for fit in validation.fits:
+    rules = []
+    for each in validation.rules:
         all_probs, all_pred = np.empty((len(rows), n_classes)), np.empty(len(rows), np.int64)
-        all_probs[old], all_probs[new] = fit.probs, probs
-        all_pred[old], all_pred[new] = fit.pred, pred
-        fits.append(replace(fit, probs=all_probs, pred=all_pred))
-    return replace(validation, rows=rows, folds=folds, logits=every, fits=fits)
-
-
-def score_folds(validation: CrossValidation, data: TrainingData) -> HeldOutScores:
-    """What the held-out images teach, each decided by what the other folds say.
-
-    Those of the first repeat: another time the same images are no further evidence.
-    """
-    rows, fit = validation.rows, validation.fits[0]
-    return score_held_out(fit.probs, fit.pred, data.labels[rows], data.split.groups[rows], "oof")
-
-
-def decide_alone(validation: CrossValidation, data: TrainingData, config: TrainConfig) -> DecisionRule:
-    """How one classifier decides that was learned as the folds were."""
-    return _decide(validation.logits, validation.rows, data, config)
-
-
-def _decide(logits: Float32Array, rows: IntArray, data: TrainingData, config: TrainConfig) -> DecisionRule:
-    repeats = len(logits)
-    found = fit_decision_rule(
-        logits.reshape(-1, logits.shape[2]),
-        np.tile(data.labels[rows], repeats),
-        np.tile(data.split.groups[rows], repeats),
-        class_priors(data.fit_counts),
-        metric=config.metric,
-        seed=config.seed,
-    )
-    # an image that is seen again is no other image
-    temperature = replace(found.temperature, n=found.temperature.n // repeats)
-    return replace(found, temperature=temperature, tau=replace(found.tau, n=found.tau.n // repeats))
-
-
-def _learn_fold(
-    data: TrainingData,
-    held_out: IntArray,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    workplace: Workplace,
-    place: tuple[int, int],
-    log: RunLog,
-) -> Fold:
-    folder = os.path.join(workplace.checkpoints, f"fold-{place[0]:02}-{place[1]:02}")
-    if has_fold(folder):
-        _share_plan(folder, workplace.folder)
-        kept = read_fold(folder, held_out, place, loaded.backbone)
-        log.replay(kept.notes)
-        return kept
-    os.makedirs(folder, exist_ok=True)
-    _share_plan(workplace.folder, folder)
-    n_notes = len(log.notes)
-    own = replace(workplace, folder=folder, started=time.monotonic())
-    rest = _set_apart(data, held_out, config, log)
-    learned = learn(rest, loaded, config, own, log, is_fold=True)
-    features = data.features[held_out]
-    if learned.finetune != "none":
-        extractor = make_extractor(learned.backbone, loaded.preprocessing, config, workplace.device)
-        with log.progress("predicting", len(held_out)) as bar:
-            features = read_rows(data, held_out, extractor, config, on_progress=bar.update)
-    chosen = dict(learned.chosen)
-    if config.drop_label_issues:
-        chosen["dropped_suspects"] = {"value": len(rest.dropped), "chosen_on": "the other folds"}
-    found = Fold(
-        repeat=place[0],
-        fold=place[1],
-        rows=held_out,
-        logits=learned.head.logits(features),
-        member=ensemble_member(learned.backbone, learned.head, _n_front(learned)),
-        finetune=learned.finetune,
-        chosen=chosen,
-        history=learned.history,
-        notes=log.notes[n_notes:],
-    )
-    write_fold(folder, found)
-    _share_plan(folder, workplace.folder)
-    shutil.rmtree(own.checkpoints, ignore_errors=True)  # the training is over
-    return found
-
-
-def _share_plan(source: str, target: str) -> None:
-    """Copy a plan to where there is none yet."""
-    there, here = os.path.join(source, "plan.json"), os.path.join(target, "plan.json")
-    if os.path.isfile(there) and not os.path.isfile(here):
-        shutil.copyfile(there, f"{here}.tmp")
-        os.replace(f"{here}.tmp", here)
-
-
-def _set_apart(data: TrainingData, held_out: IntArray, config: TrainConfig, log: RunLog) -> TrainingData:
-    """The material with one fold in the place of the test part, and a validation part of the rest.
-
-    Which labels look wrong is judged without the fold too.
-    """
-    rest = np.setdiff1d(data.fit_rows, held_out)
-    is_val = np.zeros(len(rest), dtype=np.bool_)
-    if config.finetune != "none":
-        is_val = hold_out(data.labels[rest], data.split.groups[rest], config.val_frac, config.seed)
-    split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
-    apart = replace(data, split=split, fit_rows=rest)
-    return remove_label_issues(apart, config, log) if config.drop_label_issues else apart
-
-
-def _n_front(learned: TrainedClassifier) -> int | None:
-    """Stages in front of tuned ones that stand in the place of the frozen ones; None where none do."""
-    if learned.plan is None or isinstance(learned.backbone, BranchedBackbone):
-        return None
-    if learned.plan.unfreeze_stages is None:
-        return 0
-    return len(stage_modules(learned.backbone.network)) - learned.plan.unfreeze_stages
-
-
-def check_enough(dataset: ImageDataset, n_folds: int) -> None:
-    """Raise where names show that classes have too few images for every fold.
-
-    Args:
-        index: N labelled images that take part.
-
-    Raises:
-        DataError: a class has fewer than folds: it and the largest possible number of folds are named; or two
-            folds leave nothing to choose on.
-    """
-    groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
-    _check_each_class(dataset.labels, groups, dataset.classes, n_folds)
-
-
-def _check_each_class(labels: IntArray, groups: IntArray, classes: Sequence[str], n_folds: int) -> None:
-    """The same by labels (N,) and groups (N,); a class of one is in no fold and needs none."""
-    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=len(classes))  # (K,)
-    short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
-    if not len(short):
-        if n_folds == 2 and n_groups.max() == 2:  # one is held out, and of one nothing can choose
-            raise DataError(
-                "no class has more than 2 images or groups, but n_folds=2 needs a class of 3: without "
-                "a fold, strength and temperature are chosen on others; add some"
-            )
-        return
-    k = int(short[n_groups[short].argmin()])
-    n = int((labels == k).sum())
-    together = "" if n == n_groups[k] else f" in {n_groups[k]} groups that stay together"
-    raise DataError(
-        f"class {classes[k]!r} has {n} images{together} but n_folds={n_folds} needs {n_folds}; "
-        f"add some or use --n-folds {n_groups[k]}"
-    )
+        all_probs[old], all_probs[new] = each.probs, probs
+        all_pred[old], all_pred[new] = each.pred, pred
+        rules.append(replace(each, probs=all_probs, pred=all_pred))
+    return replace(validation, rows=rows, folds=folds, logits=all_logits, rules=rules)
 
 
 def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
-    """Fold (N,) of each image that takes part; -1 for the only one of its class.
+    """Assign each image that takes part to a fold, (N,); -1 for a class's only image.
 
     Raises:
-        DataError: a class has fewer images or groups than folds, or groups leave a fold without
-            one of the classes to learn from.
+        DataError: a class has fewer images or groups than folds, or groups leave a fold without a class.
     """
     rows, n_folds = data.fit_rows, config.n_folds
     labels, groups = data.labels[rows], data.split.groups[rows]
-    _check_each_class(labels, groups, data.known_classes, n_folds)
+    _check_class_sizes(labels, groups, data.known_classes, n_folds)
     folds = assign_folds(labels, groups, n_folds, config.seed)
     check_some_held_out(folds, data.dataset.source)
     if empty := [fold for fold in range(n_folds) if not (folds == fold).any()]:
         raise DataError(
-            f"groups leave {counted(len(empty), 'fold')} of {n_folds} without an image to hold out; "
-            f"use --n-folds {max(2, n_folds - len(empty))} or smaller groups"
+            f"groups leave {len(empty)} of {n_folds} folds empty; use --n-folds "
+            f"{max(2, n_folds - len(empty))} or smaller groups"
         )
     for fold in range(n_folds):
         left = np.bincount(labels[folds != fold], minlength=data.n_known)
         if (left == 0).any():
             name = data.classes[int((left == 0).argmax())]
             raise DataError(
-                f"groups put every image of class {name!r} into one fold of {n_folds}, so that "
-                "nothing is left to learn it from; use fewer folds or smaller groups"
+                f"groups put all images of class {name!r} into one of {n_folds} folds, which leaves none to "
+                "train on; use a smaller --n-folds or smaller groups"
             )
     return folds
+
+
+def _check_class_sizes(labels: IntArray, groups: IntArray, classes: Sequence[str], n_folds: int) -> None:
+    """Check classes by labels (N,) and groups (N,); a class of one image is in no fold."""
+    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
+    n_groups = np.bincount(pairs[:, 0], minlength=len(classes))  # (K,)
+    short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
+    if not len(short):
+        if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
+            raise DataError(
+                "no class has more than 2 images or groups but --n-folds 2 needs a class with 3; add images"
+            )
+        return
+    k = int(short[n_groups[short].argmin()])
+    n = int((labels == k).sum())
+    grouped = "" if n == n_groups[k] else f" in {n_groups[k]} groups"
+    raise DataError(
+        f"class {classes[k]!r} has {n} images{grouped} but {n_folds} folds need {n_folds}; add images or use "
+        f"--n-folds {n_groups[k]}"
+    )
+
+
+def _train_fold(
+    data: TrainingData, held_out: IntArray, ctx: RunContext, place: tuple[int, int]
+) -> FoldResult:
+    """Train without one fold and predict it; read the result where an interrupted run has finished it."""
+    folder = os.path.join(ctx.checkpoint_dir, f"fold-{place[0]:02}-{place[1]:02}")
+    if has_fold(folder):
+        _copy_plan(folder, ctx.run_dir)
+        finished = read_fold(folder, held_out, place, ctx.backbone.backbone)
+        ctx.log.replay(finished.notes)
+        return finished
+    os.makedirs(folder, exist_ok=True)
+    _copy_plan(ctx.run_dir, folder)
+    n_notes = len(ctx.log.notes)
+    own = ctx.derive(run_dir=folder, started=time.monotonic())
+    rest = _hold_out_fold(data, held_out, own)
+    classifier = fit_probe_or_finetune(rest, own, needs_oof=False)
+    features = data.features[held_out]
+    if classifier.finetune != "none":
+        with ctx.log.progress("predicting", len(held_out)) as bar:
+            extractor = own.extractor(classifier.backbone)
+            features = read_rows(data, held_out, extractor, ctx.config, on_progress=bar.update)
+    chosen = dict(classifier.chosen)
+    if ctx.config.drop_label_issues:
+        chosen["dropped_label_issues"] = {"value": len(rest.dropped), "chosen_on": "the other folds"}
+    result = FoldResult(
+        repeat=place[0],
+        fold=place[1],
+        rows=held_out,
+        logits=classifier.head.logits(features),
+        member=ensemble_member(classifier.backbone, classifier.head, _n_frozen(classifier)),
+        finetune=classifier.finetune,
+        chosen=chosen,
+        history=classifier.history,
+        notes=ctx.log.notes[n_notes:],
+    )
+    write_fold(folder, result)
+    _copy_plan(folder, ctx.run_dir)
+    shutil.rmtree(own.checkpoint_dir, ignore_errors=True)  # the fold is finished
+    return result
+
+
+def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> TrainingData:
+    """Put one fold in place of the test split, and hold out a validation split from the rest.
+
+    Label issues are also found without the fold.
+    """
+    rest, config = np.setdiff1d(data.fit_rows, held_out), ctx.config
+    is_val = np.zeros(len(rest), dtype=np.bool_)
+    if config.finetune != "none":
+        is_val = hold_out(data.labels[rest], data.split.groups[rest], config.val_frac, config.seed)
+    split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
+    without = replace(data, split=split, fit_rows=rest)
+    return remove_label_issues(without, ctx) if config.drop_label_issues else without
+
+
+def _with_folds(
+    classifier: TrainedClassifier, validation: CrossValidation, logits: Float32Array
+) -> TrainedClassifier:
+    """Replace the held-out logits of a classifier by those of the first repetition of the folds."""
+    return replace(classifier, held_out=validation.rows, logits=logits[0], folds=validation.folds[0])
+
+
+def _copy_plan(source: str, target: str) -> None:
+    """Copy a plan to a folder that has none."""
+    plan, copied = os.path.join(source, "plan.json"), os.path.join(target, "plan.json")
+    if os.path.isfile(plan) and not os.path.isfile(copied):
+        write_plan(read_plan(plan), copied)
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _n_frozen(classifier: TrainedClassifier) -> int | None:
+    """Return the number of stages in front of the trained ones; None where none was replaced."""
+    if classifier.plan is None or isinstance(classifier.backbone, BranchedBackbone):
+        return None
+    if classifier.plan.unfreeze_stages is None:
+        return 0
+    return len(stage_modules(classifier.backbone.network)) - classifier.plan.unfreeze_stages

@@ -1,219 +1,112 @@
-"""What was learned → how it decides, and the bundle that carries it."""
+"""Finalize: fit temperature and tau, the novelty scale and held-out scores; build the model bundle."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pixelplay import __version__
 from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
 from pixelplay.evaluation.decision_rule import DecisionRule, fit_decision_rule
 from pixelplay.evaluation.novelty import MAX_REFERENCES, Novelty, choose_references, fit_novelty
-from pixelplay.model.backbone import Backbone, PretrainedBackbone
+from pixelplay.model.backbone import Backbone
 from pixelplay.model.bundle import ModelBundle, shorten_digest
-from pixelplay.model.classifier import LinearHead
-from pixelplay.model.device import Device
-from pixelplay.model.ensemble import average_members
-from pixelplay.model.features import make_extractor
 from pixelplay.model.split_backbone import BranchedBackbone
-from pixelplay.run_log import RunLog
-from pixelplay.training.bench import read_rows
-from pixelplay.training.cross_validation import (
-    CrossValidation,
-    decide_alone,
-    decide_together,
-    learn_alone,
-    score_folds,
-)
-from pixelplay.training.probe_or_finetune import TrainedClassifier
-from pixelplay.training.run_context import Workplace
+from pixelplay.training.prepare import read_rows
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Deployed:
-    """What predicts from now on.
-
-    Attributes:
-        answer: network, and the head on its features.
-        decision: how it decides.
-        learned_from: positions in the material.
-        held_out: scores of images that it, or classifiers like it, had not learned from.
-        novelty: how unlike what it learned from an image is, on a scale that those have set.
-    """
-
-    answer: tuple[Backbone, LinearHead]
-    rule: DecisionRule
-    learned_from: IntArray
-    held_out: HeldOutScores
-    novelty: Novelty
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DeployedFolds(Deployed):
-    """What a cross-validation leaves behind to predict with.
-
-    Attributes:
-        temperatures: of the M members of an ensemble; none where there is no ensemble.
-        alone: the classifier that learned from everything, in the ensemble's place.
-    """
-
-    temperatures: Sequence[float] = ()
-    alone: TrainedClassifier | None = None
+MAX_NOVELTY_IMAGES = 300  # of each kind, where fine-tuning changed all features and they are computed again
 
 
 def finalize(
-    learned: TrainedClassifier,
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    device: Device,
-    log: RunLog,
-) -> Deployed:
-    """Let the images that were held out decide how one classifier answers."""
-    rows = learned.held_out
+    classifier: TrainedClassifier, data: TrainingData, ctx: RunContext
+) -> tuple[ModelBundle, DecisionRule]:
+    """Fit the decision rule on held-out logits and build the model bundle."""
+    rows, config = classifier.held_out, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
-    priors = class_priors(data.counts_of(learned.prior_from))
-    rule = fit_decision_rule(learned.logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-    _say_unfixed(rule, log)
-    held_out_logits = rows, learned.logits, learned.folds
-    return Deployed(
-        answer=(learned.backbone, learned.head),
-        rule=rule,
-        learned_from=learned.learned_from,
-        held_out=score_held_out(*rule.apply(learned.logits), labels, groups, learned.split),
-        novelty=fit_novelty_of(learned.backbone, data, loaded, config, device, held_out_logits),
+    priors = class_priors(data.counts_of(classifier.prior_rows))
+    rule = fit_decision_rule(
+        classifier.logits, labels, groups, priors, metric=config.metric, seed=config.seed
     )
+    scores = score_held_out(*rule.apply(classifier.logits), labels, groups, classifier.held_out_split)
+    return build_bundle(classifier, rule, scores, data, ctx), rule
 
 
-def deploy_folds(
-    validation: CrossValidation,
+def build_bundle(
+    classifier: TrainedClassifier,
+    rule: DecisionRule,
+    scores: HeldOutScores,
     data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    workplace: Workplace,
-    log: RunLog,
-    *,
-    single: bool,
-) -> DeployedFolds:
-    """The mean of all folds' classifiers, or one more that learns from everything as they did.
-
-    Raises:
-        ConfigError: that one cannot be trained.
-    """
-    alone: TrainedClassifier | None = None
-    temperatures: Sequence[float] = ()
-    logits = validation.logits  # (R, N, K)
-    if single:
-        alone = learn_alone(validation, data, loaded, config, workplace, log)
-        answer, rule = (alone.backbone, alone.head), decide_alone(validation, data, config)
-    else:
-        temperatures, logits, rule = decide_together(validation, data, config, log)
-        answer = average_members(
-            loaded.backbone, [split.member for split in validation.results], temperatures
-        )
-    _say_unfixed(rule, log)
-    held_out_logits = validation.rows, logits[0], validation.folds[0]
-    return DeployedFolds(
-        answer=answer,
-        rule=rule,
-        learned_from=data.fit_rows if alone is None else alone.learned_from,
-        held_out=score_folds(validation, data),
-        novelty=fit_novelty_of(answer[0], data, loaded, config, workplace.device, held_out_logits),
-        temperatures=temperatures,
-        alone=alone,
-    )
-
-
-def make_bundle(
-    deployed: Deployed, data: TrainingData, loaded: PretrainedBackbone, config: TrainConfig, device: Device
+    ctx: RunContext,
 ) -> ModelBundle:
-    """Put together all that prediction needs."""
-    rule = deployed.rule
-    backbone, head = deployed.answer
+    """Collect everything that prediction needs.
+
+    Args:
+        scores: of held-out images, for prediction sets and abstention.
+    """
+    if rule.temperature.at_bound:
+        ctx.log.note("temperature is 1: held-out images are all correct, or no better than chance")
+    pretrained = ctx.backbone
     return ModelBundle(
-        backbone=backbone,
+        backbone=classifier.backbone,
         classes=data.known_classes,
-        preprocessing=loaded.preprocessing,
-        hflip=config.hflip,
-        precision=device.precision,
+        preprocessing=pretrained.preprocessing,
+        hflip=ctx.config.hflip,
+        precision=ctx.device.precision,
         temperature=rule.temperature.temperature,
         tau=rule.tau.tau,
         priors=rule.priors,
-        metric=config.metric,
-        trained_on=frozenset(shorten_digest(data.digests[i]) for i in deployed.learned_from),
-        head=head,
-        made_by=_made_by(loaded),
-        held_out=deployed.held_out,
-        novelty=deployed.novelty,
+        metric=ctx.config.metric,
+        trained_on=frozenset(shorten_digest(data.digests[i]) for i in classifier.trained_on),
+        head=classifier.head,
+        made_by={
+            "pixelplay": __version__,
+            "weights": pretrained.origin,
+            "weights_sha256": pretrained.weights_id,
+        },
+        held_out=scores,
+        novelty=_fit_novelty(classifier, data, ctx),
     )
 
 
-def _say_unfixed(rule: DecisionRule, log: RunLog) -> None:
-    if rule.temperature.at_bound:
-        log.note("held-out images are all right, or no better than chance, and fix no temperature: T = 1")
-
-
-def _made_by(loaded: PretrainedBackbone) -> Mapping[str, str]:
-    return {"pixelplay": __version__, "weights": loaded.origin, "weights_sha256": loaded.weights_id}
-
-
-MAX_READ = 300  # images of either kind, where tuning has changed all features and they are read anew
-
-
-def features_of(
-    backbone: Backbone,
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    device: Device,
-    rows: IntArray,
-) -> Float32Array:
-    """Features (n, D) of some images of the material under a finished network."""
-    if backbone is loaded.backbone:
+def compute_features(backbone: Backbone, data: TrainingData, ctx: RunContext, rows: IntArray) -> Float32Array:
+    """Return features (n, D) of some images under a finished network."""
+    if backbone is ctx.backbone.backbone:
         return data.features[rows]
-    return read_rows(data, rows, make_extractor(backbone, loaded.preprocessing, config, device), config)
+    return read_rows(data, rows, ctx.extractor(backbone), ctx.config)
 
 
-def fit_novelty_of(
-    backbone: Backbone,
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    device: Device,
-    held_out: tuple[IntArray, Float32Array, IntArray | None],
-) -> Novelty:
-    """Set the scale of novelty by images that a classifier, or one like it, has not learned from.
+def predict_rows(
+    classifier: TrainedClassifier, data: TrainingData, ctx: RunContext, rows: IntArray
+) -> Float32Array:
+    """Return natural-prior logits (n, K) of some images."""
+    if not len(rows):
+        return np.empty((0, data.n_known), np.float32)
+    return classifier.head.logits(compute_features(classifier.backbone, data, ctx, rows))
 
-    Where a tuned network answers alone, its features of them are those after it has learned from them too,
-    for some short epochs: then what is new looks a little newer than it is.
 
-    Args:
-        backbone: of the finished classifier.
-        held_out: positions (n,), ascending; their logits (n, K), NaN where one could not be held out; and
-            their folds (n,), None where they are a validation part.
+def _fit_novelty(classifier: TrainedClassifier, data: TrainingData, ctx: RunContext) -> Novelty:
+    """Fit the novelty scale on held-out images.
+
+    Where a fine-tuned network predicts alone, its features of them are those after the refit, which has
+    trained on them: novel images then look slightly more novel than they are.
     """
-    rows, logits, folds = held_out
+    rows, logits, folds, seed = classifier.held_out, classifier.logits, classifier.folds, ctx.config.seed
     references = data.train_without_val_duplicates() if folds is None else rows
     kept = np.flatnonzero(np.isfinite(logits).all(axis=1))
-    # beside its tails a network has its frozen features, and they come first
-    is_frozen = backbone is loaded.backbone or isinstance(backbone, BranchedBackbone)
-    if is_frozen:
-        chosen = references[choose_references(data.labels[references], MAX_REFERENCES, config.seed)]
-    else:
-        kept = kept[choose_references(data.labels[rows[kept]], MAX_READ, config.seed)]
-        chosen = references[choose_references(data.labels[references], MAX_READ, config.seed)]
-
-    def see(wanted: IntArray) -> Float32Array:
-        if is_frozen:
-            return data.features[wanted]
-        return features_of(backbone, data, loaded, config, device, wanted)
-
+    # a network with additional branches keeps its frozen features, and they come first
+    backbone = classifier.backbone
+    is_frozen = backbone is ctx.backbone.backbone or isinstance(backbone, BranchedBackbone)
+    limit = MAX_REFERENCES if is_frozen else MAX_NOVELTY_IMAGES
+    if not is_frozen:
+        kept = kept[choose_references(data.labels[rows[kept]], limit, seed)]
+    chosen = references[choose_references(data.labels[references], limit, seed)]
     if folds is None:
         own, others = np.zeros(len(kept), dtype=np.int64), np.ones(len(chosen), dtype=np.int64)
     else:
         own, others = folds[kept], folds[np.searchsorted(rows, chosen)]
-    return fit_novelty(see(chosen), others, see(rows[kept]), own, logits[kept])
+    features = data.features.__getitem__ if is_frozen else partial(compute_features, backbone, data, ctx)
+    return fit_novelty(features(chosen), others, features(rows[kept]), own, logits[kept])

@@ -1,4 +1,4 @@
-"""From the probe to a tuned network: plan, cut, views, loop, and back into one backbone."""
+"""Fine-tuning: plan, cache views, train, refit on train and val, assemble the classifier."""
 
 import copy
 import os
@@ -9,298 +9,300 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.config import TrainConfig
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.errors import ConfigError
-from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
 from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import SplitBackbone, split_backbone
-from pixelplay.run_log import RunLog
-from pixelplay.text import counted
-from pixelplay.training.bench import Bench
-from pixelplay.training.checkpoint import copy_of, has_checkpoint, restore
-from pixelplay.training.compatibility import TunedMethod
+from pixelplay.training.checkpoint import copy_weights, restore_weights
+from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.finetune_plan import FinetunePlan, write_plan
+from pixelplay.training.finetune_task import FinetuneTask
 from pixelplay.training.inputs import CachedViews, InputSource
-from pixelplay.training.plan import FinetunePlan, write_plan
-from pixelplay.training.schedule import Job
+from pixelplay.training.schedule import Schedule
 from pixelplay.training.time_budget import TimeBudgetError, make_plan
-from pixelplay.training.trainer import OUT_OF_TIME, finetune
+from pixelplay.training.trainer import OUT_OF_TIME, Trainer, Validation
 
-Answer = tuple[Backbone, LinearHead]  # features, and what is made of them
-REFIT_LR_FRAC = 0.25  # of the peak learning rates, once the validation part is learned from too
+REFIT_LR_FRAC = 0.25  # of the peak learning rates, in the refit on train and val
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A tuned network that the validation part has chosen, and with what it can be trained further.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finetuned:
+    """A fine-tuned network as the validation split selected it, and what a refit continues from.
 
     Attributes:
-        logits: (n, K) of the validation part, as prediction would make them.
-        history: one row for each epoch, the first of the untrained classifier.
-        best_epoch: whose weights these are.
-        is_with_probe: whether the probe answers beside it.
+        backbone: the network with its trained layers.
+        head: features → natural-prior logits.
+        logits: (n, K) of the validation images, as prediction computes them.
+        history: one row per epoch, the first before training.
+        best_epoch: epoch that the weights come from.
+        ensemble_probe: whether the linear probe is averaged in.
         plan: what was done.
-        own: the tuned network and its own head.
     """
 
+    backbone: Backbone
+    head: LinearHead
     logits: Float32Array
     history: list[dict[str, float]]
     best_epoch: int
     ensemble_probe: bool
     plan: FinetunePlan
-    own: Answer
-    bench: Bench
     stages: SplitBackbone
     classifier: Classifier
-    job: Job
+    inputs: InputSource
+    schedule: Schedule
+    validation: Validation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What is deployed.
-
-    Attributes:
-        backbone: with what was trained in its place, or beside the frozen stages.
-        head: features → natural-prior logits.
-        history: that of tuning, and the epochs after it.
-        learned_from: positions in the material.
-        refit_epochs: epochs in which the validation part was learned from; 0 where it was not.
-    """
-
-    backbone: Backbone
-    head: LinearHead
-    history: list[dict[str, float]]
-    learned_from: IntArray
-    refit_epochs: int
-
-
-def tune(bench: Bench, method: TunedMethod, log: RunLog) -> Tuned:
-    """Train the last stages, or all, starting from the probe's head; the validation part chooses.
+def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
+    """Train the last stages, or all, starting from the linear probe; validation selects the epoch.
 
     Raises:
-        NoPlanError: the time budget or the disk has no room for it; the message says what would fit.
-        UncuttableError: the network has no last stages that could be trained on their own.
+        TimeBudgetError: the time budget or the disk has no room for it; the message says what would fit.
+        BackboneSplitError: the network has no last stages that could be trained on their own.
         ConfigError: training failed.
     """
-    config, workplace = bench.config, bench.workplace
-    plan = make_plan(bench, method, log)
-    os.makedirs(workplace.checkpoints, exist_ok=True)
-    write_plan(plan, os.path.join(workplace.folder, "plan.json"))
-    log.tell(_describe(plan, len(bench.train)))
-    backbone = bench.loaded.backbone
-    stages = split_backbone(backbone, plan.unfreeze_stages, bench.loaded.preprocessing.input_size)
-    classifier = bench.classifier(stages, compile=plan.compile)
-    source: InputSource = bench.pixels
+    ctx, pretrained = task.ctx, task.ctx.backbone
+    plan = make_plan(task, method)
+    os.makedirs(ctx.checkpoint_dir, exist_ok=True)
+    write_plan(plan, os.path.join(ctx.run_dir, "plan.json"))
+    ctx.log.tell(plan.describe(len(task.train)))
+    stages = split_backbone(pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size)
+    classifier = task.classifier(stages, use_compile=plan.compile)
+    inputs: InputSource = task.pixels
     if plan.cached_views is not None:
-        source = _prepare_views(bench, stages, plan.cached_views, log)
-    job = bench.job(source, plan)
+        inputs = _cache_views(task, stages, plan.cached_views)
+    schedule, validation = task.schedule(plan), task.validation()
     if stages.front is None:
-        _check_sizes(job, backbone)
-    for note in _what_does_not_count(plan, job):
-        log.note_for_all(note)
-    _say_what_is_decoded_anew(bench, plan, log)
-    where = finetune(
-        job,
+        _check_sizes(schedule, pretrained.backbone)
+    for note in _ineffective_settings(plan, schedule):
+        ctx.log.note_for_all(note)
+    _note_uncached_pixels(task, plan)
+    trainer = Trainer(
         classifier,
-        workplace.checkpoints,
-        log,
-        resume=has_checkpoint(workplace.checkpoints),
+        inputs,
+        schedule,
+        validation,
+        task.loss(task.train),
+        ctx,
+        time_limit_s=task.time_limit_s(plan),
+        use_compile=plan.compile,
     )
-    _say_what_is_decoded_anew(bench, plan, log)  # a disk may be full by now
-    if where.stopped and where.best_epoch == 0 and not starts_at_probe(config):
-        is_late = where.stopped.startswith(OUT_OF_TIME)
-        remedy = (
-            "start anew with --force instead of --resume, and a longer --time-budget"
-            if is_late
-            else "lower --lr and --head-lr"
-        )
-        raise ConfigError(f"{where.stopped}, before anything was learned; {remedy}")
-    if where.stopped:
-        log.note(f"training ended early: {where.stopped}; the weights are those of epoch {where.best_epoch}")
-    labels = bench.data.labels[bench.val]
-    own = _own_answer(bench, stages, classifier, job)
-    whole, head = own
-    logits = head.logits(bench.read(whole, bench.val))  # (n, K)
-    answers = job.answers(logits)
-    chosen = min(answers, key=lambda way: held_out_score(answers[way], labels, job.priors, config.metric))
-    return Tuned(
-        logits=answers[chosen],
-        history=where.history,
-        best_epoch=where.best_epoch,
-        ensemble_probe=chosen,
+    state = trainer.fit()
+    _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
+    _check_stopped(task, state.stopped, state.best_epoch)
+    backbone, head = _assemble(task, stages, classifier, task.train, validation.offset)
+    logits = head.logits(task.read(backbone, task.val))  # (n, K)
+    with_probe, logits, _ = validation.best(logits)
+    return Finetuned(
+        backbone=backbone,
+        head=head,
+        logits=logits,
+        history=state.history,
+        best_epoch=state.best_epoch,
+        ensemble_probe=with_probe,
         plan=plan,
-        own=own,
-        bench=bench,
         stages=stages,
         classifier=classifier,
-        job=job,
+        inputs=inputs,
+        schedule=schedule,
+        validation=validation,
     )
 
 
-def starts_at_probe(config: TrainConfig) -> bool:
-    """Whether training starts from the probe's head, and not from chance."""
-    return config.finetuning.head_init == "probe" and config.finetuning.head == "linear"
+def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
+    """Continue on train and val together, now that validation has made its selections.
 
+    A linear probe is likewise refitted once folds have selected C. The final weights lie halfway between
+    those before and after. Temperature and tau remain those of the classifier before the refit, which was
+    not trained on the validation images.
 
-def finish(tuned: Tuned, log: RunLog) -> Finished:
-    """Learn from the validation part too, now that it has chosen, and put together what is deployed.
-
-    As a probe is refitted on everything once folds have chosen its strength. Deployed are weights halfway
-    between those before and after. Temperature and tau stay those of the classifier before, whose logits
-    the validation part had not been learned by.
+    Returns:
+        The classifier, with the linear probe averaged in if selected, and the number of refit epochs; 0
+        where it was not trained on the validation images.
 
     Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
     """
-    bench, classifier = tuned.bench, tuned.classifier
-    own, history, learned_from = tuned.own, tuned.history, bench.train
-    epochs = bench.config.finetuning.refit_epochs if tuned.best_epoch else 0
+    ctx, classifier = task.ctx, tuned.classifier
+    epochs = ctx.config.finetuning.refit_epochs if tuned.best_epoch else 0
     if epochs:
-        folder, before = os.path.join(bench.workplace.checkpoints, "refit"), copy_of(classifier)
-        job = _refit_job(bench, tuned.job, tuned.plan, epochs)
-        where = finetune(job, classifier, folder, log, resume=has_checkpoint(folder))
-        if where.stopped:
-            log.note(f"the validation images are not learned from: {where.stopped}")
+        before = copy_weights(classifier)
+        trainer = _refit_trainer(task, tuned, epochs)
+        state = trainer.fit()
+        if state.stopped:
+            ctx.log.note(f"skipped the refit on train and val: {state.stopped}")
             epochs = 0
         else:
-            epochs, learned_from = where.epochs, bench.fit_rows
-            if isinstance(classifier.head, TrainableLinearHead):  # a batch norm's statistics have no middle
-                restore(classifier, halfway(before, copy_of(classifier)))
-                job = replace(job, offset=(tuned.job.offset + job.offset) / 2)
-            own = _own_answer(bench, tuned.stages, classifier, job)
-            done = history[-1]
-            history = history + [
-                {**row, "epoch": done["epoch"] + row["epoch"], "step": done["step"] + row["step"]}
-                for row in where.history[1:]
+            epochs, offset = state.epochs, task.offset(task.data.fit_rows)
+            if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
+                restore_weights(classifier, halfway(before, copy_weights(classifier)))
+                offset = (tuned.validation.offset + offset) / 2
+            backbone, head = _assemble(task, tuned.stages, classifier, task.data.fit_rows, offset)
+            last = tuned.history[-1]
+            more = [
+                {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
+                for row in state.history[1:]
             ]
-    backbone, head = own
+            tuned = replace(tuned, backbone=backbone, head=head, history=tuned.history + more)
     if tuned.ensemble_probe:
-        probe_head = bench.refit_probe(learned_from) if epochs else bench.probe.probe.head
-        backbone, head = _beside(bench, tuned.stages, own, probe_head)
-    return Finished(
-        backbone=backbone, head=head, history=history, learned_from=learned_from, refit_epochs=epochs
-    )
+        probe_head = task.refit_probe(task.data.fit_rows) if epochs else task.probe.head
+        backbone, head = _average_with_probe(task, tuned, probe_head)
+        tuned = replace(tuned, backbone=backbone, head=head)
+    return tuned, epochs
+
+
+def starts_at_probe(task: FinetuneTask) -> bool:
+    """Whether training starts from the linear probe's head rather than from random weights."""
+    settings = task.ctx.config.finetuning
+    return settings.head_init == "probe" and settings.head == "linear"
 
 
 def halfway(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of two states of a network, where the second lies."""
+    """Average two states of a network, on the device of the second."""
     return {name: torch.lerp(before[name].to(value.device), value, 0.5) for name, value in after.items()}
 
 
-def _prepare_views(bench: Bench, stages: SplitBackbone, cached_views: int, log: RunLog) -> CachedViews:
-    """Bring views of all images to be learned from as far as the cut.
+def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer:
+    """Set up the short, slow training on train and val; nothing is left to select."""
+    config, rows = task.ctx.config, task.data.fit_rows
+    settings = replace(config.finetuning, initial_size_frac=1.0, patience=None)
+    unmixed = replace(config.augmenting, mix_prob=0.0)
+    schedule = replace(
+        tuned.schedule,
+        rows=rows,
+        epochs=epochs,
+        epochs_before=tuned.plan.epochs,
+        config=replace(config, finetuning=settings, augmenting=unmixed),
+    )
+    no_rows = task.val[:0]
+    validation = replace(
+        tuned.validation,
+        rows=no_rows,
+        labels=task.data.labels[no_rows],
+        offset=task.offset(rows),
+        probe_logits=None,
+    )
+    return Trainer(
+        tuned.classifier,
+        tuned.inputs,
+        schedule,
+        validation,
+        task.loss(rows),
+        task.ctx.derive(run_dir=os.path.join(task.ctx.checkpoint_dir, "refit")),
+        time_limit_s=task.time_limit_s(tuned.plan, refit=True),
+        lr_frac=REFIT_LR_FRAC,
+        use_compile=tuned.plan.compile,
+    )
+
+
+def _cache_views(task: FinetuneTask, stages: SplitBackbone, n_views: int) -> CachedViews:
+    """Compute the feature maps of augmented views up to the cut.
 
     Raises:
-        NoPlanError: neither the cache nor the run's folder takes them.
+        TimeBudgetError: neither the cache nor the run's folder has room for them.
     """
-    rows = bench.fit_rows if bench.config.finetuning.refit_epochs else bench.train
-    for has_cache in (True, False):
-        views = bench.views(stages, cached_views, has_cache=has_cache)
-        with log.progress("preparing views", cached_views * len(rows) + len(bench.val), "views") as bar:
+    ctx = task.ctx
+    rows = task.data.fit_rows if ctx.config.finetuning.refit_epochs else task.train
+    for use_cache in (True, False):
+        views = task.cached_views(stages, n_views, use_cache=use_cache)
+        with ctx.log.progress("caching views", n_views * len(rows) + len(task.val), "views") as bar:
             failure = views.compute(
                 rows,
-                bench.val,
-                batch_size=bench.batch_size,
-                num_workers=bench.config.compute.num_workers,
+                task.val,
+                batch_size=task.eval_batch_size,
+                num_workers=ctx.config.compute.num_workers,
                 on_progress=bar.update,
             )
         if failure is None:
             return views
-        views.drop()  # others need the room
-        if has_cache:
-            log.note(f"views cannot be kept in the cache: {failure}; they are kept beside the run")
-    raise TimeBudgetError(f"views of the images cannot be kept: {failure}; free some space")
+        views.drop()  # makes room
+        if use_cache:
+            ctx.log.note(f"could not cache views: {failure}; using the run's folder")
+    raise TimeBudgetError(f"could not store views: {failure}; free some disk space")
 
 
-def _refit_job(bench: Bench, job: Job, plan: FinetunePlan, epochs: int) -> Job:
-    """The same training on train and val together, short and slow; nothing is left to choose by."""
-    settings = replace(bench.config.finetuning, initial_size_frac=1.0, patience=None)
-    unmixed = replace(bench.config.augmenting, mix_prob=0.0)  # images end as they are
-    return replace(
-        bench.job(job.source, plan, is_refit=True),
-        val=bench.val[:0],
-        beside=None,
-        epochs=epochs,
-        epochs_before=plan.epochs,
-        lr_frac=REFIT_LR_FRAC,
-        config=replace(bench.config, finetuning=settings, augmenting=unmixed),
-    )
-
-
-def _own_answer(bench: Bench, stages: SplitBackbone, classifier: Classifier, job: Job) -> Answer:
-    """The tuned network as a whole, and its head; with crt one that is fitted anew."""
-    backbone = copy.deepcopy(bench.loaded.backbone)
-    stages.tail.cpu().write_into(backbone)
-    backbone.eval()
-    if bench.config.imbalance == "crt":
-        return backbone, bench.refit_head(backbone, job.train)
-    return backbone, classifier.head.cpu().export().shifted(job.offset)
-
-
-def _beside(bench: Bench, stages: SplitBackbone, own: Answer, probe_head: LinearHead) -> Answer:
-    """The tuned stages beside the frozen ones, under a head that averages both logits."""
-    frozen = bench.loaded.backbone
-    probe, tuned = ensemble_member(frozen, probe_head, None), ensemble_member(*own, stages.tail.n_front)
-    return average_members(frozen, [probe, tuned])
-
-
-def _check_sizes(job: Job, backbone: Backbone) -> None:
-    """Raise where a network takes no images of a size that training begins with.
+def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
+    """Log that training ended early.
 
     Raises:
-        ConfigError: the size is named.
+        ConfigError: it ended before anything was trained.
     """
-    for size in sorted({job.size_px(epoch) for epoch in range(job.epochs)} - {job.input_size}):
+    if not stopped:
+        return
+    if best_epoch == 0 and not starts_at_probe(task):
+        remedy = (
+            "use --force instead of --resume and a longer --time-budget"
+            if stopped.startswith(OUT_OF_TIME)
+            else "lower --lr and --head-lr"
+        )
+        raise ConfigError(f"training failed: {stopped} before the first epoch ended; {remedy}")
+    task.ctx.log.note(f"training stopped early: {stopped}; using the weights of epoch {best_epoch}")
+
+
+def _assemble(
+    task: FinetuneTask,
+    stages: SplitBackbone,
+    classifier: Classifier,
+    rows: IntArray,
+    offset: Float64Array,
+) -> tuple[Backbone, LinearHead]:
+    """Return the whole network and its natural-prior head; with crt the head is trained again on `rows`."""
+    backbone = copy.deepcopy(task.ctx.backbone.backbone)
+    stages.tail.cpu().write_into(backbone)
+    backbone.eval()
+    if task.ctx.config.imbalance == "crt":
+        return backbone, task.retrain_head(backbone, rows)
+    return backbone, classifier.head.cpu().export().shifted(offset)
+
+
+def _average_with_probe(
+    task: FinetuneTask, tuned: Finetuned, probe_head: LinearHead
+) -> tuple[Backbone, LinearHead]:
+    """Put the trained stages beside the frozen ones, under a head that averages both logits."""
+    frozen = task.ctx.backbone.backbone
+    probe = ensemble_member(frozen, probe_head, None)
+    network = ensemble_member(tuned.backbone, tuned.head, tuned.stages.tail.n_front)
+    return average_members(frozen, [probe, network])
+
+
+def _check_sizes(schedule: Schedule, backbone: Backbone) -> None:
+    """Check that the network accepts every image size of the schedule.
+
+    Raises:
+        ConfigError: it does not accept one of them.
+    """
+    sizes = {schedule.size_px(epoch) for epoch in range(schedule.epochs)} - {schedule.input_size}
+    for size in sorted(sizes):
         if reason := input_size_error(backbone, size):
+            frac = schedule.config.finetuning.initial_size_frac
             raise ConfigError(
-                f"{backbone.name} takes no images of {size} px ({reason}), with which "
-                f"initial_size_frac={job.config.finetuning.initial_size_frac} begins; use --initial-size-frac 1"
+                f"initial_size_frac={frac} starts with images of {size} px, which {backbone.name} does not "
+                f"accept ({reason}); use --initial-size-frac 1"
             )
 
 
-def _say_what_is_decoded_anew(bench: Bench, plan: FinetunePlan, log: RunLog) -> None:
-    if plan.cached_views is None and (reason := bench.pixels.pixels.failure):
-        log.note_for_all(f"every epoch decodes images anew: {reason}")
+def _note_uncached_pixels(task: FinetuneTask, plan: FinetunePlan) -> None:
+    if plan.cached_views is None and (reason := task.pixels.pixels.failure):
+        task.ctx.log.note_for_all(f"every epoch decodes all images again: {reason}")
 
 
-def _what_does_not_count(plan: FinetunePlan, job: Job) -> Iterator[str]:
-    """Settings that turn out to say nothing, or less than they seem to, now that there is a plan."""
-    settings, augmenting = job.config.finetuning, job.config.augmenting
-    if job.batches_per_step < settings.grad_accum_steps:
-        yield (
-            f"--grad-accum-steps {settings.grad_accum_steps} is {job.batches_per_step}: an epoch has no more batches, "
-            "and its end always makes a step"
-        )
-    if (asked := settings.train_batch_size or 0) > plan.batch_size:
-        yield f"--train-batch-size {asked} is {plan.batch_size}: no more images are learned from"
+def _ineffective_settings(plan: FinetunePlan, schedule: Schedule) -> Iterator[str]:
+    """Yield notes on settings that turn out to have no or less effect with the plan."""
+    settings, augmenting = schedule.config.finetuning, schedule.config.augmenting
+    if schedule.batches_per_step < (asked := settings.grad_accum_steps):
+        yield f"--grad-accum-steps {asked} is reduced to {schedule.batches_per_step}, the batches of an epoch"
+    if (batch_size := settings.train_batch_size or 0) > plan.batch_size:
+        yield f"--train-batch-size {batch_size} is reduced to {plan.batch_size}, the training images"
     if plan.unfreeze_stages == 1 and settings.layer_decay not in (None, 1):
-        yield f"--layer-decay {settings.layer_decay} does not count: one stage is trained"
-    if settings.initial_size_frac < 1 and {job.size_px(epoch) for epoch in range(job.epochs)} == {
-        job.input_size
-    }:
-        yield f"--initial-size-frac {settings.initial_size_frac} does not count: every epoch has the full size"
-    is_varied = bool(augmenting.augment) or job.config.hflip
-    cached_views = plan.cached_views if is_varied else 1
-    batches = job.batches(1, np.ones(len(job.labels), np.float32))
-    most = 1 + max(int(batch.times.max()) for batch in batches)
-    if cached_views is not None and most > cached_views:
-        remedy = "--cached-views keeps more" if is_varied else "--augment varies them"
-        seen = f"in {counted(cached_views, 'view')} of each"
-        yield f"rare images come up to {most} times an epoch, {seen}; {remedy}"
-
-
-def _describe(plan: FinetunePlan, n_train: int) -> str:
-    what = (
-        "all layers"
-        if plan.unfreeze_stages is None
-        else "the last stage"
-        if plan.unfreeze_stages == 1
-        else f"the last {plan.unfreeze_stages} stages"
-    )
-    views = "" if plan.cached_views is None else f" on {counted(plan.cached_views, 'view')} of each"
-    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items() if seconds)
-    return (
-        f"plan: train {what} with {n_train:,} images{views}, {counted(plan.epochs, 'epoch')}"
-        f"{f' ({took})' if took else ''}"
-    )
+        yield f"--layer-decay {settings.layer_decay} has no effect with one trained stage"
+    sizes = {schedule.size_px(epoch) for epoch in range(schedule.epochs)}
+    if settings.initial_size_frac < 1 and sizes == {schedule.input_size}:
+        yield f"--initial-size-frac {settings.initial_size_frac} has no effect: every epoch has the full size"
+    is_augmented = bool(augmenting.augment) or schedule.config.hflip
+    n_views = plan.cached_views if is_augmented else 1
+    batches = schedule.batches(1, np.ones(len(schedule.labels), np.float32))
+    n_times = 1 + max(int(batch.times.max()) for batch in batches)
+    if n_views is not None and n_times > n_views:
+        remedy = "raise --cached-views" if is_augmented else "use --augment"
+        yield f"images of rare classes occur up to {n_times} times per epoch with {n_views} views; {remedy}"

@@ -1,9 +1,8 @@
-"""What a training step takes: inputs at the cut, from kept maps or from pixels made anew.
+"""Inputs of a training step: augmented pixels, or cached feature maps of augmented views.
 
-Two sources with one face. `ViewSource` (partial) computes some augmented views of each image as
-far as the cut, once, and keeps them on disk. `PixelSource` (full) augments pixels in every epoch.
-All chance comes from the seed, the epoch and the image, so a batch can be made again at any
-time, on any thread, by any process.
+`AugmentedPixels` (full fine-tuning) augments pixels in every epoch. `CachedViews` (partial fine-tuning)
+computes the feature maps of some augmented views of each image once and keeps them on disk. All randomness
+derives from seed, epoch and image, so any batch can be reproduced at any time, in any thread or process.
 """
 
 import hashlib
@@ -36,21 +35,21 @@ from pixelplay.model.features import Normalizer
 from pixelplay.model.split_backbone import SplitBackbone
 from pixelplay.thread_pool import default_workers, prefetch_map
 
-Made = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, squares, what is made of them
-Inputs = tuple[Tensor, Tensor]  # maps (B, C, H, W) and moments (B, D_front), on the device
+LoadedRows = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, decoded squares, views or feature maps
+Inputs = tuple[Tensor, Tensor]  # feature maps (B, C, H, W) and channel statistics (B, D_frozen) on the device
 AnyBatch = TypeVar("AnyBatch")
-MIXES = ("mixup", "cutmix")
-VIEWS_VERSION = 1  # raise it when the same pixels yield views that differ by more than rounding
+MIXING = ("mixup", "cutmix")
+VIEWS_VERSION = 1  # increase when the same pixels yield views that differ by more than rounding
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are learned from in one step.
+    """Images of one training batch.
 
     Attributes:
-        rows: (B,) positions in the material.
+        rows: (B,) positions in the training data.
         times: (B,) how often each has been drawn before in the same epoch.
-        weights: (B,) what the loss of each counts.
+        weights: (B,) loss weights.
     """
 
     rows: IntArray
@@ -59,23 +58,23 @@ class Batch:
 
 
 class InputSource(Protocol):
-    """Gives inputs of images, numbered as in the material."""
+    """Provides the inputs of images by their position in the training data."""
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """Load one varied view of each row, in a thread; the result brings it to the device."""
+        """Load one augmented view of each row, in a thread; the result moves them to the device."""
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """Load the whole of each row as prediction sees it, without its mirror image."""
+        """Load each row as prediction sees it, without the mirror image."""
 
     def flush(self) -> None:
-        """Keep what was loaded, so that the next pass need not load it again."""
+        """Write loaded images to the cache."""
 
 
 def stream(
     batches: Sequence[AnyBatch], load: Callable[[AnyBatch], Callable[[], Inputs]], num_workers: int | None
 ) -> Iterator[tuple[AnyBatch, Inputs]]:
-    """Yield batches in order with their inputs, a few loaded ahead."""
-    ahead = max(8, num_workers or default_workers())  # none of them is idle
+    """Yield batches in order with their inputs, prefetching a few."""
+    ahead = max(8, num_workers or default_workers())  # keeps every worker busy
     loaded = prefetch_map(load, batches, num_workers=num_workers, ahead=ahead)
     for batch, bring in zip(batches, loaded, strict=True):
         yield batch, bring()
@@ -83,7 +82,7 @@ def stream(
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentedPixels:
-    """Pixels, augmented anew in every epoch."""
+    """Pixels, augmented again in every epoch."""
 
     pixels: PixelCache
     preprocessing: Preprocessing
@@ -130,7 +129,7 @@ class AugmentedPixels:
 
         def bring() -> Inputs:
             for i, whole in zip(rows, wholes, strict=True):
-                self.pixels.keep(i, whole)  # here, since only one thread may
+                self.pixels.keep(i, whole)  # here, because only one thread may
             images = self._normalize(pixels)
             return images, images.new_empty(len(images), 0)
 
@@ -138,15 +137,15 @@ class AugmentedPixels:
 
 
 class CachedViews:
-    """Views as far as the cut, kept on disk.
+    """Feature maps of augmented views at the cut, kept on disk.
 
     Args:
-        halves: the backbone, cut.
-        digests: (N,) content of each image.
-        network: names the backbone's architecture and features.
-        n_views: V, augmented views of each image that is learned from.
-        weights_id: names the backbone's weights.
-        cache_dir: where the views are kept; they are reused as long as nothing changes that they depend on.
+        stages: the split backbone.
+        digests: (N,) content hash of each image.
+        network: architecture and feature kind of the backbone.
+        cached_views: V, augmented views per training image.
+        weights_id: identifies the backbone's weights.
+        cache_dir: folder; views are reused as long as nothing they depend on changes.
     """
 
     def __init__(
@@ -178,11 +177,11 @@ class CachedViews:
             "preprocessing": asdict(pixels.preprocessing),
             "numbers": f"{device.name} {self._dtype}",
         }
-        # mixing comes later, and changes no view
+        # mixing happens later and does not affect the views
         augmenting = {
-            name: [kind for kind in value if kind not in MIXES] if name == "augment" else value
+            name: [kind for kind in value if kind not in MIXING] if name == "augment" else value
             for name, value in asdict(pixels.augmenting).items()
-            if not {*SETTING_USED_BY.get(name, ("any",))} <= {*MIXES}
+            if not {*SETTING_USED_BY.get(name, ("any",))} <= {*MIXING}
         }
         varied = {**key, "augmenting": augmenting, "hflip": pixels.hflip, "seed": pixels.seed}
         self._plain = ArrayCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)
@@ -193,7 +192,7 @@ class CachedViews:
 
     @staticmethod
     def bytes_per_view(stages: SplitBackbone, device: Device) -> int:
-        """What one view of one image takes on the disk."""
+        """Return the size of one view of one image on disk."""
         return int(np.prod(stages.shape)) * (2 if device.is_bf16 else 4) + 4 * stages.n_stats
 
     def compute(
@@ -205,10 +204,10 @@ class CachedViews:
         num_workers: int | None,
         on_progress: Callable[[int], object] = lambda n: None,
     ) -> str | None:
-        """Make what is not on the disk yet: V views of each `train` row, the whole of each `plain` row.
+        """Compute what is not cached yet: V views of each `train` row, the plain view of each `plain` row.
 
         Returns:
-            Why they cannot be kept; None where they are.
+            Why they could not be stored; None on success.
         """
         for cache, rows, view in [
             (self._plain, plain, None),
@@ -228,22 +227,22 @@ class CachedViews:
         return None
 
     def drop(self) -> None:
-        """Delete all views from the disk."""
+        """Delete all views from disk."""
         for cache in (self._plain, *self._varied):
             cache.drop()
 
-    def try_out(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_first: int) -> float:
-        """Seconds that a varied view of a row takes; none is kept.
+    def measure_s(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_warmup: int) -> float:
+        """Measure the seconds per augmented view; nothing is stored.
 
         Args:
-            n_first: batches until all cores are at work, which do not count where others follow.
+            n_warmup: batches until all cores are busy, not counted if more follow.
         """
         ends, sizes = [time.perf_counter()], [0]
         for chunk, _, _ in self._make(rows, 0, batch_size, num_workers):
             ends.append(time.perf_counter())
             sizes.append(len(chunk))
-        n_first = n_first if n_first < len(sizes) - 1 else 0
-        return (ends[-1] - ends[n_first]) / sum(sizes[n_first + 1 :])
+        n_warmup = n_warmup if n_warmup < len(sizes) - 1 else 0
+        return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         """See `Source`; each time an image shows its next view, and each starts with another."""
@@ -262,10 +261,10 @@ class CachedViews:
 
     def _make(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[Made]:
-        """Yield rows, their squares as they are kept, and bytes (n, …) of one view's maps and moments."""
+    ) -> Iterator[LoadedRows]:
+        """Yield rows, decoded squares, and bytes (n, …) of one view's feature maps and statistics."""
 
-        def work(read: Made) -> Made:
+        def work(read: LoadedRows) -> LoadedRows:
             chunk, wholes, pixels = read
             return chunk, wholes, self._run_front(pixels, batch_size)
 
@@ -273,8 +272,8 @@ class CachedViews:
 
     def _read(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[Made]:
-        """Yield rows, their squares as they are kept, and one view of each (n, S, S, 3)."""
+    ) -> Iterator[LoadedRows]:
+        """Yield rows, decoded squares, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
         def load(i: int) -> tuple[UInt8Array, UInt8Array]:
@@ -298,9 +297,9 @@ class CachedViews:
 
     @torch.inference_mode()
     def _run_front(self, pixels: UInt8Array, batch_size: int) -> UInt8Array:
-        """Bytes (n, …) of the maps and moments of pixels (n, S, S, 3)."""
+        """Return bytes (n, …) of the feature maps and channel statistics of pixels (n, S, S, 3)."""
         n = len(pixels)
-        # every batch is full, so that a view does not depend on how many others came with it
+        # every batch is padded to full size, so that a view does not depend on the size of its batch
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
         device = self._pixels.device
         explained = inference_memory_error(device.name, batch_size)
@@ -314,7 +313,7 @@ class CachedViews:
         raw = np.stack(rows)
         maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
         maps = maps.view(len(rows), *self._shape)
-        # a copy: behind an odd number of bf16 values a float32 would start between two words
+        # a copy: after an odd number of bf16 values, float32 values would be misaligned
         stats = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
         maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name

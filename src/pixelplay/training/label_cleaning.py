@@ -1,72 +1,66 @@
-"""Training images whose labels look wrong: taken out before anything is learned from them."""
+"""Label cleaning: drop training images whose labels look wrong before anything is fitted."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from pixelplay.arrays import IntArray
-from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.label_issues import find_label_issues
-from pixelplay.run_log import RunLog
-from pixelplay.text import counted, name_some
+from pixelplay.text import counted
 from pixelplay.training.imbalance import fit_probe_for_imbalance
+from pixelplay.training.prepare import examples
+from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData
 
-MAX_DROPPED = 0.5  # of a class in a part: where more look wrong, it is hard rather than its labels wrong
+MAX_DROPPED = 0.5  # fraction of a class in a split: beyond it the class is hard rather than mislabelled
 
 
-def remove_label_issues(data: TrainingData, config: TrainConfig, log: RunLog) -> TrainingData:
-    """Take out of what is learned from what a probe that has not seen it would label otherwise.
+def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
+    """Drop images of train and val that an out-of-fold linear probe would label otherwise.
 
-    Folds of train and val judge each other. What chooses or measures stays as it is, with the labels it has:
-    a figure that leaves out what looks wrong is too good. So suspects of a validation part still choose, but
-    are not learned from once it has chosen. What the user has looked at is right.
+    Images that select or measure stay, with their labels: metrics without the doubtful ones would be
+    optimistic. So label issues in a validation split still select, but are not trained on in the refit.
+    Labels that the user has reviewed are kept.
 
     Raises:
-        DataError: no image can be held out to be judged.
+        DataError: no image can be held out.
     """
-    rows = data.fit_rows
+    rows, config = data.fit_rows, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
     folds = assign_folds(labels, groups, config.n_folds, config.seed)
     check_some_held_out(folds, data.dataset.source)
-    with log.progress("looking for wrong labels", None, "strengths tried") as bar:
-        fair = fit_probe_for_imbalance(
+    with ctx.log.progress("finding label issues", None, "values of C") as bar:
+        probe = fit_probe_for_imbalance(
             data.features[rows], labels, groups, folds, config, on_progress=bar.update
         )
-    logits, priors = fair.probe.oof_logits, class_priors(data.fit_counts)
-    rule = fit_decision_rule(logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-    judged = folds != NEVER_HELD_OUT
-    found = find_label_issues(rule.apply(logits)[0][judged], labels[judged])
-    suspected = rows[judged][found.order[found.is_issue[found.order]]]
-    suspected = suspected[~data.reviewed[suspected]]  # somebody has looked at these
-    dropped = _spare(suspected, data)
+    priors = class_priors(data.fit_counts)
+    rule = fit_decision_rule(probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed)
+    is_judged = folds != NEVER_HELD_OUT
+    found = find_label_issues(rule.apply(probe.oof_logits)[0][is_judged], labels[is_judged])
+    suspected = rows[is_judged][found.order[found.is_issue[found.order]]]
+    dropped = _limit(suspected[~data.reviewed[suspected]], data)
     if len(dropped):
-        named = name_some([data.dataset.paths[i] for i in dropped])
-        n_learned = counted(len(rows), "image")
-        log.note(f"{len(dropped)} of {n_learned} not learned from, as their labels look wrong: {named}")
-    return _leave_out(data, dropped, has_val_choose=config.finetune != "none")
+        n = counted(len(dropped), "image")
+        ctx.log.note(f"dropped {n} of {len(rows):,} with label issues: {examples(data.paths_of(dropped))}")
+    return _drop(data, dropped, val_selects=config.finetune != "none")
 
 
-def _spare(suspected: IntArray, data: TrainingData) -> IntArray:
-    """Of each class in train and in val the most suspicious, at most as many as may be dropped, ascending."""
+def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
+    """Keep the worst issues of each class in train and in val, up to MAX_DROPPED; ascending positions."""
     dropped = []
     for split in (data.split.train, data.split.val):
         own = suspected[np.isin(suspected, split)]
-        most = (MAX_DROPPED * data.counts_of(split)).astype(np.int64)  # (K,)
-        dropped += [own[data.labels[own] == k][: most[k]] for k in range(data.n_known)]
+        limits = (MAX_DROPPED * data.counts_of(split)).astype(np.int64)  # (K,)
+        dropped += [own[data.labels[own] == k][: limits[k]] for k in range(data.n_known)]
     return np.sort(np.concatenate(dropped))
 
 
-def _leave_out(data: TrainingData, dropped: IntArray, *, has_val_choose: bool) -> TrainingData:
-    split = data.split
-    val = split.val if has_val_choose else np.setdiff1d(split.val, dropped)
-    kept = replace(split, train=np.setdiff1d(split.train, dropped), val=val)
-    return replace(
-        data,
-        split=kept,
-        fit_rows=np.setdiff1d(data.fit_rows, dropped),
-        dropped=dropped,
-    )
+def _drop(data: TrainingData, dropped: IntArray, *, val_selects: bool) -> TrainingData:
+    """Remove images from training; a validation split that selects keeps them."""
+    val = data.split.val if val_selects else np.setdiff1d(data.split.val, dropped)
+    split = replace(data.split, train=np.setdiff1d(data.split.train, dropped), val=val)
+    fit_rows = np.setdiff1d(data.fit_rows, dropped)
+    return replace(data, split=split, fit_rows=fit_rows, dropped=dropped)

@@ -1,4 +1,4 @@
-"""Would more images help? The same probe learned from fewer, measured on the same images."""
+"""Learning curve: would more training images help?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,75 +10,74 @@ from pixelplay.evaluation.comparison import newcombe
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.training.imbalance import fit_probe_on_subset
-from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-SHARES = (0.25, 0.5)  # of each class; all of it is measured anyway
-MIN_LEARNED = 8  # images of a class: a quarter of fewer is hardly any
+FRACTIONS = (0.25, 0.5)  # of each class; all images are measured anyway
+MIN_IMAGES = 8  # per class: a quarter of fewer is hardly any
 
 
-def measure_curve(
-    data: TrainingData, learned: TrainedClassifier, rule: DecisionRule, seed: int
+def measure_learning_curve(
+    data: TrainingData, classifier: TrainedClassifier, rule: DecisionRule, seed: int
 ) -> Mapping[str, Any] | None:
-    """Learn from a quarter and from half of each class, out of fold, as all of it was.
+    """Fit the linear probe on a quarter and on half of each class, and measure out of fold.
 
-    Strength, weighting and decision stay as they are, so the gain is of images alone.
+    C, weighting and decision rule stay the same, so a gain comes from the additional images alone.
 
     Returns:
-        What metrics.json has: figures at each share, and for all and for each class what the second half
-        has gained, image by image; None where the classifier is no plain probe.
+        JSON-ready metrics per fraction and, overall and per class, the paired gain from the second half;
+        None for a fine-tuned network.
     """
-    rows = learned.held_out
-    if learned.finetune != "none" or learned.folds is None or "value" not in learned.chosen.get("C", {}):
+    rows, folds, chosen = classifier.held_out, classifier.folds, classifier.chosen
+    if classifier.finetune != "none" or folds is None or "value" not in chosen.get("C", {}):
         return None
-    features, labels, folds = data.features[rows], data.labels[rows], learned.folds
-    chosen = learned.chosen
-    C, imbalance = float(chosen["C"]["value"]), chosen["imbalance"]["value"]
-    learns = {share: choose_share(labels, share, seed) for share in SHARES}
+    features, labels = data.features[rows], data.labels[rows]
+    C, weighting = float(chosen["C"]["value"]), chosen["imbalance"]["value"]
+    is_fitted = {frac: choose_fraction(labels, frac, seed) for frac in FRACTIONS}
     logits = {
-        share: fit_probe_on_subset(imbalance, features, labels, folds, C, some)
-        for share, some in learns.items()
+        frac: fit_probe_on_subset(weighting, features, labels, folds, C, subset)
+        for frac, subset in is_fitted.items()
     }
-    learns[1.0], logits[1.0] = np.ones(len(labels), bool), learned.logits
-    measured = folds >= 0
-    right = {share: (rule.apply(found)[1] == labels)[measured] for share, found in logits.items()}
-    n_learned = {share: _count_learned(labels[some], folds[some], data) for share, some in learns.items()}
-    counts, own = np.bincount(labels, minlength=data.n_known), labels[measured]
+    is_fitted[1.0], logits[1.0] = np.ones(len(labels), bool), classifier.logits
+    is_measured = folds >= 0
+    is_correct = {frac: (rule.apply(each)[1] == labels)[is_measured] for frac, each in logits.items()}
+    n_fitted = {frac: _count_fitted(labels[own], folds[own], data) for frac, own in is_fitted.items()}
+    counts, measured = np.bincount(labels, minlength=data.n_known), labels[is_measured]
     by_class = {
-        name: _compare(right, own == k, {share: int(n[k]) for share, n in n_learned.items()})
+        name: _compare(is_correct, measured == k, {frac: int(n[k]) for frac, n in n_fitted.items()})
         for k, name in enumerate(data.known_classes)
-        if counts[k] >= MIN_LEARNED and (own == k).any()
+        if counts[k] >= MIN_IMAGES and (measured == k).any()
     }
-    n_all = {share: int(n.sum()) for share, n in n_learned.items()}
-    everything = np.ones(len(own), bool)
-    return {"measured_on": "oof", "all": _compare(right, everything, n_all), "by_class": by_class}
+    n_all = {frac: int(n.sum()) for frac, n in n_fitted.items()}
+    overall = _compare(is_correct, np.ones(len(measured), bool), n_all)
+    return {"measured_on": "oof", "all": overall, "by_class": by_class}
 
 
-def _count_learned(labels: IntArray, folds: IntArray, data: TrainingData) -> IntArray:
-    """Images of each class (K,) that the head of a fold has learned from, the mean over the folds."""
-    held_out = folds >= 0
-    n_folds = len(np.unique(folds[held_out]))
+def _count_fitted(labels: IntArray, folds: IntArray, data: TrainingData) -> IntArray:
+    """Return the images per class (K,) that the head of a fold is fitted on, averaged over folds."""
+    is_held_out = folds >= 0
+    n_folds = len(np.unique(folds[is_held_out]))
     counts = np.bincount(labels, minlength=data.n_known)
-    excluded = np.bincount(labels[held_out], minlength=data.n_known) / n_folds
-    return np.asarray(np.round(counts - excluded), dtype=np.int64)
+    n_held_out = np.bincount(labels[is_held_out], minlength=data.n_known) / n_folds
+    return np.asarray(np.round(counts - n_held_out), dtype=np.int64)
 
 
-def choose_share(labels: IntArray, share: float, seed: int) -> BoolArray:
-    """Mark (N,) a share of each class at random, rounded up; a smaller share is part of a larger."""
+def choose_fraction(labels: IntArray, frac: float, seed: int) -> BoolArray:
+    """Select (N,) a random fraction of each class, rounded up; smaller fractions are nested in larger."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = np.zeros(len(labels), bool)
+    is_chosen = np.zeros(len(labels), bool)
     for k in np.unique(labels):
         own = order[labels[order] == k]
-        chosen[own[: int(np.ceil(share * len(own)))]] = True
-    return chosen
+        is_chosen[own[: int(np.ceil(frac * len(own)))]] = True
+    return is_chosen
 
 
 def _compare(
-    right: Mapping[float, BoolArray], rows: BoolArray, n_learned: Mapping[float, int]
+    is_correct: Mapping[float, BoolArray], rows: BoolArray, n_fitted: Mapping[float, int]
 ) -> dict[str, Any]:
-    """Share of right answers at each share learned from, and the paired gain of the second half."""
+    """Return accuracy at each fraction and the paired gain of all images over half of them."""
     points = [
-        {"n_learned": n_learned[share], **wilson(int(is_right[rows].sum()), int(rows.sum())).to_json()}
-        for share, is_right in right.items()
+        {"n_train": n_fitted[frac], **wilson(int(correct[rows].sum()), int(rows.sum())).to_json()}
+        for frac, correct in is_correct.items()
     ]
-    return {"points": points, "gain": newcombe(right[1.0][rows], right[0.5][rows]).to_json()}
+    return {"points": points, "gain": newcombe(is_correct[1.0][rows], is_correct[0.5][rows]).to_json()}

@@ -1,7 +1,8 @@
-"""Frozen features → linear head: multinomial logistic regression, its strength chosen out of fold."""
+"""Linear probe: frozen features → logistic regression, C selected by cross-validation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,35 +11,47 @@ from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.classifier import LinearHead, feature_scale
 
-# Inverse regularisation strengths, weakest model first: the search stops once NLL has risen twice.
+# Inverse regularisation strengths, strongest regularisation first: the search stops once NLL has risen twice.
 C_GRID = tuple(float(f"{10 ** (exponent / 2):.2g}") for exponent in range(-6, 5))
 MAX_RISES = 2
 MAX_ITERATIONS = 1000
-# Relative fall of the objective at which L-BFGS stops. The search only has to rank strengths. At the
-# chosen one the final head is within 1e-3 of scikit-learn's probabilities; the heads of the folds,
+# Relative decrease of the objective at which L-BFGS stops. The search only has to rank values of C. At the
+# selected one the final head is within 1e-3 of scikit-learn's probabilities; the heads of the folds,
 # which take most of the time, are within a few hundredths where features outnumber images.
 SEARCH_TOLERANCE = 1e-4
 FOLDS_TOLERANCE = 1e-7
 TOLERANCE = 1e-8
-MEMORY = 5  # steps that L-BFGS remembers; with more of them it takes longer itself than the objective does
+MEMORY = 5  # corrections kept by L-BFGS; with more, the solver takes longer than the objective
+
+Weighting = Literal["none", "class_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeFit:
-    """A fitted head and the evidence for its strength.
+class LinearProbe:
+    """A fitted linear head and the evidence for its settings.
 
     Attributes:
-        head: fitted on all images given.
-        C: inverse regularisation strength, as scikit-learn defines it, on scaled features.
-        nll_by_C: strength → mean out-of-fold negative log-likelihood in the search, nats; weighted as
-            the fit was.
-        oof_logits: (N, K) each from the head that did not see the image; NaN where none did not.
+        head: fitted on all images given; its logits have natural priors.
+        C: inverse regularisation strength as scikit-learn defines it, on scaled features.
+        nll_by_C: C → mean out-of-fold negative log-likelihood in the search, nats, weighted as in the fit.
+        oof_logits: (N, K) from the head that was fitted without the image; NaN where there is none.
+        weighting: whether the loss was class-weighted.
+        evidence: JSON-ready reasons for the weighting.
+        seconds: time the fit took.
     """
 
     head: LinearHead
     C: float
     nll_by_C: dict[float, float]
     oof_logits: Float32Array
+    weighting: Weighting = "none"
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def was_compared(self) -> bool:
+        """Whether held-out images selected the weighting."""
+        return "difference" in self.evidence
 
 
 def fit_probe(
@@ -49,27 +62,27 @@ def fit_probe(
     weights: Float32Array | None = None,
     oof_tolerance: float = FOLDS_TOLERANCE,
     on_progress: Callable[[int], object] = lambda n: None,
-) -> ProbeFit:
-    """Choose C by out-of-fold NLL, then refit once on everything.
+) -> LinearProbe:
+    """Select C by out-of-fold NLL, then fit once on all images.
 
     Args:
-        features: (N, D) finite.
+        features: (N, D), finite.
         labels: (N,) in [0, K), every class present outside every fold.
         folds: (N,) fold in which an image is held out, -1 for never.
-        weights: (N,) positive, what each image counts in fits and in NLL; None: all the same. Only
+        weights: (N,) positive sample weights for the fits and the NLL; None for equal weights. Only
             ratios matter: in each fit the mean weight is 1, so C means the same as without.
-        oof_tolerance: where `oof_logits` are not used, SEARCH_TOLERANCE saves most of the time.
-        on_progress: called with 1 for each strength tried.
+        oof_tolerance: SEARCH_TOLERANCE saves most of the time where `oof_logits` need not be precise.
+        on_progress: called with 1 for each value of C tried.
     """
     scaled = _Scaled(features)
-    # divided by the largest, equal weights are exactly 1, and the fit is bit for bit that without any
+    # divided by the largest, equal weights are exactly 1: bit-identical to a fit without weights
     image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
     shares = masks * image_weights[:, None]  # (N, F)
     nll_by_C: dict[float, float] = {}
     heads: Float32Array | None = None
     for C in C_GRID:
-        # from one strength to the next the heads change little
+        # a warm start: from one C to the next the heads change little
         heads = _fit_heads(scaled.rows, labels, shares, C, heads, SEARCH_TOLERANCE)  # (F, D+1, K)
         nll_by_C[C] = _nll(_predict_held_out(scaled.rows, heads, folds), labels, folds, image_weights)
         on_progress(1)
@@ -83,13 +96,13 @@ def fit_probe(
     oof = _predict_held_out(scaled.rows, best_heads, folds)
     start = best_heads.mean(0, keepdims=True)  # (1, D+1, K)
     final = _fit_heads(scaled.rows, labels, image_weights[:, None], C, start, TOLERANCE)[0]  # (D+1, K)
-    return ProbeFit(head=scaled.undo(final), C=C, nll_by_C=nll_by_C, oof_logits=oof)
+    return LinearProbe(head=scaled.undo(final), C=C, nll_by_C=nll_by_C, oof_logits=oof)
 
 
 def fit_head(
     features: Float32Array, labels: IntArray, C: float, *, weights: Float32Array | None = None
 ) -> LinearHead:
-    """Fit a head at a strength that is known; the arguments are those of `fit_probe`."""
+    """Fit a head with a known C; the arguments are those of `fit_probe`."""
     scaled = _Scaled(features)
     shares = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
@@ -100,27 +113,29 @@ def fit_subset(
     labels: IntArray,
     folds: IntArray,
     C: float,
-    learns: BoolArray,
+    is_fitted: BoolArray,
     *,
     weights: Float32Array | None = None,
 ) -> Float32Array:
-    """Logits (N, K) out of fold, of heads at a known strength that learned from some rows (N,) only.
+    """Return out-of-fold logits (N, K) of heads with a known C, fitted on a subset of the rows.
 
-    The other arguments are those of `fit_probe`; a class may be missing outside a fold.
+    Args:
+        is_fitted: (N,) rows to fit on. The other arguments are those of `fit_probe`; a class may be missing
+            outside a fold.
     """
     scaled = _Scaled(features)
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
     image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
-    shares = (masks & learns[:, None]) * image_weights[:, None]  # (N, F)
+    shares = (masks & is_fitted[:, None]) * image_weights[:, None]  # (N, F)
     return _predict_held_out(
         scaled.rows, _fit_heads(scaled.rows, labels, shares, C, None, SEARCH_TOLERANCE), folds
     )
 
 
 class _Scaled:
-    """Features with mean 0 and deviations near 1, a column of ones, and the way back.
+    """Standardised features with a column of ones, and the inverse transform of a head.
 
-    No label is looked at, so held-out rows may take part.
+    The scale uses no labels, so held-out rows may contribute to it.
     """
 
     def __init__(self, features: Float32Array) -> None:
@@ -130,7 +145,7 @@ class _Scaled:
         self.rows[:, :-1] /= self._scale
 
     def undo(self, head: Float32Array) -> LinearHead:
-        """Turn a head (D+1, K) on scaled features into one on raw features."""
+        """Turn a head (D+1, K) on scaled features into a head on raw features."""
         weight = head[:-1].T.astype(np.float64) / self._scale  # (K, D)
         bias = head[-1] - weight @ self._mean  # (K,)
         return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
@@ -144,19 +159,19 @@ def _fit_heads(
     start: Float32Array | None,
     tolerance: float,
 ) -> Float32Array:
-    """Fit F logistic regressions on subsets of the same rows, all at once.
+    """Fit F logistic regressions on subsets of the same rows in one optimisation.
 
-    Minimises, for each subset, C times the sum of its negative log-likelihoods, their weights scaled
-    to mean 1, plus half the squared norm of the head, as scikit-learn's LogisticRegression does (the
-    bias is free). The subsets share every pass over the rows, which is what the time goes into: five
-    folds take a quarter of the time of five fits.
+    For each subset the objective is C times the sum of its negative log-likelihoods, with weights scaled
+    to mean 1, plus half the squared norm of the head, as in scikit-learn's LogisticRegression (the bias
+    is not regularised). Sharing every pass over the rows makes five folds take a quarter of the time of
+    five fits.
 
     Args:
         rows: (N, D+1) scaled features and a column of ones.
         labels: (N,) in [0, K).
-        shares: (N, F) >= 0, what each row counts in each regression; 0: it is not learned from.
-        start: (F, D+1, K) heads to start from.
-        tolerance: relative fall of the objective at which to stop.
+        shares: (N, F) >= 0, weight of each row in each regression; 0 leaves the row out.
+        start: (F, D+1, K) initial heads; None for zeros.
+        tolerance: relative decrease of the objective at which to stop.
 
     Returns:
         (F, D+1, K) float32; the last row holds the biases.
@@ -164,7 +179,7 @@ def _fit_heads(
     from scipy.optimize import minimize
 
     n_classes = int(labels.max()) + 1
-    shape = (shares.shape[1], rows.shape[1], n_classes)
+    shape = (shares.shape[1], rows.shape[1], n_classes)  # (F, D+1, K)
     # scikit-learn's two-class model has one weight vector, the difference of our two
     strength = (2.0 if n_classes == 2 else 1.0) / (C * (shares > 0).sum(0))  # (F,)
     shrink = np.repeat(strength[:, None], rows.shape[1], axis=1)[:, :, None]  # (F, D+1, 1)
@@ -180,10 +195,10 @@ def _fit_heads(
         residual = np.exp(log_probs, out=log_probs)  # (N, F, K)
         residual[each, :, labels] -= 1
         residual *= share
-        gradients = rows.T @ residual.reshape(len(rows), -1)  # (D+1, F*K)
+        gradient = rows.T @ residual.reshape(len(rows), -1)  # (D+1, F*K)
         pull = shrink * heads  # (F, D+1, K)
         loss += float((pull * heads).sum()) / 2
-        return loss, (gradients.reshape(shape[1], shape[0], n_classes).swapaxes(0, 1) + pull).ravel()
+        return loss, (gradient.reshape(shape[1], shape[0], n_classes).swapaxes(0, 1) + pull).ravel()
 
     first = np.zeros(shape) if start is None else start.astype(np.float64)
     limits = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": MEMORY}
@@ -193,7 +208,7 @@ def _fit_heads(
 
 
 def _predict_held_out(rows: Float32Array, heads: Float32Array, folds: IntArray) -> Float32Array:
-    """Logits (N, K) of each row from the head that did not see it; NaN for fold -1."""
+    """Return logits (N, K) of each row from the head fitted without it; NaN for fold -1."""
     oof = np.full((len(rows), heads.shape[2]), np.nan, np.float32)
     for fold, head in enumerate(heads):
         oof[folds == fold] = rows[folds == fold] @ head
@@ -208,5 +223,5 @@ def _nll(oof: Float32Array, labels: IntArray, folds: IntArray, weights: Float64A
 
 
 def _has_risen(nlls: list[float]) -> bool:
-    """Whether the last values all lie above the best before them."""
+    """Whether the last MAX_RISES values all exceed the best before them."""
     return len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES])

@@ -1,7 +1,4 @@
-"""Logits and labels, hard or mixed → the loss, with rare classes helped as asked.
-
-All of them compute in float32, whatever the precision of the network.
-"""
+"""Losses: cross entropy and its variants for imbalanced classes, computed in float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,31 +25,30 @@ def make_loss(
     oversample_to: OversampleTo = None,
     device: str = "cpu",
 ) -> LossFunction:
-    """Build the loss (B, K) logits, (B, K) targets → mean over the batch.
+    """Create the loss: logits (B, K) and targets (B, K) → mean over the batch.
 
-    Targets are class probabilities, one-hot or mixed by MixUp and CutMix, times what the image counts.
-    Logits are those of the network; `natural_offset` gives them natural priors afterwards. Smoothing
-    spreads towards the mix that the loss fits, so it does not move priors: π_eff, or π_data where
-    log π_data is added.
-    none, sampler and crt have the plain loss; they differ in what is drawn.
+    Targets are class probabilities, one-hot or mixed by MixUp and CutMix, times the weight of the image.
+    Logits are those of the network; `natural_offset` gives them natural priors afterwards. Label smoothing
+    spreads towards the class frequencies that the loss fits, π_eff, or π_data where log π_data is added, so
+    it does not shift priors. none, sampler and crt use the plain loss; they differ in what is drawn.
 
     Args:
-        counts: (K,) images of each class that are learned from, all >= 1.
+        counts: (K,) training images per class, all >= 1.
         logit_tau: τ of logit_adjusted.
         focal_gamma: γ of focal.
-        label_smoothing: share of each label that is spread, in [0, 1).
+        label_smoothing: fraction of each label that is spread, in [0, 1).
         min_per_class: to which smaller classes are repeated.
-        device: where the logits will be.
+        device: device of the logits.
 
     Raises:
         ConfigError: focal with smoothed labels; its loss raises the same for mixed ones.
     """
-    assert imbalance != "auto", "auto is resolved before anything is learned"
+    assert imbalance != "auto", "auto is resolved before training"
     if imbalance == "focal":
         if label_smoothing > 0:
             raise ConfigError(
-                f"label_smoothing={label_smoothing} makes labels soft, which the focal loss cannot take; "
-                "set it to 0 or choose another imbalance"
+                f"label_smoothing={label_smoothing} makes soft labels, which --imbalance focal does not "
+                "support; set it to 0 or use another --imbalance"
             )
         return FocalLoss(gamma=focal_gamma)
     is_adjusted = imbalance in ("balanced_softmax", "logit_adjusted")
@@ -76,15 +72,15 @@ def make_loss(
 class SoftCrossEntropy:
     """Cross entropy of shifted logits with weighted, smoothed targets.
 
-    The sum over a batch is divided by B, not by the weights in it: an image's gradient would then
-    depend on its neighbours, and a rare one would count least in a batch with others of its kind.
-    The mean weight over all images is 1, so the learning rate means the same with and without.
+    The sum over a batch is divided by B, not by its weights: otherwise the gradient of an image would
+    depend on the rest of the batch. The mean weight over all images is 1, so the learning rate means the
+    same with and without weights.
 
     Attributes:
         shift: (K,) added to the logits.
-        weights: (K,) what a label of each class counts.
-        spread: (K,) where the smoothed share of a label goes; sums to 1.
-        label_smoothing: that share.
+        weights: (K,) class weights.
+        spread: (K,) distribution of the smoothed fraction of a label; sums to 1.
+        label_smoothing: that fraction.
     """
 
     shift: Tensor
@@ -93,9 +89,9 @@ class SoftCrossEntropy:
     label_smoothing: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of logits (B, K) under targets (B, K), a float32 scalar."""
+        """Return the mean loss of logits (B, K) for targets (B, K), a float32 scalar."""
         log_probs = torch.log_softmax(logits.float() + self.shift, dim=1)  # (B, K)
-        # weighted before smoothing: the mix to smooth towards is that of the weighted labels
+        # weighted before smoothing: `spread` is the distribution of the weighted labels
         weighted = targets.float() * self.weights  # (B, K)
         smooth = weighted.sum(1, keepdim=True) * self.spread  # (B, K)
         return -(torch.lerp(weighted, smooth, self.label_smoothing) * log_probs).sum(1).mean()
@@ -111,7 +107,7 @@ class FocalLoss:
     gamma: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of logits (B, K), K >= 2, under targets (B, K) of one class each, a float32 scalar.
+        """Return the mean loss of logits (B, K), K >= 2, for targets (B, K) of one class each.
 
         Raises:
             ConfigError: a target has several classes.
@@ -119,11 +115,11 @@ class FocalLoss:
         is_true = targets > 0
         if not (is_true.sum(1) == 1).all():
             raise ConfigError(
-                "labels are mixed or smoothed, which the focal loss cannot take; "
-                "drop mixup, cutmix and label_smoothing or choose another imbalance"
+                "--imbalance focal does not support soft labels; omit mixup, cutmix and label_smoothing, or "
+                "use another --imbalance"
             )
         log_probs = torch.log_softmax(logits.float(), dim=1)  # (B, K)
-        # 1 − p as a sum over the others: the difference is 0 for a sure answer, where a power's slope is not
+        # 1 − p as a sum over the other classes: a difference would underflow for confident predictions
         log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)
         log_p = log_probs.masked_fill(~is_true, 0).sum(1)  # (B,)
         return -(targets.float().sum(1) * (self.gamma * log_rest).exp() * log_p).mean()

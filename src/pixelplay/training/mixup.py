@@ -1,4 +1,4 @@
-"""A batch → the same batch with every image mixed with another, and its label alike."""
+"""MixUp and CutMix: mix each image of a batch, and its label, with another one."""
 
 import math
 
@@ -16,17 +16,17 @@ def mix_batch(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix each image of a batch with a partner, by mixup or cutmix.
+    """Mix each image of a batch with a partner by MixUp or CutMix.
 
-    The whole batch shares one way, one share and, for cutmix, one patch. Where both ways are named each batch
-    takes either; where none is, the arguments come back as they are. They are never written to.
+    The batch shares one method, one mixing ratio and, for CutMix, one patch. With both methods enabled each
+    batch draws one of them; with none the arguments are returned. They are never modified.
 
     Args:
-        inputs: (B, C, H, W) images or feature maps; format in memory and dtype are kept.
-        extras: (B, D) what else is known of each image, mixed by the share of the label.
+        inputs: (B, C, H, W) images or feature maps; memory format and dtype are kept.
+        extras: (B, D) further inputs, mixed with the ratio of the labels.
         targets: (B, K) float, rows sum to 1, and still do afterwards.
-        config: which ways, and their α.
-        rng: the only source of chance.
+        config: which methods, and their α.
+        rng: the only source of randomness.
 
     Returns:
         `inputs`, `extras` and `targets`, mixed, in the same shapes.
@@ -47,17 +47,17 @@ def mix_batch(
 
 
 def _blend(values: Tensor, partner: Tensor, partner_share: float) -> Tensor:
-    """Move each row by a share of the way to its partner's."""
+    """Interpolate each row with its partner."""
     if not values.is_floating_point():
         return _blend(values.float(), partner, partner_share).round().to(values.dtype)
     return values.lerp(values[partner], partner_share)
 
 
 def _paste(inputs: Tensor, partner: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Paste the same patch of each partner; also return the share of the area it covers.
+    """Paste the same patch of each partner; also return the fraction of the area it covers.
 
-    The patch takes 1 − λ of the area, λ ~ Beta(α, α), and is cut off at the edges, so the share is counted
-    in whole pixels afterwards.
+    The patch covers 1 − λ of the area, λ ~ Beta(α, α), and is clipped at the edges, so the fraction is
+    computed from whole pixels.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
     Features", ICCV 2019, arXiv:1905.04899, equations 1 and 2.
@@ -71,6 +71,6 @@ def _paste(inputs: Tensor, partner: Tensor, alpha: float, rng: np.random.Generat
 
 
 def _draw_span(size: int, side: float, rng: np.random.Generator) -> slice:
-    """Draw an interval of pixels around a uniform middle, cut off at 0 and at `size`."""
+    """Draw an interval of pixels around a uniform centre, clipped to [0, size]."""
     middle, half = rng.uniform(0, size), side * size / 2
     return slice(max(round(middle - half), 0), min(round(middle + half), size))

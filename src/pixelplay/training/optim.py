@@ -1,4 +1,4 @@
-"""Which parameters move how fast, and when."""
+"""AdamW with a learning rate per stage; linear warm-up, then a cosine schedule."""
 
 import math
 
@@ -8,37 +8,46 @@ from torch import nn
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier
 
-RATES_BATCH = 32  # images a step that the learning rates are meant for
+REFERENCE_BATCH = 32  # images per step that the learning rates are defined for
 
 
 def make_optimizer(
-    classifier: Classifier, finetuning: FinetuneConfig, images_per_step: float, *, lr_frac: float = 1.0
+    classifier: Classifier, settings: FinetuneConfig, images_per_step: float, *, lr_frac: float = 1.0
 ) -> torch.optim.AdamW:
-    """Make AdamW with a learning rate for each stage, and no decay on norms, biases and layer scales.
+    """Create AdamW with a learning rate per stage and no decay on norms, biases and layer scales.
 
-    Each group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the gradient, so
-    the rate goes with the root of the images a step (Malladi et al. 2022, arXiv:2205.10287).
+    Each parameter group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the
+    gradient, so the learning rate scales with the square root of the images per step.
+
+    timm's `param_groups_layer_decay` does not fit: it decays per layer instead of per stage, and needs the
+    whole network.
+
+    Args:
+        images_per_step: images behind an optimizer step.
+        lr_frac: factor on all learning rates.
+
+    Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022,
+    arXiv:2205.10287.
     """
-    scale = lr_frac * math.sqrt(images_per_step / RATES_BATCH)
-    top_lr, layer_decay = finetuning.rates(is_full=not classifier.tail.n_front)
+    scale = lr_frac * math.sqrt(images_per_step / REFERENCE_BATCH)
+    top_lr, layer_decay = settings.rates(is_full=not classifier.tail.n_front)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value, distance in classifier.distances():
-        is_head = name.startswith("head.")
-        lr = finetuning.head_lr if is_head else top_lr * layer_decay**distance
+        lr = settings.head_lr if name.startswith("head.") else top_lr * layer_decay**distance
         is_vector = sum(side > 1 for side in value.shape) <= 1  # some layer scales are (C, 1, 1)
-        decay = 0.0 if is_vector else finetuning.weight_decay
+        decay = 0.0 if is_vector else settings.weight_decay
         groups.setdefault((lr * scale, decay), []).append(value)
     return torch.optim.AdamW(
         [
             {"params": values, "lr": 0.0, "peak_lr": lr, "weight_decay": decay}
             for (lr, decay), values in groups.items()
         ],
-        fused=True,  # a quarter of the time on a CPU, where the default goes through every tensor ten times
+        fused=True,  # a quarter of the time on a CPU, where the default makes ten passes over every tensor
     )
 
 
 def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
-    """Share of the peak learning rate in a step counted from 0: a linear rise, then half a cosine to 0.
+    """Return the fraction of the peak learning rate at a step counted from 0.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
     """

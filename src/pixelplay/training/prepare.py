@@ -1,146 +1,161 @@
-"""Images → material: each is read once, copies are found, and all are sorted into parts."""
+"""Prepare training data: decode once, extract features, find duplicates, split, log problems."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW_IMAGES, find_coverage
+from pixelplay.data.cache import ArrayCache
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.relabel import read_corrected_labels
 from pixelplay.data.sampling import HINT_RATIO, imbalance_ratio
-from pixelplay.model.backbone import PretrainedBackbone, load_backbone, pick_backbone_name
-from pixelplay.model.features import extract_features, find_near_duplicates
+from pixelplay.model.features import (
+    FeatureExtractor,
+    extract_features,
+    extract_features_of,
+    find_near_duplicates,
+)
 from pixelplay.run_log import RunLog
-from pixelplay.text import counted, name_some
+from pixelplay.text import counted
 from pixelplay.training.resume import check_images
-from pixelplay.training.run_context import Workplace
+from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data
 
+MAX_EXAMPLES = 3  # named in a note before the rest is only counted
 
-def prepare(
-    dataset: ImageDataset, config: TrainConfig, workplace: Workplace, log: RunLog
-) -> tuple[TrainingData, PretrainedBackbone]:
-    """Read each image once with the backbone as it came, sort them, and say what is wrong with them.
 
-    Nothing is learned here.
+def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
+    """Read every image once with the pretrained backbone, split the images and log problems.
 
     Raises:
-        DataError: too little can be read, corrections name what is not there, or the images are not
-            those of the run that is resumed.
-        ConfigError: the backbone cannot be used, or is not that of the run that is resumed.
+        DataError: too few images can be read, corrections name images that do not exist, or a resumed run
+            had other images.
+        ConfigError: the backbone cannot be used, or a resumed run had another one.
     """
+    config, log = ctx.config, ctx.log
     corrections = None if config.relabel is None else read_corrected_labels(config.relabel, dataset)
-    backbone = load_backbone(
-        pick_backbone_name(config.backbone, workplace.device.name),
-        config.weights,
-        offline=config.offline,
-        features="stages" if config.finetuning.head == "linear" else "pooled",
-        input_size=config.input_size,
-    )
-    images = extract_features(dataset, backbone, config, workplace.device, log)
-    near = []
+    features = extract_features(dataset, ctx.backbone, config, ctx.device, log)
+    pairs = []
     if config.near_duplicates:
-        near = find_near_duplicates(dataset, images, config.compute.num_workers, log, hflip=config.hflip)
-    data = build_training_data(dataset, images, config, corrections, [pair.members for pair in near])
-    log_findings(data, config, log)
-    check_images(workplace.checkpoints, data, backbone.weights_id)
-    return data, backbone
+        found = find_near_duplicates(dataset, features, config.compute.num_workers, log, hflip=config.hflip)
+        pairs = [pair.members for pair in found]
+    data = build_training_data(dataset, features, config, corrections, pairs)
+    log_problems(data, config, log)
+    check_images(ctx.checkpoint_dir, data, ctx.backbone.weights_id)
+    return data
 
 
-SHOWN_COPIES = 4  # of one set
+def read_rows(
+    data: TrainingData,
+    rows: IntArray,
+    extractor: FeatureExtractor,
+    config: TrainConfig,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> Float32Array:
+    """Compute features (n, D) of the images at some positions, without the cache.
+
+    Raises:
+        ImageError: one of them can no longer be read.
+    """
+    is_row = np.zeros(len(data.dataset), dtype=np.bool_)
+    is_row[rows] = True
+    found = extract_features_of(
+        data.dataset.select(is_row),
+        extractor,
+        ArrayCache("", "features", "", max_bytes=0),
+        num_workers=config.compute.num_workers,
+        on_progress=on_progress,
+    )
+    for error in found.errors.values():
+        raise error
+    return found.values[np.searchsorted(np.flatnonzero(is_row), rows)]
 
 
-def log_findings(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
-    """Note what is missing, broken, copied, corrected, rare or unequal."""
-    dataset = data.all_images
+def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
+    """Note unreadable, duplicate, relabelled, missing and rare images."""
     if data.errors:
-        named = name_some([f"{dataset.paths[i]} ({error.reason})" for i, error in data.errors.items()])
-        log.note(f"{counted(len(data.errors), 'image')} cannot be used, hence left out: {named}")
-    _say_what_is_copied(data, log)
+        named = [f"{data.all_images.paths[i]} ({error.reason})" for i, error in data.errors.items()]
+        log.note(f"skipped {counted(len(data.errors), 'unreadable image')}: {examples(named)}")
+    _log_duplicates(data, log)
     for note in data.split.notes:
         log.note(note)
-    n_changed = int((data.labels != data.given_labels).sum())
     if config.relabel is not None:
-        n_left = len(data.excluded)
+        n_changed = int((data.labels != data.given_labels).sum())
         log.note(
-            f"{config.relabel}: {counted(n_changed, 'label')} to learn from changed, "
-            f"{counted(n_left, 'image')} left out; figures are on the labels as given, those on the "
-            "corrected ones stand beside in metrics.json"
+            f"{config.relabel}: {counted(n_changed, 'training label')} changed, "
+            f"{counted(len(data.excluded), 'image')} excluded; metrics use the labels as given, and "
+            "metrics.json also has those on the corrected labels"
         )
-    counts = data.fit_counts
-    _say_what_is_never_held_out(data, log)
-    _say_what_is_expected(data, log)
-    _say_what_is_gone(data, log)
-    ratio = imbalance_ratio(counts)
+    _log_never_held_out(data, log)
+    _log_coverage(data, log)
+    _log_lost_classes(data, log)
+    ratio = imbalance_ratio(data.fit_counts)
     if ratio > HINT_RATIO and config.metric == "accuracy":
         log.note(
-            f"the largest class has {ratio:.0f} times the images of the smallest; "
-            "if rare classes count, train with --metric balanced_accuracy or macro_f1"
+            f"class imbalance is {ratio:.0f} : 1; if rare classes matter, use --metric balanced_accuracy "
+            "or macro_f1"
         )
 
 
-def _say_what_is_copied(data: TrainingData, log: RunLog) -> None:
-    """Note altered copies, what only looks like them, and copies with different labels."""
+def _log_duplicates(data: TrainingData, log: RunLog) -> None:
+    """Note near-duplicates, sets too large to be duplicates, and duplicates with different labels."""
     duplicates = data.duplicates
-    found = {
-        "of altered copies kept on one side of each split": duplicates.near,
-        "too large for copies, so not kept together": duplicates.large,
-        "of copies with different labels": duplicates.conflicts,
-    }
-    for what, sets in found.items():
+    for text, sets in (
+        ("of near-duplicates kept within one split", duplicates.near),
+        ("of look-alikes too large to be near-duplicates, not kept together", duplicates.large),
+        ("of duplicates with different labels", duplicates.conflicts),
+    ):
         if sets:
-            log.note(f"{counted(len(sets), 'set')} {what}, for example {_alike(data, sets[0])}")
+            named = [" = ".join(data.dataset.paths[i] for i in members) for members in sets]
+            log.note(f"{counted(len(sets), 'group')} {text}: {examples(named)}")
 
 
-def _say_what_is_never_held_out(data: TrainingData, log: RunLog) -> None:
-    """Name classes that must stay in training whole, so that nothing measures them there."""
+def _log_never_held_out(data: TrainingData, log: RunLog) -> None:
+    """Name classes that stay in training as a whole, so that nothing measures them."""
     rows = data.fit_rows
     pairs = np.unique(np.stack([data.labels[rows], data.split.groups[rows]], axis=1), axis=0)
     n_groups = np.bincount(pairs[:, 0], minlength=data.n_known)  # (K,)
-    is_lone = n_groups == 1
-    for what, found in (
-        ("a single image to learn from", is_lone & (data.fit_counts == 1)),
-        ("a single group to learn from", is_lone & (data.fit_counts > 1)),
+    for text, is_single in (
+        ("one training image", (n_groups == 1) & (data.fit_counts == 1)),
+        ("one training group", (n_groups == 1) & (data.fit_counts > 1)),
     ):
-        if found.any():
-            named = name_some([data.classes[k] for k in np.flatnonzero(found)])
-            log.note(f"{what}, so never held out of training: {named}")
+        if is_single.any():
+            named = [data.classes[k] for k in np.flatnonzero(is_single)]
+            n = f"{len(named)} of {data.n_known} classes"
+            log.note(f"{n} with {text}, never held out: {examples(named)}")
 
 
-def _say_what_is_gone(data: TrainingData, log: RunLog) -> None:
-    """Name classes with images outside of a given test part, of which none is learned from."""
+def _log_lost_classes(data: TrainingData, log: RunLog) -> None:
+    """Name classes that have images outside a given test split but none left to train on."""
     outside = ~data.dataset.in_split("test")
     n_outside = np.bincount(data.given_labels[outside], minlength=len(data.classes))
-    copies = np.bincount(data.given_labels[data.split.removed], minlength=len(data.classes))
-    gone = [k for k in range(data.n_known, len(data.classes)) if n_outside[k] > copies[k]]
-    if gone:
-        named = name_some([data.classes[k] for k in gone])
-        log.note(f"nothing is left to learn from, so these are never answered: {named}")
+    n_removed = np.bincount(data.given_labels[data.split.removed], minlength=len(data.classes))
+    lost = [k for k in range(data.n_known, len(data.classes)) if n_outside[k] > n_removed[k]]
+    if lost:
+        named = [data.classes[k] for k in lost]
+        n = f"{len(named)} of {len(data.classes)} classes"
+        log.note(f"{n} with no training image left, never predicted: {examples(named)}")
 
 
-def _say_what_is_expected(data: TrainingData, log: RunLog) -> None:
-    """Name expected classes with no or few training images, and what that means for the test side."""
-    learned = dict(zip(data.known_classes, data.fit_counts, strict=True))
+def _log_coverage(data: TrainingData, log: RunLog) -> None:
+    """Name expected classes with no or few training images, and what that costs on the test split."""
+    counts = dict(zip(data.known_classes, data.fit_counts, strict=True))
     dataset = data.all_images
-    coverage = find_coverage(dataset, np.array([learned.get(name, 0) for name in dataset.classes], np.int64))
+    coverage = find_coverage(dataset, np.array([counts.get(name, 0) for name in dataset.classes], np.int64))
     if coverage.absent:
-        bound = (
-            ""
-            if coverage.reachable is None
-            else f"; no classifier of the others can pass {coverage.reachable:.1%} accuracy there"
-        )
-        log.note(
-            f"{len(coverage.absent)} expected classes have no training image: "
-            f"{name_some(coverage.absent)}{bound}"
-        )
+        bound = "" if coverage.reachable is None else f"; accuracy cannot exceed {coverage.reachable:.1%}"
+        named = examples(coverage.absent)
+        log.note(f"{len(coverage.absent)} expected classes without training images: {named}{bound}")
     if coverage.few:
-        share = "" if coverage.in_few is None else f"; {coverage.in_few:.1%} of the test images are of these"
-        named = name_some([f"{name} ({n})" for name, n in coverage.few.items()])
-        log.note(f"expected classes with fewer than {FEW_IMAGES} training images: {named}{share}")
+        share = "" if coverage.in_few is None else f"; {coverage.in_few:.1%} of the test images"
+        named = examples([f"{name} ({n})" for name, n in coverage.few.items()])
+        n = f"{len(coverage.few)} expected classes"
+        log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
 
 
-def _alike(data: TrainingData, members: Sequence[int]) -> str:
-    """Name a set of copies, the first few of a large one."""
-    more = f" = … ({len(members)} in all)" if len(members) > SHOWN_COPIES else ""
-    return " = ".join(data.dataset.paths[i] for i in members[:SHOWN_COPIES]) + more
+def examples(names: Sequence[str]) -> str:
+    """Name at most three items and count the rest."""
+    more = f", … {len(names) - MAX_EXAMPLES} more" if len(names) > MAX_EXAMPLES else ""
+    return ", ".join(names[:MAX_EXAMPLES]) + more

@@ -1,9 +1,7 @@
-"""Material → one classifier: how deep to train, and what the choice rests on."""
+"""Linear probe or fine-tuning: train what was asked for, or what held-out images show to be better."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,330 +11,246 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision_rule import compare_logits, held_out_score
-from pixelplay.model.backbone import Backbone, PretrainedBackbone
-from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import TooLittleMemoryError
 from pixelplay.model.split_backbone import BackboneSplitError
-from pixelplay.run_log import RunLog
 from pixelplay.text import counted, name_some
-from pixelplay.training.bench import Bench, may_answer_together
-from pixelplay.training.compatibility import TrainedMethod, may_repeat_hard_examples, unused_settings
-from pixelplay.training.finetune import Tuned, finish, starts_at_probe, tune
-from pixelplay.training.imbalance import ImbalanceProbe, fit_probe_for_imbalance
-from pixelplay.training.plan import FinetunePlan
-from pixelplay.training.run_context import Workplace
+from pixelplay.training.compatibility import TrainedMethod, can_repeat_hard_examples, unused_settings
+from pixelplay.training.finetune import Finetuned, finetune, refit, starts_at_probe
+from pixelplay.training.finetune_task import FinetuneTask, can_average_with_probe
+from pixelplay.training.imbalance import fit_probe_for_imbalance, note_on_imbalance
+from pixelplay.training.linear_probe import LinearProbe
+from pixelplay.training.run_context import RunContext
 from pixelplay.training.time_budget import TimeBudgetError
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-CLEAR = 2  # standard errors by which one depth is better whatever its held-out score
-ENOUGH_VAL = 30  # validation images, for auto to choose a depth on
+CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the held-out score has no say
+ENOUGH_VAL = 30  # validation images that auto needs to compare the two
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedClassifier:
-    """A classifier, and the held-out logits that its temperature and tau are fitted on.
-
-    Attributes:
-        finetune: how deep it was trained.
-        backbone: the network, its trained layers in their places.
-        head: features → natural-prior logits.
-        learned_from: positions in the material.
-        prior_from: positions whose class mix the logits have.
-        held_out: (n,) positions that chose.
-        logits: (n, K) of those, natural; NaN where none could be held out.
-        folds: (n,) fold that each was held out in; None where they are a validation part.
-        chosen: setting → its value and the evidence for it.
-        history: rows of history.csv, empty where nothing was tuned; for a probe those of a tuning that was
-            not better.
-        plan: what the training did; None for a probe.
-    """
-
-    finetune: TrainedMethod
-    backbone: Backbone
-    head: LinearHead
-    learned_from: IntArray
-    prior_from: IntArray
-    held_out: IntArray
-    logits: Float32Array
-    folds: IntArray | None
-    chosen: dict[str, dict[str, Any]]
-    history: list[dict[str, float]]
-    plan: FinetunePlan | None
-
-    @property
-    def split(self) -> str:
-        """The part behind `logits`: "oof" or "val"."""
-        return "val" if self.folds is None else "oof"
-
-
-def learn(
-    data: TrainingData,
-    loaded: PretrainedBackbone,
-    config: TrainConfig,
-    workplace: Workplace,
-    log: RunLog,
-    *,
-    is_fold: bool = False,
+def fit_probe_or_finetune(
+    data: TrainingData, ctx: RunContext, *, needs_oof: bool = True
 ) -> TrainedClassifier:
-    """Train as deep as is asked for; with auto, as deep as time allows and held-out images approve.
+    """Train with the method asked for; with auto, fine-tune if time allows and keep it if it is better.
 
     Args:
-        is_fold: what is learned is measured elsewhere, so that a probe's `logits` may be coarse.
+        needs_oof: whether a linear probe's out-of-fold logits must be precise.
 
     Raises:
-        ConfigError: the time budget is too short for the depth that is asked for.
-        DataError: nothing to choose on.
+        ConfigError: the time budget is too short for the method that was asked for.
+        DataError: no images to select on.
     """
-    probe_instead = partial(learn_probe, data, loaded.backbone, config, log, is_fold=is_fold)
-    method = _pick_depth(config, workplace, data, log)
-    _say_what_does_not_count(method, config, workplace, log)
+    config, log = ctx.config, ctx.log
+    method = _choose_method(data, ctx)
+    _note_ineffective_settings(method, ctx)
     if method == "none":
-        return probe_instead()
+        return train_linear_probe(data, ctx, needs_oof=needs_oof)
     train, val = data.train_without_val_duplicates(), data.split.val
-    if reason := _why_nothing_can_choose(data, train):
-        raise DataError(f"{reason}; add some or use --finetune none")
-    if n_copies := len(data.split.train) - len(train):
-        log.note(
-            f"{counted(n_copies, 'training image')} must wait until val has chosen, as copies of val images"
-        )
-    probe, _ = _fit_probe(data, train, config, log, head_only=True)
-    bench = Bench(data, loaded, probe, config, workplace)
+    if reason := _obstacle_to_finetuning(data, train):
+        raise DataError(f"{reason}; add images or use --finetune none")
+    if n_duplicates := len(data.split.train) - len(train):
+        n = counted(n_duplicates, "training image")
+        log.note(f"{n} not used until the refit, as duplicates of validation images")
+    probe, _ = _fit_probe(data, train, ctx, head_only=True)
+    task = FinetuneTask(data, probe, ctx)
     try:
-        tuned = tune(bench, method, log)
+        tuned = finetune(task, method)
     except (TimeBudgetError, BackboneSplitError, TooLittleMemoryError) as error:
         if config.finetune != "auto":
             raise ConfigError(str(error)) from None
-        log.note(f"{error}; a probe is fitted")
-        _say_what_a_probe_leaves_out(config, log)
-        return probe_instead()
-    if not tuned.best_epoch and starts_at_probe(config):  # its weights are those of the probe
-        log.note(
-            f"no epoch of {method} tuning was better than the probe on {len(val)} held-out images"
-            f"{_tell_scores(tuned)}; the probe is taken"
-        )
-        return _after_tuning(probe_instead(), tuned, {})
-    probe_logits = probe.probe.head.logits(data.features[val])  # (n, K)
-    verdict = compare_depths(probe_logits, tuned.logits, data, config)
-    log.note(verdict.sentence.format(finetune=method))
-    if config.finetune == "auto" and not verdict.is_tuned_better:
-        return _after_tuning(probe_instead(), tuned, verdict.evidence)
-    return _learn_on(tuned, verdict, log)
+        log.note(f"{error}; using the linear probe")
+        _note_unused_by_probe(ctx)
+        return train_linear_probe(data, ctx, needs_oof=needs_oof)
+    if not tuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
+        initial, *scores = [row["val_score"] for row in tuned.history]
+        best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
+        log.note(f"selected the linear probe: no epoch improved on it on {len(val)} validation images{best}")
+        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
+    is_better, evidence = compare_methods(probe.head.logits(data.features[val]), tuned.logits, data, config)
+    _note_comparison(method, is_better, evidence, len(val), ctx)
+    if config.finetune == "auto" and not is_better:
+        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
+    return _finish(task, tuned, {**evidence, "auto_takes": method if is_better else "none"})
 
 
-def _learn_on(tuned: Tuned, verdict: "Verdict", log: RunLog) -> TrainedClassifier:
-    """Learn from the validation part too, which has chosen, and put down what the choices rest on."""
-    bench, config, finished = tuned.bench, tuned.bench.config, finish(tuned, log)
-    probe = bench.probe
-    by_val = {"chosen_on": "val", "n": len(bench.val)}
-    asked = {"chosen_on": None}
-    has_ways = may_answer_together(config) and config.finetuning.ensemble_probe == "auto"
-    method = tuned.plan.finetune
-    return TrainedClassifier(
-        finetune=method,
-        backbone=finished.backbone,
-        head=finished.head,
-        learned_from=finished.learned_from,
-        prior_from=bench.train,
-        held_out=bench.val,
-        logits=tuned.logits,
-        folds=None,
-        chosen={
-            "finetune": {
-                "value": method,
-                **(by_val if config.finetune == "auto" else asked),
-                **verdict.evidence,
-                "auto_takes": method if verdict.is_tuned_better else "none",
-            },
-            "epoch": {"value": tuned.best_epoch, **by_val},
-            "ensemble_probe": {"value": tuned.ensemble_probe, **(by_val if has_ways else asked)},
-            "refit_epochs": {"value": finished.refit_epochs, **asked},
-            "imbalance": {
-                **probe.evidence,
-                "value": config.imbalance,
-                "chosen_on": "train, out of fold" if probe.was_compared else None,
-            },
-        },
-        history=finished.history,
-        plan=tuned.plan,
-    )
-
-
-def learn_probe(
-    data: TrainingData, backbone: Backbone, config: TrainConfig, log: RunLog, *, is_fold: bool = False
-) -> TrainedClassifier:
-    """Fit a head on frozen features; folds of train and val choose everything."""
-    rows = data.fit_rows
-    if len(data.split.val):
-        n = len(data.split.val)
-        log.note(f"the probe chooses by folds, so the {n} val images are learned from too")
-    fair, folds = _fit_probe(data, rows, config, log, head_only=is_fold)
-    notes = list(fair.notes)
-    if config.oversample_to is not None:
-        notes.append("oversample_to needs augmented views, and a probe has none: it is left out")
-    for note in notes:
+def train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool = True) -> TrainedClassifier:
+    """Fit a linear head on frozen features; folds of train and val select its settings."""
+    rows, log = data.fit_rows, ctx.log
+    if n := len(data.split.val):
+        log.note(f"the linear probe selects by cross-validation; the {n} validation images join training")
+    probe, folds = _fit_probe(data, rows, ctx, head_only=not needs_oof)
+    if note := note_on_imbalance(ctx.config.imbalance):
         log.note(note)
-    fit = fair.probe
-    evidence = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
+    if ctx.config.oversample_to is not None:
+        log.note("--oversample-to is ignored by the linear probe: it needs augmented views")
+    selected = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
+    nll_by_value = {str(C): nll for C, nll in probe.nll_by_C.items()}
+    weighting = selected if probe.was_compared else {"chosen_on": None}
     return TrainedClassifier(
         finetune="none",
-        backbone=backbone,
-        head=fit.head,
-        learned_from=rows,
-        prior_from=rows,
+        backbone=ctx.backbone.backbone,
+        head=probe.head,
+        trained_on=rows,
+        prior_rows=rows,
         held_out=rows,
-        logits=fit.oof_logits,
+        logits=probe.oof_logits,
         folds=folds,
         chosen={
-            "C": {
-                "value": fit.C,
-                **evidence,
-                "nll_by_value": {str(c): nll for c, nll in fit.nll_by_C.items()},
-            },
-            "imbalance": {**fair.evidence, **(evidence if fair.was_compared else {"chosen_on": None})},
+            "C": {"value": probe.C, **selected, "nll_by_value": nll_by_value},
+            "imbalance": {**probe.evidence, **weighting},
         },
-        history=[],
-        plan=None,
     )
 
 
-def _say_what_does_not_count(
-    method: TrainedMethod, config: TrainConfig, workplace: Workplace, log: RunLog
-) -> None:
-    """Note settings that training as deep, or as long, has no use for."""
-    usual, settings = TrainConfig(), config.finetuning
-    is_budget_given = config.time_budget != usual.time_budget
-    if method == "none":
-        if is_budget_given:
-            log.note_for_all(f"--time-budget {config.time_budget} does not count: a probe has no use for it")
-        if config.finetune == "none" and config.val_frac != usual.val_frac:
-            log.note_for_all(f"--val-frac {config.val_frac} does not count: a probe has no use for it")
-        _say_what_a_probe_leaves_out(config, log)
-        return
-    if settings.hard_example_frac and not may_repeat_hard_examples(config):
-        log.note_for_all("--hard-example-frac makes way for mixup, cutmix or an mlp head: it does not count")
-    if settings.deterministic and workplace.device.name == "mps":
-        log.note_for_all("--deterministic does not count: Apple's GPUs promise no such thing")
-    if config.finetune == "auto" and (unused := unused_settings(method, config)):
-        log.note_for_all(f"{method} tuning has no use for {', '.join(unused)}")
-    is_long_as_asked = workplace.plan is not None or settings.epochs is not None
-    if is_long_as_asked and is_budget_given:
-        log.note_for_all(
-            f"--time-budget {config.time_budget} does not count, as the number of epochs is given"
-        )
-
-
-def _say_what_a_probe_leaves_out(config: TrainConfig, log: RunLog) -> None:
-    if unused := unused_settings("none", config):
-        log.note_for_all(f"a probe has no use for {', '.join(unused)}")
-
-
-def _after_tuning(probe: TrainedClassifier, tuned: Tuned, evidence: Mapping[str, float]) -> TrainedClassifier:
-    """A probe that was taken instead of a tuned network, with the record of that."""
-    method = {"value": "none", "chosen_on": "val", "n": len(tuned.bench.val), **evidence}
-    return replace(probe, history=tuned.history, chosen={"finetune": method, **probe.chosen})
-
-
-def _tell_scores(tuned: Tuned) -> str:
-    """The lowest score of an epoch, by which epochs are chosen, and that before the first."""
-    before, *scores = [row["val_score"] for row in tuned.history]
-    return f" (score {min(scores):.3f} at best, {before:.3f} before; lower is better)" if scores else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Which of two depths is better on the validation part, and why."""
-
-    is_tuned_better: bool
-    evidence: dict[str, float]
-    sentence: str
-
-
-def compare_depths(
+def compare_methods(
     probe: Float32Array, tuned: Float32Array, data: TrainingData, config: TrainConfig
-) -> Verdict:
-    """Compare the declared metric of both; where that is not clear, their held-out score.
+) -> tuple[bool, dict[str, float]]:
+    """Compare the metric of both on the validation images, and where it is not clear their held-out score.
 
     Args:
-        probe: (n, K) logits of the validation part from the probe that learned from train only.
-        tuned: (n, K) likewise.
+        probe: (n, K) logits of the linear probe fitted on train only.
+        tuned: (n, K) logits of the fine-tuned network.
+
+    Returns:
+        Whether the fine-tuned network is better, and the evidence.
     """
     val = data.split.val
     labels, groups = data.labels[val], data.split.groups[val]
     priors = class_priors(data.counts_of(data.train_without_val_duplicates()))
     found = compare_logits((probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed)
-    values, error = found.values, found.standard_error
     scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
-    is_clear = abs(found.difference) > CLEAR * error
+    is_clear = abs(found.difference) > CLEAR_DIFFERENCE * found.standard_error
     is_better = found.difference > 0 if is_clear else scores[1] < scores[0]
-    name = config.metric.replace("_", " ").replace(" f1", "-F1")
-    if is_better:
-        verdict = "{depth} is taken"
-    else:
-        verdict = (
-            "the probe is taken" if config.finetune == "auto" else "--finetune auto would take the probe"
-        )
-    sentence = (
-        f"on {len(val)} held-out images, seen as in prediction, {{depth}} has {name} {values[1]:.3f} "
-        f"(loss {scores[1]:.3f}), the probe {values[0]:.3f} ({scores[0]:.3f}): {verdict}"
-    )
-    return Verdict(
-        is_tuned_better=is_better,
-        evidence={
-            f"probe_{config.metric}": values[0],
-            f"tuned_{config.metric}": values[1],
-            "probe_score": scores[0],
-            "tuned_score": scores[1],
-            "standard_error": error,
+    return is_better, {
+        f"probe_{config.metric}": found.values[0],
+        f"tuned_{config.metric}": found.values[1],
+        "probe_score": scores[0],
+        "tuned_score": scores[1],
+        "standard_error": found.standard_error,
+    }
+
+
+def _finish(task: FinetuneTask, tuned: Finetuned, evidence: Mapping[str, object]) -> TrainedClassifier:
+    """Refit on train and val, and record what the selections rest on."""
+    config = task.ctx.config
+    tuned, refit_epochs = refit(task, tuned)
+    by_val, given = {"chosen_on": "val", "n": len(task.val)}, {"chosen_on": None}
+    may_choose = can_average_with_probe(config) and config.finetuning.ensemble_probe == "auto"
+    method = tuned.plan.finetune
+    imbalance_by = "train, out of fold" if task.probe.was_compared else None
+    return TrainedClassifier(
+        finetune=method,
+        backbone=tuned.backbone,
+        head=tuned.head,
+        trained_on=task.data.fit_rows if refit_epochs else task.train,
+        prior_rows=task.train,
+        held_out=task.val,
+        logits=tuned.logits,
+        folds=None,
+        chosen={
+            "finetune": {"value": method, **(by_val if config.finetune == "auto" else given), **evidence},
+            "epoch": {"value": tuned.best_epoch, **by_val},
+            "ensemble_probe": {"value": tuned.ensemble_probe, **(by_val if may_choose else given)},
+            "refit_epochs": {"value": refit_epochs, **given},
+            "imbalance": {**task.probe.evidence, "value": config.imbalance, "chosen_on": imbalance_by},
         },
-        sentence=sentence,
+        history=tuned.history,
+        plan=tuned.plan,
     )
+
+
+def _keep_probe(
+    probe: TrainedClassifier, tuned: Finetuned, n_val: int, evidence: Mapping[str, float]
+) -> TrainedClassifier:
+    """Record that the linear probe was selected over a fine-tuned network."""
+    selected = {"value": "none", "chosen_on": "val", "n": n_val, **evidence}
+    return replace(probe, history=tuned.history, chosen={"finetune": selected, **probe.chosen})
 
 
 def _fit_probe(
-    data: TrainingData, rows: IntArray, config: TrainConfig, log: RunLog, *, head_only: bool
-) -> tuple[ImbalanceProbe, IntArray]:
+    data: TrainingData, rows: IntArray, ctx: RunContext, *, head_only: bool
+) -> tuple[LinearProbe, IntArray]:
     labels, groups = data.labels[rows], data.split.groups[rows]
-    folds = assign_folds(labels, groups, config.n_folds, config.seed)
+    folds = assign_folds(labels, groups, ctx.config.n_folds, ctx.config.seed)
     check_some_held_out(folds, data.dataset.source)
-    with log.progress("fitting", None, "strengths tried") as bar:
-        fair = fit_probe_for_imbalance(
+    with ctx.log.progress("linear probe", None, "values of C") as bar:
+        probe = fit_probe_for_imbalance(
             data.features[rows],
             labels,
             groups,
             folds,
-            config,
+            ctx.config,
             head_only=head_only,
             on_progress=bar.update,
         )
-    return fair, folds
+    return probe, folds
 
 
-def _pick_depth(config: TrainConfig, workplace: Workplace, data: TrainingData, log: RunLog) -> TrainedMethod:
-    if workplace.plan is not None:
-        return workplace.plan.finetune
-    if config.finetune != "auto":
-        return config.finetune
-    if reason := _why_nothing_can_choose(data, data.train_without_val_duplicates()):
-        log.note(f"{reason}; a probe is fitted")
+def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
+    """Resolve auto: fine-tune where enough validation images can tell whether that is better."""
+    if ctx.plan is not None:
+        return ctx.plan.finetune
+    if ctx.config.finetune != "auto":
+        return ctx.config.finetune
+    if reason := _obstacle_to_finetuning(data, data.train_without_val_duplicates()):
+        ctx.log.note(f"{reason}; using the linear probe")
         return "none"
-    n_val = len(data.split.val)
-    if n_val < ENOUGH_VAL:
-        log.note(
-            f"{n_val} validation images cannot tell which depth is better, {ENOUGH_VAL} could; "
-            "a probe is fitted (--finetune partial trains all the same)"
+    if (n_val := len(data.split.val)) < ENOUGH_VAL:
+        ctx.log.note(
+            f"{n_val} validation images cannot show whether fine-tuning is better ({ENOUGH_VAL} could); "
+            "using the linear probe (--finetune partial fine-tunes anyway)"
         )
         return "none"
-    return "partial" if workplace.device.name == "cpu" else "full"
+    return "partial" if ctx.device.name == "cpu" else "full"
 
 
-def _why_nothing_can_choose(data: TrainingData, train: IntArray) -> str:
-    """What stands against choosing on the validation part; "" where nothing does."""
+def _obstacle_to_finetuning(data: TrainingData, train: IntArray) -> str:
+    """Return why nothing can be selected on the validation images; "" where it can."""
     if not len(data.split.val):
-        return "tuning needs validation images, and no class has 2 images or groups to hold one out"
+        return "fine-tuning needs validation images, but no class has 2 images or groups"
     labels, groups = data.labels[train], data.split.groups[train]
     if (assign_folds(labels, groups, 2, seed=0) == NEVER_HELD_OUT).all():
-        return "tuning needs a class with 2 images or groups to learn from beside those that are held out"
-    absent = [data.classes[k] for k in np.flatnonzero(data.counts_of(train) == 0)]
-    if absent:
-        return f"tuning needs training images of every class; only the val part has {name_some(absent)}"
+        return "fine-tuning needs a class with 2 training images or groups besides the validation images"
+    if absent := [data.classes[k] for k in np.flatnonzero(data.counts_of(train) == 0)]:
+        return f"fine-tuning needs training images of every class; only val has {name_some(absent)}"
     return ""
+
+
+def _note_comparison(
+    method: TrainedMethod, is_better: bool, evidence: Mapping[str, float], n_val: int, ctx: RunContext
+) -> None:
+    """Say which of the two is better on the validation images, and what is selected."""
+    metric = ctx.config.metric
+    selected = "fine-tuned network" if is_better or ctx.config.finetune != "auto" else "linear probe"
+    hint = "" if is_better or ctx.config.finetune == "auto" else "; --finetune auto would select the probe"
+    ctx.log.note(
+        f"selected the {selected}: {metric} on {n_val} validation images {evidence[f'tuned_{metric}']:.3f} "
+        f"({method}) vs {evidence[f'probe_{metric}']:.3f} (linear probe), score "
+        f"{evidence['tuned_score']:.3f} vs {evidence['probe_score']:.3f} (lower is better){hint}"
+    )
+
+
+def _note_ineffective_settings(method: TrainedMethod, ctx: RunContext) -> None:
+    """Note settings that have no effect with the chosen method."""
+    config, log, defaults = ctx.config, ctx.log, TrainConfig()
+    settings, gives_budget = config.finetuning, config.time_budget != defaults.time_budget
+    if method == "none":
+        if gives_budget:
+            log.note_for_all("--time-budget is ignored with --finetune none")
+        if config.finetune == "none" and config.val_frac != defaults.val_frac:
+            log.note_for_all("--val-frac is ignored with --finetune none")
+        _note_unused_by_probe(ctx)
+        return
+    if settings.hard_example_frac and not can_repeat_hard_examples(config):
+        log.note_for_all("--hard-example-frac is ignored with mixup, cutmix and --head mlp")
+    if settings.deterministic and ctx.device.name == "mps":
+        log.note_for_all("--deterministic has no effect on Apple GPUs")
+    if config.finetune == "auto" and (unused := unused_settings(method, config)):
+        log.note_for_all(f"no effect with {method} fine-tuning: {', '.join(unused)}")
+    if gives_budget and (ctx.plan is not None or settings.epochs is not None):
+        log.note_for_all("--time-budget is ignored where the number of epochs is given")
+
+
+def _note_unused_by_probe(ctx: RunContext) -> None:
+    if unused := unused_settings("none", ctx.config):
+        ctx.log.note_for_all(f"no effect with a linear probe: {', '.join(unused)}")

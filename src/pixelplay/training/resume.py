@@ -1,4 +1,4 @@
-"""Whether a training is the one before: an interrupted one to be continued, or one whose plan is repeated."""
+"""Resume: check that an interrupted run, or the run of a plan, had the same settings and images."""
 
 import json
 import os
@@ -16,15 +16,16 @@ from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.plan import FinetunePlan, apply_plan, read_plan
+from pixelplay.training.finetune_plan import FinetunePlan, apply_plan, read_plan
 from pixelplay.training.training_data import TrainingData
 
+START_OVER = "use --force instead of --resume to start over"
+SETTINGS_FILE, IMAGES_FILE = "settings.json", "images.json"
 THREADS = "threads"
-SETTINGS, IMAGES = "settings.json", "images.json"
-# they change nothing in the weights: the cache holds what could be computed again
+# settings that do not affect the weights: what a cache holds can be recomputed
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
-# what a plan holds itself, or stands for
-OF_A_PLAN = frozenset(
+# settings that a plan contains or replaces
+IN_PLAN = frozenset(
     {"finetune", "time_budget"}
     | {
         f"finetuning.{name}"
@@ -39,78 +40,73 @@ def check_settings(
     device: Device,
     plan: FinetunePlan | None,
     log: RunLog,
-    also: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Compare with the settings of the interrupted training, where there is one; else write them down.
+    """Compare settings with those of the interrupted run in a folder, or record them for a later one.
 
-    Another number of threads is said only: the last digits of sums depend on it.
+    A different number of threads is only noted: rounding depends on it.
 
     Args:
-        device: where it runs, "auto" resolved.
-        plan: that it repeats; None where it makes its own.
-        also: settings of the command that stand in no configuration.
+        device: "auto" resolved.
+        plan: plan to repeat; None where the run makes its own.
+        options: settings of the command that are not part of `config`.
 
     Raises:
-        ConfigError: some differ; they are named with both values.
+        ConfigError: some settings differ; they are named with both values.
     """
     own = dict(flatten(to_json(config)))
     own |= {"compute.device": device.name, "compute.precision": device.precision}
     repeated = {} if plan is None else asdict(plan)
     own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
-    own |= {"pixelplay": __version__, "torch": torch.__version__, **(also or {})}
+    own |= {"pixelplay": __version__, "torch": torch.__version__, **(options or {})}
     own[THREADS] = torch.get_num_threads()
-    kept = _read_or_write(folder, SETTINGS, own)
-    # the last epochs are those that time is left for
-    has_time = plan is None and config.finetuning.epochs is None and config.finetune != "none"
-    if changed := differences(kept, own, FREE if has_time else FREE | {"time_budget"}):
+    kept = _read_or_write(folder, SETTINGS_FILE, own)
+    # the number of refit epochs depends on the time left
+    depends_on_time = plan is None and config.finetuning.epochs is None and config.finetune != "none"
+    if changed := differences(kept, own, FREE if depends_on_time else FREE | {"time_budget"}):
         raise ConfigError(
-            f"the interrupted run had other settings: {name_some(changed)}; give the same, "
-            "or start anew with --force instead of --resume"
+            f"the interrupted run had other settings: {name_some(changed)}; use the same, or {START_OVER}"
         )
     if device.name == "cpu" and (before := kept.get(THREADS, own[THREADS])) != own[THREADS]:
         log.note(
-            f"the interrupted run had {before} threads, this one has {own[THREADS]}: the weights "
-            "will differ in last digits from those of a run left alone"
+            f"resuming with {own[THREADS]} threads instead of {before}: weights may differ by rounding from "
+            "an uninterrupted run"
         )
 
 
 def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
-    """Compare with the images and weights of the interrupted training; else write them down.
+    """Compare images and backbone weights with those of the interrupted run, or record them.
 
     Raises:
-        DataError: images were added, removed, changed, relabelled or moved to another part or group.
+        DataError: images were added, removed, changed, relabelled or moved to another split or group.
         ConfigError: the backbone has other weights.
     """
-    parts = {int(i): name for name, rows in data.split.items() for i in rows}
+    split_of = {int(i): name for name, rows in data.split.items() for i in rows}
     groups = data.split.groups.tolist()
     own: dict[str, Any] = {
-        path: [data.digests[i].hex(), data.classes[data.labels[i]], parts.get(i, ""), groups[i]]
+        path: [data.digests[i].hex(), data.classes[data.labels[i]], split_of.get(i, ""), groups[i]]
         for i, path in enumerate(data.dataset.paths)
     }
-    kept = _read_or_write(folder, IMAGES, {"weights": weights_id, "images": own})
+    kept = _read_or_write(folder, IMAGES_FILE, {"weights": weights_id, "images": own})
     if kept["weights"] != weights_id:
-        raise ConfigError(
-            "the interrupted run had other backbone weights; give the same, or start anew with --force "
-            "instead of --resume"
-        )
+        raise ConfigError(f"the interrupted run had other backbone weights; use the same, or {START_OVER}")
     then = kept["images"]
     both = [path for path in own if path in then]
-    moved = _in_other_groups([own[path][-1] for path in both], [then[path][-1] for path in both], both)
+    moved = _regrouped([own[path][-1] for path in both], [then[path][-1] for path in both], both)
     found = {
         "new": [path for path in own if path not in then],
         "missing": [path for path in then if path not in own],
         "changed": [path for path in both if own[path][:-1] != then[path][:-1] or path in moved],
     }
-    told = [f"{len(paths)} {what} ({name_some(paths[:3])})" for what, paths in found.items() if paths]
-    if told:
+    if told := [f"{len(paths)} {kind} ({name_some(paths[:3])})" for kind, paths in found.items() if paths]:
         raise DataError(
-            f"the images are not those of the interrupted run: {', '.join(told)}; "
-            "bring them back, or start anew with --force instead of --resume"
+            f"the images differ from those of the interrupted run: {', '.join(told)}; restore them, or "
+            f"{START_OVER}"
         )
 
 
-def _in_other_groups(own: Sequence[int], then: Sequence[int], paths: Sequence[str]) -> set[str]:
-    """Paths whose group begins with another of them than it did; groups are numbers (n,)."""
+def _regrouped(own: Sequence[int], then: Sequence[int], paths: Sequence[str]) -> set[str]:
+    """Return the paths whose group, identified by its first path, has changed."""
     first_own: dict[int, str] = {}
     first_then: dict[int, str] = {}
     found = set()
@@ -120,11 +116,11 @@ def _in_other_groups(own: Sequence[int], then: Sequence[int], paths: Sequence[st
     return found
 
 
-def repeat_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:
-    """A plan, and the settings under which it is repeated; other settings than its run had are said.
+def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:
+    """Read a plan to repeat and apply it; note settings that its run had and a plan does not contain.
 
     Raises:
-        ConfigError: the plan cannot be read, or a setting asks for something else than it.
+        ConfigError: the plan cannot be read, or a setting contradicts it.
     """
     plan = read_plan(path)
     config = apply_plan(plan, config)
@@ -132,20 +128,17 @@ def repeat_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePl
         with open(os.path.join(os.path.dirname(path), "config.json"), encoding="utf-8") as file:
             content: Any = json.load(file)
     except (OSError, ValueError):
-        return plan, config  # the plan has left its run
-    own = dict(flatten(to_json(config)))
-    kept = {name: value for name, value in flatten(content) if name in own} if _is_run(content) else own
-    if changed := differences({**own, **kept}, own, free=FREE | OF_A_PLAN):
-        log.note(f"the plan's run had other settings, which a plan does not hold: {name_some(changed)}")
+        return plan, config  # the plan has been moved out of its run
+    if isinstance(content, Mapping) and "pixelplay" in content:
+        own = dict(flatten(to_json(config)))
+        kept = {name: value for name, value in flatten(content) if name in own}
+        if changed := differences({**own, **kept}, own, free=FREE | IN_PLAN):
+            log.note(f"the run of the plan had other settings: {name_some(changed)}")
     return plan, config
 
 
-def _is_run(content: Any) -> bool:
-    return isinstance(content, Mapping) and "pixelplay" in content
-
-
 def differences(kept: Mapping[str, Any], own: Mapping[str, Any], free: Set[str] = FREE) -> list[str]:
-    """Say of each setting that is not free to differ, and does, what it was and what it is."""
+    """Describe each setting that differs and is not free to."""
     return [
         f"{name} was {kept.get(name)!r}, is {own.get(name)!r}"
         for name in {**kept, **own}
@@ -154,6 +147,7 @@ def differences(kept: Mapping[str, Any], own: Mapping[str, Any], free: Set[str] 
 
 
 def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the record of an interrupted run; write it where there is none."""
     path = os.path.join(folder, name)
     if has_progress(folder):
         try:
@@ -161,9 +155,7 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
                 kept: dict[str, Any] = json.load(file)
             return kept
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); start anew with --force instead of --resume"
-            ) from None
+            raise DataError(f"could not read {path} ({error}); {START_OVER}") from None
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(content)
     write_bytes(text.encode(), path)
@@ -171,7 +163,7 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield name and value of each setting as JSON has it, those under a heading as `heading.name`."""
+    """Yield name and JSON value of each setting; nested settings are named `group.name`."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

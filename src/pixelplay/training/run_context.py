@@ -1,29 +1,122 @@
-"""TODO."""
+"""RunContext: the settings, device, folder, clock and log of one training."""
 
+import copy
 import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from pixelplay.model.device import Device
-from pixelplay.training.plan import FinetunePlan
+from pixelplay.config import StrPath, TrainConfig, parse_duration
+from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone, pick_backbone_name
+from pixelplay.model.device import Device, find_device
+from pixelplay.model.features import FeatureExtractor, make_extractor
+from pixelplay.run_log import RunLog
+from pixelplay.training.compatibility import check_compatible
+from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.resume import check_settings, load_plan
+from pixelplay.training.run_dir import new_run_dir
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """Where a training happens.
+@dataclass(kw_only=True)
+class RunContext:
+    """What every stage of a training needs besides the data.
 
     Attributes:
-        folder: of the run, while it is made.
+        config: all settings.
         device: where the network runs.
-        started: when the command began, on the monotonic clock.
-        plan: to be repeated; None to make one.
+        run_dir: folder of the run while it is written.
+        log: notes and progress.
+        started: monotonic clock time from which the time budget counts.
+        plan: plan to repeat; None to make one.
     """
 
-    folder: str
+    config: TrainConfig
     device: Device
+    run_dir: str
+    log: RunLog
     started: float
-    plan: FinetunePlan | None
+    plan: FinetunePlan | None = None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        out_dir: StrPath,
+        config: TrainConfig,
+        log: RunLog,
+        *,
+        force: bool,
+        resume: bool,
+        started: float | None = None,
+        plan: StrPath | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> "Iterator[RunContext]":
+        """Check settings and the output folder; on success the folder of the run appears under its name.
+
+        Args:
+            plan: plan.json of another run to repeat.
+            options: settings of the command that are not part of `config`; a resumed run must repeat them.
+
+        Raises:
+            ConfigError: a setting, the output folder or the device cannot be used.
+        """
+        started = time.monotonic() if started is None else started
+        repeated, config = (None, config) if plan is None else load_plan(os.fspath(plan), config, log)
+        check_compatible(config)
+        with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as run_dir:
+            device = find_device(config.compute)
+            _set_cublas_workspace(config, device)
+            ctx = cls(config=config, device=device, run_dir=run_dir, log=log, started=started, plan=repeated)
+            check_settings(ctx.checkpoint_dir, config, device, repeated, log, options)
+            yield ctx
+
+    @cached_property
+    def backbone(self) -> PretrainedBackbone:
+        """The pretrained backbone, loaded on first use.
+
+        Raises:
+            ConfigError: the backbone or its weights cannot be used.
+        """
+        return load_backbone(
+            pick_backbone_name(self.config.backbone, self.device.name),
+            self.config.weights,
+            offline=self.config.offline,
+            features="stages" if self.config.finetuning.head == "linear" else "pooled",
+            input_size=self.config.input_size,
+        )
 
     @property
-    def checkpoints(self) -> str:
+    def checkpoint_dir(self) -> str:
         """Folder of the resumable state."""
-        return os.path.join(self.folder, "checkpoint")
+        return os.path.join(self.run_dir, "checkpoint")
+
+    def derive(self, **changes: Any) -> "RunContext":
+        """Copy the context with some attributes changed; a loaded backbone is shared."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def extractor(self, backbone: Backbone) -> FeatureExtractor:
+        """Create the feature extractor of a backbone, as prediction on this device uses it."""
+        return make_extractor(backbone, self.backbone.preprocessing, self.config, self.device)
+
+    def elapsed_s(self) -> float:
+        """Return the seconds of the time budget that have passed."""
+        return time.monotonic() - self.started
+
+    @property
+    def budget_s(self) -> float:
+        """The time budget in seconds."""
+        return parse_duration(self.config.time_budget)
+
+
+def _set_cublas_workspace(config: TrainConfig, device: Device) -> None:
+    """Let a GPU's matrix products be reproducible on request; must precede the first of them.
+
+    Source: cuBLAS documentation, "Results reproducibility".
+    """
+    if config.finetuning.deterministic and device.name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

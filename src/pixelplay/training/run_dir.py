@@ -1,4 +1,4 @@
-"""The folder of a run: filled under a temporary name, then renamed, so that it is whole or not there."""
+"""The folder of a run: written under a temporary name and renamed once it is complete."""
 
 import json
 import os
@@ -13,69 +13,56 @@ from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
 from pixelplay.training.resume import differences, flatten
 
-RUN_NAMES = frozenset(
-    {
-        "config.json",
-        "plan.json",
-        "split.json",
-        "metrics.json",
-        "history.csv",
-        "oof.csv",
-        "oof.safetensors",
-        "label_issues.csv",
-        "val.csv",
-        "predictions.csv",
-        "report.html",
-        "report.html.tmp",  # of a report that was killed
-        "model",
-        ".DS_Store",
-    }
-)  # what a run holds, and so what may be replaced
+# what a finished run consists of, and so what may be replaced
+RUN_FILES = frozenset(
+    "config.json plan.json split.json metrics.json history.csv oof.csv oof.safetensors val.csv "  # noqa: SIM905
+    "predictions.csv label_issues.csv report.html report.html.tmp model .DS_Store".split()
+)
 PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
-MADE_NAMES = RUN_NAMES | {CHECKPOINTS, LOCK}  # while it is being made
-NEEDED_BYTES = 200 << 20  # of a run: a backbone, its head and tables
+UNFINISHED_FILES = RUN_FILES | {CHECKPOINTS, LOCK}
+MIN_FREE_BYTES = 200 << 20  # for a backbone, its head and tables
 
 
 @contextmanager
 def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[str]:
-    """Give the folder OUT.partial, which becomes `out_dir` when the block ends without an error.
+    """Provide the folder OUT.partial, which is renamed to `out_dir` when the block succeeds.
 
-    Where the block fails or is killed, a folder that holds a checkpoint stays, to be continued;
-    any other goes.
+    Where the block fails or is killed, a folder with a checkpoint stays and can be resumed; any other is
+    removed.
 
     Raises:
-        ConfigError: `out_dir` exists and is not forced, is no run, cannot be written, is being made by
-            another process, or its disk is full; an interrupted run waits there.
+        ConfigError: `out_dir` exists without `force`, is not a run, cannot be written, is in use by another
+            process, its disk is full, or an interrupted run is waiting there.
     """
-    out_dir = os.path.realpath(out_dir)  # a link stays, what it points to is replaced
+    out_dir = os.path.realpath(out_dir)  # a symbolic link stays, its target is replaced
     partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
     bring_back(partial, out_dir, _is_run)
-    if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, MADE_NAMES):
-        _tidy_up(out_dir)  # a kill came after them
+    if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, UNFINISHED_FILES):
+        _remove_temporary(out_dir)  # the process was killed after the rename
     _check_target(out_dir, force=force)
-    if os.path.isdir(partial):  # before the lock, which would be one more file in it
+    if os.path.isdir(partial):  # checked before the lock adds a file
         _check_ours(partial)
     try:
         os.makedirs(partial, exist_ok=True)
         free = shutil.disk_usage(parent).free
     except OSError as error:
-        raise ConfigError(f"{out_dir} cannot be written: {error.strerror}; choose another --out") from None
-    with _only_process(partial):
+        raise _not_writable(out_dir, error) from None
+    with _locked(partial):
         try:
-            _clear_the_ground(partial, out_dir, force=force, resume=resume)
-            if free < NEEDED_BYTES:
+            _clear(partial, force=force, resume=resume)
+            if free < MIN_FREE_BYTES:
                 raise ConfigError(
-                    f"{parent} has {free >> 20} MB free, a run needs {NEEDED_BYTES >> 20}; "
-                    "free some or choose another --out"
+                    f"{parent} has {free >> 20} MB free but a run needs {MIN_FREE_BYTES >> 20} MB; free some "
+                    "space or choose another --out"
                 )
             yield partial
-            _check_target(out_dir, force=force)  # someone else may have been quicker
-            # with all that is resumable: a kill may come at any instant
+            _check_target(out_dir, force=force)  # another process may have created it meanwhile
+            # with the checkpoint: the process may be killed at any instant
             put_in_place(partial, out_dir, _is_run)
-            _tidy_up(out_dir)
+            _remove_temporary(out_dir)
         except OSError as error:
-            error.filename = error.filename or out_dir  # a full disk names no file by itself
+            error.filename = error.filename or out_dir  # a full disk names no file
             raise
         finally:
             if os.path.isdir(partial) and not _is_resumable(partial) and _is_ours(partial):
@@ -83,8 +70,8 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
 
 
 @contextmanager
-def _only_process(partial: str) -> Iterator[None]:
-    """Hold the folder's lock; the system gives it back when a process is killed."""
+def _locked(partial: str) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it when a process is killed."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(os.path.join(partial, LOCK))
@@ -95,22 +82,26 @@ def _only_process(partial: str) -> Iterator[None]:
             f"another process is training into {partial}; wait for it or choose another --out"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{partial} cannot be written: {error.strerror}; choose another --out") from None
+        raise _not_writable(partial, error) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _clear_the_ground(partial: str, out_dir: str, *, force: bool, resume: bool) -> None:
-    """Empty what an earlier process has left, unless it is to be continued."""
+def _not_writable(folder: str, error: OSError) -> ConfigError:
+    return ConfigError(f"could not write {folder}: {error.strerror}; choose another --out")
+
+
+def _clear(partial: str, *, force: bool, resume: bool) -> None:
+    """Empty what an earlier process has left, unless it is to be resumed."""
     _check_ours(partial)
     if _is_resumable(partial):
         if resume:
             return
         if not force:
             raise ConfigError(
-                f"{partial} holds an interrupted run; go on with --resume, or start anew with --force"
+                f"{partial} holds an interrupted run; use --resume to continue or --force to start over"
             )
     for name in set(os.listdir(partial)) - {LOCK}:
         path = os.path.join(partial, name)
@@ -128,47 +119,47 @@ def _check_ours(partial: str) -> None:
 
 def _is_ours(partial: str) -> bool:
     names = {name.removesuffix(".tmp").removesuffix(PARTIAL) for name in os.listdir(partial)}
-    return names <= MADE_NAMES
+    return names <= UNFINISHED_FILES
 
 
-def _tidy_up(run: str) -> None:
-    """Remove from a finished run what only its making needed, the lock last: it tells that this is ours."""
+def _remove_temporary(run: str) -> None:
+    """Remove checkpoints and the lock from a finished run; the lock last, since it marks the rest as ours."""
     shutil.rmtree(os.path.join(run, CHECKPOINTS), ignore_errors=True)
     with suppress(OSError):
         os.remove(os.path.join(run, LOCK))
 
 
-def is_finished(run: str, about: Mapping[str, Any]) -> bool:
-    """Whether a finished run lies there.
+def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder is a finished run with the given settings.
 
     Raises:
-        ConfigError: its config.json has other values than these; they are named.
+        ConfigError: its config.json has other values; they are named.
     """
     if not _is_run(run):
         return False
-    own = dict(flatten(about))
+    own = dict(flatten(settings))
     had = {name: value for name, value in flatten(_read_config(run)) if name in own}
     if changed := differences(had, own):
         raise ConfigError(
-            f"{run} is finished, and had other settings: {name_some(changed)}; choose another --out, or "
-            "replace it with --force instead of --resume"
+            f"{run} is finished and had other settings: {name_some(changed)}; choose another --out, or use "
+            "--force instead of --resume"
         )
     return True
 
 
 def is_record(path: str) -> bool:
-    """Whether a file would be, or take the place of, one of the records of a run."""
+    """Whether a path is, or would be, one of the files of a run."""
     folder, name = os.path.split(os.path.abspath(path))
-    return name.lower() in {each.lower() for each in RUN_NAMES} and "pixelplay" in _read_config(folder)
+    return name.lower() in {each.lower() for each in RUN_FILES} and "pixelplay" in _read_config(folder)
 
 
-def _is_run(folder: str, names: frozenset[str] = RUN_NAMES) -> bool:
-    """Whether a folder is a run of ours and holds nothing else, so that replacing it loses nothing."""
+def _is_run(folder: str, names: frozenset[str] = RUN_FILES) -> bool:
+    """Whether a folder is a run and holds nothing else, so that it can be replaced without loss."""
     return "pixelplay" in _read_config(folder) and set(os.listdir(folder)) <= names
 
 
 def _read_config(folder: str) -> dict[str, Any]:
-    """A run's settings; none where it is no run."""
+    """Return a run's settings; empty where the folder is not a run."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
@@ -178,14 +169,12 @@ def _read_config(folder: str) -> dict[str, Any]:
 
 
 def _check_target(out_dir: str, *, force: bool) -> None:
-    if not os.path.lexists(out_dir):
-        return
-    if os.path.isdir(out_dir) and not os.listdir(out_dir):
+    if not os.path.lexists(out_dir) or (os.path.isdir(out_dir) and not os.listdir(out_dir)):
         return
     if not _is_run(out_dir):
         raise ConfigError(
-            f"{out_dir} exists and is no run of PixelPlay, or holds other files too: it is never replaced; "
-            "choose another --out"
+            f"{out_dir} exists and is not a run, or holds other files; it is never replaced: choose another "
+            "--out"
         )
     if not force:
-        raise ConfigError(f"{out_dir} exists; choose another --out, or replace it with --force")
+        raise ConfigError(f"{out_dir} already exists; use --force to replace it or choose another --out")

@@ -1,144 +1,108 @@
-"""What a training learns, and from what; its schedule follows from it."""
+"""Schedule: epochs, batches, optimizer steps and image sizes of a training."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, whole_draws
-from pixelplay.model.device import Device, TooLittleMemoryError
-from pixelplay.training.compatibility import may_repeat_hard_examples
-from pixelplay.training.inputs import Batch, InputSource
-from pixelplay.training.losses import LossFunction
+from pixelplay.training.compatibility import can_repeat_hard_examples
+from pixelplay.training.inputs import Batch
 
-SIZE_STEP_PX = 32  # networks halve their maps five times
+SIZE_STEP_PX = 32  # networks halve their feature maps five times
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is learned, and from what.
+class Schedule:
+    """Which images are drawn when, and at which size.
+
+    Everything follows from the seed, the epoch and the errors before it, so any batch can be reproduced.
 
     Attributes:
-        source: gives the inputs.
-        labels: (N,) in [0, K) of all images of the material.
-        train: positions that are learned from.
-        val: positions that choose the epoch; empty where nothing is left to choose.
-        offset: (K,) added to logits to make them natural.
-        loss: of logits (B, K) and soft targets (B, K).
-        imbalance: how rare classes are helped, "auto" resolved.
-        epochs: passes over what an epoch draws.
-        batch_size: images a batch.
-        is_compiled: compile the network first.
-        limit_s: training time after which it ends early; None for never.
-        device: where it runs.
+        labels: (N,) in [0, K), of all images in the training data.
+        rows: positions of the images to train on.
+        n_classes: K.
+        imbalance: how rare classes are corrected for, "auto" resolved.
+        epochs: passes over the images that an epoch draws.
+        batch_size: images per batch, at most.
         input_size: side of the network's images, px.
-        beside: (n, K) natural logits of the probe for `val`, where it may answer together with the
-            tuned network; None where it may not.
-        lr_frac: factor on the peak learning rates.
-        epochs_before: epochs of an earlier job; what chance drew in them is not drawn again.
-        config: everything else.
+        epochs_before: epochs of an earlier schedule, so that random draws are not repeated.
+        config: seed, oversampling, gradient accumulation and hard examples.
     """
 
-    source: InputSource
     labels: IntArray
-    train: IntArray
-    val: IntArray
-    offset: Float64Array
-    loss: LossFunction
+    rows: IntArray
+    n_classes: int
     imbalance: Imbalance
-    config: TrainConfig
     epochs: int
     batch_size: int
-    compile: bool
-    limit_s: float | None
-    device: Device
     input_size: int
-    beside: Float32Array | None = None
-    lr_frac: float = 1.0
+    config: TrainConfig
     epochs_before: int = 0
-
-    @property
-    def n_classes(self) -> int:
-        """K."""
-        return len(self.offset)
 
     @cached_property
     def priors(self) -> Float64Array:
-        """Class mix (K,) of what is learned from."""
+        """Class frequencies (K,) of the images trained on."""
         return class_priors(self._counts)
 
     @cached_property
     def _counts(self) -> IntArray:
-        return np.bincount(self.labels[self.train], minlength=self.n_classes)
+        return np.bincount(self.labels[self.rows], minlength=self.n_classes)
 
     @cached_property
-    def n_epoch(self) -> int:
-        """Images drawn in an epoch."""
+    def n_drawn(self) -> int:
+        """Images drawn per epoch."""
         return epoch_length(self._counts, self.imbalance, self.config.oversample_to)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Forward passes in an epoch."""
-        return max(1, -(-self.n_epoch // self.batch_size))
+        """Forward passes per epoch."""
+        return max(1, -(-self.n_drawn // self.batch_size))
 
     @property
     def batches_per_step(self) -> int:
-        """Forward passes behind an optimizer step; none reaches over the end of an epoch."""
+        """Forward passes per optimizer step; no step spans two epochs."""
         return min(self.config.finetuning.grad_accum_steps, self.batches_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Optimizer steps per epoch."""
         return -(-self.batches_per_epoch // self.batches_per_step)
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps in all."""
+        """Optimizer steps in total."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def images_per_step(self) -> float:
-        """Mean number behind an optimizer step; batches are even, and the last step may have fewer."""
-        return self.n_epoch / self.steps_per_epoch
+        """Mean number of images per optimizer step."""
+        return self.n_drawn / self.steps_per_epoch
+
+    def accumulated_batches(self, batch: int) -> range:
+        """Batches of an epoch that share an optimizer step with a batch; the last group may be short."""
+        first = batch - batch % self.batches_per_step
+        return range(first, min(first + self.batches_per_step, self.batches_per_epoch))
 
     @property
     def hard_example_frac(self) -> float:
-        """Share of an epoch that goes to what was wrong; 0 where weights do not make up for that.
+        """Fraction of an epoch drawn by error; 0 where the loss weights could not compensate for it."""
+        return self.config.finetuning.hard_example_frac if can_repeat_hard_examples(self.config) else 0.0
 
-        They do not where images are mixed, nor in the statistics of a batch norm.
-        """
-        return self.config.finetuning.hard_example_frac if may_repeat_hard_examples(self.config) else 0.0
-
-    def answers(self, logits: Float32Array) -> dict[bool, Float32Array]:
-        """Whether the probe answers too → logits (n, K) of the validation part, for what may be deployed.
+    def batches(self, epoch: int, errors: Float32Array) -> list[Batch]:
+        """Draw the batches of an epoch; their sizes differ by at most one.
 
         Args:
-            logits: (n, K) the tuned network's own, natural.
-        """
-        if self.beside is None:
-            return {False: logits}
-        alone = {} if self.config.finetuning.ensemble_probe == "on" else {False: logits}
-        return {**alone, True: (logits + self.beside) / np.float32(2)}
-
-    def batches(self, epoch: int, misses: Float32Array) -> list[Batch]:
-        """What each batch of an epoch is made of; their sizes differ by one at most.
-
-        Args:
-            misses: (N,) how wrong the network was about each image when it last learned from it: 1 less
-                the probability of its class.
+            errors: (N,) 1 minus the probability of its label, when each image was last trained on.
         """
         rng = np.random.default_rng([self.config.seed, self.epochs_before + epoch])
-        drawn = draw_epoch(self.labels[self.train], self.imbalance, self.config.oversample_to, rng)
+        drawn = draw_epoch(self.labels[self.rows], self.imbalance, self.config.oversample_to, rng)
         weights = np.ones(len(drawn), dtype=np.float32)
         if self.hard_example_frac:
-            expected = expected_draws(misses[self.train[drawn]], self.hard_example_frac)  # (n,)
+            expected = expected_draws(errors[self.rows[drawn]], self.hard_example_frac)  # (n,)
             order = rng.permutation(np.repeat(np.arange(len(drawn)), whole_draws(expected, rng)))
             drawn, weights = drawn[order], (1 / expected[order]).astype(np.float32)
         seen: Counter[int] = Counter()
@@ -146,52 +110,18 @@ class Job:
         for n, i in enumerate(drawn.tolist()):
             times[n] = seen[i]
             seen[i] += 1
-        columns = (self.train[drawn], times, weights)
+        columns = (self.rows[drawn], times, weights)
         chunks = [np.array_split(values, self.batches_per_epoch) for values in columns]
         return [Batch(*parts) for parts in zip(*chunks, strict=True)]
 
     def size_px(self, epoch: int) -> int:
-        """Side of the images in an epoch: it grows in the first half, in steps of 32."""
-        full = self.input_size
-        share = self.config.finetuning.initial_size_frac
+        """Return the side of the images in an epoch counted from 0.
+
+        With `initial_size_frac` below 1 it grows during the first half of the training, in steps of 32 px.
+        """
+        full, initial = self.input_size, self.config.finetuning.initial_size_frac
         progress = min(1.0, 2 * epoch / self.epochs)
-        if share == 1 or progress == 1 or self.epochs == 1:
-            return full  # which need not be a multiple of 32
-        grown = share + (1 - share) * progress
-        return min(full, max(SIZE_STEP_PX, round(full * grown / SIZE_STEP_PX) * SIZE_STEP_PX))
-
-
-def set_cublas_workspace(config: TrainConfig, device: Device) -> None:
-    """Let a GPU's matrix products be the same in every run, where that is wished.
-
-    It is heeded only before the first of them.
-
-    Source: cuBLAS documentation, "Results reproducibility".
-    """
-    if config.finetuning.deterministic and device.name == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-@contextmanager
-def deterministic_algorithms(job: Job) -> Iterator[None]:
-    """Ask a GPU for the same sums in every run, where that is wished, and give its settings back."""
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_trying = torch.backends.cudnn.benchmark
-    is_deterministic = job.config.finetuning.deterministic and job.device.name == "cuda"
-    if job.device.name == "cuda":
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
-        torch.backends.cudnn.benchmark = not is_deterministic
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)
-        torch.backends.cudnn.benchmark = was_trying
-
-
-def training_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
-    """The error that says what to lower."""
-    return TooLittleMemoryError(
-        f"{device} has too little memory for steps of {batch_size} images; lower --train-batch-size "
-        "and raise --grad-accum-steps as much"
-    )
+        if initial == 1 or progress == 1 or self.epochs == 1:
+            return full  # need not be a multiple of 32
+        size = full * (initial + (1 - initial) * progress)
+        return min(full, max(SIZE_STEP_PX, round(size / SIZE_STEP_PX) * SIZE_STEP_PX))

@@ -1,11 +1,11 @@
-"""Measures this machine, and plans a training that fits into the time budget."""
+"""Time budget: measure throughput, then plan stages, epochs and cached views that fit."""
 
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,28 +14,20 @@ from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.device import is_out_of_memory
 from pixelplay.model.split_backbone import SplitBackbone, split_backbone
-from pixelplay.run_log import RunLog
-from pixelplay.text import counted
-from pixelplay.training.bench import Bench
-from pixelplay.training.compatibility import TunedMethod
-from pixelplay.training.cpu_parallel import forward_for_training
+from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.cpu_parallel import parallel_forward
+from pixelplay.training.finetune_plan import FinetunePlan, read_plan
+from pixelplay.training.finetune_task import FinetuneTask
 from pixelplay.training.inputs import Batch, CachedViews, stream
 from pixelplay.training.optim import make_optimizer
-from pixelplay.training.plan import (
-    AIM,
-    MAX_STAGES,
-    REPEATS,
-    FinetunePlan,
-    StepTimes,
-    plan_full,
-    plan_partial,
-    read_plan,
-    room_for_views,
-    shortest_s,
-    time_per_image,
-)
-from pixelplay.training.schedule import training_memory_error
+from pixelplay.training.trainer import training_memory_error
 
+AIM = 0.85  # fraction of the budget to plan for; the rest covers a machine that slows down
+MIN_EPOCHS, MAX_EPOCHS = 3, 24
+ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
+EPOCHS_PER_VIEW = 3  # epochs per cached view at which another view starts to pay off
+MAX_STAGES = 5  # of partial fine-tuning; more were not tried (benchmarks/DECISIONS.md)
+REPEATS = 2
 CPU_BATCH, GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
 COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
@@ -43,184 +35,345 @@ MEASURED_VIEWS = 64
 
 
 class TimeBudgetError(PixelPlayError):
-    """Time budget, cache or disk have no room for a useful training."""
+    """No useful training fits into the time budget, the cache or the disk."""
 
 
-def make_plan(bench: Bench, method: TunedMethod, log: RunLog) -> FinetunePlan:
-    """Repeat the plan at hand, or make one from the time that is left.
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Measured cost per image for one number of trained stages.
+
+    Attributes:
+        unfreeze_stages: last stages trained; None for all.
+        view_s: seconds to augment an image and compute its feature maps at the cut.
+        step_s: seconds for forward, backward and update behind the cut.
+        bytes_per_view: size of a cached view on disk.
+    """
+
+    unfreeze_stages: int | None
+    view_s: float
+    step_s: float
+    bytes_per_view: int
+
+    def train_s(self, n: int) -> float:
+        """Seconds to train on n images; without a cut they are decoded and augmented each time."""
+        return (self.step_s if self.unfreeze_stages else self.view_s + self.step_s) * n
+
+    def predict_s(self, n: int) -> float:
+        """Seconds to predict n images; a forward pass costs a third of a step, in both halves."""
+        return (self.view_s + 2 * self.step_s / 3) * n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Number of images in each piece of work.
+
+    Attributes:
+        n_train: images of which views are cached.
+        n_drawn: images drawn per epoch.
+        n_refit: images drawn in all refit epochs together.
+        n_val: validation images.
+        n_eval: views evaluated with the finished network.
+        max_view_bytes: room on disk for all cached views.
+    """
+
+    n_train: int
+    n_drawn: int
+    n_refit: int
+    n_val: int
+    n_eval: int
+    max_view_bytes: int
+
+    @classmethod
+    def of(cls, task: FinetuneTask) -> "Workload":
+        """Count the images of a fine-tuning."""
+        config, data = task.ctx.config, task.data
+        n_eval = len(task.val) + len(data.split.test)
+        if config.imbalance == "crt":  # the head is refitted before and after the refit epochs
+            n_eval += len(task.train) + len(data.fit_rows)
+        n_drawn, refit_epochs = task.n_drawn(), config.finetuning.refit_epochs
+        return cls(
+            n_train=len(data.fit_rows if refit_epochs else task.train),
+            n_drawn=n_drawn,
+            n_refit=refit_epochs * round(n_drawn * len(data.fit_rows) / len(task.train)),
+            n_val=len(task.val),
+            n_eval=n_eval * (2 if config.hflip else 1),
+            max_view_bytes=task.max_view_bytes,
+        )
+
+    def max_views(self, throughput: Throughput) -> int:
+        """Return how many views per image fit on the disk."""
+        return self.max_view_bytes // max(1, throughput.bytes_per_view * self.n_train)
+
+
+def make_plan(task: FinetuneTask, method: FinetunedMethod) -> FinetunePlan:
+    """Return the plan to repeat or resume, or make one for the time that is left.
 
     Raises:
-        NoPlanError: no useful training fits, or its views do not; the message says what would.
-        ConfigError: the plan cannot be read, or the network cannot be cut.
+        TimeBudgetError: no useful training fits; the message says what would.
+        ConfigError: the plan cannot be read, or the network cannot be split.
     """
-    path = os.path.join(bench.workplace.folder, "plan.json")
-    if bench.workplace.plan is not None:
-        return bench.workplace.plan
-    if os.path.isfile(path):  # of the interrupted run
+    ctx = task.ctx
+    if ctx.plan is not None:
+        return ctx.plan
+    path = os.path.join(ctx.run_dir, "plan.json")
+    if os.path.isfile(path):  # of an interrupted run, or of the first fold
         plan = read_plan(path)
     else:
-        plan = _plan_partial(bench) if method == "partial" else _plan_full(bench)
-    if 2 * plan.batch_size <= (usual := _batch_size(bench)):  # another fold may have an image less
-        log.note(f"batches are of {plan.batch_size} images, as memory has no room for {usual}")
+        plan = _plan_partial(task) if method == "partial" else _plan_full(task)
+    if 2 * plan.batch_size <= (default := _default_batch_size(task)):  # folds differ by an image
+        ctx.log.note(f"using batches of {plan.batch_size} images; {default} do not fit into memory")
     return plan
 
 
-def _too_short(bench: Bench, method: TunedMethod, speed: StepTimes) -> TimeBudgetError:
-    """The error that says what would fit."""
-    spent = time.monotonic() - bench.workplace.started + bench.fits_to_come_s()
-    needed = shortest_s(speed, bench.amount(), bench.config.finetuning.cached_views)
-    return TimeBudgetError(
-        f"--time-budget {bench.config.time_budget} is too short for {method} tuning on "
-        f"{len(bench.train):,} images: about {_round_up((spent + needed) / AIM)} are needed here; "
-        "raise --time-budget or use --finetune none"
+def plan_partial(
+    throughputs: list[Throughput],
+    work: Workload,
+    left_s: float | None,
+    task_epochs: int | None,
+    task_views: int | None,
+    batch_size: int,
+) -> FinetunePlan | None:
+    """Train as many stages as leave time for enough epochs; None where not even one stage does.
+
+    Args:
+        throughputs: with one trained stage, with two, and so on.
+        left_s: seconds available; None where the number of epochs is given.
+        task_epochs: number of epochs if given.
+        task_views: number of cached views if given.
+    """
+    best = None
+    for each in throughputs:
+        max_views = work.max_views(each)
+        if best is not None and max_views < (task_views or 1):
+            break  # the feature maps at this cut are too large to be cached
+
+        def n_views(epochs: int, max_views: int = max_views) -> int:
+            return task_views or max(1, min(max_views, math.ceil(epochs / EPOCHS_PER_VIEW)))
+
+        def cost_s(epochs: int, each: Throughput = each) -> dict[str, float]:
+            return _cost_s(each, work, epochs, n_views(epochs))
+
+        epochs = task_epochs or _max_epochs(cost_s, left_s)
+        if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, task_epochs or ENOUGH_EPOCHS)):
+            break
+        best = FinetunePlan(
+            finetune="partial",
+            unfreeze_stages=each.unfreeze_stages,
+            cached_views=n_views(epochs),
+            epochs=epochs,
+            batch_size=batch_size,
+            compile=False,
+            seconds=_rounded(cost_s(epochs)),
+        )
+    return best
+
+
+def plan_full(
+    throughput: Throughput, work: Workload, left_s: float | None, task_epochs: int | None, batch_size: int
+) -> FinetunePlan | None:
+    """Train all layers for as many epochs as fit; None where too few do."""
+
+    def cost_s(epochs: int) -> dict[str, float]:
+        return _cost_s(throughput, work, epochs, None)
+
+    epochs = task_epochs or _max_epochs(cost_s, left_s)
+    if not epochs:
+        return None
+    return FinetunePlan(
+        finetune="full",
+        unfreeze_stages=None,
+        cached_views=None,
+        epochs=epochs,
+        batch_size=batch_size,
+        compile=False,
+        seconds=_rounded(cost_s(epochs)),
     )
 
 
-def _plan_partial(bench: Bench) -> FinetunePlan:
-    settings = bench.config.finetuning
-    batch_size = _batch_size(bench)
-    last = max(1, min(MAX_STAGES, len(stage_modules(bench.loaded.backbone.network)) - 1))
-    stages = [settings.unfreeze_stages] if settings.unfreeze_stages else list(range(1, last + 1))
+def shortest_training_s(throughput: Throughput, work: Workload, task_views: int | None = None) -> float:
+    """Return the seconds of the shortest useful training."""
+    n_views = task_views or math.ceil(MIN_EPOCHS / EPOCHS_PER_VIEW)
+    views = n_views if throughput.unfreeze_stages else None
+    return sum(_cost_s(throughput, work, MIN_EPOCHS, views).values())
+
+
+def _cost_s(throughput: Throughput, work: Workload, epochs: int, n_views: int | None) -> dict[str, float]:
+    """Return the seconds of each piece of work; without views all layers are trained."""
+    views_s = 0.0 if n_views is None else throughput.view_s * (n_views * work.n_train + work.n_val)
+    epoch_s = throughput.train_s(work.n_drawn) + throughput.step_s / 3 * work.n_val
+    return {
+        "views": views_s,
+        "training": epochs * epoch_s,
+        "refit": throughput.train_s(work.n_refit),
+        "evaluation": throughput.predict_s(work.n_eval),
+    }
+
+
+def _max_epochs(cost_s: Callable[[int], dict[str, float]], left_s: float | None) -> int:
+    """Return as many epochs as fit; 0 where too few do."""
+    fitting = (n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0))
+    return next(fitting, 0)
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def _left_s(task: FinetuneTask) -> float:
+    """Return the seconds left of the fraction of the budget that is planned for."""
+    return AIM * task.ctx.budget_s - task.ctx.elapsed_s() - task.head_fits_s()
+
+
+def _too_short(task: FinetuneTask, method: FinetunedMethod, throughput: Throughput) -> TimeBudgetError:
+    """Return the error that names a sufficient time budget."""
+    ctx, spent_s = task.ctx, task.ctx.elapsed_s() + task.head_fits_s()
+    needed_s = shortest_training_s(throughput, Workload.of(task), ctx.config.finetuning.cached_views)
+    return TimeBudgetError(
+        f"--time-budget {ctx.config.time_budget} is too short for --finetune {method} on "
+        f"{len(task.train):,} images; use at least {_round_up((spent_s + needed_s) / AIM)} here, or "
+        "--finetune none"
+    )
+
+
+def _plan_partial(task: FinetuneTask) -> FinetunePlan:
+    settings, backbone = task.ctx.config.finetuning, task.ctx.backbone.backbone
+    batch_size = _default_batch_size(task)
+    limit = max(1, min(MAX_STAGES, len(stage_modules(backbone.network)) - 1))
+    choices = [settings.unfreeze_stages] if settings.unfreeze_stages else list(range(1, limit + 1))
     if settings.epochs is not None:
-        return _plan_asked(bench, stages, batch_size)
-    speeds: list[StepTimes] = []
+        return _plan_given_epochs(task, choices, batch_size)
+    throughputs: list[Throughput] = []
     plan = None
-    for unfreeze_stages in stages:
-        batch_size, speed = _fitting_speed(bench, unfreeze_stages, batch_size)
-        if not speeds and not _has_room(bench, speed):
-            raise _no_room(bench, speed)
-        speeds.append(speed)
-        # measuring takes time too, so the plan is made anew each time
-        found = plan_partial(speeds, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
+    for n_stages in choices:
+        batch_size, throughput = _measure(task, n_stages, batch_size)
+        if not throughputs and not _has_room(task, throughput):
+            raise _no_room(task, throughput)
+        throughputs.append(throughput)
+        # measuring takes time too, so the plan is made again each time
+        found = plan_partial(
+            throughputs, Workload.of(task), _left_s(task), settings.epochs, settings.cached_views, batch_size
+        )
         plan = found or plan
         if plan is None:
-            raise _too_short(bench, "partial", speed)
-        if plan.unfreeze_stages != unfreeze_stages:
+            raise _too_short(task, "partial", throughput)
+        if plan.unfreeze_stages != n_stages:
             break
     assert plan is not None
-    return replace(plan, compile=_is_compiled(bench, plan.seconds["training"]))
+    return replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
 
 
-def _plan_asked(bench: Bench, choices: list[int], batch_size: int) -> FinetunePlan:
-    """So many epochs as are asked for, on the deepest cut whose views can be kept; time plays no part."""
-    loaded, device = bench.loaded, bench.workplace.device
-    for unfreeze_stages in reversed(choices):
-        stages = split_backbone(loaded.backbone, unfreeze_stages, loaded.preprocessing.input_size)
+def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
+    """Train the given number of epochs with the earliest cut whose views can be cached."""
+    device, settings = task.ctx.device, task.ctx.config.finetuning
+    for n_stages in reversed(choices):
+        stages = _split(task, n_stages)
         n_bytes = CachedViews.bytes_per_view(stages, device)
-        speed = StepTimes(unfreeze_stages=unfreeze_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
-        if _has_room(bench, speed):
+        throughput = Throughput(unfreeze_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
+        if _has_room(task, throughput):
             break
     else:
-        raise _no_room(bench, speed)
-    if device.name == "cuda":  # which batch fits, and whether compiling repays, is found by trying
-        batch_size, speed = _fitting_speed(bench, unfreeze_stages, batch_size)
-    plan = plan_partial([speed], bench.amount(), None, bench.config.finetuning, batch_size=batch_size)
-    assert plan is not None, "epochs that are asked for always fit"
-    plan = replace(plan, compile=_is_compiled(bench, plan.seconds["training"]))
+        raise _no_room(task, throughput)
+    if device.name == "cuda":  # only a trial shows which batch fits and whether compiling pays off
+        batch_size, throughput = _measure(task, n_stages, batch_size)
+    plan = plan_partial(
+        [throughput], Workload.of(task), None, settings.epochs, settings.cached_views, batch_size
+    )
+    assert plan is not None, "a given number of epochs always fits"
+    plan = replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
     return plan if device.name == "cuda" else replace(plan, seconds={})  # nothing was measured
 
 
-def _has_room(bench: Bench, speed: StepTimes) -> bool:
-    return room_for_views(speed, bench.amount()) >= (bench.config.finetuning.cached_views or 1)
+def _plan_full(task: FinetuneTask) -> FinetunePlan:
+    settings, batch_size = task.ctx.config.finetuning, _default_batch_size(task)
+    throughput = Throughput(unfreeze_stages=None, view_s=0, step_s=0, bytes_per_view=0)
+    is_measured = settings.epochs is None or task.ctx.device.name == "cuda"
+    if is_measured:
+        batch_size, throughput = _measure(task, None, batch_size)
+    plan = plan_full(throughput, Workload.of(task), _left_s(task), settings.epochs, batch_size)
+    if plan is None:
+        raise _too_short(task, "full", throughput)
+    plan = replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
+    return plan if is_measured else replace(plan, seconds={})
 
 
-def _no_room(bench: Bench, speed: StepTimes) -> TimeBudgetError:
-    """The error that says what views take, and what to change."""
-    amount, asked = bench.amount(), bench.config.finetuning.cached_views
-    needed = (asked or 1) * speed.bytes_per_view * amount.n_train
+def _has_room(task: FinetuneTask, throughput: Throughput) -> bool:
+    return Workload.of(task).max_views(throughput) >= (task.ctx.config.finetuning.cached_views or 1)
+
+
+def _no_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError:
+    """Return the error that says how much room cached views need."""
+    work, asked = Workload.of(task), task.ctx.config.finetuning.cached_views
+    needed = (asked or 1) * throughput.bytes_per_view * work.n_train
     return TimeBudgetError(
-        f"{needed / 1e6:,.1f} MB are needed for {counted(asked or 1, 'view')} of {amount.n_train:,} "
-        f"images, and there is room for {amount.max_view_bytes / 1e6:,.1f} MB; raise --cache-gb or "
+        f"{asked or 1} cached views of {work.n_train:,} images need {needed / 1e6:,.1f} MB but there is room "
+        f"for {work.max_view_bytes / 1e6:,.1f} MB; raise --cache-gb or "
         f"{'lower --cached-views' if asked else 'use --finetune none'}"
     )
 
 
-def _plan_full(bench: Bench) -> FinetunePlan:
-    settings = bench.config.finetuning
-    batch_size = _batch_size(bench)
-    speed = StepTimes(unfreeze_stages=None, view_s=0, step_s=0, bytes_per_view=0)
-    is_measured = settings.epochs is None or bench.workplace.device.name == "cuda"
-    if is_measured:
-        batch_size, speed = _fitting_speed(bench, None, batch_size)
-    plan = plan_full(speed, bench.amount(), bench.left_s(), settings, batch_size=batch_size)
-    if plan is None:
-        raise _too_short(bench, "full", speed)
-    plan = replace(plan, compile=_is_compiled(bench, plan.seconds["training"]))
-    return plan if is_measured else replace(plan, seconds={})
-
-
-def _fitting_speed(bench: Bench, unfreeze_stages: int | None, batch_size: int) -> tuple[int, StepTimes]:
-    """Find a batch that fits into the memory, by halving, and its speed; None: all stages are trained."""
+def _measure(task: FinetuneTask, n_stages: int | None, batch_size: int) -> tuple[int, Throughput]:
+    """Halve the batch until it fits into memory; return its size and the throughput."""
+    device = task.ctx.device
     while True:
         try:
-            if unfreeze_stages is None:
-                return batch_size, _speed_full(bench, batch_size)
-            return batch_size, _speed_partial(bench, unfreeze_stages, batch_size)
+            if n_stages is None:
+                return batch_size, _measure_full(task, batch_size)
+            return batch_size, _measure_partial(task, n_stages, batch_size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if bench.config.finetuning.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
-                raise training_memory_error(bench.workplace.device.name, batch_size) from None
+            if task.ctx.config.finetuning.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
+                raise training_memory_error(device.name, batch_size) from None
             batch_size //= 2
-            if bench.workplace.device.name == "cuda":
+            if device.name == "cuda":
                 torch.cuda.empty_cache()
 
 
-def _speed_partial(bench: Bench, unfreeze_stages: int, batch_size: int) -> StepTimes:
-    size = bench.loaded.preprocessing.input_size
-    stages = split_backbone(bench.loaded.backbone, unfreeze_stages, size)
-    device = bench.workplace.device
-    views = bench.views(stages, 1)
+def _measure_partial(task: FinetuneTask, n_stages: int, batch_size: int) -> Throughput:
+    device, stages = task.ctx.device, _split(task, n_stages)
+    views = task.cached_views(stages, 1)
     n_cores = torch.get_num_threads() if device.name == "cpu" else 1
-    rows = bench.train[: max(MEASURED_VIEWS, MEASURED_BATCHES * bench.batch_size * n_cores)]
-    view_s = min(
-        views.try_out(rows, bench.batch_size, bench.config.compute.num_workers, n_first=n_cores)
-        for _ in range(REPEATS)
-    )
+    size, num_workers = task.eval_batch_size, task.ctx.config.compute.num_workers
+    rows = task.train[: max(MEASURED_VIEWS, MEASURED_BATCHES * size * n_cores)]
+    view_s = min(views.measure_s(rows, size, num_workers, n_warmup=n_cores) for _ in range(REPEATS))
     maps = torch.zeros(batch_size, *stages.shape).to(device.name, memory_format=torch.channels_last)
     stats = torch.zeros(batch_size, stages.n_stats, device=device.name)
-    with _step(bench, stages, maps.bfloat16() if device.is_bf16 else maps, stats) as step:
+    with _train_step(task, stages, maps.bfloat16() if device.is_bf16 else maps, stats) as step:
         step_s = time_per_image(step, batch_size, device.name)
-    return StepTimes(
-        unfreeze_stages=unfreeze_stages,
+    return Throughput(
+        unfreeze_stages=n_stages,
         view_s=view_s,
         step_s=step_s,
         bytes_per_view=CachedViews.bytes_per_view(stages, device),
     )
 
 
-def _speed_full(bench: Bench, batch_size: int) -> StepTimes:
-    """Measure steps with everything that belongs to them: decoding, augmenting, moving."""
-    size = bench.loaded.preprocessing.input_size
-    stages = split_backbone(bench.loaded.backbone, None, size)
-    rows = np.resize(bench.train, MEASURED_BATCHES * batch_size)
-    images = torch.zeros(batch_size, 3, size, size).to(
-        bench.workplace.device.name, memory_format=torch.channels_last
-    )
+def _measure_full(task: FinetuneTask, batch_size: int) -> Throughput:
+    """Measure complete steps: decoding, augmentation, transfer, forward, backward and update."""
+    device, size = task.ctx.device, task.ctx.backbone.preprocessing.input_size
+    rows = np.resize(task.train, MEASURED_BATCHES * batch_size)
+    images = torch.zeros(batch_size, 3, size, size).to(device.name, memory_format=torch.channels_last)
 
     def work() -> None:
         parts = np.array_split(rows, MEASURED_BATCHES)
         batches = [Batch(part, np.zeros_like(part), np.ones(len(part), np.float32)) for part in parts]
-        for _ in stream(
-            batches,
-            lambda batch: bench.pixels.train_batch(batch, 0, size),
-            bench.config.compute.num_workers,
-        ):
+        num_workers = task.ctx.config.compute.num_workers
+        for _ in stream(batches, lambda batch: task.pixels.train_batch(batch, 0, size), num_workers):
             step()
 
-    with _step(bench, stages, images, images.new_empty(batch_size, 0)) as step:
-        step_s = time_per_image(work, len(rows), bench.workplace.device.name)
-    return StepTimes(unfreeze_stages=None, view_s=0.0, step_s=step_s, bytes_per_view=0)
+    with _train_step(task, _split(task, None), images, images.new_empty(batch_size, 0)) as step:
+        step_s = time_per_image(work, len(rows), device.name)
+    return Throughput(unfreeze_stages=None, view_s=0.0, step_s=step_s, bytes_per_view=0)
 
 
 @contextmanager
-def _step(
-    bench: Bench, stages: SplitBackbone, maps: torch.Tensor, stats: torch.Tensor
+def _train_step(
+    task: FinetuneTask, stages: SplitBackbone, maps: torch.Tensor, stats: torch.Tensor
 ) -> Iterator[Callable[[], None]]:
-    """Give a step of the training on one batch, that changes nothing."""
-    device, settings = bench.workplace.device, bench.config.finetuning
-    compile = settings.compile == "on"
-    classifier = bench.classifier(stages, compile=compile)
+    """Provide a training step on one batch that changes nothing."""
+    device, settings = task.ctx.device, task.ctx.config.finetuning
+    use_compile = settings.compile == "on"
+    classifier = task.classifier(stages, use_compile=use_compile)
     classifier.to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, settings, len(maps))
     classifier.train()
@@ -233,24 +386,50 @@ def _step(
         optimizer.zero_grad()
 
     with (
-        nullcontext(classifier)  # a compiled one is not shared out
-        if compile
-        else forward_for_training(classifier, device, len(maps)) as forward
+        nullcontext(classifier)  # a compiled classifier is not split into shards
+        if use_compile
+        else parallel_forward(classifier, device, len(maps)) as forward
     ):
         yield step
 
 
-def _is_compiled(bench: Bench, training_s: float) -> bool:
-    if bench.config.finetuning.compile != "auto":
-        return bench.config.finetuning.compile == "on"
-    return bench.workplace.device.name == "cuda" and training_s > COMPILE_FROM_S
+def time_per_image(work: Callable[[], object], n: int, device: str) -> float:
+    """Return the seconds per image of some work on n images: the best of REPEATS after a warm-up."""
+    work()
+    best = math.inf
+    for _ in range(REPEATS):
+        _synchronize(device)
+        start = time.perf_counter()
+        work()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best / n
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _split(task: FinetuneTask, n_stages: int | None) -> SplitBackbone:
+    backbone = task.ctx.backbone
+    return split_backbone(backbone.backbone, n_stages, backbone.preprocessing.input_size)
+
+
+def _uses_compile(task: FinetuneTask, training_s: float) -> bool:
+    asked = task.ctx.config.finetuning.compile
+    if asked != "auto":
+        return asked == "on"
+    return task.ctx.device.name == "cuda" and training_s > COMPILE_FROM_S
 
 
 def _round_up(seconds: float) -> str:
     return f"{math.ceil(seconds / 10) * 10}s" if seconds < 100 else f"{math.ceil(seconds / 60)}m"
 
 
-def _batch_size(bench: Bench) -> int:
-    """Images a batch, where memory has room for so many."""
-    usual = GPU_BATCH if bench.workplace.device.name == "cuda" else CPU_BATCH
-    return min(bench.config.finetuning.train_batch_size or usual, len(bench.train))
+def _default_batch_size(task: FinetuneTask) -> int:
+    """Return the images per batch if memory allows."""
+    usual = GPU_BATCH if task.ctx.device.name == "cuda" else CPU_BATCH
+    return min(task.ctx.config.finetuning.train_batch_size or usual, len(task.train))

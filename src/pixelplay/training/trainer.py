@@ -1,331 +1,450 @@
-"""What a network in training makes of the validation part."""
+"""Trainer: the training loop with validation, early stopping, checkpoints and a time limit.
+
+A step depends only on the seed, the epoch, the batch, the errors before the epoch and the number of epochs.
+So an interrupted training resumes bit by bit, and several processes could each take a shard of every batch
+if they exchanged the errors after each epoch.
+"""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.config import Metric, Switch
 from pixelplay.evaluation.calibration import nll_of
 from pixelplay.evaluation.decision_rule import held_out_score
 from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
 from pixelplay.model.classifier import Classifier
-from pixelplay.model.device import explain_memory_errors, map_on_cores, to_device
-from pixelplay.run_log import RunLog
-from pixelplay.training.checkpoint import State, Where, copy_of, read_checkpoint, restore, write_checkpoint
-from pixelplay.training.cpu_parallel import Forward, compiled_for_training, forward_for_training
-from pixelplay.training.inputs import Batch, Inputs, stream
+from pixelplay.model.device import (
+    Device,
+    TooLittleMemoryError,
+    explain_memory_errors,
+    map_on_cores,
+    to_device,
+)
+from pixelplay.run_log import Progress
+from pixelplay.training.checkpoint import (
+    TrainState,
+    copy_weights,
+    has_checkpoint,
+    read_checkpoint,
+    restore_weights,
+    write_checkpoint,
+)
+from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
+from pixelplay.training.inputs import Batch, Inputs, InputSource, stream
+from pixelplay.training.losses import LossFunction
 from pixelplay.training.mixup import mix_batch
 from pixelplay.training.optim import lr_factor, make_optimizer
-from pixelplay.training.schedule import Job, deterministic_algorithms, training_memory_error
-
-
-def best_answer(job: Job, logits: Float32Array) -> tuple[Float32Array, float]:
-    """What would be deployed of these weights, the network alone or together with the probe, and its score.
-
-    Without validation part the network alone, and NaN.
-    """
-    if not len(logits):
-        return logits, float("nan")
-    answers = job.answers(logits).values()
-    labels, metric = job.labels[job.val], job.config.metric
-    scored = [(held_out_score(answer, labels, job.priors, metric), answer) for answer in answers]
-    score, answer = min(scored, key=lambda pair: pair[0])
-    return answer, score
-
-
-def predict_logits(job: Job, classifier: Classifier) -> Float32Array:
-    """Natural-prior logits (n, K) of the validation part, one view each."""
-    if not len(job.val):
-        return np.empty((0, job.n_classes), np.float32)
-    classifier.eval()
-    batches = [job.val[start : start + job.batch_size] for start in range(0, len(job.val), job.batch_size)]
-
-    @torch.no_grad()  # each thread has its own
-    def see(loaded: tuple[IntArray, Inputs]) -> Float32Array:
-        with job.device.autocast():
-            return np.asarray(classifier(*loaded[1]).float().cpu().numpy())
-
-    inputs = stream(batches, job.source.plain_batch, job.config.compute.num_workers)
-    found = list(map_on_cores(see, inputs, job.device.name))
-    return (np.concatenate(found) + job.offset).astype(np.float32)
-
-
-def describe_epoch(row: Mapping[str, float], n_epochs: int, *, is_lowest: bool) -> str:
-    """One line for people; the lowest score so far chooses, that before the first epoch included."""
-    if np.isnan(row["val_accuracy"]):  # a loss is NaN too where weights are spoilt
-        held_out = "train and val together"
-    else:
-        held_out = (
-            f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}, balanced "
-            f"{row['val_balanced_accuracy']:.3f}, macro-F1 {row['val_macro_f1']:.3f}, "
-            f"score {row['val_score']:.3f}{', the lowest' if is_lowest and row['epoch'] else ''}"
-        )
-    if not row["epoch"]:
-        return f"before the first epoch: {held_out}"
-    return (
-        f"epoch {row['epoch']} of {n_epochs}: train loss {row['train_loss']:.3f}, {held_out}, "
-        f"lr {row['lr']:.1e}, {row['img_per_s']:.0f} img/s"
-    )
-
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.schedule import Schedule
 
 NAN = float("nan")
 OUT_OF_TIME = "the time budget was used up"
 CHECKPOINT_EVERY_S = 20.0
-CHECK_EVERY = 50  # batches between looks at a GPU's losses: each look waits for it
+READ_LOSSES_EVERY = 50  # batches; on a GPU each read waits for the device
 
 
-def finetune(job: Job, classifier: Classifier, checkpoints: str, log: RunLog, *, resume: bool) -> Where:
-    """Train a classifier in place; it ends with the weights of its best epoch.
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The images that select the epoch, and how logits on them are scored.
 
-    Epoch 0 of the history is the classifier as it starts, so the result is never worse than that on the
-    validation part.
+    Attributes:
+        rows: (n,) positions of the validation images; empty where nothing is left to select.
+        labels: (n,) their labels.
+        offset: (K,) added to the network's logits to give them natural priors.
+        priors: (K,) class frequencies of the training images.
+        metric: metric to optimise.
+        ensemble_probe: whether the linear probe is averaged in; auto selects by score.
+        probe_logits: (n, K) natural logits of the linear probe; None where it cannot be averaged in.
+    """
+
+    rows: IntArray
+    labels: IntArray
+    offset: Float64Array
+    priors: Float64Array
+    metric: Metric
+    ensemble_probe: Switch = "off"
+    probe_logits: Float32Array | None = None
+
+    def best(self, logits: Float32Array) -> tuple[bool, Float32Array, float]:
+        """Select between the network alone and its average with the linear probe.
+
+        Args:
+            logits: (n, K) natural logits of the network.
+
+        Returns:
+            Whether the probe is averaged in, the logits, and their score (lower is better; NaN for n = 0).
+        """
+        if not len(logits):
+            return False, logits, NAN
+        candidates = [(False, logits)]
+        if self.probe_logits is not None:
+            averaged = True, (logits + self.probe_logits) / np.float32(2)
+            candidates = [averaged] if self.ensemble_probe == "on" else [*candidates, averaged]
+        scored = [
+            (with_probe, each, held_out_score(each, self.labels, self.priors, self.metric))
+            for with_probe, each in candidates
+        ]
+        return min(scored, key=lambda candidate: candidate[2])
+
+
+class Trainer:
+    """Trains a classifier in place.
 
     Args:
-        checkpoints: folder that holds the resumable state meanwhile.
-
-    Raises:
-        ConfigError: too little memory; the message says what to lower.
+        classifier: trainable stages and head; on return it has the weights of the best epoch.
+        inputs: provides the inputs of the batches.
+        schedule: epochs, batches and image sizes.
+        validation: selects the epoch.
+        loss: of logits (B, K) and soft targets (B, K).
+        ctx: settings, device, log and the folder of the checkpoint.
+        time_limit_s: training time after which it ends early; None for no limit.
+        lr_frac: factor on all learning rates.
+        use_compile: use torch.compile.
     """
-    with (
-        torch.random.fork_rng(devices=job.device.generators()),
-        deterministic_algorithms(job),
-        explain_memory_errors(training_memory_error(job.device.name, job.batch_size)),
-    ):
-        run = _Run(job, classifier, checkpoints, log)
-        if resume:
-            read_checkpoint(run.state, checkpoints)
-        run.train()
-        if (n := run.state.progress.epochs) < job.epochs:
-            part = "training" if len(job.val) else "learning from train and val together"
-            log.note(f"{part} takes longer than was planned: {n} of {job.epochs} epochs")
-        restore(classifier, run.state.best)
-    return run.state.progress
 
-
-class _Run:
-    """A training under way."""
-
-    def __init__(self, job: Job, classifier: Classifier, checkpoints: str, log: RunLog) -> None:
-        classifier.to(job.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.job, self.classifier = job, classifier
-        self.checkpoints, self.log = checkpoints, log
-        classifier.zero_grad()  # a training that was stopped between two steps leaves some
-        settings = job.config.finetuning
-        optimizer = make_optimizer(classifier, settings, job.images_per_step, lr_frac=job.lr_frac)
-        self.state = State(
+    def __init__(
+        self,
+        classifier: Classifier,
+        inputs: InputSource,
+        schedule: Schedule,
+        validation: Validation,
+        loss: LossFunction,
+        ctx: RunContext,
+        *,
+        time_limit_s: float | None = None,
+        lr_frac: float = 1.0,
+        use_compile: bool = False,
+    ) -> None:
+        classifier.to(ctx.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier.zero_grad()  # gradients may remain from a training that was stopped between two steps
+        self.classifier, self.inputs, self.schedule = classifier, inputs, schedule
+        self.validation, self.loss, self.ctx = validation, loss, ctx
+        self.settings, self.device, self.log = schedule.config.finetuning, ctx.device, ctx.log
+        self.use_compile, self._n_planned = use_compile, schedule.epochs
+        self.forward: Forward = classifier
+        optimizer = make_optimizer(classifier, self.settings, schedule.images_per_step, lr_frac=lr_frac)
+        self.state = TrainState(
             network=classifier,
             optimizer=optimizer,
-            best=copy_of(classifier),
-            progress=Where(tally=_zeros(job.n_classes), limit_s=job.limit_s, epochs=job.epochs),
-            misses=torch.ones(len(job.labels)),
-            misses_before=torch.ones(len(job.labels)),
+            best=copy_weights(classifier),
+            errors=torch.ones(len(schedule.labels)),
+            errors_before=torch.ones(len(schedule.labels)),
+            epochs=schedule.epochs,
+            counts=_zeros(schedule.n_classes),
+            time_limit_s=time_limit_s,
         )
-        self._forward: Forward = classifier
-        self._losses: list[tuple[int, Batch, Tensor, Tensor, Tensor]] = []  # not yet looked at
+        self._unread: list[tuple[int, Batch, Tensor, Tensor, Tensor]] = []  # losses still on the device
+        self._timer = self._saved_at = 0.0
 
-    def train(self) -> None:
-        """Go through what is left of the plan, until something stops it."""
-        where, n_planned = self.state.progress, self.job.epochs
-        self._plan_for(where.epochs)
-        job = self.job
-        if not where.history:
-            self.finish_epoch()
-            where.began_s = where.seconds
-        n_all = job.epochs * job.batches_per_epoch
-        with (
-            forward_for_training(self.classifier, job.device, job.batch_size) as forward,
-            self.log.progress("training", n_all, "batches") as bar,
-        ):
-            self._forward = forward
-            if job.compile:
-                self._forward = compiled_for_training(self.classifier, forward, job, self.log)
-            bar.update(max(0, where.epoch - 1) * job.batches_per_epoch + where.n_batches)
-            while where.epoch <= where.epochs and not where.stopped:
-                self.train_epoch(bar.update)
-                if where.stopped and not where.n_batches:
-                    break  # the weights are spoilt
-                self.finish_epoch()
-                self._keep_to_time(n_planned)
-                bar.expect(where.epochs * job.batches_per_epoch)
-                self.save()
+    def fit(self) -> TrainState:
+        """Train until the schedule ends, validation stops improving or time runs out.
 
-    def _keep_to_time(self, n_planned: int) -> None:
-        """Leave out epochs that there will be no time for, so that the learning rate still falls to 0.
+        An existing checkpoint is resumed. Epoch 0 of the history evaluates the initial weights, so the result
+        is never worse than those on the validation images.
 
-        As many come as would if each took as long as the last. Half an epoch too many does not matter where
-        the best is kept, for the rate is near 0 there; the last epochs on everything are to be whole.
+        Raises:
+            ConfigError: out of memory; the message says which setting to lower.
+            DataError: the checkpoint is damaged.
         """
-        where = self.state.progress
-        epoch_s, where.began_s = where.seconds - where.began_s, where.seconds
-        done = where.epoch - 1
-        if where.limit_s is None or where.stopped or done >= where.epochs:
-            return
-        left = (where.limit_s - where.seconds) / max(epoch_s, 1e-9)
-        n_more = round(left) if len(self.job.val) else int(left)
-        self._plan_for(min(n_planned, done + max(1, n_more)))
+        state = self.state
+        with self._environment() as bar:
+            while state.epoch <= state.epochs and not state.stopped:
+                self.classifier.train()
+                self._timer = self._saved_at = time.monotonic()
+                for batch, inputs in self._remaining_batches():
+                    loss, logits, is_label = self._forward_loss(batch, inputs)
+                    step = self.schedule.accumulated_batches(state.n_batches)
+                    (loss / len(step)).backward()  # type: ignore[no-untyped-call]
+                    self._record(batch, loss, logits, is_label)
+                    if is_step := state.n_batches == step.stop:
+                        self._optimizer_step()
+                    bar.update(1)
+                    if self._should_interrupt(can_save=is_step):
+                        break
+                self._end_batches()
+                if state.stopped and not state.n_batches:
+                    break  # a non-finite loss has spoilt the weights
+                self._end_epoch()
+                bar.expect(state.epochs * self.schedule.batches_per_epoch)
+        restore_weights(self.classifier, state.best)
+        return state
 
-    def _plan_for(self, epochs: int) -> None:
-        self.job, self.state.progress.epochs = replace(self.job, epochs=epochs), epochs
-
-    def save(self) -> None:
-        """Write the state down; the next one knows how long that took."""
-        start = time.monotonic()
-        write_checkpoint(self.state, self.checkpoints)
-        self.state.progress.seconds += time.monotonic() - start
-
-    def train_epoch(self, on_batch: Callable[[int], object]) -> None:
-        """Go through what is left of an epoch."""
-        job, where = self.job, self.state.progress
-        epoch, start = where.epoch, time.monotonic()
-        todo = job.batches(epoch, self.state.misses_before.numpy())[where.n_batches :]
-        saved = start
-        self.classifier.train()
-        size = job.size_px(epoch - 1)
-        batches = stream(
-            todo,
-            lambda batch: job.source.train_batch(batch, job.epochs_before + epoch, size),
-            job.config.compute.num_workers,
-        )
-        for batch, inputs in batches:
-            is_step = self._learn(batch, inputs)
-            on_batch(1)
-            now = time.monotonic()
-            is_last = epoch == job.epochs and where.n_batches == job.batches_per_epoch
-            is_late = (
-                where.limit_s is not None and where.seconds + now - start > where.limit_s and not is_last
+    @contextmanager
+    def _environment(self) -> Iterator[Progress]:
+        """Resume, evaluate the initial weights, and set up random state, threads and the progress bar."""
+        with (
+            torch.random.fork_rng(devices=self.device.generators()),
+            _algorithms(self.device, deterministic=self.settings.deterministic),
+            explain_memory_errors(training_memory_error(self.device.name, self.schedule.batch_size)),
+        ):
+            if has_checkpoint(self.ctx.checkpoint_dir):
+                read_checkpoint(self.state, self.ctx.checkpoint_dir)
+            self._set_epochs(self.state.epochs)
+            if not self.state.history:
+                self._evaluate_epoch()
+                self.state.epoch_start_s = self.state.seconds
+            per_epoch = self.schedule.batches_per_epoch
+            with (
+                parallel_forward(self.classifier, self.device, self.schedule.batch_size) as self.forward,
+                self.log.progress("training", self.schedule.epochs * per_epoch, "batches") as bar,
+            ):
+                if self.use_compile:
+                    self._compile()
+                bar.update(max(0, self.state.epoch - 1) * per_epoch + self.state.n_batches)
+                yield bar
+        if (n := self.state.epochs) < self._n_planned:
+            what = "training" if len(self.validation.rows) else "refit on train and val"
+            self.log.note(
+                f"{what} is slower than planned: {n} of {self._n_planned} epochs fit the time budget"
             )
-            is_to_save = is_step and now - saved > CHECKPOINT_EVERY_S
-            if job.device.name == "cpu" or is_late or is_to_save or len(self._losses) >= CHECK_EVERY:
-                self._look_at_losses()
-            if where.stopped:
-                break  # what is spoilt is neither saved nor measured
-            if is_late:
-                where.stopped = f"{OUT_OF_TIME} after step {where.step} of {job.n_steps}"
-                break
-            if is_to_save:
-                where.seconds += now - start
-                where.epoch_s += now - start
-                self.save()
-                start = saved = time.monotonic()
-        self._look_at_losses()
-        spent = time.monotonic() - start
-        where.seconds += spent
-        where.epoch_s += spent
 
-    def _learn(self, batch: Batch, inputs: Inputs) -> bool:
-        """Take one batch; returns whether the weights have moved."""
-        job, where, optimizer = self.job, self.state.progress, self.state.optimizer
-        settings = job.config.finetuning
-        place = (job.config.seed, job.epochs_before + where.epoch, where.n_batches)
-        torch.manual_seed(_seed_of(*place))  # dropout, drop path
-        labels = to_device(torch.from_numpy(job.labels[batch.rows]), job.device.name)
-        weights = to_device(torch.from_numpy(batch.weights), job.device.name)
-        is_class = torch.nn.functional.one_hot(labels, job.n_classes)  # (B, K)
-        targets = is_class * weights[:, None]
+    def _compile(self) -> None:
+        schedule = self.schedule
+        first, *_ = schedule.batches(1, np.ones(len(schedule.labels), np.float32))
+        sample = self.inputs.train_batch(first, schedule.epochs_before + 1, schedule.size_px(0))()
+        required = self.settings.compile == "on"
+        self.forward = compile_forward(
+            self.classifier, self.forward, sample, self.device, self.log, required=required
+        )
+
+    def _remaining_batches(self) -> Iterator[tuple[Batch, Inputs]]:
+        """Yield the batches of the current epoch that are not done yet, with their inputs."""
+        schedule, state = self.schedule, self.state
+        epoch, size = state.epoch, schedule.size_px(state.epoch - 1)
+        return stream(
+            schedule.batches(epoch, state.errors_before.numpy())[state.n_batches :],
+            lambda batch: self.inputs.train_batch(batch, schedule.epochs_before + epoch, size),
+            schedule.config.compute.num_workers,
+        )
+
+    def _forward_loss(self, batch: Batch, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the logits (B, K) and the one-hot labels (B, K) of a batch."""
+        schedule, state, mixing = self.schedule, self.state, self.schedule.config.augmenting
+        position = (schedule.config.seed, schedule.epochs_before + state.epoch, state.n_batches)
+        torch.manual_seed(_seed_of(*position))  # dropout, stochastic depth
+        labels = to_device(torch.from_numpy(schedule.labels[batch.rows]), self.device.name)  # (B,)
+        weights = to_device(torch.from_numpy(batch.weights), self.device.name)  # (B,)
+        is_label = torch.nn.functional.one_hot(labels, schedule.n_classes)  # (B, K)
+        targets = is_label * weights[:, None]  # (B, K)
         maps, stats = inputs
-        mixing = job.config.augmenting
-        rng = np.random.default_rng(place)
-        if where.step < (1 - mixing.mix_off_frac) * job.n_steps and rng.random() < mixing.mix_prob:
+        rng = np.random.default_rng(position)
+        if state.step < (1 - mixing.mix_off_frac) * schedule.n_steps and rng.random() < mixing.mix_prob:
             maps, stats, targets = mix_batch(maps, stats, targets, mixing, rng)
-        with job.device.autocast():
-            logits = self._forward(maps, stats)
-        loss = job.loss(logits, targets)
-        first = where.n_batches - where.n_batches % job.batches_per_step
-        n_together = min(job.batches_per_step, job.batches_per_epoch - first)  # the last group may be short
-        (loss / n_together).backward()  # type: ignore[no-untyped-call]
+        with self.device.autocast():
+            logits = self.forward(maps, stats)  # (B, K)
+        return self.loss(logits, targets), logits, is_label
+
+    def _record(self, batch: Batch, loss: Tensor, logits: Tensor, is_label: Tensor) -> None:
+        """Keep loss and predictions on the device until they are read, and count the batch."""
         probs = logits.detach().float().softmax(1)  # (B, K)
-        misses = 1 - (probs * is_class).sum(1)  # (B,)
-        self._losses.append((where.step, batch, loss.detach(), misses, probs.argmax(1)))
-        where.n_batches += 1
-        if where.n_batches < first + n_together:
-            return False
-        factor = lr_factor(where.step, job.n_steps, settings.warmup_frac)
+        errors = 1 - (probs * is_label).sum(1)  # (B,)
+        self._unread.append((self.state.step, batch, loss.detach(), errors, probs.argmax(1)))
+        self.state.n_batches += 1
+
+    def _optimizer_step(self) -> None:
+        optimizer, state = self.state.optimizer, self.state
+        factor = lr_factor(state.step, self.schedule.n_steps, self.settings.warmup_frac)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        if settings.clip_grad_norm is not None:
-            values = [value for group in optimizer.param_groups for value in group["params"]]
-            torch.nn.utils.clip_grad_norm_(values, settings.clip_grad_norm)
+        if self.settings.clip_grad_norm is not None:
+            parameters = [value for group in optimizer.param_groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        where.step += 1
-        return True
+        state.step += 1
 
-    def _look_at_losses(self) -> None:
-        """Bring losses and predictions to the host, and stop where a loss is not finite."""
-        job, where = self.job, self.state.progress
-        for step, batch, loss, misses, pred in self._losses:
+    def _should_interrupt(self, *, can_save: bool) -> bool:
+        """Read losses and save checkpoints when due; return whether to leave the epoch."""
+        state, now = self.state, time.monotonic()
+        is_last = state.epoch == self.schedule.epochs and state.n_batches == self.schedule.batches_per_epoch
+        limit_s, elapsed_s = state.time_limit_s, state.seconds + now - self._timer
+        is_late = limit_s is not None and elapsed_s > limit_s and not is_last
+        is_save_due = can_save and now - self._saved_at > CHECKPOINT_EVERY_S
+        is_read_due = len(self._unread) >= READ_LOSSES_EVERY
+        if self.device.name == "cpu" or is_late or is_save_due or is_read_due:
+            self._read_losses()
+        if state.stopped:
+            return True  # spoilt weights are neither saved nor evaluated
+        if is_late:
+            state.stopped = f"{OUT_OF_TIME} after step {state.step} of {self.schedule.n_steps}"
+            return True
+        if is_save_due:
+            self._add_time()
+            self._save()
+            self._timer = self._saved_at = time.monotonic()
+        return False
+
+    def _end_batches(self) -> None:
+        self._read_losses()
+        self._add_time()
+
+    def _add_time(self) -> None:
+        elapsed = time.monotonic() - self._timer
+        self.state.seconds += elapsed
+        self.state.epoch_s += elapsed
+
+    def _read_losses(self) -> None:
+        """Copy losses and predictions to the host; stop the training at a non-finite loss."""
+        schedule, state = self.schedule, self.state
+        for step, batch, loss, errors, pred in self._unread:
             value = float(loss)
-            if not np.isfinite(value) and not where.stopped:
-                where.stopped = f"the loss is {value} at step {step + 1} of {job.n_steps}"
-                where.n_batches = 0  # what this epoch has made of the weights is worth nothing
-            where.loss_sum += value * len(batch.rows)
-            where.n_seen += len(batch.rows)
-            labels, weights = job.labels[batch.rows], batch.weights[None]
-            counts = count_labels(pred.cpu().numpy(), labels, job.n_classes, weights)  # each (1, K)
-            where.tally = (np.array(where.tally) + np.concatenate(counts)).tolist()
-            # numpy: of an image that stands twice in a batch the last one counts
-            self.state.misses.numpy()[batch.rows] = misses.cpu().nan_to_num(1.0).numpy()
-        self._losses = []
+            if not np.isfinite(value) and not state.stopped:
+                state.stopped = f"the loss is {value} at step {step + 1} of {schedule.n_steps}"
+                state.n_batches = 0  # the weights of this epoch are unusable
+            state.loss_sum += value * len(batch.rows)
+            state.n_seen += len(batch.rows)
+            labels, weights = schedule.labels[batch.rows], batch.weights[None]
+            counts = count_labels(pred.cpu().numpy(), labels, schedule.n_classes, weights)  # each (1, K)
+            state.counts = (np.array(state.counts) + np.concatenate(counts)).tolist()
+            # numpy: for an image that occurs twice in a batch, the last assignment counts
+            state.errors.numpy()[batch.rows] = errors.cpu().nan_to_num(1.0).numpy()
+        self._unread = []
 
-    def finish_epoch(self) -> None:
-        """Measure on the validation part, keep the best weights, write the history's row.
+    def _end_epoch(self) -> None:
+        """Evaluate, adapt the number of epochs to the time left, and save a checkpoint."""
+        self._evaluate_epoch()
+        self._fit_epochs_to_time()
+        self._save()
 
-        Without a validation part the last weights are the best.
+    def _evaluate_epoch(self) -> None:
+        """Evaluate on the validation images, keep the best weights, and append to the history.
+
+        Without validation images the last weights are the best.
         """
-        job, where = self.job, self.state.progress
-        start = time.monotonic()
-        job.source.flush()
-        logits, score = best_answer(job, predict_logits(job, self.classifier))  # (n, K), natural
-        if score < where.best_score or not len(logits):
-            where.best_score, where.best_epoch = score, where.epoch
-            for name, value in copy_of(self.classifier).items():
-                self.state.best[name].copy_(value)
-        row = self._describe(logits, score)
-        where.history.append(row)
-        losses = [past["val_loss"] for past in where.history]
-        patience = job.config.finetuning.patience
-        is_over = where.epoch == job.epochs
-        if patience is not None and not is_over and len(losses) - 1 - int(np.argmin(losses)) >= patience:
-            where.stopped = where.stopped or f"validation loss has not fallen for {patience} epochs"
-        self.state.misses_before.copy_(self.state.misses)
-        where.epoch, where.n_batches = where.epoch + 1, 0
-        where.loss_sum, where.n_seen, where.epoch_s, where.tally = 0.0, 0, 0.0, _zeros(job.n_classes)
-        where.seconds += time.monotonic() - start
+        state, start = self.state, time.monotonic()
+        self.inputs.flush()
+        _, logits, score = self.validation.best(self._validation_logits())  # (n, K)
+        if score < state.best_score or not len(logits):
+            state.best_score, state.best_epoch = score, state.epoch
+            for name, value in copy_weights(self.classifier).items():
+                state.best[name].copy_(value)
+        row = self._history_row(logits, score)
+        state.history.append(row)
+        self._check_early_stopping()
+        state.errors_before.copy_(state.errors)
+        state.epoch, state.n_batches = state.epoch + 1, 0
+        state.loss_sum, state.n_seen, state.epoch_s = 0.0, 0, 0.0
+        state.counts = _zeros(self.schedule.n_classes)
+        state.seconds += time.monotonic() - start
         if row["epoch"] or len(logits):
-            is_lowest = where.best_epoch == row["epoch"]
-            self.log.tell(describe_epoch(row, job.epochs, is_lowest=is_lowest))
+            is_best = bool(row["epoch"]) and state.best_epoch == row["epoch"]
+            self.log.tell(_describe_epoch(row, self.schedule.epochs, is_best=is_best))
 
-    def _describe(self, logits: Float32Array, score: float) -> dict[str, float]:
-        job, where = self.job, self.state.progress
-        labels = job.labels[job.val]
-        held_out = count_labels(logits.argmax(1), labels, job.n_classes)
+    def _check_early_stopping(self) -> None:
+        state, patience = self.state, self.settings.patience
+        losses = [row["val_loss"] for row in state.history]
+        is_last = state.epoch == self.schedule.epochs
+        if patience is not None and not is_last and len(losses) - 1 - int(np.argmin(losses)) >= patience:
+            state.stopped = state.stopped or f"validation loss has not improved for {patience} epochs"
+
+    def _validation_logits(self) -> Float32Array:
+        """Return natural logits (n, K) of the validation images, one view each."""
+        rows, size = self.validation.rows, self.schedule.batch_size
+        if not len(rows):
+            return np.empty((0, self.schedule.n_classes), np.float32)
+        self.classifier.eval()
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        @torch.no_grad()  # the switch is per thread
+        def forward(loaded: tuple[IntArray, Inputs]) -> Float32Array:
+            with self.device.autocast():
+                return np.asarray(self.classifier(*loaded[1]).float().cpu().numpy())
+
+        inputs = stream(batches, self.inputs.plain_batch, self.schedule.config.compute.num_workers)
+        logits = np.concatenate(list(map_on_cores(forward, inputs, self.device.name)))
+        return (logits + self.validation.offset).astype(np.float32)
+
+    def _history_row(self, logits: Float32Array, score: float) -> dict[str, float]:
+        state, labels = self.state, self.validation.labels
+        val_counts = count_labels(logits.argmax(1), labels, self.schedule.n_classes)
         return {
-            "epoch": where.epoch,
-            "step": where.step,
+            "epoch": state.epoch,
+            "step": state.step,
             "lr": self._last_lr(),
-            "train_loss": where.loss_sum / where.n_seen if where.n_seen else NAN,
-            **_figures("train", Counts(*np.array(where.tally))),
+            "train_loss": state.loss_sum / state.n_seen if state.n_seen else NAN,
+            **_metrics("train", Counts(*np.array(state.counts))),
             "val_loss": nll_of(logits, labels) if len(labels) else NAN,
-            **_figures("val", held_out),
+            **_metrics("val", val_counts),
             "val_score": score,
-            "img_per_s": where.n_seen / where.epoch_s if where.epoch_s else 0.0,
-            "seconds": where.epoch_s,
+            "img_per_s": state.n_seen / state.epoch_s if state.epoch_s else 0.0,
+            "seconds": state.epoch_s,
         }
 
     def _last_lr(self) -> float:
-        """Highest learning rate of the last step; the optimizer's own is lost when a run is killed."""
-        job, step = self.job, self.state.progress.step
+        """Return the highest learning rate of the last step; a resumed optimizer does not know it."""
+        step = self.state.step
         peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
-        return peak * lr_factor(step - 1, job.n_steps, job.config.finetuning.warmup_frac) if step else 0.0
+        return peak * lr_factor(step - 1, self.schedule.n_steps, self.settings.warmup_frac) if step else 0.0
+
+    def _fit_epochs_to_time(self) -> None:
+        """Drop epochs that no longer fit the time limit, so that the learning rate still decays to 0.
+
+        Half an epoch too many is harmless where the best weights are kept, since the rate is near 0 by then;
+        a refit without validation must complete its epochs.
+        """
+        state, n_done = self.state, self.state.epoch - 1
+        epoch_s, state.epoch_start_s = state.seconds - state.epoch_start_s, state.seconds
+        if state.time_limit_s is None or state.stopped or n_done >= state.epochs:
+            return
+        n_left = (state.time_limit_s - state.seconds) / max(epoch_s, 1e-9)
+        n_more = round(n_left) if len(self.validation.rows) else int(n_left)
+        self._set_epochs(min(self._n_planned, n_done + max(1, n_more)))
+
+    def _set_epochs(self, epochs: int) -> None:
+        self.schedule, self.state.epochs = replace(self.schedule, epochs=epochs), epochs
+
+    def _save(self) -> None:
+        """Write a checkpoint; the next one includes the time this takes."""
+        start = time.monotonic()
+        write_checkpoint(self.state, self.ctx.checkpoint_dir)
+        self.state.seconds += time.monotonic() - start
 
 
-def _figures(part: str, counts: Counts) -> dict[str, float]:
-    """Label metrics of counts (K,); NaN where nothing was counted."""
-    return {f"{part}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
+def training_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
+    """Return the error for a training that runs out of memory."""
+    return TooLittleMemoryError(
+        f"{device} has too little memory for batches of {batch_size} images; lower --train-batch-size and "
+        "raise --grad-accum-steps by the same factor"
+    )
+
+
+@contextmanager
+def _algorithms(device: Device, *, deterministic: bool) -> Iterator[None]:
+    """Select deterministic or the fastest algorithms on a GPU; restore the previous choice."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmarked = torch.backends.cudnn.benchmark
+    if device.name == "cuda":
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
+        torch.backends.cudnn.benchmark = benchmarked
+
+
+def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> str:
+    """Format a row of the history as one line."""
+    if np.isnan(row["val_accuracy"]):  # the loss is NaN for spoilt weights too
+        val = "refit on train and val"
+    else:
+        val = f"val loss {row['val_loss']:.3f}  val acc {row['val_accuracy']:.3f}{'  ★' if is_best else ''}"
+    if not row["epoch"]:
+        return f"  epoch 0/{n_epochs}  {val}"
+    return f"  epoch {row['epoch']}/{n_epochs}  train loss {row['train_loss']:.3f}  {val}"
+
+
+def _metrics(split: str, counts: Counts) -> dict[str, float]:
+    """Return label metrics of counts (K,); NaN where nothing was counted."""
+    return {f"{split}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
 
 
 def _zeros(n_classes: int) -> list[list[float]]:

@@ -102,7 +102,7 @@ def _tell_of_more(records: RunRecords, name: str) -> tuple[bool, str]:
     gain = found["gain"]
     told = (
         f" Among those learned from, each held out once, {percent(half['value'], 0)} are right with "
-        f"{half['n_learned']} to learn from, {percent(whole['value'], 0)} with {whole['n_learned']}"
+        f"{half['n_train']} to learn from, {percent(whole['value'], 0)} with {whole['n_train']}"
     )
     if gain["low"] > 0:
         return True, f"{told}; as many again may well bring more."

@@ -123,10 +123,10 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
 def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
     """Accuracy of a probe by how many images it learned from, with its intervals."""
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
-    axes = _Axes((0, points[-1]["n_learned"]), (max(0.0, low - 0.05), min(1.0, high + 0.05)))
-    drawn = [(p["n_learned"], p["value"]) for p in points]
+    axes = _Axes((0, points[-1]["n_train"]), (max(0.0, low - 0.05), min(1.0, high + 0.05)))
+    drawn = [(p["n_train"], p["value"]) for p in points]
     words = [
-        f"{p['n_learned']:,} images learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
+        f"{p['n_train']:,} images learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
         for p in points
     ]
     return Chart(
@@ -136,8 +136,8 @@ def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
         x_ticks=axes.x_ticks({n: f"{n:,.0f}" for n in (0, *(n for n, _ in drawn))}),
         y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),
         lines=(
-            axes.line("95 % interval", "ideal", [(p["n_learned"], p["low"]) for p in points]),
-            axes.line("", "ideal", [(p["n_learned"], p["high"]) for p in points]),
+            axes.line("95 % interval", "ideal", [(p["n_train"], p["low"]) for p in points]),
+            axes.line("", "ideal", [(p["n_train"], p["high"]) for p in points]),
             axes.line("accuracy, out of fold", "main", drawn, words),
         ),
     )

@@ -212,7 +212,7 @@ def _labels(records: RunRecords) -> Labels:
     typical = typical_of(records.answers)
     return Labels(
         doubts=tuple(
-            Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.proposed))
+            Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.suggested))
             for s in records.label_issues[:N_LABEL_ISSUES]
         ),
         n=len(records.label_issues),

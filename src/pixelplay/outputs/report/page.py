@@ -169,7 +169,7 @@ def _island(page: Page) -> dict[str, Any]:
             numbers = [pictures.setdefault(path, len(pictures)) for path in cell.paths]
             cells[key] = {"given": given, "label": label, "n": cell.n, "pictures": numbers}
     label_issues = [
-        {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.proposed}
+        {"path": d.suspect.path, "label": d.suspect.label, "proposed": d.suspect.suggested}
         for d in page.labels.doubts
     ]
     judged = json.dumps([label_issues, page.taken.names])

@@ -84,7 +84,7 @@ if (save) {
     const suspect = island.suspects[Number(item.dataset.suspect)];
     const way = markedOf(item).value;
     if (way === "right") return suspect.label;
-    if (way === "proposed") return suspect.proposed;
+    if (way === "proposed") return suspect.suggested;
     if (way === "other") return island.classes[Number(item.querySelector("select").value)];
     return "";
   };

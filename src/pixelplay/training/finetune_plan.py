@@ -1,0 +1,134 @@
+"""plan.json: what a fine-tuning does, whatever the clock says later, so that it can be repeated."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pixelplay.atomic import write_json
+from pixelplay.config import SMALLEST_NORMED, TrainConfig
+from pixelplay.errors import ConfigError
+from pixelplay.text import name_some, suggest
+from pixelplay.training.compatibility import FinetunedMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan:
+    """Everything about a fine-tuning that the time budget decides.
+
+    Attributes:
+        finetune: "partial" or "full".
+        unfreeze_stages: last stages that partial fine-tuning trains; None for full.
+        cached_views: augmented views cached per image for partial fine-tuning; None for full.
+        epochs: passes over the images that an epoch draws.
+        batch_size: images per batch.
+        compile: whether to use torch.compile.
+        seconds: estimated time of each piece of work; empty where nothing was measured.
+    """
+
+    finetune: FinetunedMethod
+    unfreeze_stages: int | None
+    cached_views: int | None
+    epochs: int
+    batch_size: int
+    compile: bool
+    seconds: dict[str, float]
+
+    def describe(self, n_train: int) -> str:
+        """Summarise the plan in one line."""
+        n = self.unfreeze_stages
+        layers = "all layers" if n is None else "last stage" if n == 1 else f"last {n} stages"
+        views = "" if self.cached_views is None else f", {self.cached_views} cached views per image"
+        took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if seconds)
+        return (
+            f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, {self.epochs} epochs{views}"
+            f"{f' ({took})' if took else ''}"
+        )
+
+
+def write_plan(plan: FinetunePlan, path: str) -> None:
+    """Write plan.json."""
+    write_json(dataclasses.asdict(plan), path)
+
+
+def read_plan(path: str) -> FinetunePlan:
+    """Read the plan that a run has written.
+
+    Raises:
+        ConfigError: no such file, not a plan, or an unknown key (the nearest known key is named).
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content: Any = json.load(file)
+    except OSError as error:
+        hint = (
+            "; a run that kept the linear probe has no plan" if isinstance(error, FileNotFoundError) else ""
+        )
+        raise ConfigError(f"could not read plan {path}: {error.strerror}{hint}") from None
+    except ValueError as error:
+        raise ConfigError(f"plan {path} is not valid JSON: {error}") from None
+    known = [field.name for field in dataclasses.fields(FinetunePlan)]
+    if not isinstance(content, dict) or not set(known) & set(content):
+        raise ConfigError(f"{path} is not a plan; give the plan.json of a run of pixelplay train")
+    for name in content:
+        if name not in known:
+            raise ConfigError(f"plan {path} has the unknown key {name!r}{suggest(name, known)}")
+    if missing := [name for name in known if name not in content]:
+        raise ConfigError(f"plan {path} lacks {name_some(missing)}; give an unedited plan.json")
+    _check_values(content, path)
+    return FinetunePlan(**content)
+
+
+def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
+    """Return the settings under which a plan is repeated.
+
+    Raises:
+        ConfigError: a setting contradicts the plan.
+    """
+    asked = config.finetuning
+    settings = {
+        "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
+        "epochs": (asked.epochs, plan.epochs),
+        "unfreeze_stages": (asked.unfreeze_stages, plan.unfreeze_stages),
+        "cached_views": (asked.cached_views, plan.cached_views),
+        "train_batch_size": (asked.train_batch_size, plan.batch_size),
+        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.compile else "off"),
+    }
+    for name, (value, planned) in settings.items():
+        if value is not None and value != planned:
+            raise ConfigError(
+                f"{name}={value!r} contradicts the plan, which has {planned!r}; omit one of them"
+            )
+    if asked.head == "mlp" and plan.batch_size < SMALLEST_NORMED:
+        raise ConfigError(
+            f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {SMALLEST_NORMED}; "
+            "omit the plan or the head"
+        )
+    return replace(config, finetune=plan.finetune)
+
+
+def has_same_plan(run_dir: str, plan: FinetunePlan) -> bool:
+    """Whether a run followed a plan, apart from the estimated times."""
+    path = os.path.join(run_dir, "plan.json")
+    return os.path.isfile(path) and replace(read_plan(path), seconds={}) == replace(plan, seconds={})
+
+
+def _check_values(content: dict[str, Any], path: str) -> None:
+    is_partial, seconds = content["finetune"] == "partial", content["seconds"]
+    is_valid = {
+        "finetune": content["finetune"] in ("partial", "full"),
+        **{name: _is_count(content[name]) for name in ("epochs", "batch_size")},
+        **{
+            name: _is_count(content[name]) if is_partial else content[name] is None
+            for name in ("unfreeze_stages", "cached_views")
+        },
+        "compile": isinstance(content["compile"], bool),
+        "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
+    }
+    if invalid := [name for name, ok in is_valid.items() if not ok]:
+        raise ConfigError(f"plan {path} has the invalid value {invalid[0]}={content[invalid[0]]!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

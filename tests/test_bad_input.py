@@ -618,11 +618,11 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
         (("--finetune", "none", "--crop-scale", "0.5"), ["--finetune none", "crop_scale=0.5"]),
         (
             (*PARTIAL, "--epochs", "1", "--cached-views", "90", "--cache-gb", "0.001"),
-            ["90 views", "38 images", " MB", "0.5 MB", "--cached-views"],
+            ["90", "38 images", " MB", "0.5 MB", "--cached-views"],
         ),
         (
             (*PARTIAL, "--epochs", "1", "--cache-gb", "0.00001"),
-            ["1 view", "38 images", " MB", "--cache-gb", "--finetune none"],
+            ["38 images", " MB", "--cache-gb", "--finetune none"],
         ),
         ((*PARTIAL, "--mixup-alpha", "0.4"), ["mixup_alpha=0.4", "--augment"]),
         ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1", "0 to 1000"]),

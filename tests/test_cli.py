@@ -432,7 +432,7 @@ def test_given_splits_are_kept_and_training_duplicates_of_test_images_removed(
     assert "train/dots/002.jpg" in done.err
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["test"]["n"] == 5
-    fair = metrics["test_without_copies"]
+    fair = metrics["test_without_duplicates"]
     assert fair["n"] == 4
     assert f"accuracy {fair['accuracy']['value']:.3f}" in done.out
 

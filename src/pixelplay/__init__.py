@@ -37,53 +37,37 @@ if TYPE_CHECKING:
     from pixelplay.inference.predictor import EnsemblePredictor as EnsemblePredictor
     from pixelplay.inference.predictor import Predictions as Predictions
     from pixelplay.inference.predictor import Predictor as Predictor
-    from pixelplay.outputs.crossval_report import CrossvalReport as CrossvalReport
     from pixelplay.outputs.evaluation_report import EvaluationReport as EvaluationReport
     from pixelplay.outputs.label_issues import LabelIssue as LabelIssue
     from pixelplay.outputs.label_issues import LabelIssueReport as LabelIssueReport
     from pixelplay.outputs.label_issues import read_label_issues as read_label_issues
     from pixelplay.outputs.predictions_table import PredictionSummary as PredictionSummary
     from pixelplay.outputs.report.build import report as report
-    from pixelplay.outputs.train_report import TrainReport as TrainReport
+    from pixelplay.outputs.run_report import RunReport as RunReport
 
 # imported on first use, so that `import pixelplay` and `pixelplay --help` load no PyTorch
 _MODULES = {
-    "api": ("cross_validate", "evaluate", "explain", "predict", "train"),
-    "config": (
-        "AugmentConfig",
-        "ComputeConfig",
-        "DataConfig",
-        "FinetuneConfig",
-        "TrainConfig",
-        "UncertaintyConfig",
-        "original_recipe",
-    ),
-    "data.audit": ("Audit",),
-    "data.dataset": ("ImageDataset",),
-    "dataset_scan": ("scan",),
-    "errors": (
-        "BundleError",
-        "ConfigError",
-        "DataError",
-        "ImageError",
-        "MissingExtraError",
-        "PixelPlayError",
-    ),
-    "evaluation.evaluate": ("Evaluation",),
-    "inference.explain": ("Explainer", "Explanation"),
-    "inference.predictor": ("EnsemblePredictor", "Predictions", "Predictor"),
-    "outputs.crossval_report": ("CrossvalReport",),
-    "outputs.evaluation_report": ("EvaluationReport",),
-    "outputs.label_issues": ("LabelIssue", "LabelIssueReport", "read_label_issues"),
-    "outputs.predictions_table": ("PredictionSummary",),
-    "outputs.report.build": ("report",),
-    "outputs.train_report": ("TrainReport",),
+    "api": "cross_validate evaluate explain predict train",
+    "config": "AugmentConfig ComputeConfig DataConfig FinetuneConfig TrainConfig UncertaintyConfig "
+    "original_recipe",
+    "data.audit": "Audit",
+    "data.dataset": "ImageDataset",
+    "dataset_scan": "scan",
+    "errors": "BundleError ConfigError DataError ImageError MissingExtraError PixelPlayError",
+    "evaluation.evaluate": "Evaluation",
+    "inference.explain": "Explainer Explanation",
+    "inference.predictor": "EnsemblePredictor Predictions Predictor",
+    "outputs.evaluation_report": "EvaluationReport",
+    "outputs.label_issues": "LabelIssue LabelIssueReport read_label_issues",
+    "outputs.predictions_table": "PredictionSummary",
+    "outputs.report.build": "report",
+    "outputs.run_report": "RunReport",
 }
-__all__ = [name for names in _MODULES.values() for name in names]
+__all__ = [name for names in _MODULES.values() for name in names.split()]
 
 
 def __getattr__(name: str) -> Any:
-    module = next((module for module, names in _MODULES.items() if name in names), None)
+    module = next((module for module, names in _MODULES.items() if name in names.split()), None)
     if module is None:
         raise AttributeError(f"module 'pixelplay' has no attribute {name!r}")
     import importlib

@@ -33,21 +33,22 @@ from pixelplay.inference.predictor import (
 )
 from pixelplay.inference.uncertainty import Uncertainty
 from pixelplay.model.bundle import read_bundle, write_bundle
-from pixelplay.outputs.crossval_report import CrossvalReport, make_crossval_report, write_crossval_records
+from pixelplay.outputs.crossval_report import make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
-    choose_scored,
     compare_runs,
     evaluate_held_out,
     evaluate_predictions,
     evaluate_test,
-    labels_among,
-    write_judged,
+    labels_in,
+    select_scored,
+    write_evaluated,
 )
 from pixelplay.outputs.explanations import new_explanations_dir, write_explanations
 from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, write_predictions
+from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
-from pixelplay.outputs.train_report import TrainReport, make_train_report, write_train_records
+from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog
 from pixelplay.training.cross_validation import (
     average_folds,
@@ -79,7 +80,7 @@ def train(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
-) -> TrainReport:
+) -> RunReport:
     """Train one classifier: labelled images in, model bundle and honest metrics out.
 
     Args:
@@ -126,7 +127,7 @@ def cross_validate(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
-) -> CrossvalReport:
+) -> RunReport:
     """Train a classifier without each of `config.n_folds` folds in turn, and measure every image once.
 
     The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
@@ -212,11 +213,11 @@ def evaluate(
     if out is not None:
         check_new_file(os.fspath(out), force=force)
     dataset = log_assumptions(scan_source(os.fspath(source), data), log)
-    dataset, scored_split = choose_scored(dataset, split, log)
+    dataset, scored_split = select_scored(dataset, split, log)
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive(labels_among(predictor.classes, dataset), predictor.classes, positive, at_precision)
+        find_positive(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, dataset, log)
     report = evaluate_predictions(
         predictions,
@@ -228,7 +229,7 @@ def evaluate(
         positive=positive,
     )
     if out is not None:
-        write_judged(predictions, dataset, predictor.bundle, os.fspath(out))
+        write_evaluated(predictions, dataset, predictor.bundle, os.fspath(out))
     if against is None or other is None:
         return report
     answers = predictions, collect_predictions(other, dataset, log)

@@ -10,7 +10,6 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
@@ -55,8 +54,7 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import counted, printable
 
 if TYPE_CHECKING:
-    from pixelplay.outputs.crossval_report import CrossvalReport
-    from pixelplay.outputs.train_report import TrainReport
+    from pixelplay.outputs.run_report import RunReport
 
 # ruff: noqa: B008 - the settings classes are frozen
 
@@ -128,7 +126,6 @@ def train(
     if resume and _is_finished(out, data, config, {"pixelplay": "train"}, output, plan=plan):
         return
     from pixelplay import api
-    from pixelplay.outputs.console import format_train_report
 
     done = api.train(
         data,
@@ -141,9 +138,7 @@ def train(
         command=typed_command(),
         started=started,
     )
-    _finish(
-        done, partial(format_train_report, done, verbose=verbose), config.compute, log, output, report=report
-    )
+    _finish(done, config.compute, log, output, report=report, verbose=verbose)
 
 
 def crossval(
@@ -182,7 +177,6 @@ def crossval(
     if resume and _is_finished(out, data, replace(config, test_frac=0.0), about, output):
         return
     from pixelplay import api
-    from pixelplay.outputs.console import format_crossval_report
 
     done = api.cross_validate(
         data,
@@ -196,14 +190,7 @@ def crossval(
         command=typed_command(),
         started=started,
     )
-    _finish(
-        done,
-        partial(format_crossval_report, done, verbose=verbose),
-        config.compute,
-        log,
-        output,
-        report=report,
-    )
+    _finish(done, config.compute, log, output, report=report, verbose=verbose)
 
 
 def evaluate(
@@ -457,15 +444,16 @@ def _is_finished(
 
 
 def _finish(
-    done: "TrainReport | CrossvalReport",
-    as_text: Callable[..., str],
+    done: "RunReport",
     compute: ComputeConfig,
     log: RunLog,
     output: OutputOptions,
     *,
     report: bool,
+    verbose: bool,
 ) -> None:
     """Write the report of a finished run and print its result; a failed report does not fail the run."""
+    from pixelplay.outputs.console import format_run_report
     from pixelplay.outputs.report import build
 
     path, interrupted = None, False
@@ -476,7 +464,7 @@ def _finish(
     except KeyboardInterrupt:
         interrupted = True
         log.tell(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
-    _print_result(output, done.to_json, lambda: as_text(report_path=path))
+    _print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
     if interrupted:
         raise SystemExit(130)
 

@@ -138,7 +138,11 @@ def test_invalid_group_regex_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
-        (UncertaintyConfig, {"min_confidence": 0.5, "target_accuracy": 0.9}, ["min_confidence", "target_accuracy"]),
+        (
+            UncertaintyConfig,
+            {"min_confidence": 0.5, "target_accuracy": 0.9},
+            ["min_confidence", "target_accuracy"],
+        ),
         (UncertaintyConfig, {"conformal_score": "aps"}, ["conformal_score='aps'", "--coverage"]),
         (FinetuneConfig, {"head": "mlp", "ensemble_probe": "on"}, ["head='mlp'", "ensemble_probe='on'"]),
         (FinetuneConfig, {"head": "mlp", "train_batch_size": 2}, ["train_batch_size=2", "3 to 10000"]),

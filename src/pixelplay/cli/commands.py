@@ -464,6 +464,8 @@ def _finish(
     except KeyboardInterrupt:
         interrupted = True
         log.tell(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
+    if output.json and path is not None:
+        log.tell(f"report: {path}")
     _print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
     if interrupted:
         raise SystemExit(130)

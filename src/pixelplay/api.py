@@ -1,7 +1,8 @@
 """The public functions: train, cross_validate, evaluate, predict, explain (scan: dataset_scan.py)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from pixelplay.config import (
@@ -23,10 +24,9 @@ from pixelplay.data.sources import (
 )
 from pixelplay.data.tables import read_table
 from pixelplay.evaluation.selective import check_precision_arguments, find_positive
-from pixelplay.inference.explain import Explainer, explain_all
+from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import (
     EnsemblePredictor,
-    Predictions,
     Predictor,
     collect_predictions,
     join_predictions,
@@ -44,8 +44,8 @@ from pixelplay.outputs.evaluation_report import (
     select_scored,
     write_evaluated,
 )
-from pixelplay.outputs.explanations import new_explanations_dir, write_explanations
-from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, write_predictions
+from pixelplay.outputs.explanations import ExplainedImage, new_explanations_dir, write_explanations
+from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, open_predictions_table
 from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.train_report import make_train_report, write_train_records
@@ -291,24 +291,23 @@ def predict(
     careful = Uncertainty(uncertainty, predictor.held_out)
     for note in careful.notes:
         log.note(note)
-    summary = PredictionSummary()
-
-    def watch() -> Iterator[Predictions]:
+    summary, chunks = PredictionSummary(), []
+    new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
+    with new_table as table, log.progress("predicting", n_images) as bar:
         for dataset in datasets:
-            for chunk in predictor.predict_stream(dataset):
+            for predictions in predictor.predict_stream(dataset):
+                chunk = careful.apply(predictions)
                 bar.update(len(chunk))
-                answered = careful.apply(chunk)
-                summary.add(answered)
-                yield answered
-
-    with log.progress("predicting", n_images) as bar:
-        if sample is None:
-            write_predictions(watch(), predictor.classes, out)
-        else:
-            predictions = join_predictions(list(watch()), predictor.classes)
-            for note in write_submission(predictions, sample, out, probability_of=probability_of):
-                log.note(note)
-    summary.say_what_is_missing(out if sample is None else None, log)
+                summary.add(chunk)
+                if table is not None:
+                    table.write(chunk)
+                else:
+                    chunks.append(chunk)
+    if sample is not None:
+        whole = join_predictions(chunks, predictor.classes)
+        for note in write_submission(whole, sample, out, probability_of=probability_of):
+            log.note(note)
+    summary.log_unreadable(out if sample is None else None, log)
     return summary
 
 
@@ -325,7 +324,7 @@ def explain(
     ensemble_with: StrPath | Sequence[StrPath] = (),
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
-) -> int:
+) -> list[ExplainedImage]:
     """Show where in images a classifier sees a class: overlays, raw maps, contact sheets and a table.
 
     Returns:
@@ -351,7 +350,4 @@ def explain(
         datasets = list_all_images(images, data, log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
-        if class_name is not None:
-            explainer.check_label(class_name)
-        explained = explain_all(explainer, datasets, class_name)
-        return write_explanations(explained, sum(map(len, datasets)), folder, log)
+        return write_explanations(explainer, datasets, class_name, folder, log)

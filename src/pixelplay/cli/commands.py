@@ -336,10 +336,10 @@ def predict(
         compute=compute,
         log=output.make_log(),
     )
-    print(f"wrote {printable(out)}: {printable(summary.describe())}")
-    if summary.n_bad and strict:
+    print(summary.describe(out, submission=submission is not None))
+    if summary.n_unreadable and strict:
         raise PixelPlayError(
-            f"{counted(summary.n_bad, 'image')} could not be read, which --strict does not allow; "
+            f"{counted(summary.n_unreadable, 'image')} could not be read, which --strict does not allow; "
             f"first: {summary.errors[0]}"
         )
 

@@ -111,7 +111,7 @@ def _format_run(
         [
             _title(name, report.metric),
             *_format_estimate(getattr(evaluation, name)),
-            _format_estimate(getattr(baseline, name))[0],
+            f"{value['value'] if isinstance(value := baseline[name], dict) else value:.3f}",
         ]
         for name in HEADLINES
     ]
@@ -132,7 +132,7 @@ def _format_run(
     }
     outputs = {"Run": [report.run_dir], "Report": [report_path] if report_path else [], "Next": commands}
     return _join_blocks(
-        align([title, "value", "95 % CI", f"majority class {baseline.name!r}"], rows),
+        align([title, "value", "95 % CI", f"majority class {baseline['class']!r}"], rows),
         _class_table(evaluation, report.train_counts) if verbose else [],
         _format_sections(results),
         _format_sections(outputs),

@@ -57,7 +57,7 @@ def make_crossval_report(
         single: whether one classifier is deployed instead of the ensemble.
     """
     config, counts, rows = ctx.config, data.fit_counts, validation.rows
-    labels, held_out = data.given_labels[rows], validation.rules[0].pred >= 0
+    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0
     splits = {"oof": _evaluate(validation, data, data.given_labels, config.seed)}
     if (data.corrected_labels != data.given_labels)[rows].any():
         splits["oof_corrected"] = _evaluate(validation, data, data.corrected_labels, config.seed)
@@ -126,12 +126,12 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
         labels: (N,) of all images in the training data; images with -1 are skipped.
     """
     groups, found = data.dataset.groups, []
-    for fit in validation.rules:
-        kept = (fit.pred >= 0) & (labels[validation.rows] >= 0)
+    for probs, pred in zip(validation.probs, validation.pred, strict=True):
+        kept = (pred >= 0) & (labels[validation.rows] >= 0)
         rows = validation.rows[kept]
         evaluation = evaluate_probs(
-            fit.probs[kept],
-            fit.pred[kept],
+            probs[kept],
+            pred[kept],
             labels[rows],
             data.classes,
             n_known=data.n_known,
@@ -146,14 +146,14 @@ def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[
     """Compare calibration in the first repetition; repeated images are no further evidence."""
     held_out = validation.folds[0] >= 0  # excluded images have the deployed temperature
     before = natural_probs(validation.logits[0][held_out], 1.0)
-    return compare_reliability(before, validation.rules[0].probs[held_out], labels[held_out], "oof")
+    return compare_reliability(before, validation.probs[0][held_out], labels[held_out], "oof")
 
 
 def _collect_label_issues(
     run_dir: str, data: TrainingData, validation: CrossValidation, test: EvaluatedSplit | None
 ) -> LabelIssueReport:
-    held_out = validation.rules[0].pred >= 0  # (N,) a class's only image never is
-    probs = np.mean([fit.probs[held_out] for fit in validation.rules], axis=0)
+    held_out = validation.pred[0] >= 0  # (N,) a class's only image never is
+    probs = np.mean([each[held_out] for each in validation.probs], axis=0)
     found = {"oof": (validation.rows[held_out], probs)}
     if test is not None:
         found["test"] = (test.rows, test.predictions.probs)
@@ -162,14 +162,14 @@ def _collect_label_issues(
 
 def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
     return [
-        label_metric(metric, validation.rules[result.repeat].pred[own], labels[own])
+        label_metric(metric, validation.pred[result.repeat][own], labels[own])
         for result in validation.results
         if (own := validation.folds[result.repeat] == result.fold).any()
     ]
 
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:
-    rule = validation.rules[result.repeat].rules.get(result.fold)
+    rule = validation.rules[result.repeat].get(result.fold)
     return {
         "repeat": result.repeat,
         "fold": result.fold,

@@ -1,7 +1,7 @@
 """Evaluate a run's own splits, and any labelled images for `evaluate` and `evaluate --against`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,6 +64,7 @@ def evaluate_rows(
         pred=pred,
         classes=data.known_classes,
         digests=tuple(data.digests[i] for i in rows),
+        label=tuple(data.classes[k] for k in labels),
     )
 
     def evaluate(kept: BoolArray, labels: IntArray) -> Evaluation:
@@ -232,11 +233,9 @@ def labels_in(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
 
 def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
     """Write each prediction beside its label, and whether the model was trained on the image."""
-    columns = {
-        "given": [dataset.classes[k] for k in dataset.labels],
-        "trained_on": ["true" if seen else "false" for seen in _was_trained_on(predictions, bundle)],
-    }
-    write_predictions([predictions], predictions.classes, path, columns)
+    labelled = replace(predictions, label=tuple(dataset.classes[k] for k in dataset.labels))
+    columns = {"trained_on": ["true" if seen else "false" for seen in _was_trained_on(predictions, bundle)]}
+    write_predictions([labelled], predictions.classes, path, columns)
 
 
 def evaluate_predictions(

@@ -14,7 +14,7 @@ from pixelplay.config import Metric, to_json
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.storage import ZipStorage
 from pixelplay.evaluation.decision_rule import DecisionRule
-from pixelplay.evaluation.evaluate import Baseline, Evaluation
+from pixelplay.evaluation.evaluate import Evaluation
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.outputs.evaluation_report import EvaluatedSplit
 from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssueReport, write_label_issues
@@ -79,7 +79,7 @@ class RunReport:
     finetune: str | Mapping[str, int]
     splits: Mapping[str, Evaluation]
     held_out_split: str
-    baseline: Baseline
+    baseline: Mapping[str, Any]
     train_counts: Mapping[str, int]
     chosen: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
@@ -133,7 +133,7 @@ class RunReport:
             "finetune": self.finetune if isinstance(self.finetune, str) else dict(self.finetune),
             **({} if self.by_fold is None else self._folds_to_json(measured)),
             "baseline": {
-                **self.baseline.to_json(),
+                **self.baseline,
                 "n": self.evaluation.n,
                 "chosen_on": "train+val" if both else "train",
                 "measured_on": self.measured_on,
@@ -212,9 +212,8 @@ def write_table(
     name: str, evaluated: EvaluatedSplit, folder: str, extra: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Write the predictions of a split beside its labels."""
-    columns = {**(extra or {}), "given": evaluated.labels}
-    classes = evaluated.predictions.classes
-    write_predictions([evaluated.predictions], classes, os.path.join(folder, name), columns)
+    predictions = evaluated.predictions
+    write_predictions([predictions], predictions.classes, os.path.join(folder, name), extra)
 
 
 def write_metrics(report: RunReport, folder: str) -> None:
@@ -225,25 +224,12 @@ def write_metrics(report: RunReport, folder: str) -> None:
 
 def describe_rule(rule: DecisionRule, selected: str) -> dict[str, dict[str, Any]]:
     """Return temperature and tau with the evidence for them, JSON-ready."""
-    temperature, tau = rule.temperature, rule.tau
-    by = {"chosen_on": selected, "n": temperature.n}
+    temperature, tau = rule.evidence["temperature"], rule.evidence["tau"]
+    by = {"chosen_on": selected, "n": temperature["n"]}
+    source = "held_out" if selected == SELECTED_ON["val"] else "oof"
     return {
-        "temperature": {
-            "value": temperature.temperature,
-            **by,
-            "source": "held_out" if selected == SELECTED_ON["val"] else "oof",
-            "nll_before": temperature.nll_before,
-            "nll_after": temperature.nll_after,
-            "at_bound": temperature.at_bound,
-        },
-        "tau": {
-            "value": tau.tau,
-            **by,
-            "expected": tau.expected_tau,
-            "metric_value": tau.value,
-            "metric_at_zero": tau.value_at_zero,
-            "standard_error": tau.standard_error,
-        },
+        "temperature": {"value": rule.temperature, **by, "source": source, **temperature},
+        "tau": {"value": rule.tau, **by, **tau},
     }
 
 

@@ -53,7 +53,7 @@ def make_train_report(
     calibration = None
     if test is not None:
         probs = test.predictions.probs
-        before = uncalibrated(probs, rule.temperature.temperature)
+        before = uncalibrated(probs, rule.temperature)
         calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
     headline, counts = test or held_out, data.counts_of(classifier.trained_on)
     return RunReport(

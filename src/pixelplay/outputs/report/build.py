@@ -6,7 +6,7 @@ from pixelplay.config import ComputeConfig, DataConfig
 from pixelplay.errors import BundleError, ConfigError, DataError, ImageError, PixelPlayError
 from pixelplay.inference.explain import Explainer
 from pixelplay.model.bundle import find_bundle, read_bundle
-from pixelplay.outputs.overlay import overlay
+from pixelplay.outputs.explanations import overlay
 from pixelplay.outputs.report.confusion_matrix import worst_first
 from pixelplay.outputs.report.contents import N_ENLARGED, N_MISTAKES, Mistake, make_page, plan_pictures
 from pixelplay.outputs.report.images import LARGE_PX, Pictures, encode, find_source

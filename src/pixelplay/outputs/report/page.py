@@ -48,7 +48,7 @@ def make_model_page(bundle: ModelBundle, folder: str) -> ModelPage:
     held_out = bundle.held_out
     right, n = int(held_out.is_right.sum()), len(held_out.is_right)
     accuracy = wilson(right, n)
-    curve = risk_coverage(held_out.confidence, held_out.is_right.astype(bool))
+    curve, _ = risk_coverage(held_out.confidence, held_out.is_right.astype(bool))
     return ModelPage(
         title=_name(os.path.abspath(folder)),
         version=__version__,
@@ -67,7 +67,7 @@ def make_model_page(bundle: ModelBundle, folder: str) -> ModelPage:
             "decisions tuned for": bundle.metric,
         },
         priors={name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
-        chart=risk_chart([{"coverage": c, "risk": r} for c, r in curve.points()]),
+        chart=risk_chart([{"coverage": c, "risk": r} for c, r in curve]),
         missing=MISSING,
     )
 

@@ -161,12 +161,12 @@ def _read_answers(path: str) -> list[Answer]:
         return [
             Answer(
                 path=plain_path(row["path"]),
-                given=plain_label(row["given"]),
-                label=plain_label(row["label"]),
+                given=plain_label(row["label"]),
+                label=plain_label(row["prediction"]),
                 probability=float(row["probability"]),
             )
             for row in csv.DictReader(file, strict=True)
-            if row["status"] == "ok" and row["label"] and row.get("repeat", "") in FIRST_REPEAT
+            if row["status"] == "ok" and row["prediction"] and row.get("repeat", "") in FIRST_REPEAT
         ]
 
 

@@ -353,7 +353,7 @@ def test_sample_submission_of_other_classes(drawn_images: Path, tiny_run: Path, 
 
 def test_unknown_backbone(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "resnet5O")
-    _assert_names(line, "'resnet5O'", "'resnet5", "lite0")
+    _assert_names(line, "'resnet5O'", "'resnet5")
 
 
 def test_backbone_from_a_hub(drawn_images: Path, refuse: Refusal) -> None:

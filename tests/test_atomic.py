@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,8 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write_half(path: str, error: BaseException, **options: Any) -> None:
-    with atomic_write(path, **options) as temporary:
+def write_half(path: str, error: BaseException) -> None:
+    with atomic_write(path) as temporary:
         Path(temporary).write_text("half")
         raise error
 
@@ -37,12 +36,6 @@ def test_interrupted_write_keeps_the_old_file(tmp_path: Path, error: BaseExcepti
         write_half(str(path), error)
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["table.csv"]
-
-
-def test_keep_partial_keeps_what_was_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bad row"):
-        write_half(str(tmp_path / "table.csv"), ValueError("bad row"), suffix=".partial", keep_partial=True)
-    assert names_in(tmp_path) == ["table.csv.partial"]
 
 
 def test_bytes_and_json_replace_the_old_file(tmp_path: Path) -> None:

@@ -11,23 +11,16 @@ OLD = "-old"  # suffix of the folder being replaced, after the temporary name of
 
 
 @contextmanager
-def atomic_write(path: str, *, suffix: str = ".tmp", keep_partial: bool = False) -> Iterator[str]:
-    """Yield a temporary name to write to; rename that file when the block ends.
-
-    Args:
-        path: file to create or replace.
-        suffix: of the temporary name.
-        keep_partial: keep what was written when the block raises, instead of removing it.
-    """
-    temporary = f"{path}{suffix}"
+def atomic_write(path: str) -> Iterator[str]:
+    """Yield a temporary name to write to; rename that file to `path` when the block ends, or remove it."""
+    temporary = f"{path}.tmp"
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        if not keep_partial:
-            with suppress(OSError):
-                os.remove(temporary)
+        with suppress(OSError):
+            os.remove(temporary)
         raise
 
 
@@ -45,8 +38,7 @@ def write_json(content: Mapping[str, Any], path: str) -> None:
 def replace_folder(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
     """Rename a finished folder to `target`; a folder of that name is kept until the new one is there.
 
-    Args:
-        is_ours: tells whether a leftover of a killed process can be removed without loss.
+    The leftover of a killed process is removed if `is_ours` returns true for it.
     """
     for folder, _, names in os.walk(temporary):
         for name in names:

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 SHOWN = 10  # items named in a message before the rest is only counted
+EXAMPLES = 3  # the same in a note
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -12,12 +13,10 @@ def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     cells = [[printable(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for first, *others in cells:
-        padded = [first + " " * (widths[0] - _width(first))]
-        padded += [
-            " " * (width - _width(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
+    for row in cells:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        others = [gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True)]
+        lines.append("  ".join([row[0] + gaps[0], *others]).rstrip())
     return lines
 
 
@@ -38,16 +37,11 @@ def _escape(char: str) -> str:
     return char.encode("ascii", "backslashreplace").decode() if char > "\x7f" else repr(char)[1:-1]
 
 
-def name_some(items: Sequence[object]) -> str:
-    """Name the first ten items and count the rest: "a, b and 3 more"."""
-    return name_first(items[:SHOWN], len(items))
-
-
-def name_first(items: Sequence[object], n: int) -> str:
-    """Name the given items and count the rest of n."""
-    shown = ", ".join(map(str, items))
-    rest = n - len(items)
-    return shown if rest <= 0 else f"{shown} and {rest} more"
+def name_some(items: Sequence[object], limit: int = SHOWN, *, n: int | None = None) -> str:
+    """Name at most `limit` items and count the rest of n, by default of the items: "a, b and 3 more"."""
+    shown = items[:limit]
+    n_more = (n or len(items)) - len(shown)
+    return ", ".join(map(str, shown)) + (f" and {n_more} more" if n_more > 0 else "")
 
 
 def counted(n: int, noun: str) -> str:

@@ -30,8 +30,7 @@ class Future(Generic[Result]):
     def run(self) -> None:
         """Make the call; keep what it returns or raises for `result`."""
         call, outcome = self._call, self._outcome
-        # A finished call must not keep its arguments (images) alive, and the traceback of an error holds
-        # this frame.
+        # a finished call must not keep its images alive, and the traceback of an error holds this frame
         del self._call, self
         try:
             outcome.put((call(), None))
@@ -64,9 +63,7 @@ class ThreadPool:
     benchmarks/DECISIONS.md). Here threads share nothing but `SimpleQueue`s, which have no such moment, and
     are started bare.
 
-    Args:
-        n_threads: upper limit; threads start as calls arrive.
-        initializer: called first in each thread; if it raises, so do the calls that this thread takes.
+    `initializer` is called first in each thread; if it raises, so do the calls that this thread takes.
     """
 
     def __init__(self, n_threads: int, initializer: Callable[[], object] | None = None) -> None:
@@ -96,15 +93,14 @@ class ThreadPool:
         return future
 
     def shutdown(self, wait: bool = True) -> None:
-        """Drop the calls that have not started; their futures never get a result.
+        """Drop the calls that have not started, and optionally wait for the running ones.
 
-        Args:
-            wait: return only when the running calls have finished.
+        The futures of dropped calls never get a result.
         """
         self._is_shut_down = True
         self._queue.put(None)
-        # A pool that was never closed is collected here: in any thread, even one of its own, or after Python
-        # has ended all others. None of them can wait.
+        # a pool that was never closed is collected in any thread, even its own, or after Python has ended
+        # all others: none of them can wait
         if not wait or sys.is_finalizing() or _thread.get_ident() in self._thread_ids:
             return
         n_waited, self._n_started = self._n_started, 0
@@ -144,10 +140,8 @@ def prefetch_map(
 ) -> Iterator[Result]:
     """Yield function(item) for each item in order, computing at most `ahead` results in advance.
 
-    Args:
-        function: runs in threads.
-        items: consumed one by one as results are taken; a generator is closed at the end.
-        initializer: called first in each thread.
+    Items are consumed one by one as results are taken; a generator is closed at the end. `initializer` is
+    called first in each thread.
     """
     pending: deque[Future[Result]] = deque()
     with silence_pillow(), ThreadPool(num_workers or default_workers(), initializer) as pool:

@@ -52,7 +52,7 @@ class Watched:
     def size(self, path: str) -> int:
         return self._storage.size(path)
 
-    def shown(self, path: str) -> str:
+    def display_path(self, path: str) -> str:
         return path
 
 
@@ -106,7 +106,7 @@ def check_planted(dataset: ImageDataset, duplicates: Duplicates) -> None:
     assert sorted(map(sorted, named(dataset, duplicates.leaks))) == sorted(map(sorted, [leaking, unlabelled]))
 
 
-@pytest.mark.parametrize("is_decoded", [True, False])
+@pytest.mark.parametrize("decode", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_planted_duplicates_conflicts_and_leaks_are_found(
     planted: ImageDataset, decode: bool, num_workers: int
@@ -181,7 +181,7 @@ def test_errors_do_not_keep_image_bytes_alive(tmp_path: Path) -> None:
     assert [reference() for reference in storage.data_refs] == [None, None]
 
 
-@pytest.mark.parametrize("is_decoded", [True, False])
+@pytest.mark.parametrize("decode", [True, False])
 def test_progress_counts_every_image_once(tmp_path: Path, decode: bool) -> None:
     dataset = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
     counts: list[int] = []
@@ -211,7 +211,7 @@ def test_near_duplicates_include_their_exact_duplicates(planted: ImageDataset) -
     check_exact = find_duplicates(planted, digests)
     assert duplicates.sets == check_exact.sets
     assert named(planted, duplicates.near) == [{"train/cat/1.png", "train/cat/2.png", "train/cat/9.png"}]
-    assert duplicates.copies == duplicates.sets + duplicates.near
+    assert duplicates.exact_and_near == duplicates.sets + duplicates.near
     assert (duplicates.conflicts, duplicates.leaks) == (check_exact.conflicts, check_exact.leaks)
 
 

@@ -44,8 +44,8 @@ class Duplicates:
     leaks: tuple[tuple[int, ...], ...]
 
     @property
-    def copies(self) -> tuple[tuple[int, ...], ...]:
-        """Exact and near-duplicates: sets that must stay within one split."""
+    def exact_and_near(self) -> tuple[tuple[int, ...], ...]:
+        """All sets that must stay within one split."""
         return self.sets + self.near
 
 

@@ -21,22 +21,13 @@ SPLIT_NAMES: Mapping[str, SplitName] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FolderLabels:
-    """Labels and splits of N images, read from the folders they are in.
-
-    Attributes:
-        paths: (N,) those inside the layout.
-        labels: (N,) class name, None for an unlabelled image.
-        splits: (N,) None where there are no split folders.
-        subfolders: (N,) the image's folder, "" if that is the class folder itself.
-        skipped: reason → number of files outside the layout.
-        notes: assumptions made, one sentence each.
-    """
+    """Labels and splits of the N images inside the layout."""
 
     paths: list[str] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    splits: list[SplitName | None] = field(default_factory=list)
-    subfolders: list[str] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
+    labels: list[str | None] = field(default_factory=list)  # None for an unlabelled image
+    splits: list[SplitName | None] = field(default_factory=list)  # None where there are no split folders
+    subfolders: list[str] = field(default_factory=list)  # folder; "" if that is the class folder itself
+    skipped: dict[str, int] = field(default_factory=dict)  # reason → number of files outside the layout
     notes: list[str] = field(default_factory=list)
 
 
@@ -48,13 +39,12 @@ def split_from_name(name: str) -> SplitName | None:
 def labels_from_folders(paths: Sequence[str], root: str = "") -> FolderLabels:
     """Read the label and split of each image from the folders it is in.
 
-    The first folder (below the split folder, if there is one) is the class, however deep the image
-    lies, so `a/cat` and `b/cat` are never merged. Images in a test folder are unlabelled if none of its
-    subfolders is named like a training class.
+    The first folder below the root (and below a split folder) is the class, however deep the image lies, so
+    `a/cat` and `b/cat` are never merged. Images in a test folder are unlabelled if none of its subfolders is
+    named like a training class.
 
     Args:
-        paths: files that may be images, relative paths with forward slashes.
-        root: prefix of all paths, "" or ending with "/"; class folders are directly below it.
+        paths: relative, with forward slashes; all begin with `root`, which is "" or ends with "/".
     """
     inner = [path.removeprefix(root) for path in paths]
     subfolders = _list_subfolders(inner)
@@ -89,7 +79,10 @@ def labels_from_folders(paths: Sequence[str], root: str = "") -> FolderLabels:
             f"the test split is unlabelled and not scored ({counted(n_test, 'image')}): "
             "none of its folders is named like a training class"
         )
-    found.notes.extend(_note_layout(subfolders, split_of, has_classes_beside))
+    if has_classes_beside and split_of:
+        found.notes.append(f"folders read as splits: {name_some(sorted(split_of))}; the others are classes")
+    if classes := sorted(top for top in subfolders.keys() - split_of.keys() if split_from_name(top)):
+        found.notes.append(f"folders read as classes, not as splits: {name_some(classes)}")
     if not split_of:
         found.notes.extend(_note_repeated_subfolders(inner))
     return found
@@ -114,30 +107,19 @@ def _find_split_folders(subfolders: Mapping[str, set[str]]) -> tuple[dict[str, S
     are other top folders. Otherwise the top folders are classes, except a val or test folder that
     repeats some of them and a test folder without subfolders beside at least two other folders.
     """
-    named = {top: split for top in subfolders if (split := split_from_name(top)) is not None}
+    named = {top: split for top in subfolders if (split := split_from_name(top))}
     others = subfolders.keys() - named.keys()
     n_splits_with = Counter(name for top in named for name in subfolders[top])
     most = max((len(subfolders[top]) for top, split in named.items() if split != "test"), default=0)
     if not others or max(n_splits_with.values(), default=0) > 1 or most > max(1, len(others)):
         return named, False
-    held_out: dict[str, SplitName] = {}
-    for top, split in named.items():
-        is_flat_test = split == "test" and not subfolders[top] and len(subfolders) > 2
-        if split != "train" and (subfolders[top] & others or is_flat_test):
-            held_out[top] = split
-    return held_out, True
-
-
-def _note_layout(
-    subfolders: Mapping[str, set[str]], split_of: Mapping[str, SplitName], has_classes_beside: bool
-) -> list[str]:
-    notes = []
-    if has_classes_beside and split_of:
-        notes.append(f"folders read as splits: {name_some(sorted(split_of))}; the others are classes")
-    classes = sorted(top for top in subfolders if split_from_name(top) is not None and top not in split_of)
-    if classes:
-        notes.append(f"folders read as classes, not as splits: {name_some(classes)}")
-    return notes
+    has_room = len(subfolders) > 2
+    return {
+        top: split
+        for top, split in named.items()
+        if (split != "train" and subfolders[top] & others)
+        or (split == "test" and not subfolders[top] and has_room)
+    }, True
 
 
 def _note_repeated_subfolders(paths: Sequence[str]) -> list[str]:
@@ -147,18 +129,17 @@ def _note_repeated_subfolders(paths: Sequence[str]) -> list[str]:
         if deeper:
             classes_with.setdefault(deeper[0], set()).add(class_name)
     repeated = sorted(name for name, classes in classes_with.items() if len(classes) > 1)
-    if not repeated:
-        return []
-    return [
+    note = (
         f"the first folder is the class; subfolders in several classes are not merged: {name_some(repeated)}"
-    ]
+    )
+    return [note] if repeated else []
 
 
 def empty_class_folders(empty: Sequence[str]) -> list[str]:
     """Select the class folders and split folders among all folders without an image."""
     tops = [name for name in empty if "/" not in name]
-    inner = [name.partition("/") for name in empty if name.count("/") == 1]
-    return tops + [f"{top}/{name}" for top, _, name in inner if split_from_name(top) and top not in tops]
+    inner = [(name, name.partition("/")[0]) for name in empty if name.count("/") == 1]
+    return tops + [name for name, top in inner if split_from_name(top) and top not in tops]
 
 
 def find_wrapper_folder(paths: Sequence[str]) -> str:
@@ -177,14 +158,11 @@ def find_wrapper_folder(paths: Sequence[str]) -> str:
 def check_has_classes(
     found: FolderLabels, source: str, tables: Sequence[str], skipped: Mapping[str, int]
 ) -> None:
-    """Raise if the folders give no class, and say what is expected.
+    """Raise DataError if no image is labelled.
 
     Args:
         tables: paths of the tables in the folder, to point to.
         skipped: reason → number of files skipped because of their names.
-
-    Raises:
-        DataError: there is no labelled image.
     """
     if any(label is not None for label in found.labels):
         return

@@ -24,7 +24,6 @@ class ImageDataset:
 
     Attributes:
         source: the folder, table or archive, as the user named it.
-        storage: reads the bytes of each path.
         paths: (N,) in natural order; from a table, in row order.
         labels: (N,) int64 in [0, K), -1 for an unlabelled image.
         classes: (K,) names in natural order; a class may have no image.
@@ -109,7 +108,7 @@ def find_group_names(
     """Name the group of each path with --group-regex or --group-by-folder; None if neither is set.
 
     Args:
-        paths: (N,) paths of the images.
+        paths: (N,) of the images.
         subfolders: (N,) folder below the class folder, "" if there is none.
 
     Raises:
@@ -117,7 +116,8 @@ def find_group_names(
     """
     if config.group_regex is not None:
         pattern = re.compile(config.group_regex)
-        names: Sequence[str] = [_first_group(pattern.search(path)) for path in paths]
+        found = map(pattern.search, paths)
+        names: Sequence[str] = [(match and match[min(pattern.groups, 1)]) or "" for match in found]
         problem = f"--group-regex '{config.group_regex}' matches none of {len(paths)} paths"
     elif config.group_by_folder:
         names = subfolders
@@ -129,25 +129,14 @@ def find_group_names(
     return names
 
 
-def _first_group(match: "re.Match[str] | None") -> str:
-    if match is None:
-        return ""
-    return (match.group(1) if match.re.groups else match.group(0)) or ""
-
-
 def _number_groups(names: Sequence[str]) -> IntArray:
-    numbers: dict[str | int, int] = {}
-    keys = (name or i for i, name in enumerate(names))  # an int key never equals a name
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    keys = [name or i for i, name in enumerate(names)]  # an int key never equals a name
+    numbers = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
 def merge_groups(n: int, *links: Sequence[Sequence[int]]) -> IntArray:
-    """Number the connected components, (n,), of n images.
-
-    Args:
-        n: number of images.
-        links: lists of sets of image positions; the images of a set belong together.
-    """
+    """Number the connected components, (n,), of n images; `links` are lists of sets that belong together."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -167,8 +156,7 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     pieces: list[str | tuple[int, str]] = list(re.split(r"(\d+)", name.casefold()))
     for i in range(1, len(pieces), 2):
         digits = str(pieces[i]).lstrip("0")
-        # compare length, then digits: int() is limited to 4,300 digits
-        pieces[i] = (len(digits), digits)
+        pieces[i] = (len(digits), digits)  # int() is limited to 4,300 digits
     return pieces, name
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pixelplay.data.dataset import natural_key
@@ -22,20 +22,12 @@ SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 @dataclass(frozen=True, kw_only=True)
 class FileListing:
-    """Relative paths with forward slashes, in natural order.
+    """Relative paths with forward slashes, in natural order."""
 
-    Attributes:
-        candidates: files that may be images.
-        other_files: visible files that are not images, such as tables.
-        empty_folders: folders without a candidate in or below them.
-        skipped: reason → number of files skipped.
-        unreadable_folders: folders that could not be read.
-    """
-
-    candidates: list[str]
-    other_files: list[str]
-    empty_folders: list[str]
-    skipped: dict[str, int]
+    candidates: list[str]  # files that may be images
+    other_files: list[str]  # visible files that are not images, such as tables
+    empty_folders: list[str]  # without a candidate in or below them
+    skipped: dict[str, int]  # reason → number of files
     unreadable_folders: list[str]
 
 
@@ -51,13 +43,14 @@ def list_image_files(storage: FolderStorage | ZipStorage, *, skip_unreadable: bo
         DataError: the folder or one of its subfolders cannot be read.
     """
     unreadable: list[str] = []
-    n_unsafe = 0
+    unsafe: dict[str, int] = {}
     if isinstance(storage, FolderStorage):
         names, folders = _walk(storage.root or ".", unreadable if skip_unreadable else None)
     else:
         members = storage.names()
         names = [name for name in members if not is_unsafe_member(name)]
-        n_unsafe = len(members) - len(names)
+        if n_unsafe := len(members) - len(names):
+            unsafe["unsafe names in the archive"] = n_unsafe
         # most archives have no members for their folders
         inside = _parent_folders(names).union(storage.folders())
         folders = [name for name in inside if not is_unsafe_member(name)]
@@ -65,11 +58,11 @@ def list_image_files(storage: FolderStorage | ZipStorage, *, skip_unreadable: bo
     candidates, others = [], []
     skipped: Counter[str] = Counter()
     for name in names:
-        parts = name.split("/")
-        extension = os.path.splitext(parts[-1])[1].lower()
-        if reason := _hidden(parts):
+        file = name.rpartition("/")[2].lower()
+        extension = os.path.splitext(file)[1]
+        if reason := _hidden(name):
             skipped[reason] += 1
-        elif parts[-1].lower() in SYSTEM_FILES:
+        elif file in SYSTEM_FILES:
             skipped["system files"] += 1
         elif extension in OTHER_EXTENSIONS:
             skipped[f"{extension} files"] += 1
@@ -77,19 +70,19 @@ def list_image_files(storage: FolderStorage | ZipStorage, *, skip_unreadable: bo
         else:
             candidates.append(name)
     filled = _parent_folders(candidates)
-    empty = {folder for folder in folders if folder not in filled and not _hidden(folder.split("/"))}
+    empty = {folder for folder in folders if folder not in filled and not _hidden(folder)}
     return FileListing(
         candidates=sorted(candidates, key=natural_key),
         other_files=sorted(others, key=natural_key),
         empty_folders=sorted(empty, key=natural_key),
-        skipped=dict(sorted(skipped.items()))
-        | ({"unsafe names in the archive": n_unsafe} if n_unsafe else {}),
+        skipped=dict(sorted(skipped.items())) | unsafe,
         unreadable_folders=unreadable,
     )
 
 
-def _hidden(parts: Sequence[str]) -> str:
+def _hidden(name: str) -> str:
     """Return the reason to skip a path because of a hidden folder or file in it; "" if there is none."""
+    parts = name.split("/")
     if "__MACOSX" in parts:
         return "__MACOSX"
     return "hidden" if any(part.startswith(".") for part in parts) else ""
@@ -97,12 +90,11 @@ def _hidden(parts: Sequence[str]) -> str:
 
 def _parent_folders(names: Iterable[str]) -> set[str]:
     """Return all folders, at any depth, that contain the given files."""
-    nearest = {name.rpartition("/")[0] for name in names} - {""}
-    return {
-        "/".join(parts[:depth])
-        for parts in (folder.split("/") for folder in nearest)
-        for depth in range(1, len(parts) + 1)
-    }
+    folders: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) and name not in folders:
+            folders.add(name)
+    return folders
 
 
 def _walk(root: str, unreadable: list[str] | None) -> tuple[list[str], list[str]]:

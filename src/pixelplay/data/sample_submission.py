@@ -25,7 +25,7 @@ def read_expected_classes(path: str) -> dict[str, int | None]:
         class → number of test images, None if unknown.
 
     Raises:
-        DataError: it cannot be read or names no class.
+        DataError: it cannot be read, names no class, or has a count that is not a number.
     """
     if is_table(path):
         return parse_expected_classes(read_table(path))
@@ -39,11 +39,7 @@ def read_expected_classes(path: str) -> dict[str, int | None]:
 
 
 def parse_expected_classes(table: Table) -> dict[str, int | None]:
-    """Read the classes of a table as `read_expected_classes` does.
-
-    Raises:
-        DataError: it names no class, or a count is not a number.
-    """
+    """Read the classes of a table as `read_expected_classes` does."""
     header = list(table.columns)
     first = header[0].lower()
     count_column = next((name for name in header[1:] if name.lower() in COUNT_COLUMNS), None)

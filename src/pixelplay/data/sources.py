@@ -27,7 +27,6 @@ from pixelplay.data.sample_submission import (
 from pixelplay.data.splits import check_trainable
 from pixelplay.data.storage import FolderStorage, ZipStorage
 from pixelplay.data.tables import (
-    MAX_EXAMPLES,
     Table,
     dataset_from_table,
     find_column,
@@ -38,7 +37,7 @@ from pixelplay.data.tables import (
 )
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.run_log import RunLog
-from pixelplay.text import counted, name_first, name_some
+from pixelplay.text import EXAMPLES, counted, name_some
 
 LABEL_SUBMISSION_COLUMNS = 2  # id and label; a sample submission with more names its classes in the header
 TABLE_SETTINGS = ("path_column", "label_column", "split_column", "group_column", "images_dir")
@@ -133,14 +132,14 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
     else:
         return list_files([source])
     files = list_image_files(storage)
-    nothing = [None] * len(files.candidates)
-    return make_dataset(source, storage, files.candidates, nothing, nothing, skipped=files.skipped)
+    return replace(list_files(files.candidates), source=source, storage=storage, skipped=files.skipped)
 
 
 def list_files(paths: Iterable[str]) -> ImageDataset:
     """Make a dataset of single files, unlabelled and in the given order; `source` is ""."""
     files = list(paths)
-    return make_dataset("", FolderStorage(""), files, [None] * len(files), [None] * len(files))
+    nothing = [None] * len(files)
+    return make_dataset("", FolderStorage(""), files, nothing, nothing)
 
 
 def as_list(paths: StrPath | Sequence[StrPath]) -> Sequence[StrPath]:
@@ -160,10 +159,8 @@ def log_dataset_notes(dataset: ImageDataset, log: RunLog) -> ImageDataset:
 
 def _is_archive(source: str) -> bool:
     """Return whether a file is a zip archive; an image with an archive appended is an image."""
-    if source.lower().endswith(".zip"):
-        return True
-    if not zipfile.is_zipfile(source):
-        return False
+    if source.lower().endswith(".zip") or not zipfile.is_zipfile(source):
+        return source.lower().endswith(".zip")
     with open(source, "rb") as file:
         return not name_format(file.read(1024))
 
@@ -203,12 +200,10 @@ def _dataset_from_class_folders(
         )
     check_has_classes(found, source, [os.path.join(source, name) for name in tables], files.skipped)
     _refuse_table_settings(source, config)
-    empty = empty_class_folders(
-        [name.removeprefix(wrapper) for name in files.empty_folders if name.startswith(wrapper)]
-    )
-    if empty:
-        shown = name_first(empty[:MAX_EXAMPLES], len(empty))
-        found.notes.append(f"{counted(len(empty), 'folder')} without an image: {shown}")
+    inside = [name.removeprefix(wrapper) for name in files.empty_folders if name.startswith(wrapper)]
+    if empty := empty_class_folders(inside):
+        named = name_some(empty, EXAMPLES)
+        found.notes.append(f"{counted(len(empty), 'folder')} without an image: {named}")
     skipped = files.skipped | found.skipped
     if wrapper:
         found.notes.append(f"class folders are read from {wrapper} in the archive")
@@ -225,11 +220,11 @@ def _find_label_table(
 ) -> tuple[Table | None, list[str]]:
     """Find the only table in an archive that has paths and labels; also return why others are unreadable.
 
-    Args:
-        required: nothing else in the archive gives labels.
+    It is required if nothing else in the archive gives labels.
     """
     if required and len(tables) == 1:  # whatever it lacks is reported later
         return _read_member(storage, tables[0]), []
+    columns = {"path": config.path_column, "label": config.label_column}
     found: dict[str, Table] = {}
     problems = []
     for name in tables:
@@ -238,11 +233,8 @@ def _find_label_table(
         except DataError as error:
             problems.append(str(error))
             continue
-        columns = {"path": config.path_column, "label": config.label_column}
-        if all(
-            given in table.columns if given is not None else find_column(table, role, None) is not None
-            for role, given in columns.items()
-        ):
+        used = [find_column(table, role, None) if given is None else given for role, given in columns.items()]
+        if all(column in table.columns for column in used):
             found[name] = table
     if problems and not found and required:
         raise DataError(problems[0])
@@ -286,12 +278,11 @@ def _add_expected_classes(dataset: ImageDataset) -> ImageDataset:
 
 def _find_sample_submissions(dataset: ImageDataset) -> Iterator[tuple[FolderStorage | ZipStorage, str]]:
     """Yield the sample submissions in the archive, in the folder of the data and in its parent."""
-    places: list[tuple[FolderStorage | ZipStorage, list[str]]] = []
     if isinstance(dataset.storage, ZipStorage):
-        places.append((dataset.storage, dataset.storage.names()))
+        names = dataset.storage.names()
+        yield from ((dataset.storage, name) for name in names if is_sample_submission(name))
     folder = dataset.source if os.path.isdir(dataset.source) else parent_folder(dataset.source)
     for each in (folder, os.path.normpath(os.path.join(folder, os.pardir))):
         with suppress(OSError):
-            places.append((FolderStorage(each), sorted(os.listdir(each))))
-    for storage, names in places:
-        yield from ((storage, name) for name in names if is_sample_submission(name))
+            names = sorted(filter(is_sample_submission, os.listdir(each)))
+            yield from ((FolderStorage(each), name) for name in names)

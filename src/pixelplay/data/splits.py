@@ -237,7 +237,7 @@ def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
     if dataset.groups is not None:
         _, group_of, sizes = np.unique(dataset.groups, return_inverse=True, return_counts=True)
         given = [rows.tolist() for rows in _members(group_of, np.flatnonzero(sizes > 1))]
-    return merge_groups(len(dataset), duplicates.copies, given)
+    return merge_groups(len(dataset), duplicates.exact_and_near, given)
 
 
 def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
@@ -305,10 +305,8 @@ def _note_removed(dataset: ImageDataset, is_training: BoolArray, removed: IntArr
 
 def _duplicates_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
     """Find the positions in `among` that duplicate an image of `those`."""
-    found = [
-        i for members in duplicates.copies if any(those[j] for j in members) for i in members if among[i]
-    ]
-    return np.array(sorted(set(found)), dtype=np.int64)
+    sets = [members for members in duplicates.exact_and_near if any(those[j] for j in members)]
+    return np.array(sorted({i for members in sets for i in members if among[i]}), dtype=np.int64)
 
 
 def _note_ignored(has_test: bool, has_val: bool, config: TrainConfig) -> list[str]:

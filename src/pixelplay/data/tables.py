@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO, Any
 
 from pixelplay.config import SPLITS, DataConfig, SplitName
 from pixelplay.data.class_folders import split_from_name
@@ -12,7 +13,7 @@ from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset,
 from pixelplay.data.file_listing import list_image_files
 from pixelplay.data.storage import FolderStorage, ZipStorage
 from pixelplay.errors import DataError
-from pixelplay.text import counted, name_first, name_some, suggest
+from pixelplay.text import EXAMPLES, counted, name_some, suggest
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 # Usual names of each column, preferred ones first; case is ignored.
@@ -33,27 +34,17 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 FIRST_ROW = 2  # row numbers as in a spreadsheet: the header is row 1
 MAX_MISSING_FRAC = 0.5  # if more of the files are missing, the folder must be wrong
-MAX_EXAMPLES = 3  # in a note
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs such a cell as a formula
-
-_Parsed = tuple[list[str], list[Sequence[str]], str]  # header, rows, delimiter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Text columns of equal length; an empty cell is an empty string.
+    """Text columns (N,) of equal length; an empty cell is an empty string."""
 
-    Attributes:
-        name: the file, as the user named it.
-        columns: column name → cells (N,).
-        delimiter: cell separator of a text file.
-        header: column names exactly as in the file, including leading and trailing spaces.
-    """
-
-    name: str
+    name: str  # the file, as the user named it
     columns: Mapping[str, Sequence[str]]
     delimiter: str = ","
-    header: Sequence[str] = ()
+    header: Sequence[str] = ()  # exactly as in the file, including leading and trailing spaces
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -91,8 +82,9 @@ def parse_table(
     data: bytes, name: str, *, allow_empty: bool = False, max_columns: int | None = None
 ) -> Table:
     """Parse the content of a table as `read_table` does; its name gives the format."""
+    delimiter = ","
     if name.lower().endswith((".parquet", ".pq")):
-        header, rows, delimiter = _parse_parquet(data, name)
+        header, rows = _parse_parquet(data, name)
     else:
         header, rows, delimiter = _parse_text(data, name, max_columns)
     names = [cell.strip() for cell in header]
@@ -106,8 +98,10 @@ def parse_table(
     return Table(name=name, columns=dict(zip(names, cells, strict=True)), delimiter=delimiter, header=header)
 
 
-def _parse_text(data: bytes, name: str, max_columns: int | None) -> _Parsed:
-    """Parse delimited text; the delimiter is the most frequent of comma, tab, semicolon in the header."""
+def _parse_text(
+    data: bytes, name: str, max_columns: int | None
+) -> tuple[list[str], list[Sequence[str]], str]:
+    """Parse header, rows and delimiter: the most frequent of comma, tab and semicolon in the header."""
     # spreadsheets save "Unicode text" as UTF-16; paths may be invalid UTF-8
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16", "replace") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
@@ -131,7 +125,7 @@ def _parse_text(data: bytes, name: str, max_columns: int | None) -> _Parsed:
     return list(rows[0]) if rows else [], rows[1:], delimiter
 
 
-def _parse_parquet(data: bytes, name: str) -> _Parsed:
+def _parse_parquet(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:
     """Parse the columns of a Parquet file that can be text; nested and binary ones hold the images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,14 +134,12 @@ def _parse_parquet(data: bytes, name: str) -> _Parsed:
         content = pq.ParquetFile(pa.BufferReader(data))
         kinds = pa.types
         skipped = (kinds.is_nested, kinds.is_binary, kinds.is_large_binary, kinds.is_fixed_size_binary)
-        header = [
-            column.name for column in content.schema_arrow if not any(kind(column.type) for kind in skipped)
-        ]
+        header = [field.name for field in content.schema_arrow if not any(is_(field.type) for is_ in skipped)]
         read = content.read(columns=header)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     cells = [[_as_text(value) for value in column.to_pylist()] for column in read.columns]
-    return header, list(zip(*cells, strict=True)), ","
+    return header, list(zip(*cells, strict=True))
 
 
 def _as_text(value: object) -> str:
@@ -160,30 +152,22 @@ def _as_text(value: object) -> str:
 
 
 def find_column(table: Table, role: str, name: str | None) -> str | None:
-    """Find the column for a role by the name the user gave, otherwise by its usual names.
-
-    Args:
-        role: "path", "label", "split" or "group".
-        name: name given by the user, None to search.
+    """Find the path, label, split or group column by the name the user gave, or by its usual names.
 
     Raises:
         DataError: the table has no column of the given name.
     """
+    if name is not None and name not in table.columns:
+        hint = suggest(name, list(table.columns))
+        raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(table.columns)}{hint}")
     if name is not None:
-        if name not in table.columns:
-            hint = suggest(name, list(table.columns))
-            raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(table.columns)}{hint}")
         return name
     by_lower = {column.lower(): column for column in reversed(list(table.columns))}
     return next((by_lower[usual] for usual in USUAL_NAMES[role] if usual in by_lower), None)
 
 
 def require_column(table: Table, role: str, name: str | None) -> str:
-    """Find the column for a role as `find_column` does.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Find the column for a role as `find_column` does, or raise DataError."""
     found = find_column(table, role, name)
     if found is None:
         raise DataError(
@@ -213,6 +197,22 @@ def unescape_label(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
 
 
+def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
+    """Create a CSV writer that quotes all line breaks and ends lines with "\\n"."""
+    # Python quotes a carriage return only if line ends contain it; readers would split the row there
+    return csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
+
+
+class _UnixLines:
+    """Replaces the CRLF at the end of each line by LF."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
 def dataset_from_table(
     table: Table,
     storage: FolderStorage | ZipStorage,
@@ -232,8 +232,12 @@ def dataset_from_table(
         DataError: a column or label is missing, the labels are predictions, an image is repeated, a
             split is unknown, or more than half of the files are missing.
     """
-    if labelled:
-        _check_has_labels(table, config)
+    has_label = config.label_column is not None or "label" in table.columns
+    if labelled and not has_label and _holds_predictions(table):
+        raise DataError(
+            f"{table.name} holds model predictions, not labels (it has no 'label' column); "
+            "pass labelled images"
+        )
     path_column = require_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
     if not labelled:
@@ -245,9 +249,8 @@ def dataset_from_table(
     if "" in references:
         row = references.index("") + FIRST_ROW
         raise DataError(f"{table.name}, row {row} has no path; fill it in or remove the row")
-    paths, missing, search_notes = _resolve_paths(table, references, storage, folder)
-    notes = [f"{table.name}: paths from column {path_column!r}, labels from column {label_column!r}"]
-    notes += search_notes
+    paths, missing, notes = _resolve_paths(table, references, storage, folder)
+    notes.insert(0, f"{table.name}: paths from column {path_column!r}, labels from column {label_column!r}")
     if len(missing) > MAX_MISSING_FRAC * len(table):
         where = storage.root if isinstance(storage, FolderStorage) else storage.archive
         raise DataError(
@@ -255,7 +258,7 @@ def dataset_from_table(
             "fix the table or set --images-dir"
         )
     if missing:  # treated like unreadable images
-        shown = name_first(missing[:MAX_EXAMPLES], len(missing))
+        shown = name_some(missing, EXAMPLES)
         notes.append(f"{table.name}: {counted(len(missing), 'file')} of {len(table):,} not found: {shown}")
     _check_no_repeats(table, references, paths)
     splits = _read_splits(table, config, notes)
@@ -267,14 +270,6 @@ def _holds_predictions(table: Table) -> bool:
     """Return whether a table has the columns that PixelPlay writes for predictions."""
     has_probs = any(name == "probability" or name.startswith("prob_") for name in table.columns)
     return has_probs and "prediction" in table.columns
-
-
-def _check_has_labels(table: Table, config: DataConfig) -> None:
-    if config.label_column is None and _holds_predictions(table) and "label" not in table.columns:
-        raise DataError(
-            f"{table.name} holds model predictions, not labels (it has no 'label' column); "
-            "pass labelled images"
-        )
 
 
 def _read_labels(table: Table, column: str) -> list[str | None]:
@@ -300,9 +295,9 @@ def _read_labels(table: Table, column: str) -> list[str | None]:
 def _resolve_paths(
     table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
 ) -> tuple[list[str], list[str], list[str]]:
-    """Find the file of each reference by its path or by any unique ending of it.
+    """Find each file by its path or a unique ending of it; also return the references not found, and notes.
 
-    Returns paths (N,), with references left unchanged if no file matches; those references; and notes.
+    References that no file matches stay in the paths (N,) unchanged.
     """
     prefix = f"{folder}/" if folder else ""
     is_exact = [reference != "" and prefix + reference in storage for reference in references]
@@ -314,8 +309,7 @@ def _resolve_paths(
     for reference, exact in zip(references, is_exact, strict=True):
         key = normalize_unicode(reference.replace("\\", "/").removeprefix("./"))
         found = [prefix + reference] if exact else by_ending.get(key, [])
-        if len(found) > 1:
-            found = [path for path in found if path.startswith(prefix)] or found
+        found = [path for path in found if path.startswith(prefix)] or found
         if len(found) > 1:
             raise DataError(
                 f"{table.name} lists {reference!r}, which matches {name_some(found)}; "
@@ -325,7 +319,7 @@ def _resolve_paths(
         missing += [] if found else [reference]
     notes = []
     if closed := listing.unreadable_folders:
-        shown = name_first(closed[:MAX_EXAMPLES], len(closed))
+        shown = name_some(closed, EXAMPLES)
         notes.append(f"skipped {counted(len(closed), 'unreadable folder')} while looking for images: {shown}")
     return paths, missing, notes
 

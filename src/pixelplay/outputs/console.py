@@ -19,7 +19,7 @@ from pixelplay.data.sampling import imbalance_ratio
 from pixelplay.evaluation.evaluate import Evaluation
 from pixelplay.evaluation.intervals import Estimate
 from pixelplay.evaluation.metrics import ECE_BINS
-from pixelplay.text import align, counted, name_first, percent, printable
+from pixelplay.text import EXAMPLES, align, counted, name_some, percent, printable
 
 if TYPE_CHECKING:  # these import torch, which a scan does not need
     from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
@@ -44,7 +44,6 @@ SPLIT_TITLES = {
     "oof": "Out of fold",
 }
 METHOD_TITLES = {"none": "linear probe", "partial": "partial fine-tuning", "full": "full fine-tuning"}
-MAX_EXAMPLES = 3
 MAX_CLASS_ROWS = 60  # with more classes, only those of the lowest recall
 MAX_CONFUSION = 12
 MAX_LABEL_ISSUES = 20
@@ -349,9 +348,9 @@ def _describe_problems(dataset: ImageDataset, audit: Audit) -> list[str]:
     lines = []
     for title, items in problems.items():
         if items:
-            lines += [f"{title}: {len(items):,}", *(f"   {printable(item)}" for item in items[:MAX_EXAMPLES])]
-        if len(items) > MAX_EXAMPLES:
-            lines.append(f"   … {len(items) - MAX_EXAMPLES:,} more (--json lists all)")
+            lines += [f"{title}: {len(items):,}", *(f"   {printable(item)}" for item in items[:EXAMPLES])]
+        if len(items) > EXAMPLES:
+            lines.append(f"   … {len(items) - EXAMPLES:,} more (--json lists all)")
     return lines
 
 
@@ -359,14 +358,14 @@ def _name_sets(dataset: ImageDataset, sets: Sequence[Sequence[int]], *, labels: 
     """Join the paths of each set by equals signs; after three images the rest is left out."""
     names = []
     for members in sets:
-        images = describe_set(dataset, members[:MAX_EXAMPLES])
+        images = describe_set(dataset, members[:EXAMPLES])
         shown = [f"{image['path']} ({image['label']})" if labels else str(image["path"]) for image in images]
-        names.append(" = ".join(shown + ["…"] * (len(members) > MAX_EXAMPLES)))
+        names.append(" = ".join(shown + ["…"] * (len(members) > EXAMPLES)))
     return names
 
 
 def _name_examples(names: Sequence[str]) -> str:
-    return printable(name_first(names[:MAX_EXAMPLES], len(names)))
+    return printable(name_some(names, EXAMPLES))
 
 
 def _title(name: str, optimised: str) -> str:
@@ -419,7 +418,7 @@ def _describe_weakest(evaluation: Evaluation) -> list[str]:
         if scores.recall is not None and scores.recall.value < 1
     ]
     lines = []
-    for recall, k in sorted(weak)[:MAX_EXAMPLES]:
+    for recall, k in sorted(weak)[:EXAMPLES]:
         row = evaluation.confusion[k]  # (K,) predictions for images of the class
         wrong = row.copy()
         wrong[k] = 0

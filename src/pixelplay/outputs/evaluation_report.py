@@ -16,9 +16,8 @@ from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import ModelBundle, shorten_digest
 from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import RunLog
-from pixelplay.text import counted
+from pixelplay.text import EXAMPLES, counted, name_some
 from pixelplay.training.finalize import predict_rows
-from pixelplay.training.prepare import examples
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -258,7 +257,7 @@ def evaluate_predictions(
         {"path": predictions.paths[i], "status": predictions.status[i], "reason": predictions.errors[i]}
         for i in np.flatnonzero(~is_ok)
     ]
-    named = examples([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
+    named = name_some([f"{bad['path']}: {bad['reason']}" for bad in unreadable], EXAMPLES)
     if not is_ok.any():
         raise DataError(f"could not read any of the {len(unreadable)} labelled images: {named}")
     if unreadable:
@@ -266,7 +265,7 @@ def evaluate_predictions(
     classes = _all_classes(bundle.classes, dataset.classes)
     labels = _positions_in(dataset.classes, classes)[dataset.labels]
     if unknown := sorted({classes[k] for k in labels if k >= len(bundle.classes)}):
-        log.note(f"images of classes unknown to the model count as errors: {examples(unknown)}")
+        log.note(f"images of classes unknown to the model count as errors: {name_some(unknown, EXAMPLES)}")
 
     def evaluate(keep: BoolArray, precision: float | None) -> Evaluation:
         return evaluate_probs(
@@ -312,7 +311,7 @@ def compare_runs(
     columns = [_positions_in(bundle.classes, classes) for bundle in bundles]  # (K of each,)
     for run, own, other in zip(runs, bundles, reversed(bundles), strict=True):
         if missing := sorted(set(other.classes) - set(own.classes)):
-            log.note(f"{run} does not know classes of the other model: {examples(missing)}")
+            log.note(f"{run} does not know classes of the other model: {name_some(missing, EXAMPLES)}")
     probs = [np.zeros((len(labels), len(classes))) for _ in predictions]
     for wide, own_columns, each in zip(probs, columns, predictions, strict=True):
         wide[:, own_columns] = each.probs

@@ -14,10 +14,10 @@ from pixelplay.arrays import Float32Array, UInt8Array
 from pixelplay.atomic import replace_folder, restore_folder
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow
-from pixelplay.data.tables import escape_label, escape_path
+from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.inference.explain import Explainer
-from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
+from pixelplay.outputs.predictions_table import DECIMALS
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 

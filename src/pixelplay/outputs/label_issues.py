@@ -13,10 +13,9 @@ import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.atomic import write_bytes
-from pixelplay.data.tables import escape_label, escape_path, unescape_label, unescape_path
+from pixelplay.data.tables import csv_writer, escape_label, escape_path, unescape_label, unescape_path
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.label_issues import find_label_issues
-from pixelplay.outputs.predictions_table import csv_writer
 from pixelplay.training.training_data import TrainingData
 
 LABEL_ISSUES = "label_issues.csv"

@@ -1,21 +1,20 @@
 """predictions.csv and .parquet, oof.csv, and the summary of predictions."""
 
-import csv
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from pixelplay.data.tables import escape_label, escape_path
+from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
 from pixelplay.run_log import RunLog
-from pixelplay.text import SHOWN, counted, name_first, printable
+from pixelplay.text import SHOWN, counted, name_some, printable
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_dir import is_record
 from pixelplay.training.training_data import TrainingData
@@ -227,23 +226,6 @@ def _valid_unicode(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
-    """Create a CSV writer that quotes all line breaks and ends lines with "\\n"."""
-    # Python quotes a carriage return only if line ends contain it; readers would split the row there
-    return csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
-
-
-class _UnixLines:
-    """Replaces the CRLF at the end of each line by LF."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, line: str) -> None:
-        """Write one line."""
-        self._file.write(line.removesuffix("\r\n") + "\n")
-
-
 def check_new_file(path: str, *, force: bool) -> None:
     """Check that a table can be written to a path.
 
@@ -372,7 +354,7 @@ class PredictionSummary:
                 f"could not read any of {counted(self.n, 'image')}; {hint}first: {self.errors[0]}"
             )
         if self.n_unreadable:
-            reasons = name_first(self.errors, self.n_unreadable) if table is None else "see the error column"
+            reasons = name_some(self.errors, n=self.n_unreadable) if table is None else "see the error column"
             log.note(f"could not read {self.n_unreadable:,} of {counted(self.n, 'image')}; {reasons}")
 
     def describe(self, out: str, *, submission: bool = False) -> str:

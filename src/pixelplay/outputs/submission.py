@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pixelplay.atomic import write_bytes
 from pixelplay.config import UncertaintyConfig
 from pixelplay.data.dataset import normalize_unicode
-from pixelplay.data.tables import Table
+from pixelplay.data.tables import Table, csv_writer
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.inference.predictor import Predictions
-from pixelplay.outputs.predictions_table import csv_writer
-from pixelplay.text import counted, name_first, name_some, suggest
+from pixelplay.text import EXAMPLES, counted, name_some, suggest
 
 
 def check_submission(
@@ -221,7 +220,7 @@ def _note_gaps(
     if filled is None:
         labels = sorted(set(sample.columns[columns[0]]) - {""})
         if len(labels) > 1 and not _known(labels, classes):  # a single one is a placeholder
-            known_names = name_first(classes[:3], len(classes))
+            known_names = name_some(classes, EXAMPLES)
             gaps[f"no label of the sample is a class of the model ({known_names})"] = labels
     elif probability_of is None:
         known, present = _known(columns, classes), set(map(normalize_unicode, columns))
@@ -231,4 +230,4 @@ def _note_gaps(
             f"filled {counted(len(unknown), 'column')} with 0, as the model has no such class": unknown,
             f"the rows do not sum to 1, as the sample lacks {len(missing)} classes of the model": missing,
         }
-    return [f"{text}: {name_first(names[:3], len(names))}" for text, names in gaps.items() if names]
+    return [f"{text}: {name_some(names, EXAMPLES)}" for text, names in gaps.items() if names]

@@ -9,9 +9,8 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.label_issues import find_label_issues
-from pixelplay.text import counted
+from pixelplay.text import EXAMPLES, counted, name_some
 from pixelplay.training.imbalance import fit_probe_for_imbalance
-from pixelplay.training.prepare import examples
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData
 
@@ -45,7 +44,9 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     dropped = _limit(suspected[~data.reviewed[suspected]], data)
     if len(dropped):
         n = counted(len(dropped), "image")
-        ctx.log.note(f"dropped {n} of {len(rows):,} with label issues: {examples(data.paths_of(dropped))}")
+        ctx.log.note(
+            f"dropped {n} of {len(rows):,} with label issues: {name_some(data.paths_of(dropped), EXAMPLES)}"
+        )
     return _drop(data, dropped, val_selects=config.finetune != "none")
 
 

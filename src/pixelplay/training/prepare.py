@@ -1,6 +1,6 @@
 """Prepare training data: decode once, extract features, find duplicates, split, log problems."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from pixelplay.model.features import (
     find_near_duplicates,
 )
 from pixelplay.run_log import RunLog
-from pixelplay.text import counted
+from pixelplay.text import EXAMPLES, counted, name_some
 from pixelplay.training.resume import check_images
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data
-
-MAX_EXAMPLES = 3  # named in a note before the rest is only counted
 
 
 def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
@@ -77,7 +75,7 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     """Note unreadable, duplicate, relabelled, missing and rare images."""
     if data.errors:
         named = [f"{data.all_images.paths[i]} ({error.reason})" for i, error in data.errors.items()]
-        log.note(f"skipped {counted(len(data.errors), 'unreadable image')}: {examples(named)}")
+        log.note(f"skipped {counted(len(data.errors), 'unreadable image')}: {name_some(named, EXAMPLES)}")
     _log_duplicates(data, log)
     for note in data.split.notes:
         log.note(note)
@@ -109,7 +107,7 @@ def _log_duplicates(data: TrainingData, log: RunLog) -> None:
     ):
         if sets:
             named = [" = ".join(data.dataset.paths[i] for i in members) for members in sets]
-            log.note(f"{counted(len(sets), 'group')} {text}: {examples(named)}")
+            log.note(f"{counted(len(sets), 'group')} {text}: {name_some(named, EXAMPLES)}")
 
 
 def _log_never_held_out(data: TrainingData, log: RunLog) -> None:
@@ -124,7 +122,7 @@ def _log_never_held_out(data: TrainingData, log: RunLog) -> None:
         if is_single.any():
             named = [data.classes[k] for k in np.flatnonzero(is_single)]
             n = f"{len(named)} of {data.n_known} classes"
-            log.note(f"{n} with {text}, never held out: {examples(named)}")
+            log.note(f"{n} with {text}, never held out: {name_some(named, EXAMPLES)}")
 
 
 def _log_lost_classes(data: TrainingData, log: RunLog) -> None:
@@ -136,7 +134,7 @@ def _log_lost_classes(data: TrainingData, log: RunLog) -> None:
     if lost:
         named = [data.classes[k] for k in lost]
         n = f"{len(named)} of {len(data.classes)} classes"
-        log.note(f"{n} with no training image left, never predicted: {examples(named)}")
+        log.note(f"{n} with no training image left, never predicted: {name_some(named, EXAMPLES)}")
 
 
 def _log_coverage(data: TrainingData, log: RunLog) -> None:
@@ -148,16 +146,10 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
         bound = (
             "" if coverage.max_accuracy is None else f"; accuracy cannot exceed {coverage.max_accuracy:.1%}"
         )
-        named = examples(coverage.absent)
+        named = name_some(coverage.absent, EXAMPLES)
         log.note(f"{len(coverage.absent)} expected classes without training images: {named}{bound}")
     if coverage.few:
         share = "" if coverage.few_share is None else f"; {coverage.few_share:.1%} of the test images"
-        named = examples([f"{name} ({n})" for name, n in coverage.few.items()])
+        named = name_some([f"{name} ({n})" for name, n in coverage.few.items()], EXAMPLES)
         n = f"{len(coverage.few)} expected classes"
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
-
-
-def examples(names: Sequence[str]) -> str:
-    """Name at most three items and count the rest."""
-    more = f", … {len(names) - MAX_EXAMPLES} more" if len(names) > MAX_EXAMPLES else ""
-    return ", ".join(names[:MAX_EXAMPLES]) + more

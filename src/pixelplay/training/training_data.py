@@ -82,7 +82,7 @@ class TrainingData:
         """
         is_val = np.zeros(len(self.dataset), dtype=np.bool_)
         is_val[self.split.val] = True
-        sets = [members for members in self.duplicates.copies if is_val[list(members)].any()]
+        sets = [members for members in self.duplicates.exact_and_near if is_val[list(members)].any()]
         return np.setdiff1d(self.split.train, [i for members in sets for i in members])
 
 

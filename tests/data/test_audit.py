@@ -3,7 +3,7 @@
 import gc
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from pixelplay.data.audit import (
     audit_images,
     describe_set,
     digest_bytes,
+    find_coverage,
     find_duplicates,
     first_occurrences,
-    measure_coverage,
     summarize_formats,
 )
 from pixelplay.data.dataset import ImageDataset, make_dataset
@@ -27,6 +27,15 @@ from pixelplay.data.decode import ImageInfo
 from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.data.sources import open_dataset
 from pixelplay.data.storage import FolderStorage, ImageStorage
+
+
+def measure_coverage(
+    classes: Sequence[str], counts: list[int], expected: Mapping[str, int | None]
+) -> ClassCoverage:
+    """Find the coverage of a data set with these classes, (K,) training images and expected classes."""
+    dataset = make_dataset("", FolderStorage(""), classes, classes, [None] * len(classes))
+    return find_coverage(replace(dataset, expected=expected), np.array(counts))
+
 
 PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
 
@@ -271,7 +280,7 @@ def test_sets_are_described_by_path_label_and_split(planted: ImageDataset) -> No
 
 def test_absent_classes_bound_the_accuracy() -> None:
     classes = [f"c{k}" for k in range(50)]
-    counts = np.array([100] * 40 + [0] * 10)
+    counts = [100] * 40 + [0] * 10
     expected = dict.fromkeys(classes[:40], 30) | dict.fromkeys(classes[40:], 80)
     coverage = measure_coverage(classes, counts, expected)
     assert coverage.absent == tuple(classes[40:])
@@ -282,18 +291,18 @@ def test_absent_classes_bound_the_accuracy() -> None:
 
 
 def test_coverage_without_counts_names_classes_only() -> None:
-    coverage = measure_coverage(["a", "b"], np.array([1, 0]), {"a": 3, "b": None, "c": 4})
+    coverage = measure_coverage(["a", "b"], [1, 0], {"a": 3, "b": None, "c": 4})
     assert coverage == ClassCoverage(absent=("b", "c"), few={"a": 1}, max_accuracy=None, few_share=None)
     nothing = ClassCoverage(absent=(), few={}, max_accuracy=None, few_share=None)
-    assert measure_coverage(["a"], np.array([1]), {}) == nothing
-    assert measure_coverage(["a"], np.array([10]), {"a": 0}) == nothing
+    assert measure_coverage(["a"], [1], {}) == nothing
+    assert measure_coverage(["a"], [10], {"a": 0}) == nothing
 
 
 def test_coverage_counts_classes_with_few_images() -> None:
-    coverage = measure_coverage(["a", "b", "c"], np.array([9, 10, 1]), {"a": 1, "b": 6, "c": 3})
+    coverage = measure_coverage(["a", "b", "c"], [9, 10, 1], {"a": 1, "b": 6, "c": 3})
     assert coverage == ClassCoverage(absent=(), few={"a": 9, "c": 1}, max_accuracy=1.0, few_share=0.4)
 
 
 def test_coverage_with_enough_images_is_complete() -> None:
-    coverage = measure_coverage(["a", "b"], np.array([10, 20]), {"a": 1, "b": 9})
+    coverage = measure_coverage(["a", "b"], [10, 20], {"a": 1, "b": 9})
     assert coverage == ClassCoverage(absent=(), few={}, max_accuracy=1.0, few_share=0.0)

@@ -22,46 +22,35 @@ from pixelplay.thread_pool import prefetch_map
 FEW_IMAGES = 10  # per class: with fewer, neither a classifier nor its metrics are reliable
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size, which still reads every byte
 BLOCK = 64  # small files per task: scheduling each one takes longer than reading it
+Sets = tuple[tuple[int, ...], ...]  # of images, by position in the data set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Sets of images with the same content, by position in the data set.
+    """Sets of images with the same content.
 
-    Attributes:
-        sets: exact duplicates, every set of two or more equal files.
-        near: near-duplicates (re-encoded, resized, cropped, mirrored, brightened or watermarked); an image
-            can be in several of these sets.
-        large: sets of apparent near-duplicates that are too large to be any; only reported.
-        conflicts: sets of `sets` and `near` with different labels.
-        leaks: sets of `sets` and `near` in more than one given split.
+    Near-duplicates are re-encoded, resized, cropped, mirrored, brightened or watermarked.
     """
 
-    sets: tuple[tuple[int, ...], ...]
-    near: tuple[tuple[int, ...], ...]
-    large: tuple[tuple[int, ...], ...]
-    conflicts: tuple[tuple[int, ...], ...]
-    leaks: tuple[tuple[int, ...], ...]
+    sets: Sets  # exact duplicates
+    near: Sets  # near-duplicates; an image can be in several of these sets
+    large: Sets  # apparent near-duplicates that are too many to be any; only reported
+    conflicts: Sets  # those of `exact_and_near` with different labels
+    leaks: Sets  # those of `exact_and_near` in more than one given split
 
     @property
-    def exact_and_near(self) -> tuple[tuple[int, ...], ...]:
+    def exact_and_near(self) -> Sets:
         """All sets that must stay within one split."""
         return self.sets + self.near
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Result of reading every image once.
-
-    Attributes:
-        errors: position → why that image is unusable.
-        duplicates: exact duplicates.
-        infos: position → format, size and mode; empty if nothing was decoded.
-    """
+    """Result of reading every image once; keys are positions in the data set."""
 
     errors: Mapping[int, ImageError]
     duplicates: Duplicates
-    infos: Mapping[int, ImageInfo]
+    infos: Mapping[int, ImageInfo]  # empty if nothing was decoded
 
 
 def digest_bytes(data: bytes) -> bytes:
@@ -79,11 +68,11 @@ def audit_images(
     """Read every image; find unreadable files and exact duplicates.
 
     Args:
-        is_decoded: False reads only files that share their size with another, which finds all duplicates
-            but only missing and empty files among the unreadable ones.
+        decode: False reads only files that share their size with another, which finds all duplicates but
+            only missing and empty files among the unreadable ones.
         on_progress: called with the number of images done since the last call.
     """
-    digests: list[bytes] = [b""] * len(dataset)
+    digests = [b""] * len(dataset)
     errors: dict[int, ImageError] = {}
     infos: dict[int, ImageInfo] = {}
     wanted = list(range(len(dataset))) if decode else _find_equal_sizes(dataset, errors)
@@ -99,10 +88,10 @@ def audit_images(
         for i, found in zip(block, results, strict=True):
             if isinstance(found, ImageError):
                 errors[i] = found
-                continue
-            digests[i], info = found
-            if info is not None:
-                infos[i] = info
+            else:
+                digests[i], info = found
+                if info is not None:
+                    infos[i] = info
     duplicates = find_duplicates(dataset, digests)
     return Audit(errors=dict(sorted(errors.items())), duplicates=duplicates, infos=infos)
 
@@ -121,23 +110,22 @@ def find_duplicates(
         if digest:
             by_digest.setdefault(digest, []).append(i)
     sets = tuple(tuple(members) for members in by_digest.values() if len(members) > 1)
-    near: list[tuple[int, ...]] = []
-    large: list[tuple[int, ...]] = []
     found = connected_sets(pairs)
     groups = merge_groups(len(dataset), found)
-    sizes = np.bincount(groups, minlength=1)
-    for members in found:
-        is_large = sizes[groups[members[0]]] > max_duplicates(len(dataset))
-        equals = tuple(j for i in members for j in by_digest[digests[i]])
-        (large if is_large else near).append(equals)
-    together = (*sets, *near)
-    return Duplicates(
-        sets=sets,
-        near=tuple(near),
-        large=tuple(large),
-        conflicts=tuple(members for members in together if _count_distinct(dataset.labels, members) > 1),
-        leaks=tuple(members for members in together if _count_distinct(dataset.splits, members) > 1),
+    is_large = (np.bincount(groups, minlength=1) > max_duplicates(len(dataset)))[groups]  # (N,)
+    near, large = (
+        tuple(
+            tuple(j for i in members for j in by_digest[digests[i]])
+            for members in found
+            if is_large[members[0]] == wanted
+        )
+        for wanted in (False, True)
     )
+    conflicts, leaks = (
+        tuple(members for members in sets + near if _count_distinct(values, members) > 1)
+        for values in (dataset.labels, dataset.splits)
+    )
+    return Duplicates(sets=sets, near=near, large=large, conflicts=conflicts, leaks=leaks)
 
 
 def first_occurrences(digests: Sequence[bytes]) -> IntArray:
@@ -150,31 +138,28 @@ def first_occurrences(digests: Sequence[bytes]) -> IntArray:
 class ClassCoverage:
     """Training images of the classes that the test images are expected to have.
 
-    Attributes:
-        absent: classes without a training image.
-        few: class with fewer than FEW_IMAGES training images → their number.
-        reachable: largest possible accuracy on the test images, 0 to 1; None if their number per class is
-            unknown.
-        in_few: fraction of the test images in classes of `few`; None likewise.
+    The last two, in [0, 1], are None if the number of test images of each class is unknown.
     """
 
-    absent: tuple[str, ...]
-    few: Mapping[str, int]
-    max_accuracy: float | None
-    few_share: float | None
+    absent: tuple[str, ...]  # without a training image
+    few: Mapping[str, int]  # with fewer than FEW_IMAGES training images → their number
+    max_accuracy: float | None  # largest possible on the test images
+    few_share: float | None  # of the test images, in classes of `few`
 
 
-def measure_coverage(
-    classes: Sequence[str], counts: IntArray, expected: Mapping[str, int | None]
-) -> ClassCoverage:
+def find_coverage(dataset: ImageDataset, train_counts: IntArray | None = None) -> ClassCoverage:
     """Find expected classes with no or too few training images.
 
+    Expected are the classes of a class list or sample submission, otherwise those of a given test split.
+
     Args:
-        classes: (K,) names.
-        counts: (K,) training images of each class.
-        expected: class → number of test images, None if unknown.
+        train_counts: (K,) training images of each class; None: all outside the given test split.
     """
-    n_train = dict(zip(classes, counts.tolist(), strict=True))
+    is_test = dataset.in_split("test")
+    counts = dataset.class_counts(~is_test) if train_counts is None else train_counts
+    n_test = zip(dataset.classes, dataset.class_counts(is_test).tolist(), strict=True)
+    expected = dataset.expected or {name: n for name, n in n_test if n}
+    n_train = dict(zip(dataset.classes, counts.tolist(), strict=True))
     trained = {name: n_train.get(name, 0) for name in expected}
     few = {name: n for name, n in trained.items() if 0 < n < FEW_IMAGES}
     tested = {name: n for name, n in expected.items() if n is not None}
@@ -186,23 +171,6 @@ def measure_coverage(
         max_accuracy=sum(n for name, n in tested.items() if trained[name]) / n_tested if is_known else None,
         few_share=sum(tested[name] for name in few) / n_tested if is_known else None,
     )
-
-
-def find_coverage(dataset: ImageDataset, train_counts: IntArray | None = None) -> ClassCoverage:
-    """Find expected classes of a data set with no or too few training images.
-
-    Expected are the classes of a class list or sample submission, otherwise those of a given test split.
-
-    Args:
-        train_counts: (K,) training images of each class; None: all outside the given test split.
-    """
-    is_test = dataset.in_split("test")
-    expected = dict(dataset.expected)
-    if not expected:
-        tested = dataset.class_counts(is_test)
-        expected = {name: int(n) for name, n in zip(dataset.classes, tested, strict=True) if n}
-    counts = dataset.class_counts(~is_test) if train_counts is None else train_counts
-    return measure_coverage(dataset.classes, counts, expected)
 
 
 def summarize_formats(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:

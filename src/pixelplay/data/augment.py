@@ -40,8 +40,6 @@ def augment_view(
 
     Args:
         pixels: (H, W, 3) uint8, decoded; not modified.
-        config: which augmentations, and how strong.
-        preprocessing: resize filter and default size.
         rng: only source of randomness; the same state gives the same bytes on any thread.
         hflip: flip with probability 0.5.
         size_px: side S of the square; by default the network's input size.
@@ -54,7 +52,7 @@ def augment_view(
     box: Box | None = None
     if "crop" in config.augment:
         left, top, right, bottom = _draw_box((config.crop_scale, 1.0), _CROP_ASPECT, rng)
-        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+        box = left * image.width, top * image.height, right * image.width, bottom * image.height
     image = image.resize((size, size), FILTERS[preprocessing.interpolation], box=box)
     if hflip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -105,9 +103,8 @@ def _erase(image: Image.Image, rng: np.random.Generator) -> UInt8Array:
     Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, arXiv:1708.04896, algorithm 1.
     """
     view = np.array(image)  # a copy: np.asarray would be read-only
-    left, top, right, bottom = (
-        round(edge * image.width) for edge in _draw_box(_ERASING_AREA, _ERASING_ASPECT, rng)
-    )
+    box = _draw_box(_ERASING_AREA, _ERASING_ASPECT, rng)
+    left, top, right, bottom = (round(edge * image.width) for edge in box)
     hole = view[top:bottom, left:right]
     hole[:] = rng.integers(0, 256, hole.shape, np.uint8)
     return view

@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +42,6 @@ class ArrayCache:
 
     Args:
         folder: of the whole cache.
-        kind: what the arrays are.
         key: identifies everything the arrays depend on besides the image.
         max_bytes: size limit of the whole cache; 0 neither reads nor writes it.
 
@@ -56,10 +56,8 @@ class ArrayCache:
         self.failure = ""
         self._rows: dict[bytes, tuple[NDArray[Any], int]] = {}
         self._new: dict[bytes, NDArray[Any]] = {}
-        if max_bytes > 0:
-            for name in sorted(_list(self._folder)):
-                if name.endswith(".digests.npy"):
-                    self._open_shard(os.path.join(self._folder, name))
+        for path in sorted(Path(self._folder).glob("*.digests.npy")) if max_bytes > 0 else []:
+            self._open_shard(str(path))
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._rows
@@ -111,11 +109,10 @@ class ArrayCache:
         try:
             digests = np.load(path, allow_pickle=False)
             values = np.load(path.replace(".digests.", ".values."), mmap_mode="r", allow_pickle=False)
+            rows = zip(digests, range(len(values)), strict=True)
+            self._rows |= {digest.tobytes(): (values, row) for digest, row in rows}
         except (OSError, ValueError, EOFError):  # truncated by a crash, or deleted in the meantime
             return False
-        if len(digests) != len(values):
-            return False
-        self._rows.update({digest.tobytes(): (values, row) for row, digest in enumerate(digests)})
         with contextlib.suppress(OSError):  # a read-only cache can still be read
             os.utime(path)
         return True
@@ -157,25 +154,17 @@ def _shards(folder: str) -> dict[str, dict[str, tuple[int, float]]]:
     """Map each shard, leftovers of a crash included, to its files: path → (bytes, time of last use)."""
     shards: dict[str, dict[str, tuple[int, float]]] = {}
     for key in _key_folders(folder):
-        for name in sorted(_list(key)):  # digests first: without them a shard is invalid
-            matched = _SHARD_FILE.fullmatch(name)
-            path = os.path.join(key, name)
-            if matched is not None and os.path.isfile(path):
+        for path in sorted(key.glob("*")):  # digests first: without them a shard is invalid
+            matched = _SHARD_FILE.fullmatch(path.name)
+            if matched is not None and path.is_file():
                 with contextlib.suppress(FileNotFoundError):
-                    status = os.stat(path)
-                    shards.setdefault(matched[1], {})[path] = (status.st_size, status.st_mtime)
+                    status = path.stat()
+                    shards.setdefault(matched[1], {})[str(path)] = (status.st_size, status.st_mtime)
     return shards
 
 
-def _key_folders(folder: str) -> list[str]:
-    return [os.path.join(folder, name) for name in _list(folder) if _KEY_FOLDER.fullmatch(name)]
-
-
-def _list(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+def _key_folders(folder: str) -> list[Path]:
+    return [path for path in Path(folder).glob("*") if _KEY_FOLDER.fullmatch(path.name)]
 
 
 def _save(path: str, array: NDArray[np.generic]) -> None:

@@ -129,10 +129,8 @@ def _note_repeated_subfolders(paths: Sequence[str]) -> list[str]:
         if deeper:
             classes_with.setdefault(deeper[0], set()).add(class_name)
     repeated = sorted(name for name, classes in classes_with.items() if len(classes) > 1)
-    note = (
-        f"the first folder is the class; subfolders in several classes are not merged: {name_some(repeated)}"
-    )
-    return [note] if repeated else []
+    note = "the first folder is the class; subfolders in several classes are not merged"
+    return [f"{note}: {name_some(repeated)}"] if repeated else []
 
 
 def empty_class_folders(empty: Sequence[str]) -> list[str]:

@@ -31,18 +31,8 @@ from pixelplay.arrays import UInt8Array
 from pixelplay.errors import ImageError
 
 IMAGE_EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-)
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 # Reader classes instead of Image.open: no other Pillow plugin is reachable, errors keep their message, and
 # Pillow's process-wide pixel limit, lower than ours, does not apply. HEIC is an extra.
 READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
@@ -70,12 +60,9 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {  # first bytes of each format
     "GIMP (XCF)": (b"gimp xcf",),
     "Netpbm (PPM)": tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b"\n\r\t #"),
 }
-_BRANDS: tuple[tuple[bytes, str], ...] = (  # ISO base media files: the first matching brand, in this order
-    (b"crx ", "camera raw"),
-    (b"avif", "AVIF"),
-    (b"avis", "AVIF"),
-    *((brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
-)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# brand of an ISO base media file → format; the first match in this order decides
+_BRANDS = {b"crx ": "camera raw", b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys(_HEIC_BRANDS, "HEIC")}
 _BMP_HEADERS = {bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 64, 108, 124)}
 DECODE_VERSION = 1  # part of cache keys: increase it when the same bytes decode to other pixels
 MAX_PIXELS = 250_000_000  # phones take 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
@@ -100,25 +87,24 @@ def name_format(data: bytes) -> str:
     """Detect the format of a file from its content.
 
     Returns:
-        "JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF" or "HEIC"; the name of an unsupported format; or
-        "" if it is unknown. Many camera raw files start like TIFF.
+        A key of READERS or "HEIC"; the name of an unsupported format; or "" if it is unknown. Many camera
+        raw files start like TIFF.
     """
     if data[4:8] == b"ftyp":
         brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        return next((name for brand, name in _BRANDS if brand in brands), "video" if len(data) >= 16 else "")
+        return next(
+            (name for brand, name in _BRANDS.items() if brand in brands), "video" if len(data) >= 16 else ""
+        )
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[:2] == b"BM" and data[14:18] in _BMP_HEADERS:
         return "BMP"
     if data[128:132] == b"DICM":
         return "DICOM"
-    for name, magic in _MAGIC.items():
-        if data.startswith(magic):
-            return name
     text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith(b"<") and b"<svg" in text:
-        return "SVG"
-    return "HTML" if text.startswith((b"<!doctype html", b"<html")) else ""
+    is_svg = text.startswith(b"<") and b"<svg" in text
+    other = "SVG" if is_svg else "HTML" if text.startswith((b"<!doctype html", b"<html")) else ""
+    return next((name for name, magic in _MAGIC.items() if data.startswith(magic)), other)
 
 
 @dataclass(frozen=True)
@@ -132,7 +118,7 @@ class ImageInfo:
 
 
 def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UInt8Array:
-    """Decode one encoded image to upright sRGB pixels.
+    """Decode one image file to upright sRGB pixels.
 
     Transparent pixels are composited over white; only the first frame or page is decoded.
 
@@ -159,11 +145,7 @@ def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UIn
 
 
 def probe_image(data: bytes, *, path: str) -> ImageInfo:
-    """Read the header of an encoded image without decoding its pixels.
-
-    Raises:
-        ImageError: as `decode_image`, as far as the header shows it.
-    """
+    """Read the header of an image file; raises ImageError as `decode_image` if the header shows the error."""
     kind, image = _open(data, path)
     width, height = image.size
     # Pillow has already oriented the size of a TIFF. The EXIF of a PNG can follow the pixels, and getexif()
@@ -178,8 +160,8 @@ def probe_image(data: bytes, *, path: str) -> ImageInfo:
 def to_rgb(image: Image.Image, *, path: str) -> UInt8Array:
     """Convert an opened image of any mode to upright sRGB pixels over white.
 
-    16-bit grey values are divided by 257. Broken EXIF is ignored, and so is an ICC profile that is broken
-    or made for another colour space.
+    16-bit grey values are divided by 257. Broken EXIF and ICC profiles are ignored, and so is a profile of
+    another colour space.
 
     Returns:
         (H, W, 3) uint8, C-contiguous and writable.
@@ -191,8 +173,7 @@ def to_rgb(image: Image.Image, *, path: str) -> UInt8Array:
         image.load()
         _check_pixels(image.size, path)
         profile = image.info.get("icc_profile")
-        method = _TRANSPOSE.get(_orientation(image))
-        if method is not None:
+        if (method := _TRANSPOSE.get(_orientation(image))) is not None:
             image = image.transpose(method)
         if image.mode.startswith(("I", "F")):
             image = _eight_bit(image, path)
@@ -205,7 +186,6 @@ def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
     Args:
         array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; a fourth channel is alpha,
             composited over white; uint16 is divided by 257.
-        path: names the image in errors.
 
     Returns:
         (H, W, 3) uint8, C-contiguous; the input itself if it already has this form.
@@ -237,7 +217,7 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     if len(data) > MAX_BYTES:
         raise ImageError(path, "too_large", f"{len(data):,} bytes; the limit is {MAX_BYTES:,} bytes")
     kind = name_format(data)
-    reader = _find_reader(kind, data, path)
+    reader = READERS.get(kind) or _heic_reader(kind, data, path)
     with _as_image_error(path, kind):
         image = reader(io.BytesIO(data))
     _check_pixels(image.size, path)
@@ -250,10 +230,8 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     return kind, image
 
 
-def _find_reader(kind: str, data: bytes, path: str) -> Callable[[io.BytesIO], ImageFile]:
-    """Return the reader of a format, or raise ImageError; the HEIC reader is imported only when needed."""
-    if kind in READERS:
-        return READERS[kind]
+def _heic_reader(kind: str, data: bytes, path: str) -> Callable[[io.BytesIO], ImageFile]:
+    """Import the reader of HEIC, which is an extra; raise ImageError for other formats."""
     if kind == "HEIC":
         try:
             from pillow_heif import HeifImageFile
@@ -288,9 +266,8 @@ def _as_image_error(path: str, kind: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(path, "too_large", str(error)) from error
-    # Broad on purpose: on hostile bytes Pillow's readers raise SyntaxError, struct.error, KeyError,
-    # ValueError, ZeroDivisionError, MemoryError and more, all undocumented, and one bad file among 50,000
-    # must become a row with an error, not end the run.
+    # On hostile bytes Pillow raises SyntaxError, struct.error, KeyError, MemoryError and more, all
+    # undocumented, and one bad file among 50,000 must not end the run.
     except Exception as error:
         lines = str(error).strip().splitlines()
         message = lines[0] if lines else type(error).__name__
@@ -308,9 +285,8 @@ def _ends_early(image: Image.Image, data: bytes) -> bool:
     libjpeg fills such a file with mid-grey without telling Pillow. If the last pixel is mid-grey, decode
     again without the end marker: a file that lacks data then fails.
     """
-    last = image.getpixel((image.width - 1, image.height - 1))
-    values = last if isinstance(last, tuple) else (last,)
-    if image.info.get("progressive") or any(value not in (127, 128) for value in values):
+    last = np.atleast_1d(image.getpixel((image.width - 1, image.height - 1)))
+    if image.info.get("progressive") or not np.isin(last, (127, 128)).all():
         return False
     again = JpegImageFile(io.BytesIO(data[: data.rfind(b"\xff\xd9")] + bytes(16)))
     try:
@@ -354,7 +330,7 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
     except Exception:  # broad as in _as_image_error; the pixels can still be good
         return None
     if mode == "RGB":
-        # sRGB profiles have many names; recognise them by their effect on a grid of 16³ colours.
+        # sRGB profiles have many names but no effect on a grid of 16³ colours
         levels = np.arange(0, 256, 17, dtype=np.uint8)
         colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
         moved = np.asarray(transform.apply(Image.fromarray(colours)))
@@ -381,10 +357,7 @@ def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:
-    """Copy an image into an sRGB array, strip by strip.
-
-    Intermediate images have the size of a strip, and it is 3 times as fast as numpy.array(image).
-    """
+    """Copy an image into an sRGB array by strips: 3 times as fast as numpy.array, and needs less memory."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_BYTES // (3 * width))
@@ -406,8 +379,8 @@ class _Silence:
 def silence_pillow() -> Iterator[None]:
     """Suppress Pillow's warnings and log lines while the block decodes images.
 
-    Warning filters are global to the process: the first block that starts changes them, the last that ends
-    restores them, however the blocks overlap. Each worker process needs its own.
+    Warning filters are global to a process: the first block that starts changes them, the last that ends
+    restores them.
     """
     with _Silence.lock:
         _Silence.n_blocks += 1

@@ -17,18 +17,15 @@ MAX_SHARE = 0.5  # of the cache; larger data sets are decoded in every epoch
 class PixelCache:
     """Return each image as a square, from the cache or from its file.
 
-    The whole image is squashed to the square, as the network sees it; augmentation crops in fractions of
-    its sides.
+    The whole image is squashed to the square of side S = `side_px`; augmentation crops in fractions of its
+    sides.
 
     Args:
         dataset: N readable images.
-        digests: (N,) content of each file.
-        preprocessing: input size and filter of the network; crop mode, mean and std play no role.
+        digests: (N,) of the files.
+        preprocessing: input size and filter of the network; crop mode, mean and std are ignored.
         cache_dir: folder of the whole cache.
         max_bytes: size limit of the whole cache.
-
-    Attributes:
-        side_px: side S of the squares.
     """
 
     def __init__(
@@ -44,11 +41,8 @@ class PixelCache:
         self._dataset, self._digests = dataset, digests
         self._view = replace(preprocessing, input_size=self.side_px, crop_mode="squash")
         n_bytes, limit = len(dataset) * 3 * self.side_px**2, MAX_SHARE * max_bytes
-        self._too_large = ""
-        if 0 < limit < n_bytes:
-            self._too_large = (
-                f"they need {n_bytes / 1e6:,.1f} MB but can use {limit / 1e6:,.1f} MB; raise --cache-gb"
-            )
+        sizes = f"they need {n_bytes / 1e6:,.1f} MB but can use {limit / 1e6:,.1f} MB"
+        self._too_large = f"{sizes}; raise --cache-gb" if 0 < limit < n_bytes else ""
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
         self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if n_bytes <= limit else 0)
 

@@ -13,15 +13,10 @@ from pixelplay.text import name_some, suggest
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CorrectedLabels:
-    """Labels of a dataset after review.
+    """Labels of a dataset after review."""
 
-    Attributes:
-        labels: (N,) class indices; -1 excludes the image.
-        is_reviewed: (N,) true where the table lists the image, with a changed or confirmed label.
-    """
-
-    labels: IntArray
-    reviewed: BoolArray
+    labels: IntArray  # (N,) class indices; -1 excludes the image
+    reviewed: BoolArray  # (N,) true where the table lists the image, with a changed or confirmed label
 
 
 def uncorrected_labels(dataset: ImageDataset) -> CorrectedLabels:
@@ -54,10 +49,8 @@ def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
         )
     label_of: dict[str, str] = {}
     for path, name in zip(paths, names, strict=True):
-        if label_of.setdefault(path, name) != name:
-            raise DataError(
-                f"{file} gives {path} two labels, {label_of[path]!r} and {name!r}; remove one of them"
-            )
+        if (first := label_of.setdefault(path, name)) != name:
+            raise DataError(f"{file} gives {path} two labels, {first!r} and {name!r}; remove one of them")
     labels, reviewed = dataset.labels.copy(), np.zeros(len(dataset), bool)
     for path, name in label_of.items():
         labels[row_of[path]] = class_index[name]

@@ -1,7 +1,6 @@
 """Class imbalance: weighted sampler, oversampling, class weights, priors; and hard-example sampling.
 
-Resampling and class weights fit a model to other priors than those of the data. The sampler, the weights
-and the correction back to natural priors are side by side here so that they agree.
+Resampling and class weights fit a model to other priors than those of the data, see `natural_offset`.
 """
 
 from typing import Literal
@@ -42,8 +41,7 @@ def draw_epoch(
 ) -> IntArray:
     """Draw the images of one epoch, in random order.
 
-    The images of a class come in rounds, each a new permutation, so that unlike with independent draws none
-    comes twice before every image of its class has come once.
+    No image comes twice before every image of its class has come once.
 
     Args:
         labels: (N,) in [0, K), every class present.
@@ -72,11 +70,7 @@ def epoch_length(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
 
 
 def effective_prior(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> Float64Array:
-    """Compute the priors π_eff (K,) that the loss sees, and thus those of logits fitted by a plain loss.
-
-    Args:
-        counts: (K,) training images of each class, all >= 1.
-    """
+    """Compute the priors π_eff (K,) that a plain loss sees, from class sizes (K,) >= 1."""
     assert imbalance != "auto", "auto is resolved before training"
     if imbalance in ("sampler", "class_weights", "crt"):
         return np.full(len(counts), 1 / len(counts))
@@ -108,8 +102,7 @@ def natural_offset(
 
 def _oversampled(counts: IntArray, oversample_to: OversampleTo) -> IntArray:
     """Compute class sizes (K,) after smaller classes are repeated."""
-    least = counts.max() if oversample_to == "largest" else oversample_to or 0
-    return np.maximum(counts, least)
+    return np.maximum(counts, counts.max() if oversample_to == "largest" else oversample_to or 0)
 
 
 def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> IntArray:
@@ -130,10 +123,9 @@ def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArra
 def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
     """Compute how often each of n images is drawn in an epoch of n draws, on average.
 
-    A fraction of the epoch is drawn in proportion to the error of the network, the rest uniformly. The error
-    stands for the gradient of cross entropy, whose norm at the logits is 1 to √2 times the error. An image
-    drawn x times as often needs the weight 1 / x, at most 1 / (1 − hard_example_frac), to keep the expected
-    gradient unchanged.
+    A fraction of the epoch is drawn in proportion to the error of the network, which stands for the gradient
+    of cross entropy: its norm at the logits is 1 to √2 times the error. The rest is drawn uniformly. The
+    weight 1 / draws keeps the expected gradient unchanged.
 
     Args:
         misses: (n,) in [0, 1], error on each image: 1 − probability of its label.

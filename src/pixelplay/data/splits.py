@@ -17,23 +17,15 @@ NEVER_HELD_OUT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Training, validation and test images, by position in the data set.
-
-    Attributes:
-        train, val, test: ascending and disjoint positions.
-        groups: (N,) int64, equal for images that must stay in one split.
-        removed: training and validation images that were removed as duplicates of given test images.
-        duplicated: the test images that they duplicate.
-        notes: one sentence per assumption or warning.
-    """
+    """Training, validation and test images, by ascending and disjoint positions in the data set."""
 
     train: IntArray
     val: IntArray
     test: IntArray
-    groups: IntArray
-    removed: IntArray
-    duplicated: IntArray
-    notes: tuple[str, ...]
+    groups: IntArray  # (N,) int64, equal for images that must stay in one split
+    removed: IntArray  # training and validation images that duplicate given test images
+    duplicated: IntArray  # the test images that they duplicate
+    notes: tuple[str, ...]  # one sentence per assumption or warning
 
     def items(self) -> Iterator[tuple[SplitName, IntArray]]:
         """Yield name and positions of each split."""
@@ -106,11 +98,11 @@ def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int)
     single = (sizes[group_of] == 1) & free
     has_single = bool(single.any())
     by_size = sorted(members, key=lambda rows: (-len(rows), rng.random()))
-    for n_left, group in zip(range(len(by_size), 0, -1), by_size, strict=True):
+    for n_done, group in enumerate(by_size):
         # The squared distance from the quotas falls most where the classes of the group have most room.
         # Ties go to the emptiest side, and the last groups to sides that are still empty.
-        must_be_empty = not has_single and n_left <= np.count_nonzero(filled == 0)
-        is_barred = (filled > 0) & must_be_empty
+        n_empty = np.count_nonzero(filled == 0)
+        is_barred = (filled > 0) & (not has_single and len(by_size) - n_done <= n_empty)
         need = labels[group]
         side = int(np.lexsort((rng.random(n_sides), filled, -room[need].sum(0), is_barred))[0])
         sides[group] = side
@@ -162,16 +154,13 @@ def _spread(sides: IntArray, labels: IntArray, group_of: IntArray, n_sides: int)
         if (table[k] > 0).sum() > 1:  # a group moved for another class has already helped this one
             continue
         start = int(table[k].argmax())
-        target = min(
-            (side for side in range(n_sides) if side != start), key=lambda side: table[:, side].sum()
-        )
+        target = min(set(range(n_sides)) - {start}, key=lambda side: (table[:, side].sum(), side))
         groups, sizes = np.unique(group_of[free & (labels == k)], return_counts=True)
         for group in groups[sizes.argsort(kind="stable")]:
             rows = group_of == group
             need = np.bincount(labels[rows], minlength=n_classes)
             moved = table.copy()
-            moved[:, start] -= need
-            moved[:, target] += need
+            moved[:, [start, target]] += np.stack([-need, need], axis=1)
             # moving all images of the class would only change the side
             if moved[k, start] > 0 and ((moved > 0).sum(1) >= (table > 0).sum(1)).all():
                 sides[rows], table = target, moved
@@ -241,10 +230,7 @@ def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
 
 
 def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
-    """Raise DataError if a classifier cannot be trained on labelled images.
-
-    Args:
-        is_readable: (N,) bool; all true before any file was opened.
+    """Check that a classifier can be trained on labelled images, of which those of a mask (N,) are readable.
 
     Raises:
         DataError: fewer than two classes to train on, or no readable image of a class or of a given test
@@ -280,21 +266,15 @@ def check_two_classes(dataset: ImageDataset, train_counts: IntArray) -> None:
 def _note_removed(dataset: ImageDataset, is_training: BoolArray, removed: IntArray) -> list[str]:
     """Describe the removed duplicates of test images, and the classes that have no other images.
 
-    Args:
-        is_training: (N,) mask of the images outside the test split.
-
-    Raises:
-        DataError: fewer than two classes remain.
+    Raises DataError if fewer than two classes remain of the images outside the test split (N,).
     """
     if not len(removed):
         return []
     names = name_some([dataset.paths[i] for i in removed])
     notes = [f"{counted(len(removed), 'training image')} removed as duplicates of test images: {names}"]
-    after = dataset.class_counts(is_training & ~np.isin(np.arange(len(dataset)), removed))
-    lost = [
-        dataset.classes[k] for k in np.flatnonzero((dataset.class_counts(is_training) > 0) & (after == 0))
-    ]
-    if lost:
+    before = dataset.class_counts(is_training)
+    after = before - dataset.class_counts(np.isin(np.arange(len(dataset)), removed))
+    if lost := [dataset.classes[k] for k in np.flatnonzero((before > 0) & (after == 0))]:
         try:
             check_two_classes(dataset, after)
         except DataError as error:

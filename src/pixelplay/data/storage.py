@@ -1,6 +1,7 @@
 """Read the bytes of images from a folder or a zip archive; nothing is ever written."""
 
 import os
+import re
 import stat
 import threading
 import zipfile
@@ -22,18 +23,10 @@ class ImageStorage(Protocol):
     """Reads the encoded bytes of an image by its path."""
 
     def read(self, path: str) -> bytes:
-        """Read the bytes of one image.
-
-        Raises:
-            ImageError: missing, unreadable or too large.
-        """
+        """Read the bytes of one image; raises ImageError if it is missing, unreadable or too large."""
 
     def size(self, path: str) -> int:
-        """Return the size of one image in bytes without reading it.
-
-        Raises:
-            ImageError: missing, or not a regular file.
-        """
+        """Return the size of one image in bytes; raises ImageError if it is missing or no regular file."""
 
     def display_path(self, path: str) -> str:
         """Return the path to show to the user, including the folder or archive."""
@@ -76,8 +69,11 @@ def _raise_image_error(path: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(path, "missing", "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(path, "unreadable", reason) from None
+        raise ImageError(path, "unreadable", _reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 class ZipStorage:
@@ -89,13 +85,10 @@ class ZipStorage:
             self._zip = zipfile.ZipFile(archive)
         # damaged archives raise BadZipFile, ValueError, NotImplementedError, struct.error and others
         except Exception as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise DataError(
-                f"{archive} cannot be read as a zip archive: {reason}; pack or download it again"
-            ) from None
+            problem = f"cannot be read as a zip archive: {_reason(error)}"
+            raise DataError(f"{archive} {problem}; pack or download it again") from None
         self._lock = threading.Lock()
-        named = ((_member_name(info), info) for info in self._zip.infolist())
-        self._members = {name: info for name, info in named if name}
+        self._members = {name: info for info in self._zip.infolist() if (name := _member_name(info))}
 
     def __contains__(self, path: str) -> bool:
         return path in self._members and not path.endswith("/")
@@ -119,8 +112,8 @@ class ZipStorage:
         if info.flag_bits & 1:
             raise ImageError(path, "unsupported", "encrypted zip member; unpack the archive")
         if info.compress_type not in READABLE_METHODS:
-            reason = f"zip compression method {info.compress_type} is not supported"
-            raise ImageError(path, "unsupported", f"{reason}; pack the archive with deflate")
+            reason = f"zip compression method {info.compress_type} is not supported; use deflate"
+            raise ImageError(path, "unsupported", reason)
         ratio = info.file_size / max(info.compress_size, 1)
         if info.file_size > MAX_BYTES or (info.file_size > MIN_BOMB_BYTES and ratio > MAX_ZIP_RATIO):
             reason = f"unpacks to {info.file_size:,} bytes, {ratio:,.0f} times its packed size"
@@ -144,19 +137,12 @@ class ZipStorage:
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:
-    """Decode and normalise a member's name.
-
-    macOS writes UTF-8 without setting the flag, some Windows tools write backslashes, and archives
-    made from tar begin with "./".
-    """
+    """Decode and normalise a member's name: Windows tools may write backslashes, tar archives begin with "./"."""
     name = member.filename
-    if not member.flag_bits & UTF8_FLAG:
+    if not member.flag_bits & UTF8_FLAG:  # macOS writes UTF-8 without setting it
         with suppress(UnicodeError):  # not UTF-8: keep the CP437 name that zipfile decoded
             name = name.encode("cp437").decode("utf-8")
-    name = name.replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+    return re.sub(r"^(\./)+", "", name.replace("\\", "/"))
 
 
 def is_unsafe_member(name: str) -> bool:

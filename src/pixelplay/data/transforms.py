@@ -18,23 +18,14 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing of the network input; the keys are timm's.
+    """Preprocessing of the network input; the keys are timm's."""
 
-    Attributes:
-        input_size: side of the square input, px.
-        mean: per channel, in [0, 1].
-        std: per channel, in [0, 1].
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased.
-        crop_mode: "squash" uses the whole image, "center" its central square.
-        crop_pct: fraction of the short side that "center" keeps.
-    """
-
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_mode: str = "squash"
-    crop_pct: float = 1.0
+    input_size: int  # side of the square input, px
+    mean: tuple[float, ...]  # per channel, in [0, 1]
+    std: tuple[float, ...]  # per channel, in [0, 1]
+    interpolation: str = "bicubic"  # a key of FILTERS, antialiased
+    crop_mode: str = "squash"  # uses the whole image; "center" its central square
+    crop_pct: float = 1.0  # fraction of the short side that "center" keeps
 
 
 def eval_transform(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:

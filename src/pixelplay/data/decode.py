@@ -217,7 +217,7 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     if len(data) > MAX_BYTES:
         raise ImageError(path, "too_large", f"{len(data):,} bytes; the limit is {MAX_BYTES:,} bytes")
     kind = name_format(data)
-    reader = READERS.get(kind) or _heic_reader(kind, data, path)
+    reader = _find_reader(kind, data, path)
     with _as_image_error(path, kind):
         image = reader(io.BytesIO(data))
     _check_pixels(image.size, path)
@@ -230,8 +230,10 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     return kind, image
 
 
-def _heic_reader(kind: str, data: bytes, path: str) -> Callable[[io.BytesIO], ImageFile]:
-    """Import the reader of HEIC, which is an extra; raise ImageError for other formats."""
+def _find_reader(kind: str, data: bytes, path: str) -> Callable[[io.BytesIO], ImageFile]:
+    """Return the reader of a format, or raise ImageError; the HEIC reader is imported only when needed."""
+    if kind in READERS:
+        return READERS[kind]
     if kind == "HEIC":
         try:
             from pillow_heif import HeifImageFile
@@ -285,7 +287,7 @@ def _ends_early(image: Image.Image, data: bytes) -> bool:
     libjpeg fills such a file with mid-grey without telling Pillow. If the last pixel is mid-grey, decode
     again without the end marker: a file that lacks data then fails.
     """
-    last = np.atleast_1d(image.getpixel((image.width - 1, image.height - 1)))
+    last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
     if image.info.get("progressive") or not np.isin(last, (127, 128)).all():
         return False
     again = JpegImageFile(io.BytesIO(data[: data.rfind(b"\xff\xd9")] + bytes(16)))

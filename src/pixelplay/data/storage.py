@@ -137,7 +137,7 @@ class ZipStorage:
 
 
 def _member_name(member: zipfile.ZipInfo) -> str:
-    """Decode and normalise a member's name: Windows tools may write backslashes, tar archives begin with "./"."""
+    """Decode a member's name; Windows tools may write backslashes, and tar archives begin with "./"."""
     name = member.filename
     if not member.flag_bits & UTF8_FLAG:  # macOS writes UTF-8 without setting it
         with suppress(UnicodeError):  # not UTF-8: keep the CP437 name that zipfile decoded

@@ -52,7 +52,7 @@ def align_coarsely(first: Float32Array, second: Float32Array) -> tuple[Float32Ar
     """Align images (P, n, n) with others by trying common crops.
 
     Returns:
-        The best alignment of each pair (P, 4) and the correlation there (P,).
+        The best alignment of each pair (P, 4), and its correlation (P,).
     """
     n = first.shape[-1]
     best = np.full(len(first), -1, np.float32)
@@ -86,15 +86,12 @@ def refine(
     target = first.reshape(len(first), n * n, 1)
     found, is_lost = alignments.copy(), np.zeros(len(first), bool)
     for _ in range(n_steps):
-        to_y, inside_y = _samplers(found[:, 0], found[:, 1], n)
-        to_x, inside_x = _samplers(found[:, 2], found[:, 3], n)
-        across = to_x.swapaxes(1, 2)
+        to_y, across, overlap = _resamplers(found, n)
         # second image and its gradients, resampled onto the first: (P, n, n) each
         warped, by, bx = (to_y @ image @ across for image in (second, gradient_y, gradient_x))
-        overlap = (inside_y[:, :, None] & inside_x[:, None]).astype(np.float32)
         # derivatives by the two scales and shifts, then gain and offset
         columns = np.stack([by * along[:, None], by, bx * along, bx, warped, np.ones_like(warped)], axis=1)
-        columns = (columns * overlap[:, None]).reshape(len(first), 6, n * n)
+        columns = (columns * overlap[:, None].astype(np.float32)).reshape(len(first), 6, n * n)
         square = columns @ columns.swapaxes(1, 2)  # (P, 6, 6) normal equations
         diagonal = np.arange(6)
         # damped, because flat images leave the equations singular
@@ -149,11 +146,8 @@ def warp(
     first: Float32Array, second: Float32Array, alignments: Float32Array
 ) -> tuple[Float32Array, BoolArray]:
     """Resample second images (P, n, n) onto the first; also return the mask (P, n, n) of the overlap."""
-    n = first.shape[-1]
-    to_y, inside_y = _samplers(alignments[:, 0], alignments[:, 1], n)
-    to_x, inside_x = _samplers(alignments[:, 2], alignments[:, 3], n)
-    warped = np.asarray(to_y @ second @ to_x.swapaxes(1, 2), dtype=np.float32)
-    return warped, inside_y[:, :, None] & inside_x[:, None]
+    to_y, across, overlap = _resamplers(alignments, first.shape[-1])
+    return np.asarray(to_y @ second @ across, dtype=np.float32), overlap
 
 
 def invert(alignments: Float32Array) -> Float32Array:
@@ -188,6 +182,13 @@ def _overlap(alignments: Float32Array) -> BoolArray:
         low, high = np.maximum(0, -shift / scale), np.minimum(1, (1 - shift) / scale)  # in the first image
         enough &= is_near & (high - low >= MIN_OVERLAP) & ((high - low) * scale >= MIN_OVERLAP)
     return enough
+
+
+def _resamplers(alignments: Float32Array, n: int) -> tuple[Float32Array, Float32Array, BoolArray]:
+    """Compute factors (P, n, n) on the left and right of second images, and the mask (P, n, n) of overlap."""
+    to_y, inside_y = _samplers(alignments[:, 0], alignments[:, 1], n)
+    to_x, inside_x = _samplers(alignments[:, 2], alignments[:, 3], n)
+    return to_y, to_x.swapaxes(1, 2), inside_y[:, :, None] & inside_x[:, None]
 
 
 def _samplers(scales: Float32Array, shifts: Float32Array, n: int) -> tuple[Float32Array, BoolArray]:

@@ -7,6 +7,7 @@ because sets as large as that are never treated as duplicates.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -29,7 +30,6 @@ DIRECTIONS = 256  # of the random projection of features, which changes near nei
 SAME_COSINE = 0.995  # fingerprints above it are duplicates, however many there are
 BLOCK_BYTES = 64 << 20  # of cosines held at once
 AT_ONCE = 1024  # thumbnails or rows of features per block
-Nearest = tuple[IntArray, IntArray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,8 @@ class Candidates:
     """Pairs to compare more closely, and the neighbors of each image.
 
     Attributes:
-        pairs: (P, 2) positions, the smaller first.
-        is_mirrored: (P,) one image is to be compared with the other's mirror image; a pair can occur both
-            ways.
+        pairs: (P, 2) positions, the smaller first; a pair can occur with and without mirroring.
+        is_mirrored: (P,) one image is to be compared with the other's mirror image.
         is_dark: (P,) the darker halves are similar; never with is_mirrored.
         neighbors: (N, R) positions of the nearest images that cannot all be duplicates; R is 0 if there are
             too few images.
@@ -50,8 +49,8 @@ class Candidates:
     is_dark: BoolArray
     neighbors: IntArray
 
-    def select(self, rows: NDArray[Any] | Sequence[int]) -> "Candidates":
-        """Keep some pairs, by mask (P,) or position."""
+    def select(self, rows: NDArray[Any] | slice | Sequence[int]) -> "Candidates":
+        """Keep some pairs, by mask (P,), slice or position."""
         return replace(
             self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
         )
@@ -77,12 +76,7 @@ def find_candidates(thumbnails: UInt8Array, features: Float32Array | None, log: 
     dark = _rows(_fingerprints(thumbnails, 0, 0, 1, is_dark=True))
     n_searches = 7 if features is None else 8
     with log.progress("searching near-duplicates", n_searches * len(thumbnails), "comparisons") as bar:
-
-        def search(
-            rows: Float32Array, others: Float32Array, k: int, share: float = MAX_DISTANCE_RATIO
-        ) -> Nearest:
-            return nearest_pairs(rows, others, k, share, on_progress=bar.update)
-
+        search = partial(nearest_pairs, on_progress=bar.update)
         pairs, neighbors = search(straight, straight, N_BY_FINGERPRINT)
         mirrored_pairs = search(straight, mirrored, N_BY_FINGERPRINT)[0]
         dark_pairs = search(dark, dark, N_BY_FINGERPRINT)[0]
@@ -108,7 +102,7 @@ def nearest_pairs(
     max_ratio: float = MAX_DISTANCE_RATIO,
     *,
     on_progress: Callable[[int], object] = lambda n: None,
-) -> Nearest:
+) -> tuple[IntArray, IntArray]:
     """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that are close enough.
 
     Close enough is less than `max_ratio` times the distance to a neighbor. Neighbors are the nearest of each
@@ -202,10 +196,9 @@ def _rows(fingerprints: Float32Array) -> Float32Array:
 def _project(features: Float32Array) -> Float32Array:
     """Standardise features (N, D) and project them on few directions, as unit rows, block by block."""
     mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
-    n_features = features.shape[1]
-    directions = np.eye(n_features, dtype=np.float32)
-    if n_features > DIRECTIONS:
+    directions = np.eye(len(mean), dtype=np.float32)
+    if len(mean) > DIRECTIONS:
         rng = np.random.default_rng(0)
-        directions = rng.standard_normal((n_features, DIRECTIONS), dtype=np.float32)
+        directions = rng.standard_normal((len(mean), DIRECTIONS), dtype=np.float32)
     blocks = (features[i : i + AT_ONCE] for i in range(0, len(features), AT_ONCE))
     return unit_rows(np.concatenate([((block - mean) / std) @ directions for block in blocks]))

@@ -56,22 +56,16 @@ Closeup = tuple[UInt8Array, UInt8Array]  # grey (n, n) and colour (3, S, S)
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicatePair:
-    """Two images that show the same pixels.
-
-    Attributes:
-        first, second: positions, ascending.
-        agreement: of their aligned details, 0 to 1.
-        is_mirrored: one shows the mirror image of the other.
-    """
+    """Two images that show the same pixels, by ascending position."""
 
     first: int
     second: int
-    agreement: float
-    is_mirrored: bool
+    agreement: float  # of their aligned details, 0 to 1
+    is_mirrored: bool  # one shows the mirror image of the other
 
     @property
     def members(self) -> tuple[int, int]:
-        """Both positions."""
+        """Return both positions."""
         return self.first, self.second
 
 
@@ -90,7 +84,7 @@ def search_near_duplicates(
         thumbnails: (N, S, S) uint8, of files with different content.
         read: returns the pixels (H, W, 3) of an image; called in threads.
         features: (N, D) finite; without them cropped duplicates are rarely found.
-        has_mirrored: also find mirror images.
+        mirrored: also find mirror images.
 
     Returns:
         Pairs in ascending order.
@@ -135,15 +129,11 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple
     for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
         # clipped highlights mislead the coarse alignment of whole images
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
-        if not len(rows):
-            continue
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
-        for block in log.track(what, blocks, len(rows), "pairs"):
+        for block in log.track(what, blocks, len(rows), "pairs") if blocks else []:
             i, j = candidates.pairs[block].T
-            first, second = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
-            if is_dark:
-                first, second = darker_half(first), darker_half(second)
-            alignments[block], is_kept[block] = _align_block(first, second)
+            images = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
+            alignments[block], is_kept[block] = _align_block(*map(darker_half, images) if is_dark else images)
     return alignments, is_kept
 
 
@@ -155,8 +145,7 @@ def _align_block(first: Float32Array, second: Float32Array) -> tuple[Float32Arra
         a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
         found[kept] = refine(a, b, found[kept])
         agree = [
-            bool(np.isfinite(alignment).all())
-            and overlap_correlation(x, y, alignment) >= MIN_FINE_CORRELATION
+            np.isfinite(alignment).all() and overlap_correlation(x, y, alignment) >= MIN_FINE_CORRELATION
             for x, y, alignment in zip(a, b, found[kept], strict=True)
         ]
         kept = kept[np.array(agree, bool)]
@@ -169,14 +158,15 @@ def _find_close_pairs(
     thumbnails: UInt8Array, candidates: Candidates, alignments: Float32Array, typical: Float32Array
 ) -> BoolArray:
     """Find the pairs (P,) whose thumbnails (N, S, S) differ by less than different images do."""
-    ratios = [np.empty(0, np.float32)]
+    is_close = np.zeros(len(alignments), bool)
     for start in range(0, len(alignments), AT_ONCE):
-        rows = np.arange(start, min(start + AT_ONCE, len(alignments)))
+        rows = slice(start, start + AT_ONCE)
         block = candidates.select(rows)
         i, j = block.pairs.T
         images = _unmirror(thumbnails[i], thumbnails[j], block.is_mirrored)
-        ratios.append(_relative_differences(images, block, alignments[rows], typical))
-    return np.asarray(np.concatenate(ratios) <= ROUGH_MAX_RELATIVE_DIFFERENCE)
+        ratios = _relative_differences(images, block, alignments[rows], typical)
+        is_close[rows] = ratios <= ROUGH_MAX_RELATIVE_DIFFERENCE
+    return is_close
 
 
 def _make_closeup(pixels: UInt8Array) -> Closeup:
@@ -201,10 +191,10 @@ def _verify(
         return None
     if (value := agreement(*close, exact[0])) < MIN_AGREEMENT:
         return None
-    if typical is not None:
-        ratios = _relative_differences(images, candidate, exact, typical)
-        if ratios[0] > MAX_RELATIVE_DIFFERENCE:
-            return None
+    if typical is not None and (
+        _relative_differences(images, candidate, exact, typical)[0] > MAX_RELATIVE_DIFFERENCE
+    ):
+        return None
     i, j = candidate.pairs[0]
     return NearDuplicatePair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
 
@@ -246,9 +236,7 @@ def connected_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
     sets = []
     for centre in sorted(duplicates, key=lambda i: (-len(duplicates[i]), i)):
         members = sorted(j for j in duplicates[centre] if frozenset((centre, j)) in left)
-        if not members:
-            continue
-        whole = (centre, *members)
-        sets.append(whole)
-        left -= {frozenset((a, b)) for a in whole for b in duplicates[a] if b in whole}
+        if members:
+            sets.append((centre, *members))
+            left -= {frozenset((a, b)) for a in sets[-1] for b in duplicates[a] if b in sets[-1]}
     return sets

@@ -1,6 +1,9 @@
 """Thumbnails of whole images, for the near-duplicate search."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pixelplay.arrays import Float32Array, UInt8Array
@@ -37,7 +40,10 @@ def darker_half(images: UInt8Array | Float32Array) -> Float32Array:
 
 def shrink(thumbnails: UInt8Array | Float32Array, side_px: int) -> Float32Array:
     """Average blocks of thumbnails (N, S, S) to (N, s, s); s divides S."""
-    n, side, _ = thumbnails.shape
-    step = side // side_px
-    blocks = thumbnails.reshape(n, side_px, step, side_px, step)
-    return np.asarray(blocks.mean((2, 4), dtype=np.float32))
+    return np.asarray(blocks(thumbnails, side_px).mean((2, 4), dtype=np.float32))
+
+
+def blocks(images: NDArray[Any], n_blocks: int) -> NDArray[Any]:
+    """Divide images (N, S, S) into n × n blocks of s × s pixels: (N, n, s, n, s)."""
+    step = images.shape[-1] // n_blocks
+    return images.reshape(len(images), n_blocks, step, n_blocks, step)

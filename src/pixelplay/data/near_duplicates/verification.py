@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import N_TILES, refine, warp
-from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, shrink
+from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, blocks, shrink
 
 IDENTITY = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: a change of brightness may have clipped values outside
@@ -48,11 +48,8 @@ def differences(first: Float32Array, second: Float32Array, alignments: Float32Ar
 
 def _known_tiles(known: BoolArray) -> BoolArray:
     """Find tiles (P, t, t) of which at least half the thumbnail pixels are known in full from (P, n, n)."""
-    n, side = len(known), THUMBNAIL_PX // N_TILES
-    step = known.shape[-1] // THUMBNAIL_PX
-    whole = known.reshape(n, THUMBNAIL_PX, step, THUMBNAIL_PX, step).all((2, 4))
-    share = whole.reshape(n, N_TILES, side, N_TILES, side).mean((2, 4))
-    return np.asarray(share >= 0.5)
+    is_whole = np.asarray(blocks(known, THUMBNAIL_PX).all((2, 4)))
+    return np.asarray(blocks(is_whole, N_TILES).mean((2, 4)) >= 0.5)
 
 
 def tile_differences(left: Float32Array) -> Float32Array:
@@ -60,11 +57,9 @@ def tile_differences(left: Float32Array) -> Float32Array:
 
     Differences are averaged to thumbnail pixels first, which removes JPEG noise.
     """
-    n, side = len(left), THUMBNAIL_PX // N_TILES
-    step = left.shape[-1] // THUMBNAIL_PX
     is_known = _known_tiles(np.isfinite(left))
-    left = left.reshape(n, THUMBNAIL_PX, step, THUMBNAIL_PX, step).mean((2, 4))
-    tiles = left.reshape(n, N_TILES, side, N_TILES, side).swapaxes(2, 3).reshape(n, N_TILES, N_TILES, -1)
+    tiles = blocks(blocks(left, THUMBNAIL_PX).mean((2, 4)), N_TILES)
+    tiles = tiles.swapaxes(2, 3).reshape(*is_known.shape, -1)  # (P, t, t, pixels)
     known = np.isfinite(tiles)
     square = np.where(known, np.square(tiles), 0).sum(-1) / np.maximum(known.sum(-1), 1)
     return np.where(is_known, np.sqrt(square), np.nan).astype(np.float32)
@@ -73,11 +68,8 @@ def tile_differences(left: Float32Array) -> Float32Array:
 def typical_differences(thumbnails: UInt8Array, neighbors: IntArray, rows: IntArray) -> Float32Array:
     """Compute the median difference of thumbnails (N, S, S) from their neighbors (N, R) in each tile.
 
-    Args:
-        rows: images to compute it for.
-
     Returns:
-        (N, t, t) grey levels; NaN for other rows.
+        (N, t, t) grey levels; NaN for images that are not in `rows`.
     """
     n_each = neighbors.shape[1]
     typical = np.full((len(thumbnails), N_TILES, N_TILES), np.nan, np.float32)
@@ -86,9 +78,8 @@ def typical_differences(thumbnails: UInt8Array, neighbors: IntArray, rows: IntAr
         first = np.repeat(thumbnails[block], n_each, axis=0)
         second = thumbnails[neighbors[block].ravel()]
         upright = np.repeat(IDENTITY[None], len(first), axis=0)
-        alignments = refine(
-            shrink(first, THUMBNAIL_PX // 2), shrink(second, THUMBNAIL_PX // 2), upright, n_steps=4
-        )
+        a, b = (shrink(images, THUMBNAIL_PX // 2) for images in (first, second))
+        alignments = refine(a, b, upright, n_steps=4)
         alignments = np.where(np.isfinite(alignments), alignments, upright)
         found = differences(first.astype(np.float32), second.astype(np.float32), alignments)
         tiles = tile_differences(found).reshape(len(block), n_each, N_TILES, N_TILES)

@@ -85,8 +85,9 @@ class ArrayCache:
             os.makedirs(self._folder, exist_ok=True)
             shard = os.path.join(self._folder, uuid.uuid4().hex)
             # values first: a shard is valid only once its digests exist
-            _save(f"{shard}.values.npy", values)
-            _save(f"{shard}.digests.npy", digests.reshape(-1, DIGEST_BYTES))
+            for kind, array in (("values", values), ("digests", digests.reshape(-1, DIGEST_BYTES))):
+                with atomic_write(f"{shard}.{kind}.npy") as temporary, open(temporary, "wb") as file:
+                    np.save(file, array, allow_pickle=False)
             is_readable = self._open_shard(f"{shard}.digests.npy")
             prune_cache(self._root, self._max_bytes)
         except OSError as error:
@@ -165,8 +166,3 @@ def _shards(folder: str) -> dict[str, dict[str, tuple[int, float]]]:
 
 def _key_folders(folder: str) -> list[Path]:
     return [path for path in Path(folder).glob("*") if _KEY_FOLDER.fullmatch(path.name)]
-
-
-def _save(path: str, array: NDArray[np.generic]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)

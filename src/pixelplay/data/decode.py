@@ -148,8 +148,7 @@ def probe_image(data: bytes, *, path: str) -> ImageInfo:
     """Read the header of an image file; raises ImageError as `decode_image` if the header shows the error."""
     kind, image = _open(data, path)
     width, height = image.size
-    # Pillow has already oriented the size of a TIFF. The EXIF of a PNG can follow the pixels, and getexif()
-    # decodes them to find it.
+    # Pillow has oriented the size of a TIFF; to find the EXIF of a PNG, getexif() may decode the pixels
     if kind != "TIFF" and (kind != "PNG" or any(name in data for name in _PNG_EXIF)):
         with _as_image_error(path, kind):
             if _orientation(image) >= 5:
@@ -221,7 +220,7 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     with _as_image_error(path, kind):
         image = reader(io.BytesIO(data))
     _check_pixels(image.size, path)
-    # The first image of a raw file is marked as a thumbnail: not what the user expects.
+    # the first image of a raw file is marked as a thumbnail
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1:
         raise _unsupported(path, "camera raw")
@@ -271,8 +270,7 @@ def _as_image_error(path: str, kind: str) -> Iterator[None]:
     # On hostile bytes Pillow raises SyntaxError, struct.error, KeyError, MemoryError and more, all
     # undocumented, and one bad file among 50,000 must not end the run.
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        message = lines[0] if lines else type(error).__name__
+        message = [*str(error).strip().splitlines(), type(error).__name__][0]
         if re.search("unknown pixel mode|support", message, re.IGNORECASE):
             raise _unsupported(path, f"this kind of {kind}") from error
         is_short = isinstance(error.__cause__ or error, EOFError | struct.error | IndexError)
@@ -288,13 +286,11 @@ def _ends_early(image: Image.Image, data: bytes) -> bool:
     again without the end marker: a file that lacks data then fails.
     """
     last = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
-    if image.info.get("progressive") or not np.isin(last, (127, 128)).all():
-        return False
-    again = JpegImageFile(io.BytesIO(data[: data.rfind(b"\xff\xd9")] + bytes(16)))
-    try:
-        again.load()
-    except OSError:
-        return True
+    if not image.info.get("progressive") and np.isin(last, (127, 128)).all():
+        try:
+            JpegImageFile(io.BytesIO(data[: data.rfind(b"\xff\xd9")] + bytes(16))).load()
+        except OSError:
+            return True
     return False
 
 

@@ -37,10 +37,8 @@ def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
     names = [unescape_label(cell) for cell in table.columns[require_column(table, "label", None)]]
     row_of = {path: i for i, path in enumerate(dataset.paths)}
     if unknown := [path for path in paths if path not in row_of]:
-        raise DataError(
-            f"{file} lists {name_some(unknown)}, but {dataset.source} has no such labelled image; "
-            "write paths as in the data"
-        )
+        missing = f"{name_some(unknown)}, which is no labelled image of {dataset.source}"
+        raise DataError(f"{file} lists {missing}; write paths as in the data")
     class_index = {name: k for k, name in enumerate(dataset.classes)} | {"": NO_LABEL}
     if new := sorted(set(names) - class_index.keys()):
         raise DataError(

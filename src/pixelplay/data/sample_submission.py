@@ -61,9 +61,7 @@ def _with_counts(table: Table, name_column: str, count_column: str) -> dict[str,
     counts: dict[str, int | None] = {}
     for name, count in zip(table.columns[name_column], table.columns[count_column], strict=True):
         if not count.strip().isdecimal():
-            raise DataError(
-                f"{table.name} has the count {count!r} for class {name!r}; expected a whole number"
-            )
+            raise DataError(f"{table.name} has count {count!r} for class {name!r}; expected a whole number")
         if counts.setdefault(name.strip(), int(count)) != int(count):
             raise DataError(f"{table.name} gives two counts for class {name!r}; list each class once")
     return counts

@@ -239,10 +239,8 @@ def _find_label_table(
     if problems and not found and required:
         raise DataError(problems[0])
     if len(found) > 1:
-        raise DataError(
-            f"{storage.archive} has several tables with labels: {name_some(list(found))}; "
-            "unpack it and pass one of them"
-        )
+        named = name_some(list(found))
+        raise DataError(f"{storage.archive} has several tables with labels: {named}; unpack it and pass one")
     return next(iter(found.values()), None), problems
 
 
@@ -251,11 +249,9 @@ def _read_member(storage: FolderStorage | ZipStorage, name: str, max_columns: in
 
 
 def _table_storage(source: str, config: DataConfig) -> FolderStorage:
-    if config.images_dir is not None and not os.path.isdir(config.images_dir):
-        raise DataError(
-            f"--images-dir {config.images_dir} is not a folder; pass the folder with the images of {source}"
-        )
-    return FolderStorage(config.images_dir or parent_folder(source))
+    if (folder := config.images_dir) is not None and not os.path.isdir(folder):
+        raise DataError(f"--images-dir {folder} is not a folder; pass the folder with the images of {source}")
+    return FolderStorage(folder or parent_folder(source))
 
 
 def _add_expected_classes(dataset: ImageDataset) -> ImageDataset:

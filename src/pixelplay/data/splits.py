@@ -65,10 +65,7 @@ def assign_folds(labels: IntArray, groups: IntArray, n_folds: int, seed: int) ->
 def check_any_held_out(folds: IntArray, source: str) -> None:
     """Raise DataError if no image can be held out: every class has a single image or group."""
     if not (folds != NEVER_HELD_OUT).any():
-        raise DataError(
-            f"every class of {source} has a single training image or group; at least one class needs 2, to "
-            "choose temperature and regularisation on held-out images"
-        )
+        raise DataError(f"every class of {source} has a single training image or group; at least one needs 2")
 
 
 def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int) -> IntArray:
@@ -238,17 +235,12 @@ def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
     """
     test = dataset.in_split("test")
     counts, readable = dataset.class_counts(~test), dataset.class_counts(is_readable & ~test)
-    remedy = "(pixelplay scan lists the reasons)"
+    remedy = "none can be read; replace or remove them (pixelplay scan lists the reasons)"
     for k in np.flatnonzero((counts > 0) & (readable == 0)):
-        raise DataError(
-            f"class {dataset.classes[k]!r} has {counted(int(counts[k]), 'training image')} and none can be "
-            f"read; replace them or remove the class {remedy}"
-        )
+        n = counted(int(counts[k]), "training image")
+        raise DataError(f"class {dataset.classes[k]!r} has {n} and {remedy}")
     if test.any() and not (test & is_readable).any():
-        raise DataError(
-            f"the given test split has {counted(int(test.sum()), 'image')} and none can be read; "
-            f"replace or remove them {remedy}"
-        )
+        raise DataError(f"the given test split has {counted(int(test.sum()), 'image')} and {remedy}")
     check_two_classes(dataset, readable)
 
 
@@ -311,8 +303,6 @@ def _note_divided_groups(dataset: ImageDataset, test: BoolArray, val: BoolArray 
         divided = np.intersect1d(dataset.groups[inside], dataset.groups[outside])
         if len(divided):
             first = dataset.paths[np.flatnonzero(dataset.groups == divided[0])[0]]
-            notes.append(
-                f"the given {split} split divides {counted(len(divided), 'group')}, for example that of "
-                f"{first}; {what} optimistic"
-            )
+            groups = f"{counted(len(divided), 'group')}, for example that of {first}"
+            notes.append(f"the given {split} split divides {groups}; {what} optimistic")
     return notes

@@ -113,10 +113,8 @@ def _parse_text(
     try:
         for row in filter(None, reader):  # without empty lines
             if rows and len(row) != len(rows[0]):
-                raise DataError(
-                    f"{name}, line {reader.line_num} has {len(row)} cells but the header has "
-                    f"{len(rows[0])}; fix the line"
-                )
+                n = f"{len(row)} cells but the header has {len(rows[0])}"
+                raise DataError(f"{name}, line {reader.line_num} has {n}; fix the line")
             rows.append(row)
             if max_columns is not None and len(row) > max_columns:
                 break
@@ -170,10 +168,8 @@ def require_column(table: Table, role: str, name: str | None) -> str:
     """Find the column for a role as `find_column` does, or raise DataError."""
     found = find_column(table, role, name)
     if found is None:
-        raise DataError(
-            f"{table.name} has no {role} column among {', '.join(table.columns)}; "
-            f"name it with --{role}-column"
-        )
+        columns = ", ".join(table.columns)
+        raise DataError(f"{table.name} has no {role} column among {columns}; name it with --{role}-column")
     return found
 
 
@@ -234,10 +230,7 @@ def dataset_from_table(
     """
     has_label = config.label_column is not None or "label" in table.columns
     if labelled and not has_label and _holds_predictions(table):
-        raise DataError(
-            f"{table.name} holds model predictions, not labels (it has no 'label' column); "
-            "pass labelled images"
-        )
+        raise DataError(f"{table.name} holds model predictions but no 'label' column; pass labelled images")
     path_column = require_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
     if not labelled:
@@ -277,16 +270,10 @@ def _read_labels(table: Table, column: str) -> list[str | None]:
     for row, cell in enumerate(table.columns[column], start=FIRST_ROW):
         if any("\udc80" <= letter <= "\udcff" for letter in cell):
             shown = cell.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
-            raise DataError(
-                f"{table.name}, row {row} has the label {shown!r}, which is not UTF-8; "
-                "save the table as UTF-8"
-            )
+            raise DataError(f"{table.name}, row {row} has the label {shown!r}; save the table as UTF-8")
     cells = [cell.strip() for cell in table.columns[column]]
     if not any(cells):
-        raise DataError(
-            f"{table.name} has no label in column {column!r}; "
-            "fill it in or name another column with --label-column"
-        )
+        raise DataError(f"{table.name} has no label in column {column!r}; fill it in or set --label-column")
     if _holds_predictions(table):  # written by PixelPlay
         cells = [unescape_label(cell) for cell in cells]
     return [cell or None for cell in cells]
@@ -311,10 +298,8 @@ def _resolve_paths(
         found = [prefix + reference] if exact else by_ending.get(key, [])
         found = [path for path in found if path.startswith(prefix)] or found
         if len(found) > 1:
-            raise DataError(
-                f"{table.name} lists {reference!r}, which matches {name_some(found)}; "
-                "write the full path or choose a folder with --images-dir"
-            )
+            matches = f"{reference!r}, which matches {name_some(found)}"
+            raise DataError(f"{table.name} lists {matches}; write the full path or set --images-dir")
         paths.append(found[0] if found else reference)
         missing += [] if found else [reference]
     notes = []
@@ -342,8 +327,7 @@ def _check_no_repeats(table: Table, references: Sequence[str], paths: Sequence[s
         first = first_row.setdefault(os.path.normpath(path), row)
         if first != row:
             raise DataError(
-                f"{table.name}, row {row} repeats the image of row {first}, {reference!r}; "
-                "list each image once"
+                f"{table.name}, row {row} repeats row {first}, {reference!r}; list each image once"
             )
 
 

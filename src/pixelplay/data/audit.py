@@ -191,9 +191,7 @@ def describe_findings(
         "conflicts": duplicates.conflicts,
     }
     return {
-        "unreadable": [
-            {"path": error.path, "status": error.status, "reason": error.reason} for error in errors
-        ],
+        "unreadable": [{"path": bad.path, "status": bad.status, "reason": bad.reason} for bad in errors],
         "skipped": dict(dataset.skipped),
         **{name: [describe_set(dataset, members) for members in found] for name, found in sets.items()},
     }

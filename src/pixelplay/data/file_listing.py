@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pixelplay.data.dataset import natural_key
-from pixelplay.data.storage import FolderStorage, ZipStorage, is_unsafe_member
+from pixelplay.data.storage import FileStorage, FolderStorage, is_unsafe_member
 from pixelplay.errors import DataError
 
 # Files that are never images. With any other extension, or none, the content decides.
@@ -31,7 +31,7 @@ class FileListing:
     unreadable_folders: list[str]
 
 
-def list_image_files(storage: FolderStorage | ZipStorage, *, skip_unreadable: bool = False) -> FileListing:
+def list_image_files(storage: FileStorage, *, skip_unreadable: bool = False) -> FileListing:
     """List all files of a folder or archive by what their names say.
 
     Links to folders are followed, except loops. Archive members that point outside the archive are skipped.

@@ -57,7 +57,10 @@ def draw_epoch(
     if imbalance == "sampler":
         times = rng.permutation(times)  # random classes are drawn once more than the others
     members = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
-    rounds = [_draw_in_rounds(rows, int(n), rng) for rows, n in zip(members, times, strict=True)]
+    rounds = []
+    for rows, n in zip(members, times.tolist(), strict=True):
+        repeated = np.tile(rows, (-(-n // len(rows)), 1))  # (rounds, n_k)
+        rounds.append(rng.permuted(repeated, axis=1).ravel()[:n])
     class_order = rng.permutation(np.repeat(np.arange(len(counts)), times))  # (n,)
     drawn = np.empty(len(class_order), np.int64)
     drawn[np.argsort(class_order, kind="stable")] = np.concatenate(rounds)
@@ -112,12 +115,6 @@ def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
         return sizes
     each, left = divmod(int(sizes.sum()), len(counts))
     return each + (np.arange(len(counts)) < left)
-
-
-def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArray:
-    """Draw n of the rows: whole permutations, the last one truncated."""
-    n_rounds = -(-n // len(rows))
-    return rng.permuted(np.tile(rows, (n_rounds, 1)), axis=1).ravel()[:n]
 
 
 def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:

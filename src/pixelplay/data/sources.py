@@ -25,7 +25,7 @@ from pixelplay.data.sample_submission import (
     read_expected_classes,
 )
 from pixelplay.data.splits import check_trainable
-from pixelplay.data.storage import FolderStorage, ZipStorage
+from pixelplay.data.storage import FileStorage, FolderStorage, ZipStorage
 from pixelplay.data.tables import (
     Table,
     dataset_from_table,
@@ -103,10 +103,8 @@ def list_all_images(
     listed = (list_images(name, config) for name in names)
     datasets: list[ImageDataset] = []
     for is_file, group in groupby(listed, key=lambda dataset: dataset.source == ""):
-        if is_file:
-            datasets.append(list_files(dataset.paths[0] for dataset in group))
-        else:
-            datasets.extend(group)
+        found = list(group)
+        datasets += [list_files(dataset.paths[0] for dataset in found)] if is_file else found
     if not any(map(len, datasets)):
         where = f" in {name_some(names)}" if names else ""
         raise DataError(f"no images{where}; pass image files, tables, zip archives or folders of images")
@@ -122,7 +120,7 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
         DataError: a folder, table or archive cannot be read.
     """
     config = config or DataConfig()
-    storage: FolderStorage | ZipStorage
+    storage: FileStorage
     if os.path.isdir(source):
         storage = FolderStorage(source)
     elif is_table(source) and os.path.exists(source):
@@ -174,9 +172,7 @@ def _refuse_table_settings(source: str, config: DataConfig) -> None:
         )
 
 
-def _dataset_from_class_folders(
-    source: str, storage: FolderStorage | ZipStorage, config: DataConfig
-) -> ImageDataset:
+def _dataset_from_class_folders(source: str, storage: FileStorage, config: DataConfig) -> ImageDataset:
     """Read class folders; in an archive without two classes, a table may give the labels instead."""
     files = list_image_files(storage)
     tables = [name for name in files.other_files if is_table(name) and not is_sample_submission(name)]
@@ -244,7 +240,7 @@ def _find_label_table(
     return next(iter(found.values()), None), problems
 
 
-def _read_member(storage: FolderStorage | ZipStorage, name: str, max_columns: int | None = None) -> Table:
+def _read_member(storage: FileStorage, name: str, max_columns: int | None = None) -> Table:
     return parse_table(storage.read(name), storage.display_path(name), max_columns=max_columns)
 
 
@@ -272,7 +268,7 @@ def _add_expected_classes(dataset: ImageDataset) -> ImageDataset:
     return replace(dataset, notes=tuple(notes))
 
 
-def _find_sample_submissions(dataset: ImageDataset) -> Iterator[tuple[FolderStorage | ZipStorage, str]]:
+def _find_sample_submissions(dataset: ImageDataset) -> Iterator[tuple[FileStorage, str]]:
     """Yield the sample submissions in the archive, in the folder of the data and in its parent."""
     if isinstance(dataset.storage, ZipStorage):
         names = dataset.storage.names()

@@ -108,7 +108,10 @@ def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int)
         filled[side] += len(group)
     for k in np.unique(labels[single]):
         rows = rng.permutation(np.flatnonzero(single & (labels == k)))
-        sides[rows] = _fill(room[k], len(rows))
+        left = np.maximum(room[k], 0)
+        while left.sum() > len(rows):  # groups have overfilled another side
+            left[left.argmax()] -= 1
+        sides[rows] = np.repeat(np.arange(n_sides), left)
     _spread(sides, labels, group_of, n_sides)
     return sides
 
@@ -131,14 +134,6 @@ def _quotas(counts: IntArray, shares: Float64Array, rng: np.random.Generator) ->
             quota[k] += np.where(quota[k] == 0, 1, -1)
         owed += exact - quota[k]
     return quota
-
-
-def _fill(room: IntArray, n: int) -> IntArray:
-    """Return sides (n,) by the room left, which is n or more."""
-    room = np.maximum(room, 0)
-    while room.sum() > n:  # groups have overfilled another side
-        room[room.argmax()] -= 1
-    return np.repeat(np.arange(len(room)), room)
 
 
 def _spread(sides: IntArray, labels: IntArray, group_of: IntArray, n_sides: int) -> None:

@@ -136,6 +136,9 @@ class ZipStorage:
         return self._members[path]
 
 
+FileStorage = FolderStorage | ZipStorage  # where files can be listed
+
+
 def _member_name(member: zipfile.ZipInfo) -> str:
     """Decode a member's name; Windows tools may write backslashes, and tar archives begin with "./"."""
     name = member.filename

@@ -11,7 +11,7 @@ from pixelplay.config import SPLITS, DataConfig, SplitName
 from pixelplay.data.class_folders import split_from_name
 from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset, normalize_unicode
 from pixelplay.data.file_listing import list_image_files
-from pixelplay.data.storage import FolderStorage, ZipStorage
+from pixelplay.data.storage import FileStorage, FolderStorage
 from pixelplay.errors import DataError
 from pixelplay.text import EXAMPLES, counted, name_some, suggest
 
@@ -211,7 +211,7 @@ class _UnixLines:
 
 def dataset_from_table(
     table: Table,
-    storage: FolderStorage | ZipStorage,
+    storage: FileStorage,
     config: DataConfig,
     *,
     folder: str = "",
@@ -280,7 +280,7 @@ def _read_labels(table: Table, column: str) -> list[str | None]:
 
 
 def _resolve_paths(
-    table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
+    table: Table, references: Sequence[str], storage: FileStorage, folder: str
 ) -> tuple[list[str], list[str], list[str]]:
     """Find each file by its path or a unique ending of it; also return the references not found, and notes.
 

@@ -25,11 +25,7 @@ MIN_TILES = 12  # with content
 
 
 def remove_line_means(images: Float32Array) -> Float32Array:
-    """Subtract the means of rows and columns from images (…, h, w).
-
-    Structures along an axis, such as frames, horizons or the bus bars of solar cells, are alike in different
-    images.
-    """
+    """Subtract the means of rows and columns from images (…, h, w): frames or horizons are often alike."""
     centred = images - images.mean(-1, keepdims=True)
     return np.asarray(centred - centred.mean(-2, keepdims=True), dtype=np.float32)
 
@@ -130,11 +126,7 @@ def overlap_correlation(first: Float32Array, second: Float32Array, alignment: Fl
 
 
 def color_correlation(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
-    """Correlate aligned colour images (3, n, n) over all channels and pixels at once.
-
-    A change of brightness and contrast that all channels share keeps the correlation; a change of colour or
-    light lowers it.
-    """
+    """Correlate aligned colour images (3, n, n) over all channels at once: a change of colour lowers it."""
     pairs = [_crop_to_overlap(a, b, alignment) for a, b in zip(first, second, strict=True)]
     values = np.stack([[image.ravel() for image in pair] for pair in pairs], axis=1).reshape(2, -1)
     values = values - values.mean(1, keepdims=True)

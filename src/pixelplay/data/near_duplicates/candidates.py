@@ -1,8 +1,7 @@
 """Find pairs of images that may be near-duplicates, by thumbnails and features.
 
-In data sets of similar things every image has close neighbors, so that distance alone means little. The
-distance of a candidate is therefore compared with that of the nearest images that cannot all be duplicates,
-because sets as large as that are never treated as duplicates.
+In data sets of similar things every image has close neighbors. The distance of a candidate is therefore
+compared with that of the nearest images that cannot all be duplicates.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """Find near-duplicates: pairs of images that show the same pixels, and the sets they form.
 
 Candidates are cheap to find. Each is then decided by aligning both images: they must agree in detail, and
-better than similar, but different, images do. Duplicates are not transitive: two duplicates of a third image
-need not be duplicates of each other.
+better than similar, but different, images do.
 
 On TrashNet the search finds 0.998 of planted near-duplicates at a precision of 0.93. At the same precision,
 64-bit perceptual hashes and cosine similarity of the backbone's features, alone or combined, find at most

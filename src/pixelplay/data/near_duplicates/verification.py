@@ -1,7 +1,7 @@
 """Measure whether two images differ by less than similar, but different, images do.
 
-Solar cells of one production line or lids of one brand agree in nearly everything without being duplicates.
-Near-duplicates differ by less than a fifth of what such images differ by.
+Solar cells of one production line agree in nearly everything without being duplicates. Near-duplicates differ
+by less than a fifth of what such images differ by.
 """
 
 import numpy as np

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import draw_of_class
 from images import encode
-from jobs import PLAN
+from trainers import PLAN
 from materials import featureless, sort_out_folder
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.sources import scan_source

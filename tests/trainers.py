@@ -1,0 +1,92 @@
+"""A small plan, run context, schedule and trainer for tests to change."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixelplay.arrays import IntArray
+from pixelplay.config import TrainConfig
+from pixelplay.model.classifier import Classifier
+from pixelplay.model.device import Device
+from pixelplay.run_log import RunLog
+from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.inputs import InputSource
+from pixelplay.training.losses import LossFunction, make_loss
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.schedule import Schedule
+from pixelplay.training.trainer import Trainer, Validation
+
+FP32_CPU = Device(name="cpu", precision="fp32")
+PLAN = FinetunePlan(
+    finetune="partial",
+    unfreeze_stages=2,
+    cached_views=4,
+    epochs=8,
+    batch_size=32,
+    compile=False,
+    seconds={"views": 32.5, "training": 150.0, "evaluation": 9.1},
+)
+
+
+def make_context(run_dir: Path, config: TrainConfig, log: RunLog | None = None) -> RunContext:
+    """Create the context of a run on the CPU that starts now."""
+    return RunContext(
+        config=config,
+        device=FP32_CPU,
+        run_dir=str(run_dir),
+        log=log or RunLog(quiet=True),
+        started=time.monotonic(),
+    )
+
+
+def make_schedule(labels: IntArray, n_val: int, config: TrainConfig, **changes: Any) -> Schedule:
+    """Create a schedule for all images but the last `n_val`."""
+    schedule = Schedule(
+        labels=labels,
+        rows=np.arange(len(labels) - n_val),
+        n_classes=int(labels.max()) + 1,
+        imbalance="none",
+        epochs=2,
+        batch_size=8,
+        input_size=160,
+        config=config,
+    )
+    return replace(schedule, **changes)
+
+
+def make_trainer(
+    classifier: Classifier,
+    inputs: InputSource,
+    schedule: Schedule,
+    val: IntArray,
+    run_dir: Path,
+    *,
+    loss: LossFunction | None = None,
+    log: RunLog | None = None,
+    **options: Any,
+) -> Trainer:
+    """Create a trainer with cross entropy, whose validation images are `val`.
+
+    Args:
+        options: of `Trainer`.
+    """
+    counts = np.bincount(schedule.labels[schedule.rows], minlength=schedule.n_classes)
+    validation = Validation(
+        rows=val,
+        labels=schedule.labels[val],
+        offset=np.zeros(schedule.n_classes),
+        priors=schedule.priors,
+        metric=schedule.config.metric,
+    )
+    return Trainer(
+        classifier,
+        inputs,
+        schedule,
+        validation,
+        loss or make_loss("none", counts, logit_tau=1, focal_gamma=2, label_smoothing=0),
+        make_context(run_dir, schedule.config, log),
+        **options,
+    )

@@ -17,7 +17,7 @@ from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.device import find_device
 from pixelplay.model.split_backbone import SplitBackbone, TrainableStages, split_backbone
-from pixelplay.training.cpu_parallel import forward_for_training
+from pixelplay.training.cpu_parallel import parallel_forward
 
 K, SIZE = 4, 64
 NETWORKS = {  # and the last stages that are trained: more layers make more of last digits
@@ -212,7 +212,7 @@ def test_threads_share_short_layers() -> None:
         classifier, stages = make_classifier("tf_efficientnet_lite0", 2, is_shortened=True, size=64)
         inputs = draw_inputs(stages, 16)
         torch.set_num_threads(2)
-        with forward_for_training(classifier, device, batch_size) as forward:
+        with parallel_forward(classifier, device, batch_size) as forward:
             assert (forward is classifier) == (batch_size == 8)
             logits = forward(*inputs)
             cross_entropy(logits, torch.arange(16) % K).backward()

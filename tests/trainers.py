@@ -1,4 +1,4 @@
-"""A small plan, run context, schedule and trainer for tests to change."""
+"""A small plan, run context, schedule, trainer and fine-tuning for tests to change."""
 
 import time
 from dataclasses import replace
@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from conftest import TINY, draw_folder
+from materials import sort_out_folder
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
-from pixelplay.model.classifier import Classifier
+from pixelplay.model.classifier import Classifier, LinearHead
 from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
 from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.finetune_task import FinetuneTask
 from pixelplay.training.inputs import InputSource
+from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.schedule import Schedule
@@ -90,3 +94,19 @@ def make_trainer(
         make_context(run_dir, schedule.config, log),
         **options,
     )
+
+
+def make_task(config: TrainConfig, tmp_path: Path, weights: Path) -> FinetuneTask:
+    """Create a fine-tuning of the tiny network whose linear probe knows nothing.
+
+    Of its two classes 12 and 3 images are in train, and 3 and 9 in val; features are random.
+    """
+    draw_folder(tmp_path / "photos/train", {"bars": 12, "dots": 3})
+    draw_folder(tmp_path / "photos/val", {"bars": 3, "dots": 9}, first_seed=50)
+    config = replace(config, backbone=TINY, weights=str(weights), offline=True, test_frac=0.0)
+    data, ctx = sort_out_folder(tmp_path / "photos", config), make_context(tmp_path, config)
+    n_features = ctx.backbone.backbone.n_features
+    features = np.random.default_rng(0).normal(size=(len(data.dataset), n_features)).astype(np.float32)
+    head = LinearHead(weight=np.zeros((2, n_features), np.float32), bias=np.zeros(2, np.float32))
+    probe = LinearProbe(head=head, C=1.0, nll_by_C={1.0: 0.7}, oof_logits=np.zeros((15, 2), np.float32))
+    return FinetuneTask(replace(data, features=features), probe, ctx)

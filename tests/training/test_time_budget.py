@@ -2,24 +2,32 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.config import FinetuneConfig, TrainConfig
+from pixelplay.run_log import RunLog
+from pixelplay.training.finetune_plan import FinetunePlan, write_plan
 from pixelplay.training.time_budget import (
     ENOUGH_EPOCHS,
     EPOCHS_PER_VIEW,
     MAX_EPOCHS,
     MIN_EPOCHS,
     Throughput,
+    TimeBudgetError,
     Workload,
+    make_plan,
     plan_full,
     plan_partial,
     shortest_training_s,
     time_per_image,
 )
+from trainers import PLAN, make_task
 
 WORK = Workload(n_train=1000, n_drawn=1200, n_refit=0, n_val=150, n_eval=800, max_view_bytes=10**12)
 # one more stage costs more behind the cut, and less in front of it
@@ -213,3 +221,52 @@ def test_full_plan_keeps_given_epochs() -> None:
 def test_time_per_image_ignores_the_first_run() -> None:
     pauses_s = iter([0.5, *[0.04] * 20])  # only the first is slow
     assert 0.01 <= time_per_image(lambda: time.sleep(next(pauses_s)), 4, "cpu") < 0.1
+
+
+# --- making a plan ---
+
+
+def test_out_of_memory_halves_the_batch_size_with_a_note(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(TrainConfig(finetune="partial", time_budget="1h"), tmp_path, tiny_weights)
+    zeros = torch.zeros
+
+    def scarce(*shape: Any, **options: Any) -> torch.Tensor:
+        if len(shape) == 4 and shape[0] > 8:  # a batch of feature maps
+            raise torch.OutOfMemoryError("out of memory")
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    assert make_plan(task, "partial").batch_size == 7
+    assert task.ctx.log.notes == ["using batches of 7 images; 15 do not fit into memory"]
+    monkeypatch.setattr(torch, "zeros", zeros)
+    for batch_size, n_notes in ((7, 1), (14, 0)):  # of the interrupted run; of a fold with one image less
+        write_plan(replace(PLAN, batch_size=batch_size), str(tmp_path / "plan.json"))
+        task.ctx.log = RunLog(quiet=True)
+        assert make_plan(task, "partial").batch_size == batch_size
+        assert len(task.ctx.log.notes) == n_notes
+
+
+def test_time_budget_that_is_too_short_names_one_that_is_enough(tmp_path: Path, tiny_weights: Path) -> None:
+    config = TrainConfig(finetune="full", time_budget="0.1s")
+    task = make_task(config, tmp_path, tiny_weights)
+    with pytest.raises(
+        TimeBudgetError, match=r"--time-budget 0\.1s .*--finetune full .*15 images.*at least \d+[sm]"
+    ):
+        make_plan(task, "full")
+
+
+def test_cached_views_without_room_name_the_space_they_need(tmp_path: Path, tiny_weights: Path) -> None:
+    config = TrainConfig(
+        finetune="partial", cache_gb=1e-6, finetuning=FinetuneConfig(epochs=3, cached_views=2)
+    )
+    task = make_task(config, tmp_path, tiny_weights)
+    with pytest.raises(TimeBudgetError, match=r"^2 cached views of 27 images .* MB .*0\.0 MB.*--cache-gb"):
+        make_plan(task, "partial")
+
+
+def test_given_epochs_are_planned_without_measuring(tmp_path: Path, tiny_weights: Path) -> None:
+    config = TrainConfig(finetune="partial", time_budget="0.1s", finetuning=FinetuneConfig(epochs=5))
+    plan = make_plan(make_task(config, tmp_path, tiny_weights), "partial")
+    assert (plan.epochs, plan.unfreeze_stages, plan.cached_views, plan.seconds) == (5, 3, 2, {})

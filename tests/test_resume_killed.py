@@ -198,7 +198,7 @@ def test_resume_after_four_kills_equals_an_uninterrupted_run(
     assert _progress(run)["epoch"] in (2, 3, 4)
 
     # during the refit on train and val
-    last = checkpoints / "refit"
+    last = checkpoints / "refit/checkpoint"
     _await_death(start(train, checkpoint_every_s=0, death=Death(str(last), 5, f"{CHECKPOINT}.tmp")))
     assert (last / CHECKPOINT).exists()
 
@@ -319,7 +319,7 @@ def test_running_and_interrupted_runs_are_protected(
     assert f"{partial} holds an interrupted run" in line
     assert "--resume" in line
     assert "--force" in line
-    assert "finetune.epochs was 9999, is 3" in refusal("--resume")
+    assert "finetuning.epochs was 9999, is 3" in refusal("--resume")
     assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
     (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
     assert f"could not resume from {partial / 'checkpoint' / CHECKPOINT}" in refusal(

@@ -1,17 +1,18 @@
 # make demo   train on real solar cells and print what it is worth
 # make test   format, lint, types, tests
-# Both make their own .venv on first use, in either order.
+# make docs   build the documentation in build/site; broken links are errors
+# Each makes .venv on first use, in any order.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow docs clean
 
 demo: .venv/with-demo
 	@mkdir -p runs
 	@$(BIN)/python demo/solar_cells.py runs/solar_cells.csv
-	$(BIN)/pixelplay train runs/solar_cells.csv --tune probe --metric macro_f1 --out runs/demo --force
+	$(BIN)/pixelplay train runs/solar_cells.csv --finetune none --metric macro_f1 --out runs/demo --force
 
 test: .venv/with-dev
 	$(BIN)/ruff format --check .
@@ -22,6 +23,9 @@ test: .venv/with-dev
 slow: .venv/with-dev
 	$(BIN)/python -m pytest -m slow --override-ini faulthandler_timeout=0
 
+docs: .venv/with-docs
+	$(BIN)/python tools/build_docs.py
+
 .venv/with-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "PixelPlay needs Python 3.11 to 3.13: make PYTHON=python3.11 ..."; exit 1; }
@@ -31,4 +35,4 @@ slow: .venv/with-dev
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build runs

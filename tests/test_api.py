@@ -110,7 +110,7 @@ def test_errors_are_of_one_family_and_of_pythons_own(
         pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.txt")
     with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' is outside its range"):
         pixelplay.UncertaintyConfig(coverage="0.9")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.ConfigError, match=r"precision '0\.9' was asked for"):
+    with pytest.raises(pixelplay.ConfigError, match=r"at_precision='0\.9'"):
         pixelplay.evaluate(tiny_run, drawn_images, at_precision="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="no images named"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")

@@ -589,7 +589,7 @@ def test_precision_of_three_classes(drawn_images: Path, tiny_run: Path, refuse: 
 
 def test_positive_class_without_a_precision(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--positive", "bars")
-    assert line == "positive='bars' says nothing without a precision; add --at-precision 0.95, say"
+    assert line == "positive='bars' has no effect without at_precision; add --at-precision 0.95, for example"
 
 
 # --- tuning ---

@@ -180,7 +180,7 @@ def test_calibration_is_measured_on_folds_that_did_not_choose_it(probes: Path) -
     cooled = logits[held_out].astype(np.float64) / temperatures[:, None]
     assert found["after"]["log_loss"] == pytest.approx(nll_of(cooled, labels))
     # one temperature that all of them had chosen would do better
-    assert fit_temperature(logits[held_out], labels).nll_after < found["after"]["log_loss"]
+    assert fit_temperature(logits[held_out], labels)[1]["nll_after"] < found["after"]["log_loss"]
 
 
 # --- what is deployed ---

@@ -9,13 +9,13 @@ import pytest
 
 import pixelplay
 from conftest import draw_folder
-from materials import featureless, sort_out_folder
+from contexts import featureless, training_data_of
 from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
 from pixelplay.data.relabel import read_corrected_labels
 from pixelplay.data.sources import scan_source
 from pixelplay.run_log import RunLog
-from pixelplay.training.prepare import log_findings
+from pixelplay.training.prepare import log_problems
 from pixelplay.training.training_data import build_training_data
 from tables import read_json, read_rows
 
@@ -161,7 +161,7 @@ def test_a_test_part_keeps_its_labels(tmp_path: Path) -> None:
     dataset = scan_source(str(root))
     corrections = read_corrected_labels(str(tmp_path / "mended.csv"), dataset)
     data = build_training_data(dataset, featureless(dataset), TrainConfig(finetune="none"), corrections)
-    plain = sort_out_folder(root, TrainConfig(finetune="none"))
+    plain = training_data_of(root, TrainConfig(finetune="none"))
     np.testing.assert_array_equal(data.split.test, plain.split.test)
     test = data.split.test
     np.testing.assert_array_equal(data.labels[test], data.given_labels[test])
@@ -224,7 +224,7 @@ def notes_on(root: Path, corrections: str) -> list[str]:
     data = build_training_data(
         dataset, featureless(dataset), config, read_corrected_labels(config.relabel, dataset)
     )
-    log_findings(data, config, log)
+    log_problems(data, config, log)
     return log.notes
 
 

@@ -1,6 +1,5 @@
-"""A small plan, run context, schedule, trainer and fine-tuning for tests to change."""
+"""A small plan, schedule, trainer and fine-tuning for tests to change."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,22 +7,19 @@ from typing import Any
 import numpy as np
 
 from conftest import TINY, draw_folder
-from materials import sort_out_folder
+from contexts import context_of, training_data_of
 from pixelplay.arrays import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.model.classifier import Classifier, LinearHead
-from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
 from pixelplay.training.finetune_plan import FinetunePlan
 from pixelplay.training.finetune_task import FinetuneTask
 from pixelplay.training.inputs import InputSource
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
-from pixelplay.training.run_context import RunContext
 from pixelplay.training.schedule import Schedule
 from pixelplay.training.trainer import Trainer, Validation
 
-FP32_CPU = Device(name="cpu", precision="fp32")
 PLAN = FinetunePlan(
     finetune="partial",
     unfreeze_stages=2,
@@ -33,17 +29,6 @@ PLAN = FinetunePlan(
     compile=False,
     seconds={"views": 32.5, "training": 150.0, "evaluation": 9.1},
 )
-
-
-def make_context(run_dir: Path, config: TrainConfig, log: RunLog | None = None) -> RunContext:
-    """Create the context of a run on the CPU that starts now."""
-    return RunContext(
-        config=config,
-        device=FP32_CPU,
-        run_dir=str(run_dir),
-        log=log or RunLog(quiet=True),
-        started=time.monotonic(),
-    )
 
 
 def make_schedule(labels: IntArray, n_val: int, config: TrainConfig, **changes: Any) -> Schedule:
@@ -91,7 +76,7 @@ def make_trainer(
         schedule,
         validation,
         loss or make_loss("none", counts, logit_tau=1, focal_gamma=2, label_smoothing=0),
-        make_context(run_dir, schedule.config, log),
+        context_of(schedule.config, log, str(run_dir)),
         **options,
     )
 
@@ -104,7 +89,8 @@ def make_task(config: TrainConfig, tmp_path: Path, weights: Path) -> FinetuneTas
     draw_folder(tmp_path / "photos/train", {"bars": 12, "dots": 3})
     draw_folder(tmp_path / "photos/val", {"bars": 3, "dots": 9}, first_seed=50)
     config = replace(config, backbone=TINY, weights=str(weights), offline=True, test_frac=0.0)
-    data, ctx = sort_out_folder(tmp_path / "photos", config), make_context(tmp_path, config)
+    data = training_data_of(tmp_path / "photos", config)
+    ctx = context_of(config, run_dir=str(tmp_path))
     n_features = ctx.backbone.backbone.n_features
     features = np.random.default_rng(0).normal(size=(len(data.dataset), n_features)).astype(np.float32)
     head = LinearHead(weight=np.zeros((2, n_features), np.float32), bias=np.zeros(2, np.float32))

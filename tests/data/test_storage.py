@@ -1,10 +1,10 @@
-"""What store.py promises: bytes of regular files, and a typed error for everything else."""
+"""Storage gives the bytes of regular files and zip members, and a typed error for everything else."""
 
 import os
 import socket
-import tempfile
+import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,29 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.data import storage as storage
-from pixelplay.data.file_listing import list_image_files
-from pixelplay.data.sources import list_images
+from dataset_files import assert_words, pack
+from pixelplay.data import storage
 from pixelplay.data.storage import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """An empty folder, and the rights of an ordinary user; root may do everything."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(user)
-
-
 def failure(opened: ImageStorage, path: str) -> tuple[ImageStatus, str]:
-    """Status and reason with which a path cannot be read."""
+    """Return the status and reason of the error that reading a path raises."""
     with pytest.raises(ImageError) as caught:
         opened.read(path)
     assert caught.value.path == path
@@ -50,7 +35,7 @@ def make_zip(root: Path, method: int = zipfile.ZIP_DEFLATED) -> ZipStorage:
     return ZipStorage(str(root / "z.zip"))
 
 
-def test_a_file_is_read_whole_by_relative_and_absolute_path(tmp_path: Path) -> None:
+def test_files_are_read_by_relative_and_absolute_path(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1").write_bytes(b"\0one\n\r")
     opened = FolderStorage(str(tmp_path))
@@ -60,7 +45,7 @@ def test_a_file_is_read_whole_by_relative_and_absolute_path(tmp_path: Path) -> N
         assert path in opened
 
 
-def test_reading_changes_nothing(tmp_path: Path) -> None:
+def test_reading_does_not_change_the_file(tmp_path: Path) -> None:
     path = tmp_path / "1"
     path.write_bytes(b"x")
     before = path.stat()
@@ -81,7 +66,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     ],
     ids=["missing", "dangling", "folder", "pipe", "device", "loop"],
 )
-def test_what_is_no_file_is_named_and_never_waited_for(
+def test_paths_that_are_not_regular_files_are_refused_without_blocking(
     make: Callable[[Path], object], status: ImageStatus, reason: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
@@ -104,29 +89,7 @@ def test_a_file_without_permission_is_unreadable(unprivileged: Path) -> None:
     assert failure(FolderStorage(str(unprivileged)), "x") == ("unreadable", "Permission denied")
 
 
-def test_a_folder_without_permission_is_named_and_not_passed_over(unprivileged: Path) -> None:
-    (unprivileged / "x").mkdir(mode=0)
-    with pytest.raises(DataError) as caught:
-        list_image_files(FolderStorage(str(unprivileged)))
-    assert str(caught.value) == f"{unprivileged}/x cannot be read: Permission denied"
-
-
-def test_a_missing_file_is_looked_for_past_folders_without_permission(unprivileged: Path) -> None:
-    (unprivileged / "x").mkdir(mode=0)
-    (unprivileged / "deep").mkdir()
-    (unprivileged / "deep/1.jpg").write_bytes(b"x")
-    (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
-    dataset = list_images(str(unprivileged / "list.csv"))
-    assert dataset.paths == ("deep/1.jpg", "2.jpg")
-    assert dataset.notes == ("1 folder cannot be read, and nothing is found there: x",)
-
-
-def test_a_lost_and_found_that_nobody_may_read_is_passed_over(unprivileged: Path) -> None:
-    (unprivileged / "lost+found").mkdir(mode=0)
-    assert list_image_files(FolderStorage(str(unprivileged))).candidates == []
-
-
-def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:
+def test_impossible_names_are_image_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     opened = FolderStorage(str(tmp_path))
     assert failure(opened, "a\0b") == ("unreadable", "embedded null byte")
@@ -135,7 +98,7 @@ def test_names_that_no_system_takes_are_typed_errors(tmp_path: Path) -> None:
     assert failure(opened, "") == ("unreadable", "a folder")
 
 
-def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_over_the_size_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "MAX_BYTES", 2000)
     (tmp_path / "x").write_bytes(bytes(2001))
     (tmp_path / "y").write_bytes(bytes(2000))
@@ -144,14 +107,14 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.M
     assert len(opened.read("y")) == 2000
 
 
-def test_paths_are_shown_as_the_user_stands(tmp_path: Path) -> None:
+def test_display_path_includes_the_folder_or_archive(tmp_path: Path) -> None:
     assert FolderStorage("").display_path("a/1") == FolderStorage(".").display_path("a/1") == "a/1"
     assert FolderStorage("photos").display_path("a/1") == "photos/a/1"
     assert make_zip(tmp_path).display_path("a/1") == f"{tmp_path}/z.zip/a/1"
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_members_are_read_in_place(method: int, tmp_path: Path) -> None:
+def test_zip_members_are_read_in_place(method: int, tmp_path: Path) -> None:
     opened = make_zip(tmp_path, method)
     assert opened.names() == ["a/1", "empty"]
     assert (opened.read("a/1"), opened.size("a/1")) == (b"one" * 100, 300)
@@ -160,13 +123,15 @@ def test_members_are_read_in_place(method: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["b", "a", "a/", "../z.zip", "/etc/passwd"])
-def test_only_members_that_are_files_can_be_read(path: str, tmp_path: Path) -> None:
+def test_only_zip_members_that_are_files_can_be_read(path: str, tmp_path: Path) -> None:
     opened = make_zip(tmp_path)
     assert failure(opened, path) == ("missing", "no such member in the zip archive")
     assert path not in opened
 
 
-def test_a_member_over_the_limit_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_member_over_the_size_limit_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "MAX_BYTES", 299)
     assert failure(make_zip(tmp_path, zipfile.ZIP_STORED), "a/1") == (
         "too_large",
@@ -174,13 +139,13 @@ def test_a_member_over_the_limit_is_not_unpacked(tmp_path: Path, monkeypatch: py
     )
 
 
-def test_a_blank_bitmap_is_no_bomb(tmp_path: Path) -> None:
+def test_a_blank_bitmap_is_not_a_zip_bomb(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("white.bmp", bytes(3 << 20))
     assert len(ZipStorage(str(tmp_path / "z.zip")).read("white.bmp")) == 3 << 20
 
 
-def test_threads_read_one_archive_together(tmp_path: Path) -> None:
+def test_threads_share_one_archive(tmp_path: Path) -> None:
     content = {f"{i}": bytes([i]) * 20_000 for i in range(40)}
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for name, data in content.items():
@@ -190,15 +155,86 @@ def test_threads_read_one_archive_together(tmp_path: Path) -> None:
         assert list(pool.map(opened.read, content)) == list(content.values())
 
 
-def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "x.zip"
     other.write_bytes(b"no archive")
     for path, why in ((str(other), "File is not a zip file"), (str(tmp_path), "Is a directory")):
         with pytest.raises(DataError) as caught:
             ZipStorage(path)
-        assert str(caught.value) == (
-            f"{path} cannot be read as a zip archive: {why}; pack or download it again"
-        )
+        assert_words(str(caught.value), path, why)
+
+
+def declare(path: str, name: str, *, size: int | None = None, flags: int | None = None) -> None:
+    """Overwrite the unpacked size or the flags of a zip member in both of its headers."""
+    data = bytearray(Path(path).read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        local = archive.getinfo(name).header_offset
+    central = 0
+    while True:
+        central = data.index(b"PK\x01\x02", central + 1)
+        if data[central + 46 :].startswith(name.encode()):
+            break
+    if size is not None:
+        struct.pack_into("<I", data, local + 22, size)
+        struct.pack_into("<I", data, central + 24, size)
+    if flags is not None:
+        struct.pack_into("<H", data, local + 6, flags)
+        struct.pack_into("<H", data, central + 8, flags)
+    Path(path).write_bytes(data)
+
+
+def read_error(source: str, path: str) -> ImageError:
+    archive = ZipStorage(source)
+    with pytest.raises(ImageError) as caught:
+        archive.read(path)
+    assert archive.read("dog/1") == b"good"  # the others are still readable
+    return caught.value
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    bomb = bytes(65 << 20)
+    source = pack(tmp_path, {"cat/1": bomb, "dog/1": b"good"}, zipfile.ZIP_DEFLATED)
+    error = read_error(source, "cat/1")
+    assert error.status == "too_large"
+    assert_words(error.reason, "68,157,440 bytes", "1,0", "limits: 1,073,741,824 bytes, 200 times")
+
+
+@pytest.mark.parametrize("declared", [10, 2000, 5000])
+def test_a_zip_member_with_a_wrong_declared_size_is_unreadable(declared: int, tmp_path: Path) -> None:
+    content = {"cat/1": bytes(range(250)) * 16, "dog/1": b"good"}
+    source = pack(tmp_path, content, zipfile.ZIP_DEFLATED)
+    declare(source, "cat/1", size=declared)
+    error = read_error(source, "cat/1")
+    assert error.status == "unreadable"
+    assert "damaged zip member" in error.reason
+
+
+def test_a_zip_method_that_ignores_declared_sizes_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("cat/1", bytes(10_000_000), zipfile.ZIP_BZIP2)
+        archive.writestr("dog/1", b"good")
+    source = str(tmp_path / "data.zip")
+    declare(source, "cat/1", size=100)
+    error = read_error(source, "cat/1")
+    assert error.status == "unsupported"
+    assert_words(error.reason, "method 12", "deflate")
+
+
+def test_an_encrypted_zip_member_is_unsupported(tmp_path: Path) -> None:
+    source = pack(tmp_path, {"cat/1": b"secret", "dog/1": b"good"})
+    declare(source, "cat/1", flags=1)
+    error = read_error(source, "cat/1")
+    assert error.status == "unsupported"
+    assert "encrypted" in error.reason
+
+
+def test_a_damaged_zip_member_does_not_affect_the_others(tmp_path: Path) -> None:
+    source = pack(tmp_path, {"cat/1": b"abcdefgh" * 50, "dog/1": b"good"})
+    data = Path(source).read_bytes()
+    Path(source).write_bytes(data.replace(b"abcdefgh", b"abcdXfgh", 1))
+    error = read_error(source, "cat/1")
+    assert error.status == "unreadable"
+    assert "Bad CRC-32 for file 'cat/1'" in error.reason
 
 
 @given(st.binary(max_size=300))
@@ -237,5 +273,5 @@ def test_a_mangled_archive_never_crashes(tmp_path_factory: pytest.TempPathFactor
         ("", False),
     ],
 )
-def test_names_that_point_outside_are_told(name: str, is_unsafe: bool) -> None:
+def test_member_names_that_point_outside_are_unsafe(name: str, is_unsafe: bool) -> None:
     assert is_unsafe_member(name) == is_unsafe

@@ -35,9 +35,9 @@ K = 3
 def make_state(head: str = "mlp", *, n_classes: int = K) -> TrainState:
     """Create the initial state of training the last two stages; always the same."""
     backbone = shared_backbone("test_efficientnet")
-    stages = split_backbone(backbone, 2, 64)
-    freeze_depthwise_filters(stages, is_shortened=True)
-    tail = stages.tail
+    frozen, trainable = split_backbone(backbone, 2, 64)
+    assert frozen is not None
+    freeze_depthwise_filters(trainable, frozen.map_shape, frozen.n_stats, fast=True)
     n = backbone.n_features
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,7 +48,7 @@ def make_state(head: str = "mlp", *, n_classes: int = K) -> TrainState:
                 np.zeros(n, np.float32), np.ones(n, np.float32), n_classes, start=None, dropout=0.2
             )
         )
-    network = Classifier(tail, made)
+    network = Classifier(trainable, made)
     # as the trainer does; it changes the order of values in memory
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainState(

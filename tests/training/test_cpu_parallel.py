@@ -35,12 +35,13 @@ def make_classifier(
 ) -> tuple[Classifier, Tensor, Tensor]:
     """Create a classifier of two trainable stages, and a batch of 21 inputs for it."""
     torch.manual_seed(0)
-    stages = split_backbone(shared_backbone("test_convnext"), 2, 64)
-    maps, stats = torch.randn(21, *stages.shape), torch.randn(21, stages.n_stats)
-    n_features = stages.tail(maps[:1], stats[:1]).shape[1]
+    frozen, trainable = split_backbone(shared_backbone("test_convnext"), 2, 64)
+    assert frozen is not None
+    maps, stats = torch.randn(21, *frozen.map_shape), torch.randn(21, frozen.n_stats)
+    n_features = trainable(maps[:1], stats[:1]).shape[1]
     mlp = TrainableMlpHead(n_features, N_CLASSES, dropout=0.0)
     classifier = Classifier(
-        stages.tail, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
+        trainable, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
     )
     classifier.train()
     return classifier, maps, stats
@@ -117,8 +118,8 @@ def test_shards_of_bf16_equal_the_whole_batch() -> None:
 
 def test_default_backbone_is_split_into_shards() -> None:
     """It has no dropout; otherwise training would be slower without any visible reason."""
-    stages = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
-    with parallel_forward(Classifier(stages.tail, make_head(10)), FP32, 32) as forward:
+    _, trainable = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
+    with parallel_forward(Classifier(trainable, make_head(10)), FP32, 32) as forward:
         assert not isinstance(forward, Classifier)
 
 
@@ -157,9 +158,9 @@ def test_no_shards_with_stochastic_depth_in_the_backbone() -> None:
         num_classes=0,
         drop_path_rate=0.1,
     )
-    stages = split_backbone(Backbone("swin", network), None, 64)
-    n_features = stages.tail(torch.zeros(1, *stages.shape), torch.zeros(1, stages.n_stats)).shape[1]
-    classifier = Classifier(stages.tail, make_head(n_features))
+    _, trainable = split_backbone(Backbone("swin", network), None, 64)
+    n_features = trainable(torch.zeros(1, 3, 64, 64), torch.zeros(1, 0)).shape[1]
+    classifier = Classifier(trainable, make_head(n_features))
     with parallel_forward(classifier, FP32, 32) as forward:
         assert forward is classifier
 

@@ -520,7 +520,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
     task = make_task(config, tmp_path, tiny_weights)
     pretrained, schedule = task.ctx.backbone, task.schedule(PLAN)
     assert schedule.config.augmenting.mix_prob == 1.0
-    stages = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
+    frozen, trainable = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
     tuned = Finetuned(
         backbone=pretrained.backbone,
         head=task.probe.head,
@@ -529,8 +529,8 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
         best_epoch=1,
         ensemble_probe=False,
         plan=PLAN,
-        stages=stages,
-        classifier=task.classifier(stages, use_compile=False),
+        trainable=trainable,
+        classifier=task.classifier(frozen, trainable, use_compile=False),
         inputs=task.pixels,
         schedule=schedule,
         validation=task.validation(),

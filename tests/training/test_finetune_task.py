@@ -65,7 +65,7 @@ def test_no_time_limit_with_given_epochs_or_a_repeated_plan(
 def test_compile_uses_the_original_layers(use_compile: bool, tmp_path: Path, tiny_weights: Path) -> None:
     task = make_task(TrainConfig(finetune="partial"), tmp_path, tiny_weights)
     pretrained = task.ctx.backbone
-    stages = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
-    layers = task.classifier(stages, use_compile=use_compile).modules()
+    frozen, trainable = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
+    layers = task.classifier(frozen, trainable, use_compile=use_compile).modules()
     replaced = [layer for layer in layers if "forward" in vars(layer)]
     assert bool(replaced) != use_compile

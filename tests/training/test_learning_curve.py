@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from conftest import draw_folder
-from materials import sort_out_folder
+from contexts import training_data_of
 from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.model.backbone import Backbone
 from pixelplay.training.imbalance import fit_probe_for_imbalance, fit_probe_on_subset
-from pixelplay.training.learning_curve import choose_share, measure_curve
+from pixelplay.training.learning_curve import choose_fraction, measure_learning_curve
 from pixelplay.training.linear_probe import fit_probe, fit_subset
-from pixelplay.training.probe_or_finetune import TrainedClassifier
+from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 
 def test_a_share_is_taken_of_each_class_and_lies_in_a_larger_one() -> None:
     labels = np.repeat([0, 1, 2], [40, 10, 3])
-    quarter, half = (choose_share(labels, share, 3) for share in (0.25, 0.5))
+    quarter, half = (choose_fraction(labels, share, 3) for share in (0.25, 0.5))
     assert np.bincount(labels[quarter]).tolist() == [10, 3, 1]
     assert np.bincount(labels[half]).tolist() == [20, 5, 2]
     assert (half | ~quarter).all()
-    assert choose_share(labels, 1.0, 3).all()
+    assert choose_fraction(labels, 1.0, 3).all()
 
 
 def test_learning_from_all_rows_is_the_probe_itself() -> None:
@@ -46,7 +46,7 @@ def test_a_weighted_probe_is_halved_as_a_weighted_one() -> None:
     features = rng.normal(0, 1, (72, 8)).astype(np.float32) + labels[:, None]
     folds = assign_folds(labels, np.arange(72), 3, 0)
     config = TrainConfig(imbalance="class_weights")
-    probe = fit_probe_for_imbalance(features, labels, np.arange(72), folds, config).probe
+    probe = fit_probe_for_imbalance(features, labels, np.arange(72), folds, config)
     every = np.ones(72, bool)
     again = fit_probe_on_subset("class_weights", features, labels, folds, probe.C, every)
     np.testing.assert_allclose(again, probe.oof_logits, atol=0.1)  # another tolerance
@@ -57,7 +57,7 @@ def test_a_weighted_probe_is_halved_as_a_weighted_one() -> None:
 @pytest.fixture
 def taught(tmp_path: Path) -> tuple[TrainingData, TrainedClassifier]:
     """Two classes that few images tell apart badly: the signal is spread over many features."""
-    data = sort_out_folder(
+    data = training_data_of(
         draw_folder(tmp_path / "photos", {"bars": 60, "dots": 60, "rings": 5}), TrainConfig(test_frac=0)
     )
     rng = np.random.default_rng(0)
@@ -68,12 +68,12 @@ def taught(tmp_path: Path) -> tuple[TrainingData, TrainedClassifier]:
     labels = data.labels[rows]
     folds = assign_folds(labels, np.arange(len(labels)), 3, 0)
     probe = fit_probe(features[rows], labels, folds)
-    learned = TrainedClassifier(
+    classifier = TrainedClassifier(
         finetune="none",
         backbone=Backbone.__new__(Backbone),
         head=probe.head,
-        learned_from=rows,
-        prior_from=rows,
+        trained_on=rows,
+        prior_rows=rows,
         held_out=rows,
         logits=probe.oof_logits,
         folds=folds,
@@ -81,28 +81,28 @@ def taught(tmp_path: Path) -> tuple[TrainingData, TrainedClassifier]:
         history=[],
         plan=None,
     )
-    return data, learned
+    return data, classifier
 
 
-def test_the_gain_of_the_second_half_is_measured_photograph_by_photograph(
+def test_learning_curve_gain_is_paired(
     taught: tuple[TrainingData, TrainedClassifier],
 ) -> None:
-    data, learned = taught
-    labels = data.labels[learned.held_out]
+    data, classifier = taught
+    labels = data.labels[classifier.held_out]
     rule = fit_decision_rule(
-        learned.logits,
+        classifier.logits,
         labels,
         np.arange(len(labels)),
         np.bincount(labels) / len(labels),
         metric="accuracy",
         seed=0,
     )
-    curve = measure_curve(data, learned, rule, 0)
+    curve = measure_learning_curve(data, classifier, rule, 0)
     assert curve is not None
     points = curve["all"]["points"]
-    assert [point["n_learned"] for point in points] == [21, 42, 83]  # two of three folds of each share
-    assert points[-1]["value"] == np.mean(rule.apply(learned.logits)[1] == labels)
+    assert [point["n_train"] for point in points] == [21, 42, 83]  # two of three folds of each share
+    assert points[-1]["value"] == np.mean(rule.apply(classifier.logits)[1] == labels)
     assert points[0]["value"] < points[-1]["value"]
     assert curve["all"]["gain"]["value"] == pytest.approx(points[2]["value"] - points[1]["value"])
     assert set(curve["by_class"]) == {"bars", "dots"}  # of the third there are too few to halve
-    assert measure_curve(data, replace(learned, finetune="partial"), rule, 0) is None
+    assert measure_learning_curve(data, replace(classifier, finetune="partial"), rule, 0) is None

@@ -5,7 +5,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.splits import NEVER_HELD_OUT
-from pixelplay.training.linear_probe import C_GRID, ProbeFit, fit_probe
+from pixelplay.training.linear_probe import C_GRID, LinearProbe, fit_probe
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -191,7 +191,7 @@ def test_the_order_of_images_changes_last_digits_only() -> None:
 
 def test_the_same_input_gives_the_same_head() -> None:
     data = draw_data(150, 30, 3, seed=9)
-    fits: list[ProbeFit] = [fit_probe(*data) for _ in range(2)]
+    fits: list[LinearProbe] = [fit_probe(*data) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].head.weight, fits[1].head.weight)
     np.testing.assert_array_equal(fits[0].head.bias, fits[1].head.bias)
     np.testing.assert_array_equal(fits[0].oof_logits, fits[1].oof_logits)

@@ -161,12 +161,12 @@ def test_focal_follows_the_formula(gamma: float) -> None:
 
 
 def test_mixed_labels_under_focal_are_an_error_that_names_it() -> None:
-    with pytest.raises(ConfigError, match="labels are mixed or smoothed, which the focal loss cannot take"):
+    with pytest.raises(ConfigError, match="--imbalance focal .*mixup, cutmix and label_smoothing"):
         make("focal")(draw_logits(), mixed())
 
 
 def test_smoothed_labels_under_focal_are_refused_before_anything_is_learned() -> None:
-    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 makes labels soft, which the focal loss"):
+    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 .*--imbalance focal"):
         make("focal", label_smoothing=0.1)
 
 

@@ -11,7 +11,7 @@ from networks import shared_backbone
 from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
-from pixelplay.model.split_backbone import SplitBackbone, TrainableStages
+from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.training.optim import REFERENCE_BATCH, lr_factor, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}
@@ -81,8 +81,7 @@ def test_learning_rates_scale_with_the_square_root_of_images_per_step(images_per
 
 def test_optimizer_leaves_out_frozen_weights() -> None:
     classifier = make_classifier("test_convnext")
-    stages = SplitBackbone(front=None, tail=classifier.tail, shape=(3, 64, 64), n_stats=0)
-    freeze_depthwise_filters(stages, is_shortened=True)
+    freeze_depthwise_filters(classifier.tail, (3, 64, 64), 0, fast=True)
     found = settings_by_name(classifier, FinetuneConfig())
     assert set(found) == {key for key, value in classifier.named_parameters() if value.requires_grad}
     assert len(found) < len(list(classifier.parameters()))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import draw_of_class
+from contexts import featureless, training_data_of
 from images import encode
-from trainers import PLAN
-from materials import featureless, sort_out_folder
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
 from pixelplay.data.sources import scan_source
 from pixelplay.errors import ConfigError, DataError
@@ -18,9 +17,10 @@ from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
 from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import CHECKPOINT
-from pixelplay.training.plan import write_plan
-from pixelplay.training.resume import check_images, check_settings, repeat_plan
+from pixelplay.training.finetune_plan import write_plan
+from pixelplay.training.resume import check_images, check_settings, load_plan
 from pixelplay.training.training_data import TrainingData, build_training_data
+from trainers import PLAN
 
 QUIET = RunLog(quiet=True)
 CPU = Device(name="cpu", precision="bf16")
@@ -29,7 +29,7 @@ CONFIG = TrainConfig(finetune="partial", finetuning=FinetuneConfig(lr=0.002, epo
 
 def read(root: Path, config: TrainConfig = CONFIG) -> TrainingData:
     """Sort out a folder without a network."""
-    return sort_out_folder(root, config)
+    return training_data_of(root, config)
 
 
 def interrupt(folder: Path) -> None:
@@ -62,7 +62,7 @@ def notes_of_repeating(config: TrainConfig, kept: object, folder: Path) -> list[
     write_plan(PLAN, str(folder / "plan.json"))
     (folder / "config.json").write_text(json.dumps(kept))
     log = RunLog(quiet=True)
-    plan, followed = repeat_plan(str(folder / "plan.json"), config, log)
+    plan, followed = load_plan(str(folder / "plan.json"), config, log)
     assert plan == PLAN
     assert followed == replace(config, finetune=PLAN.finetune)
     return log.notes

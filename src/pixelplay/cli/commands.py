@@ -120,10 +120,10 @@ def train(
     if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
         return
     from pixelplay import api as workflow
-    from pixelplay.outputs.console import format_train_report
+    from pixelplay.outputs.console import format_run_report
 
     done = workflow.train(data, out, config, plan=plan, force=force, resume=resume, log=log)
-    _print_result(json, done.to_json, lambda: format_train_report(done))
+    _print_result(json, done.to_json, lambda: format_run_report(done))
     if report:
         _show_run(out, config.compute, log, is_json=json)
 
@@ -163,7 +163,7 @@ def crossval(
     if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
         return
     from pixelplay import api as workflow
-    from pixelplay.outputs.console import format_crossval_report
+    from pixelplay.outputs.console import format_run_report
 
     done = workflow.cross_validate(
         data,
@@ -175,7 +175,7 @@ def crossval(
         resume=resume,
         log=log,
     )
-    _print_result(json, done.to_json, lambda: format_crossval_report(done))
+    _print_result(json, done.to_json, lambda: format_run_report(done))
     if report:
         _show_run(out, config.compute, log, is_json=json)
 
@@ -400,10 +400,10 @@ def predict(
         compute=compute,
         log=RunLog(quiet=quiet, is_json=json_progress),
     )
-    print(f"wrote {printable(out)}: {printable(summary.describe())}")
-    if summary.n_bad and strict:
+    print(summary.describe(out, submission=submission is not None))
+    if summary.n_unreadable and strict:
         raise PixelPlayError(
-            f"{counted(summary.n_bad, 'image')} could not be read, and --strict is set; "
+            f"{counted(summary.n_unreadable, 'image')} could not be read, and --strict is set; "
             f"first: {summary.errors[0]}"
         )
 

@@ -74,7 +74,9 @@ def registry_of_settings(recipe: Recipe) -> ConstructorRegistry:
 Data = Annotated[Positional[str], arg(metavar="DATA")]
 Run = Annotated[Positional[str], arg(metavar="RUN")]
 Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
-EnsembleWith = Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")]
+EnsembleWith = Annotated[
+    tuple[str, ...], arg(name="ensemble-with", metavar="[RUN ...]", help_behavior_hint="")
+]
 # the name of a group of settings is the title of its section in the help
 DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
 UncertaintySection = Annotated[OmitArgPrefixes[UncertaintyConfig], arg(name="caution")]

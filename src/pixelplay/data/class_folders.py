@@ -1,4 +1,4 @@
-"""Class folders → labels: `ROOT/<class>/**/photo` or `ROOT/{train,val,test}/<class>/**/photo`."""
+"""Labels from folder names: `ROOT/<class>/**/image` or `ROOT/{train,val,test}/<class>/**/image`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pixelplay.config import SplitName
 from pixelplay.errors import DataError
 from pixelplay.text import counted, name_some
 
-PART_NAMES: Mapping[str, SplitName] = {
+SPLIT_NAMES: Mapping[str, SplitName] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -21,189 +21,180 @@ PART_NAMES: Mapping[str, SplitName] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FolderLabels:
-    """What the folders say about each of N names.
+    """Labels and splits of N images, read from the folders they are in.
 
     Attributes:
-        names: (N,) those that lie inside the layout.
-        labels: (N,) class name, None for an unlabelled one.
-        parts: (N,) part, None where there are no part folders.
-        subfolders: (N,) the folder that a name lies in, "" where that is its class folder itself.
-        skipped: why → how many names are outside the layout.
-        notes: what was assumed.
+        paths: (N,) those inside the layout.
+        labels: (N,) class name, None for an unlabelled image.
+        splits: (N,) None where there are no split folders.
+        subfolders: (N,) the image's folder, "" if that is the class folder itself.
+        skipped: reason → number of files outside the layout.
+        notes: assumptions made, one sentence each.
     """
 
-    names: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     splits: list[SplitName | None] = field(default_factory=list)
     subfolders: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, label: str | None, split: SplitName | None) -> None:
-        """Append one name; its class folder lies at the top or below its part folder."""
-        self.names.append(name)
-        self.labels.append(label)
-        self.splits.append(split)
-        is_deeper = name.count("/") > (1 if split is None else 2)
-        self.subfolders.append(name.rpartition("/")[0] if is_deeper else "")
+
+def split_from_name(name: str) -> SplitName | None:
+    """Return the split that a folder or table cell names, None for any other word."""
+    return SPLIT_NAMES.get(name.strip().lower())
 
 
-def labels_from_folders(names: Sequence[str]) -> FolderLabels:
-    """Read class and part of each name from the folders it lies in.
+def labels_from_folders(paths: Sequence[str], root: str = "") -> FolderLabels:
+    """Read the label and split of each image from the folders it is in.
 
-    The first folder (below the part folder, if there are parts) is the class, whatever lies
-    deeper, so `a/cat` and `b/cat` never merge. A test folder none of whose subfolders is named
-    like a training class is unlabelled.
+    The first folder (below the split folder, if there is one) is the class, however deep the image
+    lies, so `a/cat` and `b/cat` are never merged. Images in a test folder are unlabelled if none of its
+    subfolders is named like a training class.
+
+    Args:
+        paths: files that may be images, relative paths with forward slashes.
+        root: prefix of all paths, "" or ending with "/"; class folders are directly below it.
     """
-    below = _folders_below(names)
-    parts, has_classes_beside = _find_parts(below)
-    found = FolderLabels()
-    learned = {folder for top, split in parts.items() if split != "test" for folder in below[top]}
+    inner = [path.removeprefix(root) for path in paths]
+    subfolders = _list_subfolders(inner)
+    split_of, has_classes_beside = _find_split_folders(subfolders)
+    train_classes = {name for top, split in split_of.items() if split != "test" for name in subfolders[top]}
     if has_classes_beside:
-        learned |= below.keys() - parts.keys()
-    tested = {folder for top, split in parts.items() if split == "test" for folder in below[top]}
-    is_test_labelled = bool(tested & learned) or not learned
+        train_classes |= subfolders.keys() - split_of.keys()
+    test_folders = {name for top, split in split_of.items() if split == "test" for name in subfolders[top]}
+    is_test_labelled = bool(test_folders & train_classes) or not train_classes
+    found = FolderLabels()
     outside: Counter[str] = Counter()
-    for name in names:
-        top, _, rest = name.rpartition("/")[0].partition("/")
-        split, label = parts.get(top), rest.partition("/")[0] or None
-        if split == "test":
-            found.add(name, label if is_test_labelled else None, split)
-        elif split is not None and label is not None:
-            found.add(name, label, split)
-        elif split is None and top and has_classes_beside:
-            found.add(name, top, None)
-        else:
+    for path, name in zip(paths, inner, strict=True):
+        folder = name.rpartition("/")[0]
+        top, _, rest = folder.partition("/")
+        split, label = split_of.get(top), rest.partition("/")[0] or None
+        if split is None and top and has_classes_beside:
+            label = top
+        elif split == "test":
+            label = label if is_test_labelled else None
+        elif split is None or label is None:
             outside[f"in {top}, outside" if top else "outside"] += 1
+            continue
+        found.paths.append(path)
+        found.labels.append(label)
+        found.splits.append(split)
+        class_depth = 1 if split is None else 2
+        found.subfolders.append(folder if name.count("/") > class_depth else "")
     found.skipped.update({f"{where} the class folders": n for where, n in outside.items()})
-    _note_parts(found, parts, below, has_classes_beside, is_test_labelled)
-    if not parts:
-        _note_repeated_subfolders(found)
+    n_test = found.splits.count("test")
+    if n_test and not is_test_labelled:
+        found.notes.append(
+            f"the test split is unlabelled and not scored ({counted(n_test, 'image')}): "
+            "none of its folders is named like a training class"
+        )
+    found.notes.extend(_note_layout(subfolders, split_of, has_classes_beside))
+    if not split_of:
+        found.notes.extend(_note_repeated_subfolders(inner))
     return found
 
 
-def _folders_below(names: Sequence[str]) -> dict[str, set[str]]:
-    """Each top folder → the folders directly in it."""
-    below: dict[str, set[str]] = {}
-    for folder in {name.rpartition("/")[0] for name in names if "/" in name}:
+def _list_subfolders(paths: Sequence[str]) -> dict[str, set[str]]:
+    """Return top folder → names of the folders directly in it."""
+    subfolders: dict[str, set[str]] = {}
+    for folder in {path.rpartition("/")[0] for path in paths if "/" in path}:
         top, _, rest = folder.partition("/")
-        inside = below.setdefault(top, set())
+        names = subfolders.setdefault(top, set())
         if rest:
-            inside.add(rest.partition("/")[0])
-    return below
+            names.add(rest.partition("/")[0])
+    return subfolders
 
 
-def _find_parts(below: Mapping[str, set[str]]) -> tuple[dict[str, SplitName], bool]:
-    """Tell the part folders, and whether the other top folders are classes.
+def _find_split_folders(subfolders: Mapping[str, set[str]]) -> tuple[dict[str, SplitName], bool]:
+    """Find the split folders, and whether the other top folders are classes.
 
-    A folder called train may be a class among vehicles. It is a part where nothing but part
-    folders lies there, where two of them share a class folder, or where more class folders lie in
-    it than beside it. Otherwise the top folders are classes; a val or test folder that repeats
-    some of them is a part all the same, and so is a test folder without folders beside two others.
+    A folder named train may also be a class of vehicles. It is a split if all top folders have names
+    of splits, if two of those share a class folder, or if one of them has more subfolders than there
+    are other top folders. Otherwise the top folders are classes, except a val or test folder that
+    repeats some of them and a test folder without subfolders beside at least two other folders.
     """
-    named = {top: split for top in below if (split := split_from_name(top)) is not None}
-    others = below.keys() - named.keys()
-    holders = Counter(folder for top in named for folder in below[top])
-    most = max((len(below[top]) for top, split in named.items() if split != "test"), default=0)
-    if not others or max(holders.values(), default=0) > 1 or most > max(1, len(others)):
+    named = {top: split for top in subfolders if (split := split_from_name(top)) is not None}
+    others = subfolders.keys() - named.keys()
+    n_splits_with = Counter(name for top in named for name in subfolders[top])
+    most = max((len(subfolders[top]) for top, split in named.items() if split != "test"), default=0)
+    if not others or max(n_splits_with.values(), default=0) > 1 or most > max(1, len(others)):
         return named, False
     held_out: dict[str, SplitName] = {}
     for top, split in named.items():
-        is_flat_test = split == "test" and not below[top] and len(below) > 2
-        if split != "train" and (below[top] & others or is_flat_test):
+        is_flat_test = split == "test" and not subfolders[top] and len(subfolders) > 2
+        if split != "train" and (subfolders[top] & others or is_flat_test):
             held_out[top] = split
     return held_out, True
 
 
-def split_from_name(name: str) -> SplitName | None:
-    """The part that a folder or a table's cell names; None for any other word."""
-    return PART_NAMES.get(name.strip().lower())
-
-
-def _note_parts(
-    found: FolderLabels,
-    parts: Mapping[str, SplitName],
-    below: Mapping[str, set[str]],
-    has_classes_beside: bool,
-    is_test_labelled: bool,
-) -> None:
-    n_unlabelled = sum(split == "test" for split in found.splits)
-    if n_unlabelled and not is_test_labelled:
-        found.notes.append(
-            f"no subfolder of test is named like a training class: it holds "
-            f"{counted(n_unlabelled, 'unlabelled image')}, not scored"
-        )
-    if has_classes_beside and parts:
-        found.notes.append(
-            f"{name_some(sorted(parts))} is a part of the data, the folders beside it are classes"
-        )
-    classes = sorted(top for top in below if split_from_name(top) is not None and top not in parts)
+def _note_layout(
+    subfolders: Mapping[str, set[str]], split_of: Mapping[str, SplitName], has_classes_beside: bool
+) -> list[str]:
+    notes = []
+    if has_classes_beside and split_of:
+        notes.append(f"folders read as splits: {name_some(sorted(split_of))}; the others are classes")
+    classes = sorted(top for top in subfolders if split_from_name(top) is not None and top not in split_of)
     if classes:
-        found.notes.append(f"{name_some(classes)} is read as a class, like the folders beside it")
+        notes.append(f"folders read as classes, not as splits: {name_some(classes)}")
+    return notes
 
 
-def _note_repeated_subfolders(found: FolderLabels) -> None:
-    classes_of: dict[str, set[str]] = {}
-    for name in found.names:
-        folders = name.split("/")[:-1]
-        if len(folders) > 1:
-            classes_of.setdefault(folders[1], set()).add(folders[0])
-    repeated = sorted(folder for folder, classes in classes_of.items() if len(classes) > 1)
-    if repeated:
-        found.notes.append(
-            f"subfolders named alike in several classes stay apart, the first folder is the class: "
-            f"{name_some(repeated)}"
-        )
+def _note_repeated_subfolders(paths: Sequence[str]) -> list[str]:
+    classes_with: dict[str, set[str]] = {}
+    for path in paths:
+        class_name, *deeper = path.split("/")[:-1] or [""]
+        if deeper:
+            classes_with.setdefault(deeper[0], set()).add(class_name)
+    repeated = sorted(name for name, classes in classes_with.items() if len(classes) > 1)
+    if not repeated:
+        return []
+    return [
+        f"the first folder is the class; subfolders in several classes are not merged: {name_some(repeated)}"
+    ]
 
 
 def empty_class_folders(empty: Sequence[str]) -> list[str]:
-    """Those that lie where class folders and part folders lie.
-
-    Args:
-        empty: all folders without an image.
-    """
+    """Select the class folders and split folders among all folders without an image."""
     tops = [name for name in empty if "/" not in name]
     inner = [name.partition("/") for name in empty if name.count("/") == 1]
     return tops + [f"{top}/{name}" for top, _, name in inner if split_from_name(top) and top not in tops]
 
 
-def unwrap_single_folder(names: Sequence[str]) -> str:
-    """Find the folders that wrap everything but a few strays, as archives often have: "photos/" or ""."""
+def find_wrapper_folder(paths: Sequence[str]) -> str:
+    """Find the folders that wrap nearly all images, as is common in archives: "photos/2024/" or ""."""
     prefix = ""
     while True:
-        inside = [name[len(prefix) :] for name in names if name.startswith(prefix)]
-        tops = {name.split("/")[0] for name in inside if "/" in name}
-        n_deeper = sum(name.count("/") > 1 for name in inside)
-        # one class folder of images is no wrapper
+        inside = [path[len(prefix) :] for path in paths if path.startswith(prefix)]
+        tops = {path.split("/")[0] for path in inside if "/" in path}
+        n_deeper = sum(path.count("/") > 1 for path in inside)
+        # a single class folder of images is not a wrapper
         if len(tops) != 1 or split_from_name(min(tops)) is not None or 2 * n_deeper <= len(inside):
             return prefix
         prefix += f"{min(tops)}/"
 
 
-def check_some_classes(
+def check_has_classes(
     found: FolderLabels, source: str, tables: Sequence[str], skipped: Mapping[str, int]
 ) -> None:
-    """Raise where folders give no class at all, and say what would.
+    """Raise if the folders give no class, and say what is expected.
 
     Args:
-        tables: those that lie there.
-        skipped: why → how many files were passed over by name.
+        tables: paths of the tables in the folder, to point to.
+        skipped: reason → number of files skipped because of their names.
 
     Raises:
-        DataError: no labelled image.
+        DataError: there is no labelled image.
     """
     if any(label is not None for label in found.labels):
         return
-    hint = ""
-    if tables:
-        lie = "lies" if len(tables) == 1 else "lie"
-        hint = f"; {name_some(tables)} {lie} there: give a table instead of the folder"
-    if not found.names and not found.skipped:
-        passed = "".join(f", {n} {why}" for why, n in skipped.items())
-        also = f" (passed over by name{passed})" if passed else ""
+    hint = f"; to use {name_some(tables)}, pass the table instead of the folder" if tables else ""
+    if not found.paths and not found.skipped:
+        listed = ", ".join(f"{n} {reason}" for reason, n in skipped.items())
+        also = f" (skipped {listed})" if listed else ""
         raise DataError(f"{source} has no images{also}; expected {source}/<class>/photo.jpg or a table{hint}")
     raise DataError(
         f"{source} has images but no class folders; expected {source}/<class>/photo.jpg, "
-        f"{source}/train/<class>/photo.jpg or a table with path and label; if this is one class, give the "
-        f"folder above{hint}"
+        f"{source}/train/<class>/photo.jpg or a table with the columns path and label; "
+        f"if this folder is one class, pass its parent folder{hint}"
     )

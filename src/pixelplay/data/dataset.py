@@ -1,4 +1,4 @@
-"""What is known about images before any is opened: paths, labels, parts, groups."""
+"""ImageDataset: paths, labels, groups and given splits of images, before any image is opened."""
 
 import re
 import unicodedata
@@ -20,19 +20,19 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
-    """N images in a fixed order, with all that their names say.
+    """N images in a fixed order, with their labels, groups and given splits.
 
     Attributes:
         source: the folder, table or archive, as the user named it.
-        store: gives the bytes of each path.
-        paths: (N,) what the store reads, in natural order (a table: its own order).
-        labels: (N,) int64 in [0, K), -1 unlabelled.
+        storage: reads the bytes of each path.
+        paths: (N,) in natural order; from a table, in row order.
+        labels: (N,) int64 in [0, K), -1 for an unlabelled image.
         classes: (K,) names in natural order; a class may have no image.
-        parts: (N,) int8 position in PARTS, -1 where the data names none.
-        groups: (N,) int64, equal for images that must stay together; None where nothing is known.
-        expected: class → number of test images, None where unknown; what the test side expects.
-        skipped: why → how many files were passed over by name.
-        notes: what was assumed while reading, one sentence each.
+        splits: (N,) int8 index into SPLITS, -1 where the data gives no split.
+        groups: (N,) int64, equal for images that must stay in one split; None if unknown.
+        expected: class → number of test images (None if unknown), from a classes file or sample submission.
+        skipped: reason → number of files skipped because of their names.
+        notes: assumptions made while listing the images, one sentence each.
     """
 
     source: str
@@ -49,9 +49,9 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, where: BoolArray) -> "ImageDataset":
-        """Keep the rows where a (N,) mask is true; classes stay as they are."""
-        kept = np.flatnonzero(where)
+    def select(self, mask: BoolArray) -> "ImageDataset":
+        """Keep the images where a (N,) mask is true; `classes` does not change."""
+        kept = np.flatnonzero(mask)
         return replace(
             self,
             paths=tuple(self.paths[i] for i in kept),
@@ -61,12 +61,12 @@ class ImageDataset:
         )
 
     def in_split(self, split: SplitName) -> BoolArray:
-        """Mask (N,) of the images that the data itself puts in a part."""
+        """Return the (N,) mask of the images that the data assigns to a split."""
         return np.asarray(self.splits == SPLITS.index(split))
 
-    def class_counts(self, where: BoolArray | None = None) -> IntArray:
-        """Labelled images of each class, (K,), among those where a mask is true."""
-        labels = self.labels if where is None else self.labels[where]
+    def class_counts(self, mask: BoolArray | None = None) -> IntArray:
+        """Count the labelled images of each class, (K,), optionally only where a (N,) mask is true."""
+        labels = self.labels if mask is None else self.labels[mask]
         return np.bincount(labels[labels >= 0], minlength=len(self.classes)).astype(np.int64)
 
 
@@ -81,88 +81,52 @@ def make_dataset(
     skipped: Mapping[str, int] | None = None,
     notes: Iterable[str] = (),
 ) -> ImageDataset:
-    """Number the classes in natural order and build an index from columns of names.
+    """Build a dataset from columns of names; classes are numbered in natural order.
 
     Args:
-        labels: (N,) class names, None where an image has none.
-        group_names: (N,) an empty name is a group of its own.
+        labels: (N,) class names, None for an unlabelled image.
+        splits: (N,) None where the data gives no split.
+        group_names: (N,) an image with an empty name is its own group.
     """
     classes = tuple(sorted({label for label in labels if label is not None}, key=natural_key))
-    position = {name: i for i, name in enumerate(classes)}
+    class_index = {name: k for k, name in enumerate(classes)}
     return ImageDataset(
         source=source,
         storage=storage,
         paths=tuple(paths),
-        labels=np.array([NO_LABEL if x is None else position[x] for x in labels], dtype=np.int64),
+        labels=np.array([NO_LABEL if x is None else class_index[x] for x in labels], dtype=np.int64),
         classes=classes,
         splits=np.array([NO_SPLIT if x is None else SPLITS.index(x) for x in splits], dtype=np.int8),
         groups=None if group_names is None else _number_groups(group_names),
         skipped=dict(skipped or {}),
-        notes=(*notes, *_note_alike(classes), *_note_ungrouped(group_names)),
+        notes=(*notes, *_note_similar_classes(classes), *_note_ungrouped(group_names or ())),
     )
 
 
-def group_names(paths: Sequence[str], subfolders: Sequence[str], config: DataConfig) -> list[str] | None:
-    """Name the group of each path by the settings on paths; None where they ask for none.
+def find_group_names(
+    paths: Sequence[str], subfolders: Sequence[str], config: DataConfig
+) -> Sequence[str] | None:
+    """Name the group of each path with --group-regex or --group-by-folder; None if neither is set.
 
     Args:
-        paths: (N,) where the images lie.
-        subfolders: (N,) the folder below the class folder, "" where there is none.
+        paths: (N,) paths of the images.
+        subfolders: (N,) folder below the class folder, "" if there is none.
 
     Raises:
-        DataError: the settings group no image at all.
+        DataError: no image belongs to a group.
     """
     if config.group_regex is not None:
         pattern = re.compile(config.group_regex)
-        names = [_first_group(pattern.search(path)) for path in paths]
-        way = f"--group-regex '{config.group_regex}' matches none"
+        names: Sequence[str] = [_first_group(pattern.search(path)) for path in paths]
+        problem = f"--group-regex '{config.group_regex}' matches none of {len(paths)} paths"
     elif config.group_by_folder:
-        names = list(subfolders)
-        way = "--group-by-folder finds no folder below the class folder of any"
+        names = subfolders
+        problem = f"--group-by-folder finds no folder below a class folder in {len(paths)} paths"
     else:
         return None
     if paths and not any(names):
-        raise DataError(f"{way} of {len(paths)} paths, for example {paths[0]}; mend it or leave it out")
+        raise DataError(f"{problem}, for example {paths[0]}; change or remove the option")
     return names
-
-
-def normalize_unicode(name: str) -> str:
-    """The one of a name's spellings in Unicode that most systems use; a Mac writes accents apart."""
-    return unicodedata.normalize("NFC", name)
-
-
-def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Sort key that puts `2` before `10` and ignores case before it decides by it."""
-    pieces: list[str | tuple[int, str]] = list(re.split(r"(\d+)", name.casefold()))
-    for i in range(1, len(pieces), 2):
-        digits = str(pieces[i]).lstrip("0")
-        # by length, then digits: no integer to build, however long the number
-        pieces[i] = (len(digits), digits)
-    return pieces, name
-
-
-def _note_alike(classes: Sequence[str]) -> list[str]:
-    """Say which classes differ by nothing but case and spaces."""
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(normalize_unicode(" ".join(name.split()).casefold()), []).append(name)
-    return [
-        f"classes {' and '.join(map(repr, names))} differ only in case, spaces or the way accents are stored "
-        "and stay apart"
-        for names in alike.values()
-        if len(names) > 1
-    ]
-
-
-def _note_ungrouped(names: Sequence[str] | None) -> list[str]:
-    n = 0 if names is None else sum(not name for name in names)
-    return [f"{counted(n, 'image')} in no group: each stands alone"] if n else []
-
-
-def _number_groups(names: Sequence[str]) -> IntArray:
-    numbers: dict[str | int, int] = {}
-    keys = (name or i for i, name in enumerate(names))  # a nameless one is a group of its own
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _first_group(match: "re.Match[str] | None") -> str:
@@ -171,8 +135,19 @@ def _first_group(match: "re.Match[str] | None") -> str:
     return (match.group(1) if match.re.groups else match.group(0)) or ""
 
 
+def _number_groups(names: Sequence[str]) -> IntArray:
+    numbers: dict[str | int, int] = {}
+    keys = (name or i for i, name in enumerate(names))  # an int key never equals a name
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
 def merge_groups(n: int, *links: Sequence[Sequence[int]]) -> IntArray:
-    """Number the connected sets of n images, given lists of sets that belong together."""
+    """Number the connected components, (n,), of n images.
+
+    Args:
+        n: number of images.
+        links: lists of sets of image positions; the images of a set belong together.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -180,3 +155,35 @@ def merge_groups(n: int, *links: Sequence[Sequence[int]]) -> IntArray:
     first, other = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (first, other)), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def normalize_unicode(name: str) -> str:
+    """Compose accents (NFC), so that a name stored decomposed, as macOS does, compares equal."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Return a sort key that puts `2` before `10`; case only breaks ties."""
+    pieces: list[str | tuple[int, str]] = list(re.split(r"(\d+)", name.casefold()))
+    for i in range(1, len(pieces), 2):
+        digits = str(pieces[i]).lstrip("0")
+        # compare length, then digits: int() is limited to 4,300 digits
+        pieces[i] = (len(digits), digits)
+    return pieces, name
+
+
+def _note_similar_classes(classes: Sequence[str]) -> list[str]:
+    similar: dict[str, list[str]] = {}
+    for name in classes:
+        similar.setdefault(normalize_unicode(" ".join(name.split()).casefold()), []).append(name)
+    return [
+        f"classes {' and '.join(map(repr, names))} differ only in case, spaces or the encoding of accents; "
+        "they are kept as separate classes"
+        for names in similar.values()
+        if len(names) > 1
+    ]
+
+
+def _note_ungrouped(names: Sequence[str]) -> list[str]:
+    n = sum(not name for name in names)
+    return [f"{counted(n, 'image')} without a group; each is treated as its own group"] if n else []

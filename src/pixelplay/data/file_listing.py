@@ -1,15 +1,15 @@
-"""Which files of a folder or an archive may be images, judged by name alone."""
+"""List the files of a folder or archive that may be images, judged by name alone."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pixelplay.data.dataset import natural_key
 from pixelplay.data.storage import FolderStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError
 
-# Files that are never images. Any other extension, or none, is judged by its content.
+# Files that are never images. With any other extension, or none, the content decides.
 OTHER_EXTENSIONS = frozenset([
     ".csv", ".tsv", ".parquet", ".pq", ".xlsx", ".xls", ".txt", ".md", ".rst", ".json", ".jsonl", ".xml",
     ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".html", ".htm", ".css", ".js", ".py", ".ipynb", ".r",
@@ -22,120 +22,118 @@ SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 @dataclass(frozen=True, kw_only=True)
 class FileListing:
-    """Relative names with forward slashes, in natural order.
+    """Relative paths with forward slashes, in natural order.
 
     Attributes:
-        candidates: what may be an image.
-        others: visible files that are not, such as tables beside the images.
-        empty: folders without a candidate in or below them.
-        skipped: why → how many files were passed over.
-        closed: folders that could not be read.
+        candidates: files that may be images.
+        other_files: visible files that are not images, such as tables.
+        empty_folders: folders without a candidate in or below them.
+        skipped: reason → number of files skipped.
+        unreadable_folders: folders that could not be read.
     """
 
     candidates: list[str]
-    others: list[str]
-    empty: list[str]
+    other_files: list[str]
+    empty_folders: list[str]
     skipped: dict[str, int]
-    closed: list[str] = field(default_factory=list)
+    unreadable_folders: list[str]
 
 
-def list_image_files(storage: FolderStorage | ZipStorage, *, is_lenient: bool = False) -> FileListing:
-    """Name everything in a folder or archive.
+def list_image_files(storage: FolderStorage | ZipStorage, *, skip_unreadable: bool = False) -> FileListing:
+    """List all files of a folder or archive by what their names say.
 
-    Links to folders are followed, loops are not. Members of an archive that point outside it are
-    passed over.
+    Links to folders are followed, except loops. Archive members that point outside the archive are skipped.
 
     Args:
-        is_lenient: folders inside that cannot be read are passed over.
+        skip_unreadable: skip subfolders that cannot be read instead of raising.
 
     Raises:
-        DataError: the folder, or one inside it, cannot be read.
+        DataError: the folder or one of its subfolders cannot be read.
     """
+    unreadable: list[str] = []
+    n_unsafe = 0
     if isinstance(storage, FolderStorage):
-        folders: list[str] = []
-        closed: list[str] = []
-        found = _sort_out(_walk(storage.root or ".", folders, closed if is_lenient else None), folders)
-        return replace(found, closed=closed)
-    names = storage.names()
-    safe = [name for name in names if not is_unsafe_member(name)]
-    inside = _folders_of(safe) | {*storage.folders()}  # of which few archives name each
-    found = _sort_out(safe, [name for name in inside if not is_unsafe_member(name)])
-    if len(safe) < len(names):
-        found.skipped["unsafe names in the archive"] = len(names) - len(safe)
-    return found
+        names, folders = _walk(storage.root or ".", unreadable if skip_unreadable else None)
+    else:
+        members = storage.names()
+        names = [name for name in members if not is_unsafe_member(name)]
+        n_unsafe = len(members) - len(names)
+        # most archives have no members for their folders
+        inside = _parent_folders(names).union(storage.folders())
+        folders = [name for name in inside if not is_unsafe_member(name)]
 
-
-def _sort_out(names: Iterable[str], folders: Sequence[str]) -> FileListing:
-    """Tell what may be images; `folders` need be complete only once all names have been taken."""
     candidates, others = [], []
     skipped: Counter[str] = Counter()
     for name in names:
         parts = name.split("/")
-        if reason := _passed_over(parts):
+        extension = os.path.splitext(parts[-1])[1].lower()
+        if reason := _hidden(parts):
             skipped[reason] += 1
         elif parts[-1].lower() in SYSTEM_FILES:
             skipped["system files"] += 1
-        elif (extension := os.path.splitext(parts[-1])[1].lower()) in OTHER_EXTENSIONS:
+        elif extension in OTHER_EXTENSIONS:
             skipped[f"{extension} files"] += 1
             others.append(name)
         else:
             candidates.append(name)
-    candidates.sort(key=natural_key)
-    others.sort(key=natural_key)
-    filled = _folders_of(candidates)
-    empty = {folder for folder in folders if folder not in filled and not _passed_over(folder.split("/"))}
+    filled = _parent_folders(candidates)
+    empty = {folder for folder in folders if folder not in filled and not _hidden(folder.split("/"))}
     return FileListing(
-        candidates=candidates,
-        others=others,
-        empty=sorted(empty, key=natural_key),
-        skipped=dict(sorted(skipped.items())),
+        candidates=sorted(candidates, key=natural_key),
+        other_files=sorted(others, key=natural_key),
+        empty_folders=sorted(empty, key=natural_key),
+        skipped=dict(sorted(skipped.items()))
+        | ({"unsafe names in the archive": n_unsafe} if n_unsafe else {}),
+        unreadable_folders=unreadable,
     )
 
 
-def _passed_over(parts: Sequence[str]) -> str:
-    """Why nothing of this name is looked at; "" where it is."""
+def _hidden(parts: Sequence[str]) -> str:
+    """Return the reason to skip a path because of a hidden folder or file in it; "" if there is none."""
     if "__MACOSX" in parts:
         return "__MACOSX"
-    return "hidden" if any(split.startswith(".") for split in parts) else ""
+    return "hidden" if any(part.startswith(".") for part in parts) else ""
 
 
-def _folders_of(names: Iterable[str]) -> set[str]:
-    """All folders that names lie in, at any depth."""
+def _parent_folders(names: Iterable[str]) -> set[str]:
+    """Return all folders, at any depth, that contain the given files."""
     nearest = {name.rpartition("/")[0] for name in names} - {""}
-    parts = [folder.split("/") for folder in nearest]
-    return {"/".join(each[:method]) for each in parts for method in range(1, len(each) + 1)}
+    return {
+        "/".join(parts[:depth])
+        for parts in (folder.split("/") for folder in nearest)
+        for depth in range(1, len(parts) + 1)
+    }
 
 
-def _walk(root: str, found: list[str], closed: list[str] | None) -> Iterator[str]:
-    """Relative names of all files below root, depth first.
-
-    Folders are put into `found`, and those that cannot be read into `closed`, or raise.
-    """
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while folders:
-        folder, above = folders.pop()
+def _walk(root: str, unreadable: list[str] | None) -> tuple[list[str], list[str]]:
+    """List all files and folders below root; unreadable subfolders are appended to a list, or raise."""
+    files, folders = [], []
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        folder, ancestors = pending.pop()
         full = os.path.join(root, folder) if folder else root
         try:
             status = os.stat(full)
             entries = list(os.scandir(full))
         except OSError as error:
-            if folder == "lost+found":  # at the root of a Linux disk, for nobody to read
+            if folder == "lost+found":  # at the root of a Linux file system, readable by root only
                 continue
-            if folder and closed is not None:
-                closed.append(folder)
+            if folder and unreadable is not None:
+                unreadable.append(folder)
                 continue
             raise DataError(f"{full} cannot be read: {error.strerror}") from None
         identity = (status.st_dev, status.st_ino)
-        if identity in above:  # a link back to a folder that we are inside of
+        if identity in ancestors:  # a link back to a folder above
             continue
         if folder:
-            found.append(folder)
+            folders.append(folder)
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if _is_folder(entry):
-                folders.append((name, above | {identity}))
+                pending.append((name, ancestors | {identity}))
             else:
-                yield name
+                files.append(name)
+    return files, folders
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

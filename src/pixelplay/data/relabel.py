@@ -1,4 +1,4 @@
-"""A table of path and label → other labels to learn from."""
+"""Read corrected labels from a table of path and label (`--relabel`)."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.dataset import NO_LABEL, ImageDataset
-from pixelplay.data.tables import need_column, plain_label, plain_path, read_table
+from pixelplay.data.tables import plain_label, plain_path, read_table, require_column
 from pixelplay.errors import DataError
 from pixelplay.text import name_some, suggest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CorrectedLabels:
-    """What the labels of an index should be.
+    """Labels of a dataset after review.
 
     Attributes:
-        labels: (N,) as corrected; -1 leaves an image out.
-        is_reviewed: (N,) somebody has looked at it, and changed or confirmed its label.
+        labels: (N,) class indices; -1 excludes the image.
+        is_reviewed: (N,) true where the table lists the image, with a changed or confirmed label.
     """
 
     labels: IntArray
@@ -25,47 +25,41 @@ class CorrectedLabels:
 
 
 def uncorrected_labels(dataset: ImageDataset) -> CorrectedLabels:
-    """Labels as the data gives them, none of them looked at."""
+    """Return the labels of the dataset, none of them reviewed."""
     return CorrectedLabels(labels=dataset.labels, is_reviewed=np.zeros(len(dataset), bool))
 
 
 def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
-    """Read a table of path and label; an empty label leaves the image out.
+    """Read a table of corrected labels, such as a run's label_issues.csv.
 
-    Images that the table does not name keep the label that the data gives. A run's label_issues.csv is
-    such a table.
+    An empty label excludes the image. Images that the table does not list keep their label.
 
     Raises:
-        DataError: it cannot be read, or names an image or class that the data does not have.
+        DataError: it cannot be read, names an unknown image or class, or gives an image two labels.
     """
-    wanted = _read_wanted(file, dataset)
-    labels, is_reviewed = dataset.labels.copy(), np.zeros(len(dataset), bool)
-    labels[list(wanted)] = list(wanted.values())
-    is_reviewed[list(wanted)] = True
-    return CorrectedLabels(labels=labels, is_reviewed=is_reviewed)
-
-
-def _read_wanted(file: str, dataset: ImageDataset) -> dict[int, int]:
-    """Position → label, as a table says; -1 where its cell is empty."""
-    table = read_table(file, may_be_empty=True)  # a run may have no suspects
-    paths = [plain_path(cell) for cell in table.columns[need_column(table, "path", None)]]
-    names = [plain_label(cell) for cell in table.columns[need_column(table, "label", None)]]
-    position = {path: i for i, path in enumerate(dataset.paths)}
-    if unknown := [path for path in paths if path not in position]:
+    table = read_table(file, allow_empty=True)  # a run may have no label issues
+    paths = [plain_path(cell) for cell in table.columns[require_column(table, "path", None)]]
+    names = [plain_label(cell) for cell in table.columns[require_column(table, "label", None)]]
+    row_of = {path: i for i, path in enumerate(dataset.paths)}
+    if unknown := [path for path in paths if path not in row_of]:
         raise DataError(
-            f"{file} names {name_some(unknown)}, of which {dataset.source} has no labelled image; "
-            "give paths as the data has them"
+            f"{file} lists {name_some(unknown)}, but {dataset.source} has no such labelled image; "
+            "write paths as in the data"
         )
-    classes = {name: k for k, name in enumerate(dataset.classes)}
-    if strange := sorted({name for name in names if name and name not in classes}):
+    class_index = {name: k for k, name in enumerate(dataset.classes)} | {"": NO_LABEL}
+    if new := sorted(set(names) - class_index.keys()):
         raise DataError(
-            f"{file} names the class {strange[0]!r}, of which {dataset.source} has no image"
-            f"{suggest(strange[0], dataset.classes)}; leave the label empty to leave an image out"
+            f"{file} has the class {new[0]!r}, but {dataset.source} has no image of it"
+            f"{suggest(new[0], dataset.classes)}; leave the label empty to exclude an image"
         )
-    wanted: dict[str, str] = {}
+    label_of: dict[str, str] = {}
     for path, name in zip(paths, names, strict=True):
-        if wanted.setdefault(path, name) != name:
+        if label_of.setdefault(path, name) != name:
             raise DataError(
-                f"{file} gives {path} two labels, {wanted[path]!r} and {name!r}; leave one of them"
+                f"{file} gives {path} two labels, {label_of[path]!r} and {name!r}; remove one of them"
             )
-    return {position[path]: classes[name] if name else NO_LABEL for path, name in wanted.items()}
+    labels, is_reviewed = dataset.labels.copy(), np.zeros(len(dataset), bool)
+    for path, name in label_of.items():
+        labels[row_of[path]] = class_index[name]
+        is_reviewed[row_of[path]] = True
+    return CorrectedLabels(labels=labels, is_reviewed=is_reviewed)

@@ -1,4 +1,4 @@
-"""Where the bytes of images lie: a folder or a zip archive. Read-only."""
+"""Read the bytes of images from a folder or a zip archive; nothing is ever written."""
 
 import os
 import stat
@@ -11,36 +11,36 @@ from typing import Protocol
 from pixelplay.data.decode import MAX_BYTES
 from pixelplay.errors import DataError, ImageError
 
-MAX_ZIP_RATIO = 200  # images hardly shrink in a zip; a larger ratio is a bomb
-MIN_BOMB_BYTES = 64 << 20  # what is smaller does no harm: a blank bitmap shrinks a thousand times
-# The other methods of zip unpack as much as they like, whatever size the member declares.
+MAX_ZIP_RATIO = 200  # images hardly compress; a higher ratio means a zip bomb
+MIN_BOMB_BYTES = 64 << 20  # smaller members are harmless: a blank bitmap compresses a thousandfold
+# With other methods a member can unpack to more than its declared size.
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-SAYS_UTF8 = 0x800  # flag of a member: its name is UTF-8
+UTF8_FLAG = 0x800  # general-purpose bit 11: the member's name is UTF-8
 
 
 class ImageStorage(Protocol):
-    """Gives the encoded bytes of an image by its path."""
+    """Reads the encoded bytes of an image by its path."""
 
     def read(self, path: str) -> bytes:
-        """Read one image's bytes.
+        """Read the bytes of one image.
 
         Raises:
             ImageError: missing, unreadable or too large.
         """
 
     def size(self, path: str) -> int:
-        """Bytes that `read` would give.
+        """Return the size of one image in bytes without reading it.
 
         Raises:
-            ImageError: missing, or no file.
+            ImageError: missing, or not a regular file.
         """
 
     def display_path(self, path: str) -> str:
-        """The image's name for a user who stands outside the store."""
+        """Return the path to show to the user, including the folder or archive."""
 
 
 class FolderStorage:
-    """Files below one folder; absolute paths are taken as they are."""
+    """Files below a root folder; absolute paths are read as they are."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -52,9 +52,9 @@ class FolderStorage:
         return os.path.isfile(os.path.join(self.root, path))
 
     def size(self, path: str) -> int:
-        with _as_image_error(path):
+        with _raise_image_error(path):
             status = os.stat(os.path.join(self.root, path))
-        # a named pipe or a device would block or never end
+        # reading a named pipe or a device could block or never end
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ImageError(path, "unreadable", kind)
@@ -64,9 +64,20 @@ class FolderStorage:
         size = self.size(path)
         if size > MAX_BYTES:
             raise ImageError(path, "too_large", f"{size:,} bytes; the limit is {MAX_BYTES:,} bytes")
-        # read whole, so a buffer would only cost
-        with _as_image_error(path), open(os.path.join(self.root, path), "rb", buffering=0) as file:
+        # unbuffered: the whole file is read at once
+        with _raise_image_error(path), open(os.path.join(self.root, path), "rb", buffering=0) as file:
             return file.read()
+
+
+@contextmanager
+def _raise_image_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(path, "missing", "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(path, "unreadable", reason) from None
 
 
 class ZipStorage:
@@ -76,14 +87,14 @@ class ZipStorage:
         self.archive = archive
         try:
             self._zip = zipfile.ZipFile(archive)
-        # on hostile bytes zipfile raises BadZipFile, ValueError, NotImplementedError, struct.error and more
+        # damaged archives raise BadZipFile, ValueError, NotImplementedError, struct.error and others
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise DataError(
                 f"{archive} cannot be read as a zip archive: {reason}; pack or download it again"
             ) from None
         self._lock = threading.Lock()
-        named = ((_name_of(info), info) for info in self._zip.infolist())
+        named = ((_member_name(info), info) for info in self._zip.infolist())
         self._members = {name: info for name, info in named if name}
 
     def __contains__(self, path: str) -> bool:
@@ -93,11 +104,11 @@ class ZipStorage:
         return f"{self.archive}/{path}"
 
     def names(self) -> list[str]:
-        """All members that are files, in archive order."""
+        """List the members that are files, in archive order."""
         return [name for name in self._members if not name.endswith("/")]
 
     def folders(self) -> list[str]:
-        """All members that are folders, in archive order."""
+        """List the members that are folders, in archive order."""
         return [name.rstrip("/") for name in self._members if name.endswith("/")]
 
     def size(self, path: str) -> int:
@@ -108,18 +119,18 @@ class ZipStorage:
         if info.flag_bits & 1:
             raise ImageError(path, "unsupported", "encrypted zip member; unpack the archive")
         if info.compress_type not in READABLE_METHODS:
-            reason = f"packed by zip method {info.compress_type}; pack the archive with deflate"
-            raise ImageError(path, "unsupported", reason)
+            reason = f"zip compression method {info.compress_type} is not supported"
+            raise ImageError(path, "unsupported", f"{reason}; pack the archive with deflate")
         ratio = info.file_size / max(info.compress_size, 1)
         if info.file_size > MAX_BYTES or (info.file_size > MIN_BOMB_BYTES and ratio > MAX_ZIP_RATIO):
             reason = f"unpacks to {info.file_size:,} bytes, {ratio:,.0f} times its packed size"
             limits = f"limits: {MAX_BYTES:,} bytes, {MAX_ZIP_RATIO} times"
             raise ImageError(path, "too_large", f"{reason}; {limits}")
         try:
-            # never reads past the declared size, which may lie; its checksum then fails
+            # reads at most the declared size; if that is wrong, the checksum or the length shows it
             with self._lock, self._zip.open(info) as member:
                 data = member.read(info.file_size)
-        # zipfile raises BadZipFile, zlib.error, EOFError and others for damage
+        # damaged members raise BadZipFile, zlib.error, EOFError and others
         except Exception as error:
             raise ImageError(path, "unreadable", f"damaged zip member: {error}") from None
         if len(data) < info.file_size:
@@ -132,30 +143,23 @@ class ZipStorage:
         return self._members[path]
 
 
-def _name_of(member: zipfile.ZipInfo) -> str:
-    """A member's name as it was meant: a Mac does not say that it is UTF-8, tar begins with a dot."""
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Decode and normalise a member's name.
+
+    macOS writes UTF-8 without setting the flag, some Windows tools write backslashes, and archives
+    made from tar begin with "./".
+    """
     name = member.filename
-    if not member.flag_bits & SAYS_UTF8:
-        with suppress(UnicodeError):  # then it is what Python has taken it for
+    if not member.flag_bits & UTF8_FLAG:
+        with suppress(UnicodeError):  # not UTF-8: keep the CP437 name that zipfile decoded
             name = name.encode("cp437").decode("utf-8")
-    name = name.replace("\\", "/")  # of some archives made on Windows
+    name = name.replace("\\", "/")
     while name.startswith("./"):
         name = name[2:]
     return name
 
 
-@contextmanager
-def _as_image_error(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise ImageError(path, "missing", "no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(path, "unreadable", reason) from None
-
-
 def is_unsafe_member(name: str) -> bool:
-    """Whether a zip member's name points outside the archive's own tree."""
+    """Return whether a zip member's name points outside the archive's own tree."""
     parts = name.replace("\\", "/").split("/")
     return name.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) > 1 and parts[0][1] == ":")

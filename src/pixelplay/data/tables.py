@@ -1,4 +1,4 @@
-"""Cells of a table that a spreadsheet does not run as formulas, and the way back."""
+"""CSV, TSV and Parquet tables → ImageDataset; escaped cells for the tables that PixelPlay writes."""
 
 import csv
 import io
@@ -8,37 +8,14 @@ from dataclasses import dataclass
 
 from pixelplay.config import SPLITS, DataConfig, SplitName
 from pixelplay.data.class_folders import split_from_name
-from pixelplay.data.dataset import ImageDataset, group_names, make_dataset, normalize_unicode
+from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset, normalize_unicode
 from pixelplay.data.file_listing import list_image_files
 from pixelplay.data.storage import FolderStorage, ZipStorage
 from pixelplay.errors import DataError
-from pixelplay.text import counted, name_some, suggest
-
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
-
-def safe_path(path: str) -> str:
-    """A path that is no formula and still opens the same file."""
-    return f"./{path}" if path.startswith(_FORMULA_STARTS) else path
-
-
-def safe_label(label: str) -> str:
-    """A text cell that is no formula."""
-    return f"'{label}" if label.lstrip("'").startswith(_FORMULA_STARTS) else label
-
-
-def plain_path(cell: str) -> str:
-    """The path behind a safe one."""
-    return cell[2:] if cell.startswith("./") and cell[2:].startswith(_FORMULA_STARTS) else cell
-
-
-def plain_label(cell: str) -> str:
-    """The text behind a safe one."""
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS) else cell
-
+from pixelplay.text import counted, name_first, name_some, suggest
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
-# The usual names of each column, most telling first; compared without case.
+# Usual names of each column, preferred ones first; case is ignored.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "path": (
         "path", "filepath", "file_path", "image_path", "img_path", "filename", "file_name", "file",
@@ -54,17 +31,23 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
         "site", "site_id", "location", "location_id", "burst", "burst_id", "sequence", "seq_id",
     ),
 }  # fmt: skip
+FIRST_ROW = 2  # row numbers as in a spreadsheet: the header is row 1
+MAX_MISSING_FRAC = 0.5  # if more of the files are missing, the folder must be wrong
+MAX_EXAMPLES = 3  # in a note
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs such a cell as a formula
+
+_Parsed = tuple[list[str], list[Sequence[str]], str]  # header, rows, delimiter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns of text, all of one length; an empty cell is an empty string.
+    """Text columns of equal length; an empty cell is an empty string.
 
     Attributes:
         name: the file, as the user named it.
         columns: column name → cells (N,).
-        delimiter: between the cells of a text file.
-        header: the columns' names as the file has them, which may begin or end with a blank.
+        delimiter: cell separator of a text file.
+        header: column names exactly as in the file, including leading and trailing spaces.
     """
 
     name: str
@@ -77,56 +60,55 @@ class Table:
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is read as a table, by its extension."""
+    """Return whether a file has the extension of a table."""
     return path.lower().endswith(TABLE_EXTENSIONS)
 
 
-def read_table(path: str, *, may_be_empty: bool = False, most_columns: int | None = None) -> Table:
+def parent_folder(path: str) -> str:
+    """Return the folder of a table, where its relative paths start."""
+    return os.path.dirname(path) or "."
+
+
+def read_table(path: str, *, allow_empty: bool = False, max_columns: int | None = None) -> Table:
     """Read a CSV, TSV or Parquet file with a header.
 
     Args:
-        may_be_empty: a header without a row is no error.
-        most_columns: of a text file with more only the header is read.
+        allow_empty: accept a header without rows.
+        max_columns: read only the header of a text file with more columns.
 
     Raises:
-        DataError: not readable as its extension says, no header, no row, or a row of another length.
+        DataError: unreadable, no header, no rows, or a row with too many or too few cells.
     """
     try:
         with open(path, "rb") as file:
-            return parse_table(file.read(), path, may_be_empty=may_be_empty, most_columns=most_columns)
+            data = file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_table(data, path, allow_empty=allow_empty, max_columns=max_columns)
 
 
 def parse_table(
-    data: bytes, name: str, *, may_be_empty: bool = False, most_columns: int | None = None
+    data: bytes, name: str, *, allow_empty: bool = False, max_columns: int | None = None
 ) -> Table:
-    """Parse the content of a table whose name says which kind it is.
-
-    Raises:
-        DataError: as `read_table`.
-    """
+    """Parse the content of a table as `read_table` does; its name gives the format."""
     if name.lower().endswith((".parquet", ".pq")):
-        (header, rows), delimiter = _parse_parquet(data, name), ","
+        header, rows, delimiter = _parse_parquet(data, name)
     else:
-        header, rows, delimiter = _parse_text(data, name, most_columns)
+        header, rows, delimiter = _parse_text(data, name, max_columns)
     names = [cell.strip() for cell in header]
     repeated = sorted({cell for cell in names if names.count(cell) > 1})
     if repeated:
         raise DataError(f"{name} has the column {repeated[0]!r} more than once; rename one of them")
-    is_wide = most_columns is not None and len(header) > most_columns
-    if not rows and not (header and (may_be_empty or is_wide)):
+    is_too_wide = max_columns is not None and len(header) > max_columns
+    if not rows and not (header and (allow_empty or is_too_wide)):
         raise DataError(f"{name} has no rows; a table needs a header and at least one row")
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    columns = dict(zip(names, cells, strict=True))
-    return Table(name=name, columns=columns, delimiter=delimiter, header=header)
+    return Table(name=name, columns=dict(zip(names, cells, strict=True)), delimiter=delimiter, header=header)
 
 
-def _parse_text(
-    data: bytes, name: str, most_columns: int | None = None
-) -> tuple[list[str], list[Sequence[str]], str]:
-    """Parse delimited text; the delimiter is the one of comma, tab, semicolon most used in the header."""
-    # spreadsheets write UTF-16 as "Unicode text"; file names need not be valid UTF-8
+def _parse_text(data: bytes, name: str, max_columns: int | None) -> _Parsed:
+    """Parse delimited text; the delimiter is the most frequent of comma, tab, semicolon in the header."""
+    # spreadsheets save "Unicode text" as UTF-16; paths may be invalid UTF-8
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16", "replace") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     text = text.lstrip("\r\n")
@@ -135,91 +117,100 @@ def _parse_text(
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Sequence[str]] = []
     try:
-        for row in reader:
-            if row and rows and len(row) != len(rows[0]):
+        for row in filter(None, reader):  # without empty lines
+            if rows and len(row) != len(rows[0]):
                 raise DataError(
-                    f"{name}, line {reader.line_num} has {len(row)} cells where the header has "
-                    f"{len(rows[0])}; mend the line"
+                    f"{name}, line {reader.line_num} has {len(row)} cells but the header has "
+                    f"{len(rows[0])}; fix the line"
                 )
-            if row:
-                rows.append(row)
-            if most_columns is not None and len(row) > most_columns:
+            rows.append(row)
+            if max_columns is not None and len(row) > max_columns:
                 break
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} cannot be read as a table: {error}") from None
     return list(rows[0]) if rows else [], rows[1:], delimiter
 
 
-def _parse_parquet(data: bytes, name: str) -> tuple[list[str], list[Sequence[str]]]:
-    """Take the columns of a Parquet file that can be written as text, so no embedded pictures."""
+def _parse_parquet(data: bytes, name: str) -> _Parsed:
+    """Parse the columns of a Parquet file that can be text; nested and binary ones hold the images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         content = pq.ParquetFile(pa.BufferReader(data))
         kinds = pa.types
-        others = (kinds.is_nested, kinds.is_binary, kinds.is_large_binary, kinds.is_fixed_size_binary)
+        skipped = (kinds.is_nested, kinds.is_binary, kinds.is_large_binary, kinds.is_fixed_size_binary)
         header = [
-            column.name for column in content.schema_arrow if not any(kind(column.type) for kind in others)
+            column.name for column in content.schema_arrow if not any(kind(column.type) for kind in skipped)
         ]
         read = content.read(columns=header)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     cells = [[_as_text(value) for value in column.to_pylist()] for column in read.columns]
-    return header, list(zip(*cells, strict=True))
+    return header, list(zip(*cells, strict=True)), ","
 
 
 def _as_text(value: object) -> str:
-    """Write a Parquet value as a CSV would hold it; None and NaN are empty."""
+    """Write a Parquet value as a CSV file would hold it; None and NaN are empty."""
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # whole numbers with gaps are stored as 1.0, 2.0 and NaN
+        return str(int(value))  # integers with gaps are stored as 1.0, 2.0 and NaN
     return str(value)
 
 
-def pick_column(table: Table, role: str, asked: str | None) -> str | None:
-    """Find the column that plays a role, by its asked name or by the usual ones.
+def find_column(table: Table, role: str, name: str | None) -> str | None:
+    """Find the column for a role by the name the user gave, otherwise by its usual names.
 
     Args:
         role: "path", "label", "split" or "group".
-        asked: the name that the user gave, if any.
+        name: name given by the user, None to search.
 
     Raises:
-        DataError: the asked column is not there.
+        DataError: the table has no column of the given name.
     """
-    if asked is not None:
-        if asked not in table.columns:
-            hint = suggest(asked, list(table.columns))
-            raise DataError(f"{table.name} has no column {asked!r}; it has {', '.join(table.columns)}{hint}")
-        return asked
-    by_lower = {name.lower(): name for name in reversed(list(table.columns))}
+    if name is not None:
+        if name not in table.columns:
+            hint = suggest(name, list(table.columns))
+            raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(table.columns)}{hint}")
+        return name
+    by_lower = {column.lower(): column for column in reversed(list(table.columns))}
     return next((by_lower[usual] for usual in USUAL_NAMES[role] if usual in by_lower), None)
 
 
-def need_column(table: Table, role: str, asked: str | None) -> str:
-    """Find a column or say which ones there are and how to name it.
+def require_column(table: Table, role: str, name: str | None) -> str:
+    """Find the column for a role as `find_column` does.
 
     Raises:
-        DataError: no column plays the role.
+        DataError: there is none.
     """
-    found = pick_column(table, role, asked)
+    found = find_column(table, role, name)
     if found is None:
         raise DataError(
-            f"{table.name} has no column that looks like a {role} among {', '.join(table.columns)}; "
+            f"{table.name} has no {role} column among {', '.join(table.columns)}; "
             f"name it with --{role}-column"
         )
     return found
 
 
-def folder_of(table_path: str) -> str:
-    """The folder that a table's relative paths start from."""
-    return os.path.dirname(table_path) or "."
+def safe_path(path: str) -> str:
+    """Escape a path so that a spreadsheet does not run it; it still opens the same file."""
+    return f"./{path}" if path.startswith(FORMULA_STARTS) else path
 
 
-FIRST_ROW = 2  # as a spreadsheet counts: the header is row 1
-MOST_MISSING = 0.5  # of a table's files: where more are, they are looked for in the wrong place
-ANSWERS = {"status", "error", "label", "probability"}  # columns of a table of predictions
+def safe_label(label: str) -> str:
+    """Escape a text cell so that a spreadsheet does not run it."""
+    return f"'{label}" if label.lstrip("'").startswith(FORMULA_STARTS) else label
+
+
+def plain_path(cell: str) -> str:
+    """Undo `safe_path`."""
+    return cell[2:] if cell.startswith("./") and cell[2:].startswith(FORMULA_STARTS) else cell
+
+
+def plain_label(cell: str) -> str:
+    """Undo `safe_label`."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
 
 
 def dataset_from_table(
@@ -228,163 +219,172 @@ def dataset_from_table(
     config: DataConfig,
     *,
     folder: str = "",
-    is_labelled: bool = True,
+    labelled: bool = True,
 ) -> ImageDataset:
-    """Build an index from the rows of a table, in their order.
+    """Build a dataset from the rows of a table, in their order.
 
     Args:
-        store: where the paths are looked up.
-        folder: of the store, where paths are looked up first.
-        is_labelled: False takes any table that names images, and keeps missing files as rows.
+        storage: where the paths are looked up.
+        folder: folder of the storage where paths are looked up first.
+        labelled: False accepts any table that names images, and keeps missing and repeated files.
 
     Raises:
-        DataError: a column is missing, a row is given twice, most files are missing, a part is unknown.
+        DataError: a column or label is missing, the labels are predictions, an image is repeated, a
+            split is unknown, or more than half of the files are missing.
     """
-    path_column = need_column(table, "path", config.path_column)
+    if labelled:
+        _check_has_labels(table, config)
+    path_column = require_column(table, "path", config.path_column)
     references = [cell.strip() for cell in table.columns[path_column]]
-    if not is_labelled:
-        paths, _, notes = _resolve_all(table, references, storage, folder)
+    if not labelled:
+        paths, _, notes = _resolve_paths(table, references, storage, folder)
         nothing = [None] * len(table)
         return make_dataset(table.name, storage, paths, nothing, nothing, notes=notes)
-    label_column = need_column(table, "label", config.label_column)
-    labels = [cell.strip() or None for cell in table.columns[label_column]]
-    if not any(labels):
-        raise DataError(
-            f"{table.name} has no label in column {label_column!r}; "
-            "fill it in or name another with --label-column"
-        )
-    _check_text(table, label_column)
-    notes = [f"{table.name}: images from column {path_column!r}, classes from {label_column!r}"]
-    if set(table.columns) >= ANSWERS and "given" not in table.columns:
-        notes.append(f"{table.name} holds predictions: its labels are a model's answers")
-    _check_complete(table, references)
-    paths, missing, passed_over = _resolve_all(table, references, storage, folder)
-    notes += passed_over
-    if len(missing) > MOST_MISSING * len(table):
+    label_column = require_column(table, "label", config.label_column)
+    labels = _read_labels(table, label_column)
+    if "" in references:
+        row = references.index("") + FIRST_ROW
+        raise DataError(f"{table.name}, row {row} has no path; fill it in or remove the row")
+    paths, missing, search_notes = _resolve_paths(table, references, storage, folder)
+    notes = [f"{table.name}: paths from column {path_column!r}, labels from column {label_column!r}"]
+    notes += search_notes
+    if len(missing) > MAX_MISSING_FRAC * len(table):
         where = storage.root if isinstance(storage, FolderStorage) else storage.archive
         raise DataError(
-            f"{table.name} names {counted(len(missing), 'file')} not to be found in {where}: "
-            f"{name_some(missing)}; "
-            "mend the table or say where they are with --images-dir"
+            f"{table.name} lists {counted(len(missing), 'file')} not found in {where}: {name_some(missing)}; "
+            "fix the table or set --images-dir"
         )
-    if missing:  # like those that cannot be read
-        named = name_some(missing)
-        notes.append(
-            f"{table.name}: {counted(len(missing), 'file')} of {len(table):,} not to be found: {named}"
-        )
-    _check_unrepeated(table, references, paths)
-    parts = _read_parts(table, config, notes)
-    groups = _read_groups(table, paths, config, notes)
-    return make_dataset(table.name, storage, paths, labels, parts, groups, notes=notes)
+    if missing:  # treated like unreadable images
+        shown = name_first(missing[:MAX_EXAMPLES], len(missing))
+        notes.append(f"{table.name}: {counted(len(missing), 'file')} of {len(table):,} not found: {shown}")
+    _check_no_repeats(table, references, paths)
+    splits = _read_splits(table, config, notes)
+    groups = _read_group_names(table, paths, config, notes)
+    return make_dataset(table.name, storage, paths, labels, splits, groups, notes=notes)
 
 
-def _check_text(table: Table, column: str) -> None:
-    """Raise where labels are no valid UTF-8; file names may be anything."""
+def _holds_predictions(table: Table) -> bool:
+    """Return whether a table has the columns that PixelPlay writes for predictions."""
+    has_probs = any(name == "probability" or name.startswith("prob_") for name in table.columns)
+    return has_probs and "prediction" in table.columns
+
+
+def _check_has_labels(table: Table, config: DataConfig) -> None:
+    if config.label_column is None and _holds_predictions(table) and "label" not in table.columns:
+        raise DataError(
+            f"{table.name} holds model predictions, not labels (it has no 'label' column); "
+            "pass labelled images"
+        )
+
+
+def _read_labels(table: Table, column: str) -> list[str | None]:
+    """Read class names, None for an empty cell; unlike paths, they must be valid UTF-8."""
     for row, cell in enumerate(table.columns[column], start=FIRST_ROW):
         if any("\udc80" <= letter <= "\udcff" for letter in cell):
             shown = cell.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
             raise DataError(
-                f"{table.name}, row {row} has a label that is no UTF-8, {shown!r}; save it as UTF-8"
+                f"{table.name}, row {row} has the label {shown!r}, which is not UTF-8; "
+                "save the table as UTF-8"
             )
+    cells = [cell.strip() for cell in table.columns[column]]
+    if not any(cells):
+        raise DataError(
+            f"{table.name} has no label in column {column!r}; "
+            "fill it in or name another column with --label-column"
+        )
+    if _holds_predictions(table):  # written by PixelPlay
+        cells = [plain_label(cell) for cell in cells]
+    return [cell or None for cell in cells]
 
 
-def _check_complete(table: Table, references: Sequence[str]) -> None:
-    if "" in references:
-        row = references.index("") + FIRST_ROW
-        raise DataError(f"{table.name}, row {row} names no image; fill in the path or drop the row")
+def _resolve_paths(
+    table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Find the file of each reference by its path or by any unique ending of it.
+
+    Returns paths (N,), with references left unchanged if no file matches; those references; and notes.
+    """
+    prefix = f"{folder}/" if folder else ""
+    is_exact = [reference != "" and prefix + reference in storage for reference in references]
+    if all(is_exact):
+        return [prefix + reference for reference in references], [], []
+    listing = list_image_files(storage, skip_unreadable=True)
+    by_ending = _index_by_ending(listing.candidates)
+    paths, missing = [], []
+    for reference, exact in zip(references, is_exact, strict=True):
+        key = normalize_unicode(reference.replace("\\", "/").removeprefix("./"))
+        found = [prefix + reference] if exact else by_ending.get(key, [])
+        if len(found) > 1:
+            found = [path for path in found if path.startswith(prefix)] or found
+        if len(found) > 1:
+            raise DataError(
+                f"{table.name} lists {reference!r}, which matches {name_some(found)}; "
+                "write the full path or choose a folder with --images-dir"
+            )
+        paths.append(found[0] if found else reference)
+        missing += [] if found else [reference]
+    notes = []
+    if closed := listing.unreadable_folders:
+        shown = name_first(closed[:MAX_EXAMPLES], len(closed))
+        notes.append(f"skipped {counted(len(closed), 'unreadable folder')} while looking for images: {shown}")
+    return paths, missing, notes
 
 
-def _check_unrepeated(table: Table, references: Sequence[str], paths: Sequence[str]) -> None:
+def _index_by_ending(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Map every ending of each path, with and without its extension, to the paths."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        ending = path
+        while ending:
+            for key in {ending, os.path.splitext(ending)[0]}:
+                found.setdefault(normalize_unicode(key), []).append(path)
+            ending = ending.partition("/")[2]
+    return found
+
+
+def _check_no_repeats(table: Table, references: Sequence[str], paths: Sequence[str]) -> None:
     first_row: dict[str, int] = {}
     for row, (reference, path) in enumerate(zip(references, paths, strict=True), start=FIRST_ROW):
         first = first_row.setdefault(os.path.normpath(path), row)
         if first != row:
             raise DataError(
-                f"{table.name}, row {row} repeats the image of row {first}, {reference!r}; list each once"
+                f"{table.name}, row {row} repeats the image of row {first}, {reference!r}; "
+                "list each image once"
             )
 
 
-def _read_parts(table: Table, config: DataConfig, notes: list[str]) -> list[SplitName | None]:
-    column = pick_column(table, "split", config.split_column)
-    nothing: list[SplitName | None] = [None] * len(table)
+def _read_splits(table: Table, config: DataConfig, notes: list[str]) -> list[SplitName | None]:
+    column = find_column(table, "split", config.split_column)
     if column is None:
-        return nothing
+        return [None] * len(table)
     cells = table.columns[column]
-    parts = [split_from_name(cell) for cell in cells]
-    if config.split_column is None and not any(parts):
-        # a body part, or the number of a fold
-        notes.append(
-            f"{table.name}: column {column!r} names no part such as {', '.join(SPLITS)} and is not read"
-        )
-        return nothing
-    for row, (cell, split) in enumerate(zip(cells, parts, strict=True), start=FIRST_ROW):
+    splits = [split_from_name(cell) for cell in cells]
+    if config.split_column is None and not any(splits):  # such as a part of the body
+        notes.append(f"{table.name}: column {column!r} is ignored, it contains none of {', '.join(SPLITS)}")
+        return splits
+    for row, (cell, split) in enumerate(zip(cells, splits, strict=True), start=FIRST_ROW):
         if split is None and cell.strip():
             hint = suggest(cell.strip().lower(), SPLITS)
             raise DataError(
-                f"{table.name}, row {row} has the part {cell!r} in column {column!r}; "
-                f"expected {', '.join(SPLITS)}{hint or ', or an empty cell'}"
+                f"{table.name}, row {row} has the split {cell!r} in column {column!r}; "
+                f"expected {', '.join(SPLITS)}{hint or ' or an empty cell'}"
             )
-    notes.append(f"{table.name}: parts from column {column!r}")
-    return parts
+    notes.append(f"{table.name}: splits from column {column!r}")
+    return splits
 
 
-def _read_groups(
+def _read_group_names(
     table: Table, paths: Sequence[str], config: DataConfig, notes: list[str]
 ) -> Sequence[str] | None:
-    by_path = group_names(paths, [path.rpartition("/")[0] for path in paths], config)
-    if by_path is not None:
-        return by_path
-    column = pick_column(table, "group", config.group_column)
+    from_paths = find_group_names(paths, [path.rpartition("/")[0] for path in paths], config)
+    if from_paths is not None:
+        return from_paths
+    column = find_column(table, "group", config.group_column)
     if column is None:
         return None
-    groups = [cell.strip() for cell in table.columns[column]]
-    if (
-        config.group_column is None and len(set(groups)) == 1
-    ):  # nobody asked for it, and it tells nothing apart
-        notes.append(f"{table.name}: column {column!r} has one value and groups nothing")
+    names = [cell.strip() for cell in table.columns[column]]
+    if config.group_column is None and len(set(names)) == 1:
+        notes.append(f"{table.name}: column {column!r} is ignored, all its values are equal")
         return None
-    notes.append(f"{table.name}: column {column!r} groups what stays on one side of a split")
-    return groups
-
-
-def _resolve_all(
-    table: Table, references: Sequence[str], storage: FolderStorage | ZipStorage, folder: str
-) -> tuple[list[str], list[str], list[str]]:
-    """Find the file of each reference; returns paths (N,), the references without a file, and notes."""
-    paths, missing, notes = [], [], []
-    by_ending: dict[str, list[str]] | None = None
-    for reference in references:
-        near = f"{folder}/{reference}" if folder else reference
-        if reference and near in storage:
-            paths.append(near)
-            continue
-        if by_ending is None:
-            names = list_image_files(storage, is_lenient=True)
-            by_ending = _by_ending(names.candidates)
-            if names.closed:
-                n = counted(len(names.closed), "folder")
-                notes.append(f"{n} cannot be read, and nothing is found there: {name_some(names.closed)}")
-        found = by_ending.get(normalize_unicode(reference.replace("\\", "/").removeprefix("./")), [])
-        if len(found) > 1 and folder:
-            found = [path for path in found if path.startswith(f"{folder}/")] or found
-        if len(found) > 1:
-            raise DataError(
-                f"{table.name} names {reference!r}, which could be {name_some(found)}; "
-                "write the path out, or say which folder is meant with --images-dir"
-            )
-        paths.append(found[0] if found else reference)
-        if not found:
-            missing.append(reference)
-    return paths, missing, notes
-
-
-def _by_ending(candidates: Sequence[str]) -> dict[str, list[str]]:
-    """Every way to name a file: any ending of its path, with or without its extension."""
-    found: dict[str, list[str]] = {}
-    for path in candidates:
-        ending = path
-        while ending:
-            for way in {ending, os.path.splitext(ending)[0]}:
-                found.setdefault(normalize_unicode(way), []).append(path)
-            ending = ending.partition("/")[2]
-    return found
+    notes.append(f"{table.name}: groups from column {column!r}; each group stays in one split")
+    return names

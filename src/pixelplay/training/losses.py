@@ -47,8 +47,8 @@ def make_loss(
     if imbalance == "focal":
         if label_smoothing > 0:
             raise ConfigError(
-                f"label_smoothing={label_smoothing} makes soft labels, which --imbalance focal does not support; "
-                "set it to 0 or use another --imbalance"
+                f"label_smoothing={label_smoothing} makes soft labels, which --imbalance focal does not "
+                "support; set it to 0 or use another --imbalance"
             )
         return FocalLoss(gamma=focal_gamma)
     is_adjusted = imbalance in ("balanced_softmax", "logit_adjusted")
@@ -107,7 +107,7 @@ class FocalLoss:
     gamma: float
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of logits (B, K), K >= 2, for targets (B, K) of one class each, a float32 scalar.
+        """Return the mean loss of logits (B, K), K >= 2, for targets (B, K) of one class each.
 
         Raises:
             ConfigError: a target has several classes.
@@ -115,11 +115,11 @@ class FocalLoss:
         is_true = targets > 0
         if not (is_true.sum(1) == 1).all():
             raise ConfigError(
-                "--imbalance focal does not support soft labels; omit mixup, cutmix and label_smoothing, or use "
-                "another --imbalance"
+                "--imbalance focal does not support soft labels; omit mixup, cutmix and label_smoothing, or "
+                "use another --imbalance"
             )
         log_probs = torch.log_softmax(logits.float(), dim=1)  # (B, K)
-        # 1 − p as a sum over the other classes: the difference would underflow to 0 for a confident prediction
+        # 1 − p as a sum over the other classes: a difference would underflow for confident predictions
         log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)
         log_p = log_probs.masked_fill(~is_true, 0).sum(1)  # (B,)
         return -(targets.float().sum(1) * (self.gamma * log_rest).exp() * log_p).mean()

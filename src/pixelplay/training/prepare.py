@@ -42,7 +42,7 @@ def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
         found = find_near_duplicates(dataset, features, config.compute.num_workers, log, hflip=config.hflip)
         pairs = [pair.members for pair in found]
     data = build_training_data(dataset, features, config, corrections, pairs)
-    _log_problems(data, config, log)
+    log_problems(data, config, log)
     check_images(ctx.checkpoint_dir, data, ctx.backbone.weights_id)
     return data
 
@@ -73,7 +73,7 @@ def read_rows(
     return found.values[np.searchsorted(np.flatnonzero(is_row), rows)]
 
 
-def _log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
+def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     """Note unreadable, duplicate, relabelled, missing and rare images."""
     if data.errors:
         named = [f"{data.all_images.paths[i]} ({error.reason})" for i, error in data.errors.items()]

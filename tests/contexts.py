@@ -1,5 +1,6 @@
-"""Images sorted into parts without a network."""
+"""Training data and run contexts without a network."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
+from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
+from pixelplay.run_log import RunLog
+from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data
 
 
-def sort_out_folder(root: Path, config: TrainConfig) -> TrainingData:
-    """Material of a folder; its features are of no interest."""
+def training_data_of(root: Path, config: TrainConfig) -> TrainingData:
+    """Training data of a folder with featureless images."""
     dataset = scan_source(str(root))
     return build_training_data(dataset, featureless(dataset), config)
 
@@ -24,4 +28,12 @@ def featureless(dataset: ImageDataset) -> ImageFeatures:
         values=np.zeros((len(dataset), 2), dtype=np.float32),
         digests=[digest_bytes(dataset.storage.read(path)) for path in dataset.paths],
         errors={},
+    )
+
+
+def context_of(config: TrainConfig, log: RunLog | None = None, run_dir: str = "") -> RunContext:
+    """A run context on the CPU."""
+    device = Device(name="cpu", precision="fp32")
+    return RunContext(
+        config=config, device=device, run_dir=run_dir, log=log or RunLog(quiet=True), started=time.monotonic()
     )

@@ -85,7 +85,7 @@ def test_shards_accumulate_the_gradients_of_several_batches() -> None:
 
 def test_shards_give_frozen_parameters_no_gradient() -> None:
     classifier, maps, stats = make_classifier()
-    frozen = next(classifier.tail.parameters())
+    frozen = next(classifier.stages.parameters())
     frozen.requires_grad_(False)
     with parallel_forward(classifier, FP32, 21) as forward:
         forward(maps, stats).sum().backward()
@@ -168,13 +168,13 @@ def test_no_shards_with_stochastic_depth_in_the_backbone() -> None:
 def test_shards_use_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, maps, stats = make_classifier()
     seen: list[int] = []
-    tail = classifier.tail.forward
+    tail = classifier.stages.forward
 
     def watch(maps: Tensor, stats: Tensor) -> Tensor:
         seen.append(torch.get_num_threads())
         return tail(maps, stats)
 
-    monkeypatch.setattr(classifier.tail, "forward", watch)
+    monkeypatch.setattr(classifier.stages, "forward", watch)
     with parallel_forward(classifier, FP32, 21) as forward:  # 21 images make two shards
         forward(maps, stats)
     assert seen == [2, 2]

@@ -65,7 +65,7 @@ def test_layer_decay_lowers_the_learning_rate_per_stage(name: str) -> None:
     for key, _, distance in classifier.distances():
         expected = 7e-4 if key.startswith("head.") else 4e-3 * 0.5**distance
         assert found[key][0] == pytest.approx(expected, rel=1e-12), key
-    stem = next(key for key in found if key.startswith("tail."))
+    stem = next(key for key in found if key.startswith("stages."))
     assert found[stem][0] == pytest.approx(4e-3 * 0.5 ** (N_STAGES[name] - 1), rel=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_learning_rates_scale_with_the_square_root_of_images_per_step(images_per
 
 def test_optimizer_leaves_out_frozen_weights() -> None:
     classifier = make_classifier("test_convnext")
-    freeze_depthwise_filters(classifier.tail, (3, 64, 64), 0, fast=True)
+    freeze_depthwise_filters(classifier.stages, (3, 64, 64), 0, fast=True)
     found = settings_by_name(classifier, FinetuneConfig())
     assert set(found) == {key for key, value in classifier.named_parameters() if value.requires_grad}
     assert len(found) < len(list(classifier.parameters()))

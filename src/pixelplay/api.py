@@ -316,7 +316,7 @@ def explain(
     images: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
-    label: str | None = None,
+    class_name: str | None = None,
     method: CamName | None = None,
     path_column: str | None = None,
     images_dir: str | None = None,
@@ -333,7 +333,7 @@ def explain(
     Args:
         images: folders, tables, zip archives and files, or one of these.
         out: folder to write; it appears once everything in it is there.
-        label: the class to explain (default: of each image the one that the model decides for).
+        class_name: the class to explain (default: of each image the one that the model decides for).
         method: how gradients become a map (default: the most faithful as measured).
         path_column, images_dir: of tables, as for `predict`.
         is_forced: replace a folder of explanations.
@@ -350,4 +350,4 @@ def explain(
         datasets = list_all_images(images, data, log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
-        return write_explanations(explainer, datasets, label, folder, log)
+        return write_explanations(explainer, datasets, class_name, folder, log)

@@ -481,7 +481,7 @@ def test_images_are_read_from_an_archive_with_images_dir(
             archive.write(path, f"test/{name}")  # so that the folder must be known
         rows = [f"{name},{name.split('_')[0]}" for name in names]
         archive.writestr("labels.csv", "\n".join(["path,label", *rows, ""]))
-    config = replace(tiny_probe, data=DataConfig(images_dir="train"))
+    config = replace(tiny_probe, reading=DataConfig(images_dir="train"))
     train(tmp_path / "all.zip", tmp_path / "run", config)
     log = RunLog(quiet=True)
     page = Path(report(tmp_path / "run", log=log)).read_text()

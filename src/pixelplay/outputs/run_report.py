@@ -180,7 +180,7 @@ def write_config(command: str, report: RunReport, data: TrainingData, ctx: RunCo
         command: "train" or "crossval".
         more: options of the command that are not part of the settings.
     """
-    dataset, images_dir = data.dataset, ctx.config.data.images_dir
+    dataset, images_dir = data.dataset, ctx.config.reading.images_dir
     if isinstance(dataset.storage, ZipStorage):  # a table, and the folder it refers to, are in the archive
         source = dataset.storage.archive
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
-from pixelplay.config import SPLITS, TrainConfig, check_count
+from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
@@ -38,8 +38,6 @@ from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
-
-MAX_REPEATS = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +69,7 @@ def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
     Raises:
         ConfigError: it cannot, or `repeats` is out of range.
     """
-    check_count("repeats", repeats, 1, MAX_REPEATS)
+    REPEATS.check("repeats", repeats, whole=True)
     n_members = config.n_folds * repeats
     if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
         raise ConfigError(
@@ -324,7 +322,7 @@ def _train_fold(
     if has_fold(folder):
         _copy_plan(folder, ctx.run_dir)
         finished = read_fold(folder, held_out, place, ctx.backbone.backbone)
-        ctx.log.keep(finished.notes)
+        ctx.log.replay(finished.notes)
         return finished
     os.makedirs(folder, exist_ok=True)
     _copy_plan(ctx.run_dir, folder)

@@ -98,7 +98,7 @@ def _render_run(
     if source is not None and not os.path.exists(source):
         raise DataError(f"{source} does not exist; give the folder, table or archive of the images")
     try:
-        reading = dict(records.config["data"])
+        reading = dict(records.config["reading"])
         if source is not None and not source.lower().endswith(".zip"):
             reading["images_dir"] = None
         elif records.config.get("images_dir"):

@@ -185,7 +185,7 @@ def test_tables_of_val_and_test_have_a_row_per_image(tuned: Path) -> None:
     for name, part in (("val.csv", "val"), ("predictions.csv", "test")):
         rows = read_rows(tuned / name)
         assert [row["path"] for row in rows] == split[part]
-        assert [row["given"] for row in rows] == [path.split("/")[0] for path in split[part]]
+        assert [row["label"] for row in rows] == [path.split("/")[0] for path in split[part]]
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
 
@@ -197,7 +197,7 @@ def test_predict_repeats_the_predictions_of_the_run(tuned: Path, drawn_images: P
     # val.csv has the predictions before the refit
     for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
         for row in read_rows(tuned / name):
-            columns = [column for column in row if column not in ("path", "given")]
+            columns = [column for column in row if column not in ("path", "label")]
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
 
 

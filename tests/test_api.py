@@ -88,7 +88,7 @@ def test_evaluate_counts_images_that_were_trained_on(
     report = pixelplay.evaluate(tiny_run, drawn_images)
     assert report.unseen is not None
     assert report.n_trained_on + report.unseen.n == 48
-    assert str(report.n_trained_on) in capsys.readouterr().err
+    assert f"{report.n_trained_on} of 48 " in capsys.readouterr().err
     held_out = json.loads((tiny_run / "metrics.json").read_text())["test"]["accuracy"]["value"]
     assert report.unseen.accuracy.value == pytest.approx(held_out)
 
@@ -100,7 +100,7 @@ def test_errors_have_one_base_class_and_a_built_in_one(
         pixelplay.TrainConfig(test_frac=2)
     with pytest.raises(pixelplay.ConfigError, match="time_budget=180 "):
         pixelplay.TrainConfig(time_budget=180)  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.ConfigError, match="split='tset' .*train, val, test"):
+    with pytest.raises(pixelplay.ConfigError, match=r"split='tset' .*train, val, test"):
         pixelplay.evaluate(tiny_run, drawn_images, split="tset")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="nowhere does not exist"):
         pixelplay.scan(tmp_path / "nowhere")
@@ -112,7 +112,7 @@ def test_errors_have_one_base_class_and_a_built_in_one(
         pixelplay.UncertaintyConfig(coverage="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.ConfigError, match=r"precision.*'0\.9'"):
         pixelplay.evaluate(tiny_run, drawn_images, at_precision="0.9")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.DataError, match="^no images"):
+    with pytest.raises(pixelplay.DataError, match=r"^no images"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")
     assert issubclass(pixelplay.ConfigError, pixelplay.PixelPlayError)
     assert issubclass(pixelplay.ConfigError, ValueError)

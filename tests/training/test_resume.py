@@ -96,7 +96,11 @@ def test_plan_of_a_run_with_the_same_settings_is_not_noted(kept: object, tmp_pat
 def test_resume_records_settings_without_a_checkpoint(tmp_path: Path) -> None:
     check_settings(str(tmp_path / "checkpoint"), CONFIG, CPU, None, QUIET)
     kept = json.loads((tmp_path / "checkpoint/settings.json").read_text())
-    assert (kept["finetune"], kept["finetuning.lr"], kept["augmenting.augment"]) == ("partial", 0.002, ["crop"])
+    assert (kept["finetune"], kept["finetuning.lr"], kept["augmenting.augment"]) == (
+        "partial",
+        0.002,
+        ["crop"],
+    )
     # there is still nothing to resume
     check_settings(str(tmp_path / "checkpoint"), replace(CONFIG, seed=5), CPU, None, QUIET)
     assert json.loads((tmp_path / "checkpoint/settings.json").read_text())["seed"] == 5
@@ -132,7 +136,9 @@ def test_resume_names_a_changed_setting_with_both_values(tmp_path: Path) -> None
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_resume_compares_settings_that_affect_weights(changed: TrainConfig, words: str, tmp_path: Path) -> None:
+def test_resume_compares_settings_that_affect_weights(
+    changed: TrainConfig, words: str, tmp_path: Path
+) -> None:
     check_settings(str(tmp_path), CONFIG, CPU, None, QUIET)
     interrupt(tmp_path)
     assert words in settings_error(tmp_path, changed)
@@ -246,9 +252,7 @@ def test_resume_counts_and_names_other_images(drawn_classes: Path, tmp_path: Pat
 
     train = drawn_classes / "train"
     (train / "bars/004.jpg").write_bytes(encode(draw_of_class("bars", 99), "JPEG"))
-    assert images_error(tmp_path, read(drawn_classes)).startswith(
-        "1 changed (train/bars/004.jpg);"
-    )
+    assert images_error(tmp_path, read(drawn_classes)).startswith("1 changed (train/bars/004.jpg);")
     for i in range(5):
         (train / f"dots/new{i}.jpg").write_bytes(encode(draw_of_class("dots", 200 + i), "JPEG"))
     for name in ("006.jpg", "008.jpg"):
@@ -318,7 +322,9 @@ def test_resume_rejects_other_backbone_weights(drawn_images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["{", ""])
-def test_resume_names_an_unreadable_record_of_images(content: str, drawn_images: Path, tmp_path: Path) -> None:
+def test_resume_names_an_unreadable_record_of_images(
+    content: str, drawn_images: Path, tmp_path: Path
+) -> None:
     interrupt(tmp_path)
     (tmp_path / "images.json").write_text(content)
     with pytest.raises(DataError, match=r"images\.json \(.*\); .*--force"):

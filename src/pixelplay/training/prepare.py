@@ -147,11 +147,11 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
     if coverage.absent:
         bound = "" if coverage.reachable is None else f"; accuracy cannot exceed {coverage.reachable:.1%}"
         named = examples(coverage.absent)
-        log.note(f"{len(coverage.absent)} expected classes without training images: {named}{bound}")
+        log.note(f"{counted(len(coverage.absent), 'expected class')} without training images: {named}{bound}")
     if coverage.few:
         share = "" if coverage.in_few is None else f"; {coverage.in_few:.1%} of the test images"
         named = examples([f"{name} ({n})" for name, n in coverage.few.items()])
-        n = f"{len(coverage.few)} expected classes"
+        n = counted(len(coverage.few), "expected class")
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
 
 

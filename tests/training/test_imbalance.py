@@ -94,7 +94,7 @@ def test_class_weights_fit_has_natural_priors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "same"),
+    ("imbalance", "equivalent"),
     [
         ("balanced_softmax", "none"),
         ("logit_adjusted", "none"),
@@ -103,15 +103,17 @@ def test_class_weights_fit_has_natural_priors() -> None:
         ("crt", "class_weights"),
     ],
 )
-def test_equivalent_imbalance_methods_give_the_same_probe(asked: Imbalance, same: Imbalance) -> None:
+def test_equivalent_imbalance_methods_give_the_same_probe(
+    imbalance: Imbalance, equivalent: Imbalance
+) -> None:
     data = draw_gaussians([120, 10], n_features=5)
-    found, expected = fit(data, imbalance=asked), fit(data, imbalance=same)
+    found, expected = fit(data, imbalance=imbalance), fit(data, imbalance=equivalent)
     np.testing.assert_array_equal(found.head.weight, expected.head.weight)
     np.testing.assert_array_equal(found.head.bias, expected.head.bias)
-    assert found.weighting == same
-    assert found.evidence == {"value": same, "asked": asked, "ratio": 12.0}
-    assert f"--imbalance {asked} " in (note_on_imbalance(asked) or "")
-    assert note_on_imbalance(same) is None
+    assert found.weighting == equivalent
+    assert found.evidence == {"value": equivalent, "asked": imbalance, "ratio": 12.0}
+    assert f"--imbalance {imbalance} " in (note_on_imbalance(imbalance) or "")
+    assert note_on_imbalance(equivalent) is None
 
 
 def test_balanced_softmax_on_frozen_features_equals_plain_fit() -> None:

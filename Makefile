@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/with-demo
 	@mkdir -p runs
 	@$(BIN)/python demo/solar_cells.py runs/solar_cells.csv
-	$(BIN)/pixelplay train runs/solar_cells.csv --tune probe --metric macro_f1 --out runs/demo --force
+	$(BIN)/pixelplay train runs/solar_cells.csv --finetune none --metric macro_f1 --out runs/demo --force
 
 test: .venv/with-dev
 	$(BIN)/ruff format --check .

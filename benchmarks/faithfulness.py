@@ -194,7 +194,7 @@ def measure(images: Sequence[Image], bundle: ModelBundle) -> dict[str, NDArray[n
             start = time.perf_counter()
             explanation = explainer.explain(each.pixels)
             ms[name], maps[name] = 1000 * (time.perf_counter() - start), explanation.heat
-        k = bundle.classes.index(explanation.decided)
+        k = bundle.classes.index(explanation.prediction)
         for name, heat in maps.items():
             areas = judge.areas(each.pixels, np.asarray(soft), heat, k)
             found.setdefault(name, []).append([*areas, *_inside(heat, each.inside), ms.get(name, np.nan)])
@@ -220,7 +220,7 @@ def randomised(images: Sequence[Image], bundle: ModelBundle) -> tuple[float, flo
     found = []
     for each in images:
         true = plain.explain(each.pixels)
-        maps = [other.explain(each.pixels, true.decided).heat for other in others]
+        maps = [other.explain(each.pixels, true.prediction).heat for other in others]
         found.append([spearmanr(true.heat.ravel(), heat.ravel())[0] for heat in maps])
     return tuple(np.nanmean(found, axis=0))
 

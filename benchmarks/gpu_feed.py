@@ -196,7 +196,7 @@ def make_rate(name: str, speeds: Sequence[float], memory: GpuMemory) -> Rate:
 def make_classifier(weights: Path, n_classes: int, batch_size: int) -> tuple[nn.Module, Optimizer]:
     """The network and optimizer of `--finetune full --start random`."""
     loaded = load_backbone(NETWORK, str(weights), offline=True)
-    tail = split_backbone(loaded.backbone, None, loaded.preprocessing.input_size).tail
+    _, tail = split_backbone(loaded.backbone, None, loaded.preprocessing.input_size)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
     classifier = Classifier(tail, TrainableLinearHead(zeros, zeros + 1, n_classes, start=None, dropout=0.0))
     optimizer = make_optimizer(classifier, FinetuneConfig(), batch_size)

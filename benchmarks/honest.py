@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pixelplay.evaluation.calibration import fit_temperature, natural_probs
 from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate
-from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, macro_f1
+from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, label_metric
 
 N_CLASSES = 6
 RESAMPLES = 200
@@ -46,12 +46,12 @@ def show_temperatures(n: int = 20_000) -> None:
     print(f"| planted T | found, {n:,} images | off by |\n|---|---|---|")
     for planted in (0.5, 1.0, 2.0, 3.0):
         logits, labels = draw_logits(n, np.random.default_rng(0))
-        found = fit_temperature(planted * logits, labels).temperature
+        found = fit_temperature(planted * logits, labels)[0]
         print(f"| {planted} | {found:.4f} | {found / planted - 1:+.2%} |")
     print("\n| over-confident by | ECE before | after, on images that did not fit T |\n|---|---|---|")
     for planted in (1.5, 3.0):
         logits, labels = draw_logits(2 * n, np.random.default_rng(1))
-        T = fit_temperature(planted * logits[:n], labels[:n]).temperature
+        T = fit_temperature(planted * logits[:n], labels[:n])[0]
         pred = logits[n:].argmax(axis=1)
         before, after = (
             expected_calibration_error(natural_probs(planted * logits[n:], t), pred, labels[n:])
@@ -59,8 +59,8 @@ def show_temperatures(n: int = 20_000) -> None:
         )
         print(f"| {planted} | {before:.4f} | {after:.4f} ({ECE_BINS} bins) |")
     right = np.eye(N_CLASSES)[np.arange(300) % N_CLASSES] * 5
-    perfect = fit_temperature(right, right.argmax(axis=1))
-    print(f"\nwithout a mistake: T = {perfect.temperature}, at the bound of the search: {perfect.at_bound}\n")
+    T, evidence = fit_temperature(right, right.argmax(axis=1))
+    print(f"\nwithout a mistake: T = {T}, at the bound of the search: {evidence['at_bound']}\n")
 
 
 def draw_predictions(
@@ -77,7 +77,7 @@ def true_macro_f1(counts: NDArray[np.int64], confusion: NDArray[np.float64]) -> 
     """Macro-F1 of as many images of each class as make all cells of the confusion whole numbers."""
     scaled = np.round(counts[:, None] * confusion * 1000).astype(np.int64)  # (K, K)
     labels, pred = np.indices(scaled.shape).reshape(2, -1)
-    return float(macro_f1(np.repeat(pred, scaled.ravel()), np.repeat(labels, scaled.ravel())))
+    return label_metric("macro_f1", np.repeat(pred, scaled.ravel()), np.repeat(labels, scaled.ravel()))
 
 
 def share_holding(truth: float, estimates: list[Estimate]) -> float:
@@ -96,9 +96,9 @@ def show_intervals(repeats: int) -> None:
         labels = np.arange(200) % 4
         confusion = np.where(np.eye(4, dtype=np.bool_), p, (1 - p) / 3)
         estimates = [
-            estimate_label_metrics(
-                pred, labels, 4, Bootstrap(n=200, groups=None, n_resamples=2, seed=0)
-            ).accuracy
+            estimate_label_metrics(pred, labels, 4, Bootstrap(n=200, groups=None, n_resamples=2, seed=0))[0][
+                "accuracy"
+            ]
             for pred in draw_predictions(labels, confusion, repeats)
         ]
         print(
@@ -112,7 +112,7 @@ def show_intervals(repeats: int) -> None:
         truth = true_macro_f1(counts, confusion)
         drawn = Bootstrap(n=len(labels), groups=None, n_resamples=RESAMPLES, seed=0)
         estimates = [
-            estimate_label_metrics(pred, labels, len(counts), drawn).macro_f1
+            estimate_label_metrics(pred, labels, len(counts), drawn)[0]["macro_f1"]
             for pred in draw_predictions(labels, confusion, repeats)
         ]
         held = share_holding(truth, estimates)

@@ -21,7 +21,7 @@ from pixelplay.data.sampling import class_priors
 from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.decision_rule import fit_decision_rule
-from pixelplay.evaluation.evaluate import macro_f1
+from pixelplay.evaluation.metrics import label_metric
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.device import find_device
 from pixelplay.model.features import extract_features, find_near_duplicates
@@ -62,9 +62,9 @@ def main() -> None:
                 seed=seed,
             )
             probs[test], pred[test] = rule.apply(probe.head.logits(images.values[test]))
-            chosen = f"C {probe.C}, T {rule.temperature.temperature:.2f}, tau {rule.tau.tau:.2f}"
+            chosen = f"C {probe.C}, T {rule.temperature:.2f}, tau {rule.tau:.2f}"
             print(f"seed {seed} fold {fold}: {chosen}")
-        scores.append(macro_f1(pred, labels))
+        scores.append(label_metric("macro_f1", pred, labels))
         is_defective = probs[:, 2:].sum(1) >= 0.5
         binary.append(float((is_defective == (labels >= 2)).mean()))
         print(

@@ -28,16 +28,18 @@ BATCH, N_CLASSES = 32, 6
 def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
     """One step on a batch that is already there."""
     loaded = load_backbone(backbone, None, offline=True)
-    stages = split_backbone(loaded.backbone, unfreeze_stages, loaded.preprocessing.input_size)
-    if unfreeze_stages is not None:
-        freeze_depthwise_filters(stages, is_shortened=True)
+    frozen, trainable = split_backbone(loaded.backbone, unfreeze_stages, loaded.preprocessing.input_size)
+    size = loaded.preprocessing.input_size
+    map_shape, n_stats = ((3, size, size), 0) if frozen is None else (frozen.map_shape, frozen.n_stats)
+    if frozen is not None:
+        freeze_depthwise_filters(trainable, map_shape, n_stats, fast=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
     head = TrainableLinearHead(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
-    classifier = Classifier(stages.tail, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = Classifier(trainable, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, FinetuneConfig(), BATCH)
     is_bf16 = pick_precision("auto", "cpu") == "bf16"
-    maps = torch.randn(BATCH, *stages.shape).to(memory_format=torch.channels_last)
-    stats = torch.zeros(BATCH, stages.n_stats)
+    maps = torch.randn(BATCH, *map_shape).to(memory_format=torch.channels_last)
+    stats = torch.zeros(BATCH, n_stats)
     labels = torch.zeros(BATCH, dtype=torch.int64)
     classifier.train()
 

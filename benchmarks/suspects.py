@@ -102,10 +102,10 @@ def main() -> None:
         for seed in args.seeds:
             labels, is_moved = move_labels(dataset, args.share, seed)
             probs = cross_validate(dataset, labels, args.data, Path(cache))
-            ours = find_label_issues(probs, labels)
+            label_scores, _, is_issue = find_label_issues(probs, labels)
             n = int(is_moved.sum())
-            orders = {"PixelPlay": ours.order}
-            masks = {"PixelPlay": ours.is_issue}
+            orders = {"PixelPlay": np.argsort(label_scores, kind="stable")}
+            masks = {"PixelPlay": is_issue}
             if args.cleanlab_python:
                 theirs = ask_cleanlab(args.cleanlab_python, probs, labels)
                 masks["cleanlab"] = np.array(theirs.pop("issues"), dtype=np.bool_)

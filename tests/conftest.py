@@ -1,4 +1,4 @@
-"""What many tests share: drawn images, tiny weights, one finished run; no network, no user's cache."""
+"""Shared fixtures: drawn images, tiny weights, one finished run; no network and no user cache."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ _home = tempfile.TemporaryDirectory(prefix="pixelplay-tests-")
 
 
 def pytest_configure() -> None:
-    """Point every cache to an empty folder, before anything reads these names at import."""
+    """Point every cache to an empty folder, before any module reads these variables at import."""
     for name in [name for name in os.environ if name.startswith("PIXELPLAY")]:
         del os.environ[name]
     os.environ["XDG_CACHE_HOME"] = os.path.join(_home.name, "cache")
@@ -33,13 +33,13 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Remove what the tests have cached."""
+    """Remove the cache of the tests."""
     _home.cleanup()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tiny matrices gain nothing from a second core, and lose much where others want it."""
+    """Use one thread: tiny matrices gain nothing from a second core, which parallel tests need."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -49,7 +49,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def four_threads() -> Iterator[None]:
-    """What torch has on a machine of four cores."""
+    """Give torch four threads, as on a machine with four cores."""
     import torch
 
     torch.set_num_threads(4)
@@ -58,10 +58,10 @@ def four_threads() -> Iterator[None]:
 
 
 def draw_of_class(name: str, seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:
-    """Draw "bars", "dots" or "rings"; place, scale and colour change with the seed.
+    """Draw "bars", "dots" or "rings"; position, scale and colour depend on the seed.
 
-    Each has its own leaning in colour and darkness, so that even random layers tell most of them
-    apart, and not all.
+    Each class has its own tendency in colour and brightness, so that even a network with random weights
+    separates most of the images, but not all.
     """
     rng = np.random.default_rng([seed, *name.encode()])
     width, height = size
@@ -75,15 +75,15 @@ def draw_of_class(name: str, seed: int, size: tuple[int, int] = (80, 64)) -> Ima
     else:
         middle = rng.uniform(0.3, 0.7, 2) * size
         wave = np.sin(2 * np.pi * np.hypot(x - middle[0], y - middle[1]) / period + phase)
-    leaning = {"bars": (60, 0, -60), "dots": (-60, 60, 0), "rings": (0, -60, 60)}[name]
-    ground, figure = rng.uniform(70, 130, 3), rng.uniform(70, 190, 3) + leaning
+    tint = {"bars": (60, 0, -60), "dots": (-60, 60, 0), "rings": (0, -60, 60)}[name]
+    ground, figure = rng.uniform(70, 130, 3), rng.uniform(70, 190, 3) + tint
     mix = (wave[..., None] > 0.2).astype(float)  # (H, W, 1)
     pixels = mix * figure + (1 - mix) * ground + rng.normal(0, 4, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def draw_folder(root: Path, counts: dict[str, int], first_seed: int = 0) -> Path:
-    """Fill ROOT/<class>/NNN.jpg; the formats are mixed."""
+    """Write ROOT/<class>/NNN.jpg and .png in turn."""
     for name, n in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(n):
@@ -95,7 +95,7 @@ def draw_folder(root: Path, counts: dict[str, int], first_seed: int = 0) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A .safetensors file that fits timm's `test_convnext`: seeded random weights."""
+    """A .safetensors file for timm's `test_convnext` with seeded random weights."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -104,7 +104,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(TINY, pretrained=False, num_classes=0)
-        # random layers as timm starts them let almost nothing of a picture through
+        # with timm's initial values almost no signal reaches the last layer
         for name, value in network.named_parameters():
             if value.ndim > 1:
                 torch.nn.init.kaiming_normal_(value)
@@ -116,13 +116,13 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_weights: Path) -> list[str]:
-    """Words with which any command learns in a blink: tiny weights, no altered copies, no report."""
+    """Options for fast training: tiny weights, no search for near-duplicates, no report."""
     return ["--no-report", "--no-near-duplicates", "--backbone", TINY, "--weights", str(tiny_weights)]
 
 
 @pytest.fixture(scope="session")
 def tiny_probe(tiny_weights: Path) -> TrainConfig:
-    """The same for Python: a probe on tiny weights."""
+    """The same settings in Python: a linear probe on tiny weights."""
     return TrainConfig(finetune="none", backbone=TINY, weights=str(tiny_weights), near_duplicates=False)
 
 
@@ -134,7 +134,7 @@ def drawn_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn_classes(drawn_images: Path, tmp_path: Path) -> Path:
-    """A copy of the drawn images that a test may change."""
+    """A copy of the drawn images, which a test may change."""
     return Path(shutil.copytree(drawn_images, tmp_path / "photos"))
 
 

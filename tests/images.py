@@ -1,4 +1,4 @@
-"""Images for tests: drawn, encoded, mangled and damaged on purpose. Nothing here is read from disk."""
+"""Draw, encode, alter and damage images for tests; nothing is read from disk."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixelplay.errors import ImageStatus
 
-FORMATS: dict[str, dict[str, object]] = {  # format: what encode() needs to write a small typical file of it
+FORMATS: dict[str, dict[str, object]] = {  # format: options of encode() for a small typical file
     "JPEG": {"quality": 90},
     "PNG": {},
     "WebP": {"quality": 90},
@@ -27,10 +27,10 @@ if find_spec("pillow_heif"):  # an extra
 
 
 def draw(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """Draw a picture with a smooth ground and some bright blocks; another seed, another picture.
+    """Draw an image with a smooth background and some bright blocks.
 
     Args:
-        seed: decides every pixel.
+        seed: determines every pixel.
         size: width and height in pixels.
     """
     rng = np.random.default_rng(seed)
@@ -47,9 +47,9 @@ def draw(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
-    """Write an image to bytes in one of FORMATS, or any other that Pillow writes.
+    """Encode an image in one of FORMATS or any other format that Pillow writes.
 
-    Without pillow_heif the test that asks for HEIC is skipped.
+    HEIC without pillow_heif skips the test.
     """
     if format == "HEIC":
         return _encode_heic(image, **options)
@@ -96,30 +96,30 @@ def icc_profile(space: str, gamma: float, primaries: NDArray[np.float64] | None 
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
-    """Build one PNG chunk with a right checksum."""
+    """Build a PNG chunk with a valid checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def noisy_png() -> bytes:
-    """Make a PNG on which Pillow warns: an animation control chunk with no frames."""
+    """Build a PNG that Pillow warns about: an animation control chunk without frames."""
     whole = encode(draw(1), "PNG")
     return whole[:33] + chunk(b"acTL", bytes(8)) + whole[33:]
 
 
 def bomb_png(width: int = 60_000, height: int = 60_000) -> bytes:
-    """Build a PNG of a few bytes that declares a huge picture."""
+    """Build a PNG of a few bytes that declares a huge image."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def grey_ended_jpeg() -> bytes:
-    """Cut a JPEG in the middle and put an end marker behind: decoders fill the rest with grey."""
+    """Truncate a JPEG and append an end marker: decoders fill the rest with grey."""
     whole = encode(draw(3, (128, 128)), "JPEG")
     return whole[: len(whole) // 2] + b"\xff\xd9"
 
 
 def damaged_files() -> dict[str, tuple[bytes, ImageStatus]]:
-    """Build every kind of damaged or foreign file: name → bytes and the status that its row must have."""
+    """Build every kind of damaged or foreign file: name → bytes and expected status."""
     jpeg, png, gif = (encode(draw(1), format) for format in ("JPEG", "PNG", "GIF"))
     random = np.random.default_rng(0).integers(0, 256, 4096, dtype=np.uint8).tobytes()
     float_tiff = encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
@@ -165,7 +165,7 @@ def damaged_files() -> dict[str, tuple[bytes, ImageStatus]]:
 
 
 def mangled_files(whole: bytes, count: int, seed: int = 0) -> list[tuple[str, bytes]]:
-    """Damage a file in `count` ways: bits flipped, cut short, header overwritten, in turn.
+    """Damage a file in `count` ways: flip bits, truncate and overwrite the header, in turn.
 
     Returns:
         (kind of damage, bytes); the kind is "flipped", "cut" or "header".
@@ -193,10 +193,10 @@ def _overwrite_header(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
-    """Draw a picture with detail at every scale, as images have; another seed, another picture.
+    """Draw an image with detail at every scale, like a photograph.
 
     Args:
-        seed: decides every pixel.
+        seed: determines every pixel.
         size: width and height in pixels.
     """
     rng = np.random.default_rng(seed)
@@ -211,7 +211,7 @@ def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
 
 
 def altered(image: Image.Image) -> dict[str, bytes]:
-    """Encode copies of a picture as they turn up in collected data: kind → file."""
+    """Encode near-duplicates of an image as they occur in collected data: kind → file."""
     width, height = image.size
     small = image.resize((round(0.6 * width), round(0.6 * height)), Image.Resampling.BICUBIC)
     marked = image.copy()

@@ -1,4 +1,4 @@
-"""Small random networks for tests, alive enough that every layer shows in the features."""
+"""Small random networks for tests, in which every layer affects the features."""
 
 from functools import lru_cache
 
@@ -9,14 +9,14 @@ from pixelplay.model.backbone import Backbone, FeatureKind, create_network
 
 
 def draw_backbone(name: str, features: FeatureKind = "stages") -> Backbone:
-    """A timm network with seeded random weights, whose norms and layer scales do something."""
+    """Build a timm network with seeded random weights and nontrivial norms and layer scales."""
     generator = torch.Generator().manual_seed(0)
     network = create_network(name)
     for key, value in network.named_parameters():
         with torch.no_grad():
             if value.ndim > 1:
                 nn.init.kaiming_normal_(value, generator=generator)
-            elif "gamma" in key:  # timm starts layer scales at 1e-6
+            elif "gamma" in key:  # timm initialises layer scales with 1e-6
                 value.fill_(0.2)
             elif key.endswith("bias"):
                 value.normal_(0, 0.1, generator=generator)
@@ -29,4 +29,4 @@ def draw_backbone(name: str, features: FeatureKind = "stages") -> Backbone:
     return Backbone(name, network, features).eval()
 
 
-shared_backbone = lru_cache(draw_backbone)  # for tests that only read it, or cut copies from it
+shared_backbone = lru_cache(draw_backbone)  # for tests that do not modify it

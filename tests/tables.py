@@ -1,4 +1,4 @@
-"""What a command has written, read back with nothing of PixelPlay."""
+"""Read tables and JSON files without PixelPlay's own code."""
 
 import csv
 import json
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, by column."""
+    """Read the rows of a CSV file."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def read_json(path: str | Path) -> Any:
-    """What is in a JSON file; NaN and infinity are none."""
+    """Read a JSON file; NaN and infinity are refused."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in {path}")

@@ -110,7 +110,7 @@ def test_errors_have_one_base_class_and_a_built_in_one(
         pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.txt")
     with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' "):
         pixelplay.UncertaintyConfig(coverage="0.9")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.ConfigError, match=r"precision.*'0\.9'"):
+    with pytest.raises(pixelplay.ConfigError, match=r"at_precision='0\.9'"):
         pixelplay.evaluate(tiny_run, drawn_images, at_precision="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match=r"^no images"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")

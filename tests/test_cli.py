@@ -1,6 +1,7 @@
-"""The commands as a user types them: what they print, write, and end with."""
+"""Commands as users type them: output, files and exit status."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -31,7 +32,6 @@ from images import altered, draw, encode, scene
 from pixelplay.cli.main import main
 from pixelplay.data.cache import measure_cache
 from pixelplay.model.backbone import Backbone
-from pixelplay.run_log import RunLog
 from tables import read_rows
 
 RECORDS = {
@@ -114,7 +114,7 @@ def test_version(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        ([], "scan, train, crossval, evaluate, suspects, report,"),
+        ([], "label-issues"),
         (["trian"], "trian"),
         (["train", "photos"], "--out RUN"),
         (["scan"], "DATA"),
@@ -126,12 +126,12 @@ def test_version(shell: Shell) -> None:
         (["predict", "run", "--out", "p.csv"], "IMAGES"),
         (
             ["train", "photos", "--out", "run", "--imbalance", "sampler", "--imbalance=focal"],
-            "--imbalance is",
+            "--imbalance",
         ),
-        (["train", "photos", "--out", "run", "--val_frac", "0.1", "--val-frac", "0.2"], "--val-frac is"),
+        (["train", "photos", "--out", "run", "--val_frac", "0.1", "--val-frac", "0.2"], "--val-frac"),
         (
             ["predict", "run", "new", "--ensemble-with", "a", "--ensemble-with", "b", "--out", "p.csv"],
-            "all its values",
+            "--ensemble-with",
         ),
     ],
 )
@@ -142,12 +142,55 @@ def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, 
     assert "tyro" not in done.err
 
 
+# --- help ---
+
+
+def test_help_shows_ten_options_and_help_all_shows_all(shell: Shell) -> None:
+    short, full = shell("train", "--help").out, shell("train", "--help-all").out
+    first = "--out --finetune --time-budget --metric --backbone --imbalance --test-frac --no-hflip --seed"
+    assert re.findall(r"^  (--\S+)", short, re.MULTILINE) == [*first.split(), "--resume", "--force"]
+    assert short.endswith(
+        "\nData, fine-tuning, augmentation, compute and output options: pixelplay train --help-all\n"
+    )
+    headings = re.findall(r"^(\S.*):$", full, re.MULTILINE)
+    assert headings == ["Options", "Training", "Data", "Fine-tuning", "Augmentation", "Compute", "Output"]
+    flags = set(re.findall(r"^  --(?:no-)?(\S+)", full, re.MULTILINE))
+    settings = (pixelplay.TrainConfig, pixelplay.FinetuneConfig, pixelplay.AugmentConfig)
+    groups = {"finetuning", "augmenting", "reading", "compute"}
+    names = {field.name for kind in settings for field in dataclasses.fields(kind)} - groups
+    assert {name.replace("_", "-") for name in names} <= flags
+
+
+def test_help_shows_the_range_that_is_checked(shell: Shell) -> None:
+    shown = " ".join(shell("train", "--help-all").out.split())
+    assert re.search(r"--test-frac FRACTION [^[]*\(0 to 0.9\) \[0.2\]", shown)
+    assert re.search(r"--n-folds N [^[]*\(2 to 20\) \[5\]", shown)
+    refused = shell("train", "photos", "--out", "run", "--test-frac", "2")
+    assert (refused.status, refused.err) == (1, "error: test_frac=2.0 is outside its range 0 to 0.9\n")
+
+
+def test_help_shows_the_defaults_of_the_recipe(shell: Shell) -> None:
+    def defaults(*argv: str) -> dict[str, str]:
+        entries = re.split(r"\n(?:  (?=--)|\S.*:\n)", shell("train", *argv, "--help-all").out)
+        matches = [re.match(r"\s*--(\S+).*\[(.*)\]\s*$", " ".join(entry.split())) for entry in entries]
+        return {match[1]: match[2] for match in matches if match}
+
+    ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
+    names = ("finetune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
+    assert [ours[name] for name in names] == ["auto", "auto", "auto", "2e-3; full: 2e-4", "0.0", "0.0", "0.7"]
+    assert [theirs[name] for name in names] == [
+        "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
+    ]  # fmt: skip
+    assert (theirs["epochs"], theirs["patience"]) == ("30", "3")
+    assert (ours["epochs"], ours["patience"]) == ("as many as it allows", "off")
+
+
 # --- scan ---
 
 
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
-    """Images with given parts and one of every flaw."""
+    """Images with given splits and one problem of each kind."""
     root = draw_folder(tmp_path / "flawed/train", {"bars": 4, "dots": 4}).parent
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=100)
     train, test = root / "train", root / "test"
@@ -170,7 +213,7 @@ def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -
     leak = {"train/dots/002.jpg", "test/dots/seen.jpg"}
     conflict = {"train/dots/000.jpg", "train/bars/doubt.jpg"}
     assert found["classes"] == {"bars": 8, "dots": 8}
-    assert found["parts"] == {"train": 11, "test": 5}
+    assert found["splits"] == {"train": 11, "test": 5}
     assert found["n"] == 16
     assert found["imbalance_ratio"] == 1.0
     assert [entry["path"] for entry in found["unreadable"]] == ["train/dots/broken.jpg"]
@@ -188,19 +231,21 @@ def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -
     assert sum(found["skipped"].values()) == 1
 
 
-def test_scan_shows_the_same_to_people(flawed: Path, shell: Shell) -> None:
+def test_scan_prints_the_same_findings_as_text(flawed: Path, shell: Shell) -> None:
     done = shell("scan", flawed)
     assert done.status == 0
     assert f"{flawed}: 16 images, 2 classes" in done.out
-    assert "parts      train 11, test 5" in done.out
-    assert "formats    JPEG 9, PNG 6" in done.out
-    assert "unreadable: 1\n  train/dots/broken.jpg: " in done.out
-    assert "conflicts: 1\n  train/bars/doubt.jpg (bars) = train/dots/000.jpg (dots)" in done.out
-    assert "leaks: 1\n  " in done.out
-    assert "1 hidden" in done.err
+    assert re.search(r"train 11\b.*test 5\b", done.out)
+    assert "JPEG 9, PNG 6" in done.out
+    assert "train/dots/broken.jpg" in done.out
+    assert re.search(r"train/bars/doubt.jpg.*bars.* = train/dots/000.jpg.*dots", done.out)
+    assert re.search(
+        r"test/dots/seen.jpg = train/dots/002.jpg|train/dots/002.jpg = test/dots/seen.jpg", done.out
+    )
+    assert re.search(r"\b1 hidden", done.err)
 
 
-def test_scan_finds_altered_copies_when_asked(shell: Shell) -> None:
+def test_scan_finds_near_duplicates_on_request(shell: Shell) -> None:
     for i in range(4):
         Path(f"photos/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
         Path(f"photos/{'ab'[i % 2]}/{i}.png").write_bytes(encode(scene(i), "PNG"))
@@ -212,13 +257,15 @@ def test_scan_finds_altered_copies_when_asked(shell: Shell) -> None:
             {"a/0.png", "b/again.jpg"}
         ]
     shown = shell("scan", "photos", "--near-duplicates", "--quiet").out
-    assert "near duplicates: 1\n  a/0.png = b/again.jpg" in shown
+    assert "a/0.png = b/again.jpg" in shown
+    assert "--near-duplicates" not in shown
+    assert "--near-duplicates" in shell("scan", "photos", "--quiet").out  # was not searched
     refused = shell("scan", "photos", "--near-duplicates", "--names-only")
     assert (refused.status, refused.err.count("\n")) == (1, 1)
-    assert "altered copies show in pixels only" in refused.err
+    assert all(flag in refused.err for flag in ("--near-duplicates", "--names-only"))
 
 
-def test_altered_copies_share_a_side(drawn_classes: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_near_duplicates_stay_in_one_split(drawn_classes: Path, tiny_train: list[str], shell: Shell) -> None:
     copies = {}
     for i in range(6):
         (drawn_classes / f"bars/scene{i}.png").write_bytes(encode(scene(i), "PNG"))
@@ -231,45 +278,45 @@ def test_altered_copies_share_a_side(drawn_classes: Path, tiny_train: list[str],
     pairs = {frozenset(member["path"] for member in members) for members in found["near_duplicates"]}
     assert {frozenset(pair) for pair in copies.items()} <= pairs
     split = json.loads(Path("run/split.json").read_text())
-    side = {path: part for part in ("train", "test") for path in split[part]}
-    assert all(side[first] == side[second] for first, second in copies.items())
-    assert "of altered copies kept on one side of each split, for example" in done.err
-    assert "of copies with different labels, for example" in done.err
+    split_of = {path: name for name in ("train", "test") for path in split[name]}
+    assert all(split_of[first] == split_of[second] for first, second in copies.items())
+    notes = [line for line in done.err.splitlines() if "bars/scene" in line and "dots/again" in line]
+    assert notes  # examples of near-duplicates and of conflicting labels
 
 
-def test_scan_names_expected_classes_with_few_photographs(drawn_classes: Path, shell: Shell) -> None:
+def test_scan_names_expected_classes_with_few_images(drawn_classes: Path, shell: Shell) -> None:
     Path("classes.csv").write_text("class,count\nbars,60\nrings,30\nspirals,10\n")
     scan = ["scan", drawn_classes, "--classes", "classes.csv", "--quiet"]
     found = shell(*scan, "--json").json
     assert found["expected_with_few_images"] == {"rings": 9}
     assert found["test_share_with_few_images"] == pytest.approx(0.3)
     shown = shell(*scan).out
-    assert "few        expected classes with fewer than 10 images: rings (9); they are 30.0%" in shown
+    assert re.search(r"\brings\b.*\b9\b.*30(\.0)?\s?%", shown)
 
 
-def test_scan_without_decoding_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
+def test_scan_names_only_still_finds_duplicates(flawed: Path, shell: Shell) -> None:
     found = shell("scan", flawed, "--names-only", "--json", "--quiet").json
     assert [len(found[name]) for name in ("duplicates", "conflicts", "leaks", "unreadable")] == [3, 1, 1, 1]
     assert found["formats"] == {}
 
 
-def test_scan_says_what_an_absent_class_costs(drawn_images: Path, shell: Shell) -> None:
+def test_scan_shows_the_reachable_accuracy_without_a_class(drawn_images: Path, shell: Shell) -> None:
     Path("expected.csv").write_text("class,count\nbars,30\ndots,20\nrings,10\nspirals,40\n")
     done = shell("scan", drawn_images, "--classes", "expected.csv")
     assert "spirals" in done.out
-    assert "60.0%" in done.out
+    assert re.search(r"60(\.0)?\s?%", done.out)
     found = shell("scan", drawn_images, "--classes", "expected.csv", "--json").json
     assert found["expected_without_images"] == ["spirals"]
     assert found["reachable_accuracy"] == pytest.approx(0.6)
 
 
-def test_scan_keeps_its_hands_off_the_photographs(flawed: Path, shell: Shell) -> None:
+def test_scan_changes_no_file(flawed: Path, shell: Shell) -> None:
     before = _hash_tree(flawed)
     assert shell("scan", flawed).status == 0
     assert _hash_tree(flawed) == before
 
 
-def test_a_name_that_is_no_text_is_shown_and_classified(
+def test_invalid_utf8_file_name_is_scanned_and_classified(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     folder = os.fsencode(tmp_path / "photos/a")
@@ -287,7 +334,7 @@ def test_a_name_that_is_no_text_is_shown_and_classified(
 # --- train ---
 
 
-def test_train_writes_a_whole_run_and_prints_its_headline(
+def test_train_writes_a_run_and_prints_its_headline(
     drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     before = _hash_tree(drawn_images)
@@ -300,15 +347,16 @@ def test_train_writes_a_whole_run_and_prints_its_headline(
     headline = metrics["headline"]
     assert headline["metric"] == "accuracy"
     assert headline["measured_on"] == "test"
-    shown = [f"{headline['value']:.3f}", f"{headline['low']:.3f}–{headline['high']:.3f}"]
-    assert next(line for line in done.out.splitlines() if "←" in line).split()[2:4] == shown
-    assert "always 'bars'" in done.out
-    assert all(f"\n{name} " in done.out for name in TINY_COUNTS)
-    assert done.out.count("\n  pixelplay ") == 2
+    (shown,) = [line for line in done.out.splitlines() if re.search(r"^\s*accuracy\b", line)]
+    assert f"{headline['value']:.3f}" in shown
+    assert f"{headline['low']:.3f}–{headline['high']:.3f}" in shown
+    assert "'bars'" in done.out  # the majority class
+    assert "pixelplay predict runs/first " in done.out
+    assert len(done.out.splitlines()) <= 24  # fits on one screen
     assert _hash_tree(drawn_images) == before
 
 
-def test_train_json_is_the_file_of_metrics(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_train_json_equals_metrics_json(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
     done = shell("train", drawn_images, "--out", "run", *tiny_train, "--json", "--quiet")
     assert (done.status, done.err) == (0, "")
     assert done.json == json.loads(Path("run/metrics.json").read_text())
@@ -319,7 +367,7 @@ def test_train_json_is_the_file_of_metrics(drawn_images: Path, tiny_train: list[
     assert {"chosen_on", "measured_on"} <= set(test) & set(oof) & set(done.json["headline"])
 
 
-def test_same_seed_same_run(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_same_seed_gives_the_same_run(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
     for name, options in {"a": ["--seed", "7"], "b": ["--seed", "7", "--num-workers", "1"], "c": []}.items():
         out = ["--out", name, "--cache-dir", f"cache_{name}"]
         assert shell("train", drawn_images, *out, *options, *tiny_train, "--quiet").status == 0
@@ -328,9 +376,7 @@ def test_same_seed_same_run(drawn_images: Path, tiny_train: list[str], shell: Sh
     assert Path("a/split.json").read_bytes() != Path("c/split.json").read_bytes()
 
 
-def test_nothing_in_a_bundle_names_the_place_it_was_made(
-    drawn_images: Path, tiny_run: Path, tiny_weights: Path
-) -> None:
+def test_bundle_has_no_paths_or_host_names(drawn_images: Path, tiny_run: Path, tiny_weights: Path) -> None:
     text = (tiny_run / "model/bundle.json").read_text()
     assert str(drawn_images) not in text
     assert str(tiny_weights.parent) not in text
@@ -346,7 +392,7 @@ def test_force_replaces_a_run(drawn_images: Path, tiny_train: list[str], shell: 
     assert os.listdir() == ["run"]
 
 
-def test_a_failed_force_keeps_the_old_run(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
+def test_failed_force_keeps_the_old_run(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     shutil.copytree(tiny_run, "run")
     before = _hash_tree(Path("run"))
     assert shell("train", drawn_images, "--out", "run", "--force", "--backbone", "nonsense").status == 1
@@ -354,7 +400,7 @@ def test_a_failed_force_keeps_the_old_run(drawn_images: Path, tiny_run: Path, sh
     assert os.listdir() == ["run"]
 
 
-def test_groups_of_a_table_stay_on_one_side(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_groups_of_a_table_stay_in_one_split(drawn_images: Path, tiny_train: list[str], shell: Shell) -> None:
     photos = sorted(drawn_images.rglob("*.*"))
     rows = [
         [p.relative_to(drawn_images), p.parent.name, f"{p.parent.name}{i // 3}"] for i, p in enumerate(photos)
@@ -373,7 +419,7 @@ def test_groups_of_a_table_stay_on_one_side(drawn_images: Path, tiny_train: list
     assert all(len(folds) == 1 for folds in fold_of.values())
 
 
-def test_given_parts_are_kept_and_training_copies_of_test_photographs_removed(
+def test_given_splits_are_kept_and_training_duplicates_of_test_images_removed(
     flawed: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     done = shell("train", flawed, "--out", "run", *tiny_train)
@@ -384,13 +430,14 @@ def test_given_parts_are_kept_and_training_copies_of_test_photographs_removed(
     assert "train/dots/002.jpg" not in split["train"]
     assert "train/dots/broken.jpg" in done.err
     assert "train/dots/002.jpg" in done.err
-    assert "without test images that had a copy in training" in done.out
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["test"]["n"] == 5
-    assert metrics["test_without_copies"]["n"] == 4
+    fair = metrics["test_without_duplicates"]
+    assert fair["n"] == 4
+    assert f"accuracy {fair['accuracy']['value']:.3f}" in done.out
 
 
-def test_kaggle_test_folder_is_not_scored(
+def test_unlabelled_test_folder_is_not_evaluated(
     drawn_images: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
 ) -> None:
     root = tmp_path / "competition"
@@ -409,7 +456,7 @@ def test_kaggle_test_folder_is_not_scored(
 
 
 @pytest.mark.parametrize("form", ["--classes", "sample submission"])
-def test_absent_classes_are_named_with_what_they_bound(
+def test_absent_classes_are_named_with_the_reachable_accuracy(
     form: str, drawn_classes: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     options: list[object] = []
@@ -424,11 +471,12 @@ def test_absent_classes_are_named_with_what_they_bound(
     assert done.status == 0
     notes = [line for line in done.err.splitlines() if "spirals" in line and "stars" in line]
     assert len(notes) == 1
-    assert ("60.0%" in notes[0]) == (form == "--classes")  # a sample does not tell how many
+    has_bound = re.search(r"60(\.0)?\s?%", notes[0]) is not None
+    assert has_bound == (form == "--classes")  # a sample submission has no counts
     assert notes[0].removeprefix("note: ") in json.loads(Path("run/metrics.json").read_text())["notes"]
 
 
-def test_test_classes_without_training_images_bound_the_accuracy(
+def test_classes_without_training_images_limit_the_accuracy(
     drawn_images: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
 ) -> None:
     root = tmp_path / "parts"
@@ -438,18 +486,18 @@ def test_test_classes_without_training_images_bound_the_accuracy(
     (root / "test/spirals/1.png").write_bytes(encode(draw(1), "PNG"))
     done = shell("train", root, "--out", "run", *tiny_train)
     assert done.status == 0
-    assert any("spirals" in line and "75.0%" in line for line in done.err.splitlines())
+    assert re.search(r"spirals.*75(\.0)?\s?%", done.err)
     test = json.loads(Path("run/metrics.json").read_text())["test"]
     assert test["n"] == 4
     assert test["accuracy"]["value"] <= 0.75
 
 
-def test_without_a_test_part_the_headline_is_marked_out_of_fold(
+def test_headline_without_test_split_is_out_of_fold(
     drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     done = shell("train", drawn_images, "--out", "run", *tiny_train, "--test-frac", "0")
     assert done.status == 0
-    assert "out of fold" in done.out
+    assert "out of fold" in done.out.lower()
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["headline"]["measured_on"] == "oof"
     assert "test" not in metrics
@@ -459,7 +507,7 @@ def test_without_a_test_part_the_headline_is_marked_out_of_fold(
 # --- evaluate ---
 
 
-def test_evaluate_json_has_every_promised_figure(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
+def test_evaluate_json_has_every_metric(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     done = shell("evaluate", tiny_run, drawn_images, "--json", "--quiet")
     assert (done.status, done.err) == (0, "")
     found = done.json
@@ -482,12 +530,12 @@ def test_evaluate_json_has_every_promised_figure(drawn_images: Path, tiny_run: P
     assert [sum(row) for row in found["confusion"]["matrix"]] == list(TINY_COUNTS.values())
 
 
-def test_evaluate_warns_of_photographs_that_were_trained_on(
+def test_evaluate_warns_of_training_images(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     done = shell("evaluate", tiny_run, drawn_images)
     n_learned = len(json.loads((tiny_run / "split.json").read_text())["train"])
-    assert f"{n_learned} of 48 scored images were trained on" in done.err
+    assert re.search(rf"trained on.*\b{n_learned}\b.*\b48\b|\b{n_learned}\b.*\b48\b.*trained on", done.err)
     assert "not trained on" in done.out
     found = shell("evaluate", tiny_run, drawn_images, "--json").json
     assert (found["n_trained_on"], found["unseen"]["n"]) == (n_learned, 48 - n_learned)
@@ -497,35 +545,35 @@ def test_evaluate_warns_of_photographs_that_were_trained_on(
     assert "trained on" not in done.err + done.out
 
 
-def test_evaluate_says_how_many_have_no_label(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+def test_evaluate_counts_images_without_label(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
     draw_folder(tmp_path / "photos", {"bars": 3, "rings": 3}, first_seed=300)
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g"))
     rows = [f"{name},{name.split('/')[1] if i else ''}" for i, name in enumerate(names)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     done = shell("evaluate", tiny_run, tmp_path / "table.csv", "--json")
     assert done.json["n"] == 5
-    assert "1 of 6 images have no label and are not scored" in done.err
+    assert re.search(r"\b1 of 6\b.*label", done.err)
 
 
-def test_a_threshold_comes_from_what_was_not_trained_on(
+def test_threshold_is_chosen_without_training_images(
     two_class_run: Path, drawn_images: Path, tmp_path: Path, shell: Shell
 ) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 6, "dots": 6}, first_seed=400)
     ask = ["evaluate", two_class_run, photos, "--at-precision", "0.5"]
-    (apart,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
+    (fresh,) = [line for line in shell(*ask).out.splitlines() if "probability ≥" in line]
     for name in ("bars", "dots"):
         for photo in (drawn_images / name).iterdir():
             shutil.copy(photo, photos / name / f"seen-{photo.name}")
-    (found,) = [line for line in shell(*ask).out.splitlines() if "threshold chosen" in line]
-    assert found.endswith("(threshold chosen on these images, without those that were trained on)")
+    (mixed,) = [line for line in shell(*ask).out.splitlines() if "probability ≥" in line]
+    assert "trained on" in mixed
+    assert "trained on" not in fresh
     assert shell(*ask, "--json").json["n_trained_on"] > 0
-    assert apart.endswith("(threshold chosen on these images)")
     unseen = shell(*ask, "--json").json["unseen"]["operating_point"]
-    assert f"probability ≥ {unseen['threshold']:.4f}: precision {unseen['precision']['value']:.3f}" in found
-    assert f"recall {unseen['recall']['value']:.3f} {unseen['recall']['low']:.3f}–" in found
+    assert f"{unseen['threshold']:.4f}: precision {unseen['precision']['value']:.3f}" in mixed
+    assert f"recall {unseen['recall']['value']:.3f}" in mixed
 
 
-def test_evaluate_writes_what_was_trained_on(
+def test_evaluate_table_marks_training_images(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     found = shell("evaluate", tiny_run, drawn_images, "--out", tmp_path / "judged.csv", "--json").json
@@ -534,7 +582,7 @@ def test_evaluate_writes_what_was_trained_on(
     assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
 
 
-def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
+def test_evaluate_counts_unreadable_images_and_unknown_classes(
     tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "rings": 3}, first_seed=300)
@@ -544,10 +592,9 @@ def test_evaluate_counts_unreadable_photographs_and_unknown_classes(
     done = shell("evaluate", tiny_run, photos, "--json")
     assert done.status == 0
     assert (done.json["n"], done.json["n_unreadable"]) == (7, 1)
-    assert "1 labelled images could not be read and are not in the figures: " in done.err
-    assert "bars/broken.jpg: empty file" in done.err
+    assert re.search(r"\b1 .*bars/broken.jpg: ", done.err)
     assert [bad["status"] for bad in done.json["unreadable"]] == ["unreadable"]
-    assert "does not know spirals" in done.err
+    assert "spirals" in done.err
     assert done.json["known_only"]["n"] == 6
 
 
@@ -565,7 +612,7 @@ def test_two_classes_have_an_operating_point(two_class_run: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_evaluate_writes_each_answer_beside_the_given_class(
+def test_evaluate_table_has_label_and_prediction(
     ending: str, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "rings": 2}, first_seed=300)
@@ -575,19 +622,20 @@ def test_evaluate_writes_each_answer_beside_the_given_class(
     out = tmp_path / f"judged.{ending}"
     done = shell("evaluate", tiny_run, photos, "--out", out, "--json")
     rows = read_rows(out) if ending == "csv" else pq.read_table(out).to_pylist()
-    assert [row["given"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
+    assert [row["label"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
     assert {row["trained_on"] for row in rows} == {"false"}
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["unreadable"] + ["ok"] * 3
-    n_right = sum(row["given"] == row["label"] for row in rows)
+    n_right = sum(row["label"] == row["prediction"] for row in rows)
     assert n_right / 6 == pytest.approx(done.json["accuracy"]["value"])
     again = shell("evaluate", tiny_run, photos, "--out", out)
-    assert (again.status, again.err.count("exists; choose another --out")) == (1, 1)
+    assert (again.status, again.err.count("--force")) == (1, 1)
     assert shell("evaluate", tiny_run, photos, "--out", out, "--force").status == 0
     unwritten = shell("evaluate", tiny_run, photos, "--force")
-    assert unwritten.err == "error: --force replaces a table, and none is written; add --out\n"
+    assert unwritten.status == 1
+    assert all(flag in unwritten.err for flag in ("--force", "--out"))
 
 
-def test_evaluate_scores_the_asked_part_else_the_given_test_part(
+def test_evaluate_uses_the_chosen_split_or_the_test_split(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     root = draw_folder(tmp_path / "parts/test", {"bars": 2, "dots": 2}, first_seed=500).parent
@@ -601,9 +649,8 @@ def test_evaluate_against_another_run_shows_the_paired_difference(
 ) -> None:
     done = shell("evaluate", tiny_run, drawn_images, "--against", two_class_run)
     assert done.status == 0
-    assert f"{tiny_run} less {two_class_run}: " in done.out
-    assert "that neither model was trained on" in done.out
-    assert f"{two_class_run} does not know rings, which the other model does" in done.err
+    assert all(str(run) in done.out for run in (tiny_run, two_class_run))
+    assert re.search(rf"{two_class_run}.*rings", done.err)  # a class that only one of them knows
     found = shell("evaluate", tiny_run, drawn_images, "--against", two_class_run, "--json").json
     against = found["against"]
     assert against["runs"] == [str(tiny_run), str(two_class_run)]
@@ -617,7 +664,7 @@ def test_evaluate_against_another_run_shows_the_paired_difference(
     assert swapped["against"]["n_only_first_right"] == against["n_only_second_right"]
 
 
-def test_a_comparison_on_what_a_model_has_learned_from_is_said_to_say_little(
+def test_comparison_on_training_images_warns(
     drawn_images: Path, tiny_run: Path, two_class_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     learned = json.loads((tiny_run / "split.json").read_text())["train"]
@@ -625,24 +672,22 @@ def test_a_comparison_on_what_a_model_has_learned_from_is_said_to_say_little(
         (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(drawn_images / path, tmp_path / "photos" / path)
     done = shell("evaluate", two_class_run, tmp_path / "photos", "--against", tiny_run)
-    assert "each of the 12 images was learned from by a model" in done.err
-    assert f"{tiny_run} from 12" in done.err
-    assert "12 images, each of which a model was trained on" in done.out
+    assert re.search(rf"\b12\b.*{tiny_run}.* 12\b", done.err)
+    assert re.search(r"\b12 images", done.out)
 
 
-def test_a_run_is_no_better_than_itself(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+def test_run_does_not_differ_from_itself(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12}, first_seed=600)
     done = shell("evaluate", tiny_run, photos, "--against", tiny_run)
-    assert "right by" in done.out
-    assert "(McNemar's mid-p = 1)" in done.out
-    assert "accuracy: no difference is shown, for its interval holds 0" in done.out
+    assert "p = 1" in done.out
     assert done.out.count("+0.000") >= 4
+    assert not re.search(r"better\b(?!\))", done.out)  # but for "lower is better"
 
 
 # --- predict ---
 
 
-def test_predict_with_another_run_and_other_views(
+def test_predict_with_ensemble_and_test_time_augmentation(
     drawn_images: Path, tiny_run: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     folder = drawn_images / "rings"
@@ -651,31 +696,30 @@ def test_predict_with_another_run_and_other_views(
     ways = {"alone": (tiny_run,), "other": ("other",), "both": (tiny_run, "--ensemble-with", "other")}
     probs = {}
     for name, (run, *others) in ways.items():
-        options = ("--out", f"{name}.csv", "--tta", "none", *others)
+        options = ("--out", f"{name}.csv", "--tta", "flip", *others)
         assert shell("predict", run, folder, *options).status == 0
         rows = read_rows(f"{name}.csv")
         probs[name] = np.array([[float(row[f"prob_{k}"]) for k in TINY_COUNTS] for row in rows])
     assert np.abs(probs["alone"] - probs["other"]).max() > 0.01
     np.testing.assert_allclose(probs["both"], (probs["alone"] + probs["other"]) / 2, atol=2e-6)
-    assert shell("predict", tiny_run, folder, "--out", "views.csv", "--tta", "multicrop").status == 0
+    assert shell("predict", tiny_run, folder, "--out", "views.csv", "--tta", "none").status == 0
     assert Path("views.csv").read_bytes() != Path("alone.csv").read_bytes()
 
 
-def test_predict_gives_each_photograph_its_row_in_order(
-    drawn_images: Path, tiny_run: Path, shell: Shell
-) -> None:
+def test_predict_writes_one_row_per_image_in_order(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     done = shell("predict", tiny_run, drawn_images, "--out", "p.csv")
-    assert (done.status, done.out) == (0, "wrote p.csv: 48 images; bars 24, dots 15, rings 9\n")
+    assert done.status == 0
+    assert all(words in done.out for words in ("p.csv", "48 images", "bars 24, dots 15, rings 9"))
     rows = read_rows("p.csv")
     assert list(rows[0]) == [
-        "path", "status", "error", "label", "probability", "prob_bars", "prob_dots", "prob_rings",
+        "path", "status", "error", "prediction", "probability", "prob_bars", "prob_dots", "prob_rings",
         "novelty",
     ]  # fmt: skip
     assert [row["path"] for row in rows] == sorted(map(str, drawn_images.rglob("*.*")))
     for row in rows:
         probs = {name: float(row[f"prob_{name}"]) for name in TINY_COUNTS}
         assert sum(probs.values()) == pytest.approx(1, abs=1e-5)
-        assert float(row["probability"]) == probs[row["label"]]
+        assert float(row["probability"]) == probs[row["prediction"]]
 
 
 @pytest.mark.parametrize("form", ["files", "table", "zip", "stdin", "all together"])
@@ -712,7 +756,7 @@ def test_predict_takes_every_form_of_input(
     assert all(by_name[row["path"][-12:]] == row | {"path": ""} for row in rows)
 
 
-def test_bad_rows_stay_in_place_and_are_counted(
+def test_unreadable_images_keep_their_rows_and_are_counted(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     folder = tmp_path / "mixed"
@@ -723,37 +767,36 @@ def test_bad_rows_stay_in_place_and_are_counted(
     sources = [folder, folder / "gone.jpg"]
     done = shell("predict", tiny_run, *sources, "--out", "p.csv")
     assert done.status == 0
-    assert "2 of 4 images could not be read" in done.err
+    assert re.search(r"\b2 of 4\b", done.err)
     rows = read_rows("p.csv")
     assert [Path(row["path"]).name for row in rows] == ["1.jpg", "2.jpg", "10.jpg", "gone.jpg"]
     assert [row["status"] for row in rows] == ["ok", "unreadable", "ok", "missing"]
     assert all(
-        row["label"] == row["prob_bars"] == "" and row["error"] for row in rows if row["status"] != "ok"
+        row["prediction"] == row["prob_bars"] == "" and row["error"] for row in rows if row["status"] != "ok"
     )
 
     strict = shell("predict", tiny_run, *sources, "--out", "strict.csv", "--strict", "--quiet")
     assert strict.status == 1
     assert strict.err.count("\n") == 1
-    assert "2 images could not be read, and --strict is set; first: " in strict.err
-    assert "2.jpg: empty file" in strict.err
+    assert all(words in strict.err for words in ("2 images", "--strict", "2.jpg: "))
     assert Path("strict.csv").read_bytes() == Path("p.csv").read_bytes()
 
 
-def test_parquet_holds_what_csv_holds(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
+def test_parquet_equals_csv(drawn_images: Path, tiny_run: Path, shell: Shell) -> None:
     import pyarrow.parquet as pq
 
     for name in ("p.csv", "p.parquet"):
         assert shell("predict", tiny_run, drawn_images / "rings", "--out", name, "--quiet").status == 0
     table, rows = pq.read_table("p.parquet").to_pylist(), read_rows("p.csv")
     assert [row["path"] for row in table] == [row["path"] for row in rows]
-    assert [row["label"] for row in table] == [row["label"] for row in rows]
+    assert [row["prediction"] for row in table] == [row["prediction"] for row in rows]
     assert [row["prob_dots"] for row in table] == pytest.approx(
         [float(r["prob_dots"]) for r in rows], abs=1e-6
     )
     assert set(os.listdir()) == {"p.csv", "p.parquet"}
 
 
-def test_submission_has_exactly_the_samples_header_ids_and_order(
+def test_submission_has_header_ids_and_order_of_the_sample(
     drawn_images: Path, tiny_run: Path, shell: Shell
 ) -> None:
     names = ["003", "missing", "000", "008"]
@@ -775,13 +818,13 @@ def test_submission_has_exactly_the_samples_header_ids_and_order(
     assert float(rows[0]["rings"]) == pytest.approx(float(direct["003"]["prob_rings"]), abs=1e-6)
 
     assert shell(*predict, "--out", "b.csv", "--submission", "labels.csv").status == 0
-    expected = [direct[name]["label"] if name in direct else "unknown" for name in names]
+    expected = [direct[name]["prediction"] if name in direct else "unknown" for name in names]
     assert Path("b.csv").read_text() == "id,label\n" + "".join(
         f"{name},{label}\n" for name, label in zip(names, expected, strict=True)
     )
 
 
-def test_a_model_works_without_the_photographs_it_learned_from(
+def test_model_works_without_its_training_images(
     tiny_train: list[str], drawn_classes: Path, drawn_images: Path, shell: Shell
 ) -> None:
     assert shell("train", drawn_classes, "--out", "run", *tiny_train, "--quiet").status == 0
@@ -795,47 +838,20 @@ def test_a_model_works_without_the_photographs_it_learned_from(
 # --- stderr, stdout, signals ---
 
 
-def test_quiet_says_nothing_but_errors(flawed: Path, tiny_train: list[str], shell: Shell) -> None:
+def test_quiet_prints_nothing(flawed: Path, tiny_train: list[str], shell: Shell) -> None:
     done = shell("train", flawed, "--out", "run", *tiny_train, "--quiet")
     assert done.err == ""
     assert json.loads(Path("run/metrics.json").read_text())["notes"]  # unsaid, but kept
 
 
-def test_a_log_gets_a_line_for_each_stage_and_no_moving_bar(
+def test_piped_stderr_gets_one_line_per_stage(
     drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     err = shell("train", drawn_images, "--out", "run", *tiny_train).err
     assert "\r" not in err
-    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
-    assert len(lines) == 2
-    assert lines[0].startswith("reading: 48 images in ")
-    assert lines[1].startswith("fitting: ")
-    assert " strengths tried in " in lines[1]
-
-
-def test_long_work_says_once_a_minute_what_is_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with RunLog().progress("reading", 4000) as bar:
-        for _ in range(400):
-            clock[0] += 0.5
-            bar.update(10)
-    assert capsys.readouterr().err.splitlines() == [
-        "reading: 1,200 images of 4,000, 2:20 min left",
-        "reading: 2,400 images of 4,000, 1:20 min left",
-        "reading: 3,600 images of 4,000, 20 s left",
-        "reading: 4,000 images in 3:20 min",
-    ]
-
-
-def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog()
-    for _ in range(3):
-        log.note("twice is too often")
-    assert capsys.readouterr().err == "note: twice is too often\n"
-    assert log.notes == ["twice is too often"]
+    reading, fitting = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert re.match(r"reading: 48 images in \d", reading)
+    assert re.match(r".*: \d+ .* in \d", fitting)
 
 
 def _start(*argv: object, **options: Any) -> "subprocess.Popen[str]":
@@ -845,7 +861,7 @@ def _start(*argv: object, **options: Any) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
-def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+def test_closed_stdout_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with _start("cache", "--cache-dir", tmp_path, stdout=writer, stderr=subprocess.PIPE) as process:
@@ -855,31 +871,16 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+def test_full_disk_behind_stdout_is_a_one_line_error(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         process = _start("cache", "--cache-dir", tmp_path, stdout=full, stderr=subprocess.PIPE)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "error: No space left on device; free some space, or write to another disk\n"
+    assert err.startswith("error: No space left on device; ")
+    assert err.count("\n") == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of this kind")
-def test_a_lost_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    stderr = open(writer, "w")  # noqa: SIM115 - closing it fails, too
-    monkeypatch.setattr(sys, "stderr", stderr)
-    log = RunLog()
-    log.note("nobody hears")
-    with log.progress("reading", 2) as bar:
-        bar.update(2)
-    monkeypatch.undo()
-    with pytest.raises(BrokenPipeError):
-        stderr.close()
-    assert log.notes == ["nobody hears"]
-
-
-def test_a_name_cannot_steer_the_terminal(tmp_path: Path, shell: Shell) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path, shell: Shell) -> None:
     try:
         photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
         (photos / "bars").rename(photos / "b\x1b[31m\nars")
@@ -904,7 +905,7 @@ def _read_until(terminal: int, pattern: bytes) -> bytes:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_exits_130_and_keeps_the_cache(tiny_train: list[str], tmp_path: Path) -> None:
     photos, cache = tmp_path / "photos", tmp_path / "cache"
     for name in ("bars", "dots"):
         (photos / name).mkdir(parents=True)
@@ -921,22 +922,21 @@ def test_ctrl_c_exits_130_and_keeps_what_is_computed(tiny_train: list[str], tmp_
     os.close(stderr)
     shown = _read_until(terminal, rb" [1-9][0-9]* of 2000, .* images/s, .* left")
     process.send_signal(signal.SIGINT)
-    shown += _read_until(terminal, rb"--resume\r?\n")
+    shown += _read_until(terminal, rb"interrupted.*--resume.*\n")
     out, _ = process.communicate(timeout=60)
     # Python may also end by the signal itself, which a shell shows as 130 as well
     assert process.returncode in (130, -signal.SIGINT), shown.decode()
     assert out == ""
     assert b"reading: " in shown
-    assert (
-        re.split(rb"[\r\n]+", shown.rstrip())[-1]
-        == b"interrupted; a training that has begun goes on with --resume"
-    )
+    last = re.split(rb"[\r\n]+", shown.rstrip())[-1]
+    assert last.startswith(b"interrupted; ")
+    assert b"--resume" in last
     assert b"Traceback" not in shown
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "cache"}
     assert measure_cache(str(cache)).n_bytes > 0
 
 
-def test_a_second_run_takes_features_from_the_cache(
+def test_second_run_reads_features_from_the_cache(
     drawn_images: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     train = ["train", drawn_images, *tiny_train, "--quiet", "--cache-dir", "cache"]
@@ -964,7 +964,7 @@ def test_a_second_run_takes_features_from_the_cache(
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_only_a_training_is_said_to_go_on(
+def test_interrupt_mentions_resume_only_for_training(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(argv: list[str]) -> None:
@@ -975,9 +975,7 @@ def test_only_a_training_is_said_to_go_on(
     assert ("--resume" in capsys.readouterr().err) == (command == "train")
 
 
-def test_what_a_model_has_not_seen_may_lack_the_positive_class(
-    two_class_run: Path, tmp_path: Path, shell: Shell
-) -> None:
+def test_unseen_images_may_lack_the_positive_class(two_class_run: Path, tmp_path: Path, shell: Shell) -> None:
     learned = json.loads((two_class_run / "split.json").read_text())["train"]
     source = Path(json.loads((two_class_run / "config.json").read_text())["source"])
     photos = draw_folder(tmp_path / "photos", {"bars": 6}, first_seed=900)
@@ -990,20 +988,20 @@ def test_what_a_model_has_not_seen_may_lack_the_positive_class(
     assert found.json["unseen"]["n"] == 6
 
 
-def test_predict_says_what_became_of_the_photographs(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+def test_predict_prints_a_summary(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 2}, first_seed=700)
     (photos / "bars/broken.jpg").write_bytes(b"")
-    said = shell("predict", tiny_run, photos, "--out", "p.csv", "--min-confidence", "0.5").out
+    printed = shell("predict", tiny_run, photos, "--out", "p.csv", "--min-confidence", "0.5").out
     rows = read_rows("p.csv")
-    n_unsure = sum(row["status"] == "ok" and row["answered"] == "false" for row in rows)
-    assert said.startswith("wrote p.csv: 6 images; ")
-    assert f"; 1 without a prediction; {n_unsure} not answered" in said
-    for label in {row["label"] for row in rows} - {""}:
-        assert f"{label} {sum(row['label'] == label for row in rows)}" in said
+    n_abstained = sum(row["status"] == "ok" and row["abstained"] == "true" for row in rows)
+    for words in ("p.csv", "6 images", "1 unreadable", f"{n_abstained} abstained"):
+        assert words in printed
+    for name in {row["prediction"] for row in rows} - {""}:
+        assert f"{name} {sum(row['prediction'] == name for row in rows)}" in printed
 
 
 @pytest.mark.parametrize("command", ["train", "crossval"])
-def test_a_run_that_is_done_needs_no_resuming(
+def test_resume_of_a_finished_run_does_nothing(
     command: str, drawn_classes: Path, tiny_settings: list[str], shell: Shell
 ) -> None:
     words = [
@@ -1021,28 +1019,25 @@ def test_a_run_that_is_done_needs_no_resuming(
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for free in ([], ["--cache-gb", "3"]):  # decides nothing
         again = shell(*words, *free, "--resume")
-        assert (again.status, again.out) == (0, "run is finished: nothing is left to resume\n")
+        assert again.status == 0
+        assert again.out.startswith("run is finished")
     assert shell(*words, "--resume", "--json").json == json.loads(Path("run/metrics.json").read_text())
     other = shell(*words, "--resume", "--seed", "5")
     assert other.status == 1
-    assert other.err == (
-        "error: run is finished, and had other settings: seed was 0, is 5; choose another --out, or "
-        "replace it with --force instead of --resume\n"
-    )
+    assert re.match(r"error: run .*\bseed\b.* 0\b.* 5\b.*--force", other.err)
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
-def test_a_probe_has_no_use_for_a_budget_and_tells_both_figures(
+def test_linear_probe_ignores_time_budget_and_val_frac(
     drawn_classes: Path, tiny_settings: list[str], shell: Shell
 ) -> None:
     words = ["train", str(drawn_classes), "--out", "run", "--finetune", "none", *tiny_settings]
     done = shell(*words, "--time-budget", "5m", "--val-frac", "0.3")
-    for said in ("--time-budget 5m", "--val-frac 0.3"):
-        assert f"note: {said} does not count: a probe has no use for it" in done.err
+    for setting in ("--time-budget", "--val-frac"):
+        assert re.search(rf"note: .*{setting}\b.*probe|note: .*{setting}\b.*--finetune none", done.err)
     oof = json.loads(Path("run/metrics.json").read_text())["oof"]
-    value = f"{oof['accuracy']['value']:.3f}"
-    assert f"out of fold, {oof['n']} images learned from: accuracy {value}" in done.out
+    assert re.search(rf"out of fold.*{oof['accuracy']['value']:.3f}", done.out)
 
 
-def test_a_scan_says_that_nothing_is_wrong(drawn_images: Path, shell: Shell) -> None:
-    assert shell("scan", drawn_images).out.endswith("nothing wrong was found with the files\n")
+def test_scan_without_problems(drawn_images: Path, shell: Shell) -> None:
+    assert re.search(r"^No problems", shell("scan", drawn_images).out, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The report as a user makes it: with a run, on its own, in a browser, and back into training."""
+"""Tests of the report as users see it: on the command line, in a browser, and back into training."""
 
 import base64
 import csv
@@ -18,10 +18,10 @@ from PIL import Image
 import pixelplay
 from conftest import draw_folder
 from pixelplay.cli.main import main
-from pixelplay.outputs.report import images as pictures
+from pixelplay.outputs.report import images as report_images
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; install Debian's chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def tiny(tiny_settings: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shown(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with wrong labels, mistakes and hostile names; its report lies in it."""
+    """A run with a report that has wrong labels, errors and hostile names."""
     root = tmp_path_factory.mktemp("shown")
     draw_folder(root / "photos", {"bars": 24, "dots": 15, "rings": 12})
     (root / "photos/rings").rename(root / "photos/<img src=x onerror=alert(1)>")
@@ -43,7 +43,7 @@ def shown(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_training_ends_with_the_path_of_its_report(
+def test_train_prints_the_path_of_its_report(
     drawn_classes: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(drawn_classes.parent)
@@ -52,7 +52,7 @@ def test_training_ends_with_the_path_of_its_report(
     assert capsys.readouterr().out.rstrip().endswith("report: run/report.html")
     config = json.loads(Path("run/config.json").read_text())
     assert config["command"] == "pixelplay " + " ".join(words)
-    shown = re.sub(r"/\S+/", "", config["command"])  # where the weights lie is told nobody
+    shown = re.sub(r"/\S+/", "", config["command"])  # no local paths
     assert f"<code>{shown}</code>" in Path("run/report.html").read_text()
     assert main([*words, "--force", "--no-report"]) == 0
     assert "report" not in capsys.readouterr().out
@@ -64,19 +64,19 @@ def test_training_ends_with_the_path_of_its_report(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "status"), [(OSError(28, "No space left on device"), 0), (KeyboardInterrupt(), 130)]
+    ("error", "status"), [(OSError(28, "No space left on device"), 0), (KeyboardInterrupt(), 130)]
 )
-def test_trouble_with_the_report_is_no_failure_of_the_run(
+def test_failed_report_does_not_fail_the_run(
     drawn_images: Path,
     tiny: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    trouble: BaseException,
+    error: BaseException,
     status: int,
 ) -> None:
     def fail(*args: object) -> None:
-        raise trouble
+        raise error
 
     monkeypatch.setattr("pixelplay.outputs.report.build.write_page", fail)
     loud = [word for word in tiny if word != "--quiet"]
@@ -86,12 +86,12 @@ def test_trouble_with_the_report_is_no_failure_of_the_run(
     assert (tmp_path / "run/metrics.json").exists()
 
 
-def test_a_cross_validation_and_a_tuned_run_have_reports(
+def test_crossval_and_fine_tuned_runs_have_reports(
     drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     folds = ["crossval", str(drawn_images), "--out", str(tmp_path / "folds"), "--n-folds", "3"]
     assert main([*folds, "--finetune", "none", *tiny]) == 0
-    assert "Cross-validation in 3 folds" in (tmp_path / "folds/report.html").read_text()
+    assert "3-fold cross-validation" in (tmp_path / "folds/report.html").read_text()
     tuned = ["train", str(drawn_images), "--out", str(tmp_path / "tuned"), "--finetune", "partial"]
     assert main([*tuned, "--epochs", "2", *tiny]) == 0
     assert "Loss by epoch" in (tmp_path / "tuned/report.html").read_text()
@@ -112,25 +112,25 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, shown: Path) -> Iterator[Any]:
-    """The report, opened; whatever it says on the console or asks of a network is an error."""
+    """The opened report; console messages, dialogs and network requests are errors."""
     context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
-    page, complaints = context.new_page(), []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page, problems = context.new_page(), []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: problems.append(dialog.message))
     page.on(
         "request",
-        lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else complaints.append(r.url),
+        lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(r.url),
     )
     page.goto((shown / "run/report.html").as_uri())
     yield page
     context.close()
-    assert complaints == []
+    assert problems == []
 
 
 @needs_browser
-def test_the_table_of_classes_sorts(page: Any) -> None:
-    heading = page.locator("table.sortable th", has_text="measured")
+def test_per_class_table_sorts(page: Any) -> None:
+    heading = page.locator("table.sortable th", has_text="evaluated")
     cells = page.locator("table.sortable tbody tr td:nth-child(3)")
     heading.locator("button").click()
     values = [int(text) for text in cells.all_inner_texts()]
@@ -142,7 +142,7 @@ def test_the_table_of_classes_sorts(page: Any) -> None:
 
 
 @needs_browser
-def test_a_cell_of_the_matrix_opens_its_photographs(page: Any, shown: Path) -> None:
+def test_confusion_matrix_cell_shows_its_images(page: Any, shown: Path) -> None:
     button = page.locator("table.matrix td.right button").first
     button.click()
     cell = page.locator("#cell")
@@ -155,8 +155,8 @@ def test_a_cell_of_the_matrix_opens_its_photographs(page: Any, shown: Path) -> N
 
 
 @needs_browser
-def test_a_class_is_only_taken_once_it_is_chosen(page: Any) -> None:
-    item = page.locator("li[data-suspect]").first
+def test_other_class_needs_a_choice(page: Any) -> None:
+    item = page.locator("li[data-issue]").first
     item.locator("input[value=other]").check()
     assert page.locator("#save").is_disabled()
     item.locator("select").select_option("0")
@@ -164,39 +164,39 @@ def test_a_class_is_only_taken_once_it_is_chosen(page: Any) -> None:
 
 
 @needs_browser
-def test_marks_outlive_the_page_until_they_are_taken_back(page: Any) -> None:
-    items, saved = page.locator("li[data-suspect]"), page.locator("#saved")
-    items.nth(0).locator("input[value=out]").check()
+def test_reviews_survive_a_reload_until_undone(page: Any) -> None:
+    items, saved = page.locator("li[data-issue]"), page.locator("#saved")
+    items.nth(0).locator("input[value=exclude]").check()
     items.nth(1).locator("select").select_option("1")
     page.reload()
-    assert items.nth(0).locator("input[value=out]").is_checked()
+    assert items.nth(0).locator("input[value=exclude]").is_checked()
     assert items.nth(1).locator("input[value=other]").is_checked()
     assert items.nth(1).locator("select").input_value() == "1"
-    assert saved.inner_text() == "2 marked, not saved yet"
+    assert saved.inner_text() == "2 reviewed, not saved"
     with page.expect_download():
         page.locator("#save").click()
     page.reload()
-    assert saved.inner_text() == "2 marked, saved"
+    assert saved.inner_text() == "2 reviewed, saved"
     items.nth(0).locator("button.undo").click()
     page.reload()
     assert items.nth(0).locator("input:checked").count() == 0
     assert not items.nth(0).locator("button.undo").is_visible()
-    assert saved.inner_text() == "1 marked, not saved yet"
+    assert saved.inner_text() == "1 reviewed, not saved"
 
 
 @needs_browser
-@pytest.mark.parametrize("kept", ['{"marks": [[99, "x]", 3]]}', "[", "7"])
-def test_what_others_left_in_the_browser_does_no_harm(page: Any, kept: str) -> None:
-    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+@pytest.mark.parametrize("kept", ['{"choices": [[99, "x]", 3]]}', "[", "7"])
+def test_invalid_stored_reviews_are_ignored(page: Any, kept: str) -> None:
+    page.locator("li[data-issue]").first.locator("input[value=exclude]").check()
     page.evaluate("kept => localStorage.setItem(Object.keys(localStorage)[0], kept)", kept)
     page.reload()
     assert page.locator("#save").is_disabled()
-    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+    page.locator("li[data-issue]").first.locator("input[value=exclude]").check()
     assert page.locator("#save").is_enabled()
 
 
 @needs_browser
-def test_pictures_are_pictures(page: Any) -> None:
+def test_all_images_load(page: Any) -> None:
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 5
     assert min(widths) > 0
@@ -204,7 +204,7 @@ def test_pictures_are_pictures(page: Any) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_need_not_scroll_sideways(browser: Any, shown: Path, scheme: str) -> None:
+def test_phone_does_not_scroll_sideways(browser: Any, shown: Path, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
     page = context.new_page()
     page.goto((shown / "run/report.html").as_uri())
@@ -214,7 +214,7 @@ def test_a_phone_need_not_scroll_sideways(browser: Any, shown: Path, scheme: str
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_keeps_readers_with_other_needs_out(browser: Any, shown: Path, scheme: str) -> None:
+def test_report_is_accessible(browser: Any, shown: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     context = browser.new_context(color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
@@ -232,14 +232,16 @@ def read(path: Path) -> TextIO:
 
 
 @needs_browser
-def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[str], tmp_path: Path) -> None:
-    items = page.locator("li[data-suspect]")
+def test_saved_corrections_are_used_by_relabel(
+    page: Any, shown: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    items = page.locator("li[data-issue]")
     assert items.count() >= 6
     save = page.locator("#save")
     assert save.is_disabled()
-    items.nth(0).locator("input[value=right]").check()
-    items.nth(1).locator("input[value=proposed]").check()
-    items.nth(2).locator("input[value=out]").check()
+    items.nth(0).locator("input[value=keep]").check()
+    items.nth(1).locator("input[value=suggested]").check()
+    items.nth(2).locator("input[value=exclude]").check()
     items.nth(3).locator("select").select_option("1")
     assert items.nth(3).locator("input[value=other]").is_checked()
     with page.expect_download() as download:
@@ -251,19 +253,27 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
     assert any("\n" in row["path"] for row in label_issues[:4])
     expected = [
         [label_issues[0]["path"], label_issues[0]["label"]],
-        [label_issues[1]["path"], label_issues[1]["proposed"]],
+        [label_issues[1]["path"], label_issues[1]["suggested"]],
         [label_issues[2]["path"], ""],
         [label_issues[3]["path"], "bars"],
     ]
     assert rows[0] == ["path", "label"]
     assert rows[1:] == expected
-    words = ["train", str(shown / "photos"), "--out", str(tmp_path / "mended"), "--finetune", "none", *tiny]
+    words = [
+        "train",
+        str(shown / "photos"),
+        "--out",
+        str(tmp_path / "corrected"),
+        "--finetune",
+        "none",
+        *tiny,
+    ]
     assert main([*words, "--relabel", str(file), "--no-report"]) == 0
-    found = json.loads((tmp_path / "mended/metrics.json").read_text())["data"]["corrections"]
-    words = ["report", str(tmp_path / "mended"), "--out", str(tmp_path / "again.html"), "--quiet"]
+    found = json.loads((tmp_path / "corrected/metrics.json").read_text())["data"]["corrections"]
+    words = ["report", str(tmp_path / "corrected"), "--out", str(tmp_path / "again.html"), "--quiet"]
     assert main(words) == 0
     page.goto((tmp_path / "again.html").as_uri())
-    page.locator("li[data-suspect]").first.locator("input[value=out]").check()
+    page.locator("li[data-issue]").first.locator("input[value=exclude]").check()
     with page.expect_download() as download:
         page.locator("#save").click()
     download.value.save_as(file)
@@ -271,38 +281,38 @@ def test_corrections_go_back_into_training(page: Any, shown: Path, tiny: list[st
         second = {row["path"]: row["label"] for row in csv.DictReader(lines)}
     assert {path: second[path] for path, _ in expected[1:3]} == dict(
         expected[1:3]
-    )  # what was mended before stays
+    )  # earlier corrections stay
     changed = {each["path"]: each["corrected"] or "" for each in found}
     assert changed == {path.removeprefix("./"): label for path, label in expected}
-    with read(tmp_path / "mended/label_issues.csv") as lines:
-        left = {row["path"] for row in csv.DictReader(lines)}
-    assert not left & {path for path, _ in expected}  # a label that somebody has confirmed is no suspect
+    with read(tmp_path / "corrected/label_issues.csv") as lines:
+        remaining = {row["path"] for row in csv.DictReader(lines)}
+    assert not remaining & {path for path, _ in expected}  # reviewed labels are not reported again
 
 
 # Progress
 
 
-def test_programs_get_progress_as_json(
+def test_json_progress_reports_each_stage(
     drawn_images: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loud = [word for word in tiny if word != "--quiet"]
     words = ["train", str(drawn_images), "--out", str(tmp_path / "run"), "--finetune", "none", *loud]
     assert main([*words, "--json-progress"]) == 0
-    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    reading = [each for each in said if each.get("progress") == "reading"]
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    reading = [each for each in events if each.get("progress") == "reading"]
     assert (reading[0]["n"], reading[-1]["n"], reading[-1]["total"]) == (0, 48, 48)
     assert reading[-1]["left_s"] == 0
-    assert {"reading", "fitting", "drawing"} <= {each.get("progress") for each in said}
-    assert all({"progress", "note", "said"} & set(each) for each in said)
+    assert {"reading", "linear probe", "drawing"} <= {each.get("progress") for each in events}
+    assert all({"progress", "note", "said"} & set(each) for each in events)
     assert main([*words, "--json-progress", "--quiet", "--force"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_suspects_are_shown_larger_than_others(
+def test_label_issues_are_shown_enlarged(
     shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "SMALL_PX", 24)
-    monkeypatch.setattr(pictures, "LARGE_PX", 56)
+    monkeypatch.setattr(report_images, "SMALL_PX", 24)
+    monkeypatch.setattr(report_images, "LARGE_PX", 56)
     page = Path(pixelplay.report(shown / "run", out=tmp_path / "page.html")).read_text(encoding="utf-8")
     for size, width in (("enlarged", 56), ("small", 24)):
         found = re.findall(rf'<img class="{size}" src="data:image/jpeg;base64,([^"]+)"', page)

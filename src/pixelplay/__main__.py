@@ -1,4 +1,4 @@
-"""`python -m pixelplay` is the command `pixelplay`."""
+"""Run `python -m pixelplay` like the command `pixelplay`."""
 
 import sys
 

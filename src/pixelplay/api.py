@@ -1,7 +1,8 @@
 """The public functions: train, cross_validate, evaluate, predict, explain (scan: dataset_scan.py)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from pixelplay.config import (
@@ -23,31 +24,31 @@ from pixelplay.data.sources import (
 )
 from pixelplay.data.tables import read_table
 from pixelplay.evaluation.selective import check_precision_arguments, find_positive
-from pixelplay.inference.explain import Explainer, explain_all
+from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import (
     EnsemblePredictor,
-    Predictions,
     Predictor,
     collect_predictions,
     join_predictions,
 )
 from pixelplay.inference.uncertainty import Uncertainty
 from pixelplay.model.bundle import read_bundle, write_bundle
-from pixelplay.outputs.crossval_report import CrossvalReport, make_crossval_report, write_crossval_records
+from pixelplay.outputs.crossval_report import make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
-    choose_scored,
     compare_runs,
     evaluate_held_out,
     evaluate_predictions,
     evaluate_test,
-    labels_among,
-    write_judged,
+    labels_in,
+    select_scored,
+    write_evaluated,
 )
-from pixelplay.outputs.explanations import new_explanations_dir, write_explanations
-from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, write_predictions
+from pixelplay.outputs.explanations import ExplainedImage, new_explanations_dir, write_explanations
+from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, open_predictions_table
+from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
-from pixelplay.outputs.train_report import TrainReport, make_train_report, write_train_records
+from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog
 from pixelplay.training.cross_validation import (
     average_folds,
@@ -79,7 +80,7 @@ def train(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
-) -> TrainReport:
+) -> RunReport:
     """Train one classifier: labelled images in, model bundle and honest metrics out.
 
     Args:
@@ -126,7 +127,7 @@ def cross_validate(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
-) -> CrossvalReport:
+) -> RunReport:
     """Train a classifier without each of `config.n_folds` folds in turn, and measure every image once.
 
     The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
@@ -212,11 +213,11 @@ def evaluate(
     if out is not None:
         check_new_file(os.fspath(out), force=force)
     dataset = log_assumptions(scan_source(os.fspath(source), data), log)
-    dataset, scored_split = choose_scored(dataset, split, log)
+    dataset, scored_split = select_scored(dataset, split, log)
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive(labels_among(predictor.classes, dataset), predictor.classes, positive, at_precision)
+        find_positive(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, dataset, log)
     report = evaluate_predictions(
         predictions,
@@ -228,7 +229,7 @@ def evaluate(
         positive=positive,
     )
     if out is not None:
-        write_judged(predictions, dataset, predictor.bundle, os.fspath(out))
+        write_evaluated(predictions, dataset, predictor.bundle, os.fspath(out))
     if against is None or other is None:
         return report
     answers = predictions, collect_predictions(other, dataset, log)
@@ -290,24 +291,23 @@ def predict(
     careful = Uncertainty(uncertainty, predictor.held_out)
     for note in careful.notes:
         log.note(note)
-    summary = PredictionSummary()
-
-    def watch() -> Iterator[Predictions]:
+    summary, chunks = PredictionSummary(), []
+    new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
+    with new_table as table, log.progress("predicting", n_images) as bar:
         for dataset in datasets:
-            for chunk in predictor.predict_stream(dataset):
+            for predictions in predictor.predict_stream(dataset):
+                chunk = careful.apply(predictions)
                 bar.update(len(chunk))
-                answered = careful.apply(chunk)
-                summary.add(answered)
-                yield answered
-
-    with log.progress("predicting", n_images) as bar:
-        if sample is None:
-            write_predictions(watch(), predictor.classes, out)
-        else:
-            predictions = join_predictions(list(watch()), predictor.classes)
-            for note in write_submission(predictions, sample, out, probability_of=probability_of):
-                log.note(note)
-    summary.say_what_is_missing(out if sample is None else None, log)
+                summary.add(chunk)
+                if table is not None:
+                    table.write(chunk)
+                else:
+                    chunks.append(chunk)
+    if sample is not None:
+        whole = join_predictions(chunks, predictor.classes)
+        for note in write_submission(whole, sample, out, probability_of=probability_of):
+            log.note(note)
+    summary.log_unreadable(out if sample is None else None, log)
     return summary
 
 
@@ -316,7 +316,7 @@ def explain(
     images: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
-    label: str | None = None,
+    class_name: str | None = None,
     method: CamName | None = None,
     path_column: str | None = None,
     images_dir: str | None = None,
@@ -324,7 +324,7 @@ def explain(
     ensemble_with: StrPath | Sequence[StrPath] = (),
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
-) -> int:
+) -> list[ExplainedImage]:
     """Show where in images a classifier sees a class: overlays, raw maps, contact sheets and a table.
 
     Returns:
@@ -333,7 +333,7 @@ def explain(
     Args:
         images: folders, tables, zip archives and files, or one of these.
         out: folder to write; it appears once everything in it is there.
-        label: the class to explain (default: of each image the one that the model decides for).
+        class_name: the class to explain (default: of each image the one that the model decides for).
         method: how gradients become a map (default: the most faithful as measured).
         path_column, images_dir: of tables, as for `predict`.
         is_forced: replace a folder of explanations.
@@ -350,7 +350,4 @@ def explain(
         datasets = list_all_images(images, data, log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
-        if label is not None:
-            explainer.check_label(label)
-        explained = explain_all(explainer, datasets, label)
-        return write_explanations(explained, sum(map(len, datasets)), folder, log)
+        return write_explanations(explainer, datasets, class_name, folder, log)

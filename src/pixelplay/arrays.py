@@ -1,4 +1,4 @@
-"""NumPy array types used in signatures; the comment or docstring beside them gives the shape."""
+"""NumPy array types for signatures; the comment or docstring beside them gives the shape."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,26 +1,56 @@
-"""A folder that is whole or not there: the new one takes the place of the old one."""
+"""Write a file or a folder completely or not at all."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
-OLD = "-old"  # what is being replaced waits under the new one's temporary name and this
+OLD = "-old"  # suffix of the folder being replaced, after the temporary name of the new one
 
 
-def bring_back(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
-    """Give the old folder its place back where a kill came between the two renames."""
-    if not os.path.lexists(target) and os.path.isdir(temporary + OLD) and is_ours(temporary + OLD):
-        os.replace(temporary + OLD, target)
+@contextmanager
+def atomic_write(path: str, *, suffix: str = ".tmp", keep_partial: bool = False) -> Iterator[str]:
+    """Yield a temporary name to write to; rename that file when the block ends.
+
+    Args:
+        path: file to create or replace.
+        suffix: of the temporary name.
+        keep_partial: keep what was written when the block raises, instead of removing it.
+    """
+    temporary = f"{path}{suffix}"
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        if not keep_partial:
+            with suppress(OSError):
+                os.remove(temporary)
+        raise
+
+
+def write_bytes(data: bytes, path: str) -> None:
+    """Write a file atomically."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+def write_json(content: Mapping[str, Any], path: str) -> None:
+    """Write indented JSON atomically; NaN and infinity are errors."""
+    write_bytes(f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode(), path)
 
 
 def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
-    """Rename the new folder; the old one is kept until the new one stands in its place.
+    """Rename a finished folder to `target`; a folder of that name is kept until the new one is there.
 
     Args:
-        is_ours: whether a folder, such as a killed process may have left, can be removed without loss.
+        is_ours: tells whether a leftover of a killed process can be removed without loss.
     """
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync(os.path.join(folder, name))
     old = temporary + OLD
     if os.path.isdir(old) and is_ours(old):
         shutil.rmtree(old)
@@ -35,19 +65,16 @@ def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_bytes(data: bytes, path: str) -> None:
-    """Write under a temporary name, then rename: whatever stops the machine, it is whole or not there."""
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # else the name could reach the disk before the content
-    os.replace(f"{path}.tmp", path)
+def bring_back(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
+    """Restore the replaced folder if the process was killed between the two renames."""
+    if not os.path.lexists(target) and os.path.isdir(temporary + OLD) and is_ours(temporary + OLD):
+        os.replace(temporary + OLD, target)
 
 
-def write_json(content: Mapping[str, Any], path: str) -> None:
-    """Write JSON under a temporary name, then rename."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-    os.replace(temporary, path)
+def _sync(path: str) -> None:
+    """Flush a file to the disk; otherwise its new name can reach the disk before its content."""
+    file = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes only writable files
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,6 +1,6 @@
-"""scan(): what is in a data set and what is wrong with it.
+"""Scan a dataset: what is in it and what is wrong with it.
 
-It stands apart from `api.py` because it needs no network: a plain scan starts without importing PyTorch.
+It is separate from `api.py` because it needs no network: a plain scan starts without importing PyTorch.
 """
 
 import os
@@ -13,12 +13,10 @@ from pixelplay.data.sources import log_assumptions, scan_source
 from pixelplay.errors import ConfigError
 from pixelplay.run_log import RunLog
 
-NEAR_DUPLICATE_BACKBONE = "lite0"  # offline, and quick enough on any machine
-
 
 def scan(
-    source: StrPath,
-    data: DataConfig | None = None,
+    data: StrPath,
+    reading: DataConfig | None = None,
     *,
     classes: str | None = None,
     names_only: bool = False,
@@ -28,24 +26,24 @@ def scan(
     """Summarise labelled images and list problems; nothing is changed.
 
     Args:
-        source: folder of class folders, table or zip archive.
-        data: how paths, labels, splits and groups are read.
-        classes: file of the classes that the test split expects.
-        names_only: open only files that may be duplicates, and decode none.
-        near_duplicates: also find resized, cropped, mirrored and otherwise altered duplicates. This runs
-            the embedded backbone on every image; the features are cached for the next scan and for training.
+        data: folder of class folders, table or zip archive.
+        reading: where paths, labels, splits and groups come from.
+        classes: file with the classes expected in the test data.
+        names_only: decode no images, and open only files that may be exact duplicates.
+        near_duplicates: also search for resized, cropped, mirrored and otherwise edited duplicates. This
+            runs the embedded backbone on every image; the features are cached for scans and training.
 
     Returns:
-        The images, and what was found.
+        The images, and the problems found.
 
     Raises:
-        DataError: nothing there, or no labelled image.
-        ConfigError: `names_only` with `near_duplicates`, which need pixels.
+        DataError: `data` does not exist or has no labelled image.
+        ConfigError: `names_only` with `near_duplicates`, which needs pixels.
     """
     if names_only and near_duplicates:
-        raise ConfigError("near-duplicates need pixels; use --names-only or --near-duplicates, not both")
+        raise ConfigError("--near-duplicates needs pixels, which --names-only does not read; use one of them")
     log = log or RunLog()
-    dataset = log_assumptions(scan_source(os.fspath(source), data, classes), log)
+    dataset = log_assumptions(scan_source(os.fspath(data), reading, classes), log)
     with log.progress("reading", len(dataset)) as bar:
         audit = audit_images(dataset, is_decoded=not names_only, on_progress=bar.update)
     if near_duplicates:
@@ -60,7 +58,7 @@ def _find_near_duplicates(dataset: ImageDataset, log: RunLog) -> Duplicates:
     from pixelplay.model.features import extract_features, find_near_duplicates
 
     config = TrainConfig(finetune="none", near_duplicates=True)
-    backbone = load_backbone(NEAR_DUPLICATE_BACKBONE, None, offline=True)
+    backbone = load_backbone("lite0", None, offline=True)  # needs no download, fast on any machine
     features = extract_features(dataset, backbone, config, find_device(config.compute), log)
     pairs = find_near_duplicates(dataset, features, None, log)
     digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]

@@ -1,14 +1,13 @@
-"""What can go wrong, in one tree.
+"""Exceptions, in one tree.
 
 PixelPlayError            caught by the CLI: prints "error: …", exits 1
-├── ConfigError           (ValueError) setting unknown, out of range, contradictory
-├── DataError             (ValueError) data cannot be used as given
-│   └── ImageError        one image cannot be used; carries its status
-├── BundleError           (RuntimeError) model missing, damaged, or from another version
+├── ConfigError           (ValueError) unknown, out-of-range or contradictory setting
+├── DataError             (ValueError) unusable data
+│   └── ImageError        one unusable image, with its status
+├── BundleError           (RuntimeError) missing, damaged or incompatible model
 └── MissingExtraError     (ImportError) names the extra to install
 
-A message says what is wrong with the value and the place, then the limit, then what to do,
-in one sentence.
+A message says in one sentence what is wrong, with the value and the place, the limit, and what to do.
 """
 
 from typing import Literal
@@ -17,24 +16,24 @@ ImageStatus = Literal["ok", "missing", "unreadable", "too_large", "unsupported"]
 
 
 class PixelPlayError(Exception):
-    """Anything that the user can mend; the message says how."""
+    """An error that the user can fix; the message says how."""
 
 
 class ConfigError(PixelPlayError, ValueError):
-    """A setting is unknown, out of range, or contradicts another."""
+    """A setting is unknown, out of range or contradicts another one."""
 
 
 class DataError(PixelPlayError, ValueError):
-    """The data cannot be used as given."""
+    """The data cannot be used."""
 
 
 class ImageError(DataError):
     """One image cannot be used.
 
     Attributes:
-        path: the image, as the user named it.
-        status: what becomes of its row: "missing", "unreadable", "too_large" or "unsupported".
-        reason: one clause that says why, without the path.
+        path: the image, as named by the user.
+        status: status of its row in tables: "missing", "unreadable", "too_large" or "unsupported".
+        reason: the reason in one clause, without the path.
     """
 
     def __init__(self, path: str, status: ImageStatus, reason: str) -> None:
@@ -44,12 +43,12 @@ class ImageError(DataError):
         self.reason = reason
 
     def detached(self) -> "ImageError":
-        """The same error without its traceback, which would keep the file's bytes in memory."""
+        """Copy this error without its traceback, which would keep the file's bytes in memory."""
         return ImageError(self.path, self.status, self.reason)
 
 
 class BundleError(PixelPlayError, RuntimeError):
-    """A model bundle or a weights file is missing, damaged, or from another version."""
+    """A model bundle or a weights file is missing, damaged or incompatible."""
 
 
 class MissingExtraError(PixelPlayError, ImportError):

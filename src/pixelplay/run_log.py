@@ -1,225 +1,222 @@
-"""What the user is told while it runs: notes, said once and kept, and progress on stderr.
+"""Run log: notes that go into the records of a run, and progress on stderr.
 
-A reader of stderr that has gone away stops neither.
+A closed stderr stops neither.
 """
 
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from pixelplay.text import printable
 
-typed: ContextVar[Sequence[str]] = ContextVar(
-    "typed", default=()
-)  # words behind `pixelplay`, if it was typed
-SECONDS_BETWEEN_OBJECTS = 0.5  # for programs
-SECONDS_BETWEEN_LINES = 60.0  # where stderr is a file: a log is no place for a moving bar
-
-
-class Progress(Protocol):
-    """Counts what is done."""
-
-    def update(self, n: int = 1) -> object:
-        """Count n more units."""
-
-    def expect(self, total: int) -> object:
-        """Let there be so many units in all, other than was thought at first."""
+JSON_INTERVAL_S = 0.5
+LINE_INTERVAL_S = 60.0  # a log file needs no moving bar
 
 
 class RunLog:
-    """Collects what was skipped, repaired, assumed or downgraded, and shows it on stderr.
+    """Collect notes on what was skipped, repaired, assumed or ignored, and show them on stderr.
 
     Args:
-        quiet: say nothing; notes are kept all the same.
-        is_json: say everything as JSON, an object a line, for programs.
+        quiet: print nothing; notes are collected all the same.
+        is_json: print JSON for programs, one object per line.
 
     Attributes:
-        started: when it was made, on the monotonic clock; a time budget counts from there.
-        notes: every note in the order it was made; the run's records keep them.
-        command: what the user typed; None where Python was used.
+        notes: every note, in order; the records of a run store them.
     """
 
     def __init__(self, *, quiet: bool = False, is_json: bool = False) -> None:
-        self.started = time.monotonic()
         self.notes: list[str] = []
-        self.command = shlex.join(("pixelplay", *typed.get())) if typed.get() else None
         self._quiet = quiet
         self._is_json = is_json and not quiet
-        self._chapter = ""
-        self._bar: Any = None
+        self._prefix = ""
+        self._progress = Progress("", None, "")
 
     def note(self, text: str) -> None:
-        """Say one line on stderr and keep it; a repeated line is said once."""
-        text = f"{self._chapter}{text}"
+        """Record and print one line, prefixed with the current section; a repeated note is dropped."""
+        text = f"{self._prefix}{text}"
         if text in self.notes:
             return
         self.notes.append(text)
         if self._is_json:
-            _say_json({"note": text})
+            _print_json({"note": text})
         else:
             self.tell(f"note: {text}")
 
     def note_for_all(self, text: str) -> None:
-        """Note what is no more about one chapter than about any other."""
-        chapter, self._chapter = self._chapter, ""
+        """Record and print a note that applies to the whole run, without the section as prefix."""
+        prefix, self._prefix = self._prefix, ""
         self.note(text)
-        self._chapter = chapter
+        self._prefix = prefix
 
-    def keep(self, notes: Sequence[str]) -> None:
-        """Take over notes that another process has said."""
+    def replay(self, notes: Sequence[str]) -> None:
+        """Record notes that an earlier process has printed."""
         self.notes += [note for note in notes if note not in self.notes]
 
     def tell(self, text: str) -> None:
-        """Say one line on stderr that nobody needs later."""
+        """Print one line that is not recorded."""
         if self._quiet:
             return
         if self._is_json:
-            _say_json({"said": text})
+            _print_json({"info": text})
             return
-        if self._bar is not None:
-            self._bar.clear()
-        _say(text)
+        self._progress.clear()
+        _print_line(text)
 
     @contextmanager
     def chapter(self, name: str) -> Iterator[None]:
-        """Let every note and every progress say which of several like pieces of work it is about."""
-        before, self._chapter = self._chapter, f"{name}: "
+        """Prefix notes and progress with the name of a section, such as a fold."""
+        before, self._prefix = self._prefix, f"{name}: "
         try:
             yield
         finally:
-            self._chapter = before
+            self._prefix = before
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
-        """Show a bar with speed and remaining time; one line a minute where stderr is a file.
+    def progress(self, what: str, total: int | None, unit: str = "images") -> Iterator["Progress"]:
+        """Show the progress of a task: a bar, or one line per minute where stderr is not a terminal.
 
         Args:
-            what: what is being done, in a word or two.
-            total: units to do; None where that shows only at the end.
-            unit: what is counted, in the plural.
-
-        Yields an object whose `update(n)` counts n more units; `expect(total)` says that there are others
-        in all than was thought.
+            what: the task in one or two words.
+            total: number of units; None where only the end shows it.
+            unit: name of the units, in the plural.
         """
+        kind: type[Progress] = _LineProgress
         if self._quiet:
-            yield _Silence()
-            return
-        what = f"{self._chapter}{what}"
-        start = time.monotonic()
-        if self._is_json:
-            lines = _JsonLines(what, total, unit)
-            yield lines
-            lines.say(is_done=True)
-            return
-        if sys.stderr is not None and sys.stderr.isatty():
-            counter = self._bar = _make_bar(what, total, unit)
-            try:
-                yield counter
-            finally:
-                counter.close()
-                self._bar = None
-        else:
-            counter = _Lines(what, total, unit)
-            yield counter
-        _say(f"{what}: {counter.n:,} {unit} in {_clock(time.monotonic() - start)}")
+            kind = Progress
+        elif self._is_json:
+            kind = _JsonProgress
+        elif sys.stderr is not None and sys.stderr.isatty():
+            kind = _BarProgress
+        before, self._progress = self._progress, kind(f"{self._prefix}{what}", total, unit)
+        try:
+            yield self._progress
+            self._progress.finish()
+        finally:
+            self._progress.clear(close=True)
+            self._progress = before
 
     def follow(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
-        """Go through blocks of units while their progress shows."""
+        """Iterate over blocks of units and show the progress."""
         with self.progress(what, total, unit) as bar:
             for block in blocks:
                 yield block
                 bar.update(len(block))
 
 
-class _Silence:
+class Progress:
+    """Count finished units of a task; this class shows nothing, its subclasses do."""
+
+    def __init__(self, task: str, total: int | None, unit: str) -> None:
+        self.task, self.total, self.unit, self.n = task, total, unit, 0
+        self.start = self.shown = time.monotonic()
+
     def update(self, n: int = 1) -> None:
-        pass
+        """Count n more finished units."""
+        self.n += n
 
     def expect(self, total: int) -> None:
-        pass
+        """Correct the total number of units."""
+        self.total = total
+
+    def clear(self, *, close: bool = False) -> None:
+        """Remove a bar from the terminal, so that a line can be printed; `close` ends it."""
+
+    def finish(self) -> None:
+        """Show the end of the task."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the task ends; None if there is nothing to estimate from."""
+        elapsed = time.monotonic() - self.start
+        return elapsed / self.n * (self.total - self.n) if self.total and self.n else None
 
 
-class _Lines:
-    """Progress in lines that still read well tomorrow: at most one a minute."""
-
-    def __init__(self, what: str, total: int | None, unit: str) -> None:
-        self._what, self._total, self._unit = what, total, unit
-        self._start = self._said = time.monotonic()
-        self.n = 0
+class _LineProgress(Progress):
+    """Print at most one line per minute, and one at the end."""
 
     def update(self, n: int = 1) -> None:
-        self.n += n
+        super().update(n)
         now = time.monotonic()
-        if now - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = now
-            _say(f"{self._what}: {self.n:,} {self._unit}{self._rest(now - self._start)}")
+        if now - self.shown >= LINE_INTERVAL_S:
+            self.shown = now
+            left = self.seconds_left
+            rest = "" if left is None else f" of {self.total:,}, {_format_duration(left)} left"
+            _print_line(f"{self.task}: {self.n:,} {self.unit}{rest}")
 
-    def expect(self, total: int) -> None:
-        self._total = total
-
-    def _rest(self, elapsed: float) -> str:
-        if not self._total or not self.n:
-            return ""
-        return f" of {self._total:,}, {_clock(elapsed / self.n * (self._total - self.n))} left"
+    def finish(self) -> None:
+        self.clear(close=True)
+        duration = _format_duration(time.monotonic() - self.start)
+        _print_line(f"{self.task}: {self.n:,} {self.unit} in {duration}")
 
 
-class _JsonLines:
-    """Progress for programs: at most two lines a second, the first at once and the last at the end."""
+class _BarProgress(_LineProgress):
+    """Show a moving bar on a terminal, and one line at the end."""
 
-    def __init__(self, what: str, total: int | None, unit: str) -> None:
-        self._about: dict[str, Any] = {"progress": what, "unit": unit, "total": total}
-        self._start = time.monotonic()
-        self.n = 0
-        self.say()
+    def __init__(self, task: str, total: int | None, unit: str) -> None:
+        super().__init__(task, total, unit)
+        self._bar = _make_bar(task, total, unit)
 
     def update(self, n: int = 1) -> None:
         self.n += n
-        if time.monotonic() - self._said >= SECONDS_BETWEEN_OBJECTS:
-            self.say()
+        self._bar.update(n)
 
     def expect(self, total: int) -> None:
-        self._about["total"] = total
+        self._bar.total = total
 
-    def say(self, *, is_done: bool = False) -> None:
-        """Say how far it is, how fast, and how long still; the last line says that it is done."""
-        self._said = time.monotonic()
-        elapsed, total = self._said - self._start, self._about["total"]
-        rate = self.n / elapsed if elapsed > 0 else None
-        left = (int(total) - self.n) / rate if total is not None and rate else None
-        _say_json(
+    def clear(self, *, close: bool = False) -> None:
+        if close:
+            self._bar.close()
+        else:
+            self._bar.clear()
+
+
+class _JsonProgress(Progress):
+    """Print at most two JSON objects per second, the first at once and the last at the end."""
+
+    def __init__(self, task: str, total: int | None, unit: str) -> None:
+        super().__init__(task, total, unit)
+        self._print()
+
+    def update(self, n: int = 1) -> None:
+        super().update(n)
+        if time.monotonic() - self.shown >= JSON_INTERVAL_S:
+            self._print()
+
+    def finish(self) -> None:
+        self._print(done=True)
+
+    def _print(self, *, done: bool = False) -> None:
+        self.shown = time.monotonic()
+        elapsed, left = self.shown - self.start, self.seconds_left
+        _print_json(
             {
-                **self._about,
+                "progress": self.task,
+                "unit": self.unit,
+                "total": self.total,
                 "n": self.n,
-                "done": is_done,
+                "done": done,
                 "elapsed_s": round(elapsed, 2),
-                "per_s": None if rate is None else round(rate, 2),
+                "per_s": round(self.n / elapsed, 2) if elapsed > 0 else None,
                 "left_s": None if left is None else round(left, 1),
             }
         )
 
 
-def _make_bar(what: str, total: int | None, unit: str) -> Any:
-    """A moving bar; without a total it only counts, for a speed would tell nothing."""
+def _make_bar(task: str, total: int | None, unit: str) -> Any:
+    """Make a moving bar; without a total it only counts."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]  # untyped
-        def expect(self, total: int) -> None:
-            self.total = total
-
-    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not tell theirs
-    counted = "{desc}: {n_fmt} {unit} in {elapsed}"
+    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not report it
     with_total = (
         "{desc}: {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
     )
-    return Bar(
+    return tqdm(
         total=total,
-        desc=what,
+        desc=task,
         unit=f" {unit}" if total else unit,
         file=sys.stderr,
         dynamic_ncols=has_size,
@@ -227,23 +224,23 @@ def _make_bar(what: str, total: int | None, unit: str) -> Any:
         nrows=None if has_size else 24,
         mininterval=0.2,
         leave=False,
-        bar_format=with_total if total else counted,
+        bar_format=with_total if total else "{desc}: {n_fmt} {unit} in {elapsed}",
     )
 
 
-def _say_json(content: dict[str, Any]) -> None:
-    _say(json.dumps(content))
+def _print_json(content: dict[str, Any]) -> None:
+    _print_line(json.dumps(content))
 
 
-def _say(line: str) -> None:
-    if sys.stderr is None:  # a program without a console; print would take stdout instead
+def _print_line(line: str) -> None:
+    if sys.stderr is None:  # a program without a console; print would use stdout instead
         return
     with suppress(OSError, ValueError):  # ValueError: stderr was closed
         print(printable(line), file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
-    """A duration for people: 7 s, 1:40 min, 2:05 h."""
+def _format_duration(seconds: float) -> str:
+    """Format seconds as 7 s, 1:40 min or 2:05 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,40 +1,41 @@
-"""Rows of text → lines with aligned columns."""
+"""Text for messages and terminals: plurals, lists of names, suggestions, aligned columns."""
 
 import difflib
 import unicodedata
 from collections.abc import Sequence
 
-
-def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned: the first to the left, the others to the right."""
-    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(_pad, row, widths, [True, *[False] * len(row)])).rstrip() for row in cells]
-
-
-def _pad(cell: str, width: int, is_left: bool) -> str:
-    space = " " * (width - _width(cell))
-    return cell + space if is_left else space + cell
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal needs: two for a wide letter, none for an accent of its own."""
-    return sum(
-        0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")
-        for sign in text
-    )
-
-
 SHOWN = 10  # items named in a message before the rest is only counted
 
 
+def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows as lines with aligned columns: the first to the left, the others to the right."""
+    cells = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        padded = [first + " " * (widths[0] - _width(first))]
+        padded += [
+            " " * (width - _width(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    """Count terminal columns: two for a wide character, none for a combining accent."""
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in text
+    )
+
+
 def printable(text: str) -> str:
-    """Text for one line of a terminal: control characters in a name show as escapes."""
-    return "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
+    """Escape control characters, so that a file name cannot break a line or steer a terminal."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
-def _escape(sign: str) -> str:
-    return sign.encode("ascii", "backslashreplace").decode() if sign > "\x7f" else repr(sign)[1:-1]
+def _escape(char: str) -> str:
+    return char.encode("ascii", "backslashreplace").decode() if char > "\x7f" else repr(char)[1:-1]
 
 
 def name_some(items: Sequence[object]) -> str:
@@ -43,19 +44,19 @@ def name_some(items: Sequence[object]) -> str:
 
 
 def name_first(items: Sequence[object], n: int) -> str:
-    """The same, given only the first of n items."""
-    shown = ", ".join(str(item) for item in items)
+    """Name the given items and count the rest of n."""
+    shown = ", ".join(map(str, items))
     rest = n - len(items)
     return shown if rest <= 0 else f"{shown} and {rest} more"
 
 
 def counted(n: int, noun: str) -> str:
-    """A number and its noun: "1 image", "2,624 images"."""
+    """Format a number with its noun: "1 image", "2,624 images"."""
     return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """A share for people: "92.6 %"."""
+    """Format a share as a percentage: "92.6 %"."""
     return f"{100 * share:.{decimals}f} %"
 
 

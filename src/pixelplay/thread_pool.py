@@ -1,4 +1,4 @@
-"""Threads that do jobs, and that an interrupt does not leave waiting for each other."""
+"""A thread pool that survives Ctrl-C, and a map that computes results ahead."""
 
 import _thread
 import atexit
@@ -12,37 +12,43 @@ from typing import Any, Generic, TypeVar
 
 from pixelplay.data.decode import silence_pillow
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+MAX_WORKERS = 16
 
 
-class Job(Generic[Result]):
-    """Work that some thread does or has done."""
+class Future(Generic[Result]):
+    """The result of a call that a thread makes or has made.
 
-    def __init__(self, work: Callable[[], Result]) -> None:
-        self._work = work
+    Like `concurrent.futures.Future`, but without a lock taken in Python code: see `ThreadPool`.
+    """
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._call = call
         self._outcome: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
-    def do(self) -> None:
-        """Do the work; whatever it raises is kept for `result`."""
-        work, outcome = self._work, self._outcome
-        # what is done holds no image, nor does the traceback of an error, which holds this frame
-        del self._work, self
+    def run(self) -> None:
+        """Make the call; keep what it returns or raises for `result`."""
+        call, outcome = self._call, self._outcome
+        # A finished call must not keep its arguments (images) alive, and the traceback of an error holds
+        # this frame.
+        del self._call, self
         try:
-            outcome.put((work(), None))
+            outcome.put((call(), None))
         except BaseException as error:
             outcome.put((None, error))
         finally:
-            del work, outcome
+            del call, outcome
 
-    def fail(self, error: BaseException) -> None:
-        """Let `result` raise this."""
+    def set_exception(self, error: BaseException) -> None:
+        """Let `result` raise this error."""
         self._outcome.put((None, error))
 
     def result(self) -> Result:
-        """Wait for the result, or for what the work has raised; to be called once."""
+        """Wait for the call, then return its result or raise its error; can be called once."""
         value, error = self._outcome.get()
         if error is None:
-            return value  # type: ignore[return-value] # without an error it is there
+            return value  # type: ignore[return-value] # without an error there is a value
         try:
             raise error
         finally:
@@ -50,111 +56,109 @@ class Job(Generic[Result]):
 
 
 class ThreadPool:
-    """At most `n_threads` threads that take jobs in the order in which they are given.
+    """Run calls in at most `n_threads` threads, in the order of submission.
 
-    An executor of `concurrent.futures` keeps its books under locks that are taken in Python code. A Ctrl-C
-    that is noticed between the taking of one and the block that gives it back leaves it taken for good; its
-    threads then wait for it, and the program for its threads (benchmarks/LOG.md). Threads share nothing but
-    `SimpleQueue`s here, which have no such moment; neither has the start of a bare thread.
+    The interface follows `concurrent.futures.ThreadPoolExecutor`. That class and its futures guard their
+    state with locks taken in Python code: a Ctrl-C between taking one and entering the block that releases
+    it leaves the lock taken forever, or released twice, and the program hangs (measured; see
+    benchmarks/DECISIONS.md). Here threads share nothing but `SimpleQueue`s, which have no such moment, and
+    are started bare.
 
     Args:
-        n_threads: started as jobs come.
-        prepare: what each thread does first; where it fails, so do the jobs that the thread takes.
+        n_threads: upper limit; threads start as calls arrive.
+        prepare: called first in each thread; if it raises, so do the calls that this thread takes.
     """
 
     def __init__(self, n_threads: int, prepare: Callable[[], object] | None = None) -> None:
         self._n_threads, self._prepare = n_threads, prepare
         self._n_started = 0
-        self._is_over = False
-        self._members: set[int] = set()
-        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._is_shut_down = False
+        self._thread_ids: set[int] = set()
+        self._queue: SimpleQueue[Future[Any] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> "ThreadPool":
-        atexit.register(self._end)  # a thread at work would be cut off when Python ends
+        atexit.register(self.shutdown)  # otherwise Python would cut off running threads when it exits
         return self
 
     def __exit__(self, *reason: object) -> None:
-        """Wait for the jobs that are begun; the others are forgotten, and never have a result."""
-        atexit.unregister(self._end)
-        self._end()
+        atexit.unregister(self.shutdown)
+        self.shutdown()
 
-    def forget(self) -> None:
-        """Begin no more jobs."""
-        self._is_over = True
-
-    def give(self, work: Callable[[], Result]) -> Job[Result]:
-        """Let a thread do this as soon as one is free."""
-        assert not self._is_over, "nobody would do it"
-        job = Job(work)
-        self._jobs.put(job)
+    def give(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Schedule `function(*args)`."""
+        assert not self._is_shut_down, "the thread pool is shut down"
+        future = Future(partial(function, *args))
+        self._queue.put(future)
         if self._n_started < self._n_threads:
             _thread.start_new_thread(self._serve, ())
-            self._n_started += 1  # an interrupt before leaves a thread that ends, but is not waited for
-        return job
+            self._n_started += 1  # an interrupt before this line leaves a thread that is not waited for
+        return future
 
-    def _end(self) -> None:
-        self.forget()
-        self._jobs.put(None)
-        # Who has not left the crew leaves it to the garbage collector: in whatever thread that runs, one of
-        # the crew's included, and when Python has ended all others.
-        if sys.is_finalizing() or _thread.get_ident() in self._members:
+    def shutdown(self, wait: bool = True) -> None:
+        """Drop the calls that have not started; their futures never get a result.
+
+        Args:
+            wait: return only when the running calls have finished.
+        """
+        self._is_shut_down = True
+        self._queue.put(None)
+        # A pool that was never closed is collected here: in any thread, even one of its own, or after Python
+        # has ended all others. None of them can wait.
+        if not wait or sys.is_finalizing() or _thread.get_ident() in self._thread_ids:
             return
-        for _ in range(self._n_started):
+        n_waited, self._n_started = self._n_started, 0
+        for _ in range(n_waited):
             self._ended.get()
 
     def _serve(self) -> None:
-        self._members.add(_thread.get_ident())
+        self._thread_ids.add(_thread.get_ident())
         failure = None
         try:
             if self._prepare is not None:
                 self._prepare()
         except BaseException as error:
             failure = error
-        while (job := self._jobs.get()) is not None:
+        while (future := self._queue.get()) is not None:
             if failure is not None:
-                job.fail(failure)
-            elif not self._is_over:
-                job.do()
-        self._jobs.put(None)  # for the next thread
+                future.set_exception(failure)
+            elif not self._is_shut_down:
+                future.run()
+        self._queue.put(None)  # stops the next thread
         self._ended.put(None)
 
 
-Item = TypeVar("Item")
-MAX_WORKERS = 16
-
-
 def default_workers() -> int:
-    """One thread a core that this process may use, at most 16."""
+    """Count the CPU cores that this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, cores)
 
 
 def prefetch_map(
-    work: Callable[[Item], Result],
+    function: Callable[[Item], Result],
     items: Iterable[Item],
     *,
     num_workers: int | None = None,
     ahead: int = 64,
     prepare: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
-    """Yield work(item) for each item in order, at most `ahead` of them computed in advance.
+    """Yield function(item) for each item in order, computing at most `ahead` results in advance.
 
     Args:
-        work: runs in threads.
-        items: taken one by one, as places become free; a generator is closed in the end.
-        prepare: what each thread does first.
+        function: runs in threads.
+        items: consumed one by one as results are taken; a generator is closed at the end.
+        prepare: called first in each thread.
     """
-    pending: deque[Job[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with silence_pillow(), ThreadPool(num_workers or default_workers(), prepare) as pool:
         try:
             for item in items:
-                pending.append(pool.give(partial(work, item)))
+                pending.append(pool.give(function, item))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
-            pool.forget()  # closing the items may take long
+            pool.shutdown(wait=False)  # closing the items can take long
             if isinstance(items, Generator):
-                items.close()  # now, and not when the traceback of an error has gone
+                items.close()  # now, not when the traceback of an error is collected

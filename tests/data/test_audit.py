@@ -1,4 +1,4 @@
-"""What audit.py promises: every broken, equal, conflicting, leaking or missing image is named."""
+"""Tests of pixelplay.data.audit."""
 
 import gc
 import weakref
@@ -32,25 +32,25 @@ PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
 
 
 class Bytes(bytearray):
-    """Bytes that a weak reference can watch."""
+    """Bytes that support weak references."""
 
 
 class Watched:
-    """A store that remembers what was read from another."""
+    """Storage that records what is read from another one."""
 
     def __init__(self, storage: ImageStorage) -> None:
-        self._store = storage
+        self._storage = storage
         self.read_paths: list[str] = []
-        self.given_labels: list[weakref.ref[Bytes]] = []
+        self.data_refs: list[weakref.ref[Bytes]] = []
 
     def read(self, path: str) -> bytes:
-        data = Bytes(self._store.read(path))
+        data = Bytes(self._storage.read(path))
         self.read_paths.append(path)
-        self.given_labels.append(weakref.ref(data))
+        self.data_refs.append(weakref.ref(data))
         return data  # type: ignore[return-value]
 
     def size(self, path: str) -> int:
-        return self._store.size(path)
+        return self._storage.size(path)
 
     def shown(self, path: str) -> str:
         return path
@@ -70,7 +70,7 @@ def named(dataset: ImageDataset, sets: tuple[tuple[int, ...], ...]) -> list[set[
 
 @pytest.fixture
 def planted(tmp_path: Path) -> ImageDataset:
-    """Three sets of copies: plain, with two labels, across two parts; a copy without a label; two broken."""
+    """Write duplicates: plain, with two labels, in two splits and without a label; and two empty files."""
     return write(
         tmp_path,
         {
@@ -108,7 +108,7 @@ def check_planted(dataset: ImageDataset, duplicates: Duplicates) -> None:
 
 @pytest.mark.parametrize("is_decoded", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_planted_copies_conflicts_and_leaks_are_found(
+def test_planted_duplicates_conflicts_and_leaks_are_found(
     planted: ImageDataset, is_decoded: bool, num_workers: int
 ) -> None:
     audit = audit_images(planted, is_decoded=is_decoded, num_workers=num_workers)
@@ -120,7 +120,7 @@ def test_planted_copies_conflicts_and_leaks_are_found(
     assert list(audit.errors) == sorted(audit.errors)
 
 
-def test_the_same_copies_are_found_in_an_archive(planted: ImageDataset, tmp_path: Path) -> None:
+def test_duplicates_in_an_archive_are_found(planted: ImageDataset, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         for path in planted.paths:
             archive.writestr(path, planted.storage.read(path))
@@ -129,19 +129,19 @@ def test_the_same_copies_are_found_in_an_archive(planted: ImageDataset, tmp_path
         check_planted(dataset, audit_images(dataset, is_decoded=is_decoded).duplicates)
 
 
-def test_files_of_equal_size_are_no_duplicates(tmp_path: Path) -> None:
+def test_files_of_equal_size_are_not_duplicates(tmp_path: Path) -> None:
     dataset = write(tmp_path, {"a/1": b"1234", "a/2": b"1235", "b/3": b"12345"})
     assert audit_images(dataset, is_decoded=False).duplicates.sets == ()
 
 
-def test_without_decoding_a_file_of_a_size_of_its_own_is_not_opened(tmp_path: Path) -> None:
+def test_without_decoding_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
     dataset = write(tmp_path, {"a/1": b"1234", "b/2": b"123", "b/3": b"abc"})
     storage = Watched(dataset.storage)
     assert audit_images(replace(dataset, storage=storage), is_decoded=False).errors == {}
     assert sorted(storage.read_paths) == ["b/2", "b/3"]
 
 
-def test_every_broken_photograph_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_every_unreadable_image_is_reported_with_its_status(tmp_path: Path) -> None:
     dataset = write(
         tmp_path,
         {
@@ -172,17 +172,17 @@ def test_every_broken_photograph_is_named_with_its_reason(tmp_path: Path) -> Non
     assert undecoded.infos == {}
 
 
-def test_errors_do_not_keep_the_bytes_of_their_photographs(tmp_path: Path) -> None:
+def test_errors_do_not_keep_image_bytes_alive(tmp_path: Path) -> None:
     dataset = write(tmp_path, {"a/1": b"x" * 1000, "b/2": b"y" * 999})
     storage = Watched(dataset.storage)
     audit = audit_images(replace(dataset, storage=storage))
     gc.collect()
-    assert len(audit.errors) == len(storage.given) == 2
-    assert [reference() for reference in storage.given] == [None, None]
+    assert len(audit.errors) == len(storage.data_refs) == 2
+    assert [reference() for reference in storage.data_refs] == [None, None]
 
 
 @pytest.mark.parametrize("is_decoded", [True, False])
-def test_progress_counts_every_photograph_once(tmp_path: Path, is_decoded: bool) -> None:
+def test_progress_counts_every_image_once(tmp_path: Path, is_decoded: bool) -> None:
     dataset = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
     counts: list[int] = []
     audit_images(dataset, is_decoded=is_decoded, on_progress=counts.append)
@@ -190,18 +190,18 @@ def test_progress_counts_every_photograph_once(tmp_path: Path, is_decoded: bool)
     assert len(counts) > 2
 
 
-def test_nothing_to_audit_is_no_error() -> None:
+def test_empty_data_set_can_be_audited() -> None:
     dataset = make_dataset("none", FolderStorage("nowhere"), [], [], [])
     audit = audit_images(dataset)
     assert (audit.errors, audit.duplicates.sets, audit.infos) == ({}, (), {})
     assert summarize_formats(audit) == ({}, None, None)
 
 
-def test_an_empty_digest_equals_none(planted: ImageDataset) -> None:
+def test_empty_digests_are_not_duplicates(planted: ImageDataset) -> None:
     assert find_duplicates(planted, [b""] * len(planted)).sets == ()
 
 
-def test_near_copies_form_sets_with_their_equals(planted: ImageDataset) -> None:
+def test_near_duplicates_include_their_exact_duplicates(planted: ImageDataset) -> None:
     position = {path: i for i, path in enumerate(planted.paths)}
     digests = audit_digests(planted)
     firsts = first_occurrences(digests)
@@ -215,7 +215,7 @@ def test_near_copies_form_sets_with_their_equals(planted: ImageDataset) -> None:
     assert (duplicates.conflicts, duplicates.leaks) == (check_exact.conflicts, check_exact.leaks)
 
 
-def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageDataset) -> None:
+def test_near_duplicates_count_as_conflicts_and_leaks(planted: ImageDataset) -> None:
     position = {path: i for i, path in enumerate(planted.paths)}
     pairs = [(position["train/cat/1.png"], position["test/7.png"])]
     duplicates = find_duplicates(planted, audit_digests(planted), pairs)
@@ -228,9 +228,7 @@ def test_near_copies_conflict_and_leak_like_equal_ones(planted: ImageDataset) ->
 @pytest.mark.parametrize(
     ("n", "n_linked", "is_large"), [(40, 10, False), (40, 11, True), (2000, 20, False), (2000, 21, True)]
 )
-def test_what_hangs_together_with_too_many_is_shown_not_kept_together(
-    n: int, n_linked: int, is_large: bool
-) -> None:
+def test_too_large_sets_are_reported_but_not_near_duplicates(n: int, n_linked: int, is_large: bool) -> None:
     dataset = make_dataset(
         "none", FolderStorage("nowhere"), [f"{i}" for i in range(n)], ["a"] * n, [None] * n
     )
@@ -242,11 +240,11 @@ def test_what_hangs_together_with_too_many_is_shown_not_kept_together(
     assert len(duplicates.near) == (1 if is_large else 1 + len(connected_sets(chain)))
 
 
-def test_a_digest_is_16_bytes_of_blake2b() -> None:
+def test_digest_is_16_bytes_of_blake2b() -> None:
     assert digest_bytes(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
 
 
-def test_formats_and_extreme_sizes_are_counted(tmp_path: Path) -> None:
+def test_formats_and_extreme_sizes_are_summarized(tmp_path: Path) -> None:
     dataset = write(
         tmp_path,
         {
@@ -259,7 +257,7 @@ def test_formats_and_extreme_sizes_are_counted(tmp_path: Path) -> None:
     assert (formats, smallest, largest) == ({"PNG": 2, "JPEG": 1}, (10, 99), (200, 10))
 
 
-def test_a_set_is_described_by_path_label_and_part(planted: ImageDataset) -> None:
+def test_sets_are_described_by_path_label_and_split(planted: ImageDataset) -> None:
     audit = audit_images(planted, is_decoded=False)
     (unlabelled,) = (s for s in audit.duplicates.leaks if "test/7.png" in {planted.paths[i] for i in s})
     assert describe_set(planted, unlabelled) == [
@@ -268,10 +266,10 @@ def test_a_set_is_described_by_path_label_and_part(planted: ImageDataset) -> Non
     ]
 
 
-# What the test side expects
+# Class coverage
 
 
-def test_ten_absent_classes_of_fifty_with_40_percent_of_the_test_images_bound_accuracy_to_60() -> None:
+def test_absent_classes_bound_the_accuracy() -> None:
     classes = [f"c{k}" for k in range(50)]
     counts = np.array([100] * 40 + [0] * 10)
     expected = dict.fromkeys(classes[:40], 30) | dict.fromkeys(classes[40:], 80)
@@ -279,11 +277,11 @@ def test_ten_absent_classes_of_fifty_with_40_percent_of_the_test_images_bound_ac
     assert coverage.absent == tuple(classes[40:])
     assert coverage.reachable == pytest.approx(0.6)
     assert (coverage.few, coverage.in_few) == ({}, 0.0)
-    # a class that the training side has never heard of is as absent as one without images
+    # unknown classes are absent like classes without images
     assert measure_coverage(classes[:40], counts[:40], expected) == coverage
 
 
-def test_without_counts_absent_and_rare_classes_are_named_and_nothing_is_bounded() -> None:
+def test_coverage_without_counts_names_classes_only() -> None:
     coverage = measure_coverage(["a", "b"], np.array([1, 0]), {"a": 3, "b": None, "c": 4})
     assert coverage == ClassCoverage(absent=("b", "c"), few={"a": 1}, reachable=None, in_few=None)
     nothing = ClassCoverage(absent=(), few={}, reachable=None, in_few=None)
@@ -291,11 +289,11 @@ def test_without_counts_absent_and_rare_classes_are_named_and_nothing_is_bounded
     assert measure_coverage(["a"], np.array([10]), {"a": 0}) == nothing
 
 
-def test_classes_with_few_photographs_are_counted_with_their_share_of_the_test_side() -> None:
+def test_coverage_counts_classes_with_few_images() -> None:
     coverage = measure_coverage(["a", "b", "c"], np.array([9, 10, 1]), {"a": 1, "b": 6, "c": 3})
     assert coverage == ClassCoverage(absent=(), few={"a": 9, "c": 1}, reachable=1.0, in_few=0.4)
 
 
-def test_with_enough_of_every_class_nothing_is_missing() -> None:
+def test_coverage_with_enough_images_is_complete() -> None:
     coverage = measure_coverage(["a", "b"], np.array([10, 20]), {"a": 1, "b": 9})
     assert coverage == ClassCoverage(absent=(), few={}, reachable=1.0, in_few=0.0)

@@ -1,4 +1,4 @@
-"""What cache.py promises: bit-exact features, a bound that holds, and nobody else's files touched."""
+"""Tests of pixelplay.data.cache."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ N_FEATURES = 12
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """An empty folder, and the rights of an ordinary user; root may do everything."""
+    """Give an empty folder and, for root, the rights of an ordinary user."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
         user = os.geteuid()
@@ -49,7 +49,7 @@ def features(n: int, seed: int = 0) -> Rows:
 
 
 def fill(folder: Path, rows: Rows, first: int = 0, key: str = "k", max_bytes: int = MANY) -> None:
-    """Write rows under the digests from `first` on, as one run does."""
+    """Cache rows under the digests from `first` on, as one run does."""
     cache = ArrayCache(str(folder), "features", key, max_bytes=max_bytes)
     for i, row in enumerate(rows):
         cache.add(digest(first + i), row)
@@ -66,13 +66,13 @@ def shards(folder: Path, kind: str) -> list[Path]:
 
 
 def age(path: Path, seconds: float) -> None:
-    """Let the files of a folder look as if they had been used that long ago."""
+    """Move the time of last use of the files of a folder back."""
     for file in path.iterdir():
         status = file.stat()
         os.utime(file, (status.st_atime - seconds, status.st_mtime - seconds))
 
 
-def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_cached_arrays_are_bit_identical(tmp_path: Path) -> None:
     rows = features(SHARD_ROWS + 100)
     rows[3, :4] = [np.nan, np.inf, -0.0, 1e-45]
     fill(tmp_path, rows)
@@ -83,7 +83,7 @@ def test_what_was_stored_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert digest(len(rows)) not in cache
 
 
-def test_another_key_is_another_cache(tmp_path: Path) -> None:
+def test_other_key_has_its_own_arrays(tmp_path: Path) -> None:
     fill(tmp_path, features(3), key="one")
     assert known(tmp_path, 3, "two") == []
     fill(tmp_path, features(2, seed=1), key="two")
@@ -94,7 +94,7 @@ def test_another_key_is_another_cache(tmp_path: Path) -> None:
     )
 
 
-def test_a_full_shard_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+def test_full_shard_is_written_immediately(tmp_path: Path) -> None:
     cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=MANY)
     for i, row in enumerate(features(SHARD_ROWS + 1)):
         cache.add(digest(i), row)
@@ -103,7 +103,7 @@ def test_a_full_shard_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["digests", "values"])
 @pytest.mark.parametrize("left", [0, 30, -1, None])
-def test_a_shard_cut_short_or_deleted_is_survived(kind: str, left: int | None, tmp_path: Path) -> None:
+def test_truncated_or_deleted_shard_is_skipped(kind: str, left: int | None, tmp_path: Path) -> None:
     fill(tmp_path, features(5))
     damaged = shards(tmp_path, kind)[0]
     fill(tmp_path, features(4), first=5)
@@ -116,7 +116,7 @@ def test_a_shard_cut_short_or_deleted_is_survived(kind: str, left: int | None, t
     assert known(tmp_path, 9) == list(range(9))
 
 
-def test_a_foreign_or_mismatched_shard_is_survived(tmp_path: Path) -> None:
+def test_foreign_or_mismatched_shard_is_skipped(tmp_path: Path) -> None:
     fill(tmp_path, features(2))
     folder = tmp_path / "features-k"
     (folder / f"{'0' * 32}.digests.npy").write_bytes(b"no array")
@@ -133,7 +133,7 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
     assert known(tmp_path, 9) == [0, 1]
 
 
-def test_the_bound_is_kept_by_dropping_what_was_used_longest_ago(tmp_path: Path) -> None:
+def test_least_recently_used_shards_are_deleted_above_the_limit(tmp_path: Path) -> None:
     size = 0
     for number, key in enumerate(["a", "b", "c"]):
         fill(tmp_path, features(50), key=key)
@@ -145,12 +145,12 @@ def test_the_bound_is_kept_by_dropping_what_was_used_longest_ago(tmp_path: Path)
     assert measure_cache(str(tmp_path)).n_bytes <= 3 * size
 
 
-def test_a_shard_larger_than_the_bound_is_not_kept(tmp_path: Path) -> None:
+def test_shard_above_the_limit_is_not_kept(tmp_path: Path) -> None:
     fill(tmp_path, features(100), max_bytes=1000)
     assert measure_cache(str(tmp_path)).n_bytes == 0
 
 
-def test_leftovers_of_a_crash_count_and_are_dropped(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_counted_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "features-k"
     folder.mkdir()
     (folder / f"{'a' * 32}.values.npy").write_bytes(bytes(5000))
@@ -162,7 +162,7 @@ def test_leftovers_of_a_crash_count_and_are_dropped(tmp_path: Path) -> None:
     assert known(tmp_path, 10) == list(range(10))
 
 
-def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
+def test_cache_limit_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
     fill(tmp_path, features(3))
     before = sorted(tmp_path.rglob("*"))
     cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=0)
@@ -175,7 +175,7 @@ def test_a_bound_of_zero_neither_reads_nor_writes(tmp_path: Path) -> None:
     assert not nowhere.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path) -> None:
+def test_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_bytes(b"mine")
     cache = ArrayCache(str(blocked), "features", "k", max_bytes=MANY)
@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path) -> None:
     clear_cache(str(blocked))
 
 
-def test_a_read_only_cache_is_read(unprivileged: Path) -> None:
+def test_read_only_cache_can_be_read(unprivileged: Path) -> None:
     fill(unprivileged, features(2))
     for path in (*unprivileged.glob("*/*"), unprivileged / "features-k"):
         path.chmod(0o500)
@@ -197,7 +197,7 @@ def test_a_read_only_cache_is_read(unprivileged: Path) -> None:
     assert known(unprivileged, 3) == [0, 1]
 
 
-def test_a_cache_of_somebody_else_is_read(unprivileged: Path) -> None:
+def test_cache_of_another_user_can_be_read(unprivileged: Path) -> None:
     fill(unprivileged, features(2))
     user = os.geteuid()
     if os.getuid() != 0:
@@ -211,7 +211,7 @@ def test_a_cache_of_somebody_else_is_read(unprivileged: Path) -> None:
         os.seteuid(user)
 
 
-def test_clear_deletes_nothing_of_others(tmp_path: Path) -> None:
+def test_clear_cache_keeps_other_files(tmp_path: Path) -> None:
     fill(tmp_path, features(2), key="one")
     fill(tmp_path, features(2), key="two")
     others = [
@@ -231,7 +231,7 @@ def test_clear_deletes_nothing_of_others(tmp_path: Path) -> None:
     assert measure_cache(str(tmp_path)).n_files == 0
 
 
-def test_use_is_measured_in_files_and_bytes(tmp_path: Path) -> None:
+def test_measure_cache_counts_files_and_bytes(tmp_path: Path) -> None:
     fill(tmp_path, features(2))
     (tmp_path / "features-k/mine").write_bytes(bytes(999))
     files = [*shards(tmp_path, "digests"), *shards(tmp_path, "values")]
@@ -240,7 +240,7 @@ def test_use_is_measured_in_files_and_bytes(tmp_path: Path) -> None:
     assert measure_cache(str(tmp_path / "nowhere")).n_files == 0
 
 
-def test_pruning_deletes_a_shard_whole(tmp_path: Path) -> None:
+def test_prune_cache_deletes_both_files_of_a_shard(tmp_path: Path) -> None:
     fill(tmp_path, features(2))
     fill(tmp_path, features(2), first=2)
     prune_cache(str(tmp_path), measure_cache(str(tmp_path)).n_bytes - 1)
@@ -248,7 +248,7 @@ def test_pruning_deletes_a_shard_whole(tmp_path: Path) -> None:
     assert len(known(tmp_path, 4)) == 2
 
 
-def test_features_stay_readable_after_another_run_has_cleared(tmp_path: Path) -> None:
+def test_open_cache_stays_readable_after_clear_cache(tmp_path: Path) -> None:
     rows = features(4)
     fill(tmp_path, rows)
     cache = ArrayCache(str(tmp_path), "features", "k", max_bytes=MANY)
@@ -256,16 +256,14 @@ def test_features_stay_readable_after_another_run_has_cleared(tmp_path: Path) ->
     np.testing.assert_array_equal(np.stack([cache.get(digest(i)) for i in range(4)]), rows)
 
 
-def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_cache_dir_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == str(tmp_path / "pixelplay")
     assert not (tmp_path / "pixelplay").exists()
 
 
-def test_a_shard_that_cannot_be_read_back_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shard_that_cannot_be_read_back_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -277,7 +275,7 @@ def test_a_shard_that_cannot_be_read_back_is_a_failure(
     assert "cannot be read back" in cache.failure
 
 
-def test_what_is_dropped_is_gone_and_nothing_more_is_kept(tmp_path: Path) -> None:
+def test_drop_deletes_one_key_and_stops_caching(tmp_path: Path) -> None:
     kept, dropped = (ArrayCache(str(tmp_path), "views", key, max_bytes=MANY) for key in ("ab", "cd"))
     for cache in (kept, dropped):
         cache.add(digest(1), np.zeros(3, np.float32))
@@ -290,7 +288,7 @@ def test_what_is_dropped_is_gone_and_nothing_more_is_kept(tmp_path: Path) -> Non
     assert digest(1) in kept
 
 
-def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_partial_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(file: IO[bytes], array: Rows, **options: object) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")

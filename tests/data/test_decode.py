@@ -1,4 +1,4 @@
-"""What decode.py promises: exact pixels, the right status, and never a crash."""
+"""Tests of pixelplay.data.decode."""
 
 import io
 import logging
@@ -87,7 +87,7 @@ def exif(orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
-def test_a_lossless_file_decodes_to_exactly_its_pixels(format: str) -> None:
+def test_lossless_formats_decode_exactly(format: str) -> None:
     image = draw(1)
     pixels = decode_image(encode(image, format), path="a.jpg")
     np.testing.assert_array_equal(pixels, array(image))
@@ -96,24 +96,24 @@ def test_a_lossless_file_decodes_to_exactly_its_pixels(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_decodes_whatever_its_extension(format: str) -> None:
+def test_format_is_detected_from_the_content(format: str) -> None:
     data = encode(draw(1), format, **FORMATS[format])
     pixels = decode_image(data, path="image.txt")
     assert np.abs(pixels.astype(int) - array(draw(1))).mean() < 12
     assert probe_image(data, path="image.txt") == ImageInfo(format, 64, 48, "P" if format == "GIF" else "RGB")
 
 
-def test_a_jpeg_decodes_to_what_pillow_decodes() -> None:
+def test_jpeg_decodes_as_in_pillow() -> None:
     data = encode(draw(2, (333, 222)), "JPEG")
     np.testing.assert_array_equal(decode_image(data, path="a"), np.asarray(Image.open(io.BytesIO(data))))
 
 
-def test_an_image_larger_than_one_strip_is_copied_whole() -> None:
+def test_images_larger_than_a_strip_are_copied_completely() -> None:
     image = draw(2, (700, 501))
     np.testing.assert_array_equal(to_rgb(image, path="a"), array(image))
 
 
-def test_an_mpo_decodes_to_its_first_picture() -> None:
+def test_mpo_decodes_to_its_first_image() -> None:
     data = encode(draw(1), "MPO", save_all=True, append_images=[draw(2)], quality=95)
     assert probe_image(data, path="a").format == "JPEG"
     np.testing.assert_array_equal(
@@ -122,14 +122,14 @@ def test_an_mpo_decodes_to_its_first_picture() -> None:
 
 
 @pytest.mark.parametrize("format", ["GIF", "WebP", "PNG", "TIFF"])
-def test_the_first_of_several_frames_is_taken(format: str) -> None:
+def test_only_the_first_frame_is_decoded(format: str) -> None:
     options = {"lossless": True} if format == "WebP" else {}
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "lime")]
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(decode_image(data, path="a"), array(frames[0]))
 
 
-def test_heic_without_its_extra_is_unsupported_and_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for function in (decode_image, probe_image):
@@ -144,7 +144,7 @@ def test_heic_without_its_extra_is_unsupported_and_names_the_extra(monkeypatch: 
 @pytest.mark.parametrize(
     ("mode", "levels"), [("RGBX", 0), ("CMYK", 1), ("YCbCr", 3), ("HSV", 6), ("LAB", 20)]
 )
-def test_colours_survive_every_mode(mode: str, levels: int) -> None:
+def test_every_mode_keeps_its_colours(mode: str, levels: int) -> None:
     # Pillow keeps HSV and LAB in 8 bits: saturated blues lose most.
     pixels = to_rgb(draw(3).convert(mode), path="a")
     assert_close(pixels, array(draw(3)), levels)
@@ -160,7 +160,7 @@ def test_grey_and_palette_images_become_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
-def test_transparency_is_laid_over_white(mode: str) -> None:
+def test_transparency_is_composited_over_white(mode: str) -> None:
     color = draw(3).quantize(32).convert("RGB") if mode == "PA" else draw(3)
     color = color.convert("L").convert("RGB") if mode in ("LA", "La") else color
     alpha = Image.linear_gradient("L").resize(color.size)
@@ -176,7 +176,7 @@ def test_transparency_is_laid_over_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
-def test_a_transparent_colour_of_a_png_becomes_white(mode: str) -> None:
+def test_transparent_png_colour_becomes_white(mode: str) -> None:
     image = Image.new("RGB", (8, 8), "black")
     image.paste("white" if mode == "1" else "red", (4, 0, 8, 8))
     image = image.quantize(2) if mode == "P" else image.convert(mode)
@@ -188,14 +188,14 @@ def test_a_transparent_colour_of_a_png_becomes_white(mode: str) -> None:
     )
 
 
-def test_palette_transparency_in_bytes_is_laid_over_white() -> None:
+def test_palette_transparency_is_composited_over_white() -> None:
     image = draw(3).quantize(16)
     alphas = bytes(range(0, 256, 16))
     expected = over_white(array(image), np.frombuffer(alphas, np.uint8)[np.asarray(image)])
     assert_close(decode_image(encode(image, "PNG", transparency=alphas), path="a"), expected, 1)
 
 
-def test_a_transparent_gif_is_laid_over_white() -> None:
+def test_transparent_gif_is_composited_over_white() -> None:
     image = draw(3).quantize(16)
     expected = array(image).copy()
     expected[np.asarray(image) == 3] = 255
@@ -207,7 +207,7 @@ def test_a_transparent_gif_is_laid_over_white() -> None:
     ("format", "mode"),
     [("TIFF", "CMYK"), ("TIFF", "LAB"), ("TIFF", "YCbCr"), ("JPEG", "CMYK")],
 )
-def test_files_in_other_colour_spaces_become_rgb(format: str, mode: str) -> None:
+def test_other_colour_spaces_become_rgb(format: str, mode: str) -> None:
     data = encode(draw(3).convert(mode), format)
     assert probe_image(data, path="a").mode == mode
     assert_close(decode_image(data, path="a"), array(Image.open(io.BytesIO(data))), 0)
@@ -231,7 +231,7 @@ def test_16_bit_grey_in_memory_is_divided_by_257(dtype: str) -> None:
 @pytest.mark.parametrize(
     "image", [Image.new("F", (4, 4)), Image.new("I", (4, 4), 65536), Image.new("I", (4, 4), -1)]
 )
-def test_pixels_of_32_bits_are_unsupported(image: Image.Image) -> None:
+def test_32_bit_pixels_are_unsupported(image: Image.Image) -> None:
     with pytest.raises(ImageError, match="32-bit") as caught:
         to_rgb(image, path="a")
     assert caught.value.status == "unsupported"
@@ -242,7 +242,7 @@ def test_pixels_of_32_bits_are_unsupported(image: Image.Image) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "WebP", "TIFF"])
-def test_exif_orientation_turns_the_pixels_upright(format: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     image = draw(4)
     options = {"lossless": True} if format == "WebP" else {}
     data = encode(image, format, exif=exif(orientation), **options)
@@ -253,7 +253,7 @@ def test_exif_orientation_turns_the_pixels_upright(format: str, orientation: int
 
 
 @pytest.mark.parametrize("format", ["JPEG", "AVIF", "HEIC"])
-def test_a_photograph_taken_upright_is_upright(format: str) -> None:
+def test_exif_orientation_of_lossy_formats_is_applied(format: str) -> None:
     image = Image.new("RGB", (64, 32), "white")
     image.paste("black", (0, 0, 16, 32))  # orientation 6: the left of the file is the top of the picture
     data = encode(image, format, exif=exif(6))
@@ -265,7 +265,7 @@ def test_a_photograph_taken_upright_is_upright(format: str) -> None:
     assert (info.width, info.height) == (32, 64)
 
 
-def test_exif_behind_the_pixels_of_a_png_counts_too() -> None:
+def test_exif_orientation_after_png_pixels_is_applied() -> None:
     whole = encode(draw(4), "PNG")
     data = whole[:-12] + chunk(b"eXIf", exif(8)[6:]) + whole[-12:]
     np.testing.assert_array_equal(decode_image(data, path="a"), turned(array(draw(4)), 8))
@@ -280,7 +280,7 @@ def test_broken_exif_is_ignored(broken: bytes) -> None:
     np.testing.assert_array_equal(decode_image(data, path="a"), array(draw(4)))
 
 
-def test_a_profile_is_converted_to_srgb() -> None:
+def test_icc_profile_is_converted_to_srgb() -> None:
     image = draw(5)
     profile = icc_profile("RGB ", 563 / 256, ADOBE_RGB)
     linear = (array(image) / 255) ** (563 / 256) @ (np.linalg.inv(SRGB) @ ADOBE_RGB).T
@@ -292,7 +292,7 @@ def test_a_profile_is_converted_to_srgb() -> None:
     assert np.abs(pixels.astype(int) - array(image)).max() > 10
 
 
-def test_a_wide_profile_makes_green_greener() -> None:
+def test_wide_gamut_icc_profile_makes_green_more_saturated() -> None:
     image = Image.new("RGB", (2, 2), (90, 160, 90))
     data = encode(image, "PNG", icc_profile=icc_profile("RGB ", 563 / 256, ADOBE_RGB))
     red, green, _ = decode_image(data, path="a")[0, 0]
@@ -300,7 +300,7 @@ def test_a_wide_profile_makes_green_greener() -> None:
     assert abs(int(green) - 160) <= 3
 
 
-def test_a_grey_profile_is_applied_to_grey_pixels() -> None:
+def test_grey_icc_profile_is_applied_to_grey_pixels() -> None:
     levels = np.arange(256, dtype=np.uint8)[None]
     data = encode(Image.fromarray(levels), "PNG", icc_profile=icc_profile("GRAY", 1.0))
     pixels = decode_image(data, path="a")
@@ -308,7 +308,7 @@ def test_a_grey_profile_is_applied_to_grey_pixels() -> None:
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def test_an_srgb_profile_changes_no_pixel() -> None:
+def test_srgb_icc_profile_changes_no_pixel() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encode(draw(5), "PNG", icc_profile=profile)
     np.testing.assert_array_equal(decode_image(data, path="a"), array(draw(5)))
@@ -323,14 +323,14 @@ def test_an_srgb_profile_changes_no_pixel() -> None:
         ("RGB", icc_profile("RGB ", 1.0, ADOBE_RGB)[:150]),
     ],
 )
-def test_a_profile_that_is_broken_or_does_not_fit_is_ignored(mode: str, profile: bytes) -> None:
+def test_broken_or_mismatched_icc_profile_is_ignored(mode: str, profile: bytes) -> None:
     image = draw(5).convert(mode)
     np.testing.assert_array_equal(
         decode_image(encode(image, "PNG", icc_profile=profile), path="a"), array(image)
     )
 
 
-def test_transparent_pixels_keep_their_profile() -> None:
+def test_icc_profile_is_applied_to_transparent_images() -> None:
     profile = icc_profile("RGB ", 1.0, SRGB)
     image = Image.new("RGBA", (2, 2), (55, 55, 55, 255))
     image.putpixel((0, 0), (55, 55, 55, 0))
@@ -344,7 +344,7 @@ def test_transparent_pixels_keep_their_profile() -> None:
 
 @pytest.mark.parametrize("size", [(1600, 1200), (1199, 1601), (450, 2000), (300, 300)])
 @pytest.mark.parametrize("target_px", [64, 75, 224])
-def test_a_scaled_jpeg_keeps_twice_the_target(size: tuple[int, int], target_px: int) -> None:
+def test_scaled_jpeg_keeps_twice_the_target_size(size: tuple[int, int], target_px: int) -> None:
     data = encode(draw(6, size), "JPEG")
     height, width, _ = decode_image(data, path="a", target_px=target_px).shape
     assert min(height, width) >= min(2 * target_px, *size)
@@ -352,7 +352,7 @@ def test_a_scaled_jpeg_keeps_twice_the_target(size: tuple[int, int], target_px: 
     assert min(height, width) <= max(4 * target_px, min(size) / 8 + 1)
 
 
-def test_a_scaled_jpeg_shows_the_same_picture() -> None:
+def test_scaled_jpeg_shows_the_same_image() -> None:
     data = encode(draw(6, (1600, 1200)), "JPEG")
     whole = Image.fromarray(decode_image(data, path="a")).reduce(8)
     scaled = decode_image(data, path="a", target_px=75)
@@ -365,14 +365,14 @@ def test_other_formats_are_never_scaled() -> None:
     assert decode_image(encode(draw(6, (400, 300)), "HEIC"), path="a", target_px=10).shape == (300, 400, 3)
 
 
-def test_too_many_bytes_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_above_the_byte_limit_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", 99)
     with pytest.raises(ImageError, match="the limit is 99 bytes") as caught:
         decode_image(encode(draw(1), "PNG"), path="a")
     assert caught.value.status == "too_large"
 
 
-def test_pictures_of_200_megapixels_are_within_the_limit() -> None:
+def test_pixel_limit_allows_200_megapixels() -> None:
     assert probe_image(bomb_png(16_320, 12_240), path="a").width == 16_320
     with pytest.raises(ImageError, match="the limit is 250") as caught:
         probe_image(bomb_png(MAX_PIXELS // 1000 + 1, 1000), path="a")
@@ -382,7 +382,7 @@ def test_pictures_of_200_megapixels_are_within_the_limit() -> None:
 # --- arrays ----------------------------------------------------------------------------------------------
 
 
-def test_arrays_of_every_legal_shape_become_rgb() -> None:
+def test_arrays_of_every_supported_shape_become_rgb() -> None:
     rgb = array(draw(7))
     grey = rgb[:, :, 0]
     alpha = rgb[:, :, 1]
@@ -408,7 +408,7 @@ def test_arrays_of_every_legal_shape_become_rgb() -> None:
         (np.broadcast_to(np.uint8(0), (60_000, 60_000)), "too_large", "3,600 megapixels"),
     ],
 )
-def test_other_arrays_are_refused(values: NDArray[np.uint8], status: ImageStatus, words: str) -> None:
+def test_unsupported_arrays_are_rejected(values: NDArray[np.uint8], status: ImageStatus, words: str) -> None:
     with pytest.raises(ImageError, match=words) as caught:
         check_array(values, path="row 7")
     assert caught.value.status == status
@@ -419,7 +419,7 @@ def test_other_arrays_are_refused(values: NDArray[np.uint8], status: ImageStatus
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_file_has_its_status(name: str) -> None:
+def test_damaged_files_have_the_right_status(name: str) -> None:
     data, status = DAMAGED[name]
     with silence_pillow(), pytest.raises(ImageError) as caught:
         decode_image(data, path=name)
@@ -429,7 +429,7 @@ def test_a_damaged_file_has_its_status(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_what_the_header_refuses_the_pixels_refuse_for_the_same_reason(name: str) -> None:
+def test_probe_and_decode_report_the_same_error(name: str) -> None:
     data, _ = DAMAGED[name]
     with silence_pillow():
         assert outcome(probe_image, data) in {"ok", outcome(decode_image, data)}
@@ -451,14 +451,14 @@ def test_what_the_header_refuses_the_pixels_refuse_for_the_same_reason(name: str
         ("float.tif", "32-bit float TIFF is not supported; convert it to JPEG or PNG"),
     ],
 )
-def test_the_reason_says_what_to_do(name: str, reason: str) -> None:
+def test_error_reasons_name_the_problem_and_the_remedy(name: str, reason: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode_image(DAMAGED[name][0], path=name)
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_100_mangled_variants_neither_crash_nor_hang_nor_lie(format: str) -> None:
+def test_mangled_files_never_crash_hang_or_decode_wrongly(format: str) -> None:
     whole = encode(draw(8, (160, 120)), format, **FORMATS[format])
     pixels = decode_image(whole, path="a")
     for kind, data in mangled_files(whole, 100, seed=8):
@@ -478,7 +478,7 @@ def test_100_mangled_variants_neither_crash_nor_hang_nor_lie(format: str) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True, "subsampling": 0}])
-def test_a_jpeg_cut_anywhere_never_yields_grey(options: dict[str, object]) -> None:
+def test_truncated_jpeg_never_decodes_to_grey(options: dict[str, object]) -> None:
     whole = encode(draw(9), "JPEG", **options)
     pixels = decode_image(whole, path="a")
     for length in range(0, len(whole), 7):
@@ -489,7 +489,7 @@ def test_a_jpeg_cut_anywhere_never_yields_grey(options: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
-def test_a_cut_jpeg_with_an_end_marker_is_truncated(share: float) -> None:
+def test_truncated_jpeg_with_an_end_marker_is_detected(share: float) -> None:
     whole = encode(draw(9, (256, 256)), "JPEG")
     for target_px in (None, 32):
         with pytest.raises(ImageError, match="truncated JPEG file"):
@@ -498,7 +498,7 @@ def test_a_cut_jpeg_with_an_end_marker_is_truncated(share: float) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (33, 17), (200, 100)])
-def test_a_whole_jpeg_that_ends_in_grey_is_not_truncated(mode: str, size: tuple[int, int]) -> None:
+def test_complete_jpeg_that_ends_in_grey_is_accepted(mode: str, size: tuple[int, int]) -> None:
     for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 1}):
         grey = Image.new("RGB", size, (128, 128, 128))
         grey.paste(draw(1, (max(1, size[0] // 2), size[1])))
@@ -522,7 +522,7 @@ def test_random_bytes_never_crash(head: bytes, tail: bytes) -> None:
 # --- threads and warnings --------------------------------------------------------------------------------
 
 
-def test_eight_threads_decode_the_same_pixels() -> None:
+def test_decode_is_thread_safe() -> None:
     image = draw(10, (300, 200))
     files = [
         encode(image, "JPEG", exif=exif(6), icc_profile=icc_profile("RGB ", 1.8, ADOBE_RGB)),
@@ -537,7 +537,7 @@ def test_eight_threads_decode_the_same_pixels() -> None:
         np.testing.assert_array_equal(pixels, alone[i % len(files)])
 
 
-def test_pillows_warnings_do_not_reach_the_user() -> None:
+def test_silence_pillow_hides_warnings() -> None:
     with pytest.warns(UserWarning, match="APNG"):
         expected = decode_image(noisy_png(), path="a")
     with warnings.catch_warnings(record=True) as seen:
@@ -549,7 +549,7 @@ def test_pillows_warnings_do_not_reach_the_user() -> None:
         np.testing.assert_array_equal(pixels, expected)
 
 
-def test_pillows_log_lines_do_not_reach_the_user(caplog: pytest.LogCaptureFixture) -> None:
+def test_silence_pillow_hides_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("PIL.TiffImagePlugin")
     with silence_pillow():
         logger.error("inside")
@@ -557,14 +557,25 @@ def test_pillows_log_lines_do_not_reach_the_user(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["outside"]
 
 
-def test_other_warnings_stay_loud_inside_silence_pillow() -> None:
+def test_silence_pillow_keeps_other_warnings() -> None:
     with silence_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)
 
 
-def test_a_transparent_picture_of_many_strips_has_no_seam() -> None:
+def test_transparent_image_of_many_strips_has_no_seam() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (900, 300, 4), dtype=np.uint8)  # three strips and a piece
     data = encode(Image.fromarray(pixels), "PNG")
     color, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
     np.testing.assert_allclose(decode_image(data, path="x.png"), color * alpha + 255 * (1 - alpha), atol=1)
+
+
+def test_overlapping_silence_pillow_blocks_restore_warnings_and_logger() -> None:
+    filters, level = list(warnings.filters), logging.getLogger("PIL").level
+    first, second = silence_pillow(), silence_pillow()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.getLogger("PIL").level > logging.CRITICAL
+    second.__exit__(None, None, None)
+    assert (list(warnings.filters), logging.getLogger("PIL").level) == (filters, level)

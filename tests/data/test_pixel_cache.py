@@ -1,4 +1,4 @@
-"""What pixels.py promises: the same pixels with and without cache, and nobody else's files touched."""
+"""Tests of pixelplay.data.pixel_cache."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ SET_BYTES = N * 3 * SIDE**2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images larger than the square and smaller, of several shapes and formats."""
+    """Write images larger and smaller than the square, of several shapes and formats."""
     folder = tmp_path / "photos"
     folder.mkdir()
     sizes = [(200, 150), (64, 48), (90, 300), (80, 80), (500, 400), (33, 21)]
@@ -35,135 +35,135 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def index_of(folder: Path) -> ImageDataset:
+def dataset_of(folder: Path) -> ImageDataset:
     paths = sorted(path.name for path in folder.iterdir())
     return make_dataset(str(folder), FolderStorage(str(folder)), paths, [None] * N, [None] * N)
 
 
-def open_store(
+def open_cache(
     folder: Path, cache: Path | str, max_bytes: int = MANY, preprocessing: Preprocessing = PREPROCESSING
 ) -> PixelCache:
-    dataset = index_of(folder)
+    dataset = dataset_of(folder)
     digests = tuple(digest_bytes((folder / path).read_bytes()) for path in dataset.paths)
     return PixelCache(dataset, digests, preprocessing, cache_dir=str(cache), max_bytes=max_bytes)
 
 
-def fill(storage: PixelCache) -> list[NDArray[np.uint8]]:
-    """One pass, as the loop makes it."""
+def fill(cache: PixelCache) -> list[NDArray[np.uint8]]:
+    """Read and cache all images, as an epoch does."""
     found = []
     for i in range(N):
-        found.append(storage[i])
-        storage.keep(i, found[-1])
-    storage.flush()
+        found.append(cache[i])
+        cache.keep(i, found[-1])
+    cache.flush()
     return found
 
 
-def test_squares_are_a_quarter_larger_than_the_network_needs(folder: Path) -> None:
+def test_cached_squares_are_a_quarter_larger_than_the_input(folder: Path) -> None:
     assert MARGIN == 1.25
-    storage = open_store(folder, "", 0)
-    assert storage.side_px == SIDE
+    cache = open_cache(folder, "", 0)
+    assert cache.side_px == SIDE
     for i in range(N):
-        assert storage[i].shape == (SIDE, SIDE, 3)
-        assert storage[i].dtype == np.uint8
+        assert cache[i].shape == (SIDE, SIDE, 3)
+        assert cache[i].dtype == np.uint8
 
 
 @pytest.mark.parametrize("crop_mode", ["squash", "center"])
-def test_squares_show_the_whole_photograph_whatever_prediction_crops(crop_mode: str, folder: Path) -> None:
+def test_cached_squares_show_the_whole_image(crop_mode: str, folder: Path) -> None:
     preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=0.8)
-    storage = open_store(folder, "", 0, preprocessing)
+    cache = open_cache(folder, "", 0, preprocessing)
     whole = replace(PREPROCESSING, input_size=SIDE)
-    for i, path in enumerate(index_of(folder).paths):
+    for i, path in enumerate(dataset_of(folder).paths):
         pixels = decode_image((folder / path).read_bytes(), path=path, target_px=SIDE)
-        np.testing.assert_array_equal(storage[i], eval_transform(pixels, whole))
+        np.testing.assert_array_equal(cache[i], eval_transform(pixels, whole))
 
 
 def test_pixels_are_the_same_with_and_without_cache(folder: Path, tmp_path: Path) -> None:
-    plain = [open_store(folder, "", 0)[i] for i in range(N)]
-    storage = open_store(folder, tmp_path / "cache")
-    for found in (fill(storage), fill(storage), fill(open_store(folder, tmp_path / "cache"))):
+    plain = [open_cache(folder, "", 0)[i] for i in range(N)]
+    cache = open_cache(folder, tmp_path / "cache")
+    for found in (fill(cache), fill(cache), fill(open_cache(folder, tmp_path / "cache"))):
         for pixels, expected in zip(found, plain, strict=True):
             np.testing.assert_array_equal(pixels, expected)
 
 
-def test_what_is_kept_is_not_read_again(folder: Path, tmp_path: Path) -> None:
-    expected = fill(open_store(folder, tmp_path / "cache"))
-    storage = open_store(folder, tmp_path / "cache")
+def test_cached_images_are_not_read_again(folder: Path, tmp_path: Path) -> None:
+    expected = fill(open_cache(folder, tmp_path / "cache"))
+    cache = open_cache(folder, tmp_path / "cache")
     shutil.rmtree(folder)
     for i in range(N):
-        np.testing.assert_array_equal(storage[i], expected[i])
+        np.testing.assert_array_equal(cache[i], expected[i])
 
 
-def test_what_is_not_kept_is_read_again(folder: Path, tmp_path: Path) -> None:
-    storage = open_store(folder, tmp_path / "cache")
+def test_uncached_images_are_read_again(folder: Path, tmp_path: Path) -> None:
+    cache = open_cache(folder, tmp_path / "cache")
     for i in range(N):
-        storage[i]
-    storage.flush()
+        cache[i]
+    cache.flush()
     assert not (tmp_path / "cache").exists()
     shutil.rmtree(folder)
     with pytest.raises(ImageError, match="no such file"):
-        storage[0]
+        cache[0]
 
 
 @pytest.mark.parametrize(
     ("max_bytes", "is_kept"), [(2 * SET_BYTES, True), (2 * SET_BYTES - 1, False), (0, False)]
 )
-def test_a_set_that_would_fill_half_the_cache_is_not_kept(
+def test_images_above_half_of_the_cache_are_not_cached(
     max_bytes: int, is_kept: bool, folder: Path, tmp_path: Path
 ) -> None:
     assert MAX_SHARE == 0.5
-    storage = open_store(folder, tmp_path / "cache", max_bytes)
-    fill(storage)
+    cache = open_cache(folder, tmp_path / "cache", max_bytes)
+    fill(cache)
     assert (tmp_path / "cache").exists() == is_kept
     shutil.rmtree(folder)
     if is_kept:
-        fill(storage)
+        fill(cache)
     else:
         with pytest.raises(ImageError, match="no such file"):
-            storage[0]
+            cache[0]
 
 
 @pytest.mark.parametrize("change", [{"input_size": 96}, {"interpolation": "bilinear"}])
-def test_another_size_or_filter_has_its_own_pixels(
+def test_other_size_or_filter_has_its_own_pixels(
     change: dict[str, object], folder: Path, tmp_path: Path
 ) -> None:
-    fill(open_store(folder, tmp_path / "cache"))
+    fill(open_cache(folder, tmp_path / "cache"))
     other = replace(PREPROCESSING, **change)
-    expected = [open_store(folder, "", 0, other)[i] for i in range(N)]
-    found = fill(open_store(folder, tmp_path / "cache", MANY, other))
+    expected = [open_cache(folder, "", 0, other)[i] for i in range(N)]
+    found = fill(open_cache(folder, tmp_path / "cache", MANY, other))
     for pixels, plain in zip(found, expected, strict=True):
         np.testing.assert_array_equal(pixels, plain)
 
 
-def test_other_means_share_the_pixels(folder: Path, tmp_path: Path) -> None:
-    fill(open_store(folder, tmp_path / "cache"))
-    other = open_store(folder, tmp_path / "cache", MANY, replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)))
+def test_other_mean_shares_the_cached_pixels(folder: Path, tmp_path: Path) -> None:
+    fill(open_cache(folder, tmp_path / "cache"))
+    other = open_cache(folder, tmp_path / "cache", MANY, replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)))
     shutil.rmtree(folder)
     fill(other)
 
 
-def test_a_photograph_that_was_changed_is_read_anew(folder: Path, tmp_path: Path) -> None:
-    fill(open_store(folder, tmp_path / "cache"))
+def test_changed_image_is_read_again(folder: Path, tmp_path: Path) -> None:
+    fill(open_cache(folder, tmp_path / "cache"))
     path = folder / "1.png"
     path.write_bytes(encode(draw(99), "PNG"))
-    expected = open_store(folder, "", 0)[1]
-    np.testing.assert_array_equal(open_store(folder, tmp_path / "cache")[1], expected)
+    expected = open_cache(folder, "", 0)[1]
+    np.testing.assert_array_equal(open_cache(folder, tmp_path / "cache")[1], expected)
 
 
-def test_threads_may_ask_at_the_same_time(folder: Path, tmp_path: Path) -> None:
-    expected = fill(open_store(folder, tmp_path / "cache"))
-    for storage in (open_store(folder, tmp_path / "cache"), open_store(folder, "", 0)):
+def test_pixel_cache_is_thread_safe(folder: Path, tmp_path: Path) -> None:
+    expected = fill(open_cache(folder, tmp_path / "cache"))
+    for cache in (open_cache(folder, tmp_path / "cache"), open_cache(folder, "", 0)):
         asked = np.random.default_rng(0).integers(0, N, 60)
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(storage.__getitem__, asked))
+            found = list(pool.map(cache.__getitem__, asked))
         for i, pixels in zip(asked, found, strict=True):
             np.testing.assert_array_equal(pixels, expected[i])
 
 
-def test_what_is_given_can_be_written_to_without_harm(folder: Path, tmp_path: Path) -> None:
-    expected = [pixels.copy() for pixels in fill(open_store(folder, tmp_path / "cache"))]
-    storage = open_store(folder, tmp_path / "cache")
-    storage[0][:] = 0
-    np.testing.assert_array_equal(storage[0], expected[0])
+def test_modifying_returned_pixels_does_not_change_the_cache(folder: Path, tmp_path: Path) -> None:
+    expected = [pixels.copy() for pixels in fill(open_cache(folder, tmp_path / "cache"))]
+    cache = open_cache(folder, tmp_path / "cache")
+    cache[0][:] = 0
+    np.testing.assert_array_equal(cache[0], expected[0])
 
 
 def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -171,39 +171,37 @@ def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("max_bytes", [0, SET_BYTES, MANY])
-def test_nothing_is_written_to_the_users_folder(max_bytes: int, folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_to_the_image_folder(max_bytes: int, folder: Path, tmp_path: Path) -> None:
     before = everything_in(folder)
-    fill(open_store(folder, tmp_path / "cache", max_bytes))
-    fill(open_store(folder, tmp_path / "cache", max_bytes))
+    fill(open_cache(folder, tmp_path / "cache", max_bytes))
+    fill(open_cache(folder, tmp_path / "cache", max_bytes))
     assert everything_in(folder) == before
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+def test_pixel_cache_that_cannot_be_written_is_no_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"a file")
-    expected = [open_store(folder, "", 0)[i] for i in range(N)]
-    storage = open_store(folder, tmp_path / "cache")
-    for found in (fill(storage), fill(storage)):
+    expected = [open_cache(folder, "", 0)[i] for i in range(N)]
+    cache = open_cache(folder, tmp_path / "cache")
+    for found in (fill(cache), fill(cache)):
         for pixels, plain in zip(found, expected, strict=True):
             np.testing.assert_array_equal(pixels, plain)
     assert (tmp_path / "cache").read_bytes() == b"a file"
 
 
-def test_a_photograph_that_has_changed_meanwhile_is_not_taken_for_what_it_was(
-    folder: Path, tmp_path: Path
-) -> None:
-    storage = open_store(folder, tmp_path / "cache")
+def test_image_changed_during_the_run_raises(folder: Path, tmp_path: Path) -> None:
+    cache = open_cache(folder, tmp_path / "cache")
     (folder / "0.jpg").write_bytes(encode(draw(99), "JPEG"))
     with pytest.raises(ImageError, match=r"0\.jpg: it has changed since it was first read; start again"):
-        storage[0]
+        cache[0]
 
 
-def test_a_set_too_large_for_the_cache_is_said(folder: Path, tmp_path: Path) -> None:
+def test_images_too_large_for_the_cache_are_a_failure(folder: Path, tmp_path: Path) -> None:
     limit = round(SET_BYTES / MAX_SHARE)
-    assert open_store(folder, tmp_path / "cache", limit).failure == ""
-    assert open_store(folder, tmp_path / "cache", limit - 1).failure == (
-        "they take 0.1 MB, and 0.1 MB of the cache are for them; raise --cache-gb"
+    assert open_cache(folder, tmp_path / "cache", limit).failure == ""
+    assert open_cache(folder, tmp_path / "cache", limit - 1).failure == (
+        "they need 0.1 MB but can use 0.1 MB; raise --cache-gb"
     )
-    assert open_store(folder, tmp_path / "cache", 0).failure == ""  # as was asked for
-    storage = open_store(folder, folder / "0.jpg")  # no folder
-    fill(storage)
-    assert "Not a directory" in storage.failure
+    assert open_cache(folder, tmp_path / "cache", 0).failure == ""  # caching is off
+    cache = open_cache(folder, folder / "0.jpg")  # no folder
+    fill(cache)
+    assert "Not a directory" in cache.failure

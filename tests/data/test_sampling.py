@@ -1,4 +1,4 @@
-"""What imbalance.py promises: what is drawn, what it counts, and the way back to natural priors."""
+"""Tests of pixelplay.data.sampling."""
 
 from typing import get_args
 
@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance
 from pixelplay.data.sampling import (
+    MOST_DRAWS,
     OversampleTo,
     class_priors,
     class_weights,
     draw_epoch,
     effective_prior,
     epoch_length,
+    expected_draws,
     imbalance_ratio,
     natural_offset,
+    whole_draws,
 )
 
 COUNTS = np.array([40, 3, 10, 1])
@@ -36,30 +39,30 @@ def draw(imbalance: Imbalance, oversample_to: OversampleTo, seed: int = 0) -> ND
     return draw_epoch(LABELS, imbalance, oversample_to, np.random.default_rng(seed))
 
 
-def test_the_ratio_leaves_out_absent_classes() -> None:
+def test_imbalance_ratio_ignores_empty_classes() -> None:
     for counts, ratio in [([14, 1], 14), ([10, 0, 4], 2.5), ([3], 1), ([0, 0], 1), ([], 1)]:
         assert imbalance_ratio(np.array(counts, dtype=np.int64)) == ratio
 
 
-def test_priors_are_the_shares_of_the_classes() -> None:
+def test_class_priors_are_class_frequencies() -> None:
     np.testing.assert_array_equal(class_priors(np.array([6, 0, 2])), [0.75, 0, 0.25])
 
 
-def test_class_weights_make_classes_equal_and_have_mean_one() -> None:
+def test_class_weights_equalize_classes_and_have_mean_one() -> None:
     weights = class_weights(COUNTS)
     np.testing.assert_allclose(weights * COUNTS, COUNTS.sum() / 4)
     assert weights[LABELS].mean() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("imbalance", [way for way in get_args(Imbalance) if way not in ("sampler", "auto")])
-def test_natural_epochs_hold_every_image_once_in_random_order(imbalance: Imbalance) -> None:
+def test_epoch_without_sampler_draws_every_image_once(imbalance: Imbalance) -> None:
     first, second = draw(imbalance, None, 0), draw(imbalance, None, 1)
     np.testing.assert_array_equal(np.sort(first), np.arange(len(LABELS)))
     assert (first != second).any()
     assert (first != np.arange(len(LABELS))).any()
 
 
-def test_natural_epochs_put_every_image_everywhere_equally_often() -> None:
+def test_epoch_order_is_uniform() -> None:
     labels = np.array([0, 1, 0])
     rng = np.random.default_rng(0)
     orders = np.array([draw_epoch(labels, "none", None, rng) for _ in range(6000)])
@@ -68,7 +71,7 @@ def test_natural_epochs_put_every_image_everywhere_equally_often() -> None:
     np.testing.assert_allclose(times, 1000, atol=120)  # four standard deviations
 
 
-def test_the_sampler_draws_classes_and_their_images_equally_often() -> None:
+def test_sampler_draws_classes_and_their_images_equally_often() -> None:
     drawn = draw("sampler", None)
     assert len(drawn) == len(LABELS)
     per_class = np.bincount(LABELS[drawn])
@@ -78,7 +81,7 @@ def test_the_sampler_draws_classes_and_their_images_equally_often() -> None:
         assert np.ptp(per_image[np.equal(LABELS, k)]) <= 1
 
 
-def test_the_sampler_favours_no_class_over_many_epochs() -> None:
+def test_sampler_favours_no_class_over_many_epochs() -> None:
     rng = np.random.default_rng(0)
     labels = np.array([0, 0, 0, 0, 0, 1, 2])  # seven draws for three classes
     epochs = [np.bincount(labels[draw_epoch(labels, "sampler", None, rng)]) for _ in range(3000)]
@@ -86,21 +89,19 @@ def test_the_sampler_favours_no_class_over_many_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("oversample_to", "raised"), [(1, COUNTS), (7, [40, 7, 10, 7]), (55, [55] * 4), ("largest", [40] * 4)]
+    ("oversample_to", "sizes"), [(1, COUNTS), (7, [40, 7, 10, 7]), (55, [55] * 4), ("largest", [40] * 4)]
 )
-def test_smaller_classes_are_raised_to_exactly_the_asked_size(
-    oversample_to: OversampleTo, raised: list[int]
-) -> None:
-    np.testing.assert_array_equal(np.bincount(LABELS[draw("none", oversample_to)]), raised)
+def test_oversampling_reaches_exactly_the_given_size(oversample_to: OversampleTo, sizes: list[int]) -> None:
+    np.testing.assert_array_equal(np.bincount(LABELS[draw("none", oversample_to)]), sizes)
 
 
-def test_the_samplers_epoch_is_as_long_as_the_raised_classes() -> None:
+def test_sampler_epoch_is_as_long_as_the_oversampled_classes() -> None:
     np.testing.assert_array_equal(np.bincount(LABELS[draw("sampler", "largest")]), [40] * 4)
     np.testing.assert_array_equal(np.bincount(LABELS[draw("sampler", 7)]), [16] * 4)
 
 
 @pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
-def test_no_image_comes_twice_before_every_one_of_its_class_came_once(
+def test_sampler_repeats_no_image_before_all_of_its_class_came(
     imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
     drawn = draw(imbalance, oversample_to)
@@ -117,7 +118,7 @@ def test_no_image_comes_twice_before_every_one_of_its_class_came_once(
     oversample_to=st.one_of(st.none(), st.just("largest"), st.integers(1, 20)),
     seed=st.integers(0, 99),
 )
-def test_epochs_are_as_long_as_announced_whatever_is_drawn(
+def test_epoch_length_matches_the_sampler(
     counts: list[int], imbalance: Imbalance, oversample_to: OversampleTo, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -128,12 +129,12 @@ def test_epochs_are_as_long_as_announced_whatever_is_drawn(
 
 
 @pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
-def test_the_same_seed_draws_the_same_epoch(imbalance: Imbalance, oversample_to: OversampleTo) -> None:
+def test_same_seed_draws_the_same_epoch(imbalance: Imbalance, oversample_to: OversampleTo) -> None:
     np.testing.assert_array_equal(draw(imbalance, oversample_to, 3), draw(imbalance, oversample_to, 3))
 
 
 @pytest.mark.parametrize(("imbalance", "oversample_to"), WAYS)
-def test_the_effective_prior_is_the_mix_that_is_drawn(
+def test_effective_prior_is_the_class_mix_of_the_sampler(
     imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
     mix = np.mean([np.bincount(LABELS[draw(imbalance, oversample_to, seed)]) for seed in range(200)], axis=0)
@@ -143,14 +144,14 @@ def test_the_effective_prior_is_the_mix_that_is_drawn(
 
 
 @pytest.mark.parametrize("imbalance", ["class_weights", "crt"])
-def test_weights_and_retraining_fit_equal_classes(imbalance: Imbalance) -> None:
+def test_effective_prior_of_weights_and_crt_is_uniform(imbalance: Imbalance) -> None:
     np.testing.assert_array_equal(effective_prior(COUNTS, imbalance, None), [0.25] * 4)
 
 
 @pytest.mark.parametrize(
     ("imbalance", "oversample_to"), [*WAYS, ("class_weights", None), ("crt", None), ("focal", None)]
 )
-def test_the_offset_turns_the_effective_prior_into_the_datas(
+def test_natural_offset_turns_the_effective_prior_into_class_priors(
     imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:
     fitted = np.log(effective_prior(COUNTS, imbalance, oversample_to))
@@ -159,12 +160,68 @@ def test_the_offset_turns_the_effective_prior_into_the_datas(
 
 
 @pytest.mark.parametrize("imbalance", ["none", "focal"])
-def test_natural_logits_are_left_alone(imbalance: Imbalance) -> None:
+def test_natural_offset_is_zero_for_natural_logits(imbalance: Imbalance) -> None:
     np.testing.assert_array_equal(natural_offset(COUNTS, imbalance, None, 1.0), np.zeros(4))
 
 
-def test_the_offset_of_adjusted_losses_is_what_they_add() -> None:
+def test_natural_offset_of_adjusted_losses_is_their_adjustment() -> None:
     log_priors = np.log(class_priors(COUNTS))
     np.testing.assert_array_equal(natural_offset(COUNTS, "balanced_softmax", None, 0.3), log_priors)
     np.testing.assert_array_equal(natural_offset(COUNTS, "logit_adjusted", None, 0.3), 0.3 * log_priors)
     np.testing.assert_array_equal(natural_offset(COUNTS, "logit_adjusted", None, 0.0), np.zeros(4))
+
+
+# Hard examples
+
+MISSES = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
+FRACTIONS = st.floats(0, 0.99)
+
+
+@given(misses=MISSES, hard_example_frac=FRACTIONS)
+def test_hard_example_draws_sum_up_and_stay_within_bounds(
+    misses: np.ndarray, hard_example_frac: float
+) -> None:
+    draws = expected_draws(misses, hard_example_frac)
+    assert draws.sum() == pytest.approx(len(misses))
+    assert draws.min() >= 1 - hard_example_frac - 1e-9
+    assert draws.max() <= MOST_DRAWS + 1e-9
+
+
+@given(misses=MISSES, hard_example_frac=FRACTIONS)
+def test_hard_example_draws_increase_with_the_error(misses: np.ndarray, hard_example_frac: float) -> None:
+    order = np.argsort(misses, kind="stable")
+    assert (np.diff(expected_draws(misses, hard_example_frac)[order]) >= -1e-9).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-9, 0.3, 1.0])
+def test_hard_example_draws_are_uniform_for_equal_errors(level: float) -> None:
+    np.testing.assert_allclose(expected_draws(np.full(7, level), 0.8), 1)
+
+
+def test_hard_example_fraction_is_drawn_in_proportion_to_the_error() -> None:
+    misses = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(expected_draws(misses, 0.5), 0.5 + 0.5 * 4 * misses / misses.sum())
+
+
+def test_draws_above_the_limit_go_to_other_hard_examples() -> None:
+    draws = expected_draws(np.array([1.0, 0.02, 0.01, 0.01, 0.0, 0.0]), 0.5)
+    assert draws[0] == MOST_DRAWS
+    np.testing.assert_allclose(draws[1] - 0.5, 2 * (draws[2] - 0.5))  # proportional to their errors
+    assert draws.sum() == pytest.approx(6)
+
+
+@given(misses=MISSES, hard_example_frac=FRACTIONS, seed=st.integers(0, 1000))
+def test_rounded_draws_are_close_and_keep_their_sum(
+    misses: np.ndarray, hard_example_frac: float, seed: int
+) -> None:
+    draws = expected_draws(misses, hard_example_frac)
+    drawn = whole_draws(draws, np.random.default_rng(seed))
+    assert drawn.sum() == len(misses)
+    assert (np.abs(drawn - draws) < 1 + 1e-9).all()
+
+
+def test_rounded_draws_are_unbiased() -> None:
+    draws = expected_draws(np.array([0.9, 0.01, 0.3, 0.02, 0.6, 0.05]), 0.6)
+    rng = np.random.default_rng(0)
+    mean = np.mean([whole_draws(draws, rng) for _ in range(20_000)], axis=0)
+    np.testing.assert_allclose(mean, draws, atol=0.015)

@@ -1,6 +1,8 @@
-"""What split.py promises: disjoint, complete, stratified, groups whole, seeded."""
+"""Tests of pixelplay.data.splits."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixelplay.data.dataset import merge_groups
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
+from pixelplay.config import DataConfig, SplitName, TrainConfig
+from pixelplay.data.audit import Duplicates, find_duplicates
+from pixelplay.data.dataset import ImageDataset, make_dataset, merge_groups
+from pixelplay.data.sources import scan_source
+from pixelplay.data.splits import (
+    NEVER_HELD_OUT,
+    assign_folds,
+    check_learnable,
+    check_some_held_out,
+    hold_out,
+    join_groups,
+    make_split,
+)
+from pixelplay.data.storage import FolderStorage
 from pixelplay.errors import DataError
 
 Ints = NDArray[np.int64]
@@ -17,6 +31,7 @@ Ints = NDArray[np.int64]
 fracs = st.floats(0.01, 0.9)
 fold_counts = st.integers(2, 8)
 seeds = st.integers(0, 2**32 - 1)
+CONFIG = TrainConfig(finetune="none")
 
 
 @st.composite
@@ -47,7 +62,7 @@ def n_groups_of_class(labels: Ints, groups: Ints) -> Ints:
 
 
 @given(single_images(), fracs, seeds)
-def test_held_out_share_of_every_class_is_within_one(labels: Ints, frac: float, seed: int) -> None:
+def test_hold_out_is_stratified_within_one_image(labels: Ints, frac: float, seed: int) -> None:
     held = hold_out(labels, alone(labels), frac, seed)
     counts = np.bincount(labels)
     exact = np.where(counts > 1, frac * counts, 0)
@@ -55,9 +70,7 @@ def test_held_out_share_of_every_class_is_within_one(labels: Ints, frac: float, 
 
 
 @given(single_images(), fracs, seeds)
-def test_a_single_image_is_never_held_out_and_two_lie_on_either_side(
-    labels: Ints, frac: float, seed: int
-) -> None:
+def test_hold_out_never_takes_a_single_image_and_splits_two(labels: Ints, frac: float, seed: int) -> None:
     held = hold_out(labels, alone(labels), frac, seed)
     counts, n_held = np.bincount(labels), np.bincount(labels[held], minlength=labels.max() + 1)
     assert (n_held[counts == 1] == 0).all()
@@ -66,9 +79,7 @@ def test_a_single_image_is_never_held_out_and_two_lie_on_either_side(
 
 
 @given(single_images(), fracs, seeds)
-def test_the_whole_held_out_part_has_its_share_where_classes_are_large(
-    labels: Ints, frac: float, seed: int
-) -> None:
+def test_hold_out_has_its_fraction_of_all_images(labels: Ints, frac: float, seed: int) -> None:
     counts = np.bincount(labels)
     assume((counts * min(frac, 1 - frac) >= 1).all())
     held = hold_out(labels, alone(labels), frac, seed)
@@ -76,7 +87,7 @@ def test_the_whole_held_out_part_has_its_share_where_classes_are_large(
 
 
 @given(single_images(), fold_counts, seeds)
-def test_folds_are_stratified_within_one(labels: Ints, n_folds: int, seed: int) -> None:
+def test_folds_are_stratified_within_one_image(labels: Ints, n_folds: int, seed: int) -> None:
     folds = assign_folds(labels, alone(labels), n_folds, seed)
     for k, n in enumerate(np.bincount(labels)):
         in_fold = np.bincount(folds[(labels == k) & (folds >= 0)], minlength=n_folds)
@@ -88,14 +99,14 @@ def test_folds_are_stratified_within_one(labels: Ints, n_folds: int, seed: int) 
 
 
 @given(single_images(), fold_counts, seeds)
-def test_folds_are_of_equal_size_within_two(labels: Ints, n_folds: int, seed: int) -> None:
+def test_fold_sizes_differ_by_at_most_two(labels: Ints, n_folds: int, seed: int) -> None:
     folds = assign_folds(labels, alone(labels), n_folds, seed)
     sizes = np.bincount(folds[folds >= 0], minlength=n_folds)
     assert sizes.max() - sizes.min() <= 2
 
 
 @given(grouped_images(), fracs, fold_counts, seeds)
-def test_no_group_lies_on_two_sides(images: tuple[Ints, Ints], frac: float, n_folds: int, seed: int) -> None:
+def test_groups_are_never_divided(images: tuple[Ints, Ints], frac: float, n_folds: int, seed: int) -> None:
     labels, groups = images
     for sides in (hold_out(labels, groups, frac, seed), assign_folds(labels, groups, n_folds, seed)):
         pairs = np.unique(np.stack([groups, sides.astype(np.int64)], axis=1), axis=0)
@@ -103,7 +114,7 @@ def test_no_group_lies_on_two_sides(images: tuple[Ints, Ints], frac: float, n_fo
 
 
 @given(grouped_images(), fold_counts, seeds)
-def test_every_image_has_one_fold_or_is_always_trained_on(
+def test_every_image_has_one_fold_or_is_never_held_out(
     images: tuple[Ints, Ints], n_folds: int, seed: int
 ) -> None:
     labels, groups = images
@@ -116,7 +127,7 @@ def test_every_image_has_one_fold_or_is_always_trained_on(
 
 
 @given(grouped_images(is_pure=True), fracs, seeds)
-def test_a_class_of_several_groups_lies_on_both_sides(
+def test_hold_out_keeps_every_class_of_several_groups_on_both_sides(
     images: tuple[Ints, Ints], frac: float, seed: int
 ) -> None:
     labels, groups = images
@@ -128,9 +139,7 @@ def test_a_class_of_several_groups_lies_on_both_sides(
 
 
 @given(grouped_images(is_pure=True), fold_counts, seeds)
-def test_the_training_side_of_every_fold_knows_every_class(
-    images: tuple[Ints, Ints], n_folds: int, seed: int
-) -> None:
+def test_every_fold_trains_on_every_class(images: tuple[Ints, Ints], n_folds: int, seed: int) -> None:
     labels, groups = images
     folds = assign_folds(labels, groups, n_folds, seed)
     for fold in range(n_folds):
@@ -138,7 +147,7 @@ def test_the_training_side_of_every_fold_knows_every_class(
 
 
 @given(grouped_images(), fracs, fold_counts, seeds)
-def test_the_same_seed_gives_the_same_split(
+def test_same_seed_gives_the_same_split(
     images: tuple[Ints, Ints], frac: float, n_folds: int, seed: int
 ) -> None:
     np.testing.assert_array_equal(hold_out(*images, frac, seed), hold_out(*images, frac, seed))
@@ -146,7 +155,7 @@ def test_the_same_seed_gives_the_same_split(
 
 
 @given(seeds)
-def test_another_seed_gives_another_split(seed: int) -> None:
+def test_other_seed_gives_another_split(seed: int) -> None:
     labels = np.repeat(np.arange(4), 50)
     for groups in (alone(labels), alone(labels) // 3):
         assert (hold_out(labels, groups, 0.2, seed) != hold_out(labels, groups, 0.2, seed ^ 1)).any()
@@ -154,7 +163,7 @@ def test_another_seed_gives_another_split(seed: int) -> None:
 
 
 @given(st.integers(1, 30), st.integers(2, 6), seeds)
-def test_folds_of_bursts_alone_leave_none_empty(n_classes: int, n_folds: int, seed: int) -> None:
+def test_folds_of_groups_only_are_not_empty(n_classes: int, n_folds: int, seed: int) -> None:
     labels = np.repeat(np.arange(n_classes), 2 * 7)
     folds = assign_folds(labels, np.arange(len(labels)) // 7, n_folds, seed)
     sizes = np.bincount(folds, minlength=n_folds)
@@ -163,7 +172,7 @@ def test_folds_of_bursts_alone_leave_none_empty(n_classes: int, n_folds: int, se
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_animals_that_two_cameras_saw_lie_on_both_sides(seed: int) -> None:
+def test_rare_classes_in_two_mixed_groups_lie_on_both_sides(seed: int) -> None:
     rng = np.random.default_rng(seed)
     common = rng.integers(0, 4, 600)
     rare = np.repeat(np.arange(4, 12), 2)
@@ -175,7 +184,7 @@ def test_animals_that_two_cameras_saw_lie_on_both_sides(seed: int) -> None:
     assert 0.1 < held.mean() < 0.4
 
 
-def test_a_fraction_of_zero_holds_out_nothing_and_no_image_is_no_error() -> None:
+def test_hold_out_of_zero_or_no_images_is_empty() -> None:
     labels = np.repeat(np.arange(3), 4)
     assert not hold_out(labels, alone(labels), 0, 0).any()
     nothing = np.empty(0, np.int64)
@@ -183,20 +192,16 @@ def test_a_fraction_of_zero_holds_out_nothing_and_no_image_is_no_error() -> None
     assert assign_folds(nothing, nothing, 5, 0).shape == (0,)
 
 
-def test_nothing_to_hold_out_says_what_is_needed() -> None:
+def test_folds_without_held_out_images_raise() -> None:
     folds = assign_folds(np.array([0, 1, 2]), np.array([0, 1, 2]), 5, 0)
     np.testing.assert_array_equal(folds, [-1, -1, -1])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=r"photos .* needs 2"):
         check_some_held_out(folds, "photos")
-    assert str(caught.value) == (
-        "every class of photos has a single image or group to learn from; "
-        "at least one class needs 2, so that temperature and strength can be chosen on held-out ones"
-    )
     check_some_held_out(np.array([-1, 0]), "photos")
 
 
 @given(st.integers(1, 30), st.data())
-def test_merged_groups_are_the_connected_sets(n: int, data: st.DataObject) -> None:
+def test_merge_groups_finds_connected_components(n: int, data: st.DataObject) -> None:
     position = st.integers(0, n - 1)
     links = [data.draw(st.lists(st.lists(position, min_size=1, max_size=4), max_size=8)) for _ in range(2)]
     merged = merge_groups(n, *links)
@@ -209,7 +214,7 @@ def test_merged_groups_are_the_connected_sets(n: int, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
-def test_200_000_images_are_split_in_seconds(group_size: int) -> None:
+def test_splits_of_200_000_images_take_seconds(group_size: int) -> None:
     rng = np.random.default_rng(0)
     labels = np.sort(np.minimum(rng.geometric(0.01, 200_000), 1000) - 1)
     groups = np.arange(len(labels)) // group_size
@@ -224,3 +229,250 @@ def test_200_000_images_are_split_in_seconds(group_size: int) -> None:
         times.append(time.process_time() - start)
         assert len(np.unique(merged)) == 190_000
     assert min(times) < 5
+
+
+# Splits of data sets
+
+
+def dataset_of(
+    labels: str, splits: str | None = None, groups: Sequence[str] | None = None, name: str = "photos"
+) -> ImageDataset:
+    """Build a data set with an image per letter of labels; splits: t, v, s (test), or - for none."""
+    named: dict[str, SplitName | None] = {"t": "train", "v": "val", "s": "test", "-": None}
+    return make_dataset(
+        name,
+        FolderStorage(name),
+        [f"{label}{i}" for i, label in enumerate(labels)],
+        list(labels),
+        [named[letter] for letter in splits or "-" * len(labels)],
+        groups,
+    )
+
+
+def duplicates_of(dataset: ImageDataset, *sets: tuple[int, ...]) -> Duplicates:
+    """Build exact duplicates of the given positions only."""
+    digests = [f"only {i}".encode() for i in range(len(dataset))]
+    for number, members in enumerate(sets):
+        for i in members:
+            digests[i] = f"shared {number}".encode()
+    return find_duplicates(dataset, digests)
+
+
+def message(dataset: ImageDataset, duplicates: Duplicates | None = None, config: TrainConfig = CONFIG) -> str:
+    with pytest.raises(DataError) as caught:
+        make_split(dataset, duplicates or duplicates_of(dataset), config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_given_splits_are_kept_and_other_images_train() -> None:
+    dataset = dataset_of("aabbaabb", "tvs-tvs-")
+    split = make_split(dataset, duplicates_of(dataset), CONFIG)
+    np.testing.assert_array_equal(split.train, [0, 3, 4, 7])
+    np.testing.assert_array_equal(split.val, [1, 5])
+    np.testing.assert_array_equal(split.test, [2, 6])
+
+
+def test_test_split_is_stratified() -> None:
+    dataset = dataset_of("a" * 50 + "b" * 10 + "c" * 2 + "d")
+    split = make_split(dataset, duplicates_of(dataset), CONFIG)
+    np.testing.assert_array_equal(np.bincount(dataset.labels[split.test], minlength=4), [10, 2, 1, 0])
+    together = np.concatenate([split.train, split.val, split.test])
+    np.testing.assert_array_equal(np.sort(together), np.arange(len(dataset)))
+    assert len(split.removed) == len(split.duplicated) == 0
+    assert split.notes == ()
+
+
+def test_given_val_split_keeps_its_groups_and_duplicates_out_of_test() -> None:
+    groups = ["p"] * 5 + ["q"] * 5 + ["r"] * 5 + ["s"] * 5
+    dataset = dataset_of("aaaaabbbbb" * 2, "vv---" + "-" * 15, groups)
+    split = make_split(dataset, duplicates_of(dataset, (0, 12)), CONFIG)
+    np.testing.assert_array_equal(split.val, [0, 1])
+    # a duplicate joins p and r, so the test split can only come from q and s
+    assert set(split.test) <= {5, 6, 7, 8, 9, 15, 16, 17, 18, 19}
+    assert len(split.test) > 0
+
+
+def test_training_duplicates_of_test_images_are_removed() -> None:
+    dataset = dataset_of("aabbaabb", "ttttvsss")
+    split = make_split(dataset, duplicates_of(dataset, (0, 5), (1, 2), (4, 6), (3, 7)), CONFIG)
+    np.testing.assert_array_equal(split.removed, [0, 3, 4])
+    np.testing.assert_array_equal(split.duplicated, [5, 6, 7])
+    np.testing.assert_array_equal(split.train, [1, 2])
+    np.testing.assert_array_equal(split.val, [])
+    np.testing.assert_array_equal(split.test, [5, 6, 7])
+    assert split.notes == ("3 training images removed as duplicates of test images: a0, b3, a4",)
+
+
+def near(dataset: ImageDataset, *pairs: tuple[int, int]) -> Duplicates:
+    """Build near-duplicates of these pairs only."""
+    return find_duplicates(dataset, [f"only {i}".encode() for i in range(len(dataset))], pairs)
+
+
+def test_training_near_duplicates_of_test_images_are_removed() -> None:
+    dataset = dataset_of("aabbaabb", "ttttvsss")
+    # a test image connects the second set
+    split = make_split(dataset, near(dataset, (0, 5), (1, 6), (2, 6)), CONFIG)
+    np.testing.assert_array_equal(split.removed, [0, 1, 2])
+    np.testing.assert_array_equal(split.duplicated, [5, 6])
+
+
+@given(st.integers(0, 50))
+def test_near_duplicates_stay_in_one_split(seed: int) -> None:
+    dataset = dataset_of("ab" * 30)
+    rng = np.random.default_rng(seed)
+    pairs = [(int(i), int(i + 30)) for i in rng.choice(30, 6, replace=False)]
+    split = make_split(dataset, near(dataset, *pairs), TrainConfig(finetune="partial", seed=seed))
+    side = np.zeros(60, dtype=np.int64)
+    side[split.val], side[split.test] = 1, 2
+    assert all(side[i] == side[j] for i, j in pairs)
+
+
+def test_duplicates_inside_one_split_are_not_removed() -> None:
+    dataset = dataset_of("aabb" * 2, "ttttssss")
+    split = make_split(dataset, duplicates_of(dataset, (0, 1), (4, 5)), CONFIG)
+    assert len(split.removed) == len(split.duplicated) == 0
+
+
+def test_duplicates_with_conflicting_labels_stay_in_one_split() -> None:
+    dataset = dataset_of("ab" * 20)
+    duplicates = duplicates_of(dataset, *((i, i + 1) for i in range(0, 40, 2)))
+    assert len(duplicates.conflicts) == 20
+    split = make_split(dataset, duplicates, CONFIG)
+    is_test = np.isin(np.arange(40), split.test)
+    np.testing.assert_array_equal(is_test[::2], is_test[1::2])
+    assert len(split.test) == 8
+
+
+@given(st.integers(3, 9), st.integers(0, 10))
+def test_groups_joined_by_duplicates_stay_in_one_split(shift: int, seed: int) -> None:
+    groups = [f"g{i // 3}" for i in range(60)]
+    dataset = dataset_of("aabbcc" * 10, groups=groups)
+    links = [(i, (i + 10 + shift) % 60) for i in range(0, 18, 6)]
+    split = make_split(dataset, duplicates_of(dataset, *links), TrainConfig(finetune="none", seed=seed))
+    is_test = np.isin(np.arange(60), split.test)
+    for first, second in links:
+        kin = [i for i in range(60) if i // 3 in (first // 3, second // 3)]
+        assert len(set(split.groups[kin])) == 1
+    for group in np.unique(split.groups):
+        assert len(set(is_test[split.groups == group])) == 1
+    assert is_test.any()
+
+
+def test_join_groups_finds_connected_components() -> None:
+    dataset = dataset_of("aaabbb", groups=["x", "x", "", "y", "", "y"])
+    groups = join_groups(dataset, duplicates_of(dataset, (1, 3), (2, 4)))
+    same: NDArray[np.bool_] = groups[:, None] == groups
+    expected = np.equal.outer([0, 0, 1, 0, 1, 0], [0, 0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(same, expected)
+
+
+def test_groups_divided_by_a_given_test_split_are_noted() -> None:
+    dataset = dataset_of("aabbaabb", "ttttssss", ["p", "q", "r", "", "q", "r", "x", "y"])
+    split = make_split(dataset, duplicates_of(dataset), CONFIG)
+    (note,) = split.notes
+    assert "test split divides 2 groups, for example that of a1" in note
+    np.testing.assert_array_equal(split.train, [0, 1, 2, 3])
+
+
+def test_class_of_removed_duplicates_only_is_noted() -> None:
+    dataset = dataset_of("abbcc" + "abc", "ttttt" + "sss")
+    split = make_split(dataset, duplicates_of(dataset, (0, 5)), CONFIG)
+    assert split.notes[1] == "all training images of a are duplicates of test images"
+
+
+def test_train_split_that_duplicates_the_test_split_is_rejected() -> None:
+    dataset = dataset_of("abab", "ttss")
+    error = message(dataset, duplicates_of(dataset, (0, 2), (1, 3)))
+    assert error.startswith("without the 2 duplicates of test images photos has 0 classes")
+
+
+def test_data_without_a_possible_test_split_is_rejected() -> None:
+    dataset = dataset_of("abc")
+    for impossible in (dataset, dataset_of("aaabbb", groups=list("xxxyyy"))):
+        error = message(impossible)
+        assert "photos" in error
+        assert "--test-frac 0" in error
+    split = make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="none", test_frac=0))
+    np.testing.assert_array_equal(split.train, [0, 1, 2])
+    assert len(split.test) == 0
+
+
+def test_seed_determines_the_test_split() -> None:
+    dataset = dataset_of("ab" * 100)
+    first, again, other = (
+        make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="none", seed=s)).test
+        for s in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+
+
+# Enough training images
+
+
+def untrainable(dataset: ImageDataset, unreadable: Sequence[int] = ()) -> str:
+    is_readable = ~np.isin(np.arange(len(dataset)), unreadable)
+    with pytest.raises(DataError) as caught:
+        check_learnable(dataset, is_readable)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_fewer_than_two_classes_are_rejected() -> None:
+    for dataset in (dataset_of("aaa"), dataset_of("aab", "tts")):
+        error = untrainable(dataset)
+        assert error.startswith("photos has 1 class with training images ('a')")
+        assert "at least 2" in error
+    for dataset in (dataset_of("ab", "ss"), dataset_of("")):
+        assert untrainable(dataset).startswith("photos has 0 classes")
+
+
+def test_class_without_readable_images_is_rejected() -> None:
+    error = untrainable(dataset_of("aabbb"), [2, 3, 4])
+    assert error.startswith("class 'b' has 3 training images")
+    assert "pixelplay scan" in error
+    # a readable image in the test split does not help
+    assert untrainable(dataset_of("aabba", "ttsts"), [3]).startswith("class 'b' has 1 training image ")
+
+
+def test_given_test_split_without_readable_images_is_rejected() -> None:
+    error = untrainable(dataset_of("aabbab", "ttttss"), [4, 5])
+    assert "test split has 2 images" in error
+    assert "pixelplay scan" in error
+
+
+def test_some_unreadable_images_are_accepted() -> None:
+    dataset = dataset_of("aabbabc", "ttttsss")
+    check_learnable(dataset, ~np.isin(np.arange(7), [0, 2, 4, 6]))
+
+
+def test_folder_groups_stay_in_one_split(tmp_path: Path) -> None:
+    for animal in ("cat", "dog"):
+        for burst in range(6):
+            for shot in range(3):
+                path = tmp_path / animal / f"burst{burst}" / f"{shot}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(path.as_posix().encode())
+    dataset = scan_source(str(tmp_path), DataConfig(group_by_folder=True))
+    split = make_split(dataset, duplicates_of(dataset), CONFIG)
+    train, test = ({dataset.paths[i].rpartition("/")[0] for i in side} for side in (split.train, split.test))
+    assert not train & test
+    assert {folder.split("/")[0] for folder in test} == {"cat", "dog"}
+
+
+def test_groups_divided_by_a_given_val_split_are_noted_for_finetuning() -> None:
+    dataset = dataset_of("aaabbb" * 2, "tvstvs" * 2, [f"camera {i // 2}" for i in range(12)])
+    notes = make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="partial")).notes
+    assert [note for note in notes if "given val split divides" in note]
+    assert not [n for n in make_split(dataset, duplicates_of(dataset), CONFIG).notes if "given val" in n]
+
+
+def test_fractions_are_ignored_with_given_splits() -> None:
+    dataset = dataset_of("aaabbb" * 2, "tvstvs" * 2)
+    config = TrainConfig(finetune="partial", test_frac=0.3, val_frac=0.4)
+    assert make_split(dataset, duplicates_of(dataset), config).notes[:2] == (
+        "--test-frac 0.3 is ignored with a given test split",
+        "--val-frac 0.4 is ignored with a given validation split",
+    )
+    assert make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="partial")).notes == ()

@@ -1,11 +1,11 @@
-"""What transforms.py promises: the network's square, of the whole image or of its middle."""
+"""Tests of pixelplay.data.transforms."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from images import draw
-from pixelplay.data.transforms import Preprocessing, corner_views, eval_transform
+from pixelplay.data.transforms import Preprocessing, eval_transform
 
 
 def settings(size: int, **values: object) -> Preprocessing:
@@ -13,21 +13,21 @@ def settings(size: int, **values: object) -> Preprocessing:
 
 
 def stripes(width: int, height: int) -> NDArray[np.uint8]:
-    """A picture whose red rises from left to right and whose green rises downwards."""
+    """Draw an image whose red increases to the right and whose green increases downwards."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width).round()
     pixels[..., 1] = np.linspace(0, 255, height).round()[:, None]
     return pixels
 
 
-def test_a_square_of_the_right_size_is_left_alone() -> None:
+def test_square_of_the_input_size_is_unchanged() -> None:
     pixels = np.asarray(draw(1, (40, 40)))
     for mode in ("squash", "center"):
         np.testing.assert_array_equal(eval_transform(pixels, settings(40, crop_mode=mode)), pixels)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_squash_shows_the_whole_photograph(interpolation: str) -> None:
+def test_squash_shows_the_whole_image(interpolation: str) -> None:
     view = eval_transform(stripes(120, 60), settings(30, interpolation=interpolation))
     assert (view.shape, view.dtype) == ((30, 30, 3), np.uint8)
     exact = (np.arange(30) + 0.5) / 30 * 255
@@ -35,35 +35,22 @@ def test_squash_shows_the_whole_photograph(interpolation: str) -> None:
     assert np.abs(view[:, :, 1] - exact[:, None]).max() <= 6
 
 
-def test_center_shows_the_middle_square() -> None:
+def test_center_shows_the_central_square() -> None:
     view = eval_transform(stripes(120, 60), settings(30, crop_mode="center"))
     exact = (np.arange(30) + 0.5) / 30
     assert np.abs(view[:, :, 0] - (0.25 + exact / 2) * 255).max() <= 6
     assert np.abs(view[:, :, 1] - exact[:, None] * 255).max() <= 6
 
 
-def test_crop_pct_is_the_share_of_the_short_side() -> None:
+def test_crop_pct_is_the_fraction_of_the_short_side() -> None:
     view = eval_transform(stripes(120, 60), settings(30, crop_mode="center", crop_pct=0.5))
     exact = (np.arange(30) + 0.5) / 30
     assert np.abs(view[:, :, 1] - (0.25 + exact[:, None] / 2) * 255).max() <= 6
 
 
-def test_a_single_pixel_fills_the_square() -> None:
+def test_single_pixel_fills_the_square() -> None:
     pixels = np.full((1, 1, 3), 77, np.uint8)
     for mode in ("squash", "center"):
         np.testing.assert_array_equal(
             eval_transform(pixels, settings(8, crop_mode=mode)), np.full((8, 8, 3), 77)
         )
-
-
-def test_corner_views_show_the_whole_and_each_corner() -> None:
-    preprocessing = Preprocessing(input_size=20, mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")
-    y, x = np.mgrid[0:100, 0:200]
-    pixels = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
-    views = corner_views(pixels, preprocessing)
-    assert views.shape == (5, 20, 20, 3)
-    np.testing.assert_array_equal(views[0], eval_transform(pixels, preprocessing))
-    corners = {(int(view[..., 0].min()) > 15, int(view[..., 1].min()) > 7) for view in views[1:]}
-    assert corners == {(False, False), (False, True), (True, False), (True, True)}
-    spans = [int(view[..., 0].max()) - int(view[..., 0].min()) for view in views]
-    assert all(abs(span - 0.85 * spans[0]) <= 3 for span in spans[1:])

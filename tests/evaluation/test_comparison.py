@@ -1,4 +1,4 @@
-"""Two models on the same images: published examples, planted differences, honest intervals."""
+"""Paired comparisons reproduce published examples, and their intervals cover planted differences."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pixelplay.evaluation.comparison import PairedComparison, compare_models, mc
 IntArray = NDArray[np.int64]
 
 
-def _table(both: int, only_first: int, only_second: int, neither: int) -> tuple[NDArray[np.bool_], ...]:
+def _correct(both: int, only_first: int, only_second: int, neither: int) -> tuple[NDArray[np.bool_], ...]:
     times = [both, only_first, only_second, neither]
     return np.repeat([True, True, False, False], times), np.repeat([True, False, True, False], times)
 
@@ -24,16 +24,16 @@ def _compare(
     return compare_models(preds, (probs[0], probs[1]), labels, groups, is_known=known)
 
 
-def test_interval_is_that_of_published_examples() -> None:
+def test_newcombe_interval_equals_published_examples() -> None:
     # Fagerland, Lydersen and Laake, Statistics in Medicine 33 (2014), airway hyper-responsiveness
-    found = newcombe(*_table(1, 1, 7, 12))
+    found = newcombe(*_correct(1, 1, 7, 12))
     assert (round(found.low, 3), round(found.high, 3)) == (-0.507, -0.026)
-    # Newcombe 1998, with his correction of the correlation
-    found = newcombe(*_table(36, 12, 2, 0))
+    # Newcombe 1998, with continuity correction of the correlation
+    found = newcombe(*_correct(36, 12, 2, 0))
     assert (round(found.low, 4), round(found.high, 4)) == (0.0569, 0.3404)
 
 
-def test_mcnemar_is_the_sum_of_binomial_tails() -> None:
+def test_mcnemar_equals_the_sum_of_binomial_tails() -> None:
     assert mcnemar(1, 7) == pytest.approx(2 * 9 / 256 - 8 / 256)
     assert mcnemar(7, 1) == mcnemar(1, 7)
     assert mcnemar(0, 5) == pytest.approx(1 / 32)
@@ -41,7 +41,7 @@ def test_mcnemar_is_the_sum_of_binomial_tails() -> None:
     assert mcnemar(0, 0) == 1
 
 
-def test_swapping_the_models_turns_every_sign() -> None:
+def test_swapping_the_models_flips_every_sign() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200)
     first, second = (np.where(rng.random(200) < share, labels, 0) for share in (0.8, 0.6))
@@ -56,7 +56,7 @@ def test_swapping_the_models_turns_every_sign() -> None:
         )
 
 
-def test_equal_answers_differ_by_nothing_and_still_have_a_width() -> None:
+def test_equal_predictions_have_difference_zero_and_an_interval_with_a_width() -> None:
     labels = np.repeat([0, 1, 2], 20)
     found = _compare((labels, labels), labels)
     assert found.p_value == 1
@@ -68,34 +68,35 @@ def test_equal_answers_differ_by_nothing_and_still_have_a_width() -> None:
 
 
 @pytest.mark.parametrize(("n", "shares"), [(200, (0.9, 0.85)), (80, (0.97, 0.93)), (400, (0.7, 0.7))])
-def test_accuracy_interval_holds_as_often_as_it_says(n: int, shares: tuple[float, float]) -> None:
-    rng, held, repeats = np.random.default_rng(1), 0, 2000
+def test_newcombe_interval_has_its_nominal_coverage(n: int, shares: tuple[float, float]) -> None:
+    rng, covered, repeats = np.random.default_rng(1), 0, 2000
     for _ in range(repeats):
-        ease = rng.random(n)  # what is easy for one model is mostly easy for the other
+        ease = rng.random(n)  # images easy for one model are mostly easy for the other
         first = np.where(rng.random(n) < 0.7, ease, rng.random(n)) < shares[0]
         second = np.where(rng.random(n) < 0.7, ease, rng.random(n)) < shares[1]
         found = newcombe(first, second)
-        held += found.low <= shares[0] - shares[1] <= found.high
-    assert 0.935 <= held / repeats <= 0.985
+        covered += found.low <= shares[0] - shares[1] <= found.high
+    assert 0.935 <= covered / repeats <= 0.985
 
 
-def test_groups_widen_the_interval_and_leave_no_test() -> None:
+def test_groups_widen_the_interval_and_disable_mcnemar() -> None:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 3, 300)
-    groups = np.arange(300) // 15  # 20 bursts in which both models are alike right or wrong
+    groups = np.arange(300) // 15  # 20 bursts, each all correct or all wrong
     burst = rng.random(20)
     first = np.where(burst[groups] < 0.8, labels, (labels + 1) % 3)
     second = np.where(burst[groups] < 0.6, labels, (labels + 1) % 3)
-    alone, grouped = _compare((first, second), labels), _compare((first, second), labels, groups)
+    independent, grouped = _compare((first, second), labels), _compare((first, second), labels, groups)
     widths = [
-        found.differences["accuracy"].high - found.differences["accuracy"].low for found in (alone, grouped)
+        found.differences["accuracy"].high - found.differences["accuracy"].low
+        for found in (independent, grouped)
     ]
     assert widths[1] > 1.5 * widths[0]
     assert grouped.p_value is None
-    assert alone.p_value is not None
+    assert independent.p_value is not None
 
 
-def test_few_photographs_of_a_class_are_marked() -> None:
+def test_few_images_of_a_class_make_macro_f1_unreliable() -> None:
     labels = np.array([0] * 60 + [1] * 5)
     first, second = labels.copy(), labels.copy()
     first[:10], second[10:20], second[62] = 1, 1, 0
@@ -104,7 +105,7 @@ def test_few_photographs_of_a_class_are_marked() -> None:
     assert not found.differences["macro_f1"].reliable
 
 
-def test_log_loss_is_about_photographs_that_both_models_can_know() -> None:
+def test_log_loss_is_compared_on_classes_known_to_both_models() -> None:
     labels = np.array([0, 1, 2, 2])
     probs = np.array([[0.8, 0.2, 0.0]] * 4), np.array([[0.5, 0.25, 0.25]] * 4)
     preds = probs[0].argmax(1), probs[1].argmax(1)

@@ -26,12 +26,9 @@ FAMILIES = ["test_convnext", "test_efficientnet", "test_resnet", "test_vit"]
         ("convnext_tiny.in12k_ft_in1", "convnext_tiny.in12k_ft_in1k"),
     ],
 )
-def test_an_unknown_backbone_is_answered_with_the_nearest(typo: str, nearest: str) -> None:
-    with pytest.raises(
-        ConfigError, match=f"backbone '{typo}' is unknown; did you mean .*'{nearest}'"
-    ) as caught:
+def test_unknown_backbone_suggests_similar_names(typo: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"backbone '{typo}'; did you mean .*'{nearest}'"):
         check_backbone_name(typo)
-    assert "lite0 and lite2 work offline" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +47,12 @@ def test_an_unknown_backbone_is_answered_with_the_nearest(typo: str, nearest: st
         "",
     ],
 )
-def test_a_name_that_could_reach_out_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is unknown"):
+def test_backbone_name_that_is_an_address_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown backbone"):
         load_backbone(name, None, offline=True)
 
 
-def test_auto_is_embedded_on_a_cpu_and_convnext_on_a_gpu() -> None:
+def test_auto_backbone_is_lite0_on_a_cpu_and_convnext_on_a_gpu() -> None:
     names = [pick_backbone_name("auto", device) for device in ("cpu", "cuda", "mps")]
     assert names == ["lite0", "convnext_tiny.in12k_ft_in1k", "convnext_tiny.in12k_ft_in1k"]
     assert pick_backbone_name("resnet50", "cpu") == "resnet50"
@@ -63,13 +60,13 @@ def test_auto_is_embedded_on_a_cpu_and_convnext_on_a_gpu() -> None:
         check_backbone_name(name)
 
 
-def moments_by_hand(stage: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def expected_channel_stats(stage: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     values = stage.double().numpy().reshape(*stage.shape[:2], -1)  # (B, C, H*W)
     mean = values.sum(2) / values.shape[2]
     return mean, np.sqrt(((values - mean[:, :, None]) ** 2).sum(2) / values.shape[2])
 
 
-def test_features_are_the_moments_of_each_stage_and_timms_own() -> None:
+def test_features_are_channel_stats_of_each_stage_and_timms_pooled_features() -> None:
     torch.manual_seed(0)
     network = create_network("test_convnext")
     backbone = Backbone("test_convnext", network).eval()
@@ -79,14 +76,16 @@ def test_features_are_the_moments_of_each_stage_and_timms_own() -> None:
         pooled = network.forward_head(network.forward_features(images), pre_logits=True).numpy()
         stages = network.forward_intermediates(images, intermediates_only=True)
         assert torch.equal(network(images), torch.from_numpy(pooled))
-    expected = np.concatenate([*(m for stage in stages for m in moments_by_hand(stage)), pooled], axis=1)
+    expected = np.concatenate(
+        [*(m for stage in stages for m in expected_channel_stats(stage)), pooled], axis=1
+    )
     assert len(stages) == 4
     assert features.shape == expected.shape == (3, backbone.n_features)
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_finite_features(name: str) -> None:
+def test_every_architecture_gives_finite_features(name: str) -> None:
     torch.manual_seed(0)
     network = create_network(name)
     backbone = Backbone(name, network).eval()
@@ -97,12 +96,12 @@ def test_every_family_gives_finite_features(name: str) -> None:
     assert features.shape == (2, backbone.n_features)
     assert features.dtype == torch.float32
     assert torch.isfinite(features).all()
-    # the network's own features come last, as they are
+    # timm's pooled features come last, unchanged
     torch.testing.assert_close(features[:, -pooled.shape[1] :], pooled)
 
 
-def test_a_constant_image_has_finite_slopes() -> None:
-    # a channel that is equal everywhere has deviation 0, where the root's slope is infinite
+def test_a_constant_image_has_finite_gradients() -> None:
+    # a constant channel has standard deviation 0, where the gradient of the root is infinite
     backbone = Backbone("test_resnet", create_network("test_resnet")).eval()
     images = torch.zeros(1, 3, 160, 160, requires_grad=True)
     backbone(images).sum().backward()
@@ -110,7 +109,7 @@ def test_a_constant_image_has_finite_slopes() -> None:
     assert torch.isfinite(images.grad).all()
 
 
-def test_counting_features_does_not_touch_batch_norm() -> None:
+def test_n_features_does_not_update_batch_norm() -> None:
     network = create_network("test_efficientnet")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     backbone = Backbone("test_efficientnet", network)
@@ -118,7 +117,7 @@ def test_counting_features_does_not_touch_batch_norm() -> None:
     assert backbone.training
 
 
-def test_preprocessing_is_that_of_the_weights(tiny_weights: Path) -> None:
+def test_preprocessing_matches_the_weights(tiny_weights: Path) -> None:
     loaded = load_backbone("test_convnext", str(tiny_weights), offline=True)
     config = timm.create_model("test_convnext", pretrained=False).pretrained_cfg
     preprocessing = loaded.preprocessing

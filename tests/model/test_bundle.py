@@ -93,7 +93,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def replace_head(folder: Path, **arrays: np.ndarray) -> None:
-    """Another head with a right checksum: only its content is wrong."""
+    """Replace arrays of the head and update its checksum."""
     path = folder / "head.safetensors"
     save_file(load_file(path) | arrays, path)
     change(folder, lambda content: content["sha256"].update({"head.safetensors": file_sha256(str(path))}))
@@ -108,7 +108,7 @@ def refused(folder: Path) -> str:
     return message
 
 
-def test_what_is_written_is_read_back(bundle: ModelBundle, folder: Path) -> None:
+def test_bundle_round_trip(bundle: ModelBundle, folder: Path) -> None:
     again = read_bundle(str(folder))
     for name in {field.name for field in fields(ModelBundle)} - {
         "backbone",
@@ -130,13 +130,13 @@ def test_what_is_written_is_read_back(bundle: ModelBundle, folder: Path) -> None
     assert (again.backbone.name, again.backbone.n_features) == (TINY, bundle.backbone.n_features)
 
 
-def test_a_bundle_written_twice_is_the_same(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
+def test_bundle_is_written_deterministically(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
     write_bundle(read_bundle(str(folder)), str(tmp_path / "again"))
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_bundle_is_safetensors_and_json_only(folder: Path) -> None:
+def test_bundle_contains_only_safetensors_and_json(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == FILES
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o777 == 0o644
@@ -146,13 +146,13 @@ def test_a_bundle_is_safetensors_and_json_only(folder: Path) -> None:
     json.loads((folder / "bundle.json").read_text("utf-8"))
 
 
-def test_bundle_json_names_no_path_user_or_host(tiny_run: Path) -> None:
+def test_bundle_json_contains_no_path_user_or_host(tiny_run: Path) -> None:
     text = (tiny_run / "model" / "bundle.json").read_text("utf-8")
     strings = set(all_strings(json.loads(text)))
     own = {str(Path.home()), getpass.getuser(), socket.gethostname(), str(tiny_run), "/tmp"}
     assert not [s for s in strings if s.startswith(("/", "~", "\\")) or ":\\" in s or s in own]
     assert str(tiny_run.parent) not in text
-    assert "tiny.safetensors" in strings  # the weights are named without their folder
+    assert "tiny.safetensors" in strings  # the file name of the weights, without folder
 
 
 def all_strings(value: object) -> list[str]:
@@ -163,19 +163,19 @@ def all_strings(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def test_run_and_model_folder_are_both_taken(tiny_run: Path) -> None:
+def test_bundle_is_found_in_run_and_model_folder(tiny_run: Path) -> None:
     assert find_bundle(str(tiny_run)) == find_bundle(str(tiny_run / "model")) == str(tiny_run / "model")
 
 
-def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+def test_folder_without_bundle_is_named(tmp_path: Path) -> None:
     assert (
-        refused(tmp_path) == f"{tmp_path} is no model; expected a run of pixelplay train, or its model folder"
+        refused(tmp_path) == f"{tmp_path} is not a model; pass a run of pixelplay train or its model folder"
     )
-    assert "does not exist; expected" in refused(tmp_path / "nowhere")
+    assert "does not exist; pass a run" in refused(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "head.safetensors"])
-def test_one_flipped_bit_is_noticed(name: str, folder: Path) -> None:
+def test_bundle_with_a_flipped_bit_is_refused(name: str, folder: Path) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-5] ^= 4
     (folder / name).write_bytes(data)
@@ -183,7 +183,7 @@ def test_one_flipped_bit_is_noticed(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "head.safetensors"])
-def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+def test_missing_bundle_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
     assert f"lacks {name}; copy the whole folder again" in refused(folder)
 
@@ -193,42 +193,42 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     ["", "{", "[]", "null", "3", '{"classes": []}', '{"format_version": "1", "sha256": {}}', "[" * 100_000,
      '{"format_version": 3}', '{"format_version": 0, "sha256": {}}', "\udcff"],
 )  # fmt: skip
-def test_foreign_or_truncated_json_is_one_line(text: str, folder: Path) -> None:
+def test_foreign_bundle_json_is_refused_in_one_line(text: str, folder: Path) -> None:
     (folder / "bundle.json").write_text(text, "utf-8", errors="surrogateescape")
-    assert "no bundle of PixelPlay, or damaged" in refused(folder)
+    assert "damaged or not a bundle of PixelPlay" in refused(folder)
 
 
-def test_json_cut_short_is_one_line(folder: Path) -> None:
+def test_truncated_bundle_json_is_refused_in_one_line(folder: Path) -> None:
     path = folder / "bundle.json"
     path.write_bytes(path.read_bytes()[:-200])
-    assert "no bundle of PixelPlay, or damaged" in refused(folder)
+    assert "damaged or not a bundle of PixelPlay" in refused(folder)
 
 
-def test_an_older_version_says_to_train_again(folder: Path) -> None:
+def test_older_bundle_version_is_refused(folder: Path) -> None:
     change(folder, lambda content: content.update(format_version=1))
-    assert "format version 1, of an older PixelPlay; this one reads 3: train it again" in refused(folder)
+    assert "format version 1 but this PixelPlay reads 3; train the model again" in refused(folder)
 
 
-def test_a_newer_version_says_to_update(folder: Path) -> None:
+def test_newer_bundle_version_is_refused(folder: Path) -> None:
     change(folder, lambda content: (content.clear(), content.update(format_version=99)))
-    assert "format version 99, this PixelPlay reads 3; update PixelPlay" in refused(folder)
+    assert "format version 99 but this PixelPlay reads 3; update PixelPlay" in refused(folder)
 
 
 @pytest.mark.parametrize(
     "name", ["hf-hub:evil/model", "local-dir:/etc", "evil/model", "no_such_net", "lite0"]
 )
-def test_a_hostile_backbone_name_is_refused(name: str, folder: Path) -> None:
+def test_hostile_backbone_name_in_bundle_is_refused(name: str, folder: Path) -> None:
     change(folder, lambda content: content["backbone"].update(name=name))
     assert name in refused(folder)
 
 
-def test_another_known_backbone_does_not_fit(folder: Path) -> None:
+def test_bundle_with_another_backbone_is_refused(folder: Path) -> None:
     change(folder, lambda content: content["backbone"].update(name="test_resnet"))
     assert "does not fit test_resnet: it lacks" in refused(folder)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
-def test_the_name_of_an_enormous_network_costs_no_memory(folder: Path) -> None:
+def test_name_of_an_enormous_network_allocates_no_memory(folder: Path) -> None:
     change(folder, lambda content: content["backbone"].update(name="vit_huge_patch14_clip_224"))
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -240,12 +240,12 @@ def test_the_name_of_an_enormous_network_costs_no_memory(folder: Path) -> None:
     assert "does not fit vit_huge_patch14_clip_224: it lacks" in message
 
 
-def test_a_size_that_the_network_refuses_is_one_line(folder: Path) -> None:
+def test_unsupported_input_size_is_refused_in_one_line(folder: Path) -> None:
     change(folder, lambda content: content["preprocessing"].update(input_size=2))
-    assert "test_convnext takes no images of 2 px" in refused(folder)
+    assert "test_convnext does not support images of 2 px" in refused(folder)
 
 
-def test_a_head_that_does_not_fit_is_refused(bundle: ModelBundle, folder: Path) -> None:
+def test_head_with_wrong_shape_is_refused(bundle: ModelBundle, folder: Path) -> None:
     n = bundle.backbone.n_features
     replace_head(folder, weight=np.zeros((3, n - 1), np.float32))
     assert f"head of shape (3, {n - 1}) for 3 classes, {n} features" in refused(folder)
@@ -253,14 +253,14 @@ def test_a_head_that_does_not_fit_is_refused(bundle: ModelBundle, folder: Path) 
     assert "ValueError: head" in refused(folder)
 
 
-def test_a_head_that_is_no_safetensors_is_refused(folder: Path) -> None:
+def test_head_that_is_not_safetensors_is_refused(folder: Path) -> None:
     path = folder / "head.safetensors"
     path.write_bytes(b"not a tensor")
     change(folder, lambda content: content["sha256"].update({path.name: file_sha256(str(path))}))
     assert "cannot be read" in refused(folder)
 
 
-def test_held_out_scores_are_read_back(folder: Path, bundle: ModelBundle) -> None:
+def test_held_out_scores_round_trip(folder: Path, bundle: ModelBundle) -> None:
     again = read_bundle(str(folder)).held_out
     assert again.split == bundle.held_out.split
     for name in ("lac", "aps", "confidence", "is_right"):
@@ -268,7 +268,7 @@ def test_held_out_scores_are_read_back(folder: Path, bundle: ModelBundle) -> Non
 
 
 @pytest.mark.parametrize("values", [np.empty(0), np.array([0.1]), np.array([0.1, np.nan])])
-def test_held_out_scores_that_cannot_be_are_refused(values: np.ndarray, folder: Path) -> None:
+def test_invalid_held_out_scores_are_refused(values: np.ndarray, folder: Path) -> None:
     path = folder / "calibration.safetensors"
     save_file({**load_file(path), "lac": values}, path)
     change(folder, lambda content: content["sha256"].update({path.name: file_sha256(str(path))}))
@@ -276,51 +276,51 @@ def test_held_out_scores_that_cannot_be_are_refused(values: np.ndarray, folder: 
 
 
 @pytest.fixture
-def twin_folder(bundle: ModelBundle, tmp_path: Path) -> Path:
-    """A bundle whose last two stages stand there twice, frozen and tuned."""
-    tail = TrainableStages(bundle.backbone, 2)
+def branched_folder(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """Write a bundle with a branch: its last two stages frozen and fine-tuned."""
+    branch = TrainableStages(bundle.backbone, 2)
     with torch.no_grad():
-        for value in tail.parameters():
+        for value in branch.parameters():
             value.mul_(1.5)
-    twin = BranchedBackbone(bundle.backbone, [tail])
+    branched = BranchedBackbone(bundle.backbone, [branch])
     rng = np.random.default_rng(1)
-    head = replace(bundle.head, weight=rng.normal(size=(3, twin.n_features)).astype(np.float32))
-    write_bundle(replace(bundle, backbone=twin, head=head), str(tmp_path / "twin"))
-    return tmp_path / "twin"
+    head = replace(bundle.head, weight=rng.normal(size=(3, branched.n_features)).astype(np.float32))
+    write_bundle(replace(bundle, backbone=branched, head=head), str(tmp_path / "branched"))
+    return tmp_path / "branched"
 
 
-def test_a_tuned_tail_is_read_back_beside_the_frozen_one(twin_folder: Path, tmp_path: Path) -> None:
-    again = read_bundle(str(twin_folder))
+def test_branched_backbone_round_trip(branched_folder: Path, tmp_path: Path) -> None:
+    again = read_bundle(str(branched_folder))
     assert isinstance(again.backbone, BranchedBackbone)
-    assert [tail.n_front for tail in again.backbone.tails] == [2]
-    kept = load_file(twin_folder / "tuned.00.safetensors")
+    assert [branch.n_front for branch in again.backbone.tails] == [2]
+    kept = load_file(branched_folder / "tuned.00.safetensors")
     assert kept
     assert not any(name.startswith(("stem.", "stages.0.", "stages.1.")) for name in kept)
-    frozen = load_file(twin_folder / "backbone.safetensors")
+    frozen = load_file(branched_folder / "backbone.safetensors")
     weights = [name for name in kept if name.endswith("weight")]
     assert all(np.allclose(kept[name], 1.5 * frozen[name]) for name in weights)
     write_bundle(again, str(tmp_path / "again"))
-    assert {path.name for path in twin_folder.iterdir()} == {*FILES, "tuned.00.safetensors"}
-    for path in twin_folder.iterdir():
+    assert {path.name for path in branched_folder.iterdir()} == {*FILES, "tuned.00.safetensors"}
+    for path in branched_folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_damaged_missing_or_unvouched_tail_is_refused(twin_folder: Path) -> None:
-    path = twin_folder / "tuned.00.safetensors"
+def test_damaged_missing_or_unlisted_branch_is_refused(branched_folder: Path) -> None:
+    path = branched_folder / "tuned.00.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert "SHA-256" in refused(twin_folder)
+    assert "SHA-256" in refused(branched_folder)
     path.unlink()
-    assert "lacks tuned.00.safetensors" in refused(twin_folder)
+    assert "lacks tuned.00.safetensors" in refused(branched_folder)
     path.write_bytes(data)
-    change(twin_folder, lambda content: content["sha256"].pop("tuned.00.safetensors"))
-    assert "no digest of tuned.00.safetensors" in refused(twin_folder)
+    change(branched_folder, lambda content: content["sha256"].pop("tuned.00.safetensors"))
+    assert "no digest of tuned.00.safetensors" in refused(branched_folder)
 
 
 @pytest.mark.parametrize("n_front", [-1, 4, 1.5, "2", True, [], 1])
-def test_a_tail_that_cannot_be_is_refused(n_front: object, twin_folder: Path) -> None:
-    change(twin_folder, lambda content: content["backbone"].update(n_fronts=[n_front]))
-    refused(twin_folder)
+def test_invalid_branch_is_refused(n_front: object, branched_folder: Path) -> None:
+    change(branched_folder, lambda content: content["backbone"].update(n_fronts=[n_front]))
+    refused(branched_folder)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_tail_that_cannot_be_is_refused(n_front: object, twin_folder: Path) ->
         ("sha256", {}),
     ],
 )
-def test_a_wrong_value_is_one_line(key: str, value: object, folder: Path) -> None:
+def test_invalid_bundle_value_is_refused_in_one_line(key: str, value: object, folder: Path) -> None:
     change(folder, lambda content: content.update({key: value}))
     refused(folder)
 
@@ -357,7 +357,7 @@ def test_a_wrong_value_is_one_line(key: str, value: object, folder: Path) -> Non
      ("input_size", 0), ("input_size", 10**6), ("input_size", float("inf")), ("mean", [0.5]),
      ("std", [0, 1, 1]), ("std", ["a", "b", "c"]), ("crop_mode", "random"), ("crop_pct", 0)],
 )  # fmt: skip
-def test_impossible_preprocessing_is_refused(key: str, value: object, folder: Path) -> None:
+def test_invalid_preprocessing_is_refused(key: str, value: object, folder: Path) -> None:
     change(folder, lambda content: content["preprocessing"].update({key: value}))
     assert "bundle.json is damaged" in refused(folder)
 
@@ -365,17 +365,17 @@ def test_impossible_preprocessing_is_refused(key: str, value: object, folder: Pa
 @pytest.mark.parametrize(
     "key", ["classes", "backbone", "preprocessing", "hflip", "temperature", "trained_on"]
 )
-def test_a_missing_key_is_named(key: str, folder: Path) -> None:
+def test_missing_bundle_key_is_named(key: str, folder: Path) -> None:
     change(folder, lambda content: content.pop(key))
     assert f"KeyError: '{key}'" in refused(folder)
 
 
-def test_preprocessing_has_no_setting_that_is_not_stored(folder: Path) -> None:
+def test_bundle_stores_every_preprocessing_setting(folder: Path) -> None:
     stored = json.loads((folder / "bundle.json").read_text("utf-8"))["preprocessing"]
     assert set(stored) == {field.name for field in fields(Preprocessing)}
 
 
-def test_a_bundle_copied_elsewhere_reads_the_same(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
+def test_bundle_can_be_copied(bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.rmtree(folder)
     assert read_bundle(str(tmp_path / "elsewhere")).classes == bundle.classes
@@ -390,7 +390,7 @@ def test_a_bundle_copied_elsewhere_reads_the_same(bundle: ModelBundle, folder: P
         ("novelty.safetensors", "scores", None),
     ],
 )
-def test_scores_that_are_not_in_order_are_refused(
+def test_unsorted_held_out_scores_are_refused(
     file: str, name: str, value: np.ndarray | None, bundle: ModelBundle, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -402,7 +402,7 @@ def test_scores_that_are_not_in_order_are_refused(
     assert name in refused(folder)
 
 
-def test_a_part_that_there_is_not_is_refused(bundle: ModelBundle, tmp_path: Path) -> None:
+def test_unknown_held_out_split_is_refused(bundle: ModelBundle, tmp_path: Path) -> None:
     write_bundle(bundle, str(tmp_path / "model"))
     change(tmp_path / "model", lambda content: content.update(held_out="somewhere"))
     assert "held_out" in refused(tmp_path / "model")

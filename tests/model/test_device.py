@@ -1,4 +1,4 @@
-"""Each core works by itself, and threads are left as they were."""
+"""Cores process items in parallel, and the number of torch threads is restored."""
 
 import threading
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ def threads_of_a_new_thread() -> int:
         return pool.submit(torch.get_num_threads).result()
 
 
-def test_each_core_takes_an_item_of_its_own() -> None:
-    meeting = threading.Barrier(4, timeout=20)  # all four have to be at work at once
+def test_each_core_processes_its_own_item() -> None:
+    meeting = threading.Barrier(4, timeout=20)  # passes only if all four work at once
 
     def work(i: int) -> tuple[int, int]:
         meeting.wait()
@@ -28,12 +28,12 @@ def test_each_core_takes_an_item_of_its_own() -> None:
     assert list(map_on_cores(work, iter(range(8)), "cpu")) == [(i, 1) for i in range(8)]
 
 
-def test_elsewhere_than_on_a_cpu_items_come_one_after_the_other() -> None:
+def test_map_on_cores_is_sequential_on_a_gpu() -> None:
     threads = set(map_on_cores(lambda _: threading.get_ident(), range(8), "cuda"))
     assert threads == {threading.get_ident()}
 
 
-def test_an_error_on_one_core_ends_the_work() -> None:
+def test_error_on_one_core_stops_the_work() -> None:
     done, closed = [], []
 
     def items() -> Iterator[int]:
@@ -57,7 +57,7 @@ def test_an_error_on_one_core_ends_the_work() -> None:
 
 
 @pytest.mark.parametrize("end", ["all", "early", "error"])
-def test_threads_that_start_later_have_all_cores_again(end: str) -> None:
+def test_threads_started_later_have_all_cores(end: str) -> None:
     assert threads_of_a_new_thread() == 4
 
     def work(i: int) -> int:
@@ -78,7 +78,7 @@ def test_threads_that_start_later_have_all_cores_again(end: str) -> None:
     assert threads_of_a_new_thread() == torch.get_num_threads() == 4
 
 
-def test_jobs_at_the_same_time_all_have_the_usual_number() -> None:
+def test_concurrent_jobs_restore_the_number_of_threads() -> None:
     first = map_on_cores(lambda i: i, range(10), "cpu")
     next(first)
 
@@ -86,7 +86,7 @@ def test_jobs_at_the_same_time_all_have_the_usual_number() -> None:
         with shared_cores() as n_cores:
             return n_cores
 
-    with ThreadPoolExecutor(1) as pool:  # a new thread, for which torch says 1 meanwhile
+    with ThreadPoolExecutor(1) as pool:  # a new thread, whose default is 1 meanwhile
         assert pool.submit(second).result() == 4
     assert threads_of_a_new_thread() == 1
     list(first)

@@ -1,4 +1,4 @@
-"""One network and one head answer as all members of an ensemble do on average."""
+"""One network and one head compute the mean logits of all members of an ensemble."""
 
 import copy
 
@@ -14,12 +14,12 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
 def _tuned(frozen: Backbone, n_front: int, factor: float) -> Backbone:
-    """A copy whose stages behind the cut have other weights."""
-    tuned, tail = copy.deepcopy(frozen), TrainableStages(frozen, n_front)
+    """Copy a backbone and change the weights of its last stages."""
+    tuned, stages = copy.deepcopy(frozen), TrainableStages(frozen, n_front)
     with torch.no_grad():
-        for value in tail.parameters():
+        for value in stages.parameters():
             value.mul_(factor)
-    tail.write_into(tuned)
+    stages.write_into(tuned)
     return tuned.eval()
 
 
@@ -43,7 +43,7 @@ def _logits(backbone: Backbone, head: LinearHead) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0"])
-def test_members_of_every_kind_have_their_mean(name: str) -> None:
+def test_ensemble_of_every_kind_of_member_averages_logits(name: str) -> None:
     frozen = draw_backbone(name).eval()
     beside = BranchedBackbone(frozen, [TrainableStages(_tuned(frozen, 2, 1.2), 2)]).eval()
     tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
@@ -58,7 +58,7 @@ def test_members_of_every_kind_have_their_mean(name: str) -> None:
     np.testing.assert_allclose(_logits(joined, head), np.mean(each, axis=0), atol=1e-4 * scale)
 
 
-def test_probes_alone_need_no_other_network() -> None:
+def test_ensemble_of_probes_keeps_the_frozen_backbone() -> None:
     frozen = draw_backbone("test_convnext").eval()
     members = [ensemble_member(frozen, _head(frozen, i), None) for i in range(3)]
     joined, head = average_members(frozen, members)
@@ -66,12 +66,12 @@ def test_probes_alone_need_no_other_network() -> None:
     assert head.weight.shape == members[0].head.weight.shape
 
 
-def test_heads_with_a_hidden_layer_stand_side_by_side() -> None:
+def test_ensemble_of_mlp_heads_concatenates_hidden_units() -> None:
     frozen = draw_backbone("test_convnext", "pooled").eval()
     networks = [_tuned(frozen, 0, factor) for factor in (0.9, 1.1)]
     heads = [_head(network, i, n_hidden=5) for i, network in enumerate(networks)]
     joined, head = average_members(
         frozen, [ensemble_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]
     )
-    expected = np.mean([_logits(*answer) for answer in zip(networks, heads, strict=True)], axis=0)
+    expected = np.mean([_logits(*pair) for pair in zip(networks, heads, strict=True)], axis=0)
     np.testing.assert_allclose(_logits(joined, head), expected, atol=1e-4 * np.abs(expected).max())

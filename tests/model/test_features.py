@@ -6,10 +6,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import pixelplay
 from conftest import TINY, draw_of_class
-from images import damaged_files, encode
+from images import altered, damaged_files, encode, scene
 from pixelplay.config import Precision
+from pixelplay.data.audit import Duplicates
 from pixelplay.data.cache import ArrayCache
+from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import list_files
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import PretrainedBackbone, load_backbone
@@ -22,6 +25,7 @@ from pixelplay.model.features import (
     pick_batch_size,
     stream_features,
 )
+from pixelplay.run_log import RunLog
 
 MakeExtractor = Callable[..., FeatureExtractor]
 
@@ -38,7 +42,7 @@ def make_extractor(loaded: PretrainedBackbone) -> MakeExtractor:
         *,
         hflip: bool = False,
         precision: Precision = "fp32",
-        learned_in: Precision | None = None,
+        training_precision: Precision | None = None,
     ) -> FeatureExtractor:
         return FeatureExtractor(
             loaded.backbone,
@@ -47,7 +51,7 @@ def make_extractor(loaded: PretrainedBackbone) -> MakeExtractor:
             device="cpu",
             precision=precision,
             batch_size=batch_size,
-            learned_in=learned_in,
+            training_precision=training_precision,
         )
 
     return make
@@ -62,7 +66,7 @@ def pixels() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Nine images with two damaged ones among them, at positions 2 and 5."""
+    """Write nine files, of which those at positions 2 and 5 are damaged."""
     folder = tmp_path_factory.mktemp("files")
     damaged = damaged_files()
     content = {f"{i}.png": encode(draw_of_class("dots", i), "PNG") for i in range(9)}
@@ -82,7 +86,7 @@ def read(
     return extract_features_of(list_files(files), extractor, cache, num_workers=num_workers)
 
 
-def test_the_place_in_a_batch_changes_no_bit(
+def test_features_do_not_depend_on_the_position_in_a_batch(
     make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     extractor = make_extractor(batch_size=7)
@@ -94,14 +98,14 @@ def test_the_place_in_a_batch_changes_no_bit(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_the_batch_size_changes_last_digits_only(
+def test_batch_size_changes_only_the_last_digits(
     batch_size: int, make_extractor: MakeExtractor, files: list[str]
 ) -> None:
     reference = read(files, make_extractor(batch_size=4)).values
     np.testing.assert_allclose(read(files, make_extractor(batch_size)).values, reference, atol=1e-4)
 
 
-def test_order_and_workers_change_no_bit(make_extractor: MakeExtractor, files: list[str]) -> None:
+def test_features_do_not_depend_on_order_and_workers(make_extractor: MakeExtractor, files: list[str]) -> None:
     reference = read(files, make_extractor(), num_workers=1)
     np.testing.assert_array_equal(read(files, make_extractor(), num_workers=7).values, reference.values)
     backwards = read(files[::-1], make_extractor(), num_workers=3)
@@ -110,14 +114,16 @@ def test_order_and_workers_change_no_bit(make_extractor: MakeExtractor, files: l
 
 
 @pytest.mark.usefixtures("four_threads")
-def test_the_number_of_cores_changes_no_bit(make_extractor: MakeExtractor, files: list[str]) -> None:
+def test_features_do_not_depend_on_the_number_of_cores(
+    make_extractor: MakeExtractor, files: list[str]
+) -> None:
     on_four = read(files, make_extractor(batch_size=2)).values
     torch.set_num_threads(1)
     np.testing.assert_array_equal(on_four, read(files, make_extractor(batch_size=2)).values)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_chunks_are_of_one_length_whatever_the_batch(
+def test_chunk_length_does_not_depend_on_the_batch_size(
     batch_size: int, make_extractor: MakeExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pixelplay.model.features.CHUNK", 4)
@@ -136,13 +142,13 @@ def test_chunks_are_of_one_length_whatever_the_batch(
     np.testing.assert_array_equal(np.isnan(found).all(1), np.isin(np.arange(11), (2, 3)))
 
 
-def test_batches_are_small_on_a_cpu_and_smaller_for_larger_images() -> None:
+def test_cpu_batch_size_shrinks_with_the_image_size() -> None:
     assert [pick_batch_size(None, "cpu", px) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
     assert pick_batch_size(None, "cuda", 224) == pick_batch_size(None, "cuda", 448) == 32
     assert pick_batch_size(5, "cpu", 448) == 5
 
 
-def test_a_damaged_file_is_a_row_of_nan_with_its_reason(
+def test_unreadable_image_is_a_nan_row_with_its_error(
     make_extractor: MakeExtractor, files: list[str]
 ) -> None:
     found = read(files, make_extractor(batch_size=2))
@@ -154,7 +160,7 @@ def test_a_damaged_file_is_a_row_of_nan_with_its_reason(
     assert found.values.dtype == np.float32
 
 
-def test_good_files_have_the_features_they_have_alone(
+def test_features_do_not_depend_on_unreadable_neighbours(
     make_extractor: MakeExtractor, files: list[str]
 ) -> None:
     together = read(files, make_extractor()).values
@@ -162,7 +168,7 @@ def test_good_files_have_the_features_they_have_alone(
         np.testing.assert_array_equal(read(files[i : i + 1], make_extractor()).values[0], together[i])
 
 
-def test_cached_features_are_equal_to_the_last_bit(
+def test_cached_features_are_bit_identical(
     make_extractor: MakeExtractor, files: list[str], tmp_path: Path
 ) -> None:
     fresh = read(files, make_extractor(), tmp_path)
@@ -174,7 +180,7 @@ def test_cached_features_are_equal_to_the_last_bit(
     assert list(again.errors) == [2, 5]  # errors are never cached
 
 
-def test_a_partly_filled_cache_mixes_old_and_new_rows_in_order(
+def test_partly_filled_cache_keeps_the_order(
     make_extractor: MakeExtractor, files: list[str], tmp_path: Path
 ) -> None:
     read(files[1::2], make_extractor(), tmp_path)
@@ -182,14 +188,14 @@ def test_a_partly_filled_cache_mixes_old_and_new_rows_in_order(
     np.testing.assert_array_equal(mixed.values, read(files, make_extractor()).values)
 
 
-def test_a_photograph_twice_in_one_reading_has_equal_rows(
+def test_duplicate_images_have_equal_features(
     make_extractor: MakeExtractor, files: list[str], tmp_path: Path
 ) -> None:
     values = read([*files, *files], make_extractor(), tmp_path).values
     np.testing.assert_array_equal(values[:9], values[9:])
 
 
-def test_what_is_computed_is_cached_when_interrupted(
+def test_interrupt_keeps_computed_features_in_the_cache(
     make_extractor: MakeExtractor, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(n: int) -> None:
@@ -204,7 +210,9 @@ def test_what_is_computed_is_cached_when_interrupted(
     assert [digest in kept for digest in digests] == [True, True, *[False] * 7]
 
 
-def test_hflip_is_the_mean_of_both_views(make_extractor: MakeExtractor, pixels: NDArray[np.uint8]) -> None:
+def test_hflip_averages_image_and_mirror_image(
+    make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
+) -> None:
     plain = make_extractor(batch_size=7)
     mean = (plain(pixels) + plain(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
     found = make_extractor(batch_size=7, hflip=True)(pixels)
@@ -227,20 +235,20 @@ def test_bf16_is_close_to_fp32(make_extractor: MakeExtractor, pixels: NDArray[np
     assert np.abs(coarse - exact).max() < 0.02 * np.abs(exact).max()
 
 
-def test_fp32_follows_a_head_that_was_learned_in_bf16(
+def test_fp32_prediction_rounds_weights_of_a_bf16_model(
     loaded: PretrainedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     before = {key: value.clone() for key, value in loaded.backbone.state_dict().items()}
     learned = make_extractor(batch_size=7, precision="bf16")(pixels)
     plain = make_extractor(batch_size=7)(pixels)
-    following = make_extractor(batch_size=7, learned_in="bf16")(pixels)
+    following = make_extractor(batch_size=7, training_precision="bf16")(pixels)
     assert np.square(following - learned).mean() < 0.5 * np.square(plain - learned).mean()
     assert all(torch.equal(value, before[key]) for key, value in loaded.backbone.state_dict().items())
-    same = make_extractor(batch_size=7, precision="bf16", learned_in="bf16")(pixels)
+    same = make_extractor(batch_size=7, precision="bf16", training_precision="bf16")(pixels)
     np.testing.assert_array_equal(same, learned)
 
 
-def test_pixels_are_normalised_as_timm_does(
+def test_normalization_equals_timm(
     loaded: PretrainedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     mean, std = (
@@ -252,19 +260,67 @@ def test_pixels_are_normalised_as_timm_does(
     np.testing.assert_allclose(make_extractor(batch_size=7)(pixels), expected, atol=1e-4)
 
 
-def test_the_cache_key_names_all_that_features_depend_on(make_extractor: MakeExtractor) -> None:
+def test_cache_key_depends_on_everything_features_depend_on(make_extractor: MakeExtractor) -> None:
     extractors = [make_extractor(), make_extractor(hflip=True), make_extractor(precision="bf16")]
     keys = [extractor.cache_key(weights) for extractor in extractors for weights in ("a", "b")]
     assert len(set(keys)) == len(keys)
     assert make_extractor(batch_size=9).cache_key("a") == keys[0]
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_unavailable_device_is_refused() -> None:
     assert pick_device("cpu") == "cpu"
     if not torch.backends.mps.is_available():
-        with pytest.raises(ConfigError, match="device 'mps' is not available here; use --device auto"):
+        with pytest.raises(ConfigError, match="device 'mps' is not available; use --device auto"):
             pick_device("mps")
     assert pick_precision("bf16", "cpu") == "bf16"
     assert pick_precision("fp32", "cuda") == "fp32"
     assert pick_precision("auto", "mps") == "fp32"
     assert pick_precision("auto", "cpu") in ("fp32", "bf16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write eight scenes in two classes, and altered copies in the other class and in the test split."""
+    root = tmp_path_factory.mktemp("copies")
+    for name in ("train/a", "train/b", "test/a"):
+        (root / name).mkdir(parents=True)
+    for i in range(8):
+        (root / f"train/{'ab'[i % 2]}/{i}.png").write_bytes(encode(scene(i), "PNG"))
+    for kind, data in altered(scene(0)).items():
+        (root / f"train/b/{kind}.jpg").write_bytes(data)
+    (root / "test/a/cut.jpg").write_bytes(altered(scene(2))["cut"])
+    (root / "test/a/broken.jpg").write_bytes(b"broken")
+    return root
+
+
+def scan(folder: Path) -> tuple[ImageDataset, Duplicates]:
+    dataset, audit = pixelplay.scan(folder, near_duplicates=True, log=RunLog(quiet=True))
+    assert [dataset.paths[i] for i in audit.errors] == ["test/a/broken.jpg"]
+    return dataset, audit.duplicates
+
+
+def test_near_duplicates_are_found_with_conflicts_and_leaks(folder: Path) -> None:
+    dataset, duplicates = scan(folder)
+    sets = [{dataset.paths[i] for i in members} for members in duplicates.near]
+    with_copies = {f"train/b/{kind}.jpg" for kind in altered(scene(0))} | {"train/a/0.png"}
+    together = set().union(*(members for members in sets if members & with_copies))
+    assert together == with_copies
+    assert {"train/a/2.png", "test/a/cut.jpg"} in sets
+    assert len(duplicates.sets) == len(duplicates.large) == 0
+    assert any("train/a/0.png" in {dataset.paths[i] for i in members} for members in duplicates.conflicts)
+    leaks = [{dataset.paths[i] for i in members} for members in duplicates.leaks]
+    assert leaks == [{"train/a/2.png", "test/a/cut.jpg"}]
+
+
+def test_near_duplicates_from_the_cache_are_the_same(folder: Path) -> None:
+    assert scan(folder)[1] == scan(folder)[1]
+
+
+def test_unreadable_files_are_not_near_duplicates(tmp_path: Path) -> None:
+    for name, i in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "good.png").write_bytes(encode(scene(i), "PNG"))
+        (tmp_path / name / "broken.jpg").write_bytes(b"")
+    _, audit = pixelplay.scan(tmp_path, near_duplicates=True, log=RunLog(quiet=True))
+    assert len(audit.errors) == 2
+    assert len(audit.duplicates.sets) == len(audit.duplicates.conflicts) == 0

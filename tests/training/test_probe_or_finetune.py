@@ -359,8 +359,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_uses_linear_probe_when_one_group_per_class_is_left(
     few: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    data = replace(tiny.data, group_by_folder=True)
-    config = replace(tiny, val_frac=0.4, time_budget="2h", data=data)
+    data = replace(tiny.reading, group_by_folder=True)
+    config = replace(tiny, val_frac=0.4, time_budget="2h", reading=data)
     log = RunLog(quiet=True)
     assert train(few, tmp_path / "run", config, log=log).finetune == "none"
     assert any("2 training images or groups" in note for note in log.notes)
@@ -371,8 +371,8 @@ def test_auto_uses_linear_probe_when_one_group_per_class_is_left(
 def test_fine_tuning_without_validation_images_is_refused(
     lonely: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    data = replace(tiny.data, group_regex="train/[^/]+|[^/]+$")
-    config = replace(tiny, finetune="partial", data=data)
+    data = replace(tiny.reading, group_regex="train/[^/]+|[^/]+$")
+    config = replace(tiny, finetune="partial", reading=data)
     with pytest.raises(DataError, match=r"2 images or groups.*--finetune none"):
         train(lonely, tmp_path / "run", config, log=RunLog(quiet=True))
     assert list(tmp_path.iterdir()) == []

@@ -276,7 +276,7 @@ def test_resume_names_images_with_another_class_split_or_group(drawn_images: Pat
         lines = ["path,label,split,group", *rows]
         (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
         dataset = scan_source(
-            str(tmp_path / "labels.csv"), replace(CONFIG.data, images_dir=str(drawn_images))
+            str(tmp_path / "labels.csv"), replace(CONFIG.reading, images_dir=str(drawn_images))
         )
         return build_training_data(dataset, featureless(dataset), CONFIG)
 

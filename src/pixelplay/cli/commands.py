@@ -1,31 +1,40 @@
-"""One sub-command for each public function: parse, call, print.
+"""One function per command: parse, call, print.
 
-Options come from the configuration classes, so help, defaults and the JSON beside a model are
-the same. Heavy modules are imported inside the commands: help must answer at once.
+Signatures and docstrings define the arguments and their help. Heavy modules are imported inside the
+commands, because help must answer at once.
 """
 
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
 from pixelplay.cli.options import (
+    ClassName,
     ComputeSection,
     Data,
     DataSection,
     EnsembleWith,
     Images,
+    LogOptions,
+    LogSection,
+    OutputOptions,
+    OutputSection,
+    Report,
     Run,
     TrainSection,
     UncertaintySection,
-    check_some,
-    expand_stdin,
+    Views,
+    read_sources,
+    typed_command,
 )
 from pixelplay.config import (
+    REPEATS,
     CamName,
     Column,
     ComputeConfig,
@@ -36,54 +45,54 @@ from pixelplay.config import (
     Recipe,
     SplitName,
     TrainConfig,
-    Tta,
     UncertaintyConfig,
-    shown,
+    metavar,
     to_json,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted, printable
 
-Report = Annotated[bool, arg(help="Make no RUN/report.html when it is done.", help_behavior_hint="")]
+if TYPE_CHECKING:
+    from pixelplay.outputs.run_report import RunReport
+
+# ruff: noqa: B008 - the settings classes are frozen
 
 
 def scan(
     data: Data,
     /,
     *,
-    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
     classes: File = None,
     names_only: Flag = False,
     near_duplicates: Flag = False,
-    json: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
+    reading: DataSection = DataConfig(),
+    output: OutputSection = OutputOptions(),
 ) -> None:
-    """Say what is in a folder, table or zip archive, and what is wrong with it.
+    """Summarise a dataset and list its problems.
 
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
-        classes: File of the classes that the test side expects.
-        names_only: Do not decode images; only read names and look for exact duplicates.
-        near_duplicates: Find resized, cut, mirrored and otherwise altered copies too.
-        json: Print JSON for programs.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+        classes: File with the classes expected in the test data.
+        names_only: Decode no images; only read names and search for exact duplicates.
+        near_duplicates: Also search for resized, cropped, mirrored and otherwise edited duplicates.
     """
     from pixelplay.dataset_scan import scan as scan_dataset
     from pixelplay.outputs.console import format_scan, scan_to_json
 
-    log = RunLog(quiet=quiet, is_json=json_progress)
     dataset, audit = scan_dataset(
         data,
         reading,
         classes=classes,
         names_only=names_only,
         near_duplicates=near_duplicates,
-        log=log,
+        log=output.make_log(),
     )
-    _print_result(json, lambda: scan_to_json(dataset, audit), lambda: format_scan(dataset, audit))
+    _print_result(
+        output,
+        lambda: scan_to_json(dataset, audit),
+        lambda: format_scan(dataset, audit, near_duplicates=near_duplicates),
+    )
 
 
 def train(
@@ -91,41 +100,45 @@ def train(
     /,
     *,
     out: Annotated[str, arg(metavar="RUN")],
-    config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
-    recipe: Annotated[Recipe, shown()] = "pixelplay",
+    recipe: Annotated[Recipe, metavar("RECIPE")] = "pixelplay",
     plan: File = None,
     resume: Flag = False,
-    report: Report = True,
     force: Flag = False,
-    json: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
+    report: Report = True,
+    verbose: Flag = False,
+    config: TrainSection = TrainConfig(),
+    output: OutputSection = OutputOptions(),
 ) -> None:
-    """Learn a classifier from labelled images.
+    """Train a classifier on labelled images and evaluate it on held-out ones.
 
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
-        out: Folder of the run, made by this command.
-        recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
-        plan: plan.json of another run: the same depth, stages, views, epochs and batch size, at any speed.
-        resume: Go on where a killed run stopped.
+        out: Output folder.
+        recipe: Defaults of all settings: pixelplay, pixelplay25 (the competition entry of 2025).
+        plan: The plan.json of another run: use its method, stages, views, epochs and batch size.
+        resume: Continue an interrupted run.
         force: Replace an existing run.
-        json: Print JSON for programs.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+        report: Write RUN/report.html.
+        verbose: Also print the results per class.
     """
-    log = RunLog(
-        quiet=quiet, is_json=json_progress
-    )  # before the heavy imports: they count against the time budget
-    if resume and _tell_finished(out, data, config, {"pixelplay": "train"}, plan=plan, is_json=json):
+    started = time.monotonic()  # importing PyTorch is part of the time budget
+    log = output.make_log()
+    if resume and _is_finished(out, data, config, {"pixelplay": "train"}, output, plan=plan):
         return
-    from pixelplay import api as workflow
-    from pixelplay.outputs.console import format_train_report
+    from pixelplay import api
 
-    done = workflow.train(data, out, config, plan=plan, force=force, resume=resume, log=log)
-    _print_result(json, done.to_json, lambda: format_train_report(done))
-    if report:
-        _show_run(out, config.compute, log, is_json=json)
+    done = api.train(
+        data,
+        out,
+        config,
+        plan=plan,
+        force=force,
+        resume=resume,
+        log=log,
+        command=typed_command(),
+        started=started,
+    )
+    _finish(done, config.compute, log, output, report=report, verbose=verbose)
 
 
 def crossval(
@@ -133,39 +146,39 @@ def crossval(
     /,
     *,
     out: Annotated[str, arg(metavar="RUN")],
-    config: TrainSection = TrainConfig(),  # noqa: B008 - frozen
-    recipe: Annotated[Recipe, shown()] = "pixelplay",
-    repeats: Annotated[int, shown("N")] = 1,
+    recipe: Annotated[Recipe, metavar("RECIPE")] = "pixelplay",
+    repeats: Annotated[int, metavar("N"), REPEATS] = 1,
     single: Flag = False,
     resume: Flag = False,
-    report: Report = True,
     force: Flag = False,
-    json: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
+    report: Report = True,
+    verbose: Flag = False,
+    config: TrainSection = TrainConfig(),
+    output: OutputSection = OutputOptions(),
 ) -> None:
-    """Learn one classifier for each fold, and measure every image by one that has not seen it.
+    """Cross-validate a classifier and save the ensemble of its folds.
+
+    Every image is predicted by a classifier that was not trained on it.
 
     Args:
         data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
-        out: Folder of the run, made by this command.
-        recipe: Values of all settings that are not given: ours, or those of the competition entry of 2025.
-        repeats: Deal the images into folds so often, 1 to 20.
-        single: Deploy one classifier that learned from everything, instead of the mean of all folds'.
-        resume: Go on where a killed run stopped, fold by fold.
+        out: Output folder.
+        recipe: Defaults of all settings: pixelplay, pixelplay25 (the competition entry of 2025).
+        repeats: Repetitions with other random folds.
+        single: Save one classifier trained on all images instead of the ensemble of the folds.
+        resume: Continue an interrupted run, fold by fold.
         force: Replace an existing run.
-        json: Print JSON for programs.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+        report: Write RUN/report.html.
+        verbose: Also print the results per class.
     """
-    log = RunLog(quiet=quiet, is_json=json_progress)
-    also = {"pixelplay": "crossval", "repeats": repeats, "deployed": "single" if single else "ensemble"}
-    if resume and _tell_finished(out, data, replace(config, test_frac=0.0), also, is_json=json):
+    started = time.monotonic()  # importing PyTorch is part of the time budget
+    log = output.make_log()
+    about = {"pixelplay": "crossval", "repeats": repeats, "deployed": "single" if single else "ensemble"}
+    if resume and _is_finished(out, data, replace(config, test_frac=0.0), about, output):
         return
-    from pixelplay import api as workflow
-    from pixelplay.outputs.console import format_crossval_report
+    from pixelplay import api
 
-    done = workflow.cross_validate(
+    done = api.cross_validate(
         data,
         out,
         config,
@@ -174,10 +187,10 @@ def crossval(
         force=force,
         resume=resume,
         log=log,
+        command=typed_command(),
+        started=started,
     )
-    _print_result(json, done.to_json, lambda: format_crossval_report(done))
-    if report:
-        _show_run(out, config.compute, log, is_json=json)
+    _finish(done, config.compute, log, output, report=report, verbose=verbose)
 
 
 def evaluate(
@@ -185,41 +198,38 @@ def evaluate(
     data: Data,
     /,
     *,
-    reading: DataSection = DataConfig(),  # noqa: B008 - frozen
-    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    split: DisallowNone[Annotated[SplitName | None, shown()]] = None,
-    at_precision: Annotated[float | None, shown("PRECISION")] = None,
-    positive: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
-    against: DisallowNone[Annotated[str | None, shown("RUN")]] = None,
-    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
+    split: DisallowNone[Annotated[SplitName | None, metavar("SPLIT")]] = None,
+    at_precision: Annotated[float | None, metavar("PRECISION")] = None,
+    positive: ClassName = None,
+    against: DisallowNone[Annotated[str | None, metavar("RUN")]] = None,
+    tta: Views = None,
     out: File = None,
     force: Flag = False,
-    json: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
+    verbose: Flag = False,
+    reading: DataSection = DataConfig(),
+    compute: ComputeSection = ComputeConfig(),
+    output: OutputSection = OutputOptions(),
 ) -> None:
-    """Measure a trained classifier on labelled images.
+    """Evaluate a trained classifier on labelled images.
 
     Args:
         run: Folder of a run, or of its model.
-        data: Folder of class folders, table or zip archive.
-        part: Given part to score (default: test where the data has one, else everything).
-        at_precision: For two classes: report the recall at this precision, 0 to 1.
-        positive: Class that precision and recall are about (default: the second).
-        against: Another run: how far both are apart, image by image, and whether that is real.
-        tta: Views that are answered for together: none, flip (default: as the model was learned).
-        out: Table to write, .csv or .parquet: each answer of RUN beside the class that was given.
+        data: Folder of class folders, table (.csv, .tsv, .parquet) or zip archive.
+        split: Split to evaluate: train, val, test (default: test if the data has one, else all images).
+        at_precision: With two classes: report the recall at this precision, above 0 and at most 1.
+        positive: Class that precision and recall refer to (default: the second).
+        against: Another run: report the paired difference and its significance.
+        tta: Test-time augmentation: none, flip (default: as in training).
+        out: Table to write (.csv, .parquet): each prediction with its label.
         force: Replace an existing table.
-        json: Print JSON for programs.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+        verbose: Also print the results per class and the confusion matrix.
     """
     if force and out is None:
-        raise ConfigError("--force replaces a table, and none is written; add --out")
-    from pixelplay import api as workflow
+        raise ConfigError("--force has no effect without --out")
+    from pixelplay import api
     from pixelplay.outputs.console import format_evaluation_report
 
-    report = workflow.evaluate(
+    report = api.evaluate(
         run,
         data,
         reading,
@@ -231,59 +241,164 @@ def evaluate(
         out=out,
         force=force,
         compute=compute,
-        log=RunLog(quiet=quiet, is_json=json_progress),
+        log=output.make_log(),
     )
-    _print_result(json, report.to_json, lambda: format_evaluation_report(report))
+    _print_result(output, report.to_json, lambda: format_evaluation_report(report, verbose=verbose))
 
 
-def label_issues(run: Run, /, *, json: Flag = False) -> None:
-    """Show the labels that look wrong to a model that had not learned from them.
+def label_issues(run: Run, /, *, json: Annotated[bool, arg(help_behavior_hint="")] = False) -> None:
+    """List labels that look wrong to a model that was not trained on them.
 
     Args:
         run: Folder of a run of train or crossval.
-        json: Print JSON for programs.
+        json: Print the result to stdout as JSON.
     """
     from pixelplay.outputs.console import format_label_issues
     from pixelplay.outputs.label_issues import read_label_issues
 
     report = read_label_issues(run)
-    _print_result(json, report.to_json, lambda: format_label_issues(report))
+    output = OutputOptions(json=json)
+    _print_result(output, report.to_json, lambda: format_label_issues(report))
 
 
 def report(
     run: Run,
     /,
     *,
-    data: DisallowNone[Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]] = None,
+    data: DisallowNone[Annotated[str | None, metavar("DATA")]] = None,
     out: File = None,
-    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
     force: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
+    compute: ComputeSection = ComputeConfig(),
+    output: LogSection = LogOptions(),
 ) -> None:
-    """Show a run in one HTML file that opens anywhere, offline too.
+    """Write the HTML report of a run: one file that also opens offline.
 
     Args:
-        run: Folder of a run, or of its model alone.
-        data: The images, if they are no longer where they were.
+        run: Folder of a run, or of its model.
+        data: The images, if they have been moved.
         out: File to write (default: RUN/report.html).
-        force: Replace a file that is no report.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
+        force: Replace a file that is not a report.
     """
-    from pixelplay.outputs.report import build as make
+    from pixelplay.outputs.report import build
 
-    log = RunLog(quiet=quiet, is_json=json_progress)
-    path = make.report(run, data, out=out, force=force, compute=compute, log=log)
+    path = build.report(run, data, out=out, force=force, compute=compute, log=output.make_log())
     print(f"wrote {printable(path)}")
 
 
-def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
-    """Show or clear the cache: features, decoded pixels and views of images.
+def predict(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FILE")],
+    submission: File = None,
+    probability_of: ClassName = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    ensemble_with: EnsembleWith = (),
+    tta: Views = None,
+    strict: Flag = False,
+    force: Flag = False,
+    uncertainty: UncertaintySection = UncertaintyConfig(),
+    compute: ComputeSection = ComputeConfig(),
+    output: LogSection = LogOptions(),
+) -> None:
+    """Classify images and write a table with one row per image.
 
     Args:
-        cache_dir: Folder of the cache (default: the user's cache folder).
-        clear: Delete what the cache holds.
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Table to write (.csv, .parquet).
+        submission: Sample submission; the output has exactly its header, ids and order.
+        probability_of: Class whose probability fills the only column of the sample (default: the prediction).
+        path_column: Table column with the image paths (default: found by its usual names).
+        images_dir: Folder that the paths of a table are relative to (default: the folder of the table).
+        ensemble_with: Other runs; the probabilities are averaged, the novelty is that of RUN.
+        tta: Test-time augmentation: none, flip (default: as in training).
+        strict: Exit with status 1 if any image is unreadable.
+        force: Replace an existing table.
+    """
+    sources = read_sources(images)
+    from pixelplay import api
+
+    summary = api.predict(
+        run,
+        sources,
+        out,
+        submission=submission,
+        probability_of=probability_of,
+        path_column=path_column,
+        images_dir=images_dir,
+        force=force,
+        ensemble_with=ensemble_with,
+        tta=tta,
+        uncertainty=uncertainty,
+        compute=compute,
+        log=output.make_log(),
+    )
+    print(summary.describe(out, submission=submission is not None))
+    if summary.n_unreadable and strict:
+        raise PixelPlayError(
+            f"{counted(summary.n_unreadable, 'image')} could not be read, which --strict does not allow; "
+            f"first: {summary.errors[0]}"
+        )
+
+
+def explain(
+    run: Run,
+    images: Images,
+    /,
+    *,
+    out: Annotated[str, arg(metavar="FOLDER")],
+    class_name: DisallowNone[
+        Annotated[str | None, arg(name="class", metavar="CLASS", help_behavior_hint="")]
+    ] = None,
+    method: DisallowNone[Annotated[CamName | None, metavar("METHOD")]] = None,
+    path_column: Column = None,
+    images_dir: Folder = None,
+    ensemble_with: EnsembleWith = (),
+    force: Flag = False,
+    compute: ComputeSection = ComputeConfig(),
+    output: LogSection = LogOptions(),
+) -> None:
+    """Draw heat maps of the image regions that support a class.
+
+    Args:
+        run: Folder of a run, or of its model.
+        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
+        out: Folder to write: overlays, raw maps and explanations.csv.
+        class_name: Class to explain (default: the predicted class of each image).
+        method: gradcam, gradcam++, layercam (default: layercam, the most faithful in our benchmark).
+        path_column: Table column with the image paths (default: found by its usual names).
+        images_dir: Folder that the paths of a table are relative to (default: the folder of the table).
+        ensemble_with: Other runs to explain together with RUN, as an ensemble.
+        force: Replace a folder of explanations.
+    """
+    sources = read_sources(images)
+    from pixelplay import api
+
+    api.explain(
+        run,
+        sources,
+        out,
+        class_name=class_name,
+        method=method,
+        path_column=path_column,
+        images_dir=images_dir,
+        force=force,
+        ensemble_with=ensemble_with,
+        compute=compute,
+        log=output.make_log(),
+    )
+    print(f"wrote {printable(os.path.join(out, 'explanations.csv'))}")
+
+
+def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
+    """Show or clear the cache of features, decoded pixels and augmented views.
+
+    Args:
+        cache_dir: Cache folder (default: the user's cache folder).
+        clear: Delete the contents of the cache.
     """
     from pixelplay.data.cache import clear_cache, default_cache_dir, measure_cache
 
@@ -295,20 +410,20 @@ def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {counted(use.n_files, 'file')}{done}")
 
 
-def _print_result(is_json: bool, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
-    print(json.dumps(as_json(), indent=1, allow_nan=False) if is_json else as_text())
+def _print_result(output: OutputOptions, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
+    print(json.dumps(as_json(), indent=1, allow_nan=False) if output.json else as_text())
 
 
-def _tell_finished(
+def _is_finished(
     run: str,
-    source: str,
+    data: str,
     config: TrainConfig,
-    also: dict[str, Any],
+    about: dict[str, Any],
+    output: OutputOptions,
     *,
     plan: str | None = None,
-    is_json: bool,
 ) -> bool:
-    """Whether there is nothing left to resume, as that very run is done; then say so."""
+    """Return True and print its result if exactly this run is finished, so that nothing can be resumed."""
     from pixelplay.training.run_dir import is_finished
 
     if plan is not None:
@@ -318,147 +433,42 @@ def _tell_finished(
         config = apply_plan(repeated, config)
         if not has_same_plan(run, repeated):
             return False
-    if not is_finished(run, {**to_json(config), "source": os.path.abspath(source), **also}):
+    if not is_finished(run, {**to_json(config), "source": os.path.abspath(data), **about}):
         return False
-    if is_json:
+    if output.json:
         with open(os.path.join(run, "metrics.json"), encoding="utf-8") as file:
             print(file.read())
     else:
-        print(f"{printable(run)} is finished: nothing is left to resume")
+        print(f"{printable(run)} is finished; there is nothing to resume")
     return True
 
 
-def _show_run(run: str, compute: ComputeConfig, log: RunLog, *, is_json: bool) -> None:
-    """Make the report of a finished run; what goes wrong with it is no failure of the run."""
-    from pixelplay.outputs.report import build as make
+def _finish(
+    done: "RunReport",
+    compute: ComputeConfig,
+    log: RunLog,
+    output: OutputOptions,
+    *,
+    report: bool,
+    verbose: bool,
+) -> None:
+    """Write the report of a finished run and print its result; a failed report does not fail the run."""
+    from pixelplay.outputs.console import format_run_report
+    from pixelplay.outputs.report import build
 
+    path, interrupted = None, False
     try:
-        path = make.report(run, compute=compute, log=log)
+        path = build.report(done.run_dir, compute=compute, log=log) if report else None
     except (PixelPlayError, OSError) as error:
-        log.tell(f"the run is done, its report is not: {error}")
-        return
+        log.tell(f"could not write the report: {error}")
     except KeyboardInterrupt:
-        log.tell(f"the run is done, its report is not; pixelplay report {shlex.quote(run)} makes it")
-        raise SystemExit(130) from None
-    if is_json:
+        interrupted = True
+        log.tell(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
+    if output.json and path is not None:
         log.tell(f"report: {path}")
-    else:
-        print(f"\nreport: {printable(path)}")
-
-
-def predict(
-    run: Run,
-    images: Images,
-    /,
-    *,
-    out: Annotated[str, arg(metavar="FILE")],
-    submission: File = None,
-    probability_of: DisallowNone[Annotated[str | None, shown("CLASS")]] = None,
-    path_column: Column = None,
-    images_dir: Folder = None,
-    ensemble_with: EnsembleWith = (),
-    tta: DisallowNone[Annotated[Tta | None, shown()]] = None,
-    uncertainty: UncertaintySection = UncertaintyConfig(),  # noqa: B008 - frozen
-    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    strict: Flag = False,
-    force: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
-) -> None:
-    """Classify images into a table, one row for each.
-
-    Args:
-        run: Folder of a run, or of its model.
-        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
-        out: Table to write, .csv or .parquet.
-        submission: Sample submission whose header, ids and order the output takes exactly.
-        probability_of: Class whose probability the sample's one column wants (default: labels go there).
-        path_column: Column of a table that names the image.
-        images_dir: Folder that the names in a table are looked up in (default: the table's own).
-        with_runs: Other runs that answer with this one, by the mean of their probabilities; novelty is RUN's.
-        tta: Views that are answered for together: none, flip (default: as the model was learned).
-        strict: Exit with status 1 if any image could not be read.
-        force: Replace an existing table.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
-    """
-    check_some(images)
-    from pixelplay import api as workflow
-
-    summary = workflow.predict(
-        run,
-        list(expand_stdin(images)),
-        out,
-        submission=submission,
-        probability_of=probability_of,
-        path_column=path_column,
-        images_dir=images_dir,
-        force=force,
-        ensemble_with=ensemble_with,
-        tta=tta,
-        uncertainty=uncertainty,
-        compute=compute,
-        log=RunLog(quiet=quiet, is_json=json_progress),
-    )
-    print(f"wrote {printable(out)}: {printable(summary.describe())}")
-    if summary.n_bad and strict:
-        raise PixelPlayError(
-            f"{counted(summary.n_bad, 'image')} could not be read, and --strict is set; "
-            f"first: {summary.errors[0]}"
-        )
-
-
-def explain(
-    run: Run,
-    images: Images,
-    /,
-    *,
-    out: Annotated[str, arg(metavar="FOLDER")],
-    label: DisallowNone[
-        Annotated[str | None, arg(name="class", metavar="CLASS", help_behavior_hint="")]
-    ] = None,
-    method: DisallowNone[Annotated[CamName | None, shown()]] = None,
-    path_column: Column = None,
-    images_dir: Folder = None,
-    ensemble_with: EnsembleWith = (),
-    compute: ComputeSection = ComputeConfig(),  # noqa: B008 - frozen
-    force: Flag = False,
-    quiet: Flag = False,
-    json_progress: Flag = False,
-) -> None:
-    """Show where in images a classifier sees a class.
-
-    Args:
-        run: Folder of a run, or of its model.
-        images: Folders, files, tables or zip archives; - reads a list of files from stdin.
-        out: Folder to write: overlays, raw maps, contact sheets and explanations.csv.
-        label: Class to explain (default: of each image the one that the model decides for).
-        method: gradcam, gradcam++, layercam (default: layercam, the most faithful measured).
-        path_column: Column of a table that names the image.
-        images_dir: Folder that the names in a table are looked up in (default: the table's own).
-        with_runs: Other runs that are explained with this one, as they answer together.
-        force: Replace a folder of explanations.
-        quiet: Say nothing on stderr but errors.
-        json_progress: Say progress and notes as JSON on stderr, an object a line, for programs.
-    """
-    check_some(images)
-    from pixelplay import api as workflow
-
-    sources = list(expand_stdin(images))
-    workflow.explain(
-        run,
-        sources,
-        out,
-        label=label,
-        method=method,
-        path_column=path_column,
-        images_dir=images_dir,
-        force=force,
-        ensemble_with=ensemble_with,
-        compute=compute,
-        log=RunLog(quiet=quiet, is_json=json_progress),
-    )
-    print(f"wrote {printable(os.path.join(out, 'explanations.csv'))}")
+    _print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
+    if interrupted:
+        raise SystemExit(130)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -466,7 +476,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "crossval": crossval,
     "evaluate": evaluate,
-    "label_issues": label_issues,
+    "label-issues": label_issues,
     "report": report,
     "predict": predict,
     "explain": explain,

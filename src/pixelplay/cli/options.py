@@ -1,14 +1,16 @@
-"""How tyro builds our settings from a command line."""
+"""Arguments that several commands share, and settings built from the command line."""
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from pixelplay.config import (
@@ -17,46 +19,94 @@ from pixelplay.config import (
     ComputeConfig,
     DataConfig,
     FinetuneConfig,
+    Flag,
     Recipe,
     TrainConfig,
+    Tta,
     UncertaintyConfig,
+    metavar,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
+from pixelplay.run_log import RunLog
 
 SETTINGS = (DataConfig, UncertaintyConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
 
+words_typed: ContextVar[Sequence[str]] = ContextVar("words_typed", default=())  # after `pixelplay`
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What a command prints to stderr."""
+
+    quiet: Flag = False
+    """Only print errors."""
+    json_progress: Flag = False
+    """Print progress and notes to stderr as JSON, one object per line."""
+
+    def make_log(self) -> RunLog:
+        """Make the run log of this command."""
+        return RunLog(quiet=self.quiet, is_json=self.json_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(LogOptions):
+    """What a command prints to stdout and stderr."""
+
+    json: Flag = False
+    """Print the result to stdout as JSON."""
+
+
+Data = Annotated[Positional[str], arg(metavar="DATA")]
+Run = Annotated[Positional[str], arg(metavar="RUN")]
+Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
+EnsembleWith = Annotated[tuple[str, ...], arg(metavar="[RUN ...]", help_behavior_hint="")]
+ClassName = DisallowNone[Annotated[str | None, metavar("CLASS")]]
+Views = DisallowNone[Annotated[Tta | None, metavar("VIEWS")]]
+Report = Annotated[bool, arg(help="Do not write RUN/report.html.", help_behavior_hint="")]
+DataSection = OmitArgPrefixes[DataConfig]
+UncertaintySection = OmitArgPrefixes[UncertaintyConfig]
+ComputeSection = OmitArgPrefixes[ComputeConfig]
+TrainSection = OmitArgPrefixes[TrainConfig]
+LogSection = OmitArgPrefixes[LogOptions]
+OutputSection = OmitArgPrefixes[OutputOptions]
+
+
+def typed_command() -> str | None:
+    """Return the command as typed; None where a command function was called from Python."""
+    return shlex.join(("pixelplay", *words_typed.get())) if words_typed.get() else None
+
 
 def find_recipe(argv: Sequence[str]) -> Recipe:
-    """The recipe that is asked for: its values are the defaults of all other settings."""
-    words = [split for word in argv for split in (word.split("=", 1) if word.startswith("--") else [word])]
+    """Find the recipe on a command line; its values are the defaults of all other settings."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     named = [value for flag, value in pairwise(words) if flag == "--recipe" and value in RECIPES]
     return named[-1] if named else "pixelplay"
 
 
 def find_repeated(argv: Sequence[str]) -> str | None:
-    """The first option that is given more than once, with - or _ in it: only the last would count."""
+    """Find the first option that occurs twice, written with - or _; tyro would use only the last."""
     flags = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
     return next((flag for i, flag in enumerate(flags) if flag in flags[:i]), None)
 
 
-def registry_of_settings(recipe: Recipe) -> ConstructorRegistry:
-    """Let tyro build our settings as it does, with a recipe's defaults, and leave errors in them to us.
+def settings_registry(recipe: Recipe) -> ConstructorRegistry:
+    """Make tyro build settings with the defaults of a recipe and pass their errors on.
 
-    A ConfigError is a ValueError, which tyro would report as wrong usage of an argument whose name
-    no user has ever seen.
+    tyro would report a ConfigError, which is a ValueError, as wrong usage of an argument whose name
+    no user has seen.
     """
     registry = ConstructorRegistry()
-    asking: set[type] = set()
+    in_progress: set[type] = set()
 
     @registry.struct_rule
     def _build_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if info.type in asking or info.type not in SETTINGS:
+        if info.type in in_progress or info.type not in SETTINGS:
             return None
         if info.type is TrainConfig:
             info = replace(info, default=RECIPES[recipe]())
-        asking.add(info.type)  # the next rule in line is tyro's own
+        in_progress.add(info.type)  # so that the lookup below finds tyro's own rule
         spec = ConstructorRegistry.get_struct_spec(info)
-        asking.remove(info.type)
+        in_progress.remove(info.type)
         assert isinstance(spec, StructConstructorSpec)
 
         @functools.wraps(info.type, updated=())
@@ -71,32 +121,17 @@ def registry_of_settings(recipe: Recipe) -> ConstructorRegistry:
     return registry
 
 
-Data = Annotated[Positional[str], arg(metavar="DATA")]
-Run = Annotated[Positional[str], arg(metavar="RUN")]
-Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES...", help_behavior_hint="(required)")]
-EnsembleWith = Annotated[tuple[str, ...], arg(name="with", metavar="[RUN ...]", help_behavior_hint="")]
-# the name of a group of settings is the title of its section in the help
-DataSection = Annotated[OmitArgPrefixes[DataConfig], arg(name="data")]
-UncertaintySection = Annotated[OmitArgPrefixes[UncertaintyConfig], arg(name="caution")]
-ComputeSection = Annotated[OmitArgPrefixes[ComputeConfig], arg(name="compute")]
-TrainSection = Annotated[OmitArgPrefixes[TrainConfig], arg(name="")]
-
-
-def check_some(images: Sequence[str]) -> None:
-    """Exit with status 2 where no images are named."""
+def read_sources(images: Sequence[str]) -> list[str]:
+    """Replace "-" by the lines of stdin; exit with status 2 if no images are named."""
     if not images:
         print(
-            "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
+            "error: no IMAGES named; add folders, files, tables or zip archives, or - for a list on stdin",
             file=sys.stderr,
         )
         raise SystemExit(2)
+    return [source for image in images for source in (_read_lines() if image == "-" else [image])]
 
 
-def expand_stdin(images: Sequence[str]) -> Iterator[str]:
-    """Put the lines of stdin where the sign for it stands."""
-    for source in images:
-        if source != "-":
-            yield source
-            continue
-        data = sys.stdin.buffer.read()  # a file name need not be valid text
-        yield from (line for line in os.fsdecode(data).replace("\r\n", "\n").split("\n") if line)
+def _read_lines() -> Iterator[str]:
+    text = os.fsdecode(sys.stdin.buffer.read())  # a file name need not be valid UTF-8
+    yield from (line for line in text.replace("\r\n", "\n").split("\n") if line)

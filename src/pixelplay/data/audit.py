@@ -1,4 +1,4 @@
-"""What is wrong with images: unreadable, duplicate, conflicting, leaking, missing."""
+"""Problems of a data set: unreadable files, duplicates, conflicting labels, leaks, missing classes."""
 
 import hashlib
 from collections import Counter
@@ -19,22 +19,22 @@ from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.errors import ImageError
 from pixelplay.thread_pool import prefetch_map
 
-FEW_IMAGES = 10  # images of a class: with fewer, neither a classifier nor its figures can be relied on
-GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size: enough to meet every damaged byte
-BLOCK = 64  # small files that one thread reads in a row: handing out each alone takes longer than reading it
+FEW_IMAGES = 10  # per class: with fewer, neither a classifier nor its metrics are reliable
+GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size, which still reads every byte
+BLOCK = 64  # small files per task: scheduling each one takes longer than reading it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Sets of positions whose images are the same.
+    """Sets of images with the same content, by position in the data set.
 
     Attributes:
-        sets: byte for byte, every set of two or more.
-        near: re-encoded, resized, cut, mirrored, brightened or watermarked copies; an image may be in
-            several of these sets.
-        large: likewise, sets so large that they rather are a kind of image; nothing follows from them.
-        conflicts: those of `sets` and `near` whose members carry different labels.
-        leaks: those of them that lie in more than one given part.
+        sets: exact duplicates, every set of two or more equal files.
+        near: near-duplicates (re-encoded, resized, cropped, mirrored, brightened or watermarked); an image
+            can be in several of these sets.
+        large: sets of apparent near-duplicates that are too large to be any; only reported.
+        conflicts: sets of `sets` and `near` with different labels.
+        leaks: sets of `sets` and `near` in more than one given split.
     """
 
     sets: tuple[tuple[int, ...], ...]
@@ -45,18 +45,18 @@ class Duplicates:
 
     @property
     def copies(self) -> tuple[tuple[int, ...], ...]:
-        """Sets, exact and near, that must not lie on two sides of a split."""
+        """Exact and near-duplicates: sets that must stay within one split."""
         return self.sets + self.near
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What reading every image once has shown.
+    """Result of reading every image once.
 
     Attributes:
-        errors: position → what is wrong with that image.
-        duplicates: sets of equal images.
-        infos: position → format, size and mode; empty where nothing was decoded.
+        errors: position → why that image is unusable.
+        duplicates: exact duplicates.
+        infos: position → format, size and mode; empty if nothing was decoded.
     """
 
     errors: Mapping[int, ImageError]
@@ -65,7 +65,7 @@ class Audit:
 
 
 def digest_bytes(data: bytes) -> bytes:
-    """Name an image by its content: 16 bytes of BLAKE2b."""
+    """Compute the digest that identifies a file by content: 16 bytes of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
@@ -76,29 +76,27 @@ def audit_images(
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Audit:
-    """Read every image and say which are broken or alike.
+    """Read every image; find unreadable files and exact duplicates.
 
     Args:
-        is_decoded: False reads only files that have another of their size, to find duplicates;
-            nothing is decoded, so only missing and empty files are found broken.
+        is_decoded: False reads only files that share their size with another, which finds all duplicates
+            but only missing and empty files among the unreadable ones.
         on_progress: called with the number of images done since the last call.
     """
     digests: list[bytes] = [b""] * len(dataset)
     errors: dict[int, ImageError] = {}
     infos: dict[int, ImageInfo] = {}
-    wanted = list(range(len(dataset))) if is_decoded else _worth_reading(dataset, errors)
+    wanted = list(range(len(dataset))) if is_decoded else _find_equal_sizes(dataset, errors)
     size = 1 if is_decoded else BLOCK
     blocks = [wanted[k : k + size] for k in range(0, len(wanted), size)]
 
-    def look(k: int) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
-        return [_explain_file(dataset, i, is_decoded) for i in blocks[k]]
+    def read(block: list[int]) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
+        return [_read_file(dataset, i, is_decoded) for i in block]
 
     on_progress(len(dataset) - len(wanted))
-    for block, seen in zip(
-        blocks, prefetch_map(look, range(len(blocks)), num_workers=num_workers), strict=True
-    ):
+    for block, results in zip(blocks, prefetch_map(read, blocks, num_workers=num_workers), strict=True):
         on_progress(len(block))
-        for i, found in zip(block, seen, strict=True):
+        for i, found in zip(block, results, strict=True):
             if isinstance(found, ImageError):
                 errors[i] = found
                 continue
@@ -112,46 +110,52 @@ def audit_images(
 def find_duplicates(
     dataset: ImageDataset, digests: Sequence[bytes], pairs: Sequence[tuple[int, int]] = ()
 ) -> Duplicates:
-    """Group images with equal digests (N,), and copies that were found otherwise.
+    """Group exact and near-duplicates.
 
     Args:
-        digests: an empty one equals none.
-        pairs: near copies, by the position of one image of each digest.
+        digests: (N,) of the files; an empty one equals no other.
+        pairs: near-duplicates, as positions of one image per digest.
     """
     by_digest: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         if digest:
             by_digest.setdefault(digest, []).append(i)
     sets = tuple(tuple(members) for members in by_digest.values() if len(members) > 1)
-    near, large = (
-        tuple(tuple(j for i in members for j in by_digest[digests[i]]) for members in found)
-        for found in _split_by_size(connected_sets(pairs), len(dataset))
-    )
+    near: list[tuple[int, ...]] = []
+    large: list[tuple[int, ...]] = []
+    found = connected_sets(pairs)
+    groups = merge_groups(len(dataset), found)
+    sizes = np.bincount(groups, minlength=1)
+    for members in found:
+        is_large = sizes[groups[members[0]]] > max_duplicates(len(dataset))
+        equals = tuple(j for i in members for j in by_digest[digests[i]])
+        (large if is_large else near).append(equals)
+    together = (*sets, *near)
     return Duplicates(
         sets=sets,
-        near=near,
-        large=large,
-        conflicts=tuple(s for s in sets + near if _n_distinct(dataset.labels, s) > 1),
-        leaks=tuple(s for s in sets + near if _n_distinct(dataset.splits, s) > 1),
+        near=tuple(near),
+        large=tuple(large),
+        conflicts=tuple(members for members in together if _count_distinct(dataset.labels, members) > 1),
+        leaks=tuple(members for members in together if _count_distinct(dataset.splits, members) > 1),
     )
 
 
 def first_occurrences(digests: Sequence[bytes]) -> IntArray:
-    """Positions of one image for each digest, ascending; an empty digest has none."""
+    """Return the position of the first image of each digest, ascending; empty digests are skipped."""
     firsts = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest}
     return np.array(sorted(firsts.values()), dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCoverage:
-    """What there is to learn from of the classes that the test side expects.
+    """Training images of the classes that the test images are expected to have.
 
     Attributes:
-        absent: classes without an image.
-        few: class with fewer than FEW → how many.
-        reachable: share of the test images that any classifier of the others can get right; None where
-            their counts are unknown.
-        in_few: share of them that belong to classes with few; None likewise.
+        absent: classes without a training image.
+        few: class with fewer than FEW_IMAGES training images → their number.
+        reachable: largest possible accuracy on the test images, 0 to 1; None if their number per class is
+            unknown.
+        in_few: fraction of the test images in classes of `few`; None likewise.
     """
 
     absent: tuple[str, ...]
@@ -163,15 +167,15 @@ class ClassCoverage:
 def measure_coverage(
     classes: Sequence[str], counts: IntArray, expected: Mapping[str, int | None]
 ) -> ClassCoverage:
-    """Find the expected classes that have no or too few training images.
+    """Find expected classes with no or too few training images.
 
     Args:
-        classes: (K,) names of the classes.
-        counts: (K,) training images of each.
-        expected: class → number of test images, None where unknown.
+        classes: (K,) names.
+        counts: (K,) training images of each class.
+        expected: class → number of test images, None if unknown.
     """
-    learned = dict(zip(classes, counts.tolist(), strict=True))
-    trained = {name: learned.get(name, 0) for name in expected}
+    n_train = dict(zip(classes, counts.tolist(), strict=True))
+    trained = {name: n_train.get(name, 0) for name in expected}
     few = {name: n for name, n in trained.items() if 0 < n < FEW_IMAGES}
     tested = {name: n for name, n in expected.items() if n is not None}
     n_tested = sum(tested.values())
@@ -184,25 +188,25 @@ def measure_coverage(
     )
 
 
-def find_coverage(dataset: ImageDataset, learned: IntArray | None = None) -> ClassCoverage:
-    """Find the classes that the test side expects and training has no or too few images of.
+def find_coverage(dataset: ImageDataset, train_counts: IntArray | None = None) -> ClassCoverage:
+    """Find expected classes of a data set with no or too few training images.
 
-    What is expected is what a list or sample submission names, else what a given test part holds.
+    Expected are the classes of a class list or sample submission, otherwise those of a given test split.
 
     Args:
-        learned: (K,) images of each class to learn from; None: all outside of the test part.
+        train_counts: (K,) training images of each class; None: all outside the given test split.
     """
     is_test = dataset.in_split("test")
     expected = dict(dataset.expected)
     if not expected:
         tested = dataset.class_counts(is_test)
         expected = {name: int(n) for name, n in zip(dataset.classes, tested, strict=True) if n}
-    counts = dataset.class_counts(~is_test) if learned is None else learned
+    counts = dataset.class_counts(~is_test) if train_counts is None else train_counts
     return measure_coverage(dataset.classes, counts, expected)
 
 
 def summarize_formats(audit: Audit) -> tuple[Counter[str], tuple[int, int] | None, tuple[int, int] | None]:
-    """Count formats, and find the smallest and largest (width, height) in px by area."""
+    """Count formats; find the smallest and largest (width, height) in px by area."""
     formats = Counter(info.format for info in audit.infos.values())
     sizes = sorted({(i.width, i.height) for i in audit.infos.values()}, key=lambda size: size[0] * size[1])
     return formats, (sizes[0] if sizes else None), (sizes[-1] if sizes else None)
@@ -211,7 +215,7 @@ def summarize_formats(audit: Audit) -> tuple[Counter[str], tuple[int, int] | Non
 def describe_findings(
     dataset: ImageDataset, errors: Iterable[ImageError], duplicates: Duplicates
 ) -> dict[str, Any]:
-    """Plain values of what is broken, copied or contradictory, with the files of each."""
+    """List unreadable, duplicate and conflicting files for JSON."""
     sets = {
         "duplicates": duplicates.sets,
         "near_duplicates": duplicates.near,
@@ -228,7 +232,7 @@ def describe_findings(
 
 
 def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str, str | None]]:
-    """Name path, label and part of each image of a set."""
+    """List path, label and given split of each image of a set for JSON."""
     return [
         {
             "path": dataset.paths[i],
@@ -239,7 +243,7 @@ def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str
     ]
 
 
-def _explain_file(
+def _read_file(
     dataset: ImageDataset, i: int, is_decoded: bool
 ) -> tuple[bytes, ImageInfo | None] | ImageError:
     path = dataset.paths[i]
@@ -251,12 +255,12 @@ def _explain_file(
         decode_image(data, path=path, target_px=GLANCE_PX)
         return digest_bytes(data), info
     except ImageError as error:
-        # anew, because the traceback of a raised one keeps the bytes of its image
+        # a new error, because the traceback of a raised one keeps the bytes of the image alive
         return ImageError(path, error.status, error.reason)
 
 
-def _worth_reading(dataset: ImageDataset, errors: dict[int, ImageError]) -> list[int]:
-    """Positions whose file size occurs more than once: only those can be duplicates."""
+def _find_equal_sizes(dataset: ImageDataset, errors: dict[int, ImageError]) -> list[int]:
+    """Return the positions of files that share their size with another; others cannot be duplicates."""
     sizes = np.zeros(len(dataset), dtype=np.int64)
     for i, path in enumerate(dataset.paths):
         try:
@@ -269,20 +273,6 @@ def _worth_reading(dataset: ImageDataset, errors: dict[int, ImageError]) -> list
     return [int(i) for i in np.flatnonzero((counts[position] > 1) & (sizes > 0))]
 
 
-def _split_by_size(
-    sets: Sequence[tuple[int, ...]], n: int
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Tell sets of copies from those that hang together with too many others to be any."""
-    groups = merge_groups(n, sets)
-    sizes = np.bincount(groups, minlength=1)
-    limit = max_duplicates(n)
-    is_large = [bool(sizes[groups[members[0]]] > limit) for members in sets]
-    return (
-        [members for members, large in zip(sets, is_large, strict=True) if not large],
-        [members for members, large in zip(sets, is_large, strict=True) if large],
-    )
-
-
-def _n_distinct(values: NDArray[Any], members: Sequence[int]) -> int:
-    """Count distinct labels or parts in a set, those that are not given aside."""
+def _count_distinct(values: NDArray[Any], members: Sequence[int]) -> int:
+    """Count distinct labels or splits in a set; -1 stands for none."""
     return len({int(values[i]) for i in members if values[i] >= 0})

@@ -1,6 +1,6 @@
-"""First bytes → the name of a file format; who reads it; and the formats that PixelPlay does not read.
+"""Decode image files: formats, EXIF orientation, ICC profiles, transparency, 16 bit.
 
-A file is what its content says; its extension plays no part.
+The format is detected from the content; the file extension is ignored.
 """
 
 import io
@@ -43,10 +43,10 @@ IMAGE_EXTENSIONS = (
     ".heic",
     ".heif",
 )
-# The readers' classes and not Image.open: no other code of Pillow is reached, its errors keep their message,
-# and its limit on pixels, a global of the process and lower than ours, does not apply. HEIC is an extra.
+# Reader classes instead of Image.open: no other Pillow plugin is reachable, errors keep their message, and
+# Pillow's process-wide pixel limit, lower than ours, does not apply. HEIC is an extra.
 READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImageFile,  # the first picture of an MPO
+    "JPEG": JpegImageFile,  # the first image of an MPO
     "PNG": PngImageFile,
     "WebP": WebPImageFile,
     "BMP": BmpImageFile,
@@ -54,7 +54,7 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
 }
-_MAGIC: dict[str, tuple[bytes, ...]] = {  # how a file of each format begins
+_MAGIC: dict[str, tuple[bytes, ...]] = {  # first bytes of each format
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
@@ -70,21 +70,38 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {  # how a file of each format begins
     "GIMP (XCF)": (b"gimp xcf",),
     "Netpbm (PPM)": tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b"\n\r\t #"),
 }
-_BRANDS: tuple[tuple[bytes, str], ...] = (  # ISO base media files: the first brand that fits, in this order
+_BRANDS: tuple[tuple[bytes, str], ...] = (  # ISO base media files: the first matching brand, in this order
     (b"crx ", "camera raw"),
     (b"avif", "AVIF"),
     (b"avis", "AVIF"),
     *((brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")),
 )
 _BMP_HEADERS = {bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 64, 108, 124)}
+DECODE_VERSION = 1  # part of cache keys: increase it when the same bytes decode to other pixels
+MAX_PIXELS = 250_000_000  # phones take 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
+MAX_BYTES = 1 << 30  # of one encoded file
+REMEDY = "convert it to JPEG or PNG"
+_STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory: fits the processor's cache
+_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can store an orientation
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow mode: colour space of a matching profile
 
 
 def name_format(data: bytes) -> str:
-    """Name the format that the content declares.
+    """Detect the format of a file from its content.
 
     Returns:
-        "JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF" or "HEIC"; the name of another format; or "" where
-        the content is not known. Many camera raw files are TIFF by their first bytes.
+        "JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF" or "HEIC"; the name of an unsupported format; or
+        "" if it is unknown. Many camera raw files start like TIFF.
     """
     if data[4:8] == b"ftyp":
         brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
@@ -95,95 +112,38 @@ def name_format(data: bytes) -> str:
         return "BMP"
     if data[128:132] == b"DICM":
         return "DICOM"
-    kind = next((name for name, magic in _MAGIC.items() if data.startswith(magic)), "")
-    return kind or _name_markup(data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower())
-
-
-def _name_markup(text: bytes) -> str:
+    for name, magic in _MAGIC.items():
+        if data.startswith(magic):
+            return name
+    text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"<") and b"<svg" in text:
         return "SVG"
     return "HTML" if text.startswith((b"<!doctype html", b"<html")) else ""
 
 
-@contextmanager
-def silence_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings and log lines from the user while a job decodes images.
-
-    Filters for warnings belong to the process: the first job that enters changes them, the last that
-    leaves restores them, however the jobs overlap. Each worker process needs its own.
-    """
-    with _SILENCE.lock:
-        _SILENCE.n_jobs += 1
-        if _SILENCE.n_jobs == 1:
-            _SILENCE.begin()
-    try:
-        yield
-    finally:
-        with _SILENCE.lock:
-            _SILENCE.n_jobs -= 1
-            if _SILENCE.n_jobs == 0:
-                _SILENCE.undo.close()
-
-
-class _Silence:
-    """How many jobs want silence, and how to end it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.n_jobs = 0
-        self.undo = ExitStack()
-
-    def begin(self) -> None:
-        self.undo.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
-        logger = logging.getLogger("PIL")
-        self.undo.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL + 1)
-
-
-_SILENCE = _Silence()
-DECODE_VERSION = 1  # part of cache keys: raise it whenever the same bytes come to yield other pixels
-MAX_PIXELS = 250_000_000  # phones make 200 megapixels, bombs more; Pillow stops TIFF and WebP at 179
-MAX_BYTES = 1 << 30  # of one encoded file
-REMEDY = "convert it to JPEG or PNG"
-_STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory to ours: stays in the processor's cache
-_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can keep an orientation
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: the colour space its profile needs
-
-
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the header of an image says; width and height are in pixels, after EXIF orientation."""
+    """Header of an image; width and height are in pixels, after EXIF orientation."""
 
     format: str  # "JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF" or "HEIC"
     width: int
     height: int
-    mode: str  # Pillow's name of the pixel layout in the file
+    mode: str  # Pillow's name for the pixel layout in the file
 
 
 def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UInt8Array:
     """Decode one encoded image to upright sRGB pixels.
 
-    Transparency is laid over white; of several frames or pages the first is taken.
+    Transparent pixels are composited over white; only the first frame or page is decoded.
 
     Args:
         data: the whole file.
-        path: names the image in errors; its extension plays no part.
-        target_px: the short side that the caller will resize to. A JPEG is then decoded at 1/2, 1/4 or
-            1/8 of its size, as long as its short side keeps at least twice that. Other formats ignore it.
+        path: names the image in errors.
+        target_px: short side that the caller will resize to. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
+            size as long as its short side stays at least twice that. Other formats ignore it.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous, the caller's own.
+        (H, W, 3) uint8, C-contiguous and writable.
 
     Raises:
         ImageError: unreadable, too large or unsupported.
@@ -199,15 +159,15 @@ def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UIn
 
 
 def probe_image(data: bytes, *, path: str) -> ImageInfo:
-    """Read the header of an encoded image, without its pixels.
+    """Read the header of an encoded image without decoding its pixels.
 
     Raises:
-        ImageError: as `decode_image` would, as far as the header shows it.
+        ImageError: as `decode_image`, as far as the header shows it.
     """
     kind, image = _open(data, path)
     width, height = image.size
-    # Pillow has already turned the size of a TIFF. The EXIF of a PNG may stand behind the pixels, and
-    # getexif() decodes them to look for it.
+    # Pillow has already oriented the size of a TIFF. The EXIF of a PNG can follow the pixels, and getexif()
+    # decodes them to find it.
     if kind != "TIFF" and (kind != "PNG" or any(name in data for name in _PNG_EXIF)):
         with _as_image_error(path, kind):
             if _orientation(image) >= 5:
@@ -216,49 +176,49 @@ def probe_image(data: bytes, *, path: str) -> ImageInfo:
 
 
 def to_rgb(image: Image.Image, *, path: str) -> UInt8Array:
-    """Turn an opened image upright and into sRGB, whatever its mode, profile and transparency.
+    """Convert an opened image of any mode to upright sRGB pixels over white.
 
-    16-bit greys are divided by 257. An ICC profile that is broken, or made for another colour space than
-    the image's, is ignored, and so is broken EXIF.
+    16-bit grey values are divided by 257. Broken EXIF is ignored, and so is an ICC profile that is broken
+    or made for another colour space.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous, the caller's own.
+        (H, W, 3) uint8, C-contiguous and writable.
 
     Raises:
-        ImageError: pixels cannot be read, or are 32-bit.
+        ImageError: pixels cannot be read, or have 32 bits.
     """
     with _as_image_error(path, image.format or image.mode):
         image.load()
         _check_pixels(image.size, path)
         profile = image.info.get("icc_profile")
-        turn = _TRANSPOSE.get(_orientation(image))
-        if turn is not None:
-            image = image.transpose(turn)
+        method = _TRANSPOSE.get(_orientation(image))
+        if method is not None:
+            image = image.transpose(method)
         if image.mode.startswith(("I", "F")):
             image = _eight_bit(image, path)
         return _to_array(image, profile)
 
 
 def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
-    """Bring an array that already holds pixels into the form of a decoded image.
+    """Convert an array of pixels to the form of a decoded image.
 
     Args:
-        array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; a fourth channel is alpha, and is
-            laid over white; uint16 is divided by 257.
+        array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; a fourth channel is alpha,
+            composited over white; uint16 is divided by 257.
         path: names the image in errors.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous; the array itself if it is that already.
+        (H, W, 3) uint8, C-contiguous; the input itself if it already has this form.
 
     Raises:
-        ImageError: another shape or type, no pixels, or too many.
+        ImageError: another shape or dtype, no pixels, or too many.
     """
     shape = array.shape
     if len(shape) != 2 and (len(shape) != 3 or shape[2] not in (1, 3, 4)):
-        reason = f"array of shape {shape}; give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        reason = f"array of shape {shape}; pass (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         raise ImageError(path, "unsupported", reason)
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise ImageError(path, "unsupported", f"array of {array.dtype}; give uint8 (0 to 255) or uint16")
+        raise ImageError(path, "unsupported", f"array of {array.dtype}; pass uint8 (0 to 255) or uint16")
     if array.size == 0:
         raise ImageError(path, "unreadable", f"array of shape {shape} has no pixels")
     _check_pixels((shape[1], shape[0]), path)
@@ -271,17 +231,17 @@ def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
 
 
 def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
-    """Find the format by content and read the header; no pixel is decoded yet."""
+    """Detect the format and read the header, without decoding pixels."""
     if not data:
         raise ImageError(path, "unreadable", "empty file")
     if len(data) > MAX_BYTES:
         raise ImageError(path, "too_large", f"{len(data):,} bytes; the limit is {MAX_BYTES:,} bytes")
-    kind = _readable_format(data, path)
-    reader = READERS.get(kind) or _heif_reader(path)
+    kind = name_format(data)
+    reader = _find_reader(kind, data, path)
     with _as_image_error(path, kind):
         image = reader(io.BytesIO(data))
     _check_pixels(image.size, path)
-    # In raw files the first picture is a thumbnail, and says so: not what the user means.
+    # The first image of a raw file is marked as a thumbnail: not what the user expects.
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1:
         raise _unsupported(path, "camera raw")
@@ -290,27 +250,23 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     return kind, image
 
 
-def _readable_format(data: bytes, path: str) -> str:
-    """Name the format by content: one that we can read, or an ImageError."""
-    kind = name_format(data)
-    if kind in READERS or kind == "HEIC":
-        return kind
+def _find_reader(kind: str, data: bytes, path: str) -> Callable[[io.BytesIO], ImageFile]:
+    """Return the reader of a format, or raise ImageError; the HEIC reader is imported only when needed."""
+    if kind in READERS:
+        return READERS[kind]
+    if kind == "HEIC":
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            reason = f"HEIC needs pip install 'pixelplay[heif]', or {REMEDY}"
+            raise ImageError(path, "unsupported", reason) from None
+        return cast("Callable[[io.BytesIO], ImageFile]", HeifImageFile)
     if kind == "HTML":
         raise ImageError(path, "unreadable", "not an image but an HTML page; download it again")
     if kind:
         raise _unsupported(path, kind)
     detail = "" if data.strip(b"\0") else " (zero bytes only)"
     raise ImageError(path, "unreadable", f"not an image{detail}")
-
-
-def _heif_reader(path: str) -> Callable[[io.BytesIO], ImageFile]:
-    """Import the optional reader of HEIC, only now that such a file has come."""
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        reason = f"HEIC needs pip install 'pixelplay[heif]', or {REMEDY}"
-        raise ImageError(path, "unsupported", reason) from None
-    return cast("Callable[[io.BytesIO], ImageFile]", HeifImageFile)
 
 
 def _unsupported(path: str, kind: str) -> ImageError:
@@ -325,7 +281,7 @@ def _check_pixels(size: tuple[int, int], path: str) -> None:
 
 @contextmanager
 def _as_image_error(path: str, kind: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on these bytes into an ImageError."""
+    """Turn any error that Pillow raises on these bytes into an ImageError."""
     try:
         yield
     except ImageError:
@@ -333,8 +289,8 @@ def _as_image_error(path: str, kind: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(path, "too_large", str(error)) from error
     # Broad on purpose: on hostile bytes Pillow's readers raise SyntaxError, struct.error, KeyError,
-    # ValueError, ZeroDivisionError, MemoryError and more, undocumented; and one bad file among 50,000
-    # must be a row with an error, not the end of the run.
+    # ValueError, ZeroDivisionError, MemoryError and more, all undocumented, and one bad file among 50,000
+    # must become a row with an error, not end the run.
     except Exception as error:
         lines = str(error).strip().splitlines()
         message = lines[0] if lines else type(error).__name__
@@ -347,10 +303,10 @@ def _as_image_error(path: str, kind: str) -> Iterator[None]:
 
 
 def _ends_early(image: Image.Image, data: bytes) -> bool:
-    """Say whether a baseline JPEG has an end marker but lacks pixels before it.
+    """Check whether a baseline JPEG has an end marker but lacks pixels before it.
 
-    libjpeg fills such a file up with exact mid-grey and does not tell Pillow. So where the last pixel is
-    mid-grey, decode again without the end marker: a file that lacks data then runs dry.
+    libjpeg fills such a file with mid-grey without telling Pillow. If the last pixel is mid-grey, decode
+    again without the end marker: a file that lacks data then fails.
     """
     last = image.getpixel((image.width - 1, image.height - 1))
     values = last if isinstance(last, tuple) else (last,)
@@ -365,16 +321,16 @@ def _ends_early(image: Image.Image, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF is broken."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or the EXIF is broken."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
         return int(value) if value in _TRANSPOSE else 1
-    except Exception:  # as in _as_image_error; broken EXIF says nothing against the pixels
+    except Exception:  # broad as in _as_image_error; the pixels can still be good
         return 1
 
 
 def _eight_bit(image: Image.Image, path: str) -> Image.Image:
-    """Turn a 16-bit grey image, also one stored in 32 bits, into mode L."""
+    """Convert a 16-bit grey image, possibly stored in 32 bits, to mode L."""
     values = np.asarray(image)  # (H, W)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise _unsupported(path, f"a 32-bit {image.format or 'image'}")
@@ -382,42 +338,23 @@ def _eight_bit(image: Image.Image, path: str) -> Image.Image:
 
 
 def _from_16_bit(values: NDArray[Any]) -> UInt8Array:
-    """Map 0…65535 to 0…255, rounded: 65535 / 257 = 255 exactly."""
+    """Scale 0…65535 to 0…255, rounded: 65535 / 257 = 255 exactly."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Separate colour from transparency, wherever the latter is kept."""
-    if not image.has_transparency_data:
-        return image, None
-    is_grey = image.mode in {"1", "L", "LA", "La"}
-    full = image.convert("LA" if is_grey else "RGBA")
-    return full.convert("L" if is_grey else "RGB"), full.getchannel("A")
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert an image without transparency to mode RGB in the colour space sRGB."""
-    if image.mode not in _ICC_SPACES:
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    transform = _srgb_transform(profile, image.mode) if profile else None
-    if transform is not None:
-        return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Build the way from an ICC profile to sRGB; None where it changes nothing or the profile is no use."""
+    """Build the transform from an ICC profile to sRGB; None if it changes nothing or is unusable."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != _ICC_SPACES[mode]:
             return None
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
-    except Exception:  # as in _as_image_error; a broken profile says nothing against the pixels
+    except Exception:  # broad as in _as_image_error; the pixels can still be good
         return None
     if mode == "RGB":
-        # Profiles of sRGB go by many names; they are known by what they do to a grid of 16³ colours.
+        # sRGB profiles have many names; recognise them by their effect on a grid of 16³ colours.
         levels = np.arange(0, 256, 17, dtype=np.uint8)
         colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
         moved = np.asarray(transform.apply(Image.fromarray(colours)))
@@ -427,16 +364,26 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 
 def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Bring an image of any mode to sRGB, and lay it over white where it is transparent."""
-    color, alpha = _split_alpha(image)
-    rgb = _to_srgb(color, profile)
-    return rgb if alpha is None else Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    """Convert an image of any mode to sRGB and composite it over white."""
+    alpha = None
+    if image.has_transparency_data:
+        is_grey = image.mode in {"1", "L", "LA", "La"}
+        full = image.convert("LA" if is_grey else "RGBA")
+        image, alpha = full.convert("L" if is_grey else "RGB"), full.getchannel("A")
+    if image.mode not in _ICC_SPACES:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    transform = _srgb_transform(profile, image.mode) if profile else None
+    if transform is not None:
+        image = transform.apply(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if alpha is None else Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
 def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:
-    """Copy an image into an sRGB array of its own, by strips.
+    """Copy an image into an sRGB array, strip by strip.
 
-    What is between the two exists for a strip only; and it is 3 times as fast as numpy.array(image).
+    Intermediate images have the size of a strip, and it is 3 times as fast as numpy.array(image).
     """
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
@@ -445,3 +392,35 @@ def _to_array(image: Image.Image, profile: bytes | None) -> UInt8Array:
         strip = _over_white(image.crop((0, top, width, min(top + rows, height))), profile)
         pixels[top : top + rows] = np.frombuffer(strip.tobytes(), np.uint8).reshape(-1, width, 3)
     return pixels
+
+
+class _Silence:
+    """Count of blocks that silence Pillow, and how to restore the previous state."""
+
+    lock = threading.Lock()
+    n_blocks = 0
+    undo = ExitStack()
+
+
+@contextmanager
+def silence_pillow() -> Iterator[None]:
+    """Suppress Pillow's warnings and log lines while the block decodes images.
+
+    Warning filters are global to the process: the first block that starts changes them, the last that ends
+    restores them, however the blocks overlap. Each worker process needs its own.
+    """
+    with _Silence.lock:
+        _Silence.n_blocks += 1
+        if _Silence.n_blocks == 1:
+            _Silence.undo.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+            logger = logging.getLogger("PIL")
+            _Silence.undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.n_blocks -= 1
+            if _Silence.n_blocks == 0:
+                _Silence.undo.close()

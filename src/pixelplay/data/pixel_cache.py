@@ -1,4 +1,6 @@
-"""Decoded images for training: decoded once, kept a little larger than the network needs."""
+"""Decoded images for training: decoded once, stored slightly larger than the network input."""
+
+from dataclasses import replace
 
 from pixelplay.arrays import UInt8Array
 from pixelplay.data.audit import digest_bytes
@@ -8,20 +10,25 @@ from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
-MARGIN = 1.25  # side kept over side needed: a crop then still has pixels enough
-MAX_SHARE = 0.5  # of the cache; larger sets of images are decoded in every pass
+MARGIN = 1.25  # stored side over input side, so that a crop still has enough pixels
+MAX_SHARE = 0.5  # of the cache; larger data sets are decoded in every epoch
 
 
 class PixelCache:
-    """Gives the whole of each image as a square, from the cache or from its file.
+    """Return each image as a square, from the cache or from its file.
 
-    Images are squashed to the square, as the network sees them; what augmentation cuts from them
-    it cuts in fractions of their sides.
+    The whole image is squashed to the square, as the network sees it; augmentation crops in fractions of
+    its sides.
 
     Args:
-        index: N images, known to be readable.
-        digests: (N,) content of each.
-        side_px: of the squares.
+        dataset: N readable images.
+        digests: (N,) content of each file.
+        preprocessing: input size and filter of the network; crop mode, mean and std play no role.
+        cache_dir: folder of the whole cache.
+        max_bytes: size limit of the whole cache.
+
+    Attributes:
+        side_px: side S of the squares.
     """
 
     def __init__(
@@ -34,46 +41,41 @@ class PixelCache:
         max_bytes: int,
     ) -> None:
         self.side_px = round(MARGIN * preprocessing.input_size)
-        self._index, self._digests = dataset, digests
-        self._view = Preprocessing(
-            input_size=self.side_px,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            interpolation=preprocessing.interpolation,
-        )
-        n_bytes = len(dataset) * 3 * self.side_px**2
-        fits = n_bytes <= MAX_SHARE * max_bytes
-        self._too_many = ""
-        if max_bytes and not fits:
-            room, taken = (f"{size / 1e6:,.1f} MB" for size in (MAX_SHARE * max_bytes, n_bytes))
-            self._too_many = f"they take {taken}, and {room} of the cache are for them; raise --cache-gb"
+        self._dataset, self._digests = dataset, digests
+        self._view = replace(preprocessing, input_size=self.side_px, crop_mode="squash")
+        n_bytes, limit = len(dataset) * 3 * self.side_px**2, MAX_SHARE * max_bytes
+        self._too_large = ""
+        if 0 < limit < n_bytes:
+            self._too_large = (
+                f"they need {n_bytes / 1e6:,.1f} MB but can use {limit / 1e6:,.1f} MB; raise --cache-gb"
+            )
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
-        self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if fits else 0)
+        self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if n_bytes <= limit else 0)
 
     def __getitem__(self, i: int) -> UInt8Array:
-        """Pixels (S, S, 3) of image i; threads may ask at the same time.
+        """Return image i as (S, S, 3) uint8; thread-safe.
 
         Raises:
-            ImageError: it can no longer be read, or is no longer what it was.
+            ImageError: the file has become unreadable or has changed.
         """
         if self._digests[i] in self._cache:
             return self._cache.get(self._digests[i])
-        path = self._index.paths[i]
-        data = self._index.storage.read(path)
-        if digest_bytes(data) != self._digests[i]:  # the cache would keep it as what it was
+        path = self._dataset.paths[i]
+        data = self._dataset.storage.read(path)
+        if digest_bytes(data) != self._digests[i]:  # the cache would store it under the old digest
             raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
         return eval_transform(decode_image(data, path=path, target_px=self.side_px), self._view)
 
     def keep(self, i: int, pixels: UInt8Array) -> None:
-        """Remember what `self[i]` gave; from one thread only."""
+        """Add the pixels of image i to the cache; call from one thread only."""
         if self._digests[i] not in self._cache:
             self._cache.add(self._digests[i], pixels)
 
     @property
     def failure(self) -> str:
-        """Why they are decoded anew in every pass, unless that was asked for; "" where they are kept."""
-        return self._too_many or self._cache.failure
+        """Reason why every epoch decodes the images again; "" if they are cached or `max_bytes` is 0."""
+        return self._too_large or self._cache.failure
 
     def flush(self) -> None:
-        """Write what is remembered to the disk."""
+        """Write added pixels to the disk."""
         self._cache.flush()

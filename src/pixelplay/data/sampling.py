@@ -1,7 +1,7 @@
-"""Class counts → what imbalance means for a user, and how learning is told of it.
+"""Class imbalance: weighted sampler, oversampling, class weights, priors; and hard-example sampling.
 
-Resampling and weights fit a model to another class mix than the data's; what is drawn, how much it counts
-and the way back to natural priors stand side by side here, so that they agree.
+Resampling and class weights fit a model to other priors than those of the data. The sampler, the weights
+and the correction back to natural priors are side by side here so that they agree.
 """
 
 from typing import Literal
@@ -13,24 +13,26 @@ from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None
-HINT_RATIO = 5.0
+HINT_RATIO = 5.0  # imbalance from which the user is told about it
+MOST_DRAWS = 2.0  # per image and epoch
+LEAST_MISS = 1e-4  # keeps shares defined if every prediction was right
 
 
 def imbalance_ratio(counts: IntArray) -> float:
-    """Largest over smallest class, among classes that have images; 1 for none."""
+    """Divide the largest by the smallest class size, ignoring empty classes; 1 if all are empty."""
     present = counts[counts > 0]
     return float(present.max() / present.min()) if len(present) else 1.0
 
 
 def class_priors(counts: IntArray) -> Float64Array:
-    """Relative class frequencies π (K,), summing to 1."""
+    """Compute relative class frequencies π (K,), summing to 1."""
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
 def class_weights(counts: IntArray) -> Float64Array:
-    """Weight of an image of each class, (K,): N / (K·n_k), so that all classes weigh the same in sum.
+    """Compute the weight N / (K·n_k) of an image of each class, (K,): classes have equal total weight.
 
-    Over the N images the mean weight is 1. It is scikit-learn's `class_weight="balanced"`.
+    The mean over all images is 1, as with scikit-learn's `class_weight="balanced"`.
     """
     return np.asarray(counts.sum() / (len(counts) * counts), dtype=np.float64)
 
@@ -40,22 +42,22 @@ def draw_epoch(
 ) -> IntArray:
     """Draw the images of one epoch, in random order.
 
-    A class's images come in rounds, each a fresh permutation: none comes twice before every one of
-    its class has come once, as independent draws would have it.
+    The images of a class come in rounds, each a new permutation, so that unlike with independent draws none
+    comes twice before every image of its class has come once.
 
     Args:
         labels: (N,) in [0, K), every class present.
-        imbalance: sampler draws every class equally often, up to one; all others draw every image once.
-        min_per_class: classes smaller than this are repeated up to exactly it; a sampler's epoch is
-            then as long as the classes so raised.
+        imbalance: "sampler" draws all classes equally often (± 1); all others draw every image once.
+        oversample_to: smaller classes are repeated up to exactly this size; the epoch of the sampler is as
+            long as the classes after this.
 
     Returns:
-        (n,) positions in [0, N); n is `epoch_length`, whatever `rng` draws.
+        (n,) positions in [0, N); n is `epoch_length`.
     """
     counts = np.bincount(labels)
     times = _times_drawn(counts, imbalance, oversample_to)
     if imbalance == "sampler":
-        times = rng.permutation(times)  # which classes come once more than the others
+        times = rng.permutation(times)  # random classes are drawn once more than the others
     members = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
     rounds = [_draw_in_rounds(rows, int(n), rng) for rows, n in zip(members, times, strict=True)]
     class_order = rng.permutation(np.repeat(np.arange(len(counts)), times))  # (n,)
@@ -65,32 +67,32 @@ def draw_epoch(
 
 
 def epoch_length(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> int:
-    """Number of images that `draw_epoch` draws from classes of these sizes (K,)."""
+    """Count the images that `draw_epoch` draws from classes of these sizes (K,)."""
     return int(_times_drawn(counts, imbalance, oversample_to).sum())
 
 
 def effective_prior(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> Float64Array:
-    """Class mix π_eff (K,) of what a loss sees; logits fitted by a plain loss have it as their prior.
+    """Compute the priors π_eff (K,) that the loss sees, and thus those of logits fitted by a plain loss.
 
     Args:
-        counts: (K,) images of each class that are learned from, all >= 1.
+        counts: (K,) training images of each class, all >= 1.
     """
-    assert imbalance != "auto", "auto is resolved before anything is learned"
+    assert imbalance != "auto", "auto is resolved before training"
     if imbalance in ("sampler", "class_weights", "crt"):
         return np.full(len(counts), 1 / len(counts))
-    return class_priors(_raised(counts, oversample_to))
+    return class_priors(_oversampled(counts, oversample_to))
 
 
 def natural_offset(
     counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo, logit_tau: float
 ) -> Float64Array:
-    """What is added to fitted logits z to give them natural priors, (K,).
+    """Compute the offset (K,) that gives fitted logits the natural priors when added.
 
-    It is log π_data − log π_eff, or τ·log π_data where the loss itself added that to z.
+    It is log π_data − log π_eff, or τ·log π_data if the loss itself added that to the logits.
 
     Args:
-        counts: (K,) images of each class that are learned from, all >= 1.
-        logit_tau: τ of logit_adjusted; balanced_softmax has 1.
+        counts: (K,) training images of each class, all >= 1.
+        logit_tau: τ of logit_adjusted; balanced_softmax uses 1.
 
     Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020,
     arXiv:2007.10740, equation 3; Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
@@ -104,56 +106,54 @@ def natural_offset(
     return log_priors - np.log(effective_prior(counts, imbalance, oversample_to))
 
 
-def _raised(counts: IntArray, oversample_to: OversampleTo) -> IntArray:
-    """Class sizes (K,) once smaller classes are repeated up to the asked size."""
+def _oversampled(counts: IntArray, oversample_to: OversampleTo) -> IntArray:
+    """Compute class sizes (K,) after smaller classes are repeated."""
     least = counts.max() if oversample_to == "largest" else oversample_to or 0
     return np.maximum(counts, least)
 
 
 def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> IntArray:
-    """How often an epoch draws from each class, (K,); a sampler's odd ones go to the first classes."""
-    raised = _raised(counts, oversample_to)
+    """Count an epoch's draws from each class, (K,); the sampler gives the remainder to the first classes."""
+    sizes = _oversampled(counts, oversample_to)
     if imbalance != "sampler":
-        return raised
-    each, left = divmod(int(raised.sum()), len(counts))
+        return sizes
+    each, left = divmod(int(sizes.sum()), len(counts))
     return each + (np.arange(len(counts)) < left)
 
 
 def _draw_in_rounds(rows: IntArray, n: int, rng: np.random.Generator) -> IntArray:
-    """Draw n of the rows: whole permutations one after another, the last cut short."""
+    """Draw n of the rows: whole permutations, the last one truncated."""
     n_rounds = -(-n // len(rows))
     return rng.permuted(np.tile(rows, (n_rounds, 1)), axis=1).ravel()[:n]
 
 
-MOST_DRAWS = 2.0  # of an image in an epoch that would show it once
-LEAST_MISS = 1e-4  # keeps shares defined where nothing was wrong
-
-
 def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
-    """How often each of n images is to come in an epoch, on average.
+    """Compute how often each of n images is drawn in an epoch of n draws, on average.
 
-    A share of the epoch goes to all alike and the rest by how wrong the network was, which the gradient of
-    cross entropy grows with: at the logits its norm is from 1 to √2 times that. What comes x times as often
-    has to count 1 / x, at most 1 / (1 − focus), for the expected gradient to stay what it is.
+    A fraction of the epoch is drawn in proportion to the error of the network, the rest uniformly. The error
+    stands for the gradient of cross entropy, whose norm at the logits is 1 to √2 times the error. An image
+    drawn x times as often needs the weight 1 / x, at most 1 / (1 − hard_example_frac), to keep the expected
+    gradient unchanged.
 
     Args:
-        misses: (n,) in [0, 1], how wrong the network was about each.
-        focus: the share that goes by that, in [0, 1).
+        misses: (n,) in [0, 1], error on each image: 1 − probability of its label.
+        hard_example_frac: fraction drawn by error, in [0, 1).
 
     Returns:
-        (n,) with sum n, each from 1 − focus to `MOST_DRAWS`.
+        (n,) with sum n, each from 1 − hard_example_frac to `MOST_DRAWS`.
 
     Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance
-    Sampling", ICML 2018, arXiv:1803.00942, section 3; misses remembered from the last visit, as by Schaul et
-    al., "Prioritized Experience Replay", ICLR 2016, arXiv:1511.05952.
+    Sampling", ICML 2018, arXiv:1803.00942, section 3; errors are remembered from the last visit as in Schaul
+    et al., "Prioritized Experience Replay", ICLR 2016, arXiv:1511.05952.
     """
     least, n = 1.0 - hard_example_frac, len(misses)
-    wants = np.maximum(misses.astype(np.float64), LEAST_MISS)
+    weights = np.maximum(misses.astype(np.float64), LEAST_MISS)
     draws = np.full(n, MOST_DRAWS)
-    is_open = np.ones(n, dtype=np.bool_)  # those that the limit does not hold back
+    is_open = np.ones(n, dtype=np.bool_)  # images below the limit
     while is_open.any():
+        # draws left after the uniform part and the images at the limit, shared by error
         left = n - MOST_DRAWS * (n - is_open.sum()) - least * is_open.sum()
-        draws[is_open] = least + wants[is_open] * left / wants[is_open].sum()
+        draws[is_open] = least + weights[is_open] * left / weights[is_open].sum()
         is_over = is_open & (draws > MOST_DRAWS)
         if not is_over.any():
             break
@@ -163,11 +163,11 @@ def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Fl
 
 
 def whole_draws(expected: Float64Array, rng: np.random.Generator) -> IntArray:
-    """Make whole numbers of expected draws (n,): each rounded up or down by chance, as many as before in all.
+    """Round expected draws (n,) up or down at random, keeping their mean and their sum.
 
     Source: Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics 20(3), 1949.
     """
     n = round(expected.sum())
     marks = np.floor(np.cumsum(expected) + rng.random()).astype(np.int64)
-    marks[-1] = n  # rounding could lose one
+    marks[-1] = n  # floating-point rounding could lose one
     return np.asarray(np.diff(np.minimum(marks, n), prepend=0), dtype=np.int64)

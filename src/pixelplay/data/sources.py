@@ -50,7 +50,7 @@ def list_labelled_images(source: str, config: TrainConfig, log: RunLog) -> Image
     Raises:
         DataError: there are no labelled images, or not two classes to train on.
     """
-    dataset = log_assumptions(scan_source(source, config.data, config.classes), log)
+    dataset = log_assumptions(scan_source(source, config.reading, config.classes), log)
     is_labelled = dataset.labels >= 0
     if not is_labelled.all():
         log.note(f"skipped {(~is_labelled).sum()} of {len(dataset)} images without a label")

@@ -1,4 +1,4 @@
-"""Hold-out and k-fold: stratified, groups whole, seeded."""
+"""Stratified, grouped and seeded hold-out and k-fold splits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,16 +17,14 @@ NEVER_HELD_OUT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which images train, choose and measure, and what it took to keep that honest.
+    """Training, validation and test images, by position in the data set.
 
     Attributes:
-        train: positions in the dataset, ascending; disjoint from the other two, like them.
-        val: likewise.
-        test: likewise.
-        groups: (N,) int64, equal for images that must stay together.
-        removed: training images left out because the given test split holds a duplicate.
-        duplicated: test images that had such a duplicate.
-        notes: what was assumed, one sentence each.
+        train, val, test: ascending and disjoint positions.
+        groups: (N,) int64, equal for images that must stay in one split.
+        removed: training and validation images that were removed as duplicates of given test images.
+        duplicated: the test images that they duplicate.
+        notes: one sentence per assumption or warning.
     """
 
     train: IntArray
@@ -38,21 +36,20 @@ class Split:
     notes: tuple[str, ...]
 
     def items(self) -> Iterator[tuple[SplitName, IntArray]]:
-        """Name and positions of the three splits."""
+        """Yield name and positions of each split."""
         yield from (("train", self.train), ("val", self.val), ("test", self.test))
 
 
 def hold_out(labels: IntArray, groups: IntArray, frac: float, seed: int) -> BoolArray:
-    """Choose a held-out part, stratified by class, groups whole.
+    """Hold out a fraction of the images, stratified by class, without dividing groups.
 
-    A class with one image, or with one group only, is never held out. Where every group carries
-    one class, a class with two or more groups keeps at least one on either side; where groups
-    carry several, nearly always.
+    A class with a single image or group is never held out. A class with two or more groups has at least one
+    on either side if every group has one class, and nearly always otherwise.
 
     Args:
         labels: (N,) int64 in [0, K).
         groups: (N,) int64, equal for images that stay together.
-        frac: of the images of each class, in [0, 1).
+        frac: fraction of each class, in [0, 1).
 
     Returns:
         (N,) bool mask of the held-out images.
@@ -63,69 +60,63 @@ def hold_out(labels: IntArray, groups: IntArray, frac: float, seed: int) -> Bool
 
 
 def assign_folds(labels: IntArray, groups: IntArray, n_folds: int, seed: int) -> IntArray:
-    """Give each image the fold in which it is held out, stratified by class, groups whole.
+    """Assign each image the fold that holds it out, stratified by class, without dividing groups.
 
     Returns:
-        (N,) int64 in [0, n_folds); -1 for the images of a class that is a single image or group,
-        and for all that share a group with one: they are always trained on. Where groups carry several
-        classes, a small class may still lie in one fold whole.
+        (N,) int64 in [0, n_folds); NEVER_HELD_OUT for classes with a single image or group, and for all
+        images that share a group with them: these are always trained on. If groups have several classes,
+        a small class can still lie in one fold.
     """
     return _assign(labels, groups, np.full(n_folds, 1 / n_folds), seed)
 
 
 def check_some_held_out(folds: IntArray, source: str) -> None:
-    """Raise where no image can be held out.
-
-    Raises:
-        DataError: every class is a single image or group.
-    """
+    """Raise DataError if no image can be held out: every class has a single image or group."""
     if not (folds != NEVER_HELD_OUT).any():
         raise DataError(
-            f"every class of {source} has a single image or group to learn from; "
-            "at least one class needs 2, so that temperature and strength can be chosen on held-out ones"
+            f"every class of {source} has a single training image or group; at least one class needs 2, to "
+            "choose temperature and regularisation on held-out images"
         )
 
 
-def _is_lone(labels: IntArray, groups: IntArray) -> BoolArray:
-    """Mask (N,) of the images whose class has fewer than two groups."""
-    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=int(labels.max(initial=-1)) + 1)
-    return np.asarray(n_groups[labels] < 2)
-
-
 def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int) -> IntArray:
-    """Deal images to sides so that each class meets its shares as nearly as groups allow.
+    """Assign images to sides so that each class meets its shares as closely as groups allow.
 
-    Groups of several images are dealt first, the largest first, each to the side that it brings
-    nearest to the shares; single images then fill every class up to its exact quota.
+    Groups of several images come first, the largest first, each on the side where it fits the shares best;
+    single images then fill every class up to its exact quota.
+
+    Args:
+        shares: (S,) of each side, summing to 1.
 
     Returns:
-        (N,) int64 side of each image; NEVER_HELD_OUT for groups with a class that has no other.
+        (N,) int64 side of each image; NEVER_HELD_OUT for groups with a class that has no other group.
     """
     rng = np.random.default_rng(seed)
     n_classes, n_sides = int(labels.max(initial=-1)) + 1, len(shares)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    pairs = np.unique(np.stack([labels, group_of], axis=1), axis=0)
+    n_groups = np.bincount(pairs[:, 0], minlength=n_classes)  # (K,)
     is_fixed = np.zeros(len(sizes), dtype=np.bool_)
-    is_fixed[group_of[_is_lone(labels, group_of)]] = True
+    is_fixed[group_of[n_groups[labels] < 2]] = True
     free = ~is_fixed[group_of]  # (N,)
-    room = _quotas(np.bincount(labels[free], minlength=n_classes), shares, rng)  # (K, sides)
-    dealt = np.zeros(n_sides, dtype=np.int64)
+    room = _quotas(np.bincount(labels[free], minlength=n_classes), shares, rng)  # (K, S)
+    filled = np.zeros(n_sides, dtype=np.int64)
     sides = np.full(len(labels), NEVER_HELD_OUT, dtype=np.int64)
     members = _members(group_of, np.flatnonzero((sizes > 1) & ~is_fixed))
     single = (sizes[group_of] == 1) & free
     has_single = bool(single.any())
     by_size = sorted(members, key=lambda rows: (-len(rows), rng.random()))
     for n_left, group in zip(range(len(by_size), 0, -1), by_size, strict=True):
-        # squared distance from the quotas falls most where the classes of the group have most room;
-        # of sides that suit equally well the emptiest; and the last groups go to sides still empty
-        must_be_empty = not has_single and n_left <= np.count_nonzero(dealt == 0)
-        is_barred = (dealt > 0) & must_be_empty
+        # The squared distance from the quotas falls most where the classes of the group have most room.
+        # Ties go to the emptiest side, and the last groups to sides that are still empty.
+        must_be_empty = not has_single and n_left <= np.count_nonzero(filled == 0)
+        is_barred = (filled > 0) & must_be_empty
         need = labels[group]
-        side = int(np.lexsort((rng.random(n_sides), dealt, -room[need].sum(0), is_barred))[0])
+        side = int(np.lexsort((rng.random(n_sides), filled, -room[need].sum(0), is_barred))[0])
         sides[group] = side
-        for k in need.tolist():  # of a few images: faster than numpy
+        for k in need.tolist():  # groups are small: faster than numpy
             room[k, side] -= 1
-        dealt[side] += len(group)
+        filled[side] += len(group)
     for k in np.unique(labels[single]):
         rows = rng.permutation(np.flatnonzero(single & (labels == k)))
         sides[rows] = _fill(room[k], len(rows))
@@ -134,10 +125,10 @@ def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int)
 
 
 def _quotas(counts: IntArray, shares: Float64Array, rng: np.random.Generator) -> IntArray:
-    """Whole numbers (K, sides) that add up to the counts and are within one of the exact shares.
+    """Compute integers (K, S) that sum to the class counts and are within one of the exact shares.
 
-    The remainders of one class go to the sides that earlier classes left short, so that the
-    sides stay of equal size. With two sides both get at least one image of every class.
+    The remainders of a class go to the sides that earlier classes left short, so that sides stay balanced.
+    With two sides both get at least one image of every class.
     """
     quota = np.zeros((len(counts), len(shares)), dtype=np.int64)
     owed = np.zeros(len(shares))
@@ -154,7 +145,7 @@ def _quotas(counts: IntArray, shares: Float64Array, rng: np.random.Generator) ->
 
 
 def _fill(room: IntArray, n: int) -> IntArray:
-    """Deal n images to sides by the room left, which is n or more."""
+    """Return sides (n,) by the room left, which is n or more."""
     room = np.maximum(room, 0)
     while room.sum() > n:  # groups have overfilled another side
         room[room.argmax()] -= 1
@@ -162,32 +153,33 @@ def _fill(room: IntArray, n: int) -> IntArray:
 
 
 def _spread(sides: IntArray, labels: IntArray, group_of: IntArray, n_sides: int) -> None:
-    """Give each class that lies on one side only a second one, where no other class loses by it."""
+    """Move a group of each class that lies on one side only, if no other class loses a side by it."""
     n_classes = int(labels.max(initial=-1)) + 1
     free = sides != NEVER_HELD_OUT
     places = labels[free] * n_sides + sides[free]
-    dealt = np.bincount(places, minlength=n_classes * n_sides).reshape(n_classes, n_sides)
-    for k in np.flatnonzero((dealt > 0).sum(1) == 1):
-        if (dealt[k] > 0).sum() > 1:  # a group that moved for another class has helped this one too
+    table = np.bincount(places, minlength=n_classes * n_sides).reshape(n_classes, n_sides)
+    for k in np.flatnonzero((table > 0).sum(1) == 1):
+        if (table[k] > 0).sum() > 1:  # a group moved for another class has already helped this one
             continue
-        start = int(dealt[k].argmax())
+        start = int(table[k].argmax())
         target = min(
-            (side for side in range(n_sides) if side != start), key=lambda side: dealt[:, side].sum()
+            (side for side in range(n_sides) if side != start), key=lambda side: table[:, side].sum()
         )
         groups, sizes = np.unique(group_of[free & (labels == k)], return_counts=True)
         for group in groups[sizes.argsort(kind="stable")]:
             rows = group_of == group
             need = np.bincount(labels[rows], minlength=n_classes)
-            moved = dealt.copy()
+            moved = table.copy()
             moved[:, start] -= need
             moved[:, target] += need
-            # a group that is all its class has here would only change the side
-            if moved[k, start] > 0 and ((moved > 0).sum(1) >= (dealt > 0).sum(1)).all():
-                sides[rows], dealt = target, moved
+            # moving all images of the class would only change the side
+            if moved[k, start] > 0 and ((moved > 0).sum(1) >= (table > 0).sum(1)).all():
+                sides[rows], table = target, moved
                 break
 
 
 def _members(group_of: IntArray, wanted: IntArray) -> list[IntArray]:
+    """List the positions of each wanted group."""
     order = np.argsort(group_of, kind="stable")
     starts = np.searchsorted(group_of[order], wanted, side="left")
     ends = np.searchsorted(group_of[order], wanted, side="right")
@@ -195,158 +187,154 @@ def _members(group_of: IntArray, wanted: IntArray) -> list[IntArray]:
 
 
 def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfig) -> Split:
-    """Honour given parts; hold out a test part where the data has none.
+    """Keep given splits; hold out a test split, and for fine-tuning a validation split, if there is none.
 
-    Copies never straddle a split made here. A given split is kept, and training copies of its test
-    images are removed from training.
+    Duplicates never lie on both sides of a split made here. With a given test split, its duplicates are
+    removed from training and validation.
 
     Args:
-        index: N labelled, readable images.
+        dataset: N labelled, readable images.
 
     Raises:
-        DataError: nothing can be held out, or nothing is left to learn from.
+        DataError: nothing can be held out, or fewer than two classes are left to train on.
     """
     groups = join_groups(dataset, duplicates)
-    notes: list[str] = []
     test, val = dataset.in_split("test"), dataset.in_split("val")
+    has_finetuning = config.finetune != "none"
+    notes = _note_ignored(bool(test.any()), bool(val.any()) and has_finetuning, config)
     if not test.any():
-        free = ~np.isin(groups, groups[val])  # what the given val part has copies of stays out of test
+        free = ~np.isin(groups, groups[val])  # groups and duplicates of given validation images stay out
         test = np.zeros(len(dataset), dtype=np.bool_)
         test[free] = hold_out(dataset.labels[free], groups[free], config.test_frac, config.seed)
-        _check_held_out(dataset, test, config)
-    notes += _note_unused(dataset, config)
-    notes += _note_straddling(dataset, test, val if config.finetune != "none" else None)
-    if config.finetune != "none" and not val.any():
+        if config.test_frac > 0 and not test.any():
+            raise DataError(
+                f"no class of {dataset.source} has the 2 images (or groups) that a test split needs; "
+                "add images or use --test-frac 0"
+            )
+    notes += _note_divided_groups(dataset, test, val if has_finetuning else None)
+    if has_finetuning and not val.any():
         free = ~np.isin(groups, groups[test])
         val[free] = hold_out(dataset.labels[free], groups[free], config.val_frac, config.seed)
-    # images that a given split leaves without a part learn
-    train = ~test & ~val
-    removed = _copies_of(duplicates, test, train | val)
-    copied = _copies_of(duplicates, train | val, test)
-    if len(removed):
-        n_removed = counted(len(removed), "training image")
-        names = name_some([dataset.paths[i] for i in removed])
-        notes.append(f"{n_removed} not learned from, as copies of test images: {names}")
-    notes += _note_lost(dataset, ~test, removed)
-    keep = np.ones(len(dataset), dtype=np.bool_)
-    keep[removed] = False
+    train = ~test & ~val  # images without a given split included
+    removed = _duplicates_of(duplicates, test, train | val)
+    duplicated = _duplicates_of(duplicates, train | val, test)
+    notes += _note_removed(dataset, ~test, removed)
+    is_kept = ~np.isin(np.arange(len(dataset)), removed)
     return Split(
-        train=np.flatnonzero(train & keep),
-        val=np.flatnonzero(val & keep),
+        train=np.flatnonzero(train & is_kept),
+        val=np.flatnonzero(val & is_kept),
         test=np.flatnonzero(test),
         groups=groups,
         removed=removed,
-        duplicated=copied,
+        duplicated=duplicated,
         notes=tuple(notes),
     )
 
 
 def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
-    """Number (N,) what must stay together: the user's groups, joined by copies."""
+    """Number (N,) the sets of images that must stay together: the user's groups joined by duplicates."""
     given: list[list[int]] = []
     if dataset.groups is not None:
-        order = np.argsort(dataset.groups, kind="stable")
-        borders = np.flatnonzero(np.diff(dataset.groups[order])) + 1
-        given = [[int(i) for i in rows] for rows in np.split(order, borders) if len(rows) > 1]
+        _, group_of, sizes = np.unique(dataset.groups, return_inverse=True, return_counts=True)
+        given = [rows.tolist() for rows in _members(group_of, np.flatnonzero(sizes > 1))]
     return merge_groups(len(dataset), duplicates.copies, given)
 
 
 def check_learnable(dataset: ImageDataset, is_readable: BoolArray) -> None:
-    """Raise where labelled images cannot make a classifier.
+    """Raise DataError if a classifier cannot be trained on labelled images.
 
     Args:
-        is_readable: (N,) bool; all true before anything was opened.
+        is_readable: (N,) bool; all true before any file was opened.
 
     Raises:
-        DataError: fewer than two classes to learn from; a class, or a given test part, none of whose
-            images can be read.
+        DataError: fewer than two classes to train on, or no readable image of a class or of a given test
+            split.
     """
     test = dataset.in_split("test")
     counts, readable = dataset.class_counts(~test), dataset.class_counts(is_readable & ~test)
     remedy = "(pixelplay scan lists the reasons)"
     for k in np.flatnonzero((counts > 0) & (readable == 0)):
         raise DataError(
-            f"class {dataset.classes[k]!r} has {counted(int(counts[k]), 'image')} to learn from, and none "
-            f"can be read; replace them or remove the class {remedy}"
+            f"class {dataset.classes[k]!r} has {counted(int(counts[k]), 'training image')} and none can be "
+            f"read; replace them or remove the class {remedy}"
         )
     if test.any() and not (test & is_readable).any():
         raise DataError(
-            f"the given test part has {counted(int(test.sum()), 'image')}, and none can be read; "
+            f"the given test split has {counted(int(test.sum()), 'image')} and none can be read; "
             f"replace or remove them {remedy}"
         )
     check_two_classes(dataset, readable)
 
 
-def check_two_classes(dataset: ImageDataset, learning: IntArray) -> None:
-    """Raise DataError unless at least two classes have something to learn from, (K,) counts."""
-    n_classes = int((learning > 0).sum())
+def check_two_classes(dataset: ImageDataset, train_counts: IntArray) -> None:
+    """Raise DataError unless at least two of the training counts (K,) are positive."""
+    n_classes = int((train_counts > 0).sum())
     if n_classes < 2:
-        named = f", {dataset.classes[int(learning.argmax())]!r}," if n_classes else ""
+        named = f" ({dataset.classes[int(train_counts.argmax())]!r})" if n_classes else ""
         raise DataError(
-            f"{dataset.source} has {n_classes} class{'' if n_classes else 'es'}{named} to learn from; "
-            "at least 2 are needed: add another, or give the folder that holds the class folders"
+            f"{dataset.source} has {n_classes} class{'' if n_classes else 'es'} with training images{named} "
+            "but at least 2 are needed; add another, or pass the folder that contains the class folders"
         )
 
 
-def _check_held_out(dataset: ImageDataset, test: BoolArray, config: TrainConfig) -> None:
-    if config.test_frac > 0 and not test.any():
-        raise DataError(
-            f"no test images: no class of {dataset.source} has 2 images (or groups) to hold one out; "
-            "add images, or use --test-frac 0"
-        )
+def _note_removed(dataset: ImageDataset, is_training: BoolArray, removed: IntArray) -> list[str]:
+    """Describe the removed duplicates of test images, and the classes that have no other images.
 
-
-def _note_lost(dataset: ImageDataset, learning: BoolArray, removed: IntArray) -> list[str]:
-    """Say which classes lose all they had to learn from with the removed copies.
+    Args:
+        is_training: (N,) mask of the images outside the test split.
 
     Raises:
         DataError: fewer than two classes remain.
     """
-    kept = learning.copy()
-    kept[removed] = False
-    before, after = dataset.class_counts(learning), dataset.class_counts(kept)
-    lost = [dataset.classes[k] for k in np.flatnonzero((before > 0) & (after == 0))]
-    if not lost:
+    if not len(removed):
         return []
-    try:
-        check_two_classes(dataset, after)
-    except DataError as error:
-        raise DataError(f"without the {len(removed)} copies of test images {error}") from None
-    return [f"all training images of {name_some(lost)} are copies of test images: not learned"]
+    names = name_some([dataset.paths[i] for i in removed])
+    notes = [f"{counted(len(removed), 'training image')} removed as duplicates of test images: {names}"]
+    after = dataset.class_counts(is_training & ~np.isin(np.arange(len(dataset)), removed))
+    lost = [
+        dataset.classes[k] for k in np.flatnonzero((dataset.class_counts(is_training) > 0) & (after == 0))
+    ]
+    if lost:
+        try:
+            check_two_classes(dataset, after)
+        except DataError as error:
+            raise DataError(f"without the {len(removed)} duplicates of test images {error}") from None
+        notes.append(f"all training images of {name_some(lost)} are duplicates of test images")
+    return notes
 
 
-def _copies_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
-    """Positions in `among` that are copies of something in `those`."""
+def _duplicates_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
+    """Find the positions in `among` that duplicate an image of `those`."""
     found = [
         i for members in duplicates.copies if any(those[j] for j in members) for i in members if among[i]
     ]
     return np.array(sorted(set(found)), dtype=np.int64)
 
 
-def _note_unused(dataset: ImageDataset, config: TrainConfig) -> list[str]:
-    """Say which shares were asked for of parts that the data gives."""
-    usual, notes = TrainConfig(), []
-    if dataset.in_split("test").any() and config.test_frac not in (0, usual.test_frac):
-        notes.append(f"--test-frac {config.test_frac} does not count: the data has a test part")
-    if dataset.in_split("val").any() and config.finetune != "none" and config.val_frac != usual.val_frac:
-        notes.append(f"--val-frac {config.val_frac} does not count: the data has a validation part")
+def _note_ignored(has_test: bool, has_val: bool, config: TrainConfig) -> list[str]:
+    """List the fractions that were set for given splits."""
+    default, notes = TrainConfig(), []
+    if has_test and config.test_frac not in (0, default.test_frac):
+        notes.append(f"--test-frac {config.test_frac} is ignored with a given test split")
+    if has_val and config.val_frac != default.val_frac:
+        notes.append(f"--val-frac {config.val_frac} is ignored with a given validation split")
     return notes
 
 
-def _note_straddling(dataset: ImageDataset, test: BoolArray, val: BoolArray | None) -> list[str]:
-    """Say where given parts cut through the user's groups; None: no validation part is to choose."""
+def _note_divided_groups(dataset: ImageDataset, test: BoolArray, val: BoolArray | None) -> list[str]:
+    """List the groups that given splits divide; `val` is None if no validation split is used."""
     if dataset.groups is None:
         return []
-    cuts = [("test", test, ~test, "its figures are optimistic")]
+    cuts = [("test", test, ~test, "its metrics are")]
     if val is not None:
-        cuts.append(("val", val, ~val & ~test, "what it chooses, and how sure answers are, is optimistic"))
+        cuts.append(("val", val, ~val & ~test, "the model chosen on it and its confidence are"))
     notes = []
-    for split, inside, outside, why in cuts:
-        torn = np.intersect1d(dataset.groups[inside], dataset.groups[outside])
-        if len(torn):
-            first = dataset.paths[np.flatnonzero(dataset.groups == torn[0])[0]]
+    for split, inside, outside, what in cuts:
+        divided = np.intersect1d(dataset.groups[inside], dataset.groups[outside])
+        if len(divided):
+            first = dataset.paths[np.flatnonzero(dataset.groups == divided[0])[0]]
             notes.append(
-                f"{counted(len(torn), 'group')} on both sides of the given {split} part, for example that of "
-                f"{first}: {why}"
+                f"the given {split} split divides {counted(len(divided), 'group')}, for example that of "
+                f"{first}; {what} optimistic"
             )
     return notes

@@ -1,4 +1,4 @@
-"""Pixels → the square that a network sees."""
+"""Evaluation preprocessing: resize decoded pixels to the network's input."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-Box = tuple[float, float, float, float]  # left, top, right, bottom in px
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes network input; the keys are timm's.
+    """Preprocessing of the network input; the keys are timm's.
 
     Attributes:
         input_size: side of the square input, px.
-        mean: of each channel, in [0, 1], subtracted.
-        std: of each channel, in [0, 1], divided by.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased.
-        crop_mode: "squash" shows the network the whole image, "center" its central square.
+        crop_mode: "squash" uses the whole image, "center" its central square.
         crop_pct: fraction of the short side that "center" keeps.
     """
 
@@ -40,19 +40,16 @@ class Preprocessing:
 def eval_transform(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:
     """Resize decoded pixels (H, W, 3) to the network's square (S, S, 3), both uint8."""
     image = Image.fromarray(pixels)
-    return _resize(image, crop_box(image.size, preprocessing), preprocessing)
+    size = (preprocessing.input_size, preprocessing.input_size)
+    box = crop_box(image.size, preprocessing)
+    return np.asarray(image.resize(size, FILTERS[preprocessing.interpolation], box=box))
 
 
 def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """What the network sees of an image of some (width, height)."""
+    """Return the part, in px, of an image of this (width, height) that the network sees."""
     width, height = size
     if preprocessing.crop_mode != "center":
         return 0, 0, width, height
     side = min(width, height) * preprocessing.crop_pct
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
-
-
-def _resize(image: Image.Image, box: Box, preprocessing: Preprocessing) -> UInt8Array:
-    size = (preprocessing.input_size, preprocessing.input_size)
-    return np.asarray(image.resize(size, FILTERS[preprocessing.interpolation], box=box))

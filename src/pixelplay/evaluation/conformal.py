@@ -1,4 +1,4 @@
-"""What held-out images teach about how far a model can be trusted; it travels with the model."""
+"""Conformal prediction sets, and the held-out scores that a model bundle keeps for them."""
 
 import math
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from pixelplay.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutScores:
-    """Scores of images that the model, or one like it, had not learned from.
+    """Scores of held-out images, for prediction sets and confidence thresholds.
 
     Attributes:
-        part: "oof": each was predicted by a model of its own fold, so that what follows for the deployed
-            one holds approximately; "val": a validation part.
-        lac: (n,) ascending, scores of the true classes (`conformal.class_scores`).
-        aps: (n,) likewise.
-        confidence: (n,) probability of each answer, descending.
-        is_right: (n,) whether it was right.
+        split: "oof": predicted by the models of their folds, so guarantees for the deployed model are
+            approximate; "val": a validation split.
+        lac: (n,) ascending, LAC scores of the true classes (see `class_scores`).
+        aps: (n,) ascending, APS scores of the true classes.
+        confidence: (n,) descending, probability of each prediction.
+        is_right: (n,) in the same order, True for a correct prediction.
     """
 
     split: str
@@ -30,22 +30,23 @@ class HeldOutScores:
     is_right: BoolArray
 
     def set_scores(self, method: ConformalScore) -> Float64Array:
-        """What the thresholds of prediction sets are taken from."""
+        """Return the scores of the true classes, ascending, for `fit_threshold`."""
         return self.lac if method == "lac" else self.aps
 
 
 def score_held_out(
     probs: Float64Array, pred: IntArray, labels: IntArray, groups: IntArray, split: str
 ) -> HeldOutScores:
-    """Keep of held-out images what prediction sets and abstention need.
+    """Score held-out images for prediction sets and confidence thresholds.
 
-    Both count on independent images, so of each group the first one stands for all.
+    Both assume independent images, so only the first image of each group is used.
 
     Args:
-        probs: (N, K); rows of NaN were not held out and take no part.
-        pred: (N,) answers; -1 likewise.
+        probs: (N, K); rows of NaN were not held out and are ignored.
+        pred: (N,) predicted classes; -1 if not held out.
         labels: (N,) in [0, K).
         groups: (N,) equal for images that are not independent.
+        split: "oof" or "val".
     """
     held = np.flatnonzero(pred >= 0)
     kept = held[np.unique(groups[held], return_index=True)[1]]
@@ -54,23 +55,23 @@ def score_held_out(
     order = np.argsort(-confidence, kind="stable")
     return HeldOutScores(
         split=split,
-        lac=held_out_scores(probs, labels, "lac"),
-        aps=held_out_scores(probs, labels, "aps"),
+        lac=true_class_scores(probs, labels, "lac"),
+        aps=true_class_scores(probs, labels, "aps"),
         confidence=confidence[order],
         is_right=(pred == labels)[order],
     )
 
 
 def class_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
-    """How badly each class fits each image, (N, K) in [0, 1]; lower fits better.
+    """Compute the nonconformity score of every class, (N, K) in [0, 1]; lower fits better.
 
-    LAC: one less its probability. Its sets are the smallest on average, and the smallest where the model is
-    sure. APS: the probability of all more probable classes; its sets adapt to how hard an image is.
+    LAC: 1 − the probability of the class; its sets are the smallest on average. APS: the total probability
+    of all more probable classes; its sets adapt to the difficulty of the image.
 
     Source: Sadinle, Lei and Wasserman, "Least ambiguous set-valued classifiers with bounded error levels",
     JASA 114 (2019); Romano, Sesia and Candès, "Classification with valid and adaptive coverage", NeurIPS
-    2020. Their score adds a random share of the class's own probability; none of it leaves sets that are
-    the same every time and never empty. All of it would make them three times as large (benchmarks/LOG.md).
+    2020. Their APS adds a random fraction of the class's own probability. Without it sets are deterministic
+    and never empty; with all of it they are three times as large (benchmarks/DECISIONS.md).
     """
     if method == "lac":
         return 1 - probs
@@ -82,50 +83,42 @@ def class_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
     return scores
 
 
-def held_out_scores(probs: Float64Array, labels: IntArray, method: ConformalScore) -> Float64Array:
-    """Scores (N,) of the true classes, ascending: what thresholds are taken from.
-
-    Args:
-        probs: (N, K) of images that the model has not learned from.
-        labels: (N,) in [0, K).
-    """
+def true_class_scores(probs: Float64Array, labels: IntArray, method: ConformalScore) -> Float64Array:
+    """Compute the scores of the true classes, (N,) ascending, of probabilities (N, K)."""
     return np.sort(class_scores(probs, method)[np.arange(len(labels)), labels])
 
 
 def fit_threshold(scores: Float64Array, coverage: float) -> float:
-    """The score up to which classes belong to a set.
+    """Find the score up to which classes belong to a prediction set.
 
     Args:
-        scores: (n,) of true classes of held-out images, ascending.
-        coverage: share of new images like these whose set is to hold the true class, in (0, 1).
+        scores: (n,) ascending, of the true classes of held-out images.
+        coverage: fraction of new images whose set should contain the true class, in (0, 1).
 
     Raises:
         ConfigError: `coverage` is outside (0, 1).
-        DataError: there are too few scores to promise so much.
+        DataError: too few scores for this coverage.
 
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), split conformal
     prediction: the ⌈(n + 1) coverage⌉-th smallest score.
     """
     check_share("coverage", coverage)
     n = len(scores)
-    rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 * 10 is not to become 10
+    rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 × 10 must not round up to 10
     if rank > n:
         needed = math.ceil(1 / (1 - coverage) - 1e-9) - 1
         raise DataError(
             f"coverage={coverage} needs {needed} held-out images and the model has {n}; "
-            f"ask for at most {math.floor(1000 * n / (n + 1)) / 1000}"
+            f"lower it to at most {math.floor(1000 * n / (n + 1)) / 1000}"
         )
     return float(scores[max(rank, 1) - 1])
 
 
 def prediction_sets(probs: Float64Array, threshold: float, method: ConformalScore) -> BoolArray:
-    """Which classes (N, K) belong to each image's set; the most probable one always does.
-
-    A row of NaN has an empty set.
-    """
-    is_in = class_scores(probs, method) <= threshold
+    """Return the classes (N, K) in each image's set; a row of NaN has an empty set."""
+    in_set = class_scores(probs, method) <= threshold
     is_known = ~np.isnan(probs).any(axis=1)
     rows = np.flatnonzero(is_known)
-    is_in[rows, probs[rows].argmax(axis=1)] = True  # an empty set would help nobody
-    is_in[~is_known] = False
-    return np.asarray(is_in)
+    in_set[rows, probs[rows].argmax(axis=1)] = True  # so that no set is empty
+    in_set[~is_known] = False
+    return np.asarray(in_set)

@@ -1,5 +1,6 @@
-"""Held-out logits → how probabilities are made and how a class is decided."""
+"""Decision rule: temperature and logit adjustment (tau), fitted on held-out logits, also cross-fitted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,53 +12,27 @@ from pixelplay.config import Metric
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.errors import DataError
 from pixelplay.evaluation.calibration import (
-    TemperatureFit,
     check_held_out,
     fit_temperature,
     log_softmax,
     natural_probs,
     nll_of,
 )
-from pixelplay.evaluation.comparison import Comparison, compare_preds
+from pixelplay.evaluation.comparison import compare_predictions
 from pixelplay.evaluation.intervals import bootstrap_weights
-from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, expect_labels
+from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, expected_counts
 
 _TAU_GRID = np.arange(41) / 20  # 0 to 2
 _TAU_RESAMPLES = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class TauFit:
-    """The strength of prior correction in `decide`, and how it was found.
-
-    Attributes:
-        tau: of those within one standard error of the best value, the one nearest to `expected_tau`.
-        expected_tau: the best if the probabilities mean what they say.
-        value: the metric at `tau`.
-        value_at_zero: the metric without correction.
-        standard_error: of the metric at its best τ.
-        n: number of held-out images.
-        grid: the τ tried, ascending.
-        values: (len(grid),) the metric at each.
-    """
-
-    tau: float
-    expected_tau: float
-    value: float
-    value_at_zero: float
-    standard_error: float
-    n: int
-    grid: tuple[float, ...]
-    values: tuple[float, ...]
-
-
 def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
-    """Choose argmax(log probs − τ·log π_data) for each image.
+    """Predict argmax(log probs − τ·log π) for each image.
 
     Args:
-        probs: (N, K) float with natural priors.
-        priors: (K,) class frequencies π_data in training, all > 0.
-        tau: 0 answers the most probable class; 1 the one whose probability rose most over its prior.
+        probs: (N, K) with natural class priors.
+        priors: (K,) class frequencies π of the training data, all > 0.
+        tau: 0 predicts the most probable class, 1 the one whose probability exceeds its prior most.
 
     Returns:
         (N,) int64 in [0, K); −1 for a row with NaN.
@@ -68,16 +43,14 @@ def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 9.
     """
     if priors.shape != probs.shape[1:]:
-        raise DataError(f"{priors.size} priors do not fit {probs.shape[1]} classes; give one per class")
+        raise DataError(f"{priors.size} priors do not match {probs.shape[1]} classes; give one per class")
     if not (priors > 0).all():
         worst = int(np.argmin(priors))
-        raise DataError(
-            f"class {worst} has prior {priors[worst]}; each must be positive; leave the class out"
-        )
+        raise DataError(f"class {worst} has prior {priors[worst]}; priors must be positive; remove the class")
     if tau == 0:
         pred = np.argmax(probs, axis=1)
     else:
-        with np.errstate(divide="ignore"):  # log 0 is −inf: never chosen
+        with np.errstate(divide="ignore"):  # log 0 is −inf: never predicted
             pred = np.argmax(np.log(probs) - tau * np.log(priors), axis=1)
     return np.where(np.isnan(probs).any(axis=1), -1, pred)
 
@@ -90,25 +63,29 @@ def fit_tau(
     *,
     metric: Metric,
     seed: int,
-) -> TauFit:
-    """Choose τ on held-out images: what their probabilities call for, unless their labels speak against it.
+) -> tuple[float, dict[str, Any]]:
+    """Choose tau from a grid on held-out images.
 
-    Were the probabilities right, they alone would tell which τ has the best metric: for balanced accuracy it
-    is 1, for macro-F1 less. A few images of a rare class say little about it. So their labels are heard only
-    where they are clear: τ stays within one standard error, by bootstrap of groups, of the best held-out
-    value. For accuracy τ is 0: natural probabilities need no correction there.
+    If the probabilities were calibrated, they alone would tell which tau maximises the expected metric: 1 for
+    balanced accuracy, less for macro F1. A few images of a rare class say little about it, so the labels
+    only override it when they are clear: of all tau within one standard error (by bootstrap) of the best
+    held-out value, the nearest to the expected one is chosen. For accuracy tau is 0.
 
     Args:
-        probs: (N, K) float with natural priors, at the model's temperature.
-        labels: (N,) int in [0, K).
-        priors: (K,) class frequencies in training, all > 0.
-        groups: (N,) int, equal for images that are not independent; None: all are.
-        metric: what the user wants to be good at.
+        probs: (N, K) with natural class priors, at the model's temperature.
+        labels: (N,) in [0, K).
+        priors: (K,) class frequencies of the training data, all > 0.
+        groups: (N,) equal for images that are not independent; None: all are independent.
+        metric: the metric to optimise.
         seed: of the bootstrap.
 
+    Returns:
+        tau in [0, 2]. The evidence: "n" images, the "expected" tau, "metric_value" at tau, "metric_at_zero"
+        without adjustment, and the "standard_error" of the metric at its best tau.
+
     Raises:
-        DataError: no image, a label outside the model's classes, probabilities that are not finite, or priors
-            that `decide` refuses.
+        DataError: no image, a label outside the model's classes, probabilities that are not finite, or
+            unusable priors as in `decide`.
 
     Source: expected metrics as in Nan et al., "Optimizing F-measures: a tale of two approaches", ICML 2012,
     arXiv:1206.4625; the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
@@ -119,7 +96,7 @@ def fit_tau(
     grid = _TAU_GRID[:1] if metric == "accuracy" else _TAU_GRID
     preds = [decide(probs, priors, float(tau)) for tau in grid]
     values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
-    expected = int(np.argmax([float(measure(expect_labels(pred, probs))) for pred in preds]))
+    expected = int(np.argmax([float(measure(expected_counts(pred, probs))) for pred in preds]))
     best = int(np.argmax(values))
     samples = [
         measure(count_labels(preds[best], labels, n_classes, weights))
@@ -127,37 +104,36 @@ def fit_tau(
     ]
     standard_error = float(np.std(np.concatenate(samples), ddof=1))
     close = np.flatnonzero(values >= values[best] - standard_error)
-    chosen = close[np.argmin(np.abs(close - expected))]  # of two that are as near the smaller
-    return TauFit(
-        tau=float(grid[chosen]),
-        expected_tau=float(grid[expected]),
-        value=float(values[chosen]),
-        value_at_zero=float(values[0]),
-        standard_error=standard_error,
-        n=len(labels),
-        grid=tuple(grid.tolist()),
-        values=tuple(values.tolist()),
-    )
+    chosen = close[np.argmin(np.abs(close - expected))]  # the smaller of two equally near
+    return float(grid[chosen]), {
+        "n": len(labels),
+        "expected": float(grid[expected]),
+        "metric_value": float(values[chosen]),
+        "metric_at_zero": float(values[0]),
+        "standard_error": standard_error,
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DecisionRule:
-    """Temperature, then prior correction: `argmax(log softmax(logits / T) − τ·log π)`.
+    """Temperature, then logit adjustment: `argmax(log softmax(logits / T) − τ·log π)`.
 
     Attributes:
-        temperature: its value and the evidence for it.
-        tau: its value and the evidence for it.
-        priors: (K,) class frequencies π in training.
+        temperature: T > 0.
+        tau: strength of the logit adjustment.
+        priors: (K,) class frequencies π of the training data.
+        evidence: "temperature" and "tau": plain values as `fit_temperature` and `fit_tau` return them.
     """
 
-    temperature: TemperatureFit
-    tau: TauFit
+    temperature: float
+    tau: float
     priors: Float64Array
+    evidence: Mapping[str, Mapping[str, Any]]
 
     def apply(self, logits: Float32Array) -> tuple[Float64Array, IntArray]:
-        """Probabilities (N, K) and decided classes (N,) of logits (N, K); NaN rows give NaN and -1."""
-        probs = natural_probs(logits, self.temperature.temperature)
-        return probs, decide(probs, self.priors, self.tau.tau)
+        """Return probabilities (N, K) and predicted classes (N,); NaN and -1 for a row with NaN."""
+        probs = natural_probs(logits, self.temperature)
+        return probs, decide(probs, self.priors, self.tau)
 
 
 def fit_decision_rule(
@@ -169,19 +145,23 @@ def fit_decision_rule(
     metric: Metric,
     seed: int,
 ) -> DecisionRule:
-    """Fit temperature by NLL, then tau for the declared metric, on held-out logits.
+    """Fit the temperature by NLL, then tau for the declared metric, on held-out logits.
 
     Args:
-        logits: (N, K) natural-prior logits; rows of NaN were not held out and take no part.
+        logits: (N, K) with natural class priors; rows with NaN were not held out and are ignored.
         labels: (N,) in [0, K).
-        groups: (N,) what the bootstrap behind tau's standard error keeps together.
+        groups: (N,) images that the bootstrap of `fit_tau` keeps together.
+        priors: (K,) class frequencies of the training data.
+        metric: the metric to optimise.
+        seed: of the bootstrap.
     """
     held_out = ~np.isnan(logits).any(1)
     logits, labels, groups = logits[held_out], labels[held_out], groups[held_out]
-    temperature = fit_temperature(logits, labels)
-    probs = natural_probs(logits, temperature.temperature)
-    tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
-    return DecisionRule(temperature=temperature, tau=tau, priors=priors)
+    temperature, of_temperature = fit_temperature(logits, labels)
+    probs = natural_probs(logits, temperature)
+    tau, of_tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
+    evidence = {"temperature": of_temperature, "tau": of_tau}
+    return DecisionRule(temperature=temperature, tau=tau, priors=priors, evidence=evidence)
 
 
 def compare_logits(
@@ -192,60 +172,51 @@ def compare_logits(
     *,
     metric: Metric,
     seed: int,
-) -> Comparison:
-    """Compare what two classifiers decide, each at its own temperature and tau.
+) -> tuple[tuple[float, float], float]:
+    """Compare the predictions of two classifiers, each with its own temperature and tau.
 
-    These were fitted on the images that are compared on, so that both values are slightly optimistic,
-    in the same way.
+    Both rules are fitted on the images they are compared on, so both values are slightly optimistic.
 
     Args:
-        logits: (N, K) finite, of each.
-        labels: (N,) in [0, K).
-        groups: (N,) what the bootstrap keeps together.
-        priors: (K,) class frequencies in training.
+        logits: (N, K) finite, of each; the other arguments are those of `fit_decision_rule`.
+
+    Returns:
+        The metric of both, and the standard error of its difference.
     """
     first, second = (
         fit_decision_rule(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1]
         for each in logits
     )
-    return compare_preds((first, second), labels, groups, len(priors), metric=metric, seed=seed)
+    values, samples = compare_predictions(
+        (first, second), labels, groups, len(priors), metric=metric, seed=seed
+    )
+    return values, float(np.std(samples, ddof=1))
 
 
 def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
-    """Negative log-likelihood after the best temperature, in nats; lower is better.
+    """Compute the NLL at the best temperature, in nats, for model selection; lower is better.
 
-    It moves with every image, where accuracy moves with the few that change sides; and unlike the
-    plain one it does not punish a network for being too sure, which the temperature mends anyway. For
-    metrics that count classes alike it is the mean over classes, of probabilities as they were if all
-    classes were as frequent; else it would prefer logits that lean towards rare classes.
+    It responds to every image, where accuracy only responds to those that change sides, and unlike the plain
+    NLL it does not punish over-confidence, which the temperature corrects anyway. For balanced accuracy and
+    macro F1 it is the mean over classes under uniform priors; otherwise it would prefer logits biased
+    towards rare classes.
 
     Args:
-        logits: (N, K) with natural priors; where one is not finite the score is infinite.
+        logits: (N, K) with natural class priors.
         labels: (N,) in [0, K).
-        priors: (K,) class frequencies in training, all > 0.
+        priors: (K,) class frequencies of the training data, all > 0.
+        metric: the metric to optimise.
+
+    Returns:
+        The score; infinite if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         return float("inf")
-    cooled = logits.astype(np.float64) / fit_temperature(logits, labels).temperature
+    scaled = logits.astype(np.float64) / fit_temperature(logits, labels)[0]
     if metric == "accuracy":
-        return nll_of(cooled, labels)
-    losses = -log_softmax(cooled - np.log(priors))[np.arange(len(labels)), labels]
+        return nll_of(scaled, labels)
+    losses = -log_softmax(scaled - np.log(priors))[np.arange(len(labels)), labels]
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CrossFittedRule:
-    """Decisions for images that neither their classifier nor their T and tau have seen.
-
-    Attributes:
-        probs: (N, K) float64; NaN for an image that was never held out.
-        pred: (N,) int64; -1 likewise.
-        decisions: fold → what the other folds have chosen for it.
-    """
-
-    probs: Float64Array
-    pred: IntArray
-    rules: dict[int, DecisionRule]
 
 
 def cross_fit_rule(
@@ -257,15 +228,17 @@ def cross_fit_rule(
     *,
     metric: Metric,
     seed: int,
-) -> CrossFittedRule:
-    """Choose T and tau for each fold on all others, and decide.
+) -> tuple[Float64Array, IntArray, dict[int, DecisionRule]]:
+    """Predict each fold with a temperature and tau that were fitted on the other folds.
 
     Args:
-        logits: (N, K) natural-prior logits, each from the classifier that did not see the image.
-        labels: (N,) in [0, K).
-        groups: (N,) what the bootstrap behind tau's standard error keeps together.
-        folds: (N,) in which each was held out; -1 for never.
-        priors: (K,) class frequencies in training.
+        logits: (N, K) with natural class priors, each from a classifier not trained on the image.
+        folds: (N,) fold in which each image was held out, or `NEVER_HELD_OUT`; the other arguments are those
+            of `fit_decision_rule`.
+
+    Returns:
+        Probabilities (N, K) and predicted classes (N,), NaN and -1 for images never held out; the rule that
+        was applied to each fold.
     """
     probs = np.full(logits.shape, np.nan)
     pred = np.full(len(labels), -1, dtype=np.int64)
@@ -278,4 +251,4 @@ def cross_fit_rule(
         )
         probs[own], pred[own] = rule.apply(logits[own])
         rules[int(fold)] = rule
-    return CrossFittedRule(probs=probs, pred=pred, rules=rules)
+    return probs, pred, rules

@@ -1,35 +1,36 @@
-"""How far a figure may lie from the truth: Wilson's interval for proportions, the bootstrap for the rest.
+"""Confidence intervals: Wilson's for proportions, the bootstrap for everything else.
 
-Images of one group (a burst, a scene, a patient) are not independent: they are drawn together or not at all.
+Images of one group (a burst, a scene, a patient) are not independent and are resampled together.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.errors import DataError
 
 CONFIDENCE = 0.95
-MIN_UNITS = 10  # fewer images of a class, or fewer groups in all, and a bootstrap says too little
+MIN_UNITS = 10  # with fewer images of a class, or fewer groups in all, a bootstrap is unreliable
 _CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB as int64, whatever the number of images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with its 95 % interval.
+    """A metric with its 95 % interval.
 
     Attributes:
+        value: the metric on all images.
         low: lower end of the interval, at most `value`.
         high: upper end of the interval, at least `value`.
-        n: number of images that the figure is about.
-        reliable: False where the interval rests on too little to be believed.
+        n: number of images that the metric is computed from.
+        reliable: False if there are too few images or groups for the interval to be trusted.
         method: "wilson", "wilson by class", "newcombe, paired", "bootstrap by image" or "bootstrap by group".
-        n_classes: number of classes that a macro mean runs over; None for other figures.
+        n_classes: number of classes in a macro average; None for other metrics.
     """
 
     value: float
@@ -44,40 +45,41 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain values, without `n_classes` where there is none."""
-        fields: dict[str, Any] = {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "reliable": self.reliable,
-            "method": self.method,
-        }
-        return fields if self.n_classes is None else fields | {"n_classes": self.n_classes}
+        """Return the fields as plain values; `n_classes` only for a macro average."""
+        record = plain_fields(self)
+        if self.n_classes is None:
+            del record["n_classes"]
+        return record
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate a proportion of independent images with Wilson's score interval.
+def plain_fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, with those that have `to_json` as plain values."""
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    return {name: value.to_json() if hasattr(value, "to_json") else value for name, value in values}
+
+
+def wilson(successes: int, n: int) -> Estimate:
+    """Estimate a proportion of independent images with Wilson's 95 % score interval.
 
     Unlike value ± 2 standard errors it stays inside [0, 1] and has a width at 0 of n and n of n.
 
     Raises:
-        DataError: n is 0, or successes lies outside [0, n].
+        DataError: n is 0, or successes is outside [0, n].
 
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927),
     as in Brown, Cai and DasGupta, Statistical Science 16 (2001), equation 4.
     """
     if n < 1 or not 0 <= successes <= n:
         raise DataError(
-            f"{successes} of {n} is not a proportion; it needs n >= 1 and 0 <= successes <= n; count again"
+            f"{successes} of {n} is not a proportion; n must be at least 1 and successes between 0 and n"
         )
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     value = successes / n
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(value * (1 - value) / n + z * z / (4 * n * n)))
     return Estimate(
         value=value,
-        low=min(max(centre - half, 0.0), value),  # rounding may leave 1e-17 beside 0 and 1
+        low=min(max(centre - half, 0.0), value),  # rounding can leave 1e-17 beside 0 and 1
         high=max(min(centre + half, 1.0), value),
         n=n,
         reliable=True,
@@ -85,44 +87,46 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     )
 
 
-def mean_of_shares(
-    shares: Sequence[Estimate], *, reliable: bool, correlation: Float64Array | None = None
+def macro_average(
+    estimates: Sequence[Estimate], *, reliable: bool, correlation: Float64Array | None = None
 ) -> Estimate:
-    """Estimate a macro mean from the intervals of its classes.
+    """Estimate a macro average from the intervals of its classes.
 
-    The bootstrap is too sure where a rare class is nearly always right: with 30 of 1000 images and a true
-    recall of 0.97 its 95 % interval of macro-F1 held in 85 % of simulations, this one in 93 %.
+    The bootstrap is too narrow when a rare class is nearly always correct: with 30 of 1000 images and a true
+    recall of 0.97 its 95 % interval of macro F1 covered the truth in 85 % of simulations, this one in 93 %.
 
     Args:
-        shares: K estimates with Wilson intervals, one per class present.
-        reliable: whether each rests on images enough.
-        correlation: (K, K) between the errors of `shares`; None: independent.
+        estimates: P estimates with Wilson intervals, one per class present.
+        reliable: every class has enough images.
+        correlation: (P, P) between the errors of `estimates`; None: independent.
 
     Source: Zou, Huang and Zhang, "A note on confidence interval estimation for a linear function of binomial
     proportions", Computational Statistics and Data Analysis 53 (2009); with correlation: Zou, "Toward using
     confidence intervals to compare correlations", Psychological Methods 12 (2007).
     """
-    values, lows, highs = np.array([(share.value, share.low, share.high) for share in shares]).T  # each (K,)
-    mixing = np.eye(len(shares)) if correlation is None else correlation
+    values, lows, highs = np.array([(e.value, e.low, e.high) for e in estimates]).T  # each (P,)
+    mixing = np.eye(len(estimates)) if correlation is None else correlation
     value, below, above = float(values.mean()), values - lows, highs - values
     return Estimate(
         value=value,
-        low=value - float(np.sqrt(below @ mixing @ below)) / len(shares),
-        high=value + float(np.sqrt(above @ mixing @ above)) / len(shares),
-        n=sum(share.n for share in shares),
+        low=value - float(np.sqrt(below @ mixing @ below)) / len(estimates),
+        high=value + float(np.sqrt(above @ mixing @ above)) / len(estimates),
+        n=sum(e.n for e in estimates),
         reliable=reliable,
         method="wilson by class",
-        n_classes=len(shares),
+        n_classes=len(estimates),
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bootstrap:
-    """How the images of one evaluation are drawn again.
+    """A bootstrap of the images of one evaluation.
 
     Attributes:
         n: number of images.
-        groups: (N,) int64, images that belong together; None: each image on its own.
+        groups: (N,) images resampled together; None: each image on its own.
+        n_resamples: R.
+        seed: every use draws the same resamples.
     """
 
     n: int
@@ -131,68 +135,57 @@ class Bootstrap:
     seed: int
 
     def weights(self) -> Iterator[IntArray]:
-        """Yield the multiplicities of `bootstrap_weights`; every call repeats the same ones."""
+        """Yield the multiplicities of `bootstrap_weights`, the same at every call."""
         return bootstrap_weights(self.groups, self.n, self.n_resamples, self.seed)
 
     @cached_property
     def n_units(self) -> int:
-        """Number of things drawn independently: groups where there are any, images otherwise."""
+        """Number of independent units: groups if there are any, otherwise images."""
         return self.n if self.groups is None else len(np.unique(self.groups))
 
     @property
     def unit(self) -> str:
-        """What is drawn: "image" or "group"."""
+        """The unit that is resampled: "image" or "group"."""
         return "image" if self.groups is None else "group"
 
     def estimate(
-        self, value: float, samples: Float64Array, *, n: int, is_enough: bool, n_classes: int | None = None
+        self, value: float, samples: Float64Array, *, n: int, enough: bool, n_classes: int | None = None
     ) -> Estimate:
-        """Put a percentile interval around a figure.
+        """Put a percentile interval around a metric.
 
-        It is unreliable where the caller says so, where fewer than ten units are drawn, and where all
-        resamples agree, as they do when every image is right: no spread is no evidence of certainty.
+        It is unreliable with fewer than `MIN_UNITS` units, and when all resamples agree, as they do when
+        every image is correct: no spread is no evidence of certainty.
 
         Args:
-            value: the figure on the images themselves.
-            samples: (R,) the figure on each resample, NaN where it is undefined.
-            n: number of images that the figure is about.
-            is_enough: whether there are images enough for a bootstrap of this figure.
-            n_classes: number of classes in a macro mean.
+            value: the metric on the images themselves.
+            samples: (R,) the metric on each resample, NaN where undefined.
+            n: number of images that the metric is computed from.
+            enough: False if there are too few images for a bootstrap of this metric.
+            n_classes: number of classes in a macro average.
         """
-        low, high = percentile_interval(np.append(samples, value))  # with itself: never empty
+        low, high = percentile_interval(np.append(samples, value))  # with `value`: never all NaN
         return Estimate(
             value=value,
             low=min(low, value),
             high=max(high, value),
             n=n,
-            reliable=is_enough and self.n_units >= MIN_UNITS and low < high,
+            reliable=enough and self.n_units >= MIN_UNITS and low < high,
             method=f"bootstrap by {self.unit}",
             n_classes=n_classes,
         )
-
-    def estimates(
-        self, values: Float64Array, samples: Float64Array, n: IntArray, is_enough: BoolArray
-    ) -> list[Estimate | None]:
-        """Put intervals around S figures, (S,) with samples (R, S); None where one is NaN."""
-        return [
-            None
-            if np.isnan(value)
-            else self.estimate(float(value), samples[:, i], n=int(n[i]), is_enough=bool(is_enough[i]))
-            for i, value in enumerate(values)
-        ]
 
 
 def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: int) -> Iterator[IntArray]:
     """Yield how often each image occurs in each bootstrap resample, in chunks of bounded size.
 
-    As many groups are drawn with replacement as there are, each with all its images, so with groups of
+    Groups are drawn with replacement, as many as there are, each with all its images; with groups of
     unequal size the rows of a chunk have unequal sums.
 
     Args:
-        groups: (N,) int, images that belong together; None: each image is its own group.
+        groups: (N,) images resampled together; None: each image on its own.
         n: number of images.
         n_resamples: rows in all chunks together.
-        seed: the same seed gives the same weights.
+        seed: of the random draws.
 
     Yields:
         (R', N) int64 multiplicities; the R' add up to `n_resamples`.
@@ -218,8 +211,8 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
         yield times if member_of is None else times[:, member_of]  # (R', N)
 
 
-def percentile_interval(samples: Float64Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the two quantiles that enclose `confidence` of the samples; NaN ones, not all, are left out."""
+def percentile_interval(samples: Float64Array) -> tuple[float, float]:
+    """Return the quantiles that enclose 95 % of the samples, ignoring NaN (but not all may be NaN)."""
     defined = samples[~np.isnan(samples)]
-    low, high = np.quantile(defined, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(defined, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return float(low), float(high)

@@ -1,56 +1,35 @@
-"""Out-of-fold probabilities and given labels → labels that look wrong, the most suspicious first."""
-
-from dataclasses import dataclass
+"""Label issues: a quality score for each label, from out-of-fold probabilities."""
 
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 
-SUSPICIOUS = 0.1  # the best other class is nine times as probable (benchmarks/LOG.md)
+MAX_SCORE = 0.1  # of a label issue: the best other class is nine times as probable (benchmarks/DECISIONS.md)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LabelIssues:
-    """Every image in the order of suspicion, and which of them are suspects.
+def find_label_issues(probs: Float64Array, labels: IntArray) -> tuple[Float64Array, IntArray, BoolArray]:
+    """Score how well each label fits, and find those that are likely wrong.
 
-    Attributes:
-        order: (N,) positions, the most suspicious first.
-        is_suspect: (N,) by position.
-        proposed: (N,) by position, the most probable class beside the given one.
-        quality: (N,) by position, in [0, 1]: how well the given label fits; the order follows it.
-    """
-
-    order: IntArray
-    is_issue: BoolArray
-    proposed: IntArray
-    quality: Float64Array
-
-
-def find_label_issues(probs: Float64Array, labels: IntArray) -> LabelIssues:
-    """Find labels that are likely wrong.
-
-    The quality of a label is its probability if only it and the best other class were possible. That found
-    more planted wrong labels than the lead over the other class and than the thresholds of confident
-    learning, and as many as the plain probability, which calls labels wrong where many classes share it.
+    The score is the label's probability if only it and the best other class were possible. That found more
+    planted label errors than the margin to the other class and the thresholds of confident learning, and as
+    many as the plain probability, which flags correct labels when many classes share the probability.
 
     Args:
-        probs: (N, K) class probabilities with natural priors, each from a model that has not learned
-            from the image; K >= 2.
+        probs: (N, K) with natural class priors, K >= 2, each row from a model not trained on the image.
         labels: (N,) in [0, K).
 
+    Returns:
+        Scores (N,) in [0, 1], low for likely errors; suggested labels (N,), the most probable other class;
+        and the mask (N,) of label issues.
+
     Source: after Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset
-    Labels", JAIR 70 (2021), arXiv:1911.00068, who rank by the given label's probability.
+    Labels", JAIR 70 (2021), arXiv:1911.00068, who rank by the label's probability.
     """
     rows = np.arange(len(labels))
-    given = probs[rows, labels]  # (N,)
+    prob_label = probs[rows, labels]  # (N,)
     others = probs.copy()
     others[rows, labels] = -1.0
-    proposed = others.argmax(axis=1)
-    both = given + others[rows, proposed]
-    quality = np.divide(given, both, out=np.full(len(labels), 0.5), where=both > 0)
-    return LabelIssues(
-        order=np.argsort(quality, kind="stable"),
-        is_issue=quality < SUSPICIOUS,
-        proposed=proposed,
-        quality=quality,
-    )
+    suggested = others.argmax(axis=1)
+    both = prob_label + others[rows, suggested]
+    scores = np.divide(prob_label, both, out=np.full(len(labels), 0.5), where=both > 0)
+    return scores, suggested, scores < MAX_SCORE

@@ -1,8 +1,8 @@
-"""Activations and gradients of a stage → where the evidence for a class lies.
+"""Class activation maps from a stage's feature maps and gradients.
 
-All maps are densities in units of the logit (the mean of Grad-CAM's over the image is what a stage
-contributes to it, to first order), so maps of stages of different resolution, and of several networks that
-answer together, can be added.
+All maps are densities in units of the logit: the mean of a Grad-CAM map over the image is the stage's
+contribution to the logit, to first order. Maps of stages with different resolutions, and of several models,
+can therefore be added.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ CamMethod = Callable[[Tensor, Tensor], Tensor]  # maps and gradients (B, C, H, W
 
 
 def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Each channel (B, C, H, W) weighted by its gradient summed over positions: (B, H, W).
+    """Weight each channel of maps (B, C, H, W) by its summed gradient: (B, H, W).
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391, equations 1 and 2.
     """
@@ -24,7 +24,7 @@ def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
 
 
 def gradcam_plus_plus(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Likewise, by positive gradients alone, those counting more where few positions carry the class.
+    """Weight each channel by its positive gradients, the more the fewer pixels.
 
     Source: Chattopadhay et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063, equations 10, 11 and 19.
     """
@@ -35,7 +35,7 @@ def gradcam_plus_plus(maps: Tensor, gradients: Tensor) -> Tensor:
 
 
 def layercam(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Each position weighted by its own positive gradient.
+    """Weight each pixel of each channel by its own positive gradient.
 
     Source: Jiang et al., "LayerCAM", IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, equations 5 to 7.
     """
@@ -49,14 +49,10 @@ CAM_METHODS: dict[CamName, CamMethod] = {
 }
 
 
-def sum_maps(densities: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Sum of maps (B, H_s, W_s) of several stages at one (height, width): (B, height, width)."""
-    grown = [_resize(density, size) for density in densities]
-    total = grown[0]
-    for density in grown[1:]:
-        total = total + density
+def sum_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, H_s, W_s) of several stages to one size and add them."""
+    resized = [F.interpolate(m[:, None], size=size, mode="bilinear", antialias=True)[:, 0] for m in maps]
+    total = resized[0]
+    for each in resized[1:]:
+        total = total + each
     return total
-
-
-def _resize(density: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(density[:, None], size=size, mode="bilinear", antialias=True)[:, 0]

@@ -1,4 +1,4 @@
-"""Predictions → what they say about their own worth."""
+"""Prediction sets and abstention for predictions."""
 
 from dataclasses import replace
 
@@ -12,64 +12,65 @@ from pixelplay.inference.predictor import Predictions
 
 
 class Uncertainty:
-    """Decides which predictions are answers, and which classes stand beside them.
+    """Adds prediction sets and abstention, with thresholds from held-out images.
 
     Args:
-        config: what is asked for.
-        held_out: the model's scores of images that it had not learned from; None where there are
-            none, as of several models together.
+        config: what to add.
+        held_out: the model's scores of held-out images; None if there are none, as for an ensemble.
 
     Attributes:
-        notes: what rests on what, one sentence each.
+        notes: one sentence per threshold, saying what it is based on.
 
     Raises:
-        DataError: the held-out images cannot support what is asked for.
+        DataError: too few held-out images for a requested coverage or accuracy.
     """
 
     def __init__(self, config: UncertaintyConfig, held_out: HeldOutScores | None) -> None:
         self._method = config.conformal_score
         self._set_threshold: float | None = None
-        self._cut = config.min_confidence
+        self._min_confidence = config.min_confidence
         self.notes: list[str] = []
         if held_out is None:
-            asked = {"coverage": config.coverage, "target_accuracy": config.target_accuracy}
-            if names := [name for name, value in asked.items() if value is not None]:
+            requested = {"coverage": config.coverage, "target_accuracy": config.target_accuracy}
+            if names := [name for name, value in requested.items() if value is not None]:
                 raise DataError(
-                    f"{names[0]} rests on held-out images, and several models together, or other views "
-                    "than a model was learned with, have none; leave --ensemble-with and --tta out"
+                    f"{names[0]} needs scores of held-out images, which ensembles and models with another "
+                    "--tta than in training do not have; remove --ensemble-with and --tta"
                 )
             return
         if config.coverage is not None:
             self._set_threshold = fit_threshold(held_out.set_scores(config.conformal_score), config.coverage)
-            self.notes.append(f"prediction sets rest on {_basis(held_out)}")
+            self.notes.append(f"prediction sets are based on {_describe(held_out)}")
         if config.target_accuracy is not None:
-            cut = fit_confidence_threshold(held_out.confidence, held_out.is_right, config.target_accuracy)
-            self._cut = cut.threshold
+            threshold, coverage, accuracy, bound = fit_confidence_threshold(
+                held_out.confidence, held_out.is_right, config.target_accuracy
+            )
+            self._min_confidence = threshold
             self.notes.append(
-                f"answers from a probability of {cut.threshold:.3f}: {cut.coverage:.1%} of the held-out "
-                f"images, {cut.accuracy:.3f} of them right, at least {cut.bound:.3f} with 95 % "
-                f"confidence, by {_basis(held_out)}"
+                f"the model abstains below a probability of {threshold:.3f}: above it are {coverage:.1%} of "
+                f"the held-out images with accuracy {accuracy:.3f} (at least {bound:.3f} with 95 % "
+                f"confidence), based on {_describe(held_out)}"
             )
 
     def apply(self, predictions: Predictions) -> Predictions:
-        """Add what was asked for."""
+        """Return predictions with `abstained` and `sets` as configured."""
         probs, pred = predictions.probs, predictions.pred
-        answered = sets = None
-        if self._cut is not None:
-            rows = np.arange(len(pred))
-            answered = (pred >= 0) & (probs[rows, np.maximum(pred, 0)] >= self._cut)
+        abstained = sets = None
+        if self._min_confidence is not None:
+            confidence = probs[np.arange(len(pred)), np.maximum(pred, 0)]
+            abstained = (pred < 0) | ~(confidence >= self._min_confidence)
         if self._set_threshold is not None:
             sets = prediction_sets(probs, self._set_threshold, self._method)
-        return replace(predictions, answered=answered, sets=sets)
+        return replace(predictions, abstained=abstained, sets=sets)
 
 
-def _basis(held_out: HeldOutScores) -> str:
-    """What a promise rests on, and how far it goes."""
-    why = {
-        "oof": "they were predicted by the classifiers of their folds",
-        "val": "they have also chosen the epoch and the temperature",
+def _describe(held_out: HeldOutScores) -> str:
+    """Describe the held-out images and their limits."""
+    limits = {
+        "oof": "predicted by the classifiers of their folds",
+        "val": "also used to choose the epoch and the temperature",
     }[held_out.split]
     return (
-        f"{len(held_out.lac)} held-out images, approximately, for {why}; "
-        "for images unlike those it promises nothing"
+        f"{len(held_out.lac):,} held-out images, {limits}; the guarantee is approximate and holds only for "
+        "images like these"
     )

@@ -1,11 +1,11 @@
-"""The deployable model: a folder of safetensors and one JSON file. Nothing in it can run.
+"""Saved model: a folder of safetensors and one JSON file, without executable code.
 
-bundle.json          format_version, classes, backbone, preprocessing, decision, hashes
-backbone.safetensors timm's own keys
-tuned.NN.safetensors likewise, of stages that were tuned beside those of the backbone; one for each branch
+bundle.json              format_version, classes, backbone, preprocessing, decision rule, hashes
+backbone.safetensors     weights with timm's keys
+tuned.NN.safetensors     likewise, of the fine-tuned stages of branch NN
+head.safetensors         weight (K, D), bias (K,); with a hidden layer (K, H), hidden_weight, hidden_bias
 calibration.safetensors  scores of held-out images, for prediction sets and abstention
-novelty.safetensors      features of images learned from, and the scale of novelty set by held-out ones
-head.safetensors     weight (K, D), bias (K,); with a hidden layer (K, H), and hidden_weight, hidden_bias
+novelty.safetensors      features of training images, and the novelty scale from held-out ones
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from pixelplay.arrays import Float64Array
 from pixelplay.atomic import write_json
@@ -42,33 +41,34 @@ from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3
 _BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
-DIGEST_CHARS = 16  # of a training image's digest: enough to know it again, too few to guess it
+DIGEST_CHARS = 16  # of a training image's digest: enough to recognise it, too few to guess its content
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
     f"{name}.safetensors" for name in ("backbone", "head", "calibration", "novelty")
 )
-HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of calibration
+HELD_OUT = ("lac", "aps", "confidence", "is_right")  # arrays of calibration.safetensors
 NOVELTY_ARRAYS = ("mean", "scale", "references", "centre", "spread", "scores")
 MAX_BRANCHES = 100  # two digits in a file name
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """All that prediction needs.
+    """Everything prediction needs.
 
     Attributes:
+        backbone: network of the features.
         classes: (K,) names in the order of the logits.
         preprocessing: how an image becomes network input.
-        hflip: whether features are averaged over the image and its mirror image.
-        precision: number format that the features were learned in.
-        temperature: logits are divided by it.
-        tau: strength of the prior's correction in the decision.
+        hflip: average the features of each image and its mirror image.
+        precision: precision of the features the head was trained on.
+        temperature: divides the logits.
+        tau: strength of the logit adjustment.
         priors: (K,) class frequencies π in training.
-        metric: what tau was chosen for.
-        trained_on: hexadecimal digests of the training images, shortened.
+        metric: metric that tau was chosen for.
+        trained_on: shortened hexadecimal digests of the training images.
         head: from features to logits.
-        made_by: PixelPlay's version and the weights' origin.
-        held_out: scores of images that were held out.
-        novelty: the scale on which an image is unlike what was learned from.
+        made_by: PixelPlay's version and the origin of the pretrained weights.
+        held_out: scores of held-out images.
+        novelty: out-of-distribution scale.
     """
 
     backbone: Backbone
@@ -88,25 +88,29 @@ class ModelBundle:
 
 
 def shorten_digest(digest: bytes) -> str:
-    """The form in which a bundle remembers a training image."""
+    """Shorten a content hash to what a bundle stores of a training image."""
     return digest.hex()[:DIGEST_CHARS]
 
 
 def write_bundle(bundle: ModelBundle, folder: str) -> None:
-    """Write a bundle into an empty folder; bundle.json comes last and vouches for the rest."""
+    """Write a bundle into an empty folder, bundle.json last."""
     from safetensors.numpy import save as save_arrays
     from safetensors.torch import save as save_tensors
 
     os.makedirs(folder, exist_ok=True)
+    branches = bundle.backbone.tails if isinstance(bundle.backbone, BranchedBackbone) else []
+    assert len(branches) <= MAX_BRANCHES
     networks = {BACKBONE: bundle.backbone.network}
-    assert len(_tails_of(bundle.backbone)) <= MAX_BRANCHES
-    networks |= {_branch_file(i): tail.network for i, tail in enumerate(_tails_of(bundle.backbone))}
-    files = {name: save_tensors(_state_of(network)) for name, network in networks.items()}
+    networks |= {_branch_file(i): branch.network for i, branch in enumerate(branches)}
+    files = {
+        name: save_tensors({key: value.contiguous().cpu() for key, value in network.state_dict().items()})
+        for name, network in networks.items()
+    }
     files[HEAD] = save_arrays(bundle.head.arrays())
     files[CALIBRATION] = save_arrays({name: getattr(bundle.held_out, name) for name in HELD_OUT})
     files[NOVELTY] = save_arrays({name: getattr(bundle.novelty, name) for name in NOVELTY_ARRAYS})
     for name, data in files.items():
-        # written by Python, so that a full disk is an OSError like everywhere else
+        # written by Python, so that a full disk raises an OSError as everywhere else
         with open(os.path.join(folder, name), "wb") as file:
             file.write(data)
     content = {
@@ -116,7 +120,7 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
             "name": bundle.backbone.name,
             "features": bundle.backbone.features,
             "features_version": FEATURES_VERSION,
-            "n_fronts": [tail.n_front for tail in _tails_of(bundle.backbone)],
+            "n_fronts": [branch.n_front for branch in branches],
         },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
@@ -134,13 +138,13 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
 
 
 def read_bundle(folder: str) -> ModelBundle:
-    """Read and verify a bundle, given its own folder or the run's.
+    """Read and verify a bundle, given its own folder or that of its run.
 
     Raises:
-        BundleError: missing, damaged, from a newer version, or no bundle of PixelPlay.
+        BundleError: missing, damaged, from another version, or not a bundle of PixelPlay.
     """
     folder = find_bundle(folder)
-    content = _read_content(os.path.join(folder, "bundle.json"))
+    content = _read_json(os.path.join(folder, "bundle.json"))
     for name in sorted(
         {BACKBONE, HEAD, CALIBRATION, NOVELTY} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))
     ):
@@ -148,12 +152,12 @@ def read_bundle(folder: str) -> ModelBundle:
         if not os.path.isfile(path):
             raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
         if file_sha256(path) != content["sha256"].get(name):
-            raise BundleError(f"{path} is damaged: its SHA-256 is not the one in bundle.json; copy it again")
+            raise BundleError(f"{path} is damaged: its SHA-256 differs from bundle.json; copy it again")
     try:
         bundle = _build(content, folder)
         _check(bundle)
     except PixelPlayError as error:
-        raise BundleError(f"the model in {folder} cannot be used: {error}") from None
+        raise BundleError(f"cannot use the model in {folder}: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise BundleError(
             f"{folder}/bundle.json is damaged ({type(error).__name__}: {error}); copy it again"
@@ -162,19 +166,19 @@ def read_bundle(folder: str) -> ModelBundle:
 
 
 def find_bundle(folder: str) -> str:
-    """Resolve RUN or RUN/model to the folder that holds bundle.json.
+    """Resolve RUN or RUN/model to the folder that contains bundle.json.
 
     Raises:
-        BundleError: neither holds one.
+        BundleError: neither contains one.
     """
     for candidate in (folder, os.path.join(folder, "model")):
         if os.path.isfile(os.path.join(candidate, "bundle.json")):
             return candidate
-    what = "is no model" if os.path.exists(folder) else "does not exist"
-    raise BundleError(f"{folder} {what}; expected a run of pixelplay train, or its model folder")
+    problem = "is not a model" if os.path.exists(folder) else "does not exist"
+    raise BundleError(f"{folder} {problem}; pass a run of pixelplay train or its model folder")
 
 
-def _read_content(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content: Any = json.load(file)
@@ -185,16 +189,12 @@ def _read_content(path: str) -> dict[str, Any]:
             raise ValueError("sha256")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
-            f"{path} is no bundle of PixelPlay, or damaged ({type(error).__name__}: {error}); copy it again"
+            f"{path} is damaged or not a bundle of PixelPlay ({type(error).__name__}: {error}); copy it again"
         ) from None
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        remedy = "update PixelPlay" if version > FORMAT_VERSION else "train the model again"
         raise BundleError(
-            f"{path} has format version {version}, this PixelPlay reads {FORMAT_VERSION}; update PixelPlay"
-        )
-    if version < FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format version {version}, of an older PixelPlay; this one reads {FORMAT_VERSION}: "
-            "train it again"
+            f"{path} has format version {version} but this PixelPlay reads {FORMAT_VERSION}; {remedy}"
         )
     return dict(content)
 
@@ -203,10 +203,10 @@ def _build(content: Mapping[str, Any], folder: str) -> ModelBundle:
     name = str(content["backbone"]["name"])
     if content["backbone"]["features_version"] != FEATURES_VERSION:
         raise BundleError(
-            f"{folder} was learned on other features (version {content['backbone']['features_version']}, "
-            f"this PixelPlay makes {FEATURES_VERSION}); train it again"
+            f"{folder} was trained on features of version {content['backbone']['features_version']} but this "
+            f"version of PixelPlay computes {FEATURES_VERSION}; train the model again"
         )
-    check_backbone_name(name)  # only timm's own list: a name cannot reach out
+    check_backbone_name(name)  # only names in timm's list: others could be addresses
     weights = os.path.join(folder, BACKBONE)
     network = create_with_weights(name, read_state_dict(weights), weights)
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
@@ -235,25 +235,25 @@ def _build(content: Mapping[str, Any], folder: str) -> ModelBundle:
     )
 
 
-def _read_held_out(split: str, kept: Mapping[str, NDArray[Any]]) -> HeldOutScores:
-    held_out = HeldOutScores(split=str(split), **{name: kept[name] for name in HELD_OUT})
+def _read_held_out(split: str, arrays: Mapping[str, NDArray[Any]]) -> HeldOutScores:
+    held_out = HeldOutScores(split=str(split), **{name: arrays[name] for name in HELD_OUT})
     n = len(held_out.lac)
-    if not n or any(kept[name].shape != (n,) or not np.isfinite(kept[name]).all() for name in HELD_OUT):
-        raise ValueError(f"{CALIBRATION} of shapes {[kept[name].shape for name in HELD_OUT]}")
-    is_sound = {
+    if not n or any(arrays[name].shape != (n,) or not np.isfinite(arrays[name]).all() for name in HELD_OUT):
+        raise ValueError(f"{CALIBRATION} of shapes {[arrays[name].shape for name in HELD_OUT]}")
+    checks = {
         "held_out": held_out.split in ("oof", "val"),
         "lac": _is_ascending(held_out.lac),
         "aps": _is_ascending(held_out.aps),
         "confidence": _is_ascending(-held_out.confidence),
         "is_right": held_out.is_right.dtype == np.bool_,
     }
-    if wrong := [name for name, is_right in is_sound.items() if not is_right]:
+    if wrong := [name for name, is_valid in checks.items() if not is_valid]:
         raise ValueError(f"{CALIBRATION}: {wrong[0]}")
     return held_out
 
 
-def _read_novelty(kept: Mapping[str, NDArray[Any]]) -> Novelty:
-    novelty = Novelty(**{name: kept[name] for name in NOVELTY_ARRAYS})
+def _read_novelty(arrays: Mapping[str, NDArray[Any]]) -> Novelty:
+    novelty = Novelty(**{name: arrays[name] for name in NOVELTY_ARRAYS})
     n_features, n = len(novelty.mean), len(novelty.scores)
     shapes = {
         "mean": (n_features,),
@@ -263,9 +263,9 @@ def _read_novelty(kept: Mapping[str, NDArray[Any]]) -> Novelty:
         "spread": (2,),
         "scores": (n,),
     }
-    wrong = [name for name, shape in shapes.items() if kept[name].shape != shape]
-    wrong += [name for name in NOVELTY_ARRAYS if not kept[name].size or not np.isfinite(kept[name]).all()]
-    wrong += [name for name in ("scale", "spread") if not (kept[name] > 0).all()]
+    wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+    wrong += [name for name in NOVELTY_ARRAYS if not arrays[name].size or not np.isfinite(arrays[name]).all()]
+    wrong += [name for name in ("scale", "spread") if not (arrays[name] > 0).all()]
     wrong += [] if _is_ascending(novelty.scores) else ["scores"]
     if wrong:
         raise ValueError(f"{NOVELTY}: {wrong[0]}")
@@ -283,31 +283,23 @@ def _read_arrays(path: str) -> dict[str, NDArray[Any]]:
 def _with_branches(
     backbone: Backbone, n_fronts: Any, content: Mapping[str, Any], folder: str
 ) -> BranchedBackbone:
-    cuts = range(len(stage_modules(backbone.network)))
+    n_stages = len(stage_modules(backbone.network))
     if not isinstance(n_fronts, list) or len(n_fronts) > MAX_BRANCHES:
         raise ValueError(f"n_fronts {n_fronts!r}")
-    if wrong := [n for n in n_fronts if type(n) is not int or n not in cuts]:
+    if wrong := [n for n in n_fronts if type(n) is not int or n not in range(n_stages)]:
         raise ValueError(f"n_front {wrong[0]!r}")
     names = [_branch_file(i) for i in range(len(n_fronts))]
-    if unvouched := [name for name in names if name not in content["sha256"]]:
-        raise ValueError(f"no digest of {unvouched[0]}")
-    tails = [TrainableStages(backbone, n_front) for n_front in n_fronts]
-    for name, tail in zip(names, tails, strict=True):
+    if unverified := [name for name in names if name not in content["sha256"]]:
+        raise ValueError(f"no digest of {unverified[0]}")
+    branches = [TrainableStages(backbone, n_front) for n_front in n_fronts]
+    for name, branch in zip(names, branches, strict=True):
         path = os.path.join(folder, name)
-        load_weights_into(tail.network, read_state_dict(path), path)
-    return BranchedBackbone(backbone, tails)
-
-
-def _tails_of(backbone: Backbone) -> list[TrainableStages]:
-    return backbone.tails if isinstance(backbone, BranchedBackbone) else []
+        load_weights_into(branch.network, read_state_dict(path), path)
+    return BranchedBackbone(backbone, branches)
 
 
 def _branch_file(i: int) -> str:
     return f"tuned.{i:02}.safetensors"
-
-
-def _state_of(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
 
 
 def _check(bundle: ModelBundle) -> None:
@@ -315,7 +307,7 @@ def _check(bundle: ModelBundle) -> None:
     head, preprocessing = bundle.head, bundle.preprocessing
     if not head.fits(n_features, n_classes):
         raise ValueError(f"head of shape {head.weight.shape} for {n_classes} classes, {n_features} features")
-    is_sound = {
+    checks = {
         "head": all(bool(np.isfinite(values).all()) for values in head.arrays().values()),
         "novelty": len(bundle.novelty.mean) <= n_features,
         "classes": len(set(bundle.classes)) == n_classes >= 2,
@@ -331,7 +323,7 @@ def _check(bundle: ModelBundle) -> None:
         and preprocessing.interpolation in FILTERS,
         "crop": preprocessing.crop_mode in ("squash", "center") and 0 < preprocessing.crop_pct <= 1,
     }
-    wrong = [name for name, is_right in is_sound.items() if not is_right]
+    wrong = [name for name, is_valid in checks.items() if not is_valid]
     if wrong:
         raise ValueError(", ".join(wrong))
     check_input_size(bundle.backbone, preprocessing.input_size)

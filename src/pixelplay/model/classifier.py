@@ -1,7 +1,7 @@
-"""Features → logits."""
+"""Heads and the trainable classifier: features → logits."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from pixelplay.model.split_backbone import TrainableStages
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """Linear map from features to natural-prior logits, with one hidden layer in front of it if it has one.
+    """Linear map to natural-prior logits, optionally after a hidden layer.
 
     Attributes:
-        weight: (K, D) float32; (K, H) behind a hidden layer of H units.
+        weight: (K, D) float32; (K, H) after a hidden layer of H units.
         bias: (K,) float32.
-        hidden_weight: (H, D) float32, its batch norm folded in; None without hidden layer.
+        hidden_weight: (H, D) float32 with its batch norm folded in; None without hidden layer.
         hidden_bias: (H,) float32; None without hidden layer.
     """
 
@@ -30,7 +30,7 @@ class LinearHead:
     hidden_bias: Float32Array | None = None
 
     def fits(self, n_features: int, n_classes: int) -> bool:
-        """Whether it takes so many features to so many logits, and its arrays fit each other."""
+        """Check that the shapes agree with each other, with D and with K."""
         shapes = {name: values.shape for name, values in self.arrays().items()}
         n_hidden = shapes["hidden_weight"][0] if shapes.get("hidden_weight") else None
         expected: dict[str, tuple[int, ...]] = {
@@ -42,22 +42,17 @@ class LinearHead:
         return shapes == expected
 
     def logits(self, features: Float32Array) -> Float32Array:
-        """Logits (N, K) of features (N, D); a row of NaN stays NaN."""
+        """Compute logits (N, K) of features (N, D); a row of NaN stays NaN."""
         if self.hidden_weight is not None and self.hidden_bias is not None:
             features = np.maximum(_linear(features, self.hidden_weight, self.hidden_bias), np.float32(0))
         return _linear(features, self.weight, self.bias)
 
     def shifted(self, offset: Float64Array) -> "LinearHead":
-        """The same head with an offset (K,) added to its logits."""
-        return LinearHead(
-            weight=self.weight,
-            bias=(self.bias + offset).astype(np.float32),
-            hidden_weight=self.hidden_weight,
-            hidden_bias=self.hidden_bias,
-        )
+        """Return a head with an offset (K,) added to the logits."""
+        return replace(self, bias=(self.bias + offset).astype(np.float32))
 
     def arrays(self) -> dict[str, Float32Array]:
-        """Its arrays by name, those that it has."""
+        """Return the existing arrays by name."""
         return {name: np.ascontiguousarray(a) for name, a in vars(self).items() if a is not None}
 
 
@@ -67,55 +62,56 @@ def average_heads(
     n_features: int,
     temperatures: Sequence[float] | None = None,
 ) -> LinearHead:
-    """One head whose logits are the mean of those of M heads, each divided by its temperature.
+    """Build one head with the mean logits of M heads.
 
     Args:
-        heads: all have a hidden layer, or none.
-        columns: of each head, where its features (D_m,) stand among those of all.
-        n_features: D, of all.
-        temperatures: (M,) > 0; None: 1 for all.
+        heads: all with a hidden layer, or all without.
+        columns: for each head, the columns (D_m,) of its features among all.
+        n_features: D, number of all features.
+        temperatures: (M,) > 0; None stands for 1.
     """
     n_hidden = [0 if head.hidden_weight is None else len(head.hidden_weight) for head in heads]
-    assert all(n_hidden) or not any(n_hidden), "a head with a hidden layer and one without have no mean"
+    assert all(n_hidden) or not any(n_hidden), "heads with and without hidden layer cannot be averaged"
     n_classes, starts = len(heads[0].bias), np.cumsum([0, *n_hidden])
-    first = np.zeros((starts[-1] or n_classes, n_features), np.float32)  # what meets the features
-    second = np.zeros((n_classes, starts[-1]), np.float32)  # behind the hidden units, if there are any
+    # Layer on the features: K outputs, or the hidden units of all heads one after another.
+    first = np.zeros((starts[-1] or n_classes, n_features), np.float32)
+    second = np.zeros((n_classes, starts[-1]), np.float32)  # layer on the hidden units
     bias, hidden_bias = np.zeros(n_classes, np.float32), np.zeros(starts[-1], np.float32)
-    for m, (head, places) in enumerate(zip(heads, columns, strict=True)):
-        share = np.float32(1 / (len(heads) * (1.0 if temperatures is None else temperatures[m])))
-        bias += share * head.bias
+    for m, (head, own) in enumerate(zip(heads, columns, strict=True)):
+        factor = np.float32(1 / (len(heads) * (1.0 if temperatures is None else temperatures[m])))
+        bias += factor * head.bias
         if head.hidden_weight is None or head.hidden_bias is None:
-            first[:, places] += share * head.weight
+            first[:, own] += factor * head.weight
             continue
         units = slice(starts[m], starts[m + 1])
-        first[units, places] = head.hidden_weight
+        first[units, own] = head.hidden_weight
         hidden_bias[units] = head.hidden_bias
-        second[:, units] = share * head.weight
+        second[:, units] = factor * head.weight
     if not any(n_hidden):
         return LinearHead(weight=first, bias=bias)
     return LinearHead(weight=second, bias=bias, hidden_weight=first, hidden_bias=hidden_bias)
 
 
 def feature_scale(features: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Mean (D,) of features (N, D), and what each is divided by: its deviation, softened by the median one.
+    """Compute the mean and scale, (D,) each, that standardise features (N, D).
 
-    On images that look alike many channels hardly move. Divided by their own deviation they would
-    count as much as all others, and a head leans on them a thousandfold: it fits noise, and the smallest
-    step of the backbone behind it throws its logits about. Here a channel counts as it moves, up to the
-    median; what moves more counts alike.
+    On similar images many features hardly vary. Divided by their own standard deviation they would weigh
+    as much as all others: the head would fit noise with huge weights, and the smallest step of the backbone
+    would upset its logits. The scale √(std² + median²) keeps features that vary less than the median small
+    and gives all others about the same weight.
     """
     mean = features.mean(0, dtype=np.float64)
     std = features.std(0, dtype=np.float64)
-    moves = std > 1e-6  # what never moves says nothing
-    scale = np.hypot(std, np.median(std[moves]) if moves.any() else 1.0)
+    varies = std > 1e-6  # constant features do not count in the median
+    scale = np.hypot(std, np.median(std[varies]) if varies.any() else 1.0)
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
 def _linear(features: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
-    """Affine map of rows.
+    """Apply an affine map to each row.
 
-    A row's result does not depend on the rows beside it, nor on how the arrays lie in memory. With a
-    matrix product it would: its order of summation changes with N.
+    Unlike a matrix product, whose order of summation changes with N, the result of a row depends neither on
+    the other rows nor on the memory layout.
     """
     rows = np.ascontiguousarray(features)
     return np.asarray(np.einsum("nd,kd->nk", rows, np.ascontiguousarray(weight)) + bias)
@@ -125,14 +121,14 @@ HIDDEN = 512  # units of the original recipe's head
 
 
 class TrainableLinearHead(nn.Module):
-    """Linear head on scaled features: one learning rate then suits all of them.
+    """Linear head on standardised features; one learning rate suits them all.
 
     Args:
-        mean: (D,) of each feature in training.
-        scale: (D,) what each is divided by, > 0.
+        mean: (D,) of the training features.
+        scale: (D,) > 0, divides the centred features.
         n_classes: K.
-        start: raw-feature head to start from; None starts from zero.
-        dropout: share of the features left out in a training step.
+        start: initial head on raw features; None starts from zero.
+        dropout: fraction of features dropped in a training step.
     """
 
     mean: Tensor
@@ -160,19 +156,19 @@ class TrainableLinearHead(nn.Module):
             self.linear.bias.data.copy_(bias + weight @ self.mean)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, D)."""
+        """Compute logits (B, K) of features (B, D)."""
         logits: Tensor = self.linear(self.dropout((features - self.mean) / self.scale))
         return logits
 
     def export(self) -> LinearHead:
-        """The same map on raw features."""
+        """Return the equivalent head on raw features."""
         weight = self.linear.weight.detach().double() / self.scale  # (K, D)
         bias = self.linear.bias.detach().double() - weight @ self.mean.double()  # (K,)
         return LinearHead(weight=_to_array(weight), bias=_to_array(bias))
 
 
 class TrainableMlpHead(nn.Module):
-    """Head of the original recipe: Linear D→512, BatchNorm, ReLU, Dropout, Linear 512→K."""
+    """The original recipe's head: Linear, BatchNorm, ReLU, Dropout, Linear."""
 
     def __init__(self, n_features: int, n_classes: int, *, dropout: float) -> None:
         super().__init__()
@@ -182,12 +178,12 @@ class TrainableMlpHead(nn.Module):
         self.linear = nn.Linear(HIDDEN, n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, D)."""
+        """Compute logits (B, K) of features (B, D)."""
         logits: Tensor = self.linear(self.dropout(torch.relu(self.norm(self.hidden(features)))))
         return logits
 
     def export(self) -> LinearHead:
-        """The same map with the batch norm folded in."""
+        """Return the equivalent head with the batch norm folded in."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None
         assert variance is not None
@@ -203,65 +199,64 @@ class TrainableMlpHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tail → features → logits.
+    """Trainable stages and head: feature maps → features → logits.
 
-    The tail stays in eval mode: its batch norms keep the statistics of ImageNet, for batches of a small
-    data set would give worse ones. Stochastic depth and dropout work all the same.
+    Batch norms stay in eval mode: ImageNet's statistics are better than those of small batches. Stochastic
+    depth and dropout work as usual.
     """
 
     def __init__(
-        self, tail: TrainableStages, head: TrainableLinearHead | TrainableMlpHead, *, drop_path: float = 0.0
+        self, stages: TrainableStages, head: TrainableLinearHead | TrainableMlpHead, *, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.tail = tail
+        self.stages = stages
         self.head = head
         if drop_path:
-            _set_drop_path(tail, drop_path)
+            _set_drop_path(stages, drop_path)
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Logits (B, K) float32 of maps at the cut (B, C, H, W) and moments in front of it (B, D_front)."""
-        features: Tensor = self.tail(maps, stats)  # (B, D)
+        """Compute logits (B, K) of maps (B, C, H, W) and statistics (B, D_frozen)."""
+        features: Tensor = self.stages(maps, stats)  # (B, D)
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
         return logits
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Switch dropout and stochastic depth; batch norms of the tail stay frozen."""
+        """Switch dropout and stochastic depth; batch norms stay in eval mode."""
         super().train(mode)
-        for layer in self.tail.modules():
+        for layer in self.stages.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
         return self
 
     def distances(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Name, value and stages between it and the last one, of every parameter that is trained."""
-        network = self.tail.network
+        """Yield each trainable parameter's name, value and distance to the last stage."""
+        network = self.stages.network
         ends = stage_modules(network)
         stage_of = _stages_of_parameters(network, ends)
         for name, value in self.named_parameters():
             if value.requires_grad:
-                inner = name.removeprefix("tail.network.")
-                yield name, value, 0 if name.startswith("head.") else len(ends) - 1 - stage_of[inner]
+                yield name, value, len(ends) - 1 - stage_of[value] if value in stage_of else 0
 
 
-def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[str, int]:
-    """Parameter → the first stage that ends with its module or behind it, in the order of definition."""
-    place = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
-    # what was blanked out lies in front of everything
+def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[nn.Parameter, int]:
+    """Map each parameter to its stage, by the order of definition."""
+    order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
+    # stages whose modules were removed come before everything
     last = [
-        max((n for name, n in place.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in ends
+        max((n for name, n in order.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in ends
     ]
     return {
-        name: sum(n < place[name.rpartition(".")[0]] for n in last[:-1])
-        for name, _ in network.named_parameters()
+        value: sum(n < order[name.rpartition(".")[0]] for n in last[:-1])
+        for name, value in network.named_parameters()
     }
 
 
-def _set_drop_path(tail: TrainableStages, share: float) -> None:
-    """Raise stochastic depth linearly from the first block to the last.
+def _set_drop_path(stages: TrainableStages, rate: float) -> None:
+    """Increase stochastic depth linearly from the first block to `rate` in the last.
 
     Raises:
-        ConfigError: no block could be left out.
+        ConfigError: no block has a residual branch.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
     """
@@ -270,26 +265,26 @@ def _set_drop_path(tail: TrainableStages, share: float) -> None:
     names = ("drop_path", "drop_path1", "drop_path2")  # a transformer's block has two branches
     blocks = [
         layer
-        for layer in tail.network.modules()
-        if any(hasattr(layer, name) for name in names) and _has_way_around(layer)
+        for layer in stages.network.modules()
+        if any(hasattr(layer, name) for name in names) and _has_skip_connection(layer)
     ]
     if not blocks:
         raise ConfigError(
-            f"drop_path={share} says nothing here: what is trained of this backbone has no branch to be left "
-            "out; leave it out"
+            f"drop_path={rate} has no effect: the trained stages of this backbone have no residual branch; "
+            "remove the setting"
         )
     for i, block in enumerate(blocks, start=1):
         for name in names:
             if hasattr(block, name):
-                setattr(block, name, DropPath(share * i / len(blocks)))
+                setattr(block, name, DropPath(rate * i / len(blocks)))
 
 
-def _has_way_around(block: nn.Module) -> bool:
-    """Whether anything is left of the signal where a block's branch is left out; timm's blocks say it so."""
+def _has_skip_connection(block: nn.Module) -> bool:
+    """Check timm's attributes for a skip connection."""
     is_residual = getattr(block, "has_skip", True) and getattr(block, "residual", True)
     has_skip = all(getattr(block, name, True) is not None for name in ("identity", "shortcut"))
     return bool(is_residual and has_skip)
 
 
 def _to_array(values: Tensor) -> Float32Array:
-    return np.array(values.detach().float().cpu().numpy())  # a copy: training may go on
+    return np.array(values.detach().float().cpu().numpy())  # a copy, as training may continue

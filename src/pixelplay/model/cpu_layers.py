@@ -1,8 +1,8 @@
-"""Layers of a tail in training: frozen depthwise filters, and on a CPU fewer passes over memory.
+"""Faster training of the last stages: frozen depthwise filters, and on a CPU fewer passes over memory.
 
-What a layer makes of a batch does not fit into a core's cache, and so half of a step of a network with
-batch norms is no arithmetic (benchmarks/LOG.md). These keep their statistics: each is a scale and a shift,
-and goes anew in every step into the weights of the convolution before it.
+A layer's output does not fit into a core's cache, so half of a training step of a network with batch norms is
+not arithmetic (benchmarks/DECISIONS.md). The batch norms here keep their statistics: each is a scale and a
+shift, which every step folds anew into the weights of the convolution before it.
 """
 
 import math
@@ -15,54 +15,59 @@ from torch.nn.functional import conv2d
 
 from pixelplay.model.fusion import (
     TOLERANCE,
-    as_computed,
+    apply_autocast,
     convolve,
     find_foldable,
-    grow,
-    padding_of,
+    prepend_zeros,
+    symmetric_padding,
     trace_layers,
 )
-from pixelplay.model.split_backbone import SplitBackbone
+from pixelplay.model.split_backbone import TrainableStages
 
-# where rectifiers, which let nothing below 0 through, stop what is above
-_TOPS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
+# upper limits of rectifiers, whose lower limit is 0
+_LIMITS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
 
 
-def freeze_depthwise_filters(stages: SplitBackbone, *, is_shortened: bool) -> None:
-    """Train what mixes channels, and leave depthwise filters and their scales as they are.
+def freeze_depthwise_filters(
+    stages: TrainableStages, map_shape: tuple[int, int, int], n_stats: int, *, fast: bool
+) -> None:
+    """Freeze depthwise filters and their scales; other layers stay trainable.
 
-    They hold 3 % of the weights, and their gradient takes two thirds of a step on a CPU. The tail is in
-    eval mode afterwards.
+    Depthwise filters hold 3 % of the weights, but their gradient takes two thirds of a step on a CPU. The
+    stages are in eval mode afterwards.
 
     Args:
-        is_shortened: give layers a shorter way to the same outputs and gradients, that a CPU takes.
-            The outputs are checked on noise in fp32: where they differ, all layers keep their own.
+        stages: changed in place.
+        map_shape: (C, H, W) of their input.
+        n_stats: number of channel statistics of their input.
+        fast: replace forward passes by equivalent ones with a faster backward pass on a CPU. The outputs are
+            checked on noise in fp32; if they differ, all layers keep their own forward pass.
     """
-    tail = stages.tail.eval()
-    _lengthen(tail)  # by whoever called this before
-    noise = torch.randn(1, *stages.shape, generator=torch.Generator().manual_seed(0))
-    inputs = noise, noise.new_zeros(1, stages.n_stats)
+    stages.eval()
+    _restore_forward(stages)  # an earlier call may have replaced it
+    noise = torch.randn(1, *map_shape, generator=torch.Generator().manual_seed(0))
+    inputs = noise, noise.new_zeros(1, n_stats)
     with torch.no_grad():
-        calls = trace_layers(tail, *inputs)
+        calls = trace_layers(stages, *inputs)
     norms = find_foldable(calls)
-    convs = {call.layer: call.given.shape[2:] for call in calls if isinstance(call.layer, nn.Conv2d)}
+    convs = {call.layer: call.input.shape[2:] for call in calls if isinstance(call.layer, nn.Conv2d)}
     for conv, sides in convs.items():
         if _is_depthwise(conv):
-            _freeze(conv, norms.get(conv), is_bias_trained=_turns_around(conv, sides))
-    if not is_shortened:
+            _freeze(conv, norms.get(conv), train_bias=_has_flipped_gradient(conv, sides))
+    if not fast:
         return
     with torch.no_grad():
-        expected = tail(*inputs)
+        expected = stages(*inputs)
         for conv, sides in convs.items():
-            _shorten(conv, norms.get(conv), sides)
-        difference = (tail(*inputs) - expected).abs().max()
+            _replace_forward(conv, norms.get(conv), sides)
+        difference = (stages(*inputs) - expected).abs().max()
     if not difference <= TOLERANCE * expected.abs().max():
-        _lengthen(tail)
+        _restore_forward(stages)
 
 
-def _lengthen(tail: nn.Module) -> None:
-    """Give layers their own forward passes back."""
-    for layer in tail.modules():
+def _restore_forward(stages: nn.Module) -> None:
+    """Restore the layers' own forward passes."""
+    for layer in stages.modules():
         vars(layer).pop("forward", None)
 
 
@@ -70,83 +75,86 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     return conv.groups == conv.in_channels > 1
 
 
-def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, is_bias_trained: bool) -> None:
-    """Freeze a filter and its scale, and its own bias unless the bias has a cheap gradient."""
+def _freeze(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, train_bias: bool) -> None:
+    """Freeze a filter, its scale and, unless `train_bias`, its own bias."""
     conv.weight.requires_grad_(False)
     if conv.bias is not None:
-        conv.bias.requires_grad_(is_bias_trained)
+        conv.bias.requires_grad_(train_bias)
     if norm is not None and norm.affine:
         norm.weight.requires_grad_(False)
 
 
-def _turns_around(conv: nn.Conv2d, sides: torch.Size) -> bool:
-    """Whether a filter's slope is a convolution of stride 1 with the filter turned around."""
-    padded = padding_of(conv, sides)
-    return padded is not None and conv.in_channels == conv.out_channels and padded[0] < conv.kernel_size[0]
+def _has_flipped_gradient(conv: nn.Conv2d, sides: torch.Size) -> bool:
+    """Check that the input gradient is a convolution with the flipped filter."""
+    symmetric = symmetric_padding(conv, sides)
+    is_square = conv.in_channels == conv.out_channels
+    return symmetric is not None and is_square and symmetric[0] < conv.kernel_size[0]
 
 
-def _shorten(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, sides: torch.Size) -> None:
-    """Give a convolution and the batch norm behind it another forward pass, where there is one."""
+def _replace_forward(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, sides: torch.Size) -> None:
+    """Use faster forward passes for a convolution and its batch norm."""
     rectifier = _rectifier_of(norm)
-    run: partial[Tensor]
+    forward: partial[Tensor]
     if _is_depthwise(conv):
-        if not _turns_around(conv, sides):
+        if not _has_flipped_gradient(conv, sides):
             return
-        run = partial(_run_filter, conv, norm, rectifier)
+        forward = partial(_forward_depthwise, conv, norm, rectifier)
     elif norm is None or type(conv) is not nn.Conv2d:
         return
     elif conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0):
-        run = partial(_run_pointwise, conv, norm, rectifier)
+        forward = partial(_forward_pointwise, conv, norm, rectifier)
     else:
-        run, rectifier = partial(_run_folded, conv, norm), None
-    conv.forward = run  # type: ignore[method-assign]
+        forward, rectifier = partial(_forward_folded, conv, norm), None
+    conv.forward = forward  # type: ignore[method-assign]
     if norm is not None:
-        norm.forward = partial(_finish, norm, rectifier is not None)  # type: ignore[method-assign]
+        norm.forward = partial(_forward_rest, norm, rectifier is not None)  # type: ignore[method-assign]
 
 
 def _rectifier_of(norm: Any) -> nn.Module | None:
-    """What timm's batch norm does besides normalising, where that is a rectifier and nothing else."""
+    """Return the rectifier in timm's batch norm, if it has no dropout."""
     activation = getattr(norm, "act", None)
-    is_all = isinstance(getattr(norm, "drop", None), nn.Identity)
-    return activation if is_all and type(activation) in _TOPS else None
+    has_no_drop = isinstance(getattr(norm, "drop", None), nn.Identity)
+    return activation if has_no_drop and type(activation) in _LIMITS else None
 
 
-def _finish(norm: Any, is_rectified: bool, x: Tensor) -> Tensor:
-    """What is left to do of a batch norm; timm's drops and activates."""
-    if is_rectified or not hasattr(norm, "act"):
+def _forward_rest(norm: Any, rectified: bool, x: Tensor) -> Tensor:
+    """Apply what is left of timm's batch norm: dropout and activation."""
+    if rectified or not hasattr(norm, "act"):
         return x
     dropped: Tensor = norm.drop(x)
     activated: Tensor = norm.act(dropped)
     return activated
 
 
-def _run_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    x = as_computed(x)
-    made: Tensor = conv._conv_forward(x, *_fold(conv, norm, x.dtype))
-    return made
+def _forward_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    x = apply_autocast(x)
+    output: Tensor = conv._conv_forward(x, *_fold(conv, norm, x.dtype))
+    return output
 
 
-def _run_filter(
+def _forward_depthwise(
     conv: nn.Conv2d, norm: nn.BatchNorm2d | None, rectifier: nn.Module | None, x: Tensor
 ) -> Tensor:
-    x = as_computed(x)
+    x = apply_autocast(x)
     weight, bias = _fold(conv, norm, x.dtype)
-    padded = padding_of(conv, x.shape[2:])
-    assert padded is not None
-    padding, is_grown = padded
-    weight = grow(weight) if is_grown else weight
-    made: Tensor = _FrozenFilter.apply(x, weight, bias, conv.stride[0], padding, rectifier)
-    return made
+    symmetric = symmetric_padding(conv, x.shape[2:])
+    assert symmetric is not None
+    padding, needs_zeros = symmetric
+    weight = prepend_zeros(weight) if needs_zeros else weight
+    output: Tensor = _FrozenDepthwise.apply(x, weight, bias, conv.stride[0], padding, rectifier)
+    return output
 
 
-def _run_pointwise(conv: nn.Conv2d, norm: nn.BatchNorm2d, rectifier: nn.Module | None, x: Tensor) -> Tensor:
-    x = as_computed(x)
-    made: Tensor = _Pointwise.apply(x, *_fold(conv, norm, x.dtype), rectifier)
-    return made
+def _forward_pointwise(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, rectifier: nn.Module | None, x: Tensor
+) -> Tensor:
+    x = apply_autocast(x)
+    output: Tensor = _Pointwise.apply(x, *_fold(conv, norm, x.dtype), rectifier)
+    return output
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution and the batch norm behind it as one."""
+    """Fold the batch norm after a convolution into its weight and bias."""
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         assert norm.running_mean is not None
@@ -161,12 +169,12 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> t
     return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-class _FrozenFilter(torch.autograd.Function):
-    """A depthwise filter that stays, its bias, and perhaps a rectifier.
+class _FrozenDepthwise(torch.autograd.Function):
+    """A depthwise convolution with frozen filter, its bias, and an optional rectifier.
 
-    oneDNN's slope of the maps takes twice the time of its forward pass, in bf16 with a stride a hundred
-    times. It is itself such a convolution: of the output's slopes, spread out by the stride, with the
-    filter turned around.
+    oneDNN's gradient of the input takes twice the time of its forward pass, a hundred times in bf16 with a
+    stride. It is itself such a convolution: of the output's gradient, spread out by the stride, with the
+    flipped filter.
     """
 
     @staticmethod
@@ -179,68 +187,69 @@ class _FrozenFilter(torch.autograd.Function):
         padding: int,
         rectifier: nn.Module | None,
     ) -> Tensor:
-        """Maps (B, C, H', W') of maps (B, C, H, W)."""
-        made = convolve(x, weight, bias, (stride,) * 2, (padding,) * 2, len(weight), rectifier)
-        ctx.save_for_backward(weight, made if rectifier else None)
+        """Turn maps (B, C, H, W) into maps (B, C, H', W')."""
+        output = convolve(x, weight, bias, (stride,) * 2, (padding,) * 2, len(weight), rectifier)
+        ctx.save_for_backward(weight, output if rectifier else None)
         ctx.sides, ctx.stride, ctx.rectifier = x.shape[2:], stride, rectifier
         ctx.margin = weight.shape[2] - 1 - padding
-        return made
+        return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Slopes of the maps (B, C, H, W) and of the bias (C,)."""
-        weight, made = ctx.saved_tensors
-        gradient = _slope_before(gradient, made, ctx.rectifier)
-        slope_bias = _rows(gradient).sum(0) if ctx.needs_input_grad[2] else None
-        slope_x = None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Compute the gradients of the input (B, C, H, W) and the bias (C,)."""
+        weight, output = ctx.saved_tensors
+        grad = _rectifier_gradient(grad, output, ctx.rectifier)
+        grad_bias = _pixel_rows(grad).sum(0) if ctx.needs_input_grad[2] else None
+        grad_x = None
         if ctx.needs_input_grad[0]:
             if ctx.stride > 1:
                 height, width = (side + weight.shape[2] - 1 - 2 * ctx.margin for side in ctx.sides)
-                gradient = _spread(gradient, ctx.stride, height, width)
-            slope_x = conv2d(gradient, weight.flip(2, 3), None, 1, ctx.margin, groups=len(weight))
-        return slope_x, None, slope_bias, None, None, None
+                grad = _insert_zeros(grad, ctx.stride, height, width)
+            grad_x = conv2d(grad, weight.flip(2, 3), None, 1, ctx.margin, groups=len(weight))
+        return grad_x, None, grad_bias, None, None, None
 
 
 class _Pointwise(torch.autograd.Function):
-    """A 1 × 1 convolution, and perhaps a rectifier.
+    """A 1 × 1 convolution with an optional rectifier.
 
-    Its slopes are two matrix products; oneDNN's convolutions backwards take a third longer.
+    Its gradients are two matrix products; oneDNN's backward convolutions take a third longer.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rectifier: nn.Module | None) -> Tensor:
-        """Maps (B, C', H, W) of maps (B, C, H, W)."""
-        made = convolve(x, weight, bias, (1, 1), (0, 0), 1, rectifier)
-        ctx.save_for_backward(x, weight, made if rectifier else None)
+        """Turn maps (B, C, H, W) into maps (B, C', H, W)."""
+        output = convolve(x, weight, bias, (1, 1), (0, 0), 1, rectifier)
+        ctx.save_for_backward(x, weight, output if rectifier else None)
         ctx.rectifier = rectifier
-        return made
+        return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Slopes of the maps, the weight and the bias."""
-        x, weight, made = ctx.saved_tensors
-        slope_rows, rows = _rows(_slope_before(gradient, made, ctx.rectifier)), _rows(x)
-        slope_x = None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Compute the gradients of input, weight and bias."""
+        x, weight, output = ctx.saved_tensors
+        grad_rows = _pixel_rows(_rectifier_gradient(grad, output, ctx.rectifier))  # (B·H·W, C')
+        rows = _pixel_rows(x)  # (B·H·W, C)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            slope_x = (slope_rows @ weight.flatten(1)).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        return slope_x, (slope_rows.t() @ rows).view_as(weight), slope_rows.sum(0), None
+            grad_x = (grad_rows @ weight.flatten(1)).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return grad_x, (grad_rows.t() @ rows).view_as(weight), grad_rows.sum(0), None
 
 
-def _slope_before(gradient: Tensor, made: Tensor | None, rectifier: nn.Module | None) -> Tensor:
-    """Slope in front of a rectifier, by what it has made: at its ends nothing goes through."""
+def _rectifier_gradient(grad: Tensor, output: Tensor | None, rectifier: nn.Module | None) -> Tensor:
+    """Backpropagate through a rectifier; the gradient is 0 at both limits."""
     if rectifier is None:
-        return gradient
-    passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, made, 0.0, _TOPS[type(rectifier)])
-    return passed
+        return grad
+    before: Tensor = torch.ops.aten.hardtanh_backward(grad, output, 0.0, _LIMITS[type(rectifier)])
+    return before
 
 
-def _spread(maps: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Maps (B, C, H, W) with zeros between and behind their values, (B, C, height, width)."""
+def _insert_zeros(maps: Tensor, stride: int, height: int, width: int) -> Tensor:
+    """Spread maps (B, C, H, W) by zeros to (B, C, height, width)."""
     spread = maps.new_zeros(len(maps), height, width, maps.shape[1]).permute(0, 3, 1, 2)
     spread[:, :, ::stride, ::stride][:, :, : maps.shape[2], : maps.shape[3]] = maps
     return spread
 
 
-def _rows(maps: Tensor) -> Tensor:
-    """Positions of maps (B, C, H, W) as rows (B·H·W, C)."""
+def _pixel_rows(maps: Tensor) -> Tensor:
+    """Reshape maps (B, C, H, W) to one row per pixel (B·H·W, C)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])

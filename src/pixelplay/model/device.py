@@ -1,4 +1,4 @@
-"""Work that runs a network, on a CPU side by side on its cores instead of on all of them together."""
+"""Device, precision, CPU threads and out-of-memory errors."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,48 +16,50 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@contextmanager
-def shared_cores() -> Iterator[int]:
-    """Give the number of cores that torch may use, to be shared out among threads.
-
-    A thread takes its part with `torch.set_num_threads`, which also says what threads that start later have,
-    anywhere in the process. So the first job that enters notes the number and the last that leaves restores
-    it, however the jobs overlap.
-    """
-    with _CORES.lock:
-        if not _CORES.n_jobs:
-            _CORES.n_usual = torch.get_num_threads()
-        _CORES.n_jobs += 1
-    try:
-        yield _CORES.n_usual
-    finally:
-        with _CORES.lock:
-            _CORES.n_jobs -= 1
-            if not _CORES.n_jobs:
-                torch.set_num_threads(_CORES.n_usual)
-
-
-class _Cores:
-    """How many jobs share the cores out, and how many there are."""
+class _ThreadCount:
+    """Number of running jobs, and of torch threads before the first one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.n_jobs = 0
-        self.n_usual = 1
+        self.n_threads = 1
 
 
-_CORES = _Cores()
+_THREAD_COUNT = _ThreadCount()
+
+
+@contextmanager
+def shared_cores() -> Iterator[int]:
+    """Yield the number of cores torch may use, so that threads can divide them.
+
+    `torch.set_num_threads` in one thread also sets the default of threads that start later, anywhere in the
+    process. Therefore the first job to enter saves the number and the last one to leave restores it, however
+    the jobs overlap.
+    """
+    with _THREAD_COUNT.lock:
+        if not _THREAD_COUNT.n_jobs:
+            _THREAD_COUNT.n_threads = torch.get_num_threads()
+        _THREAD_COUNT.n_jobs += 1
+    try:
+        yield _THREAD_COUNT.n_threads
+    finally:
+        with _THREAD_COUNT.lock:
+            _THREAD_COUNT.n_jobs -= 1
+            if not _THREAD_COUNT.n_jobs:
+                torch.set_num_threads(_THREAD_COUNT.n_threads)
 
 
 def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
-    """Yield what the network makes of each item, in order; on a CPU each core takes an item of its own.
+    """Yield work(item) in order; on a CPU each core processes its own item.
 
-    Cores that share every layer wait for each other after every layer, and all of them for one that also
-    decodes an image: together they take 1.4 times as long (benchmarks/LOG.md). What a core makes of an
-    item does not depend on how many cores there are.
+    Cores that split every layer wait for each other after each one, and for the core that also decodes an
+    image; that takes 1.4 times as long (benchmarks/DECISIONS.md). The results do not depend on the number
+    of cores.
 
     Args:
-        work: runs a network; on a CPU in threads.
+        work: runs a network; called in threads on a CPU.
+        items: inputs, taken one by one.
+        device: "cpu", "cuda" or "mps".
     """
     if device != "cpu":
         yield from map(work, items)
@@ -68,24 +70,24 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: 
         )
 
 
-def pick_device(asked: str) -> str:
-    """Resolve `auto`, and refuse a device that this machine does not have.
+def pick_device(requested: str) -> str:
+    """Resolve `auto` to "cuda", "mps" or "cpu", in this order of preference.
 
     Raises:
-        ConfigError: the asked device is not there.
+        ConfigError: the requested device is not available.
     """
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if has[name])
-    if not has[asked]:
-        raise ConfigError(f"device {asked!r} is not available here; use --device auto")
-    return asked
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if requested == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[requested]:
+        raise ConfigError(f"device {requested!r} is not available; use --device auto")
+    return requested
 
 
-def pick_precision(asked: Precision, device: str) -> Precision:
+def pick_precision(requested: Precision, device: str) -> Precision:
     """Resolve `auto`: bf16 where the device computes it natively, else fp32."""
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device == "cpu":
@@ -95,16 +97,16 @@ def pick_precision(asked: Precision, device: str) -> Precision:
 
 
 def to_device(values: torch.Tensor, device: str) -> torch.Tensor:
-    """Values on a device, in time for what comes next there; with CUDA the host goes on at once.
+    """Copy a tensor to a device; asynchronously with CUDA.
 
-    An Apple GPU would read them later, when their memory may be something else.
+    MPS would read an asynchronous copy later, when the source memory may already be reused.
     """
     return values.to(device, non_blocking=device == "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where and in which numbers a network runs.
+    """Device and precision a network runs with.
 
     Attributes:
         name: "cpu", "cuda" or "mps".
@@ -116,52 +118,52 @@ class Device:
 
     @property
     def is_bf16(self) -> bool:
-        """Whether convolutions and matrix products run in bf16."""
+        """True if convolutions and matrix products run in bf16."""
         return self.precision == "bf16"
 
     def autocast(self) -> torch.autocast:
-        """Context in which they run in the chosen numbers."""
+        """Return the autocast context of the precision."""
         return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
 
     def generators(self) -> list[int]:
-        """Positions of the GPUs whose random numbers `torch.random.fork_rng` is to give back."""
+        """Return the GPU indices for `torch.random.fork_rng`."""
         return [torch.cuda.current_device()] if self.name == "cuda" else []
 
 
 def find_device(compute: ComputeConfig) -> Device:
-    """Resolve what `auto` is on this machine.
+    """Resolve the device and precision settings on this machine.
 
     Raises:
-        ConfigError: the asked device is not there.
+        ConfigError: the requested device is not available.
     """
     name = pick_device(compute.device)
     return Device(name=name, precision=pick_precision(compute.precision, name))
 
 
 class TooLittleMemoryError(ConfigError):
-    """Memory does not suffice for the smallest batches, or for those that were asked for."""
+    """Out of memory with the requested or the smallest batch size."""
 
 
 def inference_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
-    """The error of a network that only looks, and what to lower."""
+    """Build the out-of-memory error of inference."""
     return TooLittleMemoryError(
-        f"{device} has too little memory for batches of {batch_size}; lower --batch-size"
+        f"{device} is out of memory with a batch size of {batch_size}; lower --batch-size"
     )
 
 
 @contextmanager
-def explain_memory_errors(explained: TooLittleMemoryError) -> Iterator[None]:
-    """Raise where memory runs out what says what to lower."""
+def explain_memory_errors(replacement: TooLittleMemoryError) -> Iterator[None]:
+    """Replace torch's out-of-memory errors by one that says what to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise explained from None
+        raise replacement from None
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: CUDA has an error of its own, a CPU and MPS say it in words."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or any(said in str(error) for said in words)
+    """Recognise out-of-memory errors; on a CPU and with MPS only the message tells."""
+    phrases = ("can't allocate memory", "not enough memory", "out of memory")
+    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_typed or any(phrase in str(error) for phrase in phrases)

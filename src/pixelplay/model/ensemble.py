@@ -1,7 +1,7 @@
-"""Several classifiers on one frozen backbone → one network and one head that answer for all of them.
+"""Combine several classifiers on one frozen backbone into one network and one head.
 
-A mean of logits is linear in the features of all members side by side: what they share is computed
-once, and prediction needs to know nothing about ensembles.
+A mean of logits is linear in the concatenated features of all members. Shared stages are computed once, and
+prediction needs no support for ensembles.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One classifier of an ensemble, as the ways in which it differs from the frozen backbone.
+    """One classifier of an ensemble: its differences from the frozen backbone.
 
     Attributes:
-        tails: its own, beside the frozen one.
-        head: on the frozen features and those of its tails; where it is not `beside`, on those only
-            of the frozen features that come from in front of its one tail.
-        is_beside: whether its head sees the frozen features too.
+        tails: its own stages: at most one unless `is_beside`.
+        head: on the frozen features followed by those of its own stages. Unless `is_beside`, the frozen
+            features are only those from before the split.
+        is_beside: its own stages come in addition to the frozen ones instead of replacing them.
     """
 
     tails: list[TrainableStages]
@@ -32,39 +32,39 @@ class Member:
 
 
 def ensemble_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Member:
-    """See a classifier as a member.
+    """Describe a classifier as an ensemble member.
 
     Args:
-        backbone: the frozen one, one with tails beside it, or one whose last stages were tuned.
+        backbone: the frozen one, one with branches, or one with fine-tuned last stages.
         head: on its features.
-        n_front: stages in front of the tuned ones, where they stand in the place of the frozen ones;
-            None where they do not.
+        n_front: number of stages before the fine-tuned ones if these replace the frozen ones, else None.
     """
     if n_front is not None:
         return Member(tails=[TrainableStages(backbone, n_front)], head=head, is_beside=False)
-    tails = backbone.tails if isinstance(backbone, BranchedBackbone) else []
-    return Member(tails=tails, head=head, is_beside=True)
+    branches = backbone.tails if isinstance(backbone, BranchedBackbone) else []
+    return Member(tails=branches, head=head, is_beside=True)
 
 
 def average_members(
     frozen: Backbone, members: Sequence[Member], temperatures: Sequence[float] | None = None
 ) -> tuple[Backbone, LinearHead]:
-    """The mean of all members' logits as one network and one head.
+    """Build one network and one head that compute the mean of all logits.
 
     Args:
-        frozen: what all members were made from.
-        temperatures: that each member's logits are divided by; None: 1 for all.
+        frozen: the backbone all members share.
+        members: the M classifiers.
+        temperatures: (M,) > 0, divide each member's logits; None stands for 1.
     """
-    n_frozen = frozen.n_features
-    tails: list[TrainableStages] = []
-    columns: list[IntArray] = []  # of each member's features among those of all
-    n_features = n_frozen
+    n_base = frozen.n_features
+    branches: list[TrainableStages] = []
+    columns: list[IntArray] = []  # of each member's features in the concatenated ones
+    n_features = n_base
     for member in members:
-        n_own = BranchedBackbone(frozen, member.tails).n_features - n_frozen
-        n_shared = n_frozen if member.is_beside else n_frozen - n_own
+        n_own = BranchedBackbone(frozen, member.tails).n_features - n_base
+        n_shared = n_base if member.is_beside else n_base - n_own
         columns.append(np.concatenate([np.arange(n_shared), n_features + np.arange(n_own)]))
         n_features += n_own
-        tails += member.tails
+        branches += member.tails
     heads = [member.head for member in members]
-    backbone = BranchedBackbone(frozen, tails) if tails else frozen
+    backbone = BranchedBackbone(frozen, branches) if branches else frozen
     return backbone.eval(), average_heads(heads, columns, n_features, temperatures)

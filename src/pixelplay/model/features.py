@@ -1,9 +1,9 @@
-"""Pixels → features: one forward pass for each view of each image."""
+"""Images → features, cached on disk."""
 
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -33,10 +33,13 @@ from pixelplay.thread_pool import prefetch_map
 
 GPU_BATCH = 32
 CPU_BATCH_PIXELS = 8 * 224**2
+CHUNK = 64  # images per yielded chunk
+MAX_WAITING = 1024  # images without pixels that may wait for a full batch
+EMPTY_THUMBNAIL = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
 
 
 class Normalizer:
-    """Brings pixels to the device and to the numbers that a network expects."""
+    """Moves pixels to the device and normalises them with mean and std."""
 
     def __init__(self, preprocessing: Preprocessing, device: str) -> None:
         self._device = device
@@ -44,32 +47,32 @@ class Normalizer:
         self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32, channels last in memory."""
+        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32."""
         images = to_device(pixels, self._device).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 
-def pick_batch_size(asked: int | None, device: str, input_size: int) -> int:
-    """Resolve None: on a CPU so few that what a layer passes on to the next stays in a core's cache."""
-    if asked is not None:
-        return asked
+def pick_batch_size(requested: int | None, device: str, input_size: int) -> int:
+    """Resolve None; on a CPU to a batch whose feature maps fit into a core's cache."""
+    if requested is not None:
+        return requested
     return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else GPU_BATCH
 
 
 class FeatureExtractor:
-    """Turns batches of prepared images into features.
+    """Computes features of preprocessed images in batches.
 
-    Every batch is filled up to one size, so an image's features do not depend on how many
-    others came with it.
+    Every batch is padded to the same size, so an image's features do not depend on the number of other
+    images in its batch.
 
     Args:
-        backbone: with its weights.
-        preprocessing: what it expects of its images.
-        hflip: average over the image and its mirror image.
+        backbone: with pretrained or fine-tuned weights.
+        preprocessing: what the backbone expects.
+        hflip: average the features of each image and its mirror image.
         device: "cpu", "cuda" or "mps".
-        precision: number format of the computation, "fp32" or "bf16".
-        batch_size: images a batch; None for as many as suit the device.
-        learned_in: number format of the features that the head was learned on, where it is another.
+        precision: "fp32" or "bf16".
+        batch_size: images per batch; None selects one that suits the device.
+        training_precision: precision of the features the head was trained on, if different.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class FeatureExtractor:
         device: str,
         precision: Precision,
         batch_size: int | None = None,
-        learned_in: Precision | None = None,
+        training_precision: Precision | None = None,
     ) -> None:
         self.batch_size = pick_batch_size(batch_size, device, preprocessing.input_size)
         self.n_features = backbone.n_features
@@ -91,22 +94,15 @@ class FeatureExtractor:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._network = [backbone.name, backbone.features]
         fused = fuse_for_inference(backbone.eval(), preprocessing.input_size)
-        if (learned_in, precision) == ("bf16", "fp32"):
-            # Most of what parts the formats is that bf16 rounds the weights, for all images alike:
-            # with this a third as many probabilities move by more than 0.02.
-            fused = _with_bf16_weights(fused)
+        if (training_precision, precision) == ("bf16", "fp32"):
+            # Most of the difference between the precisions comes from rounded weights: with this, only a
+            # third as many probabilities change by more than 0.02.
+            fused = _round_weights_to_bf16(fused)
         self._backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalize = Normalizer(preprocessing, device)
 
     def __call__(self, pixels: UInt8Array) -> Float32Array:
-        """Features (B, D) of prepared images (B, S, S, 3); B at most the batch size.
-
-        With hflip they are the mean over the image and its mirror image; of several views of each,
-        (B, V, S, S, 3), the mean over those.
-        """
-        if pixels.ndim == 5:
-            views = np.stack([self(pixels[:, v]) for v in range(pixels.shape[1])])  # (V, B, D)
-            return np.asarray(views.mean(axis=0))
+        """Compute features (B, D) of pixels (B, S, S, 3), B <= batch size."""
         n = len(pixels)
         with explain_memory_errors(inference_memory_error(self.device, self.batch_size)):
             if n < self.batch_size:
@@ -117,7 +113,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def extract(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
+        """Compute features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
         images = self._normalize(pixels)  # (B, 3, S, S)
         is_bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_bf16):
@@ -127,7 +123,7 @@ class FeatureExtractor:
         return features
 
     def cache_key(self, weights_id: str) -> str:
-        """Name all that features depend on, beside the image's bytes."""
+        """Hash everything besides the image that features depend on."""
         parts = {
             "versions": [DECODE_VERSION, FEATURES_VERSION],
             "weights": weights_id,
@@ -142,7 +138,7 @@ class FeatureExtractor:
 def make_extractor(
     backbone: Backbone, preprocessing: Preprocessing, config: TrainConfig, device: Device
 ) -> FeatureExtractor:
-    """The extractor that training uses, and prediction on the same device after it."""
+    """Build the extractor for training, which prediction on the same device matches."""
     return FeatureExtractor(
         backbone,
         preprocessing,
@@ -153,8 +149,8 @@ def make_extractor(
     )
 
 
-def _with_bf16_weights(backbone: Backbone) -> Backbone:
-    """Copy a backbone and round, in fp32, the weights that autocast would round."""
+def _round_weights_to_bf16(backbone: Backbone) -> Backbone:
+    """Copy a backbone and round the fp32 weights that autocast would round."""
     rounded = copy.deepcopy(backbone)
     for layer in rounded.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
@@ -163,15 +159,15 @@ def _with_bf16_weights(backbone: Backbone) -> Backbone:
     return rounded
 
 
-CHUNK = 64  # images that are passed on together: what comes after works on many as fast as on few
-EMPTY_THUMBNAIL = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """One image as it leaves the loader: prepared pixels, cached features, or an error.
+    """One image from the loader; without pixels and error, it is cached.
 
-    Beside them lies a thumb, where one is asked for and the cache has none.
+    Attributes:
+        digest: 16-byte content hash; b"" if the file could not be read.
+        pixels: (S, S, 3) uint8, preprocessed.
+        thumbnail: small grey picture for the near-duplicate search, if requested and not cached.
+        error: why the image cannot be used.
     """
 
     digest: bytes = b""
@@ -188,31 +184,34 @@ def stream_features(
     cache: ArrayCache | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[list[LoadedImage], Float32Array]]:
-    """Yield images in order with their features, in chunks of CHUNK; the last may be smaller.
+    """Yield images in order with their features, in chunks of CHUNK images.
 
     Args:
-        load: gives image i; it runs in threads. One without pixels or error is in the cache.
+        extractor: computes the features.
+        load: loads image i; called in threads. Without pixels and error, its features are in the cache.
         n: number of images.
+        cache: known features; new ones are added.
+        num_workers: loader threads; None selects one per core.
 
     Yields:
-        Images of the chunk and their features (chunk, D); the row of an error is NaN.
+        Images of the chunk and their features (chunk, D); NaN in the row of an error.
     """
-    n_at_once = torch.get_num_threads() if extractor.device == "cpu" else 1  # batches under way
-    ahead = max(CHUNK, 2 * extractor.batch_size * n_at_once)
+    n_parallel = torch.get_num_threads() if extractor.device == "cpu" else 1  # batches computed at once
+    ahead = max(CHUNK, 2 * extractor.batch_size * n_parallel)
     images = prefetch_map(load, range(n), num_workers=num_workers, ahead=ahead)
 
-    def extract(chunk: list[LoadedImage]) -> tuple[list[LoadedImage], Float32Array]:
-        pixels = [loaded.pixels for loaded in chunk if loaded.pixels is not None]
+    def extract(batch: list[LoadedImage]) -> tuple[list[LoadedImage], Float32Array]:
+        pixels = [image.pixels for image in batch if image.pixels is not None]
         none = np.empty((0, extractor.n_features), np.float32)
-        return chunk, extractor(np.stack(pixels)) if pixels else none
+        return batch, extractor(np.stack(pixels)) if pixels else none
 
     ready: list[LoadedImage] = []
     features: list[Float32Array] = []
-    batches = _gather(images, extractor.batch_size)
-    for batch, fresh in map_on_cores(extract, batches, extractor.device):
+    batches = _make_batches(images, extractor.batch_size)
+    for batch, computed in map_on_cores(extract, batches, extractor.device):
         ready += batch
-        features.append(_put_in_order(batch, fresh, cache))
-        while len(ready) >= CHUNK:  # of one length, so that streams of several models keep step
+        features.append(_merge_cached(batch, computed, cache))
+        while len(ready) >= CHUNK:  # of equal length, so that streams of several models stay aligned
             rows = np.concatenate(features)
             yield ready[:CHUNK], rows[:CHUNK]
             ready, features = ready[CHUNK:], [rows[CHUNK:]]
@@ -220,50 +219,49 @@ def stream_features(
         yield ready, np.concatenate(features)
 
 
-def _gather(images: Iterator[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
-    """Gather images in order until as many as make a batch have pixels."""
-    waiting: list[LoadedImage] = []
+def _make_batches(images: Iterable[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
+    """Group images in order until `batch_size` of them have pixels."""
+    batch: list[LoadedImage] = []
     n_pixels = 0
-    for loaded in images:
-        waiting.append(loaded)
-        n_pixels += loaded.pixels is not None
-        if n_pixels == batch_size or len(waiting) >= 1024:
-            yield waiting
-            waiting, n_pixels = [], 0
-    if waiting:
-        yield waiting
+    for image in images:
+        batch.append(image)
+        n_pixels += image.pixels is not None
+        if n_pixels == batch_size or len(batch) >= MAX_WAITING:
+            yield batch
+            batch, n_pixels = [], 0
+    if batch:
+        yield batch
 
 
-def _put_in_order(
-    chunk: Sequence[LoadedImage], fresh: Float32Array, cache: ArrayCache | None
+def _merge_cached(
+    batch: Sequence[LoadedImage], computed: Float32Array, cache: ArrayCache | None
 ) -> Float32Array:
-    """Features (chunk, D), those of pixels fresh and others from the cache; NaN in the row of an error."""
-    if not np.isfinite(fresh).all():
+    """Return features (B, D), computed or cached; errors are rows of NaN."""
+    if not np.isfinite(computed).all():
         raise BundleError(
-            "the network gives features that are not finite; its weights are damaged, "
-            "or it needs --precision fp32"
+            "the network computes features that are not finite: its weights are damaged or "
+            "it needs --precision fp32"
         )
-    features = np.full((len(chunk), fresh.shape[1]), np.nan, np.float32)
-    features[[loaded.pixels is not None for loaded in chunk]] = fresh
-    for row, loaded in zip(features, chunk, strict=True):
-        if cache is not None and loaded.error is None:
-            if loaded.pixels is None:
-                row[:] = cache.get(loaded.digest)
+    features = np.full((len(batch), computed.shape[1]), np.nan, np.float32)
+    features[[image.pixels is not None for image in batch]] = computed
+    for row, image in zip(features, batch, strict=True):
+        if cache is not None and image.error is None:
+            if image.pixels is None:
+                row[:] = cache.get(image.digest)
             else:
-                cache.add(loaded.digest, row)
+                cache.add(image.digest, row)
     return features
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What reading N images once has given.
+    """Features of N images and what else reading them yields.
 
     Attributes:
-        values: (N, D) float32; NaN where an image could not be used.
-        digests: (N,) content of each file in 16 bytes; b"" where it could not be read.
-        errors: position → why an image could not be used.
-        thumbs: (N, S, S) small grey pictures, black where an image could not be used; None where they
-            were not asked for.
+        values: (N, D) float32; NaN for images that could not be read.
+        digests: (N,) 16-byte content hashes; b"" for files that could not be read.
+        errors: index → why an image could not be read.
+        thumbnails: (N, S, S) uint8 grey, black for images that could not be read; None if not requested.
     """
 
     values: Float32Array
@@ -275,7 +273,7 @@ class ImageFeatures:
 def extract_features(
     dataset: ImageDataset, loaded: PretrainedBackbone, config: TrainConfig, device: Device, log: RunLog
 ) -> ImageFeatures:
-    """See every image once with the backbone as it came; what was seen before comes from the cache."""
+    """Extract features of all images with the pretrained backbone."""
     extractor = make_extractor(loaded.backbone, loaded.preprocessing, config, device)
     folder, max_bytes = config.cache_dir or default_cache_dir(), int(config.cache_gb * 1e9)
     cache = ArrayCache(folder, "features", extractor.cache_key(loaded.weights_id), max_bytes=max_bytes)
@@ -292,9 +290,9 @@ def extract_features(
             num_workers=config.compute.num_workers,
             on_progress=bar.update,
         )
-    for what, each in (("features", cache), ("thumbs", thumbnail_cache)):
+    for content, each in (("features", cache), ("thumbnails", thumbnail_cache)):
         if each is not None and each.failure:
-            log.note(f"{what} cannot be kept in the cache: {each.failure}")
+            log.note(f"could not cache {content}: {each.failure}")
     return images
 
 
@@ -307,14 +305,19 @@ def extract_features_of(
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> ImageFeatures:
-    """Read, decode and extract every image once, in index order; known ones come from the cache.
+    """Read, decode and extract every image that is not in the cache.
 
     Args:
-        thumb_cache: of thumbs; None: none are made.
+        dataset: the images.
+        extractor: computes the features.
+        cache: of features.
+        thumbnail_cache: of thumbnails; None makes none.
+        num_workers: loader threads; None selects one per core.
+        on_progress: called with the number of images finished since the last call.
     """
 
     def load(i: int) -> LoadedImage:
-        return _load(dataset, i, extractor.preprocessing, cache, thumbnail_cache)
+        return _load_image(dataset, i, extractor.preprocessing, cache, thumbnail_cache)
 
     values = np.empty((len(dataset), extractor.n_features), np.float32)
     digests: list[bytes] = []
@@ -325,52 +328,53 @@ def extract_features_of(
         for chunk, features in stream:
             start = len(digests)
             values[start : start + len(chunk)] = features
-            errors |= {start + i: seen.error for i, seen in enumerate(chunk) if seen.error is not None}
-            digests += [seen.digest for seen in chunk]
+            errors |= {start + i: image.error for i, image in enumerate(chunk) if image.error is not None}
+            digests += [image.digest for image in chunk]
             if thumbnail_cache is not None:
-                thumbnails += [_keep_thumb(seen, thumbnail_cache) for seen in chunk]
+                thumbnails += [_cached_thumbnail(image, thumbnail_cache) for image in chunk]
             on_progress(len(chunk))
     finally:
-        for each in (cache, thumbnail_cache):  # also when interrupted: what is computed is kept
+        for each in (cache, thumbnail_cache):  # keeps what is computed after an interrupt
             if each is not None:
                 each.flush()
-    all_thumbs = None if thumbnail_cache is None else np.stack([EMPTY_THUMBNAIL, *thumbnails])[1:]
-    return ImageFeatures(values=values, digests=digests, errors=errors, thumbnails=all_thumbs)
+    stacked = None if thumbnail_cache is None else np.stack([EMPTY_THUMBNAIL, *thumbnails])[1:]
+    return ImageFeatures(values=values, digests=digests, errors=errors, thumbnails=stacked)
 
 
-def _load(
+def _load_image(
     dataset: ImageDataset,
     i: int,
     preprocessing: Preprocessing,
     cache: ArrayCache,
     thumbnail_cache: ArrayCache | None,
 ) -> LoadedImage:
-    """Read an image, and decode it unless the caches know all that is wanted of it."""
+    """Read an image, and decode it unless everything requested is cached."""
     path, digest = dataset.paths[i], b""
     try:
         data = dataset.storage.read(path)
         digest = digest_bytes(data)
-        has_features, has_thumb = digest in cache, thumbnail_cache is None or digest in thumbnail_cache
-        if has_features and has_thumb:
+        has_features = digest in cache
+        has_thumbnail = thumbnail_cache is None or digest in thumbnail_cache
+        if has_features and has_thumbnail:
             return LoadedImage(digest=digest)
         pixels = decode_image(data, path=path, target_px=preprocessing.input_size)
         return LoadedImage(
             digest=digest,
             pixels=None if has_features else eval_transform(pixels, preprocessing),
-            thumbnail=None if has_thumb else make_thumbnail(pixels),
+            thumbnail=None if has_thumbnail else make_thumbnail(pixels),
         )
     except ImageError as error:
         return LoadedImage(digest=digest, error=error.detached())
 
 
-def _keep_thumb(seen: LoadedImage, thumbnail_cache: ArrayCache) -> UInt8Array:
-    """The thumb of an image, from now on in the cache."""
-    if seen.error is not None:
+def _cached_thumbnail(image: LoadedImage, cache: ArrayCache) -> UInt8Array:
+    """Return the thumbnail of an image, adding a new one to the cache."""
+    if image.error is not None:
         return EMPTY_THUMBNAIL
-    if seen.thumbnail is None:
-        return thumbnail_cache.get(seen.digest)
-    thumbnail_cache.add(seen.digest, seen.thumbnail)
-    return seen.thumbnail
+    if image.thumbnail is None:
+        return cache.get(image.digest)
+    cache.add(image.digest, image.thumbnail)
+    return image.thumbnail
 
 
 def find_near_duplicates(
@@ -381,13 +385,17 @@ def find_near_duplicates(
     *,
     hflip: bool = True,
 ) -> list[NearDuplicatePair]:
-    """Find near copies among images of which thumbs were made.
+    """Find near-duplicates among images with thumbnails.
 
     Args:
-        hflip: a mirror image means the same, and so is a copy.
+        dataset: the images.
+        images: their features and thumbnails.
+        num_workers: threads; None selects one per core.
+        log: shows the progress.
+        hflip: treat mirror images as near-duplicates too.
 
     Returns:
-        Pairs of positions in the index, of one image of each digest.
+        Pairs of dataset indices; exact duplicates are represented by the first of them.
     """
     assert images.thumbnails is not None
     rows = first_occurrences(images.digests)

@@ -1,8 +1,9 @@
-"""A convolution and the activation behind it in one pass over memory.
+"""Folded batch norms and fused activations for inference.
 
-What a layer makes of a batch does not fit into a core's cache, and so activations take up to a third of a
-fused network's time on a CPU (benchmarks/LOG.md). oneDNN applies them while it writes. PyTorch keeps that
-for its compiler, under a name that may change: where it is missing, one follows the other.
+A layer's output does not fit into a core's cache, so separate activations take up to a third of a network's
+time on a CPU (benchmarks/DECISIONS.md). oneDNN can apply them while a convolution writes its output. PyTorch
+reserves that function for its compiler, under a name that may change; without it the activation runs
+separately.
 """
 
 import copy
@@ -19,7 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pixelplay.model.backbone import Backbone
 
-_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's, and their numbers
+TOLERANCE = 1e-3  # relative to the largest feature; folding itself changes only the last bits
+_ONEDNN_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # with their parameters
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
@@ -28,9 +30,9 @@ _NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's, and thei
 _NO_DILATION = (1, 1)
 
 
-def is_listed(activation: nn.Module | None) -> bool:
-    """Whether an activation can be applied while a convolution writes."""
-    return type(activation) in _NAMES
+def is_fusible(activation: nn.Module | None) -> bool:
+    """Check that oneDNN can fuse an activation with a convolution."""
+    return type(activation) in _ONEDNN_NAMES
 
 
 def convolve(
@@ -42,78 +44,75 @@ def convolve(
     groups: int,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Convolve maps (B, C, H, W) and apply an activation; on a CPU, without gradients."""
-    if is_listed(activation) and _has_one_pass(x.dtype):
-        name, numbers = _NAMES[type(activation)]  # type: ignore[index]
-        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, padding, stride, _NO_DILATION, groups, name, numbers, ""
+    """Convolve maps (B, C, H, W) and apply an activation on a CPU."""
+    if is_fusible(activation) and _has_fused_convolution(x.dtype):
+        name, parameters = _ONEDNN_NAMES[type(activation)]  # type: ignore[index]
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, padding, stride, _NO_DILATION, groups, name, parameters, ""
         )
-        return made
-    made = conv2d(x, weight, bias, stride, padding, groups=groups)
-    return made if activation is None else activation(made)
+        return output
+    output = conv2d(x, weight, bias, stride, padding, groups=groups)
+    return output if activation is None else activation(output)
 
 
 @cache
-def _has_one_pass(dtype: torch.dtype) -> bool:
+def _has_fused_convolution(dtype: torch.dtype) -> bool:
     x, weight = torch.ones(1, 1, 2, 2, dtype=dtype), torch.full((1, 1, 1, 1), 7.0, dtype=dtype)
     stride, padding, groups = (1, 1), (0, 0), 1
-    # the name may be missing, oneDNN itself or its bf16, or the arguments may be others
+    # the function, oneDNN itself or its bf16 may be missing, or the arguments may differ
     try:
-        made = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, None, padding, stride, _NO_DILATION, groups, *_NAMES[nn.ReLU6], ""
+        output = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, None, padding, stride, _NO_DILATION, groups, *_ONEDNN_NAMES[nn.ReLU6], ""
         )
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return bool((made == 6).all())
+    return bool((output == 6).all())
 
 
-def as_computed(x: Tensor) -> Tensor:
-    """Maps on a CPU in the precision that autocast asks for, channels last."""
+def apply_autocast(x: Tensor) -> Tensor:
+    """Convert maps to the active autocast dtype and channels-last layout."""
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
     return x.contiguous(memory_format=torch.channels_last)
 
 
 class ActivatedConv2d(nn.Module):
-    """A convolution with zeros around it, not dilated, and the activation behind it."""
+    """A zero-padded, undilated convolution followed by an activation."""
 
     def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C', H', W') of maps (B, C, H, W)."""
+        """Turn maps (B, C, H, W) into maps (B, C', H', W')."""
         conv = self.conv
         assert not isinstance(conv.padding, str)
         if x.device.type != "cpu" or torch.is_grad_enabled():
-            made: Tensor = self.activation(conv(x))
-            return made
-        x = as_computed(x)
+            output: Tensor = self.activation(conv(x))
+            return output
+        x = apply_autocast(x)
         weight, bias = (None if value is None else value.to(x.dtype) for value in (conv.weight, conv.bias))
         assert weight is not None
         return convolve(x, weight, bias, conv.stride, conv.padding, conv.groups, self.activation)
 
 
-TOLERANCE = 1e-3  # of the largest feature; folding as such changes the last bits only
-
-
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class LayerCall:
     """One use of a layer in a forward pass."""
 
     layer: nn.Module
-    given: Tensor
-    made: Tensor
+    input: Tensor
+    output: Tensor
 
 
 def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
-    """Copy a backbone and fuse what can be fused at one input size.
+    """Copy a backbone with folded batch norms and fused activations.
 
-    The fused copy is checked against the original on noise; where it differs, a plain copy is returned.
+    The copy is checked against the original on noise; if it differs, a plain copy is returned.
 
     Args:
         backbone: in eval mode.
-        input_size: side of the images that it will see, px.
+        input_size: side of the input images, px.
     """
     images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -122,20 +121,20 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
     with torch.no_grad():
         calls = trace_layers(fused, images)
         activations = _fold_batch_norms(fused, calls)
-        new_of = _fold_same_padding(fused, calls)
+        replacements = _fold_same_padding(fused, calls)
         for conv, activation in activations.items():
-            _activate(fused, new_of.get(conv, conv), activation)
+            _fuse_activation(fused, replacements.get(conv, conv), activation)
     with torch.inference_mode():
         difference = (fused(images) - expected).abs().max()
     return fused if difference <= TOLERANCE * expected.abs().max() else copy.deepcopy(backbone)
 
 
-def trace_layers(network: nn.Module, *inputs: Tensor) -> list[Call]:
-    """Run a network once and list every use of a convolution or batch norm, in order."""
-    calls: list[Call] = []
+def trace_layers(network: nn.Module, *inputs: Tensor) -> list[LayerCall]:
+    """Run a network once and list every call of a convolution or batch norm, in order."""
+    calls: list[LayerCall] = []
 
-    def record(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        calls.append(Call(layer=layer, given=given[0], made=made))
+    def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append(LayerCall(layer=layer, input=arguments[0], output=output))
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     hooks = [layer.register_forward_hook(record) for layer in layers]
@@ -145,16 +144,16 @@ def trace_layers(network: nn.Module, *inputs: Tensor) -> list[Call]:
     return calls
 
 
-def find_foldable(calls: list[Call]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
-    """Convolutions, and the batch norms that take their outputs as they are.
+def find_foldable(calls: list[LayerCall]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
+    """Find convolutions whose output goes directly into a batch norm.
 
-    Seen in eval mode: dropout between the two would not show.
+    Valid in eval mode only: dropout between the two would go unnoticed.
     """
     uses = Counter(call.layer for call in calls)
-    maker = {id(call.made): call.layer for call in calls}  # the calls keep their tensors, and so their ids
+    producer = {id(call.output): call.layer for call in calls}  # ids are stable while calls hold the tensors
     found = {}
     for call in calls:
-        norm, conv = call.layer, maker.get(id(call.given))
+        norm, conv = call.layer, producer.get(id(call.input))
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
             continue
         if uses[norm] == uses[conv] == 1 and norm.running_mean is not None:
@@ -162,8 +161,8 @@ def find_foldable(calls: list[Call]) -> dict[nn.Conv2d, nn.BatchNorm2d]:
     return found
 
 
-def _fold_batch_norms(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, nn.Module]:
-    """Fold each batch norm that can be into the convolution before it, and give what is left of it."""
+def _fold_batch_norms(backbone: Backbone, calls: list[LayerCall]) -> dict[nn.Conv2d, nn.Module]:
+    """Fold batch norms into convolutions and return remaining activations."""
     activations = {}
     for conv, norm in find_foldable(calls).items():
         assert norm.running_mean is not None
@@ -171,32 +170,34 @@ def _fold_batch_norms(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, 
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        # timm's BatchNormAct2d applies it too; a copy, for several might share one
+        # timm's BatchNormAct2d includes the activation; copied, as several layers may share one
         activations[conv] = copy.deepcopy(getattr(norm, "act", nn.Identity()))
         _replace(backbone, norm, activations[conv])
     return activations
 
 
-def _activate(backbone: Backbone, conv: nn.Conv2d, activation: nn.Module) -> None:
-    """Let a convolution apply the activation that follows it."""
+def _fuse_activation(backbone: Backbone, conv: nn.Conv2d, activation: nn.Module) -> None:
+    """Move an activation into the convolution before it."""
     is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.dilation == (1, 1)
-    if is_plain and not isinstance(conv.padding, str) and is_listed(activation):
+    if is_plain and not isinstance(conv.padding, str) and is_fusible(activation):
         _replace(backbone, activation, nn.Identity())
         _replace(backbone, conv, ActivatedConv2d(conv, activation))
 
 
-def padding_of(conv: nn.Conv2d, sides: Sequence[int]) -> tuple[int, bool] | None:
-    """Padding that is alike on all edges, and whether the kernel must grow for it.
+def symmetric_padding(conv: nn.Conv2d, sides: Sequence[int]) -> tuple[int, bool] | None:
+    """Find equivalent padding that is equal on all edges.
 
-    TensorFlow's "same" convolutions pad by what the size asks for, a row less above than below where that is
-    odd. With a row and a column of zeros put before the kernel, equal padding reads the same pixels, and
-    needs no copy of the input.
+    TensorFlow's "same" convolutions pad depending on the input size, one row less above than below if the
+    total is odd. With a row and a column of zeros prepended to the kernel, equal padding reads the same
+    pixels and needs no padded copy of the input.
 
     Args:
-        sides: height and width of the maps that it is given.
+        conv: the convolution.
+        sides: height and width of its input.
 
     Returns:
-        Rows and columns on each edge, and whether zeros go before the kernel; None where it pads otherwise.
+        Rows and columns of padding on each edge, and True if the kernel needs the zeros; None if the
+        convolution pads in another way.
     """
     from timm.layers.conv2d_same import Conv2dSame
 
@@ -212,33 +213,34 @@ def padding_of(conv: nn.Conv2d, sides: Sequence[int]) -> tuple[int, bool] | None
     return ((max(needed) + 1) // 2, max(needed) % 2 == 1) if len(needed) == 1 else None
 
 
-def _fold_same_padding(backbone: Backbone, calls: list[Call]) -> dict[nn.Conv2d, nn.Conv2d]:
-    """Old convolutions and the new ones in their places."""
-    new_of: dict[nn.Conv2d, nn.Conv2d] = {}
+def _fold_same_padding(backbone: Backbone, calls: list[LayerCall]) -> dict[nn.Conv2d, nn.Conv2d]:
+    """Replace "same" convolutions by plain ones; return old → new."""
+    replacements: dict[nn.Conv2d, nn.Conv2d] = {}
     for call in calls:
         old = call.layer
-        if not isinstance(old, nn.Conv2d) or type(old) is nn.Conv2d or old in new_of:
+        if not isinstance(old, nn.Conv2d) or type(old) is nn.Conv2d or old in replacements:
             continue
-        if (padded := padding_of(old, call.given.shape[2:])) is None:
+        if (symmetric := symmetric_padding(old, call.input.shape[2:])) is None:
             continue
-        padding, is_grown = padded
+        padding, needs_zeros = symmetric
         new = nn.Conv2d(
             old.in_channels,
             old.out_channels,
-            old.kernel_size[0] + is_grown,
+            old.kernel_size[0] + needs_zeros,
             stride=old.stride[0],
             padding=padding,
             groups=old.groups,
             bias=old.bias is not None,
         )
-        new.weight, new.bias = nn.Parameter(grow(old.weight) if is_grown else old.weight), old.bias
+        weight = prepend_zeros(old.weight) if needs_zeros else old.weight
+        new.weight, new.bias = nn.Parameter(weight), old.bias
         _replace(backbone, old, new)
-        new_of[old] = new
-    return new_of
+        replacements[old] = new
+    return replacements
 
 
-def grow(kernel: Tensor) -> Tensor:
-    """Put a row and a column of zeros before a kernel (C', C, K, K)."""
+def prepend_zeros(kernel: Tensor) -> Tensor:
+    """Prepend a row and a column of zeros to a kernel (C', C, S, S)."""
     return pad(kernel, (1, 0, 1, 0))
 
 

@@ -1,12 +1,11 @@
-"""A backbone cut in two: a frozen front, computed once, and a tail that is trained.
+"""A backbone split into frozen stages, computed once, and the stages that are trained.
 
-What the front makes of an image, the map at the cut and the moments of its own stages, can be
-kept on disk; the tail turns it into the same features as the whole backbone.
+The output of the frozen stages for an image, the feature map at the split and the channel statistics of
+their own stages, can be cached on disk; the trainable stages turn it into the features of the whole backbone.
 """
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,158 +15,161 @@ from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import (
     Backbone,
     channel_stats,
-    features_and_maps,
-    features_behind,
-    maps_of,
+    compute_features,
+    compute_features_and_maps,
+    compute_maps,
     stage_modules,
 )
 from pixelplay.model.fusion import fuse_for_inference
 
-TOLERANCE = 1e-3  # of the largest feature: front and tail against the whole
+TOLERANCE = 1e-3  # relative to the largest feature: both parts against the whole backbone
 
 
 class FrozenStages(nn.Module):
-    """The stages in front of the cut, fused for inference."""
+    """The stages before the split.
 
-    def __init__(self, backbone: Backbone, n_front: int) -> None:
+    Args:
+        backbone: fused, in eval mode.
+        n_stages: number of frozen stages, > 0.
+        images: (B, 3, S, S), an example that determines the shapes.
+
+    Attributes:
+        n_stages: number of frozen stages.
+        map_shape: (C, H, W) of the feature map at the split.
+        n_stats: D_frozen, number of channel statistics.
+    """
+
+    def __init__(self, backbone: Backbone, n_stages: int, images: Tensor) -> None:
         super().__init__()
         self.network = backbone.network
-        self._own = [stage for stage in backbone.stages if stage < n_front]
-        self._last = n_front - 1
+        self.n_stages = n_stages
+        self._stats_stages = [stage for stage in backbone.stages if stage < n_stages]
+        maps, stats = self(images)
+        self.map_shape: tuple[int, int, int] = (maps.shape[1], maps.shape[2], maps.shape[3])
+        self.n_stats = int(stats.shape[1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn normalised images (B, 3, H, W) into the map at the cut and moments (B, D_front) float32."""
-        maps = maps_of(self.network, sorted({*self._own, self._last}), images)
-        stats = channel_stats(maps) if self._own else images.new_empty(len(images), 0, dtype=torch.float32)
-        return maps[-1], stats
+        """Turn images (B, 3, H, W) into maps (B, C, H', W') and statistics."""
+        maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
+        if not self._stats_stages:
+            return maps[-1], images.new_empty(len(images), 0, dtype=torch.float32)
+        return maps[-1], channel_stats(maps)
 
 
 class TrainableStages(nn.Module):
-    """The stages behind the cut; with `n_front` 0 the whole backbone."""
+    """The stages after the split; with `n_front` 0 the whole backbone."""
 
     def __init__(self, backbone: Backbone, n_front: int) -> None:
         super().__init__()
         self.network = copy.deepcopy(backbone.network)
         self.n_front = n_front
-        self._own = [stage for stage in backbone.stages if stage >= n_front]
+        self._stats_stages = [stage for stage in backbone.stages if stage >= n_front]
         if n_front:
-            _blank_out(self.network, stage_modules(self.network)[n_front - 1].split("."))
+            _remove_modules_until(self.network, stage_modules(self.network)[n_front - 1].split("."))
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Turn maps at the cut (B, C, H, W) and moments (B, D_front) into features (B, D) float32."""
-        return torch.cat([stats, features_behind(self.network, self._own, maps)], dim=1)
+        """Turn maps (B, C, H, W) and statistics (B, D_frozen) into features (B, D)."""
+        return torch.cat([stats, compute_features(self.network, self._stats_stages, maps)], dim=1)
 
     def write_into(self, backbone: Backbone) -> None:
-        """Put the tail's weights in their places in the whole backbone."""
+        """Copy the trained weights into the whole backbone."""
         state = backbone.network.state_dict()
         backbone.network.load_state_dict({**state, **self.network.state_dict()}, strict=True)
 
 
 class BranchedBackbone(Backbone):
-    """A frozen backbone and, beside it, other tails that branch off from its stages.
+    """A frozen backbone with branches: fine-tuned copies of its last stages.
 
-    Its features are those of the frozen network, then those of each tail: one head on all of them
-    averages what several classifiers say, and what they share runs once.
+    The features are those of the frozen network, then those of each branch. One head on all of them averages
+    the logits of several classifiers, and the shared stages run once.
 
     Args:
         backbone: frozen.
-        tails: of backbones like it.
+        tails: the branches, of backbones with the same architecture.
     """
 
     def __init__(self, backbone: Backbone, tails: Iterable[TrainableStages]) -> None:
         super().__init__(backbone.name, backbone.network, backbone.features)
-        self._tails = nn.ModuleList(tails)
+        self._branches = nn.ModuleList(tails)
 
     @property
     def tails(self) -> list[TrainableStages]:
-        """In the order of their features."""
-        return [tail for tail in self._tails if isinstance(tail, TrainableStages)]
+        """The branches, in the order of their features."""
+        return [branch for branch in self._branches if isinstance(branch, TrainableStages)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn normalised images (B, 3, H, W) into features (B, D plus D - D_front of each tail) float32."""
-        tails = self.tails
-        cuts = [tail.n_front - 1 for tail in tails if tail.n_front]
-        features, maps = features_and_maps(self.network, self.stages, images, cuts)
-        maps[-1] = images  # what a tail starts from that shares nothing
-        none = images.new_empty(len(images), 0, dtype=torch.float32)
-        return torch.cat([features, *(tail(maps[tail.n_front - 1], none) for tail in tails)], dim=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitBackbone:
-    """A backbone in two parts.
-
-    Attributes:
-        front: frozen, fused; None where everything is trained.
-        tail: what is trained, on the original weights.
-        shape: (C, H, W) of the map at the cut; of the image where there is no front.
-        n_moments: D_front.
-    """
-
-    front: FrozenStages | None
-    tail: TrainableStages
-    shape: tuple[int, int, int]
-    n_stats: int
+        """Turn images (B, 3, H, W) into features (B, D + D - D_frozen per branch)."""
+        branches = self.tails
+        split_stages = [branch.n_front - 1 for branch in branches if branch.n_front]
+        features, maps = compute_features_and_maps(self.network, self.stages, images, split_stages)
+        maps[-1] = images  # input of branches that share no stage
+        no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
+        return torch.cat(
+            [features, *(branch(maps[branch.n_front - 1], no_stats) for branch in branches)], dim=1
+        )
 
 
 class BackboneSplitError(ConfigError):
-    """A network has no last stages that could be trained on their own."""
+    """The last stages of a network cannot be trained separately."""
 
 
-def split_backbone(backbone: Backbone, n_tail: int | None, input_size: int) -> SplitBackbone:
-    """Cut a backbone in front of its last stages.
+def split_backbone(
+    backbone: Backbone, n_trainable: int | None, input_size: int
+) -> tuple[FrozenStages | None, TrainableStages]:
+    """Split a backbone before its last stages.
 
     Args:
-        n_tail: stages to train; None for all of them and the stem.
-        input_size: side of its images, px.
+        backbone: the whole.
+        n_trainable: number of stages to train; None for all of them and the stem.
+        input_size: side of the input images, px.
+
+    Returns:
+        The frozen stages, fused, or None if everything is trained; and the trainable stages with the
+        original weights.
 
     Raises:
-        ConfigError: it has no such stages.
-        UncuttableError: the network cannot be cut there.
+        ConfigError: `n_trainable` is out of range.
+        BackboneSplitError: the network cannot be split there.
     """
-    unfreeze_stages = len(stage_modules(backbone.network))
-    if n_tail is None:
-        return SplitBackbone(
-            front=None, tail=TrainableStages(backbone, 0), shape=(3, input_size, input_size), n_stats=0
-        )
-    if unfreeze_stages < 2:
-        raise _uncuttable(backbone, "it has one stage")
-    if not 1 <= n_tail < unfreeze_stages:
+    if n_trainable is None:
+        return None, TrainableStages(backbone, 0)
+    n_stages = len(stage_modules(backbone.network))
+    if n_stages < 2:
+        raise _split_error(backbone, "it has one stage")
+    if not 1 <= n_trainable < n_stages:
         raise ConfigError(
-            f"unfreeze_stages={n_tail} is outside 1 to {unfreeze_stages - 1}, what partial can train of {backbone.name}; "
+            f"unfreeze_stages={n_trainable} is outside the range 1 to {n_stages - 1} of {backbone.name}; "
             "--finetune full trains everything"
         )
-    n_front = unfreeze_stages - n_tail
+    n_frozen = n_stages - n_trainable
     images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = backbone.eval()(images)
-    tail = TrainableStages(backbone, n_front).eval()
-    front = FrozenStages(fuse_for_inference(backbone, input_size), n_front).eval()
+    trainable = TrainableStages(backbone, n_frozen).eval()
+    fused = fuse_for_inference(backbone, input_size)
     try:
         with torch.inference_mode():
-            maps, stats = front(images)
-            difference = (tail(maps, stats) - expected).abs().max()
+            frozen = FrozenStages(fused, n_frozen, images).eval()
+            difference = (trainable(*frozen(images)) - expected).abs().max()
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
-        raise _uncuttable(backbone, str(error)) from None
+        raise _split_error(backbone, str(error)) from None
     if not difference <= TOLERANCE * expected.abs().max():
-        raise _uncuttable(backbone, "its halves give other features than the whole")
-    shape = tuple(int(n) for n in maps.shape[1:])
-    assert len(shape) == 3
-    return SplitBackbone(front=front, tail=tail, shape=shape, n_stats=stats.shape[1])
+        raise _split_error(backbone, "its parts compute other features than the whole")
+    return frozen, trainable
 
 
-def _uncuttable(backbone: Backbone, why: str) -> BackboneSplitError:
-    reason = " ".join(why.split())[:120]
+def _split_error(backbone: Backbone, reason: str) -> BackboneSplitError:
+    reason = " ".join(reason.split())[:120]
     return BackboneSplitError(
-        f"{backbone.name} cannot be cut in front of its last stages ({reason}); use --finetune full or probe"
+        f"{backbone.name} cannot be split before its last stages ({reason}); use --finetune full or none"
     )
 
 
-def _blank_out(module: Any, path: list[str]) -> None:
-    """Replace everything up to and including a module by nothing, in the order of definition."""
+def _remove_modules_until(module: Any, path: list[str]) -> None:
+    """Replace modules up to and including one by identities."""
     for name, child in list(module.named_children()):
         if name == path[0] and len(path) > 1:
-            _blank_out(child, path[1:])
+            _remove_modules_until(child, path[1:])
         else:
             setattr(module, name, nn.Identity())
         if name == path[0]:

@@ -1,4 +1,4 @@
-"""What the stages of a backbone put out, as tensors that a gradient can be taken with respect to."""
+"""Stage outputs of a backbone, for class activation maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,40 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.backbone import Backbone, features_and_maps, stage_modules
+from pixelplay.model.backbone import Backbone, compute_features_and_maps, stage_modules
 from pixelplay.model.split_backbone import BranchedBackbone
 
-Shape = tuple[int, int, int]  # C, H, W
-Layout = Callable[[Tensor, Shape], Tensor]
-TOLERANCE = 1e-3  # of the largest value: a stage's output against the map that timm makes of it
+MapShape = tuple[int, int, int]  # C, H, W
+Layout = Callable[[Tensor, MapShape], Tensor]
+TOLERANCE = 1e-3  # relative to the largest value: a converted stage output against timm's feature map
 
 
 class StageHooks:
-    """Watches the last stages of a backbone, those of the frozen network and of each tail beside it.
+    """Records the outputs of a backbone's last stages, and of those in each branch.
 
-    A class's logit depends on all of them: each branch ends in features of its own.
+    The logit of a class depends on all of them, as each branch has its own features.
 
     Args:
-        n_stages: how many of the last ones. Those that a tail does not run are left out, and those whose
-            output is no map: Hiera's tokens, say, stand in another order than their places.
-        input_size: side of its images, px.
+        backbone: frozen network, with or without branches.
+        n_stages: number of last stages. Skipped are stages a branch does not run, and stages whose output
+            cannot be converted to a feature map (Hiera's tokens are not in spatial order).
+        input_size: side of the input images, px.
 
     Raises:
-        ConfigError: no stage gives a map.
+        ConfigError: no stage output can be converted to a feature map.
     """
 
     def __init__(self, backbone: Backbone, n_stages: int, input_size: int) -> None:
         names = stage_modules(backbone.network)
-        asked = range(max(0, len(names) - n_stages), len(names))
-        self._layouts = _find_layouts(backbone.network, {i: names[i] for i in asked}, input_size)
+        last_stages = range(max(0, len(names) - n_stages), len(names))
+        self._layouts = _find_layouts(backbone.network, {i: names[i] for i in last_stages}, input_size)
         if not self._layouts:
             raise ConfigError(
-                f"{backbone.name} cannot be explained: none of its last {len(asked)} stages puts out a map; "
-                "train with another --backbone"
+                f"{backbone.name} cannot be explained: none of its last {len(last_stages)} stages outputs a "
+                "feature map; train with another --backbone"
             )
         networks: list[tuple[Any, int]] = [(backbone.network, 0)]
         if isinstance(backbone, BranchedBackbone):
-            networks += [(tail.network, tail.n_front) for tail in backbone.tails]
+            networks += [(branch.network, branch.n_front) for branch in backbone.tails]
         self._stages: list[tuple[nn.Module, int]] = [
             (network.get_submodule(names[i]), i)
             for network, n_front in networks
@@ -52,10 +53,10 @@ class StageHooks:
 
     @contextmanager
     def __call__(self) -> Iterator[list[Tensor]]:
-        """Give a list that holds, after one forward pass inside the block, what each stage put out."""
-        # the frozen network and each tail run after one another, and so do their stages
+        """Yield a list that a forward pass in the block fills with stage outputs."""
+        # the order of hooks is that of execution: the frozen network, then one branch after another
         outputs: list[Tensor] = []
-        hooks = [module.register_forward_hook(partial(_keep, outputs)) for module, _ in self._stages]
+        hooks = [module.register_forward_hook(partial(_record, outputs)) for module, _ in self._stages]
         try:
             yield outputs
         finally:
@@ -63,69 +64,69 @@ class StageHooks:
                 hook.remove()
 
     def as_maps(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Bring outputs, or gradients with respect to them, into the form of maps (B, C, H, W)."""
+        """Convert stage outputs, or gradients of them, to feature maps (B, C, H, W)."""
         pairs = zip(outputs, self._stages, strict=True)
         return [layout(x, shape) for x, (_, i) in pairs for layout, shape in [self._layouts[i]]]
 
 
-def _keep(outputs: list[Tensor], module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+def _record(outputs: list[Tensor], module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     outputs.append(output)
-    return output.clone()  # what follows may change its input in place
+    return output.clone()  # the next layer may change its input in place
 
 
-def _as_it_is(output: Tensor, shape: Shape) -> Tensor:
+def _channels_first(output: Tensor, shape: MapShape) -> Tensor:
     return output
 
 
-def _from_channels_last(output: Tensor, shape: Shape) -> Tensor:
+def _channels_last(output: Tensor, shape: MapShape) -> Tensor:
     return output.permute(0, 3, 1, 2)
 
 
-def _from_tokens(output: Tensor, shape: Shape) -> Tensor:
+def _tokens(output: Tensor, shape: MapShape) -> Tensor:
     n_channels, height, width = shape
     patches = output[:, output.shape[1] - height * width :]  # class and register tokens come first
     return patches.transpose(1, 2).reshape(-1, n_channels, height, width)
 
 
-_LAYOUTS: tuple[Layout, ...] = (_as_it_is, _from_channels_last, _from_tokens)
+_LAYOUTS: tuple[Layout, ...] = (_channels_first, _channels_last, _tokens)
 
 
-def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, Shape]]:
-    """How to bring the outputs of stages into the form of timm's maps, by position; only where it works."""
+def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, MapShape]]:
+    """Find the layout that turns each stage's output into timm's feature map."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, input_size, input_size, generator=generator)
     outputs: dict[int, Any] = {}
     modules = dict(network.named_modules())
     hooks = [
-        modules[name].register_forward_hook(partial(_note, outputs, i))
+        modules[name].register_forward_hook(partial(_record_stage, outputs, i))
         for i, name in names.items()
-        if name in modules  # timm's names are not all those of modules
+        if name in modules  # some of timm's stage names are not modules
     ]
     try:
         with torch.no_grad():
             device = next(network.parameters()).device
-            maps = features_and_maps(network, (), images.to(device), list(names))[1]
+            maps = compute_features_and_maps(network, (), images.to(device), list(names))[1]
     finally:
         for hook in hooks:
             hook.remove()
-    found: dict[int, tuple[Layout, Shape]] = {}
+    found: dict[int, tuple[Layout, MapShape]] = {}
     for i, expected in sorted(maps.items()):
-        shape: Shape = (expected.shape[1], expected.shape[2], expected.shape[3])
-        fitting = [layout for layout in _LAYOUTS if _fits(layout, outputs.get(i), expected, shape)]
-        found |= {i: (fitting[0], shape)} if fitting else {}
+        shape: MapShape = (expected.shape[1], expected.shape[2], expected.shape[3])
+        matching = [layout for layout in _LAYOUTS if _matches(layout, outputs.get(i), expected, shape)]
+        found |= {i: (matching[0], shape)} if matching else {}
     return found
 
 
-def _note(outputs: dict[int, Any], i: int, module: nn.Module, inputs: object, output: object) -> None:
+def _record_stage(outputs: dict[int, Any], i: int, module: nn.Module, inputs: object, output: object) -> None:
     outputs[i] = output.clone() if isinstance(output, Tensor) else None
 
 
-def _fits(layout: Layout, output: Tensor | None, expected: Tensor, shape: Shape) -> bool:
+def _matches(layout: Layout, output: Tensor | None, expected: Tensor, shape: MapShape) -> bool:
     if output is None or output.ndim not in (3, 4):
         return False
     try:
-        made = layout(output, shape)
+        maps = layout(output, shape)
     except RuntimeError:  # another number of dimensions or elements
         return False
-    difference = (made - expected).abs().max() if made.shape == expected.shape else float("inf")
+    difference = (maps - expected).abs().max() if maps.shape == expected.shape else float("inf")
     return bool(difference <= TOLERANCE * expected.abs().max())

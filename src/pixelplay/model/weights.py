@@ -1,4 +1,4 @@
-"""Where trained weights lie and how they are read: never as a pickle, never silently remote."""
+"""Find and read pretrained weights: never unpickled, never downloaded in offline mode."""
 
 import hashlib
 import importlib.util
@@ -16,20 +16,23 @@ from torch import Tensor
 
 from pixelplay.errors import BundleError, ConfigError, MissingExtraError
 
-WAYS_ON = (
-    "use --backbone lite0 (comes with PixelPlay), --weights FILE with a local .safetensors or .pth, "
-    "or run once where the hub can be reached"
+ALTERNATIVES = (
+    "use --backbone lite0 (included), --weights FILE with a local .safetensors or .pth file, "
+    "or run once with access to the Hugging Face hub"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Weights that a package from the package index carries.
+    """Weights distributed as a Python package.
 
     Attributes:
-        timm_name: the network they belong to. The `tf_` variant: its padding and batch norm are
-            TensorFlow's; the twin without `tf_` loads them too and loses 7 points.
-        sha256_start: first hexadecimal digits of the file's digest; its file name ends with them.
+        timm_name: architecture. The `tf_` variant has TensorFlow's padding and batch norm; the variant
+            without `tf_` loads the same weights and loses 7 points of accuracy.
+        package: Python package that contains the file.
+        file: path inside the package.
+        sha256_start: first hexadecimal digits of the file's SHA-256; the file name ends with them.
+        extra: extra of PixelPlay that installs the package; None if it is always installed.
     """
 
     timm_name: str
@@ -59,7 +62,14 @@ EMBEDDED: Mapping[str, Embedded] = {
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A weights file on this machine."""
+    """A weights file on this machine.
+
+    Attributes:
+        path: the file.
+        sha256: its digest, hexadecimal.
+        origin: source of the weights, for the records.
+        is_embedded: True if the keys are efficientnet_pytorch's instead of timm's.
+    """
 
     path: str
     sha256: str
@@ -70,16 +80,16 @@ class WeightsFile:
 def find_weights(
     name: str, pretrained_cfg: Mapping[str, Any], weights: str | None, *, offline: bool
 ) -> WeightsFile:
-    """Find the weights file: the user's own, a package's, the hub's cache, or a download.
+    """Find the weights: a local file, a package, the hub's cache or a download.
 
     Raises:
-        ConfigError: none of these has it; the ways on are named.
-        BundleError: the package's file is not the published one.
+        ConfigError: none of these exists; the message lists alternatives.
+        BundleError: the package's file differs from the published one.
         MissingExtraError: the package is not installed.
     """
     if weights is not None:
         if not os.path.isfile(weights):
-            raise ConfigError(f"weights file {weights} does not exist; give a .safetensors or .pth file")
+            raise ConfigError(f"weights file {weights} does not exist; pass a .safetensors or .pth file")
         return WeightsFile(path=weights, sha256=file_sha256(weights), origin=os.path.basename(weights))
     if name in EMBEDDED:
         return _find_embedded(name)
@@ -89,11 +99,15 @@ def find_weights(
     )
 
 
-def read_state_dict(path: str, *, is_embedded: bool = False) -> dict[str, Tensor]:
-    """Read tensors from a .safetensors or .pth file without running any code in it.
+def read_state_dict(path: str, *, embedded: bool = False) -> dict[str, Tensor]:
+    """Read tensors from a .safetensors or .pth file without executing code from it.
+
+    Args:
+        path: the file.
+        embedded: rename efficientnet_pytorch's keys to timm's.
 
     Raises:
-        BundleError: not such a file, damaged, or holding more than tensors.
+        BundleError: another kind of file, a damaged one, or one that contains more than tensors.
     """
     try:
         if path.endswith(".safetensors"):
@@ -101,15 +115,15 @@ def read_state_dict(path: str, *, is_embedded: bool = False) -> dict[str, Tensor
 
             state: Any = load_file(path)
         else:
-            with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
+            with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's own message advises to run what the file holds
+    # torch's own message recommends executing the file's code
     except pickle.UnpicklingError:
         raise BundleError(
-            f"weights {path} hold more than tensors, which could run code, or are damaged; "
+            f"weights {path} are damaged or contain more than tensors, which could execute code; "
             "save model.state_dict() as .safetensors or .pth"
         ) from None
-    # torch and safetensors raise a dozen kinds for a file that is not theirs
+    # torch and safetensors raise a dozen types of error for other kinds of files
     except Exception as error:
         reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise BundleError(
@@ -122,13 +136,13 @@ def read_state_dict(path: str, *, is_embedded: bool = False) -> dict[str, Tensor
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise BundleError(f"weights {path} hold no dictionary of tensors; save model.state_dict()")
+        raise BundleError(f"weights {path} are not a dictionary of tensors; save model.state_dict()")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    return _from_efficientnet_pytorch(state) if is_embedded else state
+    return _rename_efficientnet_keys(state) if embedded else state
 
 
 def file_sha256(path: str) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Compute the SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -145,7 +159,7 @@ def _find_embedded(name: str) -> WeightsFile:
     digest = file_sha256(path)
     if not digest.startswith(embedded.sha256_start):
         raise BundleError(
-            f"{path} has SHA-256 {digest[:8]}… where {embedded.sha256_start}… was published; reinstall it"
+            f"{path} has SHA-256 {digest[:8]}… but {embedded.sha256_start}… was published; reinstall it"
         )
     return WeightsFile(path=path, sha256=digest, origin=f"package {embedded.package}", is_embedded=True)
 
@@ -154,41 +168,41 @@ def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if repository is None:
-        raise ConfigError(f"backbone {name!r} has no published weights on the hub; {WAYS_ON}")
+        raise ConfigError(f"backbone {name!r} has no published weights on the hub; {ALTERNATIVES}")
     cached = try_to_load_from_cache(repository, "model.safetensors")
     if isinstance(cached, str):
         return cached
     if offline:
         raise ConfigError(
-            f"backbone {name!r} has no weights in the hub's cache and --offline is set; {WAYS_ON}"
+            f"backbone {name!r} has no weights in the hub's cache and --offline is set; {ALTERNATIVES}"
         )
-    logger = logging.getLogger("huggingface_hub")  # it tells of each try; ours is one line
+    logger = logging.getLogger("huggingface_hub")  # it logs every attempt; the error below is one line
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         return hf_hub_download(repository, "model.safetensors")
-    # whatever the client raises, the user's question is the same: how do I get on
+    # the client raises many types of error; the alternatives are always the same
     except Exception as error:
         reason = type(error).__name__
         raise ConfigError(
             f"backbone {name!r} has no weights in the hub's cache and could not be downloaded ({reason}); "
-            f"{WAYS_ON}"
+            f"{ALTERNATIVES}"
         ) from None
     finally:
         logger.setLevel(level)
 
 
-def _from_efficientnet_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename efficientnet_pytorch's keys to timm's; the tensors are the same one to one."""
+def _rename_efficientnet_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename efficientnet_pytorch's keys to timm's; the tensors are identical."""
     blocks = _block_positions(state)
     return {_timm_key(key, blocks): value for key, value in state.items()}
 
 
 def _block_positions(state: dict[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Flat block number → (stage, block in stage): a stage begins where width or stride changes.
+    """Map flat block numbers to (stage, block within the stage).
 
-    The stages of every EfficientNet differ in output width, except that none repeats its
-    predecessor's, so a block without a residual of equal width begins a stage.
+    Consecutive stages of an EfficientNet always differ in output width, so each change of width starts a
+    stage.
     """
     n_blocks = 1 + max(int(m.group(1)) for key in state if (m := re.match(r"_blocks\.(\d+)\.", key)))
     widths = [state[f"_blocks.{i}._project_conv.weight"].shape[0] for i in range(n_blocks)]
@@ -209,7 +223,7 @@ _OUTER = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-# the first stage does not expand, so its layers are numbered one lower
+# blocks of the first stage have no expansion layer, so their layer numbers are one lower
 _FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _OTHER_STAGES = {
     "_expand_conv": "conv_pw",

@@ -22,10 +22,9 @@ from pixelplay.evaluation.metrics import ECE_BINS
 from pixelplay.text import align, counted, name_first, percent, printable
 
 if TYPE_CHECKING:  # these import torch, which a scan does not need
-    from pixelplay.outputs.crossval_report import CrossvalReport
     from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
     from pixelplay.outputs.label_issues import LabelIssueReport
-    from pixelplay.outputs.train_report import TrainReport
+    from pixelplay.outputs.run_report import RunReport
 
 TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -52,45 +51,41 @@ MAX_LABEL_ISSUES = 20
 TITLE_WIDTH = 18
 
 
-def format_train_report(
-    report: "TrainReport", *, verbose: bool = False, report_path: str | None = None
-) -> str:
-    """Format the summary that `train` prints.
+def format_run_report(report: "RunReport", *, verbose: bool = False, report_path: str | None = None) -> str:
+    """Format the summary that `train` and `crossval` print.
 
     Args:
         verbose: add the table of all classes.
         report_path: the HTML report, if there is one.
     """
+    if report.by_fold is not None:
+        return _format_crossval(report, verbose=verbose, report_path=report_path)
+    assert isinstance(report.finetune, str)
     split, warnings = report.measured_on, []
     trained_on = counted(sum(report.train_counts.values()), "image")
     sections = {"Model": [f"{METHOD_TITLES[report.finetune]}, trained on {trained_on}"]}
     if split != "test":
-        chosen_on = {"oof": "the out-of-fold predictions", "val": "the validation split"}[split]
-        warnings.append(f"no test split; {chosen_on} also chose the settings, so metrics are optimistic")
+        selected = {"oof": "the out-of-fold predictions", "val": "the validation split"}[split]
+        warnings.append(f"no test split; {selected} also selected settings, so metrics are optimistic")
     elif report.held_out_split == "oof":
         sections["Model"].append(f"out of fold: {_describe_metric(report.held_out, report.metric)}")
-    if (corrected := report.corrected.get(split)) is not None:
+    if (corrected := report.splits.get(f"{split}_corrected")) is not None:
         sections["Corrected labels"] = [_describe_metric(corrected, "accuracy")]
     title = f"{SPLIT_TITLES[split]} ({counted(report.evaluation.n, 'image')})"
     return _format_run(report, title, sections, warnings, verbose=verbose, report_path=report_path)
 
 
-def format_crossval_report(
-    report: "CrossvalReport", *, verbose: bool = False, report_path: str | None = None
-) -> str:
-    """Format the summary that `crossval` prints.
-
-    Args:
-        verbose: add the table of all classes.
-        report_path: the HTML report, if there is one.
-    """
-    repeated = "" if report.repeats == 1 else f", repeated {report.repeats} times"
-    title = f"{report.n_folds}-fold cross-validation{repeated} ({counted(report.evaluation.n, 'image')})"
+def _format_crossval(report: "RunReport", *, verbose: bool, report_path: str | None) -> str:
+    assert report.by_fold is not None
+    assert not isinstance(report.finetune, str)
+    folds = report.by_fold
+    repeated = "" if folds.repeats == 1 else f", repeated {folds.repeats} times"
+    title = f"{folds.n_folds}-fold cross-validation{repeated} ({counted(report.evaluation.n, 'image')})"
     methods = ", ".join(f"{n} × {METHOD_TITLES[method]}" for method, n in report.finetune.items())
-    low, high = min(report.fold_values), max(report.fold_values)
-    spread = f"{TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {report.fold_sd:.3f})"
-    if report.deployed == "ensemble":
-        deployed = [f"mean of the {report.n_folds * report.repeats} fold models"]
+    low, high = min(folds.values), max(folds.values)
+    spread = f"{TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {folds.sd:.3f})"
+    if folds.deployed == "ensemble":
+        deployed = [f"mean of the {folds.n_folds * folds.repeats} fold models"]
     else:
         deployed = ["one model trained on all images"]
     if report.test is None:
@@ -102,7 +97,7 @@ def format_crossval_report(
 
 
 def _format_run(
-    report: "TrainReport | CrossvalReport",
+    report: "RunReport",
     title: str,
     sections: Mapping[str, Sequence[str]],
     warnings: list[str],
@@ -116,13 +111,14 @@ def _format_run(
         [
             _title(name, report.metric),
             *_format_estimate(getattr(evaluation, name)),
-            _format_estimate(getattr(baseline, name))[0],
+            f"{value['value'] if isinstance(value := baseline[name], dict) else value:.3f}",
         ]
         for name in HEADLINES
     ]
-    if report.test is not None and report.test_without_duplicates is not None:
-        n_duplicated = counted(report.test.n - report.test_without_duplicates.n, "test image")
-        fair = _describe_metric(report.test_without_duplicates, "accuracy")
+    unique = report.splits.get("test_without_duplicates")
+    if report.test is not None and unique is not None:
+        n_duplicated = counted(report.test.n - unique.n, "test image")
+        fair = _describe_metric(unique, "accuracy")
         warnings.append(f"duplicates of {n_duplicated} removed from training; without these images: {fair}")
     run = shlex.quote(report.run_dir)
     commands = [f"pixelplay predict {run} NEW_IMAGES --out predictions.csv"]
@@ -136,7 +132,7 @@ def _format_run(
     }
     outputs = {"Run": [report.run_dir], "Report": [report_path] if report_path else [], "Next": commands}
     return _join_blocks(
-        align([title, "value", "95 % CI", f"majority class {baseline.name!r}"], rows),
+        align([title, "value", "95 % CI", f"majority class {baseline['class']!r}"], rows),
         _class_table(evaluation, report.train_counts) if verbose else [],
         _format_sections(results),
         _format_sections(outputs),

@@ -1,7 +1,7 @@
-"""Two runs on the same labelled images → how far they are apart, and whether that is real."""
+"""Evaluate a run's own splits, and any labelled images for `evaluate` and `evaluate --against`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,113 +16,12 @@ from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import ModelBundle, shorten_digest
 from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import RunLog
-from pixelplay.text import name_some
+from pixelplay.text import counted
 from pixelplay.training.finalize import predict_rows
+from pixelplay.training.prepare import examples
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunComparison:
-    """One model less another on the same images.
-
-    Attributes:
-        runs: the model that was measured, and the other.
-        metric: what the first decides for.
-        everything: all scored images.
-        n_trained_on: images that either model has learned from.
-        unseen: the same without those; None where there are none, or nothing else.
-    """
-
-    runs: tuple[str, str]
-    metric: str
-    everything: PairedComparison
-    n_trained_on: int
-    unseen: PairedComparison | None
-
-    @property
-    def fairest(self) -> PairedComparison:
-        """Without images that either has learned from, where there are others."""
-        return self.everything if self.unseen is None else self.unseen
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain values."""
-        return {
-            "runs": list(self.runs),
-            "metric": self.metric,
-            **self.everything.to_json(),
-            "n_trained_on": self.n_trained_on,
-            "unseen": None if self.unseen is None else self.unseen.to_json(),
-        }
-
-
-def compare_runs(
-    answers: tuple[Predictions, Predictions],
-    bundles: tuple[ModelBundle, ModelBundle],
-    runs: tuple[str, str],
-    dataset: ImageDataset,
-    log: RunLog,
-) -> RunComparison:
-    """Measure one model less another, row by row of the same index, some of which could be read."""
-    classes = all_names(*(bundle.classes for bundle in bundles), dataset.classes)
-    labels = renumbered(dataset.classes, classes)[dataset.labels]
-    places = [renumbered(bundle.classes, classes) for bundle in bundles]  # (K of each,)
-    for run, own, others in zip(runs, bundles, reversed(bundles), strict=True):
-        if lacking := sorted(set(others.classes) - set(own.classes)):
-            log.note(f"{run} does not know {name_some(lacking)}, which the other model does")
-    probs = [np.zeros((len(labels), len(classes))) for _ in answers]
-    for wide, place, answer in zip(probs, places, answers, strict=True):
-        wide[:, place] = answer.probs
-    preds = [place[answer.pred] for place, answer in zip(places, answers, strict=True)]
-    is_known = np.isin(labels, places[0]) & np.isin(labels, places[1])
-    is_ok = (answers[0].pred >= 0) & (answers[1].pred >= 0)
-    seen = [was_learned(answer, bundle) for answer, bundle in zip(answers, bundles, strict=True)]
-    is_seen = (seen[0] | seen[1]) & is_ok
-
-    def measure(keep: BoolArray) -> PairedComparison:
-        return compare_models(
-            (preds[0][keep], preds[1][keep]),
-            (probs[0][keep], probs[1][keep]),
-            labels[keep],
-            None if dataset.groups is None else dataset.groups[keep],
-            is_known=is_known[keep],
-        )
-
-    n_unseen = int((is_ok & ~is_seen).sum())
-    if is_seen.any() and n_unseen:
-        log.note(f"the difference is shown for the {n_unseen} images that neither model has learned from")
-    elif is_seen.any():
-        learned = " and ".join(
-            f"{run} from {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True)
-        )
-        log.note(
-            f"each of the {is_ok.sum()} images was learned from by a model ({learned}): the difference "
-            "says little about new ones"
-        )
-    return RunComparison(
-        runs=runs,
-        metric=bundles[0].metric,
-        everything=measure(is_ok),
-        n_trained_on=int(is_seen.sum()),
-        unseen=measure(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
-    )
-
-
-def all_names(*lists: tuple[str, ...]) -> tuple[str, ...]:
-    """Every name once, in the order of the lists."""
-    return tuple(dict.fromkeys(name for names in lists for name in names))
-
-
-def renumbered(names: tuple[str, ...], among: tuple[str, ...]) -> IntArray:
-    """Positions (K,) of names in a longer list."""
-    position = {name: k for k, name in enumerate(among)}
-    return np.array([position[name] for name in names], dtype=np.int64)
-
-
-def was_learned(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
-    """Which rows (N,) a model has learned from."""
-    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +64,7 @@ def evaluate_rows(
         pred=pred,
         classes=data.known_classes,
         digests=tuple(data.digests[i] for i in rows),
+        label=tuple(data.classes[k] for k in labels),
     )
 
     def evaluate(kept: BoolArray, labels: IntArray) -> Evaluation:
@@ -234,16 +134,50 @@ def evaluate_without_duplicates(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
-    """What `evaluate` found.
+class RunComparison:
+    """One model minus another on the same images.
 
     Attributes:
-        evaluation: figures over the readable labelled images.
-        part: the given part that was scored, or "all".
-        unreadable: path, status and reason of labelled images that are not in the figures.
-        n_trained_on: scored images that the model has learned from.
-        unseen: the same figures without those; None where there are none, or nothing else.
-        against: the difference to another model, if one was named.
+        runs: the evaluated model and the other.
+        metric: metric that the first model optimises.
+        everything: all scored images.
+        n_trained_on: images that either model was trained on.
+        unseen: without those; None where there are none, or no others.
+    """
+
+    runs: tuple[str, str]
+    metric: str
+    everything: PairedComparison
+    n_trained_on: int
+    unseen: PairedComparison | None
+
+    @property
+    def fairest(self) -> PairedComparison:
+        """Without images that either model was trained on, where there are others."""
+        return self.everything if self.unseen is None else self.unseen
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {
+            "runs": list(self.runs),
+            "metric": self.metric,
+            **self.everything.to_json(),
+            "n_trained_on": self.n_trained_on,
+            "unseen": None if self.unseen is None else self.unseen.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """The result of `evaluate`.
+
+    Attributes:
+        evaluation: metrics of all readable labelled images.
+        split: the given split that was scored, or "all".
+        unreadable: path, status and reason of labelled images that were skipped.
+        n_trained_on: scored images that the model was trained on.
+        unseen: metrics without those; None where there are none, or no others.
+        against: the difference to another model, if one was given.
     """
 
     evaluation: Evaluation
@@ -254,7 +188,7 @@ class EvaluationReport:
     against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the figures at the top level, and what they rest on beside them."""
+        """Return the metrics at the top level, with what they rest on beside them."""
         return {
             **self.evaluation.to_json(),
             "split": self.split,
@@ -266,14 +200,12 @@ class EvaluationReport:
         }
 
 
-def choose_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
-    """Select the labelled images to score: the asked part, else test where given, else all.
-
-    Of a part without any label that was said as it was read; of others it is said here.
+def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
+    """Select the labelled images to score: the split asked for, else test where given, else all.
 
     Raises:
-        ConfigError: no such part.
-        DataError: there are none.
+        ConfigError: unknown split.
+        DataError: no labelled image.
     """
     if split is not None:
         check_choice("split", split, SPLITS)
@@ -281,30 +213,29 @@ def choose_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
     chosen = split
     if chosen is None and (dataset.in_split("test") & is_labelled).any():
         chosen = "test"
-    inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
-    where = inside & is_labelled
-    if n_without := int((inside & ~is_labelled).sum()):
-        log.note(f"{n_without:,} of {inside.sum():,} images have no label and are not scored")
-    if not where.any():
-        there = [name for name in SPLITS if (dataset.in_split(name) & is_labelled).any()]
-        has = f"; it has {', '.join(there)}" if there else ""
-        raise DataError(f"{dataset.source} has no labelled images{f' in part {split}' if split else ''}{has}")
-    return dataset.select(where), chosen or "all"
+    is_inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
+    is_scored = is_inside & is_labelled
+    if n_unlabelled := int((is_inside & ~is_labelled).sum()):
+        log.note(f"skipped {n_unlabelled:,} of {is_inside.sum():,} images without a label")
+    if not is_scored.any():
+        present = [name for name in SPLITS if (dataset.in_split(name) & is_labelled).any()]
+        hint = f"; it has {', '.join(present)}" if present else ""
+        where = f" in split {split}" if split else ""
+        raise DataError(f"{dataset.source} has no labelled images{where}{hint}")
+    return dataset.select(is_scored), chosen or "all"
 
 
-def labels_among(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
-    """Labels (N,) as positions among a model's classes, -1 for a class that it does not know."""
+def labels_in(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
+    """Return labels (N,) as positions in a model's classes; -1 for unknown classes."""
     position = {name: k for k, name in enumerate(classes)}
     return np.array([position.get(dataset.classes[k], -1) for k in dataset.labels], dtype=np.int64)
 
 
-def write_judged(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
-    """Write each prediction beside the class that was given, and whether it was learned from."""
-    columns = {
-        "given": [dataset.classes[k] for k in dataset.labels],
-        "trained_on": ["true" if seen else "false" for seen in was_learned(predictions, bundle)],
-    }
-    write_predictions([predictions], predictions.classes, path, columns)
+def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
+    """Write each prediction beside its label, and whether the model was trained on the image."""
+    labelled = replace(predictions, label=tuple(dataset.classes[k] for k in dataset.labels))
+    columns = {"trained_on": ["true" if seen else "false" for seen in _was_trained_on(predictions, bundle)]}
+    write_predictions([labelled], predictions.classes, path, columns)
 
 
 def evaluate_predictions(
@@ -317,7 +248,7 @@ def evaluate_predictions(
     at_precision: float | None = None,
     positive: str | None = None,
 ) -> EvaluationReport:
-    """Measure predictions against the labels of their index, row by row.
+    """Evaluate predictions against the labels of their dataset, row by row.
 
     Raises:
         DataError: no image could be read.
@@ -327,18 +258,17 @@ def evaluate_predictions(
         {"path": predictions.paths[i], "status": predictions.status[i], "reason": predictions.errors[i]}
         for i in np.flatnonzero(~is_ok)
     ]
-    named = name_some([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
+    named = examples([f"{bad['path']}: {bad['reason']}" for bad in unreadable])
     if not is_ok.any():
-        raise DataError(f"none of the {len(unreadable)} labelled images could be read: {named}")
+        raise DataError(f"could not read any of the {len(unreadable)} labelled images: {named}")
     if unreadable:
-        log.note(f"{len(unreadable)} labelled images could not be read and are not in the figures: {named}")
-    classes = all_names(bundle.classes, dataset.classes)
-    labels = renumbered(dataset.classes, classes)[dataset.labels]
-    unknown = sorted({classes[k] for k in labels if k >= len(bundle.classes)})
-    if unknown:
-        log.note(f"the model does not know {name_some(unknown)}: their images count as errors")
+        log.note(f"skipped {counted(len(unreadable), 'unreadable image')}: {named}")
+    classes = _all_classes(bundle.classes, dataset.classes)
+    labels = _positions_in(dataset.classes, classes)[dataset.labels]
+    if unknown := sorted({classes[k] for k in labels if k >= len(bundle.classes)}):
+        log.note(f"images of classes unknown to the model count as errors: {examples(unknown)}")
 
-    def measure(keep: BoolArray, precision: float | None) -> Evaluation:
+    def evaluate(keep: BoolArray, precision: float | None) -> Evaluation:
         return evaluate_probs(
             predictions.probs[keep],
             predictions.pred[keep],
@@ -350,21 +280,86 @@ def evaluate_predictions(
             positive=None if precision is None else positive,
         )
 
-    seen = was_learned(predictions, bundle) & is_ok
-    if seen.any():
+    is_seen = _was_trained_on(predictions, bundle) & is_ok
+    if is_seen.any():
         log.note(
-            f"{seen.sum()} of {is_ok.sum()} scored images were trained on: the figures are too good; "
-            "those without them stand beside"
+            f"the model was trained on {is_seen.sum()} of the {is_ok.sum()} scored images: metrics are "
+            "optimistic; see `unseen` for metrics without them"
         )
-    rest = is_ok & ~seen
-    unseen = None
-    if seen.any() and rest.any():
+    rest, unseen = is_ok & ~is_seen, None
+    if is_seen.any() and rest.any():
         column = 1 if positive is None else bundle.classes.index(positive)
-        unseen = measure(rest, at_precision if (labels[rest] == column).any() else None)
+        unseen = evaluate(rest, at_precision if (labels[rest] == column).any() else None)
     return EvaluationReport(
-        evaluation=measure(is_ok, at_precision),
+        evaluation=evaluate(is_ok, at_precision),
         split=split,
         unreadable=unreadable,
-        n_trained_on=int(seen.sum()),
+        n_trained_on=int(is_seen.sum()),
         unseen=unseen,
     )
+
+
+def compare_runs(
+    predictions: tuple[Predictions, Predictions],
+    bundles: tuple[ModelBundle, ModelBundle],
+    runs: tuple[str, str],
+    dataset: ImageDataset,
+    log: RunLog,
+) -> RunComparison:
+    """Compare two models on the rows of a dataset that could be read."""
+    classes = _all_classes(*(bundle.classes for bundle in bundles), dataset.classes)
+    labels = _positions_in(dataset.classes, classes)[dataset.labels]
+    columns = [_positions_in(bundle.classes, classes) for bundle in bundles]  # (K of each,)
+    for run, own, other in zip(runs, bundles, reversed(bundles), strict=True):
+        if missing := sorted(set(other.classes) - set(own.classes)):
+            log.note(f"{run} does not know classes of the other model: {examples(missing)}")
+    probs = [np.zeros((len(labels), len(classes))) for _ in predictions]
+    for wide, own_columns, each in zip(probs, columns, predictions, strict=True):
+        wide[:, own_columns] = each.probs
+    preds = [own_columns[each.pred] for own_columns, each in zip(columns, predictions, strict=True)]
+    is_known = np.isin(labels, columns[0]) & np.isin(labels, columns[1])
+    is_ok = (predictions[0].pred >= 0) & (predictions[1].pred >= 0)
+    seen = [_was_trained_on(each, bundle) for each, bundle in zip(predictions, bundles, strict=True)]
+    is_seen = (seen[0] | seen[1]) & is_ok
+
+    def compare(keep: BoolArray) -> PairedComparison:
+        return compare_models(
+            (preds[0][keep], preds[1][keep]),
+            (probs[0][keep], probs[1][keep]),
+            labels[keep],
+            None if dataset.groups is None else dataset.groups[keep],
+            is_known=is_known[keep],
+        )
+
+    n_unseen = int((is_ok & ~is_seen).sum())
+    if is_seen.any() and n_unseen:
+        log.note(f"comparing on the {n_unseen} images that neither model was trained on")
+    elif is_seen.any():
+        trained = " and ".join(f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True))
+        log.note(
+            f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference may "
+            "not hold for new images"
+        )
+    return RunComparison(
+        runs=runs,
+        metric=bundles[0].metric,
+        everything=compare(is_ok),
+        n_trained_on=int(is_seen.sum()),
+        unseen=compare(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
+    )
+
+
+def _all_classes(*lists: tuple[str, ...]) -> tuple[str, ...]:
+    """Merge lists of class names in order, without repetition."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _positions_in(names: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
+    """Return the positions (K,) of names in a longer list."""
+    position = {name: k for k, name in enumerate(classes)}
+    return np.array([position[name] for name in names], dtype=np.int64)
+
+
+def _was_trained_on(predictions: Predictions, bundle: ModelBundle) -> BoolArray:
+    """Mark the rows (N,) that a model was trained on."""
+    return np.array([shorten_digest(digest) in bundle.trained_on for digest in predictions.digests])

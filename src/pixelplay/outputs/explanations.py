@@ -1,128 +1,231 @@
-"""Explanations → a folder of overlays, raw maps, contact sheets and one table, whole or not there at all."""
+"""Explanations → a folder of overlays, raw maps and a table."""
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
+from pixelplay.arrays import Float32Array, UInt8Array
 from pixelplay.atomic import bring_back, put_in_place
+from pixelplay.data.dataset import ImageDataset
+from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.tables import safe_label, safe_path
-from pixelplay.errors import ConfigError, DataError
-from pixelplay.inference.explain import ExplainedImage, Explanation
-from pixelplay.outputs.contact import CELL_PX, ContactSheets
-from pixelplay.outputs.overlay import overlay
+from pixelplay.errors import ConfigError, DataError, ImageError
+from pixelplay.inference.explain import Explainer
 from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
 from pixelplay.run_log import RunLog
+from pixelplay.text import counted
 
 OVERLAY_PX = 640  # long side
 NAME_CHARS = 40  # of an image's and of a class's name in a file name
 TABLE = "explanations.csv"
-COLUMNS = (
-    "path", "status", "error", "label", "probability", "explained", "explained_probability", "overlay", "map",
-)  # fmt: skip
-_OURS = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|contact(_\d+)?\.png|explanations\.csv|\.DS_Store")
+_OUR_FILES = re.compile(r"\d{4,}_.*\.(overlay\.png|map\.npy)|explanations\.csv|\.DS_Store")
+
+# RGB from cold to hot. Lightness increases in even steps, so the order survives a grey print, and blue to
+# yellow needs no distinction of red and green.
+ANCHORS = (
+    (28, 16, 98),
+    (98, 22, 138),
+    (168, 38, 126),
+    (222, 76, 88),
+    (248, 132, 52),
+    (252, 190, 64),
+    (255, 240, 150),
+)
+DESATURATION = 0.7  # of the image's colour, which could be mistaken for heat
+MAX_OPACITY = 0.8  # at the hottest place, so that the image remains visible
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedImage:
+    """One image that was explained, or could not be read: a row of explanations.csv.
+
+    Attributes:
+        path: as passed by the user.
+        status: "ok", "missing", "unreadable", "too_large" or "unsupported".
+        error: why the image could not be read; "" otherwise.
+        prediction: predicted class; None, like everything below, for an unreadable image.
+        probability: of the predicted class.
+        explained: class whose evidence is shown.
+        explained_probability: of that class.
+        overlay: file name of the overlay in the output folder.
+        map: file name of the raw map (h, w) float32 in the output folder.
+    """
+
+    path: str
+    status: str = "ok"
+    error: str = ""
+    prediction: str | None = None
+    probability: float | None = None
+    explained: str | None = None
+    explained_probability: float | None = None
+    overlay: str | None = None
+    map: str | None = None
 
 
 @contextmanager
 def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
-    """Give the folder OUT.partial, which becomes `out` when the block ends without an error, or goes.
+    """Yield the folder OUT.partial, which becomes `out` if the block succeeds.
 
     Raises:
-        ConfigError: `out` exists and is not forced, holds other files, or cannot be written.
+        ConfigError: `out` exists without `force`, contains other files, or cannot be written.
     """
-    out = os.path.realpath(out)  # a link stays, what it points to is replaced
+    out = os.path.realpath(out)  # replaces the target of a link, not the link
     partial = f"{out}.partial"
     bring_back(partial, out, _is_ours)
-    for taken in (out, partial):
-        _check_target(taken, force=force)
+    for folder in (out, partial):
+        _check_target(folder, force=force)
     try:
-        _remove(partial)
+        if os.path.isdir(partial) and _is_ours_or_empty(partial):
+            shutil.rmtree(partial)
         os.makedirs(partial)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+        raise ConfigError(f"could not write {out}: {error.strerror}; choose another --out") from None
     try:
         yield partial
-        _check_target(out, force=force)  # someone else may have been quicker
-        put_in_place(partial, out, _is_spare)
+        _check_target(out, force=force)  # another process may have created it meanwhile
+        put_in_place(partial, out, _is_ours_or_empty)
     except OSError as error:
-        error.filename = error.filename or out  # a full disk names no file by itself
+        error.filename = error.filename or out  # the error of a full disk has no file name
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_explanations(explained: Iterable[ExplainedImage], n_images: int, folder: str, log: RunLog) -> int:
-    """Write each explanation as it comes, and a row for each image.
+def write_explanations(
+    explainer: Explainer, datasets: Sequence[ImageDataset], class_name: str | None, folder: str, log: RunLog
+) -> list[ExplainedImage]:
+    """Explain images; write overlays, maps and a table with one row per image.
+
+    Args:
+        explainer: the model or ensemble.
+        datasets: the images.
+        class_name: class to explain (default: the predicted class of each image).
+        folder: existing folder to write into.
+        log: shows the progress.
 
     Returns:
-        The number of images that could not be explained.
+        One item per image, in order.
 
     Raises:
-        DataError: that is all of them.
+        ConfigError: unknown class.
+        DataError: no image can be read.
     """
-    bad, sheets, table = [], ContactSheets(folder), os.path.join(folder, TABLE)
+    if class_name is not None:
+        explainer.check_class(class_name)
+    columns = [field.name for field in fields(ExplainedImage)]
+    explained: list[ExplainedImage] = []
     with (
-        open(table, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        log.progress("explaining", n_images) as bar,
+        open(
+            os.path.join(folder, TABLE), "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file,
+        log.progress("explaining", sum(map(len, datasets))) as bar,
     ):
         writer = csv_writer(file)
-        writer.writerow(COLUMNS)
-        for number, look in enumerate(explained, start=1):
-            writer.writerow(_write_one(look, number, folder, sheets))
-            bad += [f"{look.path}: {look.error.reason}"] if look.error else []
-            bar.update()
-    if len(bad) == n_images:
-        raise DataError(f"none of the {n_images} images can be read; last: {bad[-1]}")
-    if bad:
-        log.note(f"{len(bad)} of {n_images} images could not be read; their rows say why")
-    sheets.close()
-    return len(bad)
+        writer.writerow(columns)
+        for dataset in datasets:
+            for path in dataset.paths:
+                image = _explain_file(explainer, dataset, path, class_name, folder, len(explained) + 1)
+                writer.writerow([_cell(name, getattr(image, name)) for name in columns])
+                explained.append(image)
+                bar.update()
+    failed = [image for image in explained if image.status != "ok"]
+    if failed and len(failed) == len(explained):
+        raise DataError(
+            f"could not read any of {counted(len(failed), 'image')}; "
+            f"last: {failed[-1].path}: {failed[-1].error}"
+        )
+    if failed:
+        log.note(f"could not read {len(failed):,} of {counted(len(explained), 'image')}; see {TABLE}")
+    return explained
 
 
-def file_stem(number: int, path: str, label: str) -> str:
-    """A file name without ending that is safe whatever the image and the class are called.
+def _explain_file(
+    explainer: Explainer, dataset: ImageDataset, path: str, class_name: str | None, folder: str, number: int
+) -> ExplainedImage:
+    """Explain one image and write its files."""
+    name = dataset.storage.display_path(path)
+    try:
+        data = dataset.storage.read(path)
+        with silence_pillow():
+            pixels = decode_image(data, path=path, target_px=explainer.input_size)
+    except ImageError as error:
+        return ExplainedImage(path=name, status=error.status, error=error.reason)
+    explanation = explainer.explain(pixels, class_name)
+    stem = file_stem(number, name, explanation.explained)
+    overlay_name, map_name = f"{stem}.overlay.png", f"{stem}.map.npy"
+    picture = overlay(pixels, explanation.heat, max_px=OVERLAY_PX)
+    Image.fromarray(picture).save(os.path.join(folder, overlay_name), format="PNG")
+    with open(os.path.join(folder, map_name), "wb") as file:
+        np.save(file, explanation.heat, allow_pickle=False)
+    return ExplainedImage(
+        path=name,
+        prediction=explanation.prediction,
+        probability=explanation.probability,
+        explained=explanation.explained,
+        explained_probability=explanation.explained_probability,
+        overlay=overlay_name,
+        map=map_name,
+    )
+
+
+def _cell(column: str, value: str | float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.{DECIMALS}f}"
+    return safe_path(value) if column == "path" else safe_label(value)
+
+
+def file_stem(number: int, path: str, class_name: str) -> str:
+    """Build a file name without extension that is safe for any image and class name.
 
     >>> file_stem(7, "../a b/cat's.jpg", "tabby/grey")
     '0007_cat_s_tabby_grey'
     """
     image = os.path.splitext(re.split(r"[/\\]", path)[-1])[0]
-    return f"{number:04}_{_plain(image)}_{_plain(label)}"
+    return f"{number:04}_{_plain(image)}_{_plain(class_name)}"
 
 
 def _plain(name: str) -> str:
-    """Letters, digits, hyphens and underscores; cut by bytes, of which a file name has at most 255."""
+    """Replace all but letters, digits and hyphens; shorten to 80 bytes."""
     return re.sub(r"[^\w-]+", "_", name).encode()[: 2 * NAME_CHARS].decode(errors="ignore")[:NAME_CHARS]
 
 
-def _write_one(look: ExplainedImage, number: int, folder: str, sheets: ContactSheets) -> list[str]:
-    """Write the files of one image; returns its row."""
-    explanation, name = look.explanation, look.path
-    if explanation is None or look.error is not None:
-        status, reason = (look.error.status, look.error.reason) if look.error else ("unreadable", "")
-        sheets.add(None, [name, reason])
-        return [safe_path(name), status, safe_label(reason), *[""] * (len(COLUMNS) - 3)]
-    stem = file_stem(number, name, explanation.label)
-    names = f"{stem}.overlay.png", f"{stem}.map.npy"
-    picture = overlay(look.pixels, explanation.heat, max_px=OVERLAY_PX)
-    Image.fromarray(picture).save(os.path.join(folder, names[0]), format="PNG")
-    with open(os.path.join(folder, names[1]), "wb") as file:
-        np.save(file, explanation.heat, allow_pickle=False)
-    sheets.add(overlay(look.pixels, explanation.heat, max_px=CELL_PX), [name, *_caption(explanation)])
-    shown: list[Any] = [safe_label(explanation.decided), f"{explanation.decided_probability:.{DECIMALS}f}"]
-    shown += [safe_label(explanation.label), f"{explanation.probability:.{DECIMALS}f}"]
-    return [safe_path(name), "ok", "", *shown, *names]
+def color(values: Float32Array) -> Float32Array:
+    """Map values in [0, 1] to RGB colours (…, 3) in [0, 255]."""
+    positions = np.linspace(0, 1, len(ANCHORS))
+    channels = [np.interp(values, positions, channel) for channel in np.transpose(ANCHORS)]
+    return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def _caption(explanation: Explanation) -> list[str]:
-    shown = f"{explanation.label} {explanation.probability:.2f}"
-    if explanation.label == explanation.decided:
-        return [shown]
-    return [shown, f"decided {explanation.decided} {explanation.decided_probability:.2f}"]
+def overlay(pixels: UInt8Array, heat: Float32Array, *, max_px: int) -> UInt8Array:
+    """Draw heat over a desaturated image, more opaque where it is hotter.
+
+    Args:
+        pixels: (H, W, 3) uint8, upright.
+        heat: (h, w) >= 0 over the whole image.
+        max_px: long side of the result; smaller images are not enlarged.
+
+    Returns:
+        (H', W', 3) uint8 in the image's proportions.
+    """
+    height, width = pixels.shape[:2]
+    scale = min(1.0, max_px / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    background = np.asarray(ImageEnhance.Color(small).enhance(1 - DESATURATION))
+    resized = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    values = np.asarray(resized) / max(float(heat.max()), np.finfo(np.float32).tiny)
+    values = values.clip(0, 1)  # (H', W'); bicubic may overshoot
+    opacity = MAX_OPACITY * values[..., None]
+    mixed = (1 - opacity) * background + opacity * color(values)
+    return np.asarray(mixed.round().astype(np.uint8))
 
 
 def _check_target(folder: str, *, force: bool) -> None:
@@ -130,23 +233,17 @@ def _check_target(folder: str, *, force: bool) -> None:
         return
     if not os.path.isdir(folder) or not _is_ours(folder):
         raise ConfigError(
-            f"{folder} exists and holds other things than explanations: it is never replaced; "
+            f"{folder} exists and contains other files than explanations; it is never replaced: "
             "choose another --out"
         )
     if not force:
-        raise ConfigError(f"{folder} exists; choose another --out, or replace it with --force")
+        raise ConfigError(f"{folder} already exists; choose another --out or use --force to replace it")
 
 
 def _is_ours(folder: str) -> bool:
     names = os.listdir(folder)
-    return TABLE in names and all(map(_OURS.fullmatch, names))
+    return TABLE in names and all(map(_OUR_FILES.fullmatch, names))
 
 
-def _is_spare(folder: str) -> bool:
-    """Whether a folder is ours, or empty: any other stays, and is in the way."""
+def _is_ours_or_empty(folder: str) -> bool:
     return _is_ours(folder) or not os.listdir(folder)
-
-
-def _remove(folder: str) -> None:
-    if os.path.isdir(folder) and _is_spare(folder):
-        shutil.rmtree(folder)

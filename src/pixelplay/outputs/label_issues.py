@@ -88,11 +88,11 @@ def collect_label_issues(
     labels = data.corrected_labels[positions]
     keep = (labels >= 0) & (labels < data.n_known) & ~data.reviewed[positions]
     splits, positions, probs, labels = splits[keep], positions[keep], probs[keep], labels[keep]
-    found = find_label_issues(probs, labels)
+    scores, best_other, issue_mask = find_label_issues(probs, labels)
     duplicates = _find_conflicting_duplicates(data)
     issues = []
-    for row in found.order:
-        label, suggested, is_issue = int(labels[row]), int(found.proposed[row]), bool(found.is_issue[row])
+    for row in np.argsort(scores, kind="stable"):
+        label, suggested, is_issue = int(labels[row]), int(best_other[row]), bool(issue_mask[row])
         reasons = []
         if is_issue:
             name, other_name = data.classes[label], data.classes[suggested]
@@ -110,7 +110,7 @@ def collect_label_issues(
                 split=str(splits[row]),
                 label=data.classes[label],
                 suggested=data.classes[suggested],
-                score=float(found.quality[row]),
+                score=float(scores[row]),
                 prob_label=float(probs[row, label]),
                 prob_suggested=float(probs[row, suggested]),
                 reason="; ".join(reasons),

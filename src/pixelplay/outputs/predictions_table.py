@@ -1,13 +1,12 @@
-"""Predictions → CSV or Parquet, written as they come (Parquet in groups), complete or not there at all."""
+"""predictions.csv and .parquet, oof.csv, and the summary of predictions."""
 
 import csv
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from typing import IO, Any
 
 import numpy as np
@@ -16,137 +15,226 @@ from pixelplay.data.tables import safe_label, safe_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
 from pixelplay.run_log import RunLog
-from pixelplay.text import SHOWN, counted, name_first
+from pixelplay.text import SHOWN, counted, name_first, printable
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_dir import is_record
 from pixelplay.training.training_data import TrainingData
 
 DECIMALS = 6
-GROUP_CELLS = 1 << 18  # of a Parquet file, that are written, and can be read, together
+GROUP_CELLS = 1 << 18  # cells per row group of a Parquet file
+Columns = Mapping[str, Sequence[str]]
+NO_COLUMNS: Columns = {}
 
 
 def write_predictions(
-    chunks: Iterable[Predictions],
-    classes: Sequence[str],
-    path: str,
-    extra: Mapping[str, Sequence[str]] | None = None,
+    chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Columns | None = None
 ) -> None:
-    """Write one row for each prediction as chunks arrive; the file's ending names the format.
-
-    Where predictions say whether they are answers, how novel their images are, or which classes stand
-    beside them, columns follow.
+    """Write predictions to a .csv or .parquet file, one row per image.
 
     Args:
-        extra: further text columns (N,), put before the label.
-
-    What is written so far stays as `<path>.partial` when the work is interrupted.
+        chunks: the predictions, written as they arrive.
+        classes: (K,) names.
+        path: the file.
+        extra: further text columns (N,) over all chunks.
     """
-    partial, written = f"{path}.partial", 0
-
-    def watch() -> Iterator[Predictions]:
-        nonlocal written
+    start = 0
+    with open_predictions_table(path, classes) as table:
         for chunk in chunks:
-            yield chunk
-            written += len(chunk)
+            rows = slice(start, start + len(chunk))
+            table.write(chunk, {name: column[rows] for name, column in (extra or {}).items()})
+            start += len(chunk)
 
+
+@contextmanager
+def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTable | ParquetTable"]:
+    """Open a .csv or .parquet table whose `write` adds predictions.
+
+    The columns are path, status, error, extra columns, label if known, prediction, probability, prob_<class>,
+    and abstained, prediction_set and novelty if the predictions have them.
+
+    The file is written as `<path>.partial` and renamed at the end; an interrupt leaves the partial file.
+
+    Raises:
+        PixelPlayError: from the block; it names the partial file if there are finished rows.
+    """
+    partial = f"{path}.partial"
+    table: CsvTable | ParquetTable
+    table = CsvTable(partial, classes) if path.lower().endswith(".csv") else ParquetTable(partial, classes)
     try:
-        if path.lower().endswith(".csv"):
-            with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                _write_csv(watch(), classes, file, extra or {})
-        else:
-            _write_parquet(watch(), classes, partial, extra or {})
+        with table:
+            yield table
     except PixelPlayError as error:
-        if written:
-            raise PixelPlayError(f"{error}; {counted(written, 'finished row')} in {partial}") from None
-        with suppress(FileNotFoundError):  # not begun
-            os.remove(partial)  # the input was no good: nothing to keep
+        if table.n_rows:
+            raise PixelPlayError(f"{error}; {counted(table.n_rows, 'finished row')} in {partial}") from None
+        with suppress(FileNotFoundError):  # Parquet files are created with the first row
+            os.remove(partial)
         raise
     except OSError as error:
-        error.filename = error.filename or partial  # a full disk names no file by itself
+        error.filename = error.filename or partial  # the error of a full disk has no file name
         raise
     os.replace(partial, path)
 
 
-def check_new_file(path: str, *, force: bool) -> None:
-    """Raise unless a table can be written under this name.
+class CsvTable:
+    """A CSV file of predictions, flushed after each chunk."""
 
-    Raises:
-        ConfigError: it exists, has an unknown ending, or its folder cannot be written to.
-    """
-    if is_record(path):
-        raise ConfigError(f"{path} is, or would pass for, a record of the run; choose another --out")
-    for taken in (path, f"{path}.partial"):
-        if os.path.isdir(taken) or (os.path.lexists(taken) and not force):
-            way_on = "" if os.path.isdir(taken) else ", or replace it with --force"
-            raise ConfigError(f"{taken} exists; choose another --out{way_on}")
-    if not path.lower().endswith((".csv", ".parquet")):
-        raise ConfigError(
-            f"--out {path} ends neither in .csv nor in .parquet; one of them says what to write"
-        )
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise ConfigError(f"the folder {folder} of --out does not exist; create it first")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"the folder {folder} of --out cannot be written to; choose another")
+    def __init__(self, path: str, classes: Sequence[str]) -> None:
+        self.n_rows = 0
+        self._classes = classes
+        self._file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        self._writer = csv_writer(self._file)
+        self._has_header = False
 
+    def __enter__(self) -> "CsvTable":
+        return self
 
-def _write_csv(
-    chunks: Iterable[Predictions], classes: Sequence[str], file: IO[str], extra: Mapping[str, Sequence[str]]
-) -> None:
-    writer = csv_writer(file)
-    names = [f"prob_{name}" for name in classes]
-    cautious, chunks = _peek(chunks)
-    writer.writerow(["path", "status", "error", *extra, "label", "probability", *names, *cautious])
-    row = 0
-    for chunk in chunks:
-        cautious = _cautious(chunk)
+    def __exit__(self, error: object, *details: object) -> None:
+        with self._file:
+            if error is None and not self._has_header:
+                self._write_header(_no_predictions(self._classes), {})
+
+    def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
+        """Append rows, with extra text columns."""
+        if not self._has_header:
+            self._write_header(chunk, extra)
+        labels, optional = chunk.label, _optional_columns(chunk)
         for i, path in enumerate(chunk.paths):
             k = int(chunk.pred[i])
+            row = [safe_path(path), chunk.status[i], safe_label(chunk.errors[i])]
+            row += [safe_label(column[i]) for column in extra.values()]
+            row += [] if labels is None else [safe_label(labels[i])]
             if k < 0:
-                cells = ["", "", *[""] * len(classes)]
+                row += [""] * (2 + len(self._classes) + len(optional))
             else:
-                shown = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
-                cells = [safe_label(classes[k]), shown[k], *shown]
-            first = [safe_path(path), chunk.status[i], safe_label(chunk.errors[i])]
-            cells += ["" if k < 0 else _as_json(column[i]) for column in cautious.values()]
-            writer.writerow([*first, *(safe_label(column[row]) for column in extra.values()), *cells])
-            row += 1
-        file.flush()
+                probs = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
+                row += [safe_label(self._classes[k]), probs[k], *probs]
+                row += [json.dumps(column[i], ensure_ascii=False) for column in optional.values()]
+            self._writer.writerow(row)
+        self._file.flush()
+        self.n_rows += len(chunk)
+
+    def _write_header(self, chunk: Predictions, extra: Columns) -> None:
+        self._has_header = True
+        label = [] if chunk.label is None else ["label"]
+        probs = [f"prob_{name}" for name in self._classes]
+        optional = list(_optional_columns(chunk))
+        self._writer.writerow(
+            ["path", "status", "error", *extra, *label, "prediction", "probability", *probs, *optional]
+        )
 
 
-def _as_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+class ParquetTable:
+    """A Parquet file of predictions, in row groups of about GROUP_CELLS cells."""
+
+    def __init__(self, path: str, classes: Sequence[str]) -> None:
+        self.n_rows = 0
+        self._path, self._classes = path, tuple(classes)
+        self._group: list[tuple[Predictions, Columns]] = []
+        self._writer: Any = None
+
+    def __enter__(self) -> "ParquetTable":
+        return self
+
+    def __exit__(self, error: object, *details: object) -> None:
+        try:
+            if self._group:  # also after an interrupt
+                self._write_group()
+            elif error is None and self._writer is None:
+                self._open(_no_predictions(self._classes), {})
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
+        """Append rows, with extra text columns."""
+        if self._writer is None:
+            self._open(chunk, extra)
+        self._group.append((chunk, extra))
+        if sum(len(chunk) for chunk, _ in self._group) * len(self._writer.schema) >= GROUP_CELLS:
+            self._write_group()
+        self.n_rows += len(chunk)
+
+    def _open(self, chunk: Predictions, extra: Columns) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        label = [] if chunk.label is None else ["label"]
+        texts = ["path", "status", "error", *extra, *label, "prediction"]
+        types = {"abstained": pa.bool_(), "prediction_set": pa.list_(pa.string()), "novelty": pa.float64()}
+        schema = [(name, pa.string()) for name in texts]
+        schema += [("probability", pa.float64())]
+        schema += [(_valid_unicode(f"prob_{name}"), pa.float64()) for name in self._classes]
+        schema += [(name, types[name]) for name in _optional_columns(chunk)]
+        self._writer = pq.ParquetWriter(self._path, pa.schema(schema))
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        group, self._group = self._group, []  # rows that cannot be written are not tried again
+        whole = join_predictions([chunk for chunk, _ in group], self._classes)
+        columns = _parquet_columns(whole)
+        for name in group[0][1]:
+            columns[name] = [_valid_unicode(cell) for _, extra in group for cell in extra[name]]
+        self._writer.write_table(pa.table(columns, schema=self._writer.schema))
 
 
-def _peek(chunks: Iterable[Predictions]) -> tuple[dict[str, list[Any]], Iterable[Predictions]]:
-    """Which further columns there are, by the first chunk, and all chunks."""
-    rest = iter(chunks)
-    first = list(islice(rest, 1))
-    return (_cautious(first[0]) if first else {}), chain(first, rest)
-
-
-def _cautious(chunk: Predictions) -> dict[str, list[Any]]:
-    """Columns about a prediction's own worth, those that there are."""
-    found: dict[str, list[Any]] = {}
-    if chunk.answered is not None:
-        found["answered"] = [bool(x) for x in chunk.answered]
-    if chunk.novelty is not None:
-        found["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
+def _parquet_columns(chunk: Predictions) -> dict[str, list[Any]]:
+    is_ok = [k >= 0 for k in chunk.pred]
+    columns: dict[str, list[Any]] = {
+        "path": [_valid_unicode(path) for path in chunk.paths],
+        "status": list(chunk.status),
+        "error": [error or None for error in chunk.errors],
+        "prediction": [None if name is None else _valid_unicode(name) for name in chunk.prediction],
+        "probability": [chunk.probs[i, k] if k >= 0 else None for i, k in enumerate(chunk.pred)],
+    }
+    if chunk.label is not None:
+        columns["label"] = [_valid_unicode(name) for name in chunk.label]
+    for j, name in enumerate(chunk.classes):
+        probs = zip(chunk.probs[:, j], is_ok, strict=True)
+        columns[_valid_unicode(f"prob_{name}")] = [p if ok else None for p, ok in probs]
+    for name, values in _optional_columns(chunk).items():
+        columns[name] = [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
     if chunk.sets is not None:
-        found["prediction_set"] = [
+        columns["prediction_set"] = [
+            names and [_valid_unicode(name) for name in names] for names in columns["prediction_set"]
+        ]
+    return columns
+
+
+def _optional_columns(chunk: Predictions) -> dict[str, list[Any]]:
+    """Return the existing ones of abstained, prediction_set and novelty."""
+    columns: dict[str, list[Any]] = {}
+    if chunk.abstained is not None:
+        columns["abstained"] = [bool(x) for x in chunk.abstained]
+    if chunk.sets is not None:
+        columns["prediction_set"] = [
             [name for name, is_in in zip(chunk.classes, row, strict=True) if is_in] for row in chunk.sets
         ]
-    return found
+    if chunk.novelty is not None:
+        columns["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
+    return columns
+
+
+def _no_predictions(classes: Sequence[str]) -> Predictions:
+    return join_predictions([], tuple(classes))
+
+
+def _valid_unicode(name: str) -> str:
+    """Escape bytes that are not UTF-8 like "\\xe4", as Parquet rejects them.
+
+    Different names stay different: of two columns with one name Parquet would keep one.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
-    """A writer of lines that end in a newline; cells with any kind of line break are quoted."""
-    # Python quotes a carriage return only where it ends lines, and readers would end a row there
-    return csv.writer(_Newlines(file), delimiter=delimiter, lineterminator="\r\n")
+    """Create a CSV writer that quotes all line breaks and ends lines with "\\n"."""
+    # Python quotes a carriage return only if line ends contain it; readers would split the row there
+    return csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
 
 
-class _Newlines:
-    """A file that takes lines ending in CRLF and writes them ending in LF."""
+class _UnixLines:
+    """Replaces the CRLF at the end of each line by LF."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -156,121 +244,83 @@ class _Newlines:
         self._file.write(line.removesuffix("\r\n") + "\n")
 
 
-def _write_parquet(
-    chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Mapping[str, Sequence[str]]
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def check_new_file(path: str, *, force: bool) -> None:
+    """Check that a table can be written to a path.
 
-    fields = [(name, pa.string()) for name in ("path", "status", "error", *extra, "label")]
-    fields += [("probability", pa.float64()), *((_as_text(f"prob_{name}"), pa.float64()) for name in classes)]
-    kinds = {"answered": pa.bool_(), "novelty": pa.float64(), "prediction_set": pa.list_(pa.string())}
-    cautious, chunks = _peek(chunks)
-    schema = pa.schema([*fields, *((name, kinds[name]) for name in cautious)])
-    with pq.ParquetWriter(path, schema) as writer:
-        group: list[Predictions] = []
-        further = {name: map(_as_text, values) for name, values in extra.items()}
-
-        def write() -> None:
-            whole = join_predictions(group, tuple(classes))
-            group.clear()  # what cannot be written is not tried again
-            texts = {name: list(islice(values, len(whole))) for name, values in further.items()}
-            writer.write_table(pa.table(_columns(whole) | texts, schema=schema))
-
-        try:
-            for chunk in chunks:
-                group.append(chunk)
-                if sum(map(len, group)) * len(schema) >= GROUP_CELLS:
-                    write()
-        finally:  # also when interrupted
-            if group:
-                write()
-
-
-def _columns(chunk: Predictions) -> dict[str, list[Any]]:
-    is_ok = [k >= 0 for k in chunk.pred]
-    columns: dict[str, list[Any]] = {
-        "path": [_as_text(path) for path in chunk.paths],
-        "status": list(chunk.status),
-        "error": [error or None for error in chunk.errors],
-        "label": [label if label is None else _as_text(label) for label in chunk.labels],
-        "probability": [chunk.probs[i, k] if k >= 0 else None for i, k in enumerate(chunk.pred)],
-    }
-    for j, name in enumerate(chunk.classes):
-        columns[_as_text(f"prob_{name}")] = [chunk.probs[i, j] if ok else None for i, ok in enumerate(is_ok)]
-    for name, values in _cautious(chunk).items():
-        columns[name] = [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
-    if chunk.sets is not None:
-        columns["prediction_set"] = [
-            names and [_as_text(name) for name in names] for names in columns["prediction_set"]
-        ]
-    return columns
-
-
-def _as_text(name: str) -> str:
-    """A file name in valid Unicode, which Parquet asks for; a byte that is none shows as "\\xe4".
-
-    Different names stay different: of two columns with one name Parquet would keep one.
+    Raises:
+        ConfigError: it exists, has an unknown extension, or its folder cannot be written to.
     """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if is_record(path):
+        raise ConfigError(f"{path} is or looks like a record of the run; choose another --out")
+    for taken in (path, f"{path}.partial"):
+        if os.path.isdir(taken):
+            raise ConfigError(f"{taken} is a folder; choose another --out")
+        if os.path.lexists(taken) and not force:
+            raise ConfigError(f"{taken} already exists; choose another --out or use --force to replace it")
+    if not path.lower().endswith((".csv", ".parquet")):
+        raise ConfigError(f"--out {path} must end in .csv or .parquet")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(f"the folder {folder} of --out does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the folder {folder} of --out is not writable; choose another")
 
 
-NOT_HELD_OUT = "not_held_out"  # a status of oof.csv alone
+NOT_HELD_OUT = "not_held_out"  # a status in oof.csv only
 
 
 def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> None:
-    """One row for each image and repeat, a given test part left out; the same rows as logits."""
+    """Write out-of-fold predictions and logits, a row per image and repeat."""
     from safetensors.numpy import save
 
-    dataset, errors = data.all_images, data.errors
-    usable = np.full(len(dataset), -1)  # position in the material of each image
-    usable[np.setdiff1d(np.arange(len(dataset)), list(errors))] = np.arange(len(data.dataset))
+    dataset = data.all_images
     shown = np.flatnonzero(~dataset.in_split("test"))
-    place = np.full(len(data.dataset), -1)
-    place[validation.rows] = np.arange(len(validation.rows))
-    where = np.where(usable[shown] >= 0, place[usable[shown]], -1)  # row of the cross-validation, or -1
+    readable = np.full(len(dataset), -1)  # index in data.dataset of each image
+    readable[np.setdiff1d(np.arange(len(dataset)), list(data.errors))] = np.arange(len(data.dataset))
+    validated = np.full(len(data.dataset), -1)  # row of the cross-validation of each readable image
+    validated[validation.rows] = np.arange(len(validation.rows))
+    where = np.where(readable[shown] >= 0, validated[readable[shown]], -1)
     removed = set(data.split.removed.tolist())
 
     def status(i: int, pred: int) -> tuple[str, str]:
-        if (error := errors.get(i)) is not None:
+        if (error := data.errors.get(i)) is not None:
             return error.status, error.reason
         if pred >= 0:
             return "ok", ""
-        if usable[i] in removed:
-            return NOT_HELD_OUT, "a copy of a test image, not learned from"
-        return NOT_HELD_OUT, "without it, or its group, nothing would be left to learn a class from"
+        if readable[i] in removed:
+            return NOT_HELD_OUT, "removed from training as a duplicate of a test image"
+        return NOT_HELD_OUT, "always in training, as its class has no other training images or groups"
 
-    chunks, columns, logits = [], {"repeat": [], "fold": [], "given": []}, []  # type: ignore[var-annotated]
-    for repeat, (folds, fit) in enumerate(zip(validation.folds, validation.rules, strict=True)):
-        # a row of NaN and -1 at the end is what position -1 takes
-        probs = np.vstack([fit.probs, np.full(fit.probs.shape[1], np.nan)])[where]
-        pred = np.append(fit.pred, -1)[where]
+    chunks, columns, logits = [], {"repeat": [], "fold": []}, []  # type: ignore[var-annotated]
+    for repeat, folds in enumerate(validation.folds):
+        # index -1 selects the appended last row
+        probs = np.vstack([validation.probs[repeat], np.full(data.n_known, np.nan)])[where]
+        pred = np.append(validation.pred[repeat], -1)[where]
         states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
         chunks.append(
             Predictions(
                 paths=tuple(dataset.paths[i] for i in shown),
-                status=tuple(state for state, _ in states),
-                errors=tuple(why for _, why in states),
+                status=tuple(name for name, _ in states),
+                errors=tuple(reason for _, reason in states),
                 probs=probs,
                 pred=pred,
                 classes=data.known_classes,
                 digests=(b"",) * len(shown),
+                label=tuple(dataset.classes[k] for k in dataset.labels[shown]),
             )
         )
-        own = np.append(folds, -1)[where]
         columns["repeat"] += [str(repeat)] * len(shown)
-        columns["fold"] += ["" if fold < 0 else str(fold) for fold in own]
-        columns["given"] += [dataset.classes[k] for k in dataset.labels[shown]]
-        none = np.full(data.n_known, np.nan, np.float32)
-        logits.append(np.vstack([validation.logits[repeat], none])[where])
+        columns["fold"] += ["" if fold < 0 else str(fold) for fold in np.append(folds, -1)[where]]
+        nan = np.full(data.n_known, np.nan, np.float32)
+        logits.append(np.vstack([validation.logits[repeat], nan])[where])
     write_predictions(chunks, data.known_classes, os.path.join(folder, "oof.csv"), columns)
     content = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
     with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
         file.write(content)
 
 
-NOVEL = 0.99  # novelty that one in a hundred of the images like those learned from has
-N_LABELS = 8  # that are named
+UNUSUAL = 0.99  # novelty exceeded by one in a hundred images like the training images
+N_CLASSES_SHOWN = 3
 
 
 @dataclass(kw_only=True)
@@ -279,57 +329,70 @@ class PredictionSummary:
 
     Attributes:
         n: images.
-        n_bad: those without a prediction.
-        n_unsure: those with one that is not answered; None where nothing was asked of answers.
-        n_novel: those that are less like what was learned from than one in a hundred is; None where the
-            model cannot tell.
-        labels: decided class → images.
-        errors: path and reason of the first ones without a prediction.
+        n_unreadable: images without prediction.
+        n_abstained: predictions the model abstains from; None if abstention was not requested.
+        n_unusual: predictions with novelty >= UNUSUAL; None if novelty was not measured.
+        counts: predicted class → images.
+        errors: path and reason of the first unreadable images.
     """
 
     n: int = 0
-    n_bad: int = 0
-    n_unsure: int | None = None
-    n_novel: int | None = None
-    labels: Counter[str] = field(default_factory=Counter)
+    n_unreadable: int = 0
+    n_abstained: int | None = None
+    n_unusual: int | None = None
+    counts: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
     def add(self, chunk: Predictions) -> None:
         """Count further predictions."""
         is_ok = chunk.pred >= 0
         self.n += len(chunk)
-        self.n_bad += int((~is_ok).sum())
-        self.labels.update(chunk.classes[k] for k in chunk.pred[is_ok])
-        if chunk.answered is not None:
-            self.n_unsure = (self.n_unsure or 0) + int((is_ok & ~chunk.answered).sum())
+        self.n_unreadable += int((~is_ok).sum())
+        self.counts.update(chunk.classes[k] for k in chunk.pred[is_ok])
+        if chunk.abstained is not None:
+            self.n_abstained = (self.n_abstained or 0) + int((is_ok & chunk.abstained).sum())
         if chunk.novelty is not None:
-            self.n_novel = (self.n_novel or 0) + int((chunk.novelty[is_ok] >= NOVEL).sum())
-        room = SHOWN - len(self.errors)
-        self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:room]]
+            self.n_unusual = (self.n_unusual or 0) + int((chunk.novelty[is_ok] >= UNUSUAL).sum())
+        n_more = SHOWN - len(self.errors)
+        self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:n_more]]
 
-    def say_what_is_missing(self, table: str | None, log: RunLog) -> None:
-        """Note how many have no prediction, and why.
+    def log_unreadable(self, table: str | None, log: RunLog) -> None:
+        """Note how many images could not be read, and why.
 
         Args:
-            table: where a row of each says so; None: nowhere else.
+            table: file whose error column has the reasons; None if there is none.
+            log: receives the note.
 
         Raises:
-            DataError: none has one.
+            DataError: no image can be read.
         """
-        if self.n_bad == self.n:
-            where = "" if table is None else f"{table} says why; "
-            raise DataError(f"none of {counted(self.n, 'image')} can be read; {where}first: {self.errors[0]}")
-        if self.n_bad:
-            why = name_first(self.errors, self.n_bad) if table is None else "their rows say why"
-            log.note(f"{self.n_bad} of {self.n} images could not be read; {why}")
+        if self.n_unreadable == self.n:
+            hint = "" if table is None else f"see the error column of {table}; "
+            raise DataError(
+                f"could not read any of {counted(self.n, 'image')}; {hint}first: {self.errors[0]}"
+            )
+        if self.n_unreadable:
+            reasons = name_first(self.errors, self.n_unreadable) if table is None else "see the error column"
+            log.note(f"could not read {self.n_unreadable:,} of {counted(self.n, 'image')}; {reasons}")
 
-    def describe(self) -> str:
-        """One line for people."""
-        named = [f"{label} {n:,}" for label, n in self.labels.most_common(N_LABELS)]
-        if len(self.labels) > N_LABELS:
-            named.append(f"{len(self.labels) - N_LABELS} more classes")
-        told = [f"{counted(self.n, 'image')}", ", ".join(named)]
-        told += [f"{self.n_bad:,} without a prediction"] if self.n_bad else []
-        told += [f"{self.n_unsure:,} not answered"] if self.n_unsure is not None else []
-        told += [f"{self.n_novel:,} unlike what was learned from"] if self.n_novel else []
-        return "; ".join(filter(None, told))
+    def describe(self, out: str, *, submission: bool = False) -> str:
+        """Describe the counts in one or two lines for a terminal.
+
+        Args:
+            out: the written file.
+            submission: it has no error column.
+        """
+        shown = [f"{name} {n:,}" for name, n in self.counts.most_common(N_CLASSES_SHOWN)]
+        n_more = len(self.counts) - len(shown)
+        shown += [f"{n_more} more class{'es' if n_more > 1 else ''}"] if n_more else []
+        lines = [f"{counted(self.n, 'image')} → {out} ({', '.join(shown)})"]
+        details = []
+        if self.n_unreadable:
+            where = "" if submission else " (see the error column)"
+            details.append(f"{self.n_unreadable:,} unreadable{where}")
+        if self.n_abstained is not None:
+            details.append(f"{self.n_abstained:,} abstained")
+        if self.n_unusual:
+            details.append(f"{self.n_unusual:,} unusual (novelty ≥ {UNUSUAL})")
+        lines += [" · ".join(details)] if details else []
+        return "\n".join(map(printable, lines))

@@ -4,14 +4,14 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
-from pixelplay.config import SPLITS, TrainConfig, check_count
+from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
@@ -19,7 +19,6 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.conformal import score_held_out
 from pixelplay.evaluation.decision_rule import (
-    CrossFittedRule,
     DecisionRule,
     cross_fit_rule,
     fit_decision_rule,
@@ -40,8 +39,6 @@ from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-MAX_REPEATS = 20
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidation:
@@ -51,14 +48,18 @@ class CrossValidation:
         rows: (N,) positions of the images that take part, ascending.
         folds: (R, N) fold in which each was held out; -1 for never.
         logits: (R, N, K) from the classifier that was not trained on the image; NaN for never.
-        rules: (R) decisions, those of each fold cross-fitted on the others.
+        probs: (R, N, K) calibrated with the rule of the other folds; NaN for never.
+        pred: (R, N) predicted classes; -1 for never.
+        rules: (R) fold → the rule fitted on the other folds.
         results: the folds, repetition by repetition.
     """
 
     rows: IntArray
     folds: IntArray
     logits: Float32Array
-    rules: list[CrossFittedRule]
+    probs: Float64Array
+    pred: IntArray
+    rules: Sequence[Mapping[int, DecisionRule]]
     results: list[FoldResult]
 
 
@@ -68,7 +69,7 @@ def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
     Raises:
         ConfigError: it cannot, or `repeats` is out of range.
     """
-    check_count("repeats", repeats, 1, MAX_REPEATS)
+    REPEATS.check("repeats", repeats, whole=True)
     n_members = config.n_folds * repeats
     if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
         raise ConfigError(
@@ -132,11 +133,20 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
     for result in results:
         logits[result.repeat, np.searchsorted(rows, result.rows)] = result.logits
     labels, groups, priors = data.labels[rows], data.split.groups[rows], class_priors(data.fit_counts)
-    rules = [
+    fits = [
         cross_fit_rule(each, labels, groups, own, priors, metric=config.metric, seed=config.seed)
         for each, own in zip(logits, folds, strict=True)
     ]
-    return CrossValidation(rows=rows, folds=folds, logits=logits, rules=rules, results=results)
+    probs, pred, rules = zip(*fits, strict=True)
+    return CrossValidation(
+        rows=rows,
+        folds=folds,
+        logits=logits,
+        probs=np.stack(probs),  # (R, N, K)
+        pred=np.stack(pred),  # (R, N)
+        rules=rules,
+        results=results,
+    )
 
 
 def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContext) -> TrainedClassifier:
@@ -179,9 +189,9 @@ def average_folds(
         The ensemble, and the logits (R, N, K) divided by the members' temperatures.
     """
     fits = [fit_temperature(result.logits, data.labels[result.rows]) for result in validation.results]
-    fitted = [fit.temperature for fit in fits if not fit.at_bound]
+    fitted = [T for T, evidence in fits if not evidence["at_bound"]]
     default = float(np.median(fitted)) if fitted else 1.0  # for folds without errors
-    temperatures = [default if fit.at_bound else fit.temperature for fit in fits]
+    temperatures = [default if evidence["at_bound"] else T for T, evidence in fits]
     if n_unfitted := len(fits) - len(fitted):
         ctx.log.note(
             f"{counted(n_unfitted, 'fold')} all correct, or no better than chance; using the temperature "
@@ -225,11 +235,11 @@ def finalize_folds(
         seed=ctx.config.seed,
     )
     # repeated predictions of an image count as one image
-    temperature = replace(rule.temperature, n=rule.temperature.n // repeats)
-    rule = replace(rule, temperature=temperature, tau=replace(rule.tau, n=rule.tau.n // repeats))
+    evidence = {name: {**each, "n": each["n"] // repeats} for name, each in rule.evidence.items()}
+    rule = replace(rule, evidence=evidence)
     # scores of the first repetition: repeated images are no further evidence
-    first = validation.rules[0]
-    scores = score_held_out(first.probs, first.pred, data.labels[rows], data.split.groups[rows], "oof")
+    probs, pred = validation.probs[0], validation.pred[0]
+    scores = score_held_out(probs, pred, data.labels[rows], data.split.groups[rows], "oof")
     return build_bundle(classifier, rule, scores, data, ctx), rule
 
 
@@ -251,14 +261,10 @@ def with_excluded(
     folds[:, old] = validation.folds
     all_logits = np.empty((repeats, len(rows), n_classes), np.float32)
     all_logits[:, old], all_logits[:, new] = validation.logits, logits
-    probs, pred = rule.apply(logits)
-    rules = []
-    for each in validation.rules:
-        all_probs, all_pred = np.empty((len(rows), n_classes)), np.empty(len(rows), np.int64)
-        all_probs[old], all_probs[new] = each.probs, probs
-        all_pred[old], all_pred[new] = each.pred, pred
-        rules.append(replace(each, probs=all_probs, pred=all_pred))
-    return replace(validation, rows=rows, folds=folds, logits=all_logits, rules=rules)
+    probs, pred = np.empty(all_logits.shape), np.empty(folds.shape, np.int64)
+    probs[:, old], pred[:, old] = validation.probs, validation.pred
+    probs[:, new], pred[:, new] = rule.apply(logits)
+    return replace(validation, rows=rows, folds=folds, logits=all_logits, probs=probs, pred=pred)
 
 
 def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
@@ -316,7 +322,7 @@ def _train_fold(
     if has_fold(folder):
         _copy_plan(folder, ctx.run_dir)
         finished = read_fold(folder, held_out, place, ctx.backbone.backbone)
-        ctx.log.keep(finished.notes)
+        ctx.log.replay(finished.notes)
         return finished
     os.makedirs(folder, exist_ok=True)
     _copy_plan(ctx.run_dir, folder)

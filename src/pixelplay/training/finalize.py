@@ -47,7 +47,7 @@ def build_bundle(
     Args:
         scores: of held-out images, for prediction sets and abstention.
     """
-    if rule.temperature.at_bound:
+    if rule.evidence["temperature"]["at_bound"]:
         ctx.log.note("temperature is 1: held-out images are all correct, or no better than chance")
     pretrained = ctx.backbone
     return ModelBundle(
@@ -56,8 +56,8 @@ def build_bundle(
         preprocessing=pretrained.preprocessing,
         hflip=ctx.config.hflip,
         precision=ctx.device.precision,
-        temperature=rule.temperature.temperature,
-        tau=rule.tau.tau,
+        temperature=rule.temperature,
+        tau=rule.tau,
         priors=rule.priors,
         metric=ctx.config.metric,
         trained_on=frozenset(shorten_digest(data.digests[i]) for i in classifier.trained_on),

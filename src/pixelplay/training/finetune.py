@@ -14,7 +14,7 @@ from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
 from pixelplay.model.ensemble import average_members, ensemble_member
-from pixelplay.model.split_backbone import SplitBackbone, split_backbone
+from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
 from pixelplay.training.checkpoint import copy_weights, restore_weights
 from pixelplay.training.compatibility import FinetunedMethod
 from pixelplay.training.finetune_plan import FinetunePlan, write_plan
@@ -48,7 +48,7 @@ class Finetuned:
     best_epoch: int
     ensemble_probe: bool
     plan: FinetunePlan
-    stages: SplitBackbone
+    trainable: TrainableStages
     classifier: Classifier
     inputs: InputSource
     schedule: Schedule
@@ -68,13 +68,16 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     os.makedirs(ctx.checkpoint_dir, exist_ok=True)
     write_plan(plan, os.path.join(ctx.run_dir, "plan.json"))
     ctx.log.tell(plan.describe(len(task.train)))
-    stages = split_backbone(pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size)
-    classifier = task.classifier(stages, use_compile=plan.compile)
+    frozen, trainable = split_backbone(
+        pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size
+    )
+    classifier = task.classifier(frozen, trainable, use_compile=plan.compile)
     inputs: InputSource = task.pixels
     if plan.cached_views is not None:
-        inputs = _cache_views(task, stages, plan.cached_views)
+        assert frozen is not None
+        inputs = _cache_views(task, frozen, plan.cached_views)
     schedule, validation = task.schedule(plan), task.validation()
-    if stages.front is None:
+    if frozen is None:
         _check_sizes(schedule, pretrained.backbone)
     for note in _ineffective_settings(plan, schedule):
         ctx.log.note_for_all(note)
@@ -92,7 +95,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     state = trainer.fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
     _check_stopped(task, state.stopped, state.best_epoch)
-    backbone, head = _assemble(task, stages, classifier, task.train, validation.offset)
+    backbone, head = _assemble(task, trainable, classifier, task.train, validation.offset)
     logits = head.logits(task.read(backbone, task.val))  # (n, K)
     with_probe, logits, _ = validation.best(logits)
     return Finetuned(
@@ -103,7 +106,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
         best_epoch=state.best_epoch,
         ensemble_probe=with_probe,
         plan=plan,
-        stages=stages,
+        trainable=trainable,
         classifier=classifier,
         inputs=inputs,
         schedule=schedule,
@@ -138,7 +141,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
             if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
                 restore_weights(classifier, halfway(before, copy_weights(classifier)))
                 offset = (tuned.validation.offset + offset) / 2
-            backbone, head = _assemble(task, tuned.stages, classifier, task.data.fit_rows, offset)
+            backbone, head = _assemble(task, tuned.trainable, classifier, task.data.fit_rows, offset)
             last = tuned.history[-1]
             more = [
                 {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
@@ -196,7 +199,7 @@ def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer
     )
 
 
-def _cache_views(task: FinetuneTask, stages: SplitBackbone, n_views: int) -> CachedViews:
+def _cache_views(task: FinetuneTask, frozen: FrozenStages, n_views: int) -> CachedViews:
     """Compute the feature maps of augmented views up to the cut.
 
     Raises:
@@ -205,7 +208,7 @@ def _cache_views(task: FinetuneTask, stages: SplitBackbone, n_views: int) -> Cac
     ctx = task.ctx
     rows = task.data.fit_rows if ctx.config.finetuning.refit_epochs else task.train
     for use_cache in (True, False):
-        views = task.cached_views(stages, n_views, use_cache=use_cache)
+        views = task.cached_views(frozen, n_views, use_cache=use_cache)
         with ctx.log.progress("caching views", n_views * len(rows) + len(task.val), "views") as bar:
             failure = views.compute(
                 rows,
@@ -242,14 +245,14 @@ def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
 
 def _assemble(
     task: FinetuneTask,
-    stages: SplitBackbone,
+    trainable: TrainableStages,
     classifier: Classifier,
     rows: IntArray,
     offset: Float64Array,
 ) -> tuple[Backbone, LinearHead]:
     """Return the whole network and its natural-prior head; with crt the head is trained again on `rows`."""
     backbone = copy.deepcopy(task.ctx.backbone.backbone)
-    stages.tail.cpu().write_into(backbone)
+    trainable.cpu().write_into(backbone)
     backbone.eval()
     if task.ctx.config.imbalance == "crt":
         return backbone, task.retrain_head(backbone, rows)
@@ -262,7 +265,7 @@ def _average_with_probe(
     """Put the trained stages beside the frozen ones, under a head that averages both logits."""
     frozen = task.ctx.backbone.backbone
     probe = ensemble_member(frozen, probe_head, None)
-    network = ensemble_member(tuned.backbone, tuned.head, tuned.stages.tail.n_front)
+    network = ensemble_member(tuned.backbone, tuned.head, tuned.trainable.n_front)
     return average_members(frozen, [probe, network])
 
 

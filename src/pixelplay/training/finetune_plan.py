@@ -9,7 +9,7 @@ from typing import Any
 from pixelplay.atomic import write_json
 from pixelplay.config import SMALLEST_NORMED, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.text import name_some, suggest
+from pixelplay.text import counted, name_some, suggest
 from pixelplay.training.compatibility import FinetunedMethod
 
 
@@ -39,11 +39,13 @@ class FinetunePlan:
         """Summarise the plan in one line."""
         n = self.unfreeze_stages
         layers = "all layers" if n is None else "last stage" if n == 1 else f"last {n} stages"
-        views = "" if self.cached_views is None else f", {self.cached_views} cached views per image"
+        views = ""
+        if self.cached_views is not None:
+            views = f", {counted(self.cached_views, 'cached view')} per image"
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if seconds)
         return (
-            f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, {self.epochs} epochs{views}"
-            f"{f' ({took})' if took else ''}"
+            f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, "
+            f"{counted(self.epochs, 'epoch')}{views}{f' ({took})' if took else ''}"
         )
 
 

@@ -21,7 +21,7 @@ from pixelplay.model.classifier import (
 )
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.features import pick_batch_size
-from pixelplay.model.split_backbone import SplitBackbone
+from pixelplay.model.split_backbone import FrozenStages, TrainableStages
 from pixelplay.training.finetune_plan import FinetunePlan
 from pixelplay.training.imbalance import fit_probe_for_imbalance, refit_probe_head
 from pixelplay.training.inputs import AugmentedPixels, CachedViews
@@ -87,12 +87,12 @@ class FinetuneTask:
         size = self.ctx.backbone.preprocessing.input_size
         return pick_batch_size(self.ctx.config.compute.batch_size, self.ctx.device.name, size)
 
-    def cached_views(self, stages: SplitBackbone, n_views: int, *, use_cache: bool = True) -> CachedViews:
+    def cached_views(self, frozen: FrozenStages, n_views: int, *, use_cache: bool = True) -> CachedViews:
         """Return the feature maps of augmented views, kept in the cache or in the run's folder."""
         in_cache = use_cache and self._max_bytes > 0
         backbone = self.ctx.backbone.backbone
         return CachedViews(
-            stages,
+            frozen,
             self.pixels,
             self.data.digests,
             network=(backbone.name, backbone.features),
@@ -102,7 +102,9 @@ class FinetuneTask:
             max_bytes=self._max_bytes if in_cache else UNCACHED_BYTES,
         )
 
-    def classifier(self, stages: SplitBackbone, *, use_compile: bool) -> Classifier:
+    def classifier(
+        self, frozen: FrozenStages | None, trainable: TrainableStages, *, use_compile: bool
+    ) -> Classifier:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
         features = self.data.features[self.train]
@@ -121,11 +123,11 @@ class FinetuneTask:
                     else None,
                     dropout=settings.dropout,
                 )
-        if stages.front is not None:
+        if frozen is not None:
             # the compiler optimises these layers in its own way
-            is_shortened = self.ctx.device.name == "cpu" and not use_compile
-            freeze_depthwise_filters(stages, is_shortened=is_shortened)
-        return Classifier(stages.tail, head, drop_path=settings.drop_path)
+            fast = self.ctx.device.name == "cpu" and not use_compile
+            freeze_depthwise_filters(trainable, frozen.map_shape, frozen.n_stats, fast=fast)
+        return Classifier(trainable, head, drop_path=settings.drop_path)
 
     def schedule(self, plan: FinetunePlan) -> Schedule:
         """Schedule the training on the training split."""

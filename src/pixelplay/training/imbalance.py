@@ -157,12 +157,12 @@ def _compare(
     held_out = ~np.isnan(plain.oof_logits).any(1)
     labels, groups = labels[held_out], groups[held_out]
     logits = plain.oof_logits[held_out], weighted.oof_logits[held_out]
-    found = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
+    values, standard_error = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
     return {
         "metric": metric,
-        "metric_by_value": dict(zip(("none", "class_weights"), found.values, strict=True)),
-        "difference": found.difference,
-        "standard_error": found.standard_error,
+        "metric_by_value": dict(zip(("none", "class_weights"), values, strict=True)),
+        "difference": values[1] - values[0],
+        "standard_error": standard_error,
         "n": len(labels),
         "n_resamples": N_RESAMPLES,
     }

@@ -32,7 +32,7 @@ from pixelplay.model.device import (
     to_device,
 )
 from pixelplay.model.features import Normalizer
-from pixelplay.model.split_backbone import SplitBackbone
+from pixelplay.model.split_backbone import FrozenStages
 from pixelplay.thread_pool import default_workers, prefetch_map
 
 LoadedRows = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, decoded squares, views or feature maps
@@ -150,7 +150,7 @@ class CachedViews:
 
     def __init__(
         self,
-        stages: SplitBackbone,
+        frozen: FrozenStages,
         pixels: AugmentedPixels,
         digests: Sequence[bytes],
         *,
@@ -160,20 +160,19 @@ class CachedViews:
         cache_dir: str,
         max_bytes: int,
     ) -> None:
-        assert stages.front is not None
         self.cached_views = cached_views
-        self._pixels, self._digests, self._shape = pixels, digests, stages.shape
+        self._pixels, self._digests, self._shape = pixels, digests, frozen.map_shape
         device = pixels.device
         self._dtype = torch.bfloat16 if device.is_bf16 else torch.float32
-        self._n_map_bytes = int(np.prod(stages.shape)) * self._dtype.itemsize
-        self._front = stages.front.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._n_map_bytes = int(np.prod(frozen.map_shape)) * self._dtype.itemsize
+        self._front = frozen.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalize = Normalizer(pixels.preprocessing, device.name)
         key = {
             "versions": [DECODE_VERSION, VIEWS_VERSION],
             "network": network,
             "weights": weights_id,
-            "cut": stages.tail.n_front,
-            "shape": [*stages.shape, stages.n_stats],
+            "cut": frozen.n_stages,
+            "shape": [*frozen.map_shape, frozen.n_stats],
             "preprocessing": asdict(pixels.preprocessing),
             "numbers": f"{device.name} {self._dtype}",
         }
@@ -191,9 +190,9 @@ class CachedViews:
         ]
 
     @staticmethod
-    def bytes_per_view(stages: SplitBackbone, device: Device) -> int:
+    def bytes_per_view(frozen: FrozenStages, device: Device) -> int:
         """Return the size of one view of one image on disk."""
-        return int(np.prod(stages.shape)) * (2 if device.is_bf16 else 4) + 4 * stages.n_stats
+        return int(np.prod(frozen.map_shape)) * (2 if device.is_bf16 else 4) + 4 * frozen.n_stats
 
     def compute(
         self,

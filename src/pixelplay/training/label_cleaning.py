@@ -39,8 +39,9 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     priors = class_priors(data.fit_counts)
     rule = fit_decision_rule(probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed)
     is_judged = folds != NEVER_HELD_OUT
-    found = find_label_issues(rule.apply(probe.oof_logits)[0][is_judged], labels[is_judged])
-    suspected = rows[is_judged][found.order[found.is_issue[found.order]]]
+    scores, _, is_issue = find_label_issues(rule.apply(probe.oof_logits)[0][is_judged], labels[is_judged])
+    order = np.argsort(scores, kind="stable")
+    suspected = rows[is_judged][order[is_issue[order]]]
     dropped = _limit(suspected[~data.reviewed[suspected]], data)
     if len(dropped):
         n = counted(len(dropped), "image")

@@ -117,16 +117,19 @@ def compare_methods(
     val = data.split.val
     labels, groups = data.labels[val], data.split.groups[val]
     priors = class_priors(data.counts_of(data.train_without_val_duplicates()))
-    found = compare_logits((probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed)
+    values, standard_error = compare_logits(
+        (probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed
+    )
+    difference = values[1] - values[0]
     scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
-    is_clear = abs(found.difference) > CLEAR_DIFFERENCE * found.standard_error
-    is_better = found.difference > 0 if is_clear else scores[1] < scores[0]
+    is_clear = abs(difference) > CLEAR_DIFFERENCE * standard_error
+    is_better = difference > 0 if is_clear else scores[1] < scores[0]
     return is_better, {
-        f"probe_{config.metric}": found.values[0],
-        f"tuned_{config.metric}": found.values[1],
+        f"probe_{config.metric}": values[0],
+        f"tuned_{config.metric}": values[1],
         "probe_score": scores[0],
         "tuned_score": scores[1],
-        "standard_error": found.standard_error,
+        "standard_error": standard_error,
     }
 
 

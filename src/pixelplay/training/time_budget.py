@@ -13,7 +13,7 @@ import torch
 from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.device import is_out_of_memory
-from pixelplay.model.split_backbone import SplitBackbone, split_backbone
+from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
 from pixelplay.training.compatibility import FinetunedMethod
 from pixelplay.training.cpu_parallel import parallel_forward
 from pixelplay.training.finetune_plan import FinetunePlan, read_plan
@@ -266,8 +266,9 @@ def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) 
     """Train the given number of epochs with the earliest cut whose views can be cached."""
     device, settings = task.ctx.device, task.ctx.config.finetuning
     for n_stages in reversed(choices):
-        stages = _split(task, n_stages)
-        n_bytes = CachedViews.bytes_per_view(stages, device)
+        frozen, _ = _split(task, n_stages)
+        assert frozen is not None
+        n_bytes = CachedViews.bytes_per_view(frozen, device)
         throughput = Throughput(unfreeze_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
         if _has_room(task, throughput):
             break
@@ -330,21 +331,22 @@ def _measure(task: FinetuneTask, n_stages: int | None, batch_size: int) -> tuple
 
 
 def _measure_partial(task: FinetuneTask, n_stages: int, batch_size: int) -> Throughput:
-    device, stages = task.ctx.device, _split(task, n_stages)
-    views = task.cached_views(stages, 1)
+    device, (frozen, trainable) = task.ctx.device, _split(task, n_stages)
+    assert frozen is not None
+    views = task.cached_views(frozen, 1)
     n_cores = torch.get_num_threads() if device.name == "cpu" else 1
     size, num_workers = task.eval_batch_size, task.ctx.config.compute.num_workers
     rows = task.train[: max(MEASURED_VIEWS, MEASURED_BATCHES * size * n_cores)]
     view_s = min(views.measure_s(rows, size, num_workers, n_warmup=n_cores) for _ in range(REPEATS))
-    maps = torch.zeros(batch_size, *stages.shape).to(device.name, memory_format=torch.channels_last)
-    stats = torch.zeros(batch_size, stages.n_stats, device=device.name)
-    with _train_step(task, stages, maps.bfloat16() if device.is_bf16 else maps, stats) as step:
+    maps = torch.zeros(batch_size, *frozen.map_shape).to(device.name, memory_format=torch.channels_last)
+    stats = torch.zeros(batch_size, frozen.n_stats, device=device.name)
+    with _train_step(task, frozen, trainable, maps.bfloat16() if device.is_bf16 else maps, stats) as step:
         step_s = time_per_image(step, batch_size, device.name)
     return Throughput(
         unfreeze_stages=n_stages,
         view_s=view_s,
         step_s=step_s,
-        bytes_per_view=CachedViews.bytes_per_view(stages, device),
+        bytes_per_view=CachedViews.bytes_per_view(frozen, device),
     )
 
 
@@ -361,19 +363,24 @@ def _measure_full(task: FinetuneTask, batch_size: int) -> Throughput:
         for _ in stream(batches, lambda batch: task.pixels.train_batch(batch, 0, size), num_workers):
             step()
 
-    with _train_step(task, _split(task, None), images, images.new_empty(batch_size, 0)) as step:
+    _, trainable = _split(task, None)
+    with _train_step(task, None, trainable, images, images.new_empty(batch_size, 0)) as step:
         step_s = time_per_image(work, len(rows), device.name)
     return Throughput(unfreeze_stages=None, view_s=0.0, step_s=step_s, bytes_per_view=0)
 
 
 @contextmanager
 def _train_step(
-    task: FinetuneTask, stages: SplitBackbone, maps: torch.Tensor, stats: torch.Tensor
+    task: FinetuneTask,
+    frozen: FrozenStages | None,
+    trainable: TrainableStages,
+    maps: torch.Tensor,
+    stats: torch.Tensor,
 ) -> Iterator[Callable[[], None]]:
     """Provide a training step on one batch that changes nothing."""
     device, settings = task.ctx.device, task.ctx.config.finetuning
     use_compile = settings.compile == "on"
-    classifier = task.classifier(stages, use_compile=use_compile)
+    classifier = task.classifier(frozen, trainable, use_compile=use_compile)
     classifier.to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, settings, len(maps))
     classifier.train()
@@ -413,7 +420,7 @@ def _synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def _split(task: FinetuneTask, n_stages: int | None) -> SplitBackbone:
+def _split(task: FinetuneTask, n_stages: int | None) -> tuple[FrozenStages | None, TrainableStages]:
     backbone = task.ctx.backbone
     return split_backbone(backbone.backbone, n_stages, backbone.preprocessing.input_size)
 

@@ -1,4 +1,4 @@
-"""What align.py promises: a planted placement is found, copies agree, and what is only alike does not."""
+"""Tests of pixelplay.data.near_duplicates.alignment."""
 
 import numpy as np
 import pytest
@@ -8,16 +8,16 @@ from PIL import Image
 from images import scene
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
+    align_coarsely,
+    color_correlation,
     correlate,
-    detail,
-    likeness,
-    place_coarsely,
     refine,
+    remove_line_means,
 )
 from pixelplay.data.near_duplicates.thumbnails import make_color_thumbnail, make_thumbnail, shrink
 
 SIDE = 192
-# left, top, right, bottom: the whole, two corners, all around, one side
+# left, top, right, bottom: whole image, two corners, all sides, one side
 CUTS = (
     (0, 0, 1, 1),
     (0.1, 0, 1, 0.9),
@@ -37,7 +37,7 @@ def colours(image: Image.Image) -> NDArray[np.float32]:
 
 
 def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Cut by fractions of the sides; sizes are chosen so that they are whole pixels."""
+    """Crop by fractions of the sides; the sizes give whole pixels."""
     width, height = image.size
     return image.crop(
         (round(left * width), round(top * height), round(right * width), round(bottom * height))
@@ -45,50 +45,50 @@ def cut(image: Image.Image, left: float, top: float, right: float, bottom: float
 
 
 def place(first: Image.Image, second: Image.Image) -> NDArray[np.float32]:
-    """The whole search: among likely cuts, then finer and finer."""
+    """Align at increasing resolution."""
     pairs = [np.stack([grey(image, 64)]) for image in (first, second)]
-    placements, _ = place_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
+    alignments, _ = align_coarsely(shrink(pairs[0], 16), shrink(pairs[1], 16))
     for side in (32, 64):
-        placements = refine(shrink(pairs[0], side), shrink(pairs[1], side), placements)
-    return refine(grey(first)[None], grey(second)[None], placements)[0]
+        alignments = refine(shrink(pairs[0], side), shrink(pairs[1], side), alignments)
+    return refine(grey(first)[None], grey(second)[None], alignments)[0]
 
 
 @pytest.mark.parametrize("box", CUTS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_planted_cut_is_found_to_a_pixel(box: tuple[float, float, float, float], seed: int) -> None:
+def test_planted_crop_is_aligned_to_a_pixel(box: tuple[float, float, float, float], seed: int) -> None:
     left, top, right, bottom = box
     image = scene(seed, (400, 300))
     found = place(image, cut(image, left, top, right, bottom))
     height, width = bottom - top, right - left
-    # u of the whole picture lies at (u - start) / share in the cut one
+    # u of the whole image lies at (u - start) / side in the crop
     np.testing.assert_allclose(found, [1 / height, -top / height, 1 / width, -left / width], atol=1 / SIDE)
     back = place(cut(image, left, top, right, bottom), image)
     np.testing.assert_allclose(back, [height, top, width, left], atol=1 / SIDE)
 
 
-def test_brightness_and_contrast_do_not_move_it() -> None:
+def test_brightness_and_contrast_do_not_change_the_alignment() -> None:
     image = scene(3)
     darker = image.point(lambda value: round(0.6 * value + 20))
     np.testing.assert_allclose(place(image, darker), [1, 0, 1, 0], atol=0.2 / SIDE)
 
 
-def test_copies_agree_and_other_pictures_do_not() -> None:
+def test_agreement_separates_duplicates_from_other_images() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
-    pictures = [grey(scene(seed)) for seed in range(6)]
-    for i, first in enumerate(pictures):
-        for j, second in enumerate(pictures):
+    images = [grey(scene(seed)) for seed in range(6)]
+    for i, first in enumerate(images):
+        for j, second in enumerate(images):
             value = agreement(first, second, upright)
             assert value > 0.99 if i == j else abs(value) < 0.3, (i, j)
 
 
-def test_a_picture_is_not_its_own_negative() -> None:
-    picture = grey(scene(0))
+def test_negative_image_does_not_agree() -> None:
+    image = grey(scene(0))
     upright = np.array([1, 0, 1, 0], np.float32)
-    assert agreement(picture, 255 - picture, upright) < -0.99
-    assert np.isnan(refine(picture[None], 255 - picture[None], upright[None])).all()
+    assert agreement(image, 255 - image, upright) < -0.99
+    assert np.isnan(refine(image[None], 255 - image[None], upright[None])).all()
 
 
-def test_flat_pictures_show_nothing_to_agree_on() -> None:
+def test_flat_images_do_not_agree() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
     rng = np.random.default_rng(0)
     flat, same = (200 + rng.normal(0, 0.5, (SIDE, SIDE)).astype(np.float32) for _ in range(2))
@@ -98,25 +98,25 @@ def test_flat_pictures_show_nothing_to_agree_on() -> None:
     assert correlation[0] == 0
 
 
-def test_lines_across_the_whole_picture_are_no_detail() -> None:
+def test_line_means_are_removed() -> None:
     rows, columns = np.random.default_rng(0).normal(0, 50, (2, 32)).astype(np.float32)
-    np.testing.assert_allclose(detail(rows[:, None] + columns), 0, atol=1e-4)
+    np.testing.assert_allclose(remove_line_means(rows[:, None] + columns), 0, atol=1e-4)
 
 
-def test_colours_must_be_alike_too() -> None:
+def test_color_correlation_drops_with_other_colours() -> None:
     upright = np.array([1, 0, 1, 0], np.float32)
     image = scene(0)
     bands = image.split()
     tinted = Image.merge("RGB", [bands[0], *(band.point(lambda v: round(0.3 * v)) for band in bands[1:])])
-    assert likeness(colours(image), colours(image.point(lambda v: round(0.7 * v))), upright) > 0.99
-    assert likeness(colours(image), colours(tinted), upright) < 0.8
-    assert likeness(colours(image), colours(scene(1)), upright) < 0.6
+    assert color_correlation(colours(image), colours(image.point(lambda v: round(0.7 * v))), upright) > 0.99
+    assert color_correlation(colours(image), colours(tinted), upright) < 0.8
+    assert color_correlation(colours(image), colours(scene(1)), upright) < 0.6
 
 
-def test_pictures_that_hardly_overlap_are_not_placed() -> None:
-    picture = grey(scene(0))
+def test_images_with_little_overlap_are_not_aligned() -> None:
+    image = grey(scene(0))
     starts = np.array([[1, 0.7, 1, 0], [3, 0, 3, 0], [1, 0.01, 1, 0]], np.float32)
-    pictures = np.stack([picture] * 3)
-    found = refine(pictures, pictures, starts)
+    images = np.stack([image] * 3)
+    found = refine(images, images, starts)
     assert np.isnan(found[:2]).all()
     np.testing.assert_allclose(found[2], [1, 0, 1, 0], atol=1e-3)

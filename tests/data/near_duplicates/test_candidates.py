@@ -1,4 +1,4 @@
-"""What candidates.py promises: copies are among the candidates, in whatever way they can be found."""
+"""Tests of pixelplay.data.near_duplicates.candidates."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.run_log import RunLog
 
 
-def thumbs_with_copies(kind: str) -> UInt8Array:
-    """UInt8Array of 20 scenes and of altered copies of the first four."""
-    copies = [decode_image(altered(scene(seed))[kind], path="copy") for seed in range(4)]
+def thumbnails_with_duplicates(kind: str) -> UInt8Array:
+    """Make thumbnails of 20 scenes and of near-duplicates of the first four."""
+    duplicates = [decode_image(altered(scene(seed))[kind], path="duplicate") for seed in range(4)]
     return np.stack(
-        [make_thumbnail(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *copies]]
+        [make_thumbnail(pixels) for pixels in [*(np.asarray(scene(i)) for i in range(20)), *duplicates]]
     )
 
 
@@ -33,16 +33,16 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
-def test_every_altered_copy_is_a_candidate_without_features_too(kind: str) -> None:
-    found = propose(thumbs_with_copies(kind), None, RunLog(quiet=True))
+def test_every_near_duplicate_is_a_candidate_without_features(kind: str) -> None:
+    found = propose(thumbnails_with_duplicates(kind), None, RunLog(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
 
 
-def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -> None:
-    thumbnails = thumbs_with_copies("brightened")
-    symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # alike in both ways
+def test_candidates_with_similar_darker_halves_are_marked() -> None:
+    thumbnails = thumbnails_with_duplicates("brightened")
+    symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # similar both ways
     found = propose(symmetric, None, RunLog(quiet=True))
     for i in range(4):
         rows = np.flatnonzero((found.pairs == (i, 20 + i)).all(1))
@@ -51,7 +51,7 @@ def test_pairs_alike_in_their_darker_halves_are_marked_but_for_mirror_images() -
     assert not found.is_dark.all()
 
 
-def test_features_find_what_fingerprints_do_not() -> None:
+def test_features_find_candidates_that_fingerprints_miss() -> None:
     rng = np.random.default_rng(0)
     thumbnails = rng.integers(0, 256, (40, 64, 64), np.uint8)
     features = rng.standard_normal((40, 600), dtype=np.float32)
@@ -60,15 +60,15 @@ def test_features_find_what_fingerprints_do_not() -> None:
     assert [0, 39] in propose(thumbnails, features, RunLog(quiet=True)).pairs.tolist()
 
 
-def test_look_alikes_are_those_after_the_nearest_ten() -> None:
+def test_neighbors_come_after_the_nearest_ten() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
-    _, look_alikes = nearest_pairs(rows, rows, 1)
+    _, neighbors = nearest_pairs(rows, rows, 1)
     expected = np.argsort(-cosines_of(rows), axis=1)[:, 10:14]
-    np.testing.assert_array_equal(np.sort(look_alikes, axis=1), np.sort(expected, axis=1))
+    np.testing.assert_array_equal(np.sort(neighbors, axis=1), np.sort(expected, axis=1))
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
+def test_nearest_pairs_are_closer_than_the_ratio(k: int) -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
     cosines = cosines_of(rows)
     distances = np.sqrt(2 - 2 * cosines)
@@ -83,24 +83,24 @@ def test_nearest_pairs_are_those_that_stand_out(k: int) -> None:
     assert {(int(i), int(j)) for i, j in nearest_pairs(rows, rows, k, 0.6)[0]} == expected
 
 
-def test_among_few_photographs_every_nearest_is_a_candidate() -> None:
+def test_among_few_images_every_nearest_is_a_candidate() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((11, 8), dtype=np.float32))
-    pairs, look_alikes = nearest_pairs(rows, rows, 1)
-    assert look_alikes.shape == (11, 0)
+    pairs, neighbors = nearest_pairs(rows, rows, 1)
+    assert neighbors.shape == (11, 0)
     nearest = cosines_of(rows).argmax(1)
     assert {(int(i), int(j)) for i, j in pairs} == {tuple(sorted((i, int(j)))) for i, j in enumerate(nearest)}
 
 
-def test_many_photographs_are_searched_in_groups() -> None:
+def test_many_images_are_searched_in_groups() -> None:
     n = N_GROUPS + 100
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((n, 64), dtype=np.float32)
     rows[-50:] = rows[:50] + 0.3 * rng.standard_normal((50, 64), dtype=np.float32)
-    pairs, look_alikes = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
+    pairs, neighbors = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
     assert {(i, n - 50 + i) for i in range(50)} <= {(int(i), int(j)) for i, j in pairs}
-    assert look_alikes.shape == (n, 4)
-    assert ((look_alikes >= 0) & (look_alikes < n)).all()
+    assert neighbors.shape == (n, 4)
+    assert ((neighbors >= 0) & (neighbors < n)).all()
     cosines = cosines_of(unit_rows(rows))
-    rank = (cosines > np.take_along_axis(cosines, look_alikes[:, :1], 1)).sum(1)
+    rank = (cosines > np.take_along_axis(cosines, neighbors[:, :1], 1)).sum(1)
     assert (rank >= max_duplicates(n)).all()
     assert np.median(rank) < 2 * max_duplicates(n)

@@ -1,4 +1,4 @@
-"""What near.py promises: altered copies are found, look-alikes are not, and nothing chains."""
+"""Tests of pixelplay.data.near_duplicates.search."""
 
 import io
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ def decoded(data: bytes) -> PixelArray:
 
 
 def search(
-    pictures: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, has_mirrored: bool = True
+    images: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, has_mirrored: bool = True
 ) -> list[NearDuplicatePair]:
-    thumbnails = np.stack([make_thumbnail(picture) for picture in pictures])
+    thumbnails = np.stack([make_thumbnail(image) for image in images])
     return search_near_duplicates(
         thumbnails,
-        lambda i: pictures[i],
+        lambda i: images[i],
         features,
         has_mirrored=has_mirrored,
         num_workers=1,
@@ -39,7 +39,7 @@ def search(
 
 
 def wafer(seed: int) -> PixelArray:
-    """A solar cell: the frame and bus bars that all have, and grain of its own."""
+    """Draw a solar cell: the same frame and bus bars, but its own grain."""
     rng = np.random.default_rng(seed)
     grain = np.asarray(scene(seed, (240, 240)).convert("L")).astype(float) / 6
     cell = 90 + grain + rng.normal(0, 2, grain.shape)
@@ -50,89 +50,89 @@ def wafer(seed: int) -> PixelArray:
 
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
-def test_every_altered_copy_is_found_and_nothing_else(kind: str) -> None:
+def test_near_duplicates_are_found_and_nothing_else(kind: str) -> None:
     originals = [np.asarray(scene(seed)) for seed in range(8)]
-    copies = [decoded(altered(scene(seed))[kind]) for seed in range(4)]
-    # features as a network has them: near for copies, whatever was done to them
+    duplicates = [decoded(altered(scene(seed))[kind]) for seed in range(4)]
+    # features are close for near-duplicates, as those of a network
     rng = np.random.default_rng(0)
     features = rng.standard_normal((12, 64), dtype=np.float32)
     features[8:] = features[:4] + 0.2 * rng.standard_normal((4, 64), dtype=np.float32)
-    found = search([*originals, *copies], features)
+    found = search([*originals, *duplicates], features)
     assert [pair.members for pair in found] == [(0, 8), (1, 9), (2, 10), (3, 11)]
     assert all(pair.is_mirrored == (kind == "mirrored") for pair in found)
 
 
-def test_where_mirror_images_mean_something_else_they_are_no_copies() -> None:
+def test_mirror_images_can_be_excluded_from_near_duplicates() -> None:
     originals = [np.asarray(scene(seed)) for seed in range(8)]
     mirrored = decoded(altered(scene(0))["mirrored"])
     re_encoded = decoded(altered(scene(1))["re-encoded"])
-    pictures = [*originals, mirrored, re_encoded]
-    assert [pair.members for pair in search(pictures)] == [(0, 8), (1, 9)]
-    assert [pair.members for pair in search(pictures, has_mirrored=False)] == [(1, 9)]
+    images = [*originals, mirrored, re_encoded]
+    assert [pair.members for pair in search(images)] == [(0, 8), (1, 9)]
+    assert [pair.members for pair in search(images, has_mirrored=False)] == [(1, 9)]
 
 
 def under_one_sky(seed: int) -> PixelArray:
-    """The bright sky that all have, and dark ground of its own."""
+    """Draw the same bright sky, but its own dark ground."""
     ground, sky = (np.asarray(scene(s, (240, 240)).convert("L")).astype(float) for s in (seed, 999))
     grey = np.concatenate([165 + sky[:144] / 3, 60 + ground[144:] / 3])
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.mark.parametrize("gain", [1.2, 1.5, 1.7])
-def test_a_copy_whose_sky_is_blown_out_is_found(gain: float) -> None:
+def test_near_duplicate_with_clipped_highlights_is_found(gain: float) -> None:
     originals = [under_one_sky(seed) for seed in range(40)]
-    copies = [np.clip(picture * gain, 0, 255).astype(np.uint8) for picture in originals[:8]]
-    assert gain < 1.5 or np.mean(np.array(copies) == 255) > 0.5
-    found = search([*originals, *copies])
+    duplicates = [np.clip(image * gain, 0, 255).astype(np.uint8) for image in originals[:8]]
+    assert gain < 1.5 or np.mean(np.array(duplicates) == 255) > 0.5
+    found = search([*originals, *duplicates])
     assert [pair.members for pair in found] == [(i, 40 + i) for i in range(8)]
 
 
 @pytest.mark.parametrize("kind", ["re-encoded", "brightened"])
-def test_a_copy_of_a_small_thing_on_white_is_found(kind: str) -> None:
-    pictures = []
+def test_near_duplicate_of_a_small_object_on_white_is_found(kind: str) -> None:
+    images = []
     for seed in range(40):
         at = np.random.default_rng(seed).integers(10, 160, 2).tolist()
-        picture = Image.new("RGB", (240, 240), "white")
-        picture.paste(scene(seed, (70, 70)), (at[0], at[1]))
-        pictures.append(picture)
-    copies = [decoded(altered(picture)[kind]) for picture in pictures[:4]]
-    found = search([*map(np.asarray, pictures), *copies])
+        image = Image.new("RGB", (240, 240), "white")
+        image.paste(scene(seed, (70, 70)), (at[0], at[1]))
+        images.append(image)
+    duplicates = [decoded(altered(image)[kind]) for image in images[:4]]
+    found = search([*map(np.asarray, images), *duplicates])
     assert [pair.members for pair in found] == [(i, 40 + i) for i in range(4)]
 
 
-def test_the_same_pixels_in_another_format_are_a_copy() -> None:
+def test_same_pixels_in_another_format_are_near_duplicates() -> None:
     image = scene(0)
-    pictures = [decoded(encode(image, "PNG")), np.asarray(scene(1)), decoded(encode(image, "BMP"))]
-    (pair,) = search(pictures)
+    images = [decoded(encode(image, "PNG")), np.asarray(scene(1)), decoded(encode(image, "BMP"))]
+    (pair,) = search(images)
     assert (pair.members, pair.is_mirrored) == ((0, 2), False)
     assert pair.agreement > 0.999
 
 
-def test_what_only_looks_alike_is_no_copy() -> None:
+def test_similar_images_are_not_near_duplicates() -> None:
     cells = [wafer(seed) for seed in range(30)]
     assert search(cells) == []
-    # and among them a copy is still found
+    # a near-duplicate among them is still found
     buffer = io.BytesIO()
     Image.fromarray(cells[7]).save(buffer, "JPEG", quality=60)
     assert [pair.members for pair in search([*cells, decoded(buffer.getvalue())])] == [(7, 30)]
 
 
-def test_more_copies_than_are_kept_together_are_found_all_the_same() -> None:
-    pictures = [np.asarray(scene(seed, (120, 96))) for seed in range(60)]
+def test_more_near_duplicates_than_kept_in_one_split_are_found() -> None:
+    images = [np.asarray(scene(seed, (120, 96))) for seed in range(60)]
     buffers = [io.BytesIO() for _ in range(15)]
     for quality, buffer in zip(range(60, 90, 2), buffers, strict=True):
         scene(5, (120, 96)).save(buffer, "JPEG", quality=quality)
-    found = search([*pictures, *(decoded(buffer.getvalue()) for buffer in buffers)])
-    copies = {5, *range(60, 75)}
-    assert {i for pair in found for i in pair.members} == copies
+    found = search([*images, *(decoded(buffer.getvalue()) for buffer in buffers)])
+    duplicates = {5, *range(60, 75)}
+    assert {i for pair in found for i in pair.members} == duplicates
 
 
-def test_plain_pictures_are_no_copies_of_each_other() -> None:
+def test_plain_images_are_not_near_duplicates() -> None:
     plain = [np.full((60, 80, 3), level, np.uint8) for level in (0, 120, 121, 255)]
     assert search(plain) == []
 
 
-def test_few_or_no_photographs_are_no_error() -> None:
+def test_one_or_no_image_has_no_near_duplicates() -> None:
     assert search([np.asarray(scene(0))]) == []
     assert (
         search_near_duplicates(
@@ -142,9 +142,9 @@ def test_few_or_no_photographs_are_no_error() -> None:
     )
 
 
-def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
-    pictures = [np.asarray(scene(0)), decoded(altered(scene(0))["re-encoded"])]
-    thumbnails = np.stack([make_thumbnail(picture) for picture in pictures])
+def test_image_that_became_unreadable_is_skipped() -> None:
+    images = [np.asarray(scene(0)), decoded(altered(scene(0))["re-encoded"])]
+    thumbnails = np.stack([make_thumbnail(image) for image in images])
 
     def read(i: int) -> PixelArray:
         raise ImageError("photo", "missing", "no such file")
@@ -152,13 +152,13 @@ def test_a_photograph_that_can_no_longer_be_read_is_passed_over() -> None:
     assert search_near_duplicates(thumbnails, read, log=RunLog(quiet=True)) == []
 
 
-def test_the_order_of_photographs_does_not_matter() -> None:
-    pictures = [np.asarray(scene(seed)) for seed in range(6)]
-    pictures += [decoded(altered(scene(seed))["resized"]) for seed in range(3)]
-    order = np.random.default_rng(0).permutation(len(pictures))
+def test_near_duplicates_do_not_depend_on_the_image_order() -> None:
+    images = [np.asarray(scene(seed)) for seed in range(6)]
+    images += [decoded(altered(scene(seed))["resized"]) for seed in range(3)]
+    order = np.random.default_rng(0).permutation(len(images))
     place = np.argsort(order)
-    plain = {pair.members for pair in search(pictures)}
-    shuffled = {pair.members for pair in search([pictures[i] for i in order])}
+    plain = {pair.members for pair in search(images)}
+    shuffled = {pair.members for pair in search([images[i] for i in order])}
     assert {tuple(sorted((int(place[i]), int(place[j])))) for i, j in plain} == shuffled
     assert len(plain) == 3
 
@@ -166,11 +166,11 @@ def test_the_order_of_photographs_does_not_matter() -> None:
 # Sets
 
 
-def test_a_chain_of_copies_is_not_one_set() -> None:
+def test_connected_sets_divide_chains() -> None:
     assert connected_sets([(0, 1), (1, 2), (2, 3)]) == [(1, 0, 2), (2, 3)]
 
 
-def test_copies_of_each_other_are_one_set() -> None:
+def test_connected_sets_join_mutual_duplicates() -> None:
     assert connected_sets([(0, 1), (0, 2), (1, 2), (5, 9)]) == [(0, 1, 2), (5, 9)]
     assert connected_sets([]) == []
 
@@ -181,7 +181,7 @@ pairs_of = st.sets(
 
 
 @given(pairs_of)
-def test_every_pair_is_in_a_set_whose_members_are_copies_of_its_first(pairs: set[tuple[int, int]]) -> None:
+def test_every_pair_is_in_a_set_of_duplicates_of_its_first_member(pairs: set[tuple[int, int]]) -> None:
     sets = connected_sets(sorted(pairs))
     held = {frozenset((a, b)) for members in sets for a in members for b in members if a != b}
     assert {frozenset(pair) for pair in pairs} <= held

@@ -1,8 +1,8 @@
-"""Two small grey pictures → how one lies on the other, and whether both show the same pixels.
+"""Align two small grey images, and measure whether both show the same pixels.
 
-A placement (4,) is scale and shift along y, then along x: the point u of the first picture, in fractions of
-its side, lies at scale·u + shift in the second. Copies that were cut, resized or squashed differ by such a
-placement; a mirrored one is mirrored back by the caller.
+An alignment (4,) is scale and shift along y, then along x: the point u of the first image, in fractions of
+its side, lies at scale·u + shift in the second. Cropping, resizing and squashing cause such a transform;
+mirrored images are flipped back by the caller.
 """
 
 from functools import cache
@@ -12,51 +12,51 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array
 
-# Shares of a side that a cut may leave, for the search to start from; those in between are found from the
-# nearest, those far below are not looked for.
-CUTS = (0.9, 0.78)
-CUT_STEP = 0.11  # of the side between two places of a cut: refining finds its way from half of that
-MIN_OVERLAP = 0.5  # of either side
-MAX_STEP = 0.05  # of the side, by which one step may move a placement
-FLAT = 0.3  # grey levels: a picture or tile that varies less shows nothing
-TILE_FRAC = 16  # tiles along a side
-TILE_FLAT = 1.0  # grey levels: JPEG's own noise stays below
-MIN_TILES = 12  # with so many that show something
+# Side of a crop in fractions of the image: starting points of the search. Sizes in between are reached from
+# the nearest one; much smaller crops are not searched for.
+CROP_SIDES = (0.9, 0.78)
+CROP_STEP = 0.11  # between two crop positions, in fractions of a side: `refine` converges from half of it
+MIN_OVERLAP = 0.5  # in fractions of either side
+MAX_STEP = 0.05  # largest change of an alignment in one step
+MIN_STD = 0.3  # grey levels: an image or tile that varies less has no content
+N_TILES = 16  # along a side
+MIN_TILE_STD = 1.0  # grey levels: above JPEG noise
+MIN_TILES = 12  # with content
 
 
-def detail(pictures: Float32Array) -> Float32Array:
-    """Take the means of rows and columns out of pictures (…, h, w).
+def remove_line_means(images: Float32Array) -> Float32Array:
+    """Subtract the means of rows and columns from images (…, h, w).
 
-    What is constant along an axis, such as frames, horizons or the bus bars of a solar cell, is alike in
-    images of different things.
+    Structures along an axis, such as frames, horizons or the bus bars of solar cells, are alike in different
+    images.
     """
-    centred = pictures - pictures.mean(-1, keepdims=True)
+    centred = images - images.mean(-1, keepdims=True)
     return np.asarray(centred - centred.mean(-2, keepdims=True), dtype=np.float32)
 
 
 def correlate(first: Float32Array, second: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Correlate the details of pictures (…, h, w).
+    """Correlate images (…, h, w) after removing row and column means.
 
     Returns:
-        Correlation (…,), 0 where one of them is flat, and the smaller standard deviation (…,), grey levels.
+        Correlation (…,), 0 if either image is flat, and the smaller standard deviation (…,) in grey levels.
     """
-    a, b = detail(first), detail(second)
+    a, b = remove_line_means(first), remove_line_means(second)
     spread_a, spread_b = (np.sqrt(np.square(x).mean((-2, -1))) for x in (a, b))
     product_ = (a * b).mean((-2, -1))
     spread = np.minimum(spread_a, spread_b)
-    correlation = np.where(spread >= FLAT, product_ / np.maximum(spread_a * spread_b, 1e-9), 0)
+    correlation = np.where(spread >= MIN_STD, product_ / np.maximum(spread_a * spread_b, 1e-9), 0)
     return correlation.astype(np.float32), spread
 
 
-def place_coarsely(first: Float32Array, second: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Find how pictures (P, n, n) lie on others, among the cuts that copies are likely to have.
+def align_coarsely(first: Float32Array, second: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Align images (P, n, n) with others by trying common crops.
 
     Returns:
-        The best placement of each pair (P, 4), and the correlation of their details there (P,).
+        The best alignment of each pair (P, 4) and the correlation there (P,).
     """
     n = first.shape[-1]
     best = np.full(len(first), -1, np.float32)
-    placements = np.zeros((len(first), 4), np.float32)
+    alignments = np.zeros((len(first), 4), np.float32)
     samplers = _start_samplers(n)
     for (y_start, to_y, ys), (x_start, to_x, xs) in product(samplers, repeat=2):
         if x_start is samplers[0][0]:  # one pass along y serves all along x
@@ -64,41 +64,43 @@ def place_coarsely(first: Float32Array, second: Float32Array) -> tuple[Float32Ar
         found, _ = correlate(first[:, ys, xs], np.asarray(rows @ to_x.T, dtype=np.float32))
         is_better = found > best
         best[is_better] = found[is_better]
-        placements[is_better] = (*y_start, *x_start)
-    return placements, best
+        alignments[is_better] = (*y_start, *x_start)
+    return alignments, best
 
 
 def refine(
-    first: Float32Array, second: Float32Array, placements: Float32Array, n_steps: int = 8
+    first: Float32Array, second: Float32Array, alignments: Float32Array, n_steps: int = 8
 ) -> Float32Array:
-    """Move placements (P, 4) to where pictures (P, n, n) agree best, whatever their brightness and contrast.
+    """Improve alignments (P, 4) of images (P, n, n), whatever their brightness and contrast.
 
-    Gauss-Newton on the squared difference, gain and offset being fitted in each step.
+    Gauss-Newton on the squared difference; gain and offset are fitted in each step.
 
     Returns:
-        The placements; NaN where it leads away from any.
+        The alignments; NaN if the iteration diverges.
 
     Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
     """
     n = first.shape[-1]
     along = (np.arange(n, dtype=np.float32) + 0.5) / n
-    slope_y, slope_x = (gradient * n for gradient in np.gradient(second, axis=(-2, -1)))
-    wanted = first.reshape(len(first), n * n, 1)
-    found, is_lost = placements.copy(), np.zeros(len(first), bool)
+    gradient_y, gradient_x = (gradient * n for gradient in np.gradient(second, axis=(-2, -1)))
+    target = first.reshape(len(first), n * n, 1)
+    found, is_lost = alignments.copy(), np.zeros(len(first), bool)
     for _ in range(n_steps):
         to_y, inside_y = _samplers(found[:, 0], found[:, 1], n)
         to_x, inside_x = _samplers(found[:, 2], found[:, 3], n)
         across = to_x.swapaxes(1, 2)
-        seen, by, bx = (to_y @ picture @ across for picture in (second, slope_y, slope_x))  # (P, n, n) each
+        # second image and its gradients, resampled onto the first: (P, n, n) each
+        warped, by, bx = (to_y @ image @ across for image in (second, gradient_y, gradient_x))
         overlap = (inside_y[:, :, None] & inside_x[:, None]).astype(np.float32)
-        columns = np.stack([by * along[:, None], by, bx * along, bx, seen, np.ones_like(seen)], axis=1)
+        # derivatives by the two scales and shifts, then gain and offset
+        columns = np.stack([by * along[:, None], by, bx * along, bx, warped, np.ones_like(warped)], axis=1)
         columns = (columns * overlap[:, None]).reshape(len(first), 6, n * n)
-        square = columns @ columns.swapaxes(1, 2)  # (P, 6, 6)
+        square = columns @ columns.swapaxes(1, 2)  # (P, 6, 6) normal equations
         diagonal = np.arange(6)
-        # flat pictures fix nothing
+        # damped, because flat images leave the equations singular
         square[:, diagonal, diagonal] = square[:, diagonal, diagonal] * (1 + 1e-4) + 1e-6
-        fitted = np.linalg.solve(square, columns @ wanted)[..., 0]
-        is_lost |= ~(fitted[:, 4] > 0)  # it would be its own negative
+        fitted = np.linalg.solve(square, columns @ target)[..., 0]
+        is_lost |= ~(fitted[:, 4] > 0)  # a negative gain would match an image with its negative
         step = np.clip(fitted[:, :4] / np.where(is_lost, 1, fitted[:, 4])[:, None], -MAX_STEP, MAX_STEP)
         found = np.where(is_lost[:, None], found, found + step)
         is_lost |= ~_overlap(found)
@@ -107,92 +109,93 @@ def refine(
     return np.where(is_lost[:, None], np.nan, found).astype(np.float32)
 
 
-def agreement(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
-    """Measure whether two pictures (n, n) show the same pixels where one lies on the other.
+def agreement(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
+    """Measure whether two aligned images (n, n) show the same pixels.
 
-    The overlap is cut into tiles. Images of like things agree in their outlines; copies agree in the
-    detail of nearly every tile, but for those that a watermark or a blown highlight has covered.
+    Images of similar things agree in their outlines; duplicates agree in the detail of nearly every tile,
+    except where a watermark or a clipped highlight hides it.
 
     Returns:
-        The median correlation over the tiles that show something in both, at most 1; 0 where too few do.
+        Median correlation, at most 1, over the tiles with content in both images; 0 if there are too few.
     """
-    size = len(first) // TILE_FRAC
-    tiles = [_tiles(picture, size) for picture in _lay(first, second, placement)]
+    size = len(first) // N_TILES
+    tiles = [_tiles(image, size) for image in _crop_to_overlap(first, second, alignment)]
     if not len(tiles[0]):
         return 0.0
     correlation, spread = correlate(*tiles)
-    shows = spread >= TILE_FLAT
-    return float(np.median(correlation[shows])) if shows.sum() >= MIN_TILES else 0.0
+    has_content = spread >= MIN_TILE_STD
+    return float(np.median(correlation[has_content])) if has_content.sum() >= MIN_TILES else 0.0
 
 
-def outlines_agree(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
-    """Correlation of the details of two pictures (n, n) over all that they share."""
-    return float(correlate(*_lay(first, second, placement))[0])
+def overlap_correlation(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
+    """Correlate two aligned images (n, n) over their overlap."""
+    return float(correlate(*_crop_to_overlap(first, second, alignment))[0])
 
 
-def likeness(first: Float32Array, second: Float32Array, placement: Float32Array) -> float:
-    """Correlate colour pictures (3, n, n) where one lies on the other, all colours and places at once.
+def color_correlation(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
+    """Correlate aligned colour images (3, n, n) over all channels and pixels at once.
 
-    Brightness and contrast may differ, by the same for all; other colours or another light may not.
+    A change of brightness and contrast that all channels share keeps the correlation; a change of colour or
+    light lowers it.
     """
-    pairs = [_lay(a, b, placement) for a, b in zip(first, second, strict=True)]
-    seen = np.stack([[picture.ravel() for picture in pair] for pair in pairs], axis=1).reshape(2, -1)
-    seen = seen - seen.mean(1, keepdims=True)
-    lengths = np.linalg.norm(seen, axis=1)
-    return float(seen[0] @ seen[1] / max(lengths.prod(), 1e-9))
+    pairs = [_crop_to_overlap(a, b, alignment) for a, b in zip(first, second, strict=True)]
+    values = np.stack([[image.ravel() for image in pair] for pair in pairs], axis=1).reshape(2, -1)
+    values = values - values.mean(1, keepdims=True)
+    lengths = np.linalg.norm(values, axis=1)
+    return float(values[0] @ values[1] / max(lengths.prod(), 1e-9))
 
 
-def lay(
-    first: Float32Array, second: Float32Array, placements: Float32Array
+def warp(
+    first: Float32Array, second: Float32Array, alignments: Float32Array
 ) -> tuple[Float32Array, BoolArray]:
-    """Bring second pictures (P, n, n) to where they lie on the first; and where they do (P, n, n)."""
+    """Resample second images (P, n, n) onto the first; also return the mask (P, n, n) of the overlap."""
     n = first.shape[-1]
-    to_y, inside_y = _samplers(placements[:, 0], placements[:, 1], n)
-    to_x, inside_x = _samplers(placements[:, 2], placements[:, 3], n)
-    laid = np.asarray(to_y @ second @ to_x.swapaxes(1, 2), dtype=np.float32)
-    return laid, inside_y[:, :, None] & inside_x[:, None]
+    to_y, inside_y = _samplers(alignments[:, 0], alignments[:, 1], n)
+    to_x, inside_x = _samplers(alignments[:, 2], alignments[:, 3], n)
+    warped = np.asarray(to_y @ second @ to_x.swapaxes(1, 2), dtype=np.float32)
+    return warped, inside_y[:, :, None] & inside_x[:, None]
 
 
-def inverse(placements: Float32Array) -> Float32Array:
-    """How first pictures lie on second ones, for placements (P, 4) of these on those."""
-    scales, shifts = placements[:, [0, 2]], placements[:, [1, 3]]
+def invert(alignments: Float32Array) -> Float32Array:
+    """Invert alignments (P, 4): swap first and second images."""
+    scales, shifts = alignments[:, [0, 2]], alignments[:, [1, 3]]
     found = np.stack([1 / scales, -shifts / scales], axis=2)
     return np.asarray(found.reshape(-1, 4), dtype=np.float32)
 
 
-def _lay(
-    first: Float32Array, second: Float32Array, placement: Float32Array
+def _crop_to_overlap(
+    first: Float32Array, second: Float32Array, alignment: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
-    """Cut both pictures (n, n) to where they overlap, pixel upon pixel."""
-    to_y, ys = _sampler(placement[0], placement[1], len(first))
-    to_x, xs = _sampler(placement[2], placement[3], len(first))
+    """Crop both images (n, n) to their overlap, pixel by pixel."""
+    to_y, ys = _sampler(alignment[0], alignment[1], len(first))
+    to_x, xs = _sampler(alignment[2], alignment[3], len(first))
     return first[ys, xs], np.asarray(to_y @ second @ to_x.T, dtype=np.float32)
 
 
-def _tiles(picture: Float32Array, size: int) -> Float32Array:
-    """Cut a picture into whole tiles (T, size, size)."""
-    down, across = picture.shape[0] // size, picture.shape[1] // size
-    whole = picture[: down * size, : across * size]
+def _tiles(image: Float32Array, size: int) -> Float32Array:
+    """Divide an image into complete tiles (T, size, size)."""
+    down, across = image.shape[0] // size, image.shape[1] // size
+    whole = image[: down * size, : across * size]
     return whole.reshape(down, size, across, size).swapaxes(1, 2).reshape(-1, size, size)
 
 
-def _overlap(placements: Float32Array) -> BoolArray:
-    """Whether enough of both pictures lies on the other, for placements (P, 4)."""
-    enough = np.ones(len(placements), bool)
-    for scale, shift in (placements[:, :2].T, placements[:, 2:].T):
+def _overlap(alignments: Float32Array) -> BoolArray:
+    """Check whether enough of both images overlaps, for alignments (P, 4)."""
+    enough = np.ones(len(alignments), bool)
+    for scale, shift in (alignments[:, :2].T, alignments[:, 2:].T):
         is_near = (scale > MIN_OVERLAP) & (scale < 1 / MIN_OVERLAP)
         scale = np.where(is_near, scale, 1)
-        low, high = np.maximum(0, -shift / scale), np.minimum(1, (1 - shift) / scale)  # of the first
+        low, high = np.maximum(0, -shift / scale), np.minimum(1, (1 - shift) / scale)  # in the first image
         enough &= is_near & (high - low >= MIN_OVERLAP) & ((high - low) * scale >= MIN_OVERLAP)
     return enough
 
 
 def _samplers(scales: Float32Array, shifts: Float32Array, n: int) -> tuple[Float32Array, BoolArray]:
-    """Weights (P, n, n) that read second pictures along an axis, and which places (P, n) lie on them."""
+    """Compute weights (P, n, n) that resample second images along an axis, and a mask (P, n) of overlap."""
     centres = (np.arange(n, dtype=np.float32) + 0.5) / n
     at = scales[:, None] * centres + shifts[:, None]  # (P, n)
     inside = (at >= 0) & (at <= 1)
-    # a hat as wide as a step: what is made smaller is averaged
+    # triangle filter as wide as a step, so that downsampling averages
     width = np.maximum(scales, 1)[:, None, None] / n
     weights = np.maximum(0, 1 - np.abs(at[..., None] - centres) / width)
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-6)
@@ -200,7 +203,7 @@ def _samplers(scales: Float32Array, shifts: Float32Array, n: int) -> tuple[Float
 
 
 def _sampler(scale: float, shift: float, n: int) -> tuple[Float32Array, slice]:
-    """Weights (m, n) that read the second picture at the m places that lie on it, and which these are."""
+    """Compute weights (m, n) that resample the second image at the m overlapping pixels, and their slice."""
     weights, inside = _samplers(np.array([scale], np.float32), np.array([shift], np.float32), n)
     places = np.flatnonzero(inside[0])
     if not len(places):
@@ -211,10 +214,10 @@ def _sampler(scale: float, shift: float, n: int) -> tuple[Float32Array, slice]:
 
 @cache
 def _start_samplers(n: int) -> list[tuple[tuple[float, float], Float32Array, slice]]:
-    """Along one axis: scale and shift of each start of the search, its weights and where they apply."""
+    """List scale and shift of each start of the search along one axis, with its weights and overlap."""
     starts = [(1.0, 0.0)]
-    for share in CUTS:
-        for offset in np.linspace(0, 1 - share, round((1 - share) / CUT_STEP) + 1):
-            # the first is cut from the second, or the second from the first
-            starts += [(share, float(offset)), (1 / share, float(-offset / share))]
+    for side in CROP_SIDES:
+        for offset in np.linspace(0, 1 - side, round((1 - side) / CROP_STEP) + 1):
+            # the first image is a crop of the second, or the second of the first
+            starts += [(side, float(offset)), (1 / side, float(-offset / side))]
     return [(start, *_sampler(*start, n)) for start in starts]

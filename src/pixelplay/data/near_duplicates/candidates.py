@@ -1,161 +1,166 @@
-"""Thumbs and features → pairs of images that may be copies, cheaply, and whom each looks like anyway.
+"""Find pairs of images that may be near-duplicates, by thumbnails and features.
 
-A copy stands out: it is nearer than others are. Where things are made alike every image has near
-neighbours, and being one means nothing; so a candidate is measured against the nearest of those that cannot
-all be copies: sets as large as that are never kept together.
+In data sets of similar things every image has close neighbors, so that distance alone means little. The
+distance of a candidate is therefore compared with that of the nearest images that cannot all be duplicates,
+because sets as large as that are never treated as duplicates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
-from pixelplay.data.near_duplicates.alignment import detail
-from pixelplay.data.near_duplicates.thumbnails import PRINT_PX, darker_half
+from pixelplay.data.near_duplicates.alignment import remove_line_means
+from pixelplay.data.near_duplicates.thumbnails import FINGERPRINT_PX, darker_half
 from pixelplay.run_log import RunLog
 
-MAX_COPIES, MAX_COPIES_FRAC = 10, 0.01  # of the images: sets above both are shown, not kept together
-N_BY_PRINT, N_BY_FEATURES, N_BY_CUT = 2, 4, 1  # candidates of each image
-CUT_SHARE = 0.9  # of a side, that a cut at a corner leaves
-# Of the distance to a look-alike: copies of solar cells and of TrashNet are nearer, by one of both.
-STANDS_OUT, FEATURES_STAND_OUT = 0.8, 0.7
-N_LOOK_ALIKES = 4
-N_GROUPS = 2048  # that others are gathered in, to find the nearest few quickly
-DIRECTIONS = 256  # that features are projected on: it disturbs near neighbours little
-SAME = 0.995  # cosine of fingerprints from which others are copies, however many there are
+MAX_DUPLICATES, MAX_DUPLICATES_FRAC = 10, 0.01  # sets larger than both are reported, not kept in one split
+N_BY_FINGERPRINT, N_BY_FEATURES, N_BY_CROP = 2, 4, 1  # candidates per image and search
+CROP_SIDE = 0.9  # side of a corner crop, in fractions
+# Limits relative to the distance of a neighbor: duplicates of solar cells and in TrashNet meet one of them.
+MAX_DISTANCE_RATIO, FEATURES_MAX_DISTANCE_RATIO = 0.8, 0.7
+N_NEIGHBORS = 4
+N_GROUPS = 2048  # of other images, to find the nearest few quickly
+DIRECTIONS = 256  # of the random projection of features, which changes near neighbors little
+SAME_COSINE = 0.995  # fingerprints above it are duplicates, however many there are
 BLOCK_BYTES = 64 << 20  # of cosines held at once
-AT_ONCE = 1024  # thumbs or rows of features
+AT_ONCE = 1024  # thumbnails or rows of features per block
 Nearest = tuple[IntArray, IntArray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Pairs worth a closer look, and what each image is like without being a copy.
+    """Pairs to compare more closely, and the neighbors of each image.
 
     Attributes:
         pairs: (P, 2) positions, the smaller first.
-        is_mirrored: (P,) whether one is to be laid on the other's mirror image; each pair and way once.
-        is_dark: (P,) whether their darker halves are alike, of those not mirrored.
-        look_alikes: (N, R) positions, nearest first but for those that may be copies; R is 0 where there are
-            too few images to tell.
+        is_mirrored: (P,) one image is to be compared with the other's mirror image; a pair can occur both
+            ways.
+        is_dark: (P,) the darker halves are similar; never with is_mirrored.
+        neighbors: (N, R) positions of the nearest images that cannot all be duplicates; R is 0 if there are
+            too few images.
     """
 
     pairs: IntArray
     is_mirrored: BoolArray
     is_dark: BoolArray
-    look_alikes: IntArray
+    neighbors: IntArray
 
-    def select(self, rows: BoolArray) -> "Candidates":
-        """Keep the pairs where a (P,) mask is true."""
+    def select(self, rows: NDArray[Any] | Sequence[int]) -> "Candidates":
+        """Keep some pairs, by mask (P,) or position."""
         return replace(
             self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
         )
 
 
 def max_duplicates(n: int) -> int:
-    """How many copies of an image among n are at most kept together."""
-    return int(max(MAX_COPIES, MAX_COPIES_FRAC * n))
+    """Return the largest number of duplicates of an image, among n images, that are kept in one split."""
+    return int(max(MAX_DUPLICATES, MAX_DUPLICATES_FRAC * n))
 
 
 def propose(thumbnails: UInt8Array, features: Float32Array | None, log: RunLog) -> Candidates:
-    """Find, for each image, those that stand out from all that look like it.
+    """Find images that are much closer than the neighbors of each image.
 
-    By fingerprint, straight and mirrored; by that of what a cut at one corner leaves; by that of the darker
-    half, straight, which a blown-out copy keeps; by features.
+    Five kinds of search: fingerprints of the whole image, of its mirror image, of its four corner crops and
+    of its darker half, which survives clipped highlights; and features.
 
     Args:
-        thumbs: (N, S, S) uint8.
-        features: (N, D) finite; without them copies cut otherwise than at a corner are rarely found.
+        thumbnails: (N, S, S) uint8.
+        features: (N, D) finite; without them only crops at a corner are found reliably.
     """
-    whole = _prints(thumbnails, 0, 0, 1)  # (N, s, s)
+    whole = _fingerprints(thumbnails, 0, 0, 1)  # (N, s, s)
     straight, mirrored = _rows(whole), _rows(whole[:, :, ::-1])
-    dark = _rows(_prints(thumbnails, 0, 0, 1, is_dark=True))
+    dark = _rows(_fingerprints(thumbnails, 0, 0, 1, is_dark=True))
     n_searches = 7 if features is None else 8
-    with log.progress(
-        "looking for copies", n_searches * len(thumbnails), "comparisons with all others"
-    ) as bar:
+    with log.progress("searching near-duplicates", n_searches * len(thumbnails), "comparisons") as bar:
 
-        def search(rows: Float32Array, others: Float32Array, k: int, share: float = STANDS_OUT) -> Nearest:
+        def search(
+            rows: Float32Array, others: Float32Array, k: int, share: float = MAX_DISTANCE_RATIO
+        ) -> Nearest:
             return nearest_pairs(rows, others, k, share, on_progress=bar.update)
 
-        pairs, look_alikes = search(straight, straight, N_BY_PRINT)
-        mirror_images = search(straight, mirrored, N_BY_PRINT)[0]
-        dark_ones = search(dark, dark, N_BY_PRINT)[0]
-        as_they_are = [pairs, dark_ones]
-        for top, left in product((0.0, 1 - CUT_SHARE), repeat=2):
-            corner = _rows(_prints(thumbnails, top, left, CUT_SHARE))
-            as_they_are.append(search(corner, straight, N_BY_CUT)[0])
+        pairs, neighbors = search(straight, straight, N_BY_FINGERPRINT)
+        mirrored_pairs = search(straight, mirrored, N_BY_FINGERPRINT)[0]
+        dark_pairs = search(dark, dark, N_BY_FINGERPRINT)[0]
+        found = [pairs, dark_pairs]
+        for top, left in product((0.0, 1 - CROP_SIDE), repeat=2):
+            corner = _rows(_fingerprints(thumbnails, top, left, CROP_SIDE))
+            found.append(search(corner, straight, N_BY_CROP)[0])
         if features is not None:
             rows = _project(features)
-            as_they_are.append(search(rows, rows, N_BY_FEATURES, FEATURES_STAND_OUT)[0])
-    straight_ones = np.unique(np.concatenate(as_they_are), axis=0)
-    every = np.concatenate([straight_ones, mirror_images])
-    is_mirrored = np.arange(len(every)) >= len(straight_ones)
-    key = len(thumbnails), 1
-    is_dark = np.isin(every @ key, dark_ones @ key) & ~is_mirrored
-    return Candidates(pairs=every, is_mirrored=is_mirrored, is_dark=is_dark, look_alikes=look_alikes)
+            found.append(search(rows, rows, N_BY_FEATURES, FEATURES_MAX_DISTANCE_RATIO)[0])
+    straight_pairs = np.unique(np.concatenate(found), axis=0)
+    pairs = np.concatenate([straight_pairs, mirrored_pairs])
+    is_mirrored = np.arange(len(pairs)) >= len(straight_pairs)
+    key = len(thumbnails), 1  # pair → one number
+    is_dark = np.isin(pairs @ key, dark_pairs @ key) & ~is_mirrored
+    return Candidates(pairs=pairs, is_mirrored=is_mirrored, is_dark=is_dark, neighbors=neighbors)
 
 
 def nearest_pairs(
     rows: Float32Array,
     others: Float32Array,
     k: int,
-    stands_out: float = STANDS_OUT,
+    max_ratio: float = MAX_DISTANCE_RATIO,
     *,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Nearest:
-    """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that stand out.
+    """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that are close enough.
 
-    To stand out is to be nearer than that share of the distance to a look-alike, which is taken from the
-    nearest of each of N_GROUPS groups of others: with more images it is slightly too long. The i-th row
-    has no business with the i-th other.
+    Close enough is less than `max_ratio` times the distance to a neighbor. Neighbors are the nearest of each
+    of N_GROUPS groups of others: with more images than groups they are slightly too far away. Row i is never
+    paired with other i.
 
     Returns:
-        Pairs (P, 2), the smaller position first, each once; and the look-alikes (N, R) of each row.
+        Unique pairs (P, 2), the smaller position first, and the neighbors (N, R) of each row.
     """
     n, limit = len(rows), max_duplicates(len(rows))
-    n_look_alikes = min(N_LOOK_ALIKES, max(0, n - 1 - limit))
-    size = -(-n // N_GROUPS)  # of a group
+    n_neighbors = min(N_NEIGHBORS, max(0, n - 1 - limit))
+    size = -(-n // N_GROUPS)  # images per group
     n_groups = -(-n // size)
     step = max(1, min(n, BLOCK_BYTES // (4 * size * n_groups)))
     padded = np.zeros((size * n_groups, others.shape[1]), np.float32)
     padded[:n] = others
-    found, alike = [], np.empty((n, n_look_alikes), np.int64)
+    found, neighbors = [], np.empty((n, n_neighbors), np.int64)
     for start in range(0, n, step):
         block = np.arange(start, min(start + step, n))
         within = np.arange(len(block))
-        cosines = rows[block] @ padded.T  # (b, N and what fills the last group)
+        cosines = rows[block] @ padded.T  # (b, N padded to full groups)
         cosines[:, n:] = -np.inf
         cosines[within, block] = -np.inf
-        usual = np.full(len(block), np.inf, np.float32)
-        if n_look_alikes:
-            alike[block], usual = _look_alikes(cosines, limit, n_look_alikes, n_groups)
-        for _ in range(min(k, n - 1)):  # few passes are quicker than sorting
+        typical = np.full(len(block), np.inf, np.float32)
+        if n_neighbors:
+            neighbors[block], typical = _find_neighbors(cosines, limit, n_neighbors, n_groups)
+        for _ in range(min(k, n - 1)):  # a few passes are faster than sorting
             nearest = cosines.argmax(1)
-            is_near = _distance(cosines[within, nearest]) < stands_out * usual
+            is_near = _distance(cosines[within, nearest]) < max_ratio * typical
             found.append(np.stack([block, nearest], axis=1)[is_near])
             cosines[within, nearest] = -np.inf
         on_progress(len(block))
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), alike
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), neighbors
 
 
 def unit_rows(rows: Float32Array) -> Float32Array:
-    """Divide rows (N, D) by their length; what has none stays zero."""
+    """Divide rows (N, D) by their length; zero rows stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(lengths, 1e-9), dtype=np.float32)
 
 
-def _look_alikes(cosines: Float32Array, limit: int, n: int, n_groups: int) -> tuple[IntArray, Float32Array]:
-    """Positions (b, n) of those after the `limit` nearest by cosine (b, N), and how far the first is.
+def _find_neighbors(
+    cosines: Float32Array, limit: int, n: int, n_groups: int
+) -> tuple[IntArray, Float32Array]:
+    """Find the positions (b, n) after the `limit` nearest by cosine (b, N), and the distance of the first.
 
-    Where more than `limit` others are the same, those after all of them.
+    If more than `limit` others have the same content, all of them are skipped.
     """
-    grouped = cosines.reshape(len(cosines), -1, n_groups)  # neighbours in order are in different groups
+    grouped = cosines.reshape(len(cosines), -1, n_groups)  # consecutive images are in different groups
     nearest = grouped.max(1)
     last = n_groups - n
-    limits = np.minimum(np.maximum((nearest >= SAME).sum(1), limit), last)
+    limits = np.minimum(np.maximum((nearest >= SAME_COSINE).sum(1), limit), last)
     groups = np.empty((len(cosines), n), np.int64)
     for skipped in np.unique(limits):
         own = limits == skipped
@@ -167,35 +172,35 @@ def _look_alikes(cosines: Float32Array, limit: int, n: int, n_groups: int) -> tu
 
 
 def _distance(cosines: Float32Array) -> Float32Array:
-    """Distance of unit vectors."""
+    """Compute the distance of unit vectors from their cosine."""
     return np.asarray(np.sqrt(np.maximum(2 - 2 * cosines, 0)), dtype=np.float32)
 
 
-def _prints(
+def _fingerprints(
     thumbnails: UInt8Array, top: float, left: float, share: float, *, is_dark: bool = False
 ) -> Float32Array:
-    """Average a window of thumbs (N, S, S), its corner and side in fractions, to fingerprints (N, s, s)."""
-    see = darker_half if is_dark else np.float32
+    """Average a window of thumbnails (N, S, S) to fingerprints (N, s, s); corner and side are fractions."""
+    transform = darker_half if is_dark else np.float32
     to_y, to_x = (_average(start, share, thumbnails.shape[-1]) for start in (top, left))
     blocks = (thumbnails[i : i + AT_ONCE] for i in range(0, len(thumbnails), AT_ONCE))
-    return np.concatenate([to_y @ see(block) @ to_x.T for block in blocks])
+    return np.concatenate([to_y @ transform(block) @ to_x.T for block in blocks])
 
 
 def _average(start: float, share: float, side_px: int) -> Float32Array:
-    """Weights (s, S) that average a window of S pixels in s equal steps."""
-    edges = (start + share * np.arange(PRINT_PX + 1) / PRINT_PX) * side_px
+    """Compute weights (s, S) that average a window of S pixels in s equal steps."""
+    edges = (start + share * np.arange(FINGERPRINT_PX + 1) / FINGERPRINT_PX) * side_px
     pixels = np.arange(side_px)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return np.asarray(np.maximum(covered, 0) / np.diff(edges)[:, None], dtype=np.float32)
 
 
-def _rows(prints: Float32Array) -> Float32Array:
-    """The details of fingerprints (N, s, s) as unit rows (N, s²)."""
-    return unit_rows(detail(prints).reshape(len(prints), -1))
+def _rows(fingerprints: Float32Array) -> Float32Array:
+    """Convert fingerprints (N, s, s) to unit rows (N, s²) without line means."""
+    return unit_rows(remove_line_means(fingerprints).reshape(len(fingerprints), -1))
 
 
 def _project(features: Float32Array) -> Float32Array:
-    """Scale features (N, D) alike and bring them to few directions, as unit rows; a block at a time."""
+    """Standardise features (N, D) and project them on few directions, as unit rows, block by block."""
     mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
     n_features = features.shape[1]
     directions = np.eye(n_features, dtype=np.float32)

@@ -1,29 +1,33 @@
-"""Thumbs and features → pairs of images that show the same pixels, and the sets they form.
+"""Find near-duplicates: pairs of images that show the same pixels, and the sets they form.
 
-Candidates come cheaply. What is a copy is decided by laying one picture on the other: it must agree in its
-details, and better than look-alikes do. A pair is a pair by itself: two copies of a third need not be copies
-of each other, and what only looks alike never chains.
+Candidates are cheap to find. Each is then decided by aligning both images: they must agree in detail, and
+better than similar, but different, images do. Duplicates are not transitive: two duplicates of a third image
+need not be duplicates of each other.
+
+On TrashNet the search finds 0.998 of planted near-duplicates at a precision of 0.93. At the same precision,
+64-bit perceptual hashes and cosine similarity of the backbone's features, alone or combined, find at most
+0.75; at the same recall at most 0.43 of their pairs are right (benchmarks/near_duplicates.py).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.arrays import BoolArray, Float32Array, UInt8Array
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
-    inverse,
-    likeness,
-    outlines_agree,
-    place_coarsely,
+    align_coarsely,
+    color_correlation,
+    invert,
+    overlap_correlation,
     refine,
 )
 from pixelplay.data.near_duplicates.candidates import Candidates, propose
 from pixelplay.data.near_duplicates.thumbnails import (
-    PRINT_PX,
+    FINGERPRINT_PX,
     THUMBNAIL_PX,
     darker_half,
     make_color_thumbnail,
@@ -32,20 +36,22 @@ from pixelplay.data.near_duplicates.thumbnails import (
 )
 from pixelplay.data.near_duplicates.verification import (
     differences,
-    share_of_usual,
+    relative_difference,
     tile_differences,
-    usual_differences,
+    typical_differences,
 )
 from pixelplay.errors import ImageError
 from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
 
-COARSE, FINER = 0.75, 0.7  # correlation of details from which a candidate is looked at more closely
-AGREES = 0.7  # agreement of the pictures
-ALIKE = 0.75  # correlation of the colours
-AT_ONCE = 256  # pairs
-CLOSE_PX = 192  # side at which the decision is made
-UNUSUAL, ROUGHLY_UNUSUAL = 0.2, 0.4  # of what look-alikes differ by, at full sight and by thumbs
+MIN_COARSE_CORRELATION, MIN_FINE_CORRELATION = 0.75, 0.7  # of thumbnails, to stay a candidate
+MIN_AGREEMENT = 0.7
+MIN_COLOR_CORRELATION = 0.75
+AT_ONCE = 256  # pairs per block
+CLOSE_PX = 192  # side at which candidates are decided
+# relative to the difference of similar images, at CLOSE_PX and by thumbnails
+MAX_RELATIVE_DIFFERENCE, ROUGH_MAX_RELATIVE_DIFFERENCE = 0.2, 0.4
+Closeup = tuple[UInt8Array, UInt8Array]  # grey (n, n) and colour (3, S, S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,8 @@ class NearDuplicatePair:
 
     Attributes:
         first, second: positions, ascending.
-        agreement: 0 to 1, of their details where one lies on the other.
-        is_mirrored: whether one is the mirror image.
+        agreement: of their aligned details, 0 to 1.
+        is_mirrored: one shows the mirror image of the other.
     """
 
     first: int
@@ -78,13 +84,13 @@ def search_near_duplicates(
     num_workers: int | None = None,
     log: RunLog,
 ) -> list[NearDuplicatePair]:
-    """Find images that were re-encoded, resized, cut, mirrored, brightened or watermarked.
+    """Find images that were re-encoded, resized, cropped, mirrored, brightened or watermarked.
 
     Args:
-        thumbs: (N, S, S) uint8, of images whose files differ.
-        read: gives the pixels (H, W, 3) of an image; it runs in threads.
-        features: (N, D) finite; without them cut copies are rarely among the candidates.
-        has_mirrored: mirror images are looked for too.
+        thumbnails: (N, S, S) uint8, of files with different content.
+        read: returns the pixels (H, W, 3) of an image; called in threads.
+        features: (N, D) finite; without them cropped duplicates are rarely found.
+        has_mirrored: also find mirror images.
 
     Returns:
         Pairs in ascending order.
@@ -94,83 +100,64 @@ def search_near_duplicates(
     candidates = propose(thumbnails, features, log)
     if not has_mirrored:
         candidates = candidates.select(~candidates.is_mirrored)
-    placed = _place(thumbnails, candidates, log)
-    usual = None
-    if candidates.look_alikes.shape[1]:
-        usual = usual_differences(thumbnails, candidates.look_alikes, np.unique(placed.members))
-        placed = _which_stand_out(thumbnails, placed, usual)
+    alignments, is_aligned = _align(thumbnails, candidates, log)
+    candidates, alignments = candidates.select(is_aligned), alignments[is_aligned]
+    typical = None
+    if candidates.neighbors.shape[1]:
+        typical = typical_differences(thumbnails, candidates.neighbors, np.unique(candidates.pairs))
+        is_close = _find_close_pairs(thumbnails, candidates, alignments, typical)
+        candidates, alignments = candidates.select(is_close), alignments[is_close]
 
-    def look(k: int) -> tuple[_Seen, _Seen] | None:
+    def load(k: int) -> tuple[Closeup, Closeup] | None:
         try:
-            first, second = (_see(read(int(i))) for i in placed.members[k])
-        except ImageError:  # it could be read a moment ago
+            first, second = (_make_closeup(read(int(i))) for i in candidates.pairs[k])
+        except ImageError:  # it has become unreadable
             return None
         return first, second
 
     found: dict[tuple[int, int], NearDuplicatePair] = {}
-    n = len(placed.members)
-    with log.progress("comparing", n, "pairs that look alike") as bar:
-        for k, seen in enumerate(prefetch_map(look, range(n), num_workers=num_workers)):
+    n = len(alignments)
+    with log.progress("comparing", n, "similar pairs") as bar:
+        for k, closeups in enumerate(prefetch_map(load, range(n), num_workers=num_workers)):
             bar.update()
-            pair = None if seen is None else _confirm(placed.select([k]), *seen, usual)
+            if closeups is None:
+                continue
+            pair = _verify(candidates.select([k]), alignments[[k]], *closeups, typical)
             if pair is not None:
                 found[pair.members] = max(found.get(pair.members, pair), pair, key=lambda p: p.agreement)
     return [found[key] for key in sorted(found)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Placed:
-    """Pairs of images, and how the first of each lies on the second or on its mirror image.
-
-    Attributes:
-        members: (P, 2) positions.
-        is_mirrored: (P,).
-        placements: (P, 4).
-    """
-
-    members: IntArray
-    is_mirrored: BoolArray
-    placements: Float32Array
-
-    def select(self, rows: NDArray[Any] | Sequence[int]) -> "_Placed":
-        """Keep some of the pairs."""
-        return _Placed(
-            members=self.members[rows],
-            is_mirrored=self.is_mirrored[rows],
-            placements=self.placements[rows],
-        )
-
-
-def _place(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> _Placed:
-    """Lay candidates on each other, finer and finer, and keep those whose details go on agreeing."""
+def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple[Float32Array, BoolArray]:
+    """Align candidates: alignments (P, 4), and a mask (P,) of those that agree at every resolution."""
     n = len(candidates.pairs)
-    placements, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
+    alignments, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
     for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
-        # what a blown-out copy has lost leads the whole of it astray, from afar
+        # clipped highlights mislead the coarse alignment of whole images
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
         if not len(rows):
             continue
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
         for block in log.follow(what, blocks, len(rows), "pairs"):
             i, j = candidates.pairs[block].T
-            first, second = _turned(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
+            first, second = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
             if is_dark:
                 first, second = darker_half(first), darker_half(second)
-            placements[block], is_kept[block] = _place_block(first, second)
-    every = _Placed(members=candidates.pairs, is_mirrored=candidates.is_mirrored, placements=placements)
-    return every.select(is_kept)
+            alignments[block], is_kept[block] = _align_block(first, second)
+    return alignments, is_kept
 
 
-def _place_block(first: Float32Array, second: Float32Array) -> tuple[Float32Array, BoolArray]:
-    """Lay pictures (P, S, S) on others (P, S, S): placements (P, 4), and which go on agreeing (P,)."""
-    found, correlation = place_coarsely(shrink(first, PRINT_PX), shrink(second, PRINT_PX))
-    kept = np.flatnonzero(correlation >= COARSE)
+def _align_block(first: Float32Array, second: Float32Array) -> tuple[Float32Array, BoolArray]:
+    """Align images (P, S, S) with others: alignments (P, 4), and a mask (P,) of those that agree."""
+    found, correlation = align_coarsely(shrink(first, FINGERPRINT_PX), shrink(second, FINGERPRINT_PX))
+    kept = np.flatnonzero(correlation >= MIN_COARSE_CORRELATION)
     for side_px in (THUMBNAIL_PX // 2, THUMBNAIL_PX):
         a, b = shrink(first[kept], side_px), shrink(second[kept], side_px)
         found[kept] = refine(a, b, found[kept])
         agree = [
-            bool(np.isfinite(placement).all()) and outlines_agree(x, y, placement) >= FINER
-            for x, y, placement in zip(a, b, found[kept], strict=True)
+            bool(np.isfinite(alignment).all())
+            and overlap_correlation(x, y, alignment) >= MIN_FINE_CORRELATION
+            for x, y, alignment in zip(a, b, found[kept], strict=True)
         ]
         kept = kept[np.array(agree, bool)]
     is_kept = np.zeros(len(first), bool)
@@ -178,93 +165,90 @@ def _place_block(first: Float32Array, second: Float32Array) -> tuple[Float32Arra
     return found, is_kept
 
 
-def _which_stand_out(thumbnails: UInt8Array, placed: _Placed, usual: Float32Array) -> _Placed:
-    """Keep the pairs that may be copies, as far as thumbs (N, S, S) tell."""
-    shares = []
-    for start in range(0, len(placed.members), AT_ONCE):
-        block = placed.select(np.arange(start, min(start + AT_ONCE, len(placed.members))))
-        i, j = block.members.T
-        shares.append(
-            _shares_of_usual(_turned(thumbnails[i], thumbnails[j], block.is_mirrored), block, usual)
-        )
-    return placed.select(np.concatenate([np.empty(0), *shares]) <= ROUGHLY_UNUSUAL)
+def _find_close_pairs(
+    thumbnails: UInt8Array, candidates: Candidates, alignments: Float32Array, typical: Float32Array
+) -> BoolArray:
+    """Find the pairs (P,) whose thumbnails (N, S, S) differ by less than different images do."""
+    ratios = [np.empty(0, np.float32)]
+    for start in range(0, len(alignments), AT_ONCE):
+        rows = np.arange(start, min(start + AT_ONCE, len(alignments)))
+        block = candidates.select(rows)
+        i, j = block.pairs.T
+        images = _unmirror(thumbnails[i], thumbnails[j], block.is_mirrored)
+        ratios.append(_relative_differences(images, block, alignments[rows], typical))
+    return np.asarray(np.concatenate(ratios) <= ROUGH_MAX_RELATIVE_DIFFERENCE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """An image seen closely: grey (n, n) and colours (3, S, S), uint8."""
-
-    grey: UInt8Array
-    colours: UInt8Array
+def _make_closeup(pixels: UInt8Array) -> Closeup:
+    return make_thumbnail(pixels, CLOSE_PX), make_color_thumbnail(pixels, THUMBNAIL_PX)
 
 
-def _see(pixels: UInt8Array) -> _Seen:
-    return _Seen(
-        grey=make_thumbnail(pixels, CLOSE_PX),
-        colours=make_color_thumbnail(pixels, THUMBNAIL_PX),
-    )
-
-
-def _confirm(
-    placed: _Placed, first: _Seen, second: _Seen, usual: Float32Array | None
+def _verify(
+    candidate: Candidates,
+    alignment: Float32Array,
+    first: Closeup,
+    second: Closeup,
+    typical: Float32Array | None,
 ) -> NearDuplicatePair | None:
-    """Decide whether one candidate is a copy."""
-    is_mirrored = bool(placed.is_mirrored[0])
-    close = _turned(first.grey, second.grey, is_mirrored)
-    pictures = close[0][None], close[1][None]
-    exact = refine(*pictures, placed.placements)
+    """Return a single candidate with its alignment (1, 4) if it is a near-duplicate."""
+    is_mirrored = bool(candidate.is_mirrored[0])
+    close = _unmirror(first[0], second[0], is_mirrored)
+    images = close[0][None], close[1][None]
+    exact = refine(*images, alignment)
     if not np.isfinite(exact).all():
         return None
-    if likeness(*_turned(first.colours, second.colours, is_mirrored), exact[0]) < ALIKE:
+    if color_correlation(*_unmirror(first[1], second[1], is_mirrored), exact[0]) < MIN_COLOR_CORRELATION:
         return None
-    if (value := agreement(*close, exact[0])) < AGREES:
+    if (value := agreement(*close, exact[0])) < MIN_AGREEMENT:
         return None
-    if usual is not None:
-        shares = _shares_of_usual(pictures, replace(placed, placements=exact), usual)
-        if shares[0] > UNUSUAL:
+    if typical is not None:
+        ratios = _relative_differences(images, candidate, exact, typical)
+        if ratios[0] > MAX_RELATIVE_DIFFERENCE:
             return None
-    i, j = placed.members[0]
+    i, j = candidate.pairs[0]
     return NearDuplicatePair(first=int(i), second=int(j), agreement=value, is_mirrored=is_mirrored)
 
 
-def _shares_of_usual(
-    pictures: tuple[Float32Array, Float32Array], placed: _Placed, usual: Float32Array
+def _relative_differences(
+    images: tuple[Float32Array, Float32Array],
+    candidates: Candidates,
+    alignments: Float32Array,
+    typical: Float32Array,
 ) -> Float32Array:
-    """How much pictures (P, n, n) differ, of what either of a pair does from its look-alikes: the larger."""
-    first, second = pictures
-    i, j = placed.members.T
-    there = tile_differences(differences(first, second, placed.placements))
-    back = tile_differences(differences(second, first, inverse(placed.placements)))
-    turned = np.where(placed.is_mirrored[:, None, None], usual[j][..., ::-1], usual[j])
-    return np.maximum(share_of_usual(there, usual[i]), share_of_usual(back, turned))
+    """Divide the difference of images (P, n, n) by the typical ones of both; the larger ratio (P,)."""
+    first, second = images
+    i, j = candidates.pairs.T
+    there = tile_differences(differences(first, second, alignments))
+    back = tile_differences(differences(second, first, invert(alignments)))
+    unmirrored = np.where(candidates.is_mirrored[:, None, None], typical[j][..., ::-1], typical[j])
+    return np.maximum(relative_difference(there, typical[i]), relative_difference(back, unmirrored))
 
 
-def _turned(
+def _unmirror(
     first: NDArray[Any], second: NDArray[Any], is_mirrored: bool | BoolArray
 ) -> tuple[Float32Array, Float32Array]:
-    """Both pictures (…, h, w) of a pair, or of pairs (P, h, w), the second mirrored back."""
+    """Return both images (…, h, w) of a pair, or of pairs (P, h, w), the second flipped if mirrored."""
     first, second = first.astype(np.float32), second.astype(np.float32)
-    turned = np.where(np.asarray(is_mirrored)[..., None, None], second[..., ::-1], second)
-    return first, turned
+    return first, np.where(np.asarray(is_mirrored)[..., None, None], second[..., ::-1], second)
 
 
 def connected_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Gather pairs into sets whose members are all copies of their first one.
+    """Combine pairs into sets whose members are all duplicates of the first one.
 
-    The image with most copies comes first. What is left of a chain forms sets of its own, so that every
-    pair is in some set, and an image may be in several.
+    The image with the most duplicates comes first. The rest of a chain forms sets of its own, so that every
+    pair is in some set and an image can be in several.
     """
-    copies: dict[int, set[int]] = {}
+    duplicates: dict[int, set[int]] = {}
     for i, j in pairs:
-        copies.setdefault(i, set()).add(j)
-        copies.setdefault(j, set()).add(i)
+        duplicates.setdefault(i, set()).add(j)
+        duplicates.setdefault(j, set()).add(i)
     left = {frozenset(pair) for pair in pairs}
     sets = []
-    for centre in sorted(copies, key=lambda i: (-len(copies[i]), i)):
-        members = sorted(j for j in copies[centre] if frozenset((centre, j)) in left)
+    for centre in sorted(duplicates, key=lambda i: (-len(duplicates[i]), i)):
+        members = sorted(j for j in duplicates[centre] if frozenset((centre, j)) in left)
         if not members:
             continue
         whole = (centre, *members)
         sets.append(whole)
-        left -= {frozenset((a, b)) for a in whole for b in copies[a] if b in whole}
+        left -= {frozenset((a, b)) for a in whole for b in duplicates[a] if b in whole}
     return sets

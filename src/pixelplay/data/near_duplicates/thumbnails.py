@@ -1,4 +1,4 @@
-"""Image → a small grey picture of the whole of it, by which its copies are known."""
+"""Thumbnails of whole images, for the near-duplicate search."""
 
 import numpy as np
 from PIL import Image
@@ -6,8 +6,8 @@ from PIL import Image
 from pixelplay.arrays import Float32Array, UInt8Array
 
 THUMBNAIL_PX = 64
-PRINT_PX = 16  # side of the fingerprint that candidates are searched by
-THUMBNAIL_VERSION = 1  # part of cache keys: raise it whenever the same pixels come to yield another thumb
+FINGERPRINT_PX = 16  # side of the fingerprints that candidates are searched by
+THUMBNAIL_VERSION = 1  # part of cache keys: increase it when the same pixels give another thumbnail
 
 
 def make_thumbnail(pixels: UInt8Array, side_px: int = THUMBNAIL_PX) -> UInt8Array:
@@ -25,18 +25,18 @@ def _squash(pixels: UInt8Array, side_px: int) -> Image.Image:
     return image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
-def darker_half(pictures: UInt8Array | Float32Array) -> Float32Array:
-    """Bring what is brighter than half of a picture (N, S, S) down to its median.
+def darker_half(images: UInt8Array | Float32Array) -> Float32Array:
+    """Clip images (N, S, S) at their median.
 
-    What is left to see is dark, and a brightened copy keeps it, whatever its highlights have lost.
+    The dark half is left, which a brightened duplicate keeps even if its highlights are clipped.
     """
-    n, height, width = pictures.shape
-    middle = np.median(pictures.reshape(n, height * width), axis=1)
-    return np.asarray(np.minimum(pictures, middle[:, None, None]), dtype=np.float32)
+    n, height, width = images.shape
+    middle = np.median(images.reshape(n, height * width), axis=1)
+    return np.asarray(np.minimum(images, middle[:, None, None]), dtype=np.float32)
 
 
 def shrink(thumbnails: UInt8Array | Float32Array, side_px: int) -> Float32Array:
-    """Average thumbs (N, S, S) to (N, s, s); s divides S."""
+    """Average blocks of thumbnails (N, S, S) to (N, s, s); s divides S."""
     n, side, _ = thumbnails.shape
     step = side // side_px
     blocks = thumbnails.reshape(n, side_px, step, side_px, step)

@@ -1,1 +1,1 @@
-"""RUN → one HTML file that people open: how good, where wrong, where it looked, what to do next."""
+"""HTML report of a run in one self-contained file."""

@@ -1,4 +1,4 @@
-"""Figures → lines and points in the coordinates of a drawing; the page's template draws them."""
+"""Line charts of metrics; the page template draws them as SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,178 +7,166 @@ from typing import Any
 
 from pixelplay.text import percent
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 40  # margins for the axes' labels
+WIDTH, HEIGHT = 360, 250  # px
+LEFT, RIGHT, TOP, BOTTOM = 60, 24, 12, 40  # margins for the axis labels, px
 Point = tuple[float, float]
+PERCENT_TICKS = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A named line, and how it looks.
+class Series:
+    """One line of a chart.
 
     Attributes:
-        name: as the legend has it; empty: not in it.
-        style: class of the page's style sheet.
-        points: "x,y x,y …" in px.
-        dots: (x, y, words) of each point that is drawn and says what it is.
+        name: legend entry; "" for none.
+        style: CSS class: "main", "muted" or "reference".
+        points: (x, y) in data units.
+        texts: description of each point; without them the line has no markers.
     """
 
     name: str
     style: str
-    points: str
-    dots: tuple[tuple[float, float, str], ...] = ()
+    points: Sequence[Point]
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing with two axes.
-
-    Attributes:
-        title: what it shows, for those who cannot see it too.
-        x_name, y_name: of the axes, with their unit.
-        x_ticks, y_ticks: place in px and words.
-        lines: what is drawn.
-    """
+    """A line chart; ticks map a value to its label."""
 
     title: str
     x_name: str
     y_name: str
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    lines: tuple[Line, ...]
+    x_range: Point
+    y_range: Point
+    x_ticks: Mapping[float, str]
+    y_ticks: Mapping[float, str]
+    series: Sequence[Series]
 
+    def x_px(self, x: float) -> float:
+        """Convert a value to pixels from the left."""
+        low, high = self.x_range
+        return round(LEFT + (x - low) / (high - low or 1) * (WIDTH - LEFT - RIGHT), 1)
 
-@dataclass(frozen=True)
-class _Axes:
-    """Ranges of both axes; places values in the drawing."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-
-    def place(self, point: Point) -> Point:
-        across = (point[0] - self.x[0]) / (self.x[1] - self.x[0] or 1)
-        up = (point[1] - self.y[0]) / (self.y[1] - self.y[0] or 1)
-        left = LEFT + across * (WIDTH - LEFT - RIGHT)
-        return round(left, 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
-
-    def line(self, name: str, style: str, points: Sequence[Point], words: Sequence[str] = ()) -> Line:
-        placed = [self.place(point) for point in points]
-        dots = tuple((x, y, text) for (x, y), text in zip(placed, words, strict=False))
-        return Line(name=name, style=style, points=" ".join(f"{x},{y}" for x, y in placed), dots=dots)
-
-    def x_ticks(self, ticks: Mapping[float, str]) -> tuple[tuple[float, str], ...]:
-        return tuple((self.place((value, self.y[0]))[0], text) for value, text in ticks.items())
-
-    def y_ticks(self, ticks: Mapping[float, str]) -> tuple[tuple[float, str], ...]:
-        return tuple((self.place((self.x[0], value))[1], text) for value, text in ticks.items())
-
-
-SHARES = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
+    def y_px(self, y: float) -> float:
+        """Convert a value to pixels from the top."""
+        low, high = self.y_range
+        return round(HEIGHT - BOTTOM - (y - low) / (high - low or 1) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
-    """Confidence against accuracy, before and after the temperature."""
-    axes = _Axes((0, 1), (0, 1))
-    lines = [axes.line("as it should be", "ideal", [(0, 0), (1, 1)])]
+    """Plot confidence against accuracy, before and after temperature scaling."""
+    series = [Series(name="perfect calibration", style="reference", points=[(0, 0), (1, 1)])]
     for name, style in (("before", "muted"), ("after", "main")):
         bins = [each for each in calibration[name]["bins"] if each["n"]]
-        points = [(each["confidence"], each["accuracy"]) for each in bins]
-        words = [
-            f"{each['n']} images answered with {percent(each['confidence'], 0)}: "
-            f"{percent(each['accuracy'], 0)} right"
+        texts = [
+            f"{each['n']} images with {percent(each['confidence'], 0)} confidence: "
+            f"{percent(each['accuracy'], 0)} correct"
             for each in bins
         ]
-        lines.append(axes.line(f"{name} calibration", style, points, words))
+        points = [(each["confidence"], each["accuracy"]) for each in bins]
+        series.append(Series(name=f"{name} temperature scaling", style=style, points=points, texts=texts))
     return Chart(
-        title="Probability against how often it was right",
-        x_name="probability of the answer",
-        y_name="right",
-        x_ticks=axes.x_ticks(SHARES),
-        y_ticks=axes.y_ticks(SHARES),
-        lines=tuple(lines),
+        title="Reliability diagram",
+        x_name="confidence",
+        y_name="accuracy",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        x_ticks=PERCENT_TICKS,
+        y_ticks=PERCENT_TICKS,
+        series=series,
     )
 
 
 def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
-    """Share of wrong answers if only the surest images are answered."""
+    """Plot the error rate against the fraction of images that get a prediction."""
     points = [(each["coverage"], each["risk"]) for each in risk_coverage]
     top = max((risk for _, risk in points), default=0.0) or 0.01
-    axes = _Axes((0, 1), (0, top * 1.1))
-    words = [
-        f"the surest {percent(coverage, 0)} answered: {percent(risk)} of the answers wrong"
-        for coverage, risk in points
-    ]
+    texts = [f"most confident {percent(coverage, 0)}: {percent(risk)} errors" for coverage, risk in points]
+    y_range = (0.0, top * 1.1)
     return Chart(
-        title="Wrong answers if only the surest images are answered",
-        x_name="images answered, the surest first",
-        y_name="wrong",
-        x_ticks=axes.x_ticks(SHARES),
-        y_ticks=axes.y_ticks(
-            {value: percent(value, 1 if top < 0.05 else 0) for value in _round_ticks(axes.y)}
-        ),
-        lines=(axes.line("", "main", points, words),),
+        title="Error rate by coverage",
+        x_name="coverage (most confident images first)",
+        y_name="error rate",
+        x_range=(0, 1),
+        y_range=y_range,
+        x_ticks=PERCENT_TICKS,
+        y_ticks={value: percent(value, 1 if top < 0.05 else 0) for value in _round_ticks(y_range)},
+        series=[Series(name="", style="main", points=points, texts=texts)],
     )
 
 
 def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
-    """Accuracy of a probe by how many images it learned from, with its intervals."""
+    """Plot the accuracy of a linear probe against the number of training images."""
+    sizes = [p["n_train"] for p in points]
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
-    axes = _Axes((0, points[-1]["n_train"]), (max(0.0, low - 0.05), min(1.0, high + 0.05)))
-    drawn = [(p["n_train"], p["value"]) for p in points]
-    words = [
-        f"{p['n_train']:,} images learned from: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})"
-        for p in points
+    y_range = (max(0.0, low - 0.05), min(1.0, high + 0.05))
+    texts = [
+        f"{p['n_train']:,} training images: {p['value']:.3f} ({p['low']:.3f}–{p['high']:.3f})" for p in points
     ]
+    bounds = {side: [(p["n_train"], p[side]) for p in points] for side in ("low", "value", "high")}
     return Chart(
-        title="Accuracy by images learned from",
-        x_name="images learned from",
+        title="Learning curve",
+        x_name="training images",
         y_name="accuracy",
-        x_ticks=axes.x_ticks({n: f"{n:,.0f}" for n in (0, *(n for n, _ in drawn))}),
-        y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),
-        lines=(
-            axes.line("95 % interval", "ideal", [(p["n_train"], p["low"]) for p in points]),
-            axes.line("", "ideal", [(p["n_train"], p["high"]) for p in points]),
-            axes.line("accuracy, out of fold", "main", drawn, words),
-        ),
+        x_range=(0, sizes[-1]),
+        y_range=y_range,
+        x_ticks={n: f"{n:,.0f}" for n in (0, *sizes)},
+        y_ticks={value: f"{value:.3g}" for value in _round_ticks(y_range)},
+        series=[
+            Series(name="95 % confidence interval", style="reference", points=bounds["low"]),
+            Series(name="", style="reference", points=bounds["high"]),
+            Series(name="accuracy (out of fold)", style="main", points=bounds["value"], texts=texts),
+        ],
     )
 
 
 def history_chart(
     history: Sequence[Mapping[str, float]], columns: Mapping[str, str], title: str
 ) -> Chart | None:
-    """Some columns of the history by epoch; None where there is nothing to draw.
+    """Plot columns of the training history by epoch.
 
     Args:
-        columns: column → its name in the legend; the last is the main one.
+        history: one row per epoch.
+        columns: column → legend entry; the last is drawn as the main line.
+        title: chart title.
+
+    Returns:
+        None if there are fewer than two epochs or no values.
     """
-    drawn = {
+    points = {
         column: [(float(i), row[column]) for i, row in enumerate(history) if column in row]
         for column in columns
     }
-    values = [value for points in drawn.values() for _, value in points]
+    values = [value for found in points.values() for _, value in found]
     if len(history) < 2 or not values:
         return None
-    low, high = min(values), max(values)
-    margin = 0.08 * (high - low) or 0.05
-    axes = _Axes((0, len(history) - 1), (low - margin, high + margin))
+    margin = 0.08 * (max(values) - min(values)) or 0.05
+    y_range = (min(values) - margin, max(values) + margin)
     step = max(1, (len(history) - 1) // 5)
-    styles = ["muted"] * (len(columns) - 1) + ["main"]
     return Chart(
         title=title,
         x_name="epoch",
         y_name="",
-        x_ticks=axes.x_ticks({float(i): str(i) for i in range(0, len(history), step)}),
-        y_ticks=axes.y_ticks({value: f"{value:.3g}" for value in _round_ticks(axes.y)}),
-        lines=tuple(
-            axes.line(columns[column], style, points, [f"epoch {x:.0f}: {y:.4g}" for x, y in points])
-            for (column, points), style in zip(drawn.items(), styles, strict=True)
-            if points
-        ),
+        x_range=(0, len(history) - 1),
+        y_range=y_range,
+        x_ticks={float(i): str(i) for i in range(0, len(history), step)},
+        y_ticks={value: f"{value:.3g}" for value in _round_ticks(y_range)},
+        series=[
+            Series(
+                name=name,
+                style="main" if column == list(columns)[-1] else "muted",
+                points=points[column],
+                texts=[f"epoch {x:.0f}: {y:.4g}" for x, y in points[column]],
+            )
+            for column, name in columns.items()
+            if points[column]
+        ],
     )
 
 
-def _round_ticks(ends: tuple[float, float]) -> list[float]:
-    """Two to six round numbers between the ends of an axis."""
+def _round_ticks(ends: Point) -> list[float]:
+    """Return up to six round numbers within an axis."""
     low, high = ends
     size = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
     step = next(step for step in (size / 5, size / 2, size, 2 * size) if (high - low) / step <= 5)

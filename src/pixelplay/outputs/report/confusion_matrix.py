@@ -1,79 +1,74 @@
-"""Answers → who is taken for whom, and the images that show it."""
+"""Confusion matrix whose cells list the images behind their counts."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixelplay.outputs.report.run_records import Answer
+from pixelplay.outputs.report.run_records import PredictionRow
 
-N_IN_CELL = 24  # pictures of a cell of the confusion matrix
-N_RIGHT = 8  # of a cell of right answers
-MAX_MATRIX = 25  # classes; more are shown as a list of what is taken for what
+MAX_ERRORS_SHOWN = 24  # images shown of a cell of errors
+MAX_CORRECT_SHOWN = 8  # images shown of a cell of correct predictions
+MAX_CLASSES = 25  # with more classes, a list of the most frequent confusions replaces the matrix
+
+CellPaths = Mapping[tuple[str, str], Sequence[str]]  # (label, prediction) → paths
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class ConfusionCell:
     """One cell of the confusion matrix.
 
     Attributes:
-        n: images in it.
-        shade: 0 to 9, of the row's images.
-        paths: those whose pictures are shown.
+        n: images in the cell.
+        shade: 0 to 9, the cell's share of its row.
+        paths: images to show, the most confident first.
     """
 
+    label: str
+    prediction: str
     n: int
     shade: int
-    is_right: bool
     paths: tuple[str, ...]
 
 
-def worst_first(answers: Sequence[Answer]) -> list[Answer]:
-    """Wrong answers, the most confident first."""
-    return sorted((a for a in answers if not a.is_right), key=lambda a: -a.probability)
+def sort_errors(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
+    """Return the misclassified images, the most confident first."""
+    return sorted((row for row in rows if not row.is_correct), key=lambda row: -row.probability)
 
 
-def typical_of(answers: Sequence[Answer]) -> dict[str, str]:
-    """Class → the image of it that was answered rightly with most confidence."""
-    right = sorted((a for a in answers if a.is_right), key=lambda a: a.probability)
-    return {answer.given: answer.path for answer in right}
+def find_typical(rows: Sequence[PredictionRow]) -> dict[str, str]:
+    """Return for each class the path of its most confident correct prediction."""
+    correct = sorted((row for row in rows if row.is_correct), key=lambda row: row.probability)
+    return {row.label: row.path for row in correct}
 
 
-def fill_cells(answers: Sequence[Answer]) -> dict[tuple[str, str], list[str]]:
-    """Given and decided class → images, the most confident answer first."""
+def group_by_cell(rows: Sequence[PredictionRow]) -> dict[tuple[str, str], list[str]]:
+    """Return the paths of each (label, prediction), the most confident first."""
     cells: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for answer in sorted(answers, key=lambda a: -a.probability):
-        cells[answer.given, answer.label].append(answer.path)
-    return cells
+    for row in sorted(rows, key=lambda row: -row.probability):
+        cells[row.label, row.prediction].append(row.path)
+    return dict(cells)
 
 
-def make_matrix(answers: Sequence[Answer], names: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
-    """Rows of given labels, columns of decisions, each cell with its images."""
-    cells = fill_cells(answers)
-    n_given = Counter(answer.given for answer in answers)
-    return tuple(
-        tuple(
-            _cell(cells, given, label, len(cells.get((given, label), ())), n_given[given]) for label in names
-        )
-        for given in names
+def make_matrix(rows: Sequence[PredictionRow], classes: Sequence[str]) -> list[list[ConfusionCell]]:
+    """Return the (K, K) cells; rows are labels, columns predictions."""
+    cells = group_by_cell(rows)
+    return [[_make_cell(cells, label, prediction) for prediction in classes] for label in classes]
+
+
+def list_confusions(rows: Sequence[PredictionRow]) -> list[ConfusionCell]:
+    """Return the cells with the most errors."""
+    cells = group_by_cell(rows)
+    errors = sorted(((len(paths), key) for key, paths in cells.items() if key[0] != key[1]), reverse=True)
+    return [_make_cell(cells, *key) for _, key in errors[:MAX_CLASSES]]
+
+
+def _make_cell(cells: CellPaths, label: str, prediction: str) -> ConfusionCell:
+    paths = cells.get((label, prediction), ())
+    n_row = sum(len(found) for key, found in cells.items() if key[0] == label)
+    return ConfusionCell(
+        label=label,
+        prediction=prediction,
+        n=len(paths),
+        shade=min(9, round(9 * len(paths) / n_row)) if n_row else 0,
+        paths=tuple(paths[: MAX_CORRECT_SHOWN if label == prediction else MAX_ERRORS_SHOWN]),
     )
-
-
-def _cell(cells: Mapping[tuple[str, str], Sequence[str]], given: str, label: str, n: int, n_row: int) -> Cell:
-    is_right = given == label
-    return Cell(
-        n=n,
-        shade=min(9, round(9 * n / n_row)) if n_row else 0,
-        is_right=is_right,
-        paths=tuple(cells.get((given, label), ())[: N_RIGHT if is_right else N_IN_CELL]),
-    )
-
-
-def list_confusions(answers: Sequence[Answer]) -> list[tuple[str, str, Cell]]:
-    """What is most often taken for what."""
-    cells = fill_cells(answers)
-    n_given = Counter(answer.given for answer in answers)
-    wrong = sorted(((len(paths), key) for key, paths in cells.items() if key[0] != key[1]), reverse=True)
-    return [
-        (given, label, _cell(cells, given, label, n, n_given[given]))
-        for n, (given, label) in wrong[:MAX_MATRIX]
-    ]

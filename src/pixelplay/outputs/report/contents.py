@@ -1,16 +1,17 @@
-"""What a page consists of, section by section: plain values, for the template to lay out."""
+"""Texts and values of each section of the report, for the page templates to lay out."""
 
 import os
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pixelplay import __version__
+from pixelplay.evaluation.intervals import wilson
+from pixelplay.evaluation.selective import risk_coverage
+from pixelplay.model.bundle import ModelBundle
 from pixelplay.outputs.console import HEADLINES, TITLES
-from pixelplay.outputs.label_issues import LabelIssue
-from pixelplay.outputs.report.advice import Advice, advise, again
+from pixelplay.outputs.report.advice import make_advice, rerun_command
 from pixelplay.outputs.report.charts import (
     Chart,
     history_chart,
@@ -19,364 +20,315 @@ from pixelplay.outputs.report.charts import (
     risk_chart,
 )
 from pixelplay.outputs.report.confusion_matrix import (
-    MAX_MATRIX,
-    N_IN_CELL,
-    N_RIGHT,
-    Cell,
-    fill_cells,
+    MAX_CLASSES,
+    MAX_CORRECT_SHOWN,
+    MAX_ERRORS_SHOWN,
+    find_typical,
+    group_by_cell,
     list_confusions,
     make_matrix,
-    typical_of,
-    worst_first,
+    sort_errors,
 )
-from pixelplay.outputs.report.images import Pictures, take_turns
-from pixelplay.outputs.report.run_records import SETS, Answer, RunRecords
+from pixelplay.outputs.report.images import ReportImages, interleave
+from pixelplay.outputs.report.run_records import DUPLICATE_KINDS, RunRecords
 from pixelplay.text import counted, percent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Doubt:
-    """A suspect and what it stands beside: a typical image of either class."""
-
-    suspect: LabelIssue
-    like_label: str | None
-    like_proposed: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """A wrong answer, with where the model looked if that is known."""
-
-    answer: Answer
-    large: str | None
-    heat: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """What is taken for what: a matrix, or of many classes the commonest confusions."""
-
-    names: tuple[str, ...]
-    matrix: tuple[tuple[Cell, ...], ...] | None
-    confusions: tuple[tuple[str, str, Cell], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistakes:
-    """The most confident wrong answers, of how many, and whose sight is drawn."""
-
-    shown: tuple[Mistake, ...]
-    n: int
-    who_explains: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Suspects to be judged, of how many; what was corrected before; and what learns from the corrections."""
-
-    doubts: tuple[Doubt, ...]
-    n: int
-    corrections: tuple[Mapping[str, Any], ...]
-    relabel: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trust:
-    """What probabilities are worth."""
-
-    calibration: Mapping[str, Any] | None
-    charts: tuple[Chart, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """How the run was made, and what this page lacks."""
-
-    story: tuple[str, ...]
-    command: str | None
-    notes: tuple[str, ...]
-    settings: Mapping[str, Any]
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """All that the template needs, by section; texts are plain, the template makes them safe."""
-
-    title: str
-    version: str
-    source: str | None
-    root: str
-    verdict: str
-    where: str
-    figures: tuple[Mapping[str, Any], ...]
-    also: tuple[str, ...]
-    advice: tuple[Advice, ...]
-    classes: tuple[Mapping[str, Any], ...]
-    taken: Taken
-    mistakes: Mistakes
-    labels: Labels
-    trust: Trust
-    data: Mapping[str, Any]
-    made: Made
-    pictures: Pictures
-
-
-N_MISTAKES = 24
-N_LABEL_ISSUES, N_ENLARGED = 150, 60
-N_SETS, N_IN_SET, N_FILES = 40, 8, 200
-FEW_LEARNED = 30
-SPLITS = {
-    "test": "the test part, which chose nothing",
-    "oof": "images held out in turn, each answered by a classifier that had not seen it",
-    "val": "the validation part, which also chose (slightly optimistic)",
+MAX_ERRORS = 24
+MAX_LABEL_ISSUES, MAX_ENLARGED = 150, 60
+MAX_SETS, MAX_IN_SET, MAX_FILES = 40, 8, 200
+RARE_BELOW = 30  # training images
+N_WEAKEST = 2  # classes named in the summary
+EVALUATED_ON = {"test": "test images", "oof": "images, out of fold", "val": "validation images"}
+MEASURED_ON = {
+    "test": "Measured on the test split, which was not used for training or to choose settings.",
+    "oof": "Measured out of fold: no image was predicted by a model that was trained on it.",
+    "val": "Measured on the validation split, which was also used to choose settings: slightly optimistic.",
 }
-HELD_OUT_IN = {"test": "from the test part", "oof": "held out in a fold", "val": "from the validation part"}
-DEPTHS = {
-    "none": "a linear classifier on the features of a frozen network",
-    "partial": "the last stages of the network and the classifier on top",
-    "full": "all layers of the network",
+METHODS = {
+    "none": "linear probe (logistic regression on the features of a frozen backbone)",
+    "partial": "partial fine-tuning (last stages of the backbone and the head)",
+    "full": "full fine-tuning (all layers)",
 }
+MISSING_RUN = (
+    "Per-class results, confusion matrix, errors, label issues and data problems are stored in the run "
+    "folder, not in the model. To evaluate this model on labelled images: pixelplay evaluate MODEL DATA"
+)
 
 
-def plan_pictures(records: RunRecords) -> list[str]:
-    """Images whose pictures the page wants, the most wanted first."""
-    wrong = worst_first(records.answers)
-    typical = typical_of(records.answers)
-    cells = fill_cells(records.answers)
-    off = [paths for (given, label), paths in cells.items() if given != label]
-    on = [paths[:N_RIGHT] for (given, label), paths in cells.items() if given == label]
-    if len(records.figures["confusion"]["classes"]) > MAX_MATRIX:  # only the largest are shown
-        off, on = sorted(off, key=len, reverse=True)[:MAX_MATRIX], []
-    copies = [member["path"] for name in SETS for members in _sets(records, name) for member in members]
+def list_images(records: RunRecords) -> list[str]:
+    """Return the paths of the images that the page shows, the most important first."""
+    cells = group_by_cell(records.predictions)
+    errors = [paths for (label, prediction), paths in cells.items() if label != prediction]
+    correct = [paths for (label, prediction), paths in cells.items() if label == prediction]
+    if len(records.evaluation["confusion"]["classes"]) > MAX_CLASSES:  # the page lists the largest only
+        errors, correct = sorted(errors, key=len, reverse=True)[:MAX_CLASSES], []
+    sets = [members for kind in DUPLICATE_KINDS for members in _first_sets(records, kind)]
     return [
-        *(suspect.path for suspect in records.label_issues[:N_LABEL_ISSUES]),
-        *typical.values(),
-        *(answer.path for answer in wrong[:N_MISTAKES]),
-        *take_turns(off, N_IN_CELL),
-        *copies,
-        *take_turns(on, N_RIGHT),
+        *(issue.path for issue in records.label_issues[:MAX_LABEL_ISSUES]),
+        *find_typical(records.predictions).values(),
+        *(row.path for row in sort_errors(records.predictions)[:MAX_ERRORS]),
+        *interleave(errors, MAX_ERRORS_SHOWN),
+        *(member["path"] for members in sets for member in members),
+        *interleave(correct, MAX_CORRECT_SHOWN),
     ]
 
 
-def make_page(records: RunRecords, pictures: Pictures, mistakes: Sequence[Mistake]) -> Page:
-    """Put together what a run's page shows."""
-    return Page(
-        title=os.path.basename(os.path.abspath(records.folder)),
-        version=__version__,
-        source=None if records.source is None else os.path.basename(records.source),
-        root=records.root,
-        verdict=_verdict(records),
-        where=SPLITS[records.measured_on],
-        figures=tuple(_figure_rows(records)),
-        also=tuple(_also_measured(records)),
-        advice=tuple(advise(records)),
-        classes=tuple(_class_rows(records)),
-        taken=_taken(records),
-        mistakes=_mistakes(records, mistakes),
-        labels=_labels(records),
-        trust=Trust(calibration=records.metrics.get("calibration"), charts=tuple(_charts(records))),
-        data=_data(records),
-        made=Made(
-            story=tuple(_story(records)),
-            command=shlex.join(records.command) or None,
-            notes=tuple(map(records.discreet, records.metrics["notes"])),
-            settings=_flat(records.config),
-            missing=tuple(_missing(records, pictures)),
-        ),
-        pictures=pictures,
+def run_contents(
+    records: RunRecords, images: ReportImages, heat_maps: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """Collect what the page of a run shows.
+
+    Args:
+        records: files of the run.
+        images: thumbnails.
+        heat_maps: path → image and overlay, as data URLs.
+    """
+    metrics, predictions = records.metrics, records.predictions
+    classes = [str(name) for name in records.evaluation["confusion"]["classes"]]
+    per_class = _class_rows(records)
+    return {
+        "title": os.path.basename(os.path.abspath(records.folder)),
+        "version": __version__,
+        "source": None if records.source is None else os.path.basename(records.source),
+        "summary": _summarize(records, per_class),
+        "advice": make_advice(records),
+        "metrics": _metric_rows(records),
+        "other_metrics": _other_metrics(records),
+        "per_class": per_class,
+        "rare_below": RARE_BELOW,
+        "classes": classes,
+        "matrix": make_matrix(predictions, classes) if len(classes) <= MAX_CLASSES else None,
+        "confusions": list_confusions(predictions),
+        "errors": sort_errors(predictions)[:MAX_ERRORS],
+        "n_errors": len(records.errors),
+        "heat_maps": heat_maps,
+        # the model that draws the heat maps may have been trained on these images after they were predicted
+        "is_trained_on_errors": records.measured_on == "oof"
+        or (records.measured_on == "val" and metrics.get("val_is_before_refit", False)),
+        "label_issues": records.label_issues[:MAX_LABEL_ISSUES],
+        "n_label_issues": len(records.label_issues),
+        "typical": find_typical(predictions),
+        "corrections": metrics["data"]["corrections"],
+        "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
+        "calibration": metrics.get("calibration"),
+        "calibration_charts": _calibration_charts(records),
+        "data": _describe_data(records),
+        "training": _describe_training(records),
+        "training_charts": _training_charts(records),
+        "command": shlex.join(records.command) or None,
+        "missing": _describe_missing(records, images),
+        "log": [records.redact(note) for note in metrics["notes"]],
+        "settings": _flatten(records.config),
+    }
+
+
+def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
+    """Collect what the page of a model without run records shows."""
+    held_out = bundle.held_out
+    n = len(held_out.is_right)
+    accuracy = wilson(int(held_out.is_right.sum()), n)
+    where = "out-of-fold" if held_out.split == "oof" else "validation"
+    points, _ = risk_coverage(held_out.confidence, held_out.is_right.astype(bool))
+    name = os.path.basename(folder)
+    return {
+        "title": os.path.basename(os.path.dirname(folder)) or name if name == "model" else name,
+        "version": __version__,
+        "verdict": f"Accuracy {percent(accuracy.value)} on {n:,} {where} images (95 % CI "
+        f"{percent(accuracy.low)} to {percent(accuracy.high)}), which were also used to choose settings: "
+        "slightly optimistic.",
+        "facts": {
+            "backbone": bundle.backbone.name,
+            **bundle.made_by,
+            "input size": f"{bundle.preprocessing.input_size} px",
+            "distinct training images": f"{len(bundle.trained_on):,}",
+            "temperature": f"{bundle.temperature:.3f}",
+            "tau": f"{bundle.tau:.2g}",
+            "optimised metric": bundle.metric,
+        },
+        "priors": {name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
+        "risk_chart": risk_chart([{"coverage": c, "risk": r} for c, r in points]),
+        "missing": MISSING_RUN,
+    }
+
+
+def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the headline, the optimised metric and the weakest classes, a sentence each."""
+    evaluation, baseline = records.evaluation, records.metrics["baseline"]
+    accuracy, name = evaluation["accuracy"], records.metrics["headline"]["metric"]
+    sentences = [
+        f"Accuracy {percent(accuracy['value'])} on {evaluation['n']:,} {EVALUATED_ON[records.measured_on]} "
+        f"(95 % CI {percent(accuracy['low'])} to {percent(accuracy['high'])}). Always predicting the most "
+        f"common class, {baseline['class']!r}, would reach {percent(baseline['accuracy']['value'])}.",
+        MEASURED_ON[records.measured_on],
+    ]
+    if records.measured_on == "oof" and "n_folds" not in records.metrics:
+        sentences[-1] += " Settings were chosen on the same images: slightly optimistic."
+    if name != "accuracy":
+        metric = evaluation[name]
+        sentences.append(
+            f"This run optimised {TITLES[name]}: {metric['value']:.3f} "
+            f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
+        )
+    weakest = sorted(
+        (row for row in per_class if row["confused_with"] and row["recall"]),
+        key=lambda row: row["recall"]["value"],
     )
+    if weakest:
+        named = [
+            f"{row['class']!r} (recall {row['recall']['value']:.2f}, most often predicted as "
+            f"{row['confused_with'][0]!r})"
+            for row in weakest[:N_WEAKEST]
+        ]
+        sentences.append(f"Weakest {'class' if len(named) == 1 else 'classes'}: {', '.join(named)}.")
+    return sentences
 
 
-def _taken(records: RunRecords) -> Taken:
-    names = tuple(str(name) for name in records.figures["confusion"]["classes"])
-    return Taken(
-        names=names,
-        matrix=make_matrix(records.answers, names) if len(names) <= MAX_MATRIX else None,
-        confusions=tuple(list_confusions(records.answers)),
-    )
-
-
-def _mistakes(records: RunRecords, shown: Sequence[Mistake]) -> Mistakes:
-    deployed = "the model that came of it, which has learned from these images since,"
-    has_learned = records.measured_on == "oof" or records.metrics.get("val_is_before_refit", False)
-    is_apart = records.measured_on == "test" or not has_learned
-    return Mistakes(
-        shown=tuple(shown),
-        n=len(worst_first(records.answers)),
-        who_explains="the network" if is_apart else deployed,
-    )
-
-
-def _labels(records: RunRecords) -> Labels:
-    typical = typical_of(records.answers)
-    return Labels(
-        doubts=tuple(
-            Doubt(suspect=s, like_label=typical.get(s.label), like_proposed=typical.get(s.suggested))
-            for s in records.label_issues[:N_LABEL_ISSUES]
-        ),
-        n=len(records.label_issues),
-        corrections=tuple(records.metrics["data"]["corrections"]),
-        relabel=again(records, "--relabel", "corrections.csv"),
-    )
-
-
-def _verdict(records: RunRecords) -> str:
-    """Say in one sentence how often the classifier is right, and how often a guess would be."""
-    accuracy, baseline = records.figures["accuracy"], records.metrics["baseline"]
-    guess = baseline["accuracy"]["value"]
-    return (
-        f"Right on {percent(accuracy['value'])} of {counted(records.figures['n'], 'image')} "
-        f"(95 % interval {percent(accuracy['low'])} to {percent(accuracy['high'])}). "
-        f"Always answering {baseline['class']!r} would be right on {percent(guess)}."
-    )
-
-
-def _figure_rows(records: RunRecords) -> list[dict[str, Any]]:
-    baseline, declared = records.metrics["baseline"], records.metrics["headline"]["metric"]
+def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
     rows = []
     for name in HEADLINES:
-        guess = baseline[name]
-        value = guess["value"] if isinstance(guess, Mapping) else guess
-        estimate = records.figures[name]
-        rows.append({"name": TITLES[name], "is_declared": name == declared, "baseline": value, **estimate})
+        baseline = records.metrics["baseline"][name]
+        rows.append(
+            {
+                "name": TITLES[name],
+                "is_target": name == records.metrics["headline"]["metric"],
+                "baseline": baseline["value"] if isinstance(baseline, Mapping) else baseline,
+                **records.evaluation[name],
+            }
+        )
     return rows
 
 
-def _story(records: RunRecords) -> list[str]:
-    """What was done, in plain words."""
-    metrics, counts = records.metrics, records.metrics["train_counts"]
-    told = [f"Learned from {counted(sum(counts.values()), 'image')} of {len(counts)} classes."]
-    if metrics.get("repeats", 1) > 1:
-        told.append(
-            f"Dealt into folds {metrics['n_repeats']} times: figures are means over these; the matrix, the "
-            "mistakes and what is taken for what are of the first."
-        )
-    if "n_folds" in metrics:
-        finetune = ", ".join(f"{n} × {DEPTHS[method]}" for method, n in metrics["finetune"].items())
-        told.append(f"Cross-validation in {metrics['n_folds']} folds; trained: {finetune}.")
-    else:
-        told.append(f"Trained: {DEPTHS[metrics['depth']]}.")
-    chosen = metrics["chosen"]
-    temperature = chosen["temperature"]
-    told.append(
-        f"Probabilities are divided by a temperature of {temperature['value']:.2f}, which images "
-        f"that were not learned from chose ({counted(temperature['n'], 'image')})."
-    )
-    if tau := chosen["tau"]["value"]:
-        told.append(
-            f"Decisions lean towards rare classes (τ = {tau:.2g}), for "
-            f"{TITLES[metrics['headline']['metric']]}; probabilities do not."
-        )
-    if removed := metrics["data"]["removed_from_training"]:
-        told.append(f"Not learned from, as copies of test images: {len(removed):,}.")
-    return told
-
-
-def _also_measured(records: RunRecords) -> list[str]:
-    """Figures of the same classifier on other images or other labels."""
-    titles = {
-        "test_without_copies": "Without test images that had a copy in training",
-        f"{records.measured_on}_corrected": "On the labels as you have corrected them",
-        "test": "What is deployed, on the given test part",
+def _other_metrics(records: RunRecords) -> list[str]:
+    """Return the accuracy of the same model on other images or other labels, a sentence each."""
+    metrics = records.metrics
+    evaluations = {
+        "Without test images that have duplicates in training": metrics.get("test_without_duplicates"),
+        "With your corrected labels": metrics.get(f"{records.measured_on}_corrected"),
+        "Final model on the test split": None if records.measured_on == "test" else metrics.get("test"),
+        "Images of known classes only": records.evaluation.get("known_only"),
     }
-    also = {name: figures for name in titles if (figures := records.metrics.get(name)) is not None}
-    if records.measured_on == "test":
-        also.pop("test", None)
-    if (known := records.figures.get("known_only")) is not None:
-        titles["known"], also["known"] = "On classes that it has learned, alone", known
-    found = []
-    for name, figures in also.items():
-        accuracy = figures["accuracy"]
-        interval = f"{accuracy['low']:.3f}–{accuracy['high']:.3f}"
-        n = counted(figures["n"], "image")
-        found.append(f"{titles[name]}: accuracy {accuracy['value']:.3f} ({interval}) on {n}.")
-    return found
+    return [
+        f"{title}: accuracy {accuracy['value']:.3f} (95 % CI {accuracy['low']:.3f}–{accuracy['high']:.3f}) "
+        f"on {counted(evaluation['n'], 'image')}."
+        for title, evaluation in evaluations.items()
+        if evaluation is not None and (accuracy := evaluation["accuracy"])
+    ]
 
 
 def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     counts = records.metrics["train_counts"]
-    taken: dict[str, Counter[str]] = defaultdict(Counter)
-    for answer in records.answers:
-        if not answer.is_right:
-            taken[answer.given][answer.label] += 1
+    confusions = Counter((row.label, row.prediction) for row in records.errors).most_common()
+    confused_with: dict[str, tuple[str, int]] = {}
+    for (label, prediction), n in confusions:
+        confused_with.setdefault(label, (prediction, n))
     return [
         {
             **scores,
-            "learned": int(counts.get(scores["class"], 0)),
-            "is_rare": int(counts.get(scores["class"], 0)) < FEW_LEARNED,
-            "taken_for": taken[scores["class"]].most_common(1),
+            "n_train": (n_train := int(counts.get(scores["class"], 0))),
+            "is_rare": n_train < RARE_BELOW,
+            "confused_with": confused_with.get(scores["class"]),
         }
-        for scores in records.figures["per_class"]
+        for scores in records.evaluation["per_class"]
     ]
 
 
-def _depth_of(records: RunRecords, fold: float | None) -> str | None:
-    """How deep a fold of the first repeat was trained in the end, or a run that has none."""
+def _calibration_charts(records: RunRecords) -> list[Chart]:
+    calibration = records.metrics.get("calibration")
+    reliability = [] if calibration is None else [reliability_chart(calibration)]
+    return [*reliability, risk_chart(records.evaluation["risk_coverage"])]
+
+
+def _training_charts(records: RunRecords) -> list[Chart]:
+    """Plot the learning curve and the training history, of a cross-validation that of the first fold."""
+    curve = records.metrics.get("learning_curve")
+    first_repeat = [row for row in records.history if row.get("repeat", 0) == 0]
+    fold = first_repeat[0].get("fold") if first_repeat else None
+    history = [row for row in first_repeat if row.get("fold") == fold]
+    details = [] if fold is None else [f"fold {fold:.0f}"]
+    if _find_method(records, fold) == "none":
+        details.append("fine-tuning that was not used")
+    suffix = f" ({', '.join(details)})" if details else ""
+    losses = {"train_loss": "training", "val_loss": "validation"}
+    scores = {"val_macro_f1": "macro F1", "val_accuracy": "accuracy"}
+    charts = [
+        None if curve is None else learning_chart(curve["all"]["points"]),
+        history_chart(history, losses, f"Loss by epoch{suffix}"),
+        history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _find_method(records: RunRecords, fold: float | None) -> str | None:
+    """Return the method of a fold of the first repeat, or of a run without folds."""
     if fold is None:
-        return records.metrics.get("finetune")
-    first = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
-    return first[0]["finetune"] if first else None
+        method = records.metrics.get("finetune")
+        return method if isinstance(method, str) else None
+    folds = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
+    return folds[0]["finetune"] if folds else None
 
 
-def _charts(records: RunRecords) -> list[Chart]:
-    charts = []
-    if (calibration := records.metrics.get("calibration")) is not None:
-        charts.append(reliability_chart(calibration))
-    charts.append(risk_chart(records.figures["risk_coverage"]))
-    if (curve := records.metrics.get("learning_curve")) is not None:
-        charts.append(learning_chart(curve["all"]["points"]))
-    first = [row for row in records.history if row.get("repeat", 0) == 0]
-    fold = first[0].get("fold") if first else None
-    history = [row for row in first if row.get("fold") == fold]
-    of = "" if fold is None else f" of fold {fold:.0f}"
-    if _depth_of(records, fold) == "none":
-        of += " of a tuning that was not taken,"
-    for columns, title in (
-        ({"train_loss": "training", "val_loss": "validation"}, f"Loss{of} by epoch"),
-        ({"val_macro_f1": "macro-F1", "val_accuracy": "accuracy"}, f"Validation figures{of} by epoch"),
-    ):
-        if (chart := history_chart(history, columns, title)) is not None:
-            charts.append(chart)
-    return charts
-
-
-def _data(records: RunRecords) -> dict[str, Any]:
-    """What is wrong with the images, as much of it as can be looked at."""
+def _describe_data(records: RunRecords) -> dict[str, Any]:
     data = records.metrics["data"]
     return {
-        **{f"n_{name}": len(data[name]) for name in SETS},
-        **{name: _sets(records, name) for name in SETS},
-        "unreadable": data["unreadable"][:N_FILES],
+        "n_usable": data["n_usable"],
+        "sets": {kind: _first_sets(records, kind) for kind in DUPLICATE_KINDS},
+        "n_sets": {kind: len(data[kind]) for kind in DUPLICATE_KINDS},
+        "unreadable": data["unreadable"][:MAX_FILES],
         "n_unreadable": len(data["unreadable"]),
         "skipped": data["skipped"],
-        "removed": data["removed_from_training"][:N_FILES],
+        "removed": data["removed_from_training"][:MAX_FILES],
         "n_removed": len(data["removed_from_training"]),
     }
 
 
-def _sets(records: RunRecords, name: str) -> list[list[Mapping[str, str]]]:
-    """The first sets of one kind, and the first images of each."""
-    return [members[:N_IN_SET] for members in records.metrics["data"][name][:N_SETS]]
+def _first_sets(records: RunRecords, kind: str) -> list[list[Mapping[str, str]]]:
+    return [members[:MAX_IN_SET] for members in records.metrics["data"][kind][:MAX_SETS]]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings in one level; of a file its name alone, for where it lies is nobody's business."""
+def _describe_training(records: RunRecords) -> list[str]:
+    """Describe the method and the decisions made on held-out images, a sentence each."""
+    metrics, chosen = records.metrics, records.metrics["chosen"]
+    if "n_folds" in metrics:
+        methods = ", ".join(f"{n} × {METHODS[method]}" for method, n in metrics["finetune"].items())
+        sentences = [f"{metrics['n_folds']}-fold cross-validation: {methods}."]
+    else:
+        sentences = [f"Method: {METHODS[metrics['finetune']]}."]
+    n_train = counted(sum(metrics["train_counts"].values()), "image")
+    sentences.append(f"Training data: {n_train} in {len(metrics['train_counts'])} classes.")
+    if (repeats := metrics.get("repeats", 1)) > 1:
+        sentences.append(
+            f"The cross-validation was repeated {repeats} times with different folds. Metrics are means over "
+            "the repeats; the confusion matrix and the errors are those of the first."
+        )
+    temperature = chosen["temperature"]
+    sentences.append(
+        f"Temperature: {temperature['value']:.2f}, fitted on {counted(temperature['n'], 'held-out image')}."
+    )
+    if tau := chosen["tau"]["value"]:
+        sentences.append(
+            f"Logit adjustment: τ = {tau:.2g} favours rare classes to raise "
+            f"{TITLES[metrics['headline']['metric']]}; probabilities are not adjusted."
+        )
+    return sentences
+
+
+def _describe_missing(records: RunRecords, images: ReportImages) -> list[str]:
+    missing = []
+    if images.missing is not None:
+        why = records.redact(images.missing)
+        missing.append(f"Images: {why}. Use pixelplay report RUN --data DATA to say where they are.")
+    if records.config.get("command") is None:
+        missing.append("Command: the run was started from Python or by an older version.")
+    return missing
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings as one level of dotted names; of absolute paths only the file name."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         elif name not in ("source", "command", "images_dir", "pixelplay"):
-            is_place = isinstance(value, str) and os.path.isabs(value)
-            flat[prefix + name] = os.path.basename(value) if is_place else value
+            is_local = isinstance(value, str) and os.path.isabs(value)
+            flat[prefix + name] = os.path.basename(value) if is_local else value
     return flat
-
-
-def _missing(records: RunRecords, pictures: Pictures) -> list[str]:
-    missing = []
-    if pictures.missing is not None:
-        why = records.discreet(pictures.missing)
-        missing.append(f"Pictures: {why}. Say where they are: pixelplay report RUN --data DATA.")
-    if records.config.get("command") is None:
-        missing.append("The command: the run was made from Python, or by an older PixelPlay.")
-    return missing

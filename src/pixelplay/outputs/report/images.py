@@ -1,8 +1,7 @@
-"""Images → small pictures inside a page, as long as its size allows."""
+"""Thumbnails embedded in the report, up to a total size."""
 
 import base64
 import io
-import os
 from collections.abc import Collection, Sequence
 
 from PIL import Image
@@ -17,66 +16,64 @@ from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
 
 SMALL_PX, LARGE_PX = 144, 256
-QUALITY = 70
-MAX_BYTES = 6 << 20  # of all pictures, each as often as the page shows it
+JPEG_QUALITY = 70
+MAX_BYTES = 6 << 20  # of all images in a page; an image shown twice counts twice
 
 
-class Pictures:
-    """Makes pictures of images, each once, until the page has enough.
+class ReportImages:
+    """Thumbnails of a dataset, encoded once and handed out until the page is full.
 
     Args:
-        source: folder, table or archive that the images lie in; None where nobody knows.
+        source: folder, table or archive of the images; None if unknown.
+        data: how to read it.
 
     Attributes:
-        missing: why there are no pictures, or not all; None where nothing is amiss.
-        n_left_out: pictures, or places for them, for which no room was left.
+        missing: why some or all images are missing; None if none are.
+        n_omitted: images, or places for them, that did not fit.
     """
 
     def __init__(self, source: str | None, data: DataConfig | None = None) -> None:
-        self.n_left_out = 0
+        self.n_omitted = 0
         self.missing: str | None = None
-        self._index: ImageDataset | None = None
-        self._made: dict[str, str] = {}
-        self._enlarged: dict[str, str] = {}
+        self._dataset: ImageDataset | None = None
+        self._small: dict[str, str] = {}
+        self._large: dict[str, str] = {}
         self._n_bytes = 0
         try:
-            self._index = None if source is None else scan_source(source, data)
+            self._dataset = None if source is None else scan_source(source, data)
         except (DataError, ConfigError, OSError) as error:
-            self.missing = f"the images could not be opened ({error})"
+            self.missing = f"could not open the images ({error})"
         if source is None:
-            self.missing = "nobody wrote down where the images are"
-        self._known: frozenset[str] = frozenset() if self._index is None else frozenset(self._index.paths)
+            self.missing = "the run does not record where its images are"
+        self._known = frozenset(() if self._dataset is None else self._dataset.paths)
 
     def read(self, path: str, target_px: int) -> UInt8Array:
-        """Decode an image (H, W, 3), not much larger than asked.
+        """Decode an image (H, W, 3) at a size not much above `target_px`.
 
         Raises:
-            ImageError: it cannot be used any more.
+            ImageError: it is gone or unreadable.
         """
-        if self._index is None or path not in self._known:
+        if self._dataset is None or path not in self._known:
             raise ImageError(path, "missing", "no longer where it was")
         with silence_pillow():
-            return decode_image(self._index.storage.read(path), path=path, target_px=target_px)
+            return decode_image(self._dataset.storage.read(path), path=path, target_px=target_px)
 
-    def make(
-        self,
-        wanted: Sequence[str],
-        num_workers: int | None,
-        log: RunLog,
-        *,
-        enlarged: Collection[str] = (),
+    def make_thumbnails(
+        self, wanted: Sequence[str], num_workers: int | None, log: RunLog, *, enlarged: Collection[str] = ()
     ) -> None:
-        """Make small pictures of images, the most wanted first, until the page is full of them.
+        """Encode thumbnails in the order of their importance until they fill a page.
 
         Args:
-            wanted: paths.
-            enlarged: those of which a larger picture is made as well.
+            wanted: paths, the most important first.
+            num_workers: decoding threads.
+            log: for the progress bar.
+            enlarged: paths that also get a larger image.
         """
         paths = [path for path in dict.fromkeys(wanted) if path in self._known]
-        if self._index is not None and (n_gone := len(set(wanted)) - len(paths)):
-            self.missing = f"{n_gone} of {len(set(wanted))} images are not where they were"
+        if self._dataset is not None and (n_gone := len(set(wanted)) - len(paths)):
+            self.missing = f"{n_gone} of {len(set(wanted))} images are no longer where they were"
 
-        def draw(i: int) -> list[str]:
+        def encode_path(i: int) -> list[str]:
             sides = [SMALL_PX, LARGE_PX] if paths[i] in enlarged else [SMALL_PX]
             try:
                 pixels = self.read(paths[i], max(sides))
@@ -85,72 +82,58 @@ class Pictures:
             return [encode(pixels, side) for side in sides]
 
         n_bytes = 0
+        encoded = prefetch_map(encode_path, range(len(paths)), num_workers=num_workers)
         with log.progress("drawing", len(paths)) as bar:
-            for path, drawn in zip(
-                paths, prefetch_map(draw, range(len(paths)), num_workers=num_workers), strict=True
-            ):
+            for path, sizes in zip(paths, encoded, strict=True):
                 bar.update()
-                if not drawn:
+                if not sizes:
                     continue
-                n_bytes += sum(map(len, drawn))
+                n_bytes += sum(map(len, sizes))
                 if n_bytes > MAX_BYTES:
-                    self.n_left_out += len(paths) - len(self._made)
+                    self.n_omitted += len(paths) - len(self._small)
                     break
-                self._made[path] = drawn[0]
-                if len(drawn) > 1:
-                    self._enlarged[path] = drawn[1]
+                self._small[path] = sizes[0]
+                if len(sizes) > 1:
+                    self._large[path] = sizes[1]
 
     @property
     def is_empty(self) -> bool:
-        """Whether no image could be drawn at all."""
-        return not self._made
+        """True if no image could be read."""
+        return not self._small
 
     def small(self, path: str) -> str | None:
-        """The picture of an image as an address, for one place of the page; None where there is none."""
-        picture = self._made.get(path)
-        return picture if picture is not None and self.has_room(picture) else None
+        """Return the thumbnail as a data URL for one place in the page, or None."""
+        image = self._small.get(path)
+        return image if image is not None and self.reserve(image) else None
 
     def large(self, path: str) -> str | None:
-        """The larger picture of an image, or the small one where there is none."""
-        picture = self._enlarged.get(path)
-        if picture is None or self._n_bytes + len(picture) > MAX_BYTES:
+        """Return the larger image if there is one and it fits, else the thumbnail."""
+        image = self._large.get(path)
+        if image is None or self._n_bytes + len(image) > MAX_BYTES:
             return self.small(path)
-        self._n_bytes += len(picture)
-        return picture
+        self._n_bytes += len(image)
+        return image
 
-    def has_room(self, *pictures: str) -> bool:
-        """Whether the page can take further pictures, all of them; they are counted if it can."""
-        n_bytes = sum(map(len, pictures))
+    def reserve(self, *images: str) -> bool:
+        """Count images towards the size of the page; False if they do not all fit."""
+        n_bytes = sum(map(len, images))
         if self._n_bytes + n_bytes > MAX_BYTES:
-            self.n_left_out += len(pictures)
+            self.n_omitted += len(images)
             return False
         self._n_bytes += n_bytes
         return True
 
 
-def encode(pixels: UInt8Array, side_px: int) -> str:
-    """Fit pixels (H, W, 3) into a square and write them as a data address."""
+def encode(pixels: UInt8Array, max_side: int) -> str:
+    """Shrink an image (H, W, 3) to fit a square and return it as a JPEG data URL."""
     image = Image.fromarray(pixels)
-    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def find_source(asked: str | None, recorded: str | None) -> str | None:
-    """Where the images are: as the user says, or where they were when the run was made.
-
-    Raises:
-        DataError: nothing is where the user says.
-    """
-    if asked is not None:
-        if not os.path.exists(asked):
-            raise DataError(f"{asked} does not exist; give the folder, table or archive of the images")
-        return asked
-    return recorded
-
-
-def take_turns(lists: Sequence[Sequence[str]], n_each: int) -> list[str]:
-    """The first of each list, then the second of each, up to n of each."""
+def interleave(lists: Sequence[Sequence[str]], n_each: int) -> list[str]:
+    """Return the first item of each list, then the second of each, up to `n_each` per list."""
     longest = min(n_each, max(map(len, lists), default=0))
-    return [members[turn] for turn in range(longest) for members in lists if turn < len(members)]
+    return [items[i] for i in range(longest) for items in lists if i < len(items)]

@@ -1,4 +1,4 @@
-"""What a run has written about itself → plain values for its report."""
+"""Read the files of a run that its report shows."""
 
 import csv
 import json
@@ -13,54 +13,58 @@ from pixelplay.data.tables import plain_label, plain_path
 from pixelplay.errors import BundleError
 from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssue, read_label_issues
 
-TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # part → its table
+TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # split → table of its predictions
 FIRST_REPEAT = ("", "0")
-SETS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")
+DUPLICATE_KINDS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")  # keys in metrics.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """An image that was held out, and what was decided.
-
-    Attributes:
-        path: as in the data.
-        given: its label.
-        label: the decision.
-        probability: of the decision.
-    """
+class PredictionRow:
+    """The label and the prediction of one held-out image."""
 
     path: str
-    given: str
     label: str
+    prediction: str
     probability: float
 
     @property
-    def is_right(self) -> bool:
-        """Whether the decision is the given label."""
-        return self.given == self.label
+    def is_correct(self) -> bool:
+        """True if the prediction equals the label."""
+        return self.label == self.prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecords:
-    """Everything that a run's report tells, but for pictures.
+    """The files of a run, parsed.
 
     Attributes:
-        folder: of the run.
+        folder: run folder.
         config: config.json.
         metrics: metrics.json.
-        measured_on: the part behind the headline.
-        answers: that part's images.
-        history: one row for each epoch of a tuned network.
-        suspects: labels that look wrong, the most suspicious first.
+        measured_on: split of the headline metric: "test", "oof" or "val".
+        predictions: readable images of that split; of a repeated cross-validation, the first repeat.
+        history: one row per epoch of fine-tuning.
+        label_issues: most suspicious first.
     """
 
     folder: str
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
     measured_on: str
-    answers: tuple[Answer, ...]
+    predictions: tuple[PredictionRow, ...]
     history: tuple[Mapping[str, float], ...]
     label_issues: tuple[LabelIssue, ...]
+
+    @property
+    def errors(self) -> list[PredictionRow]:
+        """Misclassified images in table order."""
+        return [row for row in self.predictions if not row.is_correct]
+
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        """Metrics of the split behind the headline."""
+        evaluation: Mapping[str, Any] = self.metrics[self.measured_on]
+        return evaluation
 
     @property
     def source(self) -> str | None:
@@ -70,83 +74,79 @@ class RunRecords:
 
     @property
     def root(self) -> str:
-        """The folder that all images lie in where their paths are absolute; else nothing."""
-        if not self.answers or not all(os.path.isabs(answer.path) for answer in self.answers):
+        """Common folder of all images if their paths are absolute, else ""."""
+        if not self.predictions or not all(os.path.isabs(row.path) for row in self.predictions):
             return ""
         data = self.metrics["data"]
-        paths = [answer.path for answer in self.answers] + [suspect.path for suspect in self.label_issues]
+        paths = [row.path for row in self.predictions] + [issue.path for issue in self.label_issues]
         paths += [row["path"] for name in ("unreadable", "corrections") for row in data[name]]
-        paths += [row["path"] for name in SETS for members in data[name] for row in members]
+        paths += [row["path"] for kind in DUPLICATE_KINDS for members in data[kind] for row in members]
         paths += data["removed_from_training"]
         folders = {os.path.dirname(path) for path in paths if os.path.isabs(path)}
         return os.path.join(os.path.commonpath(folders), "")
 
-    def discreet(self, text: str) -> str:
-        """A text without where things lie on this machine: a report is made to be shown to others."""
+    def redact(self, text: str) -> str:
+        """Replace local paths in a text, because reports are shared with others."""
         run = os.path.abspath(self.folder)
         places = {os.path.expanduser("~"): "~", os.path.dirname(run): "…"}
         places |= {self.root: "", self.source or "": "DATA", run: "RUN"}
         for place in sorted(filter(lambda p: len(p) > 1, places), key=len, reverse=True):
-            end = "" if place.endswith(("/", "\\")) else r"(?![\w.-])"  # RUN, and not the beginning of RUN-2
+            end = "" if place.endswith(("/", "\\")) else r"(?![\w.-])"  # RUN, not the beginning of RUN-2
             text = re.sub(re.escape(place) + end, places[place], text)
         return text
 
     @property
     def command(self) -> list[str]:
-        """The words that made the run, without where files elsewhere lie; none where Python made it."""
-        return [self._placeless(word) for word in shlex.split(self.config.get("command") or "")]
+        """Words of the command that made the run, without local paths; empty if Python made it."""
+        return [self._redact_word(word) for word in shlex.split(self.config.get("command") or "")]
 
-    def _placeless(self, word: str) -> str:
-        """A word of a command: of an absolute path, also an option's, the name alone."""
+    def _redact_word(self, word: str) -> str:
         option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if not os.path.isabs(value):
             return word
-        told = self.discreet(value)
-        is_known = told.startswith(("DATA", "RUN"))
-        return option + sign + (told if is_known else os.path.basename(value.rstrip("/")))
-
-    @property
-    def figures(self) -> Mapping[str, Any]:
-        """Figures of the part behind the headline."""
-        figures: Mapping[str, Any] = self.metrics[self.measured_on]
-        return figures
+        redacted = self.redact(value)
+        is_known = redacted.startswith(("DATA", "RUN"))
+        return option + sign + (redacted if is_known else os.path.basename(value.rstrip("/")))
 
 
 def has_records(folder: str) -> bool:
-    """Whether a folder is a run, not a model alone."""
+    """Tell a run from a model without records."""
     return os.path.isfile(os.path.join(folder, "metrics.json"))
 
 
 def read_records(folder: str) -> RunRecords:
-    """Read what a run has written.
+    """Read the files of a run.
 
     Raises:
-        BundleError: records are missing or damaged; the command that makes them is named.
+        BundleError: files are missing or damaged.
     """
     try:
         config, metrics = (_read_json(folder, name) for name in ("config.json", "metrics.json"))
-        part = str(metrics["headline"]["measured_on"])
-        answers = tuple(_read_answers(os.path.join(folder, TABLES[part])))
+        measured_on = str(metrics["headline"]["measured_on"])
+        predictions = tuple(_read_predictions(os.path.join(folder, TABLES[measured_on])))
         history = tuple(_read_history(os.path.join(folder, "history.csv")))
     except FileNotFoundError as error:
         name = os.path.basename(str(error.filename))
-        raise BundleError(f"{folder} lacks {name}; pixelplay train or crossval makes it anew") from None
+        raise BundleError(f"{folder} has no {name}; run pixelplay train or crossval again") from None
     except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-        raise BundleError(
-            f"the records of {folder} are damaged ({type(error).__name__}: {error}); "
-            "pixelplay train or crossval makes them anew"
-        ) from None
-    label_issues = (
-        read_label_issues(folder).label_issues if os.path.isfile(os.path.join(folder, LABEL_ISSUES)) else ()
-    )
+        raise damaged_records(folder, error) from None
+    has_issues = os.path.isfile(os.path.join(folder, LABEL_ISSUES))
     return RunRecords(
         folder=folder,
         config=config,
         metrics=metrics,
-        measured_on=part,
-        answers=answers,
+        measured_on=measured_on,
+        predictions=predictions,
         history=history,
-        label_issues=label_issues,
+        label_issues=read_label_issues(folder).label_issues if has_issues else (),
+    )
+
+
+def damaged_records(folder: str, error: Exception) -> BundleError:
+    """Make the error for a run whose files cannot be used."""
+    return BundleError(
+        f"the records of {folder} are damaged or of another version ({type(error).__name__}: {error}); "
+        "run pixelplay train or crossval again"
     )
 
 
@@ -155,18 +155,17 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
         return dict(json.load(file))
 
 
-def _read_answers(path: str) -> list[Answer]:
-    """Rows with a decision; of a repeated cross-validation those of its first turn."""
+def _read_predictions(path: str) -> list[PredictionRow]:
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return [
-            Answer(
+            PredictionRow(
                 path=plain_path(row["path"]),
-                given=plain_label(row["given"]),
                 label=plain_label(row["label"]),
+                prediction=plain_label(row["prediction"]),
                 probability=float(row["probability"]),
             )
             for row in csv.DictReader(file, strict=True)
-            if row["status"] == "ok" and row["label"] and row.get("repeat", "") in FIRST_REPEAT
+            if row["status"] == "ok" and row["prediction"] and row.get("repeat", "") in FIRST_REPEAT
         ]
 
 

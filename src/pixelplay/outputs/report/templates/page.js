@@ -1,28 +1,28 @@
 "use strict";
-const island = JSON.parse(document.getElementById("island").textContent);
+const data = JSON.parse(document.getElementById("report-data").textContent);
 
-// tables that are sorted by a press on a heading
+// sortable tables
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
     const button = heading.querySelector("button");
     if (!button) return;
     button.addEventListener("click", () => {
-      const isDown = heading.getAttribute("aria-sort") === "ascending";
+      const isDescending = heading.getAttribute("aria-sort") === "ascending";
       headings.forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+      heading.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
       const valueOf = (row) => row.cells[column].dataset.value;
       const compare = column === 0
         ? (a, b) => valueOf(a).localeCompare(valueOf(b), undefined, { numeric: true })
         : (a, b) => Number(valueOf(a)) - Number(valueOf(b));
       const rows = [...table.tBodies[0].rows].sort(compare);
-      table.tBodies[0].append(...(isDown ? rows.reverse() : rows));
+      table.tBodies[0].append(...(isDescending ? rows.reverse() : rows));
     });
   });
 }
 
-// photographs of a cell of the confusion matrix
-const shown = document.getElementById("cell");
+// images of a confusion matrix cell
+const panel = document.getElementById("cell");
 let pressed = null;
 for (const button of document.querySelectorAll("button[data-cell]")) {
   button.setAttribute("aria-pressed", "false");
@@ -30,17 +30,17 @@ for (const button of document.querySelectorAll("button[data-cell]")) {
     if (pressed) pressed.setAttribute("aria-pressed", "false");
     if (pressed === button) {
       pressed = null;
-      shown.hidden = true;
+      panel.hidden = true;
       return;
     }
     pressed = button;
     button.setAttribute("aria-pressed", "true");
-    const cell = island.cells[button.dataset.cell];
+    const cell = data.cells[button.dataset.cell];
     const title = document.createElement("h3");
-    title.textContent = `${cell.given}, answered as ${cell.label}: ${cell.n}`;
+    title.textContent = `${cell.label} predicted as ${cell.prediction}: ${cell.n}`;
     const list = document.createElement("ul");
-    for (const number of cell.pictures) {
-      const { path, src } = island.pictures[number];
+    for (const number of cell.images) {
+      const { path, src } = data.images[number];
       const item = document.createElement("li");
       if (src) {
         const image = document.createElement("img");
@@ -52,95 +52,95 @@ for (const button of document.querySelectorAll("button[data-cell]")) {
       item.append(path);
       list.append(item);
     }
-    shown.hidden = false; // first: what is filled while hidden is not read out
-    shown.replaceChildren(title, list);
-    if (cell.n > cell.pictures.length) {
+    panel.hidden = false; // before filling it: screen readers ignore changes of hidden content
+    panel.replaceChildren(title, list);
+    if (cell.n > cell.images.length) {
       const more = document.createElement("p");
       more.className = "more";
-      more.textContent = `the ${cell.pictures.length} surest of ${cell.n}`;
-      shown.append(more);
+      more.textContent = `the ${cell.images.length} most confident of ${cell.n}`;
+      panel.append(more);
     }
   });
 }
 
-// corrections: what is marked becomes a table that pixelplay train --relabel takes
+// label review: choices become a table for pixelplay train --relabel
 const save = document.getElementById("save");
 if (save) {
   const saved = document.getElementById("saved");
-  const items = [...document.querySelectorAll("li[data-suspect]")];
-  const AT_ONCE = 50;
+  const items = [...document.querySelectorAll("li[data-issue]")];
+  const FILL_AT_ONCE = 50; // classes; longer lists are filled when they are opened
   let isSaved = true;
-  let isKept = true;
-  // each list of classes is filled when it is looked at: with many of them, all at once would be too much
+  let isStored = true;
   const fill = (choice) => {
-    if (choice.options.length === 1) choice.append(...island.classes.map((name, n) => new Option(name, n)));
+    if (choice.options.length === 1) choice.append(...data.classes.map((name, n) => new Option(name, n)));
   };
-  const markedOf = (item) => {
+  const chosenOf = (item) => {
     const input = item.querySelector("input:checked");
-    const isOpen = input && input.value === "other" && item.querySelector("select").value === "";
-    return isOpen ? null : input;
+    const needsClass = input && input.value === "other" && item.querySelector("select").value === "";
+    return needsClass ? null : input;
   };
   const labelOf = (item) => {
-    const suspect = island.suspects[Number(item.dataset.suspect)];
-    const way = markedOf(item).value;
-    if (way === "right") return suspect.label;
-    if (way === "proposed") return suspect.suggested;
-    if (way === "other") return island.classes[Number(item.querySelector("select").value)];
+    const issue = data.label_issues[Number(item.dataset.issue)];
+    const action = chosenOf(item).value;
+    if (action === "keep") return issue.label;
+    if (action === "suggested") return issue.suggested;
+    if (action === "other") return data.classes[Number(item.querySelector("select").value)];
     return "";
   };
+  // spreadsheets run cells that begin like a formula
   const isFormula = (text) => /^[=+\-@\t\r]/.test(text);
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const safePath = (path) => (isFormula(path) ? `./${path}` : path);
   const safeLabel = (label) => (isFormula(label.replace(/^'+/, "")) ? `'${label}` : label);
-  // a name that is no valid UTF-8 comes as Python has it, each odd byte as a lone surrogate, and goes as it was
-  const ODD_BYTE = /((?<![\ud800-\udbff])[\udc80-\udcff])/;
+  // Python writes each invalid UTF-8 byte of a file name as a lone surrogate; turn it back into that byte
+  const INVALID_BYTE = /((?<![\ud800-\udbff])[\udc80-\udcff])/;
   const encoder = new TextEncoder();
   const bytesOf = (text) =>
-    text.split(ODD_BYTE).map((part, i) => (i % 2 ? new Uint8Array([part.charCodeAt(0) & 0xff]) : encoder.encode(part)));
-  // marks outlive the page where the browser lets it keep something: places and choices, no names
-  const key = `pixelplay marks ${island.id}`;
-  const keep = () => {
-    const marks = items.flatMap((item) => {
-      const input = markedOf(item);
-      return input ? [[item.dataset.suspect, input.value, item.querySelector("select").value]] : [];
+    text.split(INVALID_BYTE).map((part, i) => (i % 2 ? new Uint8Array([part.charCodeAt(0) & 0xff]) : encoder.encode(part)));
+  // the browser keeps choices between visits, by position, without names
+  const key = `pixelplay review ${data.id}`;
+  const store = () => {
+    const choices = items.flatMap((item) => {
+      const input = chosenOf(item);
+      return input ? [[item.dataset.issue, input.value, item.querySelector("select").value]] : [];
     });
     try {
-      localStorage.setItem(key, JSON.stringify({ marks, isSaved }));
-      isKept = true;
+      localStorage.setItem(key, JSON.stringify({ choices, isSaved }));
+      isStored = true;
     } catch {
-      isKept = false;
+      isStored = false;
     }
   };
-  const bringBack = () => {
+  const restore = () => {
     try {
-      const kept = JSON.parse(localStorage.getItem(key));
-      for (const [n, way, choice] of kept.marks) {
-        items[n].querySelector(`input[value=${way}]`).checked = true;
+      const stored = JSON.parse(localStorage.getItem(key));
+      for (const [n, action, choice] of stored.choices) {
+        items[n].querySelector(`input[value=${action}]`).checked = true;
         if (choice !== "") fill(items[n].querySelector("select"));
         items[n].querySelector("select").value = choice;
       }
-      isSaved = kept.isSaved;
-    } catch { /* nothing was kept, or nothing of ours */ }
+      isSaved = stored.isSaved;
+    } catch { /* nothing stored, or not by this page */ }
   };
   const show = () => {
-    const n = items.filter(markedOf).length;
+    const n = items.filter(chosenOf).length;
     save.disabled = n === 0;
     for (const item of items) item.querySelector("button.undo").hidden = !item.querySelector("input:checked");
     const nOpen = items.filter((item) => item.querySelector("input:checked")).length - n;
-    const told = n || nOpen ? [`${n} marked`] : ["nothing is marked"];
-    if (nOpen) told.push(`${nOpen} without a class`);
-    if (n) told.push(isSaved ? "saved" : "not saved yet");
-    saved.textContent = told.join(", ");
+    const texts = [`${n} reviewed`];
+    if (nOpen) texts.push(`${nOpen} without a class`);
+    if (n) texts.push(isSaved ? "saved" : "not saved");
+    saved.textContent = texts.join(", ");
   };
   const update = () => {
     isSaved = false;
-    keep();
+    store();
     show();
   };
   for (const item of items) {
     for (const input of item.querySelectorAll("input")) input.addEventListener("change", update);
     const choice = item.querySelector("select");
-    if (island.classes.length <= AT_ONCE) fill(choice);
+    if (data.classes.length <= FILL_AT_ONCE) fill(choice);
     for (const event of ["pointerdown", "focus"]) choice.addEventListener(event, () => fill(choice));
     choice.addEventListener("change", () => {
       item.querySelector("input[value=other]").checked = true;
@@ -154,12 +154,12 @@ if (save) {
       input.focus();
     });
   }
-  bringBack();
+  restore();
   show();
   save.addEventListener("click", () => {
-    const labels = new Map(island.corrections.map(({ path, corrected }) => [path, corrected ?? ""]));
-    const marked = items.filter(markedOf);
-    for (const item of marked) labels.set(island.suspects[Number(item.dataset.suspect)].path, labelOf(item));
+    const labels = new Map(data.corrections.map(({ path, corrected }) => [path, corrected ?? ""]));
+    const reviewed = items.filter(chosenOf);
+    for (const item of reviewed) labels.set(data.label_issues[Number(item.dataset.issue)].path, labelOf(item));
     const rows = [...labels].map(([path, label]) => `${quoted(safePath(path))},${quoted(safeLabel(label))}\r\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["path,label\r\n", ...rows.flatMap(bytesOf)], { type: "text/csv" }));
@@ -167,11 +167,11 @@ if (save) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     isSaved = true;
-    keep();
-    const earlier = rows.length - marked.length;
-    saved.textContent = `saved ${marked.length}` + (earlier ? `, and ${earlier} corrections from before` : "");
+    store();
+    const earlier = rows.length - reviewed.length;
+    saved.textContent = `${reviewed.length} saved` + (earlier ? `, with ${earlier} earlier corrections` : "");
   });
   addEventListener("beforeunload", (event) => {
-    if (!isSaved && !isKept) event.preventDefault();
+    if (!isSaved && !isStored) event.preventDefault();
   });
 }

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pixelplay.training.plan import FinetunePlan
 
 from pixelplay.config import TrainConfig
 from pixelplay.model.device import Device
 from pixelplay.training.inputs import InputSource
 from pixelplay.training.losses import make_loss
-from pixelplay.training.plan import FinetunePlan
 from pixelplay.training.schedule import Job
 
 PLAN = FinetunePlan(

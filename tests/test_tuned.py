@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 from safetensors.numpy import load_file
 
 import pixelplay
@@ -21,7 +22,6 @@ from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.training.cpu_parallel import _Shared
-from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 from tables import read_json, read_rows
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}

@@ -9,10 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from jobs import PLAN
-from pixelplay.config import FinetuneConfig, TrainConfig
-from pixelplay.errors import ConfigError
 from pixelplay.training.plan import (
     ENOUGH_EPOCHS,
     EPOCHS_PER_VIEW,
@@ -29,6 +25,10 @@ from pixelplay.training.plan import (
     time_per_image,
     write_plan,
 )
+
+from jobs import PLAN
+from pixelplay.config import FinetuneConfig, TrainConfig
+from pixelplay.errors import ConfigError
 
 AMOUNT = WorkAmount(n_train=1000, n_epoch=1200, n_refit=0, n_val=150, n_final=800, max_view_bytes=10**12)
 # one stage more costs more in training, and less in front of the cut

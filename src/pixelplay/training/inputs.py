@@ -26,10 +26,10 @@ from pixelplay.data.pixel_cache import PixelCache
 from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.model.device import (
     Device,
-    explain_memory_errors,
     inference_memory_error,
     map_on_cores,
     to_device,
+    translate_memory_errors,
 )
 from pixelplay.model.features import Normalizer
 from pixelplay.model.split_backbone import FrozenStages
@@ -302,7 +302,7 @@ class CachedViews:
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
         device = self._pixels.device
         explained = inference_memory_error(device.name, batch_size)
-        with explain_memory_errors(explained), device.autocast():
+        with translate_memory_errors(explained), device.autocast():
             maps, stats = self._front(self._normalize(torch.from_numpy(full)))
         maps = maps[:n].to(self._dtype).contiguous().cpu()
         parts = [maps.view(torch.uint8).reshape(n, -1), stats[:n].cpu().view(torch.uint8).reshape(n, -1)]

@@ -8,7 +8,7 @@ import numpy as np
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
 from pixelplay.run_log import RunLog
@@ -29,7 +29,7 @@ PLAN = FinetunePlan(
 
 def training_data_of(root: Path, config: TrainConfig) -> TrainingData:
     """Build the training data of a folder with constant features."""
-    dataset = scan_source(str(root))
+    dataset = open_dataset(str(root))
     return build_training_data(dataset, featureless(dataset), config)
 
 

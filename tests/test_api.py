@@ -22,7 +22,7 @@ def test_five_lines_from_images_to_predictions(
     dataset, audit = pixelplay.scan(drawn_images)
     report = pixelplay.train(drawn_images, tmp_path / "run", tiny_probe)
     metrics = pixelplay.evaluate(tmp_path / "run", drawn_images, split=None)
-    n_bad = pixelplay.predict(tmp_path / "run", [drawn_images], tmp_path / "p.csv").n_bad
+    summary = pixelplay.predict(tmp_path / "run", [drawn_images], tmp_path / "p.csv")
     predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_images)
 
     assert dict(zip(dataset.classes, dataset.class_counts(), strict=True)) == TINY_COUNTS
@@ -30,14 +30,14 @@ def test_five_lines_from_images_to_predictions(
     assert report.headline.low <= report.headline.value <= report.headline.high
     assert report.to_json() == json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics.evaluation.n == len(predictions) == 48
-    assert n_bad == 0
+    assert (summary.n, summary.n_unreadable) == (48, 0)
     rows = read_rows(tmp_path / "p.csv")
     assert [row["path"] for row in rows] == list(predictions.paths)
-    assert [row["label"] for row in rows] == list(predictions.labels)
+    assert [row["prediction"] for row in rows] == list(predictions.prediction)
     written = np.array([[float(row[f"prob_{name}"]) for name in predictions.classes] for row in rows])
     np.testing.assert_allclose(written, predictions.probs, atol=1e-6)
-    given = [dataset.classes[k] for k in dataset.labels]
-    accuracy = np.mean([a == b for a, b in zip(predictions.labels, given, strict=True)])
+    labels = [dataset.classes[k] for k in dataset.labels]
+    accuracy = np.mean([a == b for a, b in zip(predictions.prediction, labels, strict=True)])
     assert accuracy == pytest.approx(metrics.evaluation.accuracy.value)
 
 
@@ -55,15 +55,15 @@ def test_predictor_returns_one_prediction_per_input_in_order(drawn_images: Path,
     good = drawn_images / "bars/000.jpg"
     predictions = pixelplay.Predictor(tiny_run).predict([good, "nowhere.jpg", b"no image", good])
     assert predictions.status == ("ok", "missing", "unreadable", "ok")
-    assert predictions.labels[1:3] == (None, None)
+    assert predictions.prediction[1:3] == (None, None)
     assert np.isnan(predictions.probs[1:3]).all()
     np.testing.assert_allclose(predictions.probs[[0, 3]].sum(1), 1)
 
 
-def test_predict_counts_the_rows_without_a_prediction(tiny_run: Path, tmp_path: Path) -> None:
+def test_predict_counts_unreadable_images(tiny_run: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2})
     (photos / "bars/broken.jpg").write_bytes(b"")
-    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_bad == 1
+    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_unreadable == 1
 
 
 def test_predict_accepts_one_path_without_a_list(drawn_images: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_evaluate_counts_images_that_were_trained_on(
     report = pixelplay.evaluate(tiny_run, drawn_images)
     assert report.unseen is not None
     assert report.n_trained_on + report.unseen.n == 48
-    assert f"{report.n_trained_on} of 48 " in capsys.readouterr().err
+    assert f" {report.n_trained_on} of the 48 " in capsys.readouterr().err
     held_out = json.loads((tiny_run / "metrics.json").read_text())["test"]["accuracy"]["value"]
     assert report.unseen.accuracy.value == pytest.approx(held_out)
 
@@ -104,7 +104,7 @@ def test_errors_have_one_base_class_and_a_built_in_one(
         pixelplay.evaluate(tiny_run, drawn_images, split="tset")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.DataError, match="nowhere does not exist"):
         pixelplay.scan(tmp_path / "nowhere")
-    with pytest.raises(pixelplay.BundleError, match="is no model"):
+    with pytest.raises(pixelplay.BundleError, match="pixelplay train"):
         pixelplay.Predictor(tmp_path)
     with pytest.raises(pixelplay.ConfigError, match="--out"):
         pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.txt")

@@ -14,7 +14,7 @@ from contexts import featureless, training_data_of
 from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
 from pixelplay.data.relabel import read_corrected_labels
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.run_log import RunLog
 from pixelplay.training.prepare import log_problems
 from pixelplay.training.training_data import build_training_data
@@ -57,9 +57,9 @@ def test_relabel_keeps_metrics_on_the_given_labels(
     assert metrics["oof_corrected"]["n"] == N - 1
     assert metrics["oof_corrected"]["accuracy"]["value"] > metrics["oof"]["accuracy"]["value"]
     rows = {row["path"]: row for row in read_rows(corrected / "oof.csv")}
-    assert rows["bars/dot1.png"]["given"] == "bars"
+    assert rows["bars/dot1.png"]["label"] == "bars"
     assert (rows["rings/000.jpg"]["status"], rows["rings/000.jpg"]["fold"]) == ("ok", "")
-    accuracy = np.mean([row["label"] == row["given"] for row in rows.values()])
+    accuracy = np.mean([row["prediction"] == row["label"] for row in rows.values()])
     assert metrics["oof"]["accuracy"]["value"] == pytest.approx(accuracy)
     corrections = {c["path"]: (c["given"], c["corrected"]) for c in metrics["data"]["corrections"]}
     assert corrections["bars/dot3.png"] == ("bars", "dots")
@@ -153,7 +153,7 @@ def test_relabel_does_not_change_a_given_test_split(tmp_path: Path) -> None:
     (tmp_path / "corrected.csv").write_text(
         "path,label\ntest/bars/000.jpg,dots\ntrain/bars/000.jpg,dots\ntest/dots/000.jpg,\n"
     )
-    dataset = scan_source(str(root))
+    dataset = open_dataset(str(root))
     corrections = read_corrected_labels(str(tmp_path / "corrected.csv"), dataset)
     data = build_training_data(dataset, featureless(dataset), TrainConfig(finetune="none"), corrections)
     plain = training_data_of(root, TrainConfig(finetune="none"))
@@ -168,10 +168,10 @@ def test_relabel_does_not_change_a_given_test_split(tmp_path: Path) -> None:
 
 def test_relabel_with_an_empty_table_corrects_nothing(drawn_images: Path, tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("path,split,label\n")
-    dataset = scan_source(str(drawn_images))
+    dataset = open_dataset(str(drawn_images))
     corrections = read_corrected_labels(str(tmp_path / "none.csv"), dataset)
     np.testing.assert_array_equal(corrections.labels, dataset.labels)
-    assert not corrections.is_reviewed.any()
+    assert not corrections.reviewed.any()
 
 
 # --- bad input ---
@@ -211,7 +211,7 @@ def test_invalid_relabel_table_is_an_error_in_one_line(
 
 def notes_on(root: Path, corrections: str) -> list[str]:
     (root.parent / "corrected.csv").write_text("path,label\n" + corrections)
-    dataset = scan_source(str(root))
+    dataset = open_dataset(str(root))
     config = TrainConfig(finetune="none", relabel=str(root.parent / "corrected.csv"))
     log = RunLog(quiet=True)
     assert config.relabel is not None

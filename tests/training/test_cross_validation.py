@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from pixelplay.cli.main import main
-from pixelplay.evaluation.calibration import fit_temperature, natural_probs, nll_of
+from pixelplay.evaluation.calibration import fit_temperature, temperature_softmax, mean_nll
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle
 from tables import read_json, read_rows
@@ -65,7 +65,7 @@ def _run_again(command: list[str], run: Path, tiny: list[str]) -> Path:
 
 def test_oof_table_has_one_row_per_image_with_its_fold(probe_run: Path) -> None:
     rows = read_rows(probe_run / "oof.csv")
-    assert Counter(row["given"] for row in rows) == {**TINY_COUNTS, "bars": 25, "spirals": 1}
+    assert Counter(row["label"] for row in rows) == {**TINY_COUNTS, "bars": 25, "spirals": 1}
     assert len({row["path"] for row in rows}) == len(rows) == N + 2
     others = {row["path"]: row for row in rows if row["status"] != "ok"}
     states = {path: row["status"] for path, row in others.items()}
@@ -76,13 +76,13 @@ def test_oof_table_has_one_row_per_image_with_its_fold(probe_run: Path) -> None:
     assert Counter(row["fold"] for row in held_out).keys() == set("01234")
     for row in held_out:
         assert sum(float(row[f"prob_{name}"]) for name in _classes(probe_run)) == pytest.approx(1, abs=1e-5)
-    assert all(row["label"] == row["fold"] == "" for row in rows if row["status"] != "ok")
+    assert all(row["prediction"] == row["fold"] == "" for row in rows if row["status"] != "ok")
 
 
 def test_folds_are_stratified(probe_run: Path) -> None:
     rows = [row for row in read_rows(probe_run / "oof.csv") if row["status"] == "ok"]
     for name, n in TINY_COUNTS.items():
-        sizes = Counter(row["fold"] for row in rows if row["given"] == name).values()
+        sizes = Counter(row["fold"] for row in rows if row["label"] == name).values()
         assert max(sizes) - min(sizes) <= 1, name
         assert sum(sizes) == n
 
@@ -99,7 +99,7 @@ def test_oof_logits_are_in_the_order_of_the_table(probe_run: Path) -> None:
         if row["status"] != "ok":
             assert np.isnan(logit).all()
             continue
-        probs = natural_probs(logit[None], temperatures[row["fold"]])[0]
+        probs = temperature_softmax(logit[None], temperatures[row["fold"]])[0]
         np.testing.assert_allclose(probs, [float(row[f"prob_{c}"]) for c in _classes(probe_run)], atol=2e-6)
 
 
@@ -116,7 +116,7 @@ def test_fold_predictions_equal_those_of_a_model_trained_without_it(
     found = predictor.predict([probe_run.parent / "photos" / row["path"] for row in held_out])
     logits = load_file(probe_run / "oof.safetensors")["logits"]
     rows = [i for i, row in enumerate(read_rows(probe_run / "oof.csv")) if row["fold"] == "0"]
-    expected = natural_probs(logits[rows], predictor.bundle.temperature)
+    expected = temperature_softmax(logits[rows], predictor.bundle.temperature)
     # both fits stop at a tolerance, from different starts
     np.testing.assert_allclose(found.probs, expected, atol=2e-3)
 
@@ -127,12 +127,12 @@ def test_fold_predictions_equal_those_of_a_model_trained_without_it(
 def test_headline_equals_accuracy_of_the_oof_table(probe_run: Path) -> None:
     metrics = read_json(probe_run / "metrics.json")
     rows = [row for row in read_rows(probe_run / "oof.csv") if row["status"] == "ok"]
-    accuracy = np.mean([row["label"] == row["given"] for row in rows])
+    accuracy = np.mean([row["prediction"] == row["label"] for row in rows])
     headline = metrics["headline"]
     assert headline["value"] == pytest.approx(accuracy)
     assert (headline["n"], headline["measured_on"], headline["chosen_on"]) == (N, "oof", "the other folds")
     by_fold = [
-        np.mean([row["label"] == row["given"] for row in rows if row["fold"] == str(fold)])
+        np.mean([row["prediction"] == row["label"] for row in rows if row["fold"] == str(fold)])
         for fold in range(5)
     ]
     np.testing.assert_allclose(metrics["by_fold"]["values"], by_fold)
@@ -158,10 +158,10 @@ def test_calibration_is_measured_with_temperature_of_other_folds(probe_run: Path
     chosen = [fold["chosen"]["temperature"]["value"] for fold in metrics["folds"]]
     rows, logits = read_rows(probe_run / "oof.csv"), load_file(probe_run / "oof.safetensors")["logits"]
     held_out = [i for i, row in enumerate(rows) if row["fold"].isdigit()]
-    labels = np.array([classes.index(rows[i]["given"]) for i in held_out])
+    labels = np.array([classes.index(rows[i]["label"]) for i in held_out])
     temperatures = np.array([chosen[int(rows[i]["fold"])] for i in held_out])
     scaled = logits[held_out].astype(np.float64) / temperatures[:, None]
-    assert found["after"]["log_loss"] == pytest.approx(nll_of(scaled, labels))
+    assert found["after"]["log_loss"] == pytest.approx(mean_nll(scaled, labels))
     # one temperature fitted on all folds would be better
     assert fit_temperature(logits[held_out], labels)[1]["nll_after"] < found["after"]["log_loss"]
 

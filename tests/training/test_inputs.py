@@ -25,7 +25,7 @@ from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.device import Device
 from pixelplay.model.features import Normalizer
-from pixelplay.model.split_backbone import SplitBackbone, split_backbone
+from pixelplay.model.split_backbone import FrozenStages, split_backbone
 from pixelplay.training.inputs import AugmentedPixels, Batch, CachedViews, Inputs, stream
 
 N, SIZE, MANY = 9, 32, 10**9
@@ -70,16 +70,23 @@ def make_pixels(
     )
 
 
+def freeze(backbone: Backbone, n_trainable: int = 1) -> FrozenStages:
+    """Return the stages before the last `n_trainable` ones."""
+    frozen, _ = split_backbone(backbone, n_trainable, SIZE)
+    assert frozen is not None
+    return frozen
+
+
 @lru_cache
 def split(
-    name: str = "test_convnext", n_tail: int = 1, features: FeatureKind = "stages", size: int = SIZE
-) -> SplitBackbone:
-    return split_backbone(shared_backbone(name, features), n_tail, size)
+    name: str = "test_convnext", n_trainable: int = 1, features: FeatureKind = "stages"
+) -> FrozenStages:
+    return freeze(shared_backbone(name, features), n_trainable)
 
 
 def make_views(
     cache: Path,
-    stages: SplitBackbone,
+    frozen: FrozenStages,
     pixels: AugmentedPixels,
     *,
     cached_views: int = 3,
@@ -88,7 +95,7 @@ def make_views(
 ) -> CachedViews:
     digests = [digest_bytes(data) for data in FILES.values()]
     return CachedViews(
-        stages,
+        frozen,
         pixels,
         digests,
         network=(network, "stages"),
@@ -114,18 +121,17 @@ def compute(views: CachedViews, train: NDArray[np.int64] = ROWS, plain: NDArray[
 
 
 @torch.inference_mode()
-def run_front(stages: SplitBackbone, pixels: NDArray[np.uint8]) -> Inputs:
-    assert stages.front is not None
-    maps, stats = stages.front(Normalizer(PREPROCESSING, "cpu")(torch.from_numpy(pixels.copy())[None]))
+def run_frozen(frozen: FrozenStages, pixels: NDArray[np.uint8]) -> Inputs:
+    maps, stats = frozen(Normalizer(PREPROCESSING, "cpu")(torch.from_numpy(pixels.copy())[None]))
     return maps[0], stats[0]
 
 
-def expected_view(source: AugmentedPixels, stages: SplitBackbone, row: int, view: int) -> Inputs:
+def expected_view(source: AugmentedPixels, frozen: FrozenStages, row: int, view: int) -> Inputs:
     """Compute one view of one image on its own."""
     digest = digest_bytes(list(FILES.values())[row])
     rng = np.random.default_rng([source.seed, view, int.from_bytes(digest, "big")])
     pixels = augment_view(source.pixels[row], source.augmenting, PREPROCESSING, rng, hflip=source.hflip)
-    return run_front(stages, pixels)
+    return run_frozen(frozen, pixels)
 
 
 def assert_near(found: Inputs, expected: Inputs) -> None:
@@ -152,16 +158,16 @@ def rows_of(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("features", ["stages", "pooled"])
-@pytest.mark.parametrize(("name", "n_tail"), [("test_convnext", 1), ("test_efficientnet", 2)])
-def test_cached_views_are_front_of_augmented_pixels_each_once_in_v_epochs(
-    name: str, n_tail: int, features: FeatureKind, tmp_path: Path
+@pytest.mark.parametrize(("name", "n_trainable"), [("test_convnext", 1), ("test_efficientnet", 2)])
+def test_cached_views_are_feature_maps_of_augmented_pixels_each_once_in_v_epochs(
+    name: str, n_trainable: int, features: FeatureKind, tmp_path: Path
 ) -> None:
-    stages, pixels = split(name, n_tail, features), make_pixels()
-    views = make_views(tmp_path, stages, pixels)
+    frozen, pixels = split(name, n_trainable, features), make_pixels()
+    views = make_views(tmp_path, frozen, pixels)
     compute(views)
     epochs = [rows_of(views.train_batch(first_batch(ROWS), epoch, SIZE)()) for epoch in range(1, 4)]
     for row in ROWS:
-        expected = [expected_view(pixels, stages, int(row), view) for view in range(3)]
+        expected = [expected_view(pixels, frozen, int(row), view) for view in range(3)]
         found = [[is_near(epoch[row], view) for view in expected].index(True) for epoch in epochs]
         assert sorted(found) == [0, 1, 2]
         for epoch, view in zip(epochs, found, strict=True):
@@ -169,31 +175,33 @@ def test_cached_views_are_front_of_augmented_pixels_each_once_in_v_epochs(
 
 
 @pytest.mark.parametrize("features", ["stages", "pooled"])
-def test_plain_view_is_front_of_evaluation_pixels(features: FeatureKind, tmp_path: Path) -> None:
-    stages, pixels = split("test_efficientnet", 2, features), make_pixels()
-    views = make_views(tmp_path, stages, pixels)
+def test_plain_view_is_feature_map_of_evaluation_pixels(features: FeatureKind, tmp_path: Path) -> None:
+    frozen, pixels = split("test_efficientnet", 2, features), make_pixels()
+    views = make_views(tmp_path, frozen, pixels)
     compute(views)
     found = rows_of(views.plain_batch(ROWS)())
     for row in ROWS:
-        assert_near(found[row], run_front(stages, eval_transform(pixels.pixels[row], PREPROCESSING)))
+        assert_near(found[row], run_frozen(frozen, eval_transform(pixels.pixels[row], PREPROCESSING)))
 
 
-def test_tail_of_plain_views_gives_backbone_features(tmp_path: Path) -> None:
-    stages, pixels = split("test_resnet", 2), make_pixels()
-    views = make_views(tmp_path, stages, pixels)
+def test_trainable_stages_of_plain_views_give_backbone_features(tmp_path: Path) -> None:
+    frozen, trainable = split_backbone(shared_backbone("test_resnet", "stages"), 2, SIZE)
+    assert frozen is not None
+    pixels = make_pixels()
+    views = make_views(tmp_path, frozen, pixels)
     compute(views)
     images, _ = pixels.plain_batch(ROWS)()
     with torch.inference_mode():
-        found = stages.tail.eval()(*views.plain_batch(ROWS)())
+        found = trainable.eval()(*views.plain_batch(ROWS)())
         expected = shared_backbone("test_resnet", "stages")(images)
     assert_near((found, found), (expected, expected))
 
 
 def test_view_batches_are_reproducible(tmp_path: Path) -> None:
-    stages = split()
-    views = make_views(tmp_path / "a", stages, make_pixels())
+    frozen = split()
+    views = make_views(tmp_path / "a", frozen, make_pixels())
     compute(views)
-    again = make_views(tmp_path / "b", stages, make_pixels())
+    again = make_views(tmp_path / "b", frozen, make_pixels())
     compute(again)
     for epoch in (1, 2):
         expected = views.train_batch(first_batch(ROWS), epoch, SIZE)()
@@ -202,8 +210,8 @@ def test_view_batches_are_reproducible(tmp_path: Path) -> None:
 
 
 def test_view_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    stages = split()
-    views, in_steps = (make_views(tmp_path / name, stages, make_pixels()) for name in "ab")
+    frozen = split()
+    views, in_steps = (make_views(tmp_path / name, frozen, make_pixels()) for name in "ab")
     compute(views)
     for rows in (np.array([7]), np.array([3, 8, 1, 0, 2]), ROWS):
         compute(in_steps, rows, rows)
@@ -254,21 +262,21 @@ def test_single_cached_view_is_used_in_every_epoch(tmp_path: Path) -> None:
 def test_cached_feature_maps_are_bf16_and_statistics_fp32(
     n_rows: int, features: FeatureKind, tmp_path: Path
 ) -> None:
-    stages, pixels = split("test_efficientnet", 2, features), make_pixels(is_bf16=True)
-    views = make_views(tmp_path, stages, pixels, cached_views=1)
+    frozen, pixels = split("test_efficientnet", 2, features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, frozen, pixels, cached_views=1)
     compute(views)
     maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, SIZE)()
     assert maps.dtype == torch.bfloat16
-    assert maps.shape == (n_rows, *stages.shape)
+    assert maps.shape == (n_rows, *frozen.map_shape)
     assert stats.dtype == torch.float32
-    assert stats.shape == (n_rows, stages.n_stats)
+    assert stats.shape == (n_rows, frozen.n_stats)
     for found, row in zip(rows_of((maps.float(), stats)), ROWS, strict=False):
-        for own, other in zip(found, expected_view(pixels, stages, int(row), 0), strict=True):
+        for own, other in zip(found, expected_view(pixels, frozen, int(row), 0), strict=True):
             scale = float(other.abs().max()) if other.numel() else 1.0
             torch.testing.assert_close(own / scale, other / scale, atol=0.05, rtol=0)
 
 
-def split_with_odd_maps(features: FeatureKind) -> SplitBackbone:
+def split_with_odd_maps(features: FeatureKind) -> FrozenStages:
     """Split a backbone whose maps have an odd number of values, so bf16 bytes do not fill words of 4."""
 
     class Odd(torch.nn.Module):
@@ -289,9 +297,9 @@ def split_with_odd_maps(features: FeatureKind) -> SplitBackbone:
             return maps.mean((2, 3))
 
     torch.manual_seed(0)
-    stages = split_backbone(Backbone("odd", Odd(), features), 1, SIZE)
-    assert int(np.prod(stages.shape)) % 2 == 1
-    return stages
+    frozen = freeze(Backbone("odd", Odd(), features))
+    assert int(np.prod(frozen.map_shape)) % 2 == 1
+    return frozen
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
@@ -299,23 +307,23 @@ def split_with_odd_maps(features: FeatureKind) -> SplitBackbone:
 def test_cached_feature_maps_of_odd_size_are_restored_in_bf16(
     features: FeatureKind, n_rows: int, tmp_path: Path
 ) -> None:
-    stages, pixels = split_with_odd_maps(features), make_pixels(is_bf16=True)
-    views = make_views(tmp_path, stages, pixels, cached_views=1)
+    frozen, pixels = split_with_odd_maps(features), make_pixels(is_bf16=True)
+    views = make_views(tmp_path, frozen, pixels, cached_views=1)
     compute(views)
     maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, SIZE)()
-    assert maps.shape == (n_rows, *stages.shape)
+    assert maps.shape == (n_rows, *frozen.map_shape)
     for found, row in zip(rows_of((maps.float(), stats)), ROWS, strict=False):
-        for own, other in zip(found, expected_view(pixels, stages, int(row), 0), strict=True):
+        for own, other in zip(found, expected_view(pixels, frozen, int(row), 0), strict=True):
             torch.testing.assert_close(own, other, atol=0.05, rtol=0.05)
 
 
 def test_bytes_per_view_equals_size_on_disk(tmp_path: Path) -> None:
     for is_bf16 in (False, True):
-        stages, pixels = split("test_efficientnet", 2), make_pixels(is_bf16=is_bf16)
+        frozen, pixels = split("test_efficientnet", 2), make_pixels(is_bf16=is_bf16)
         cache = tmp_path / str(is_bf16)
-        compute(make_views(cache, stages, pixels, cached_views=2))
+        compute(make_views(cache, frozen, pixels, cached_views=2))
         arrays = [np.load(path) for path in cache.glob("views-*/*.values.npy")]
-        assert {array[0].nbytes for array in arrays} == {CachedViews.bytes_per_view(stages, pixels.device)}
+        assert {array[0].nbytes for array in arrays} == {CachedViews.bytes_per_view(frozen, pixels.device)}
         assert sum(len(array) for array in arrays) == 3 * N
 
 
@@ -327,32 +335,32 @@ def n_reads(storage: MemoryStorage) -> int:
 
 
 def test_cached_views_are_computed_once(tmp_path: Path) -> None:
-    storage, stages = MemoryStorage(), split()
-    views = make_views(tmp_path, stages, make_pixels(storage))
+    storage, frozen = MemoryStorage(), split()
+    views = make_views(tmp_path, frozen, make_pixels(storage))
     compute(views)
     assert storage.n_reads == dict.fromkeys(FILES, 1 + 3)  # the plain view and each augmented one
     expected = views.train_batch(first_batch(ROWS), 1, SIZE)()
     compute(views)
-    again = make_views(tmp_path, stages, make_pixels(storage))
+    again = make_views(tmp_path, frozen, make_pixels(storage))
     compute(again)
     assert n_reads(storage) == 4 * N
     assert_equal(again.train_batch(first_batch(ROWS), 1, SIZE)(), expected)
 
 
 def test_interrupted_computation_of_views_continues(tmp_path: Path) -> None:
-    storage, stages = MemoryStorage(), split()
-    compute(make_views(tmp_path, stages, make_pixels()), ROWS[:4], ROWS[:6])
+    storage, frozen = MemoryStorage(), split()
+    compute(make_views(tmp_path, frozen, make_pixels()), ROWS[:4], ROWS[:6])
     seen: list[int] = []
-    views = make_views(tmp_path, stages, make_pixels(storage))
+    views = make_views(tmp_path, frozen, make_pixels(storage))
     views.compute(ROWS, ROWS, batch_size=4, num_workers=2, on_progress=seen.append)
     assert storage.n_reads == {f"{i}.png": 3 if i < 6 else 4 for i in range(4, N)}
     assert sum(seen) == 4 * N
 
 
 def test_more_views_are_added_to_cached_ones(tmp_path: Path) -> None:
-    storage, stages = MemoryStorage(), split()
-    compute(make_views(tmp_path, stages, make_pixels(), cached_views=2))
-    compute(make_views(tmp_path, stages, make_pixels(storage), cached_views=3))
+    storage, frozen = MemoryStorage(), split()
+    compute(make_views(tmp_path, frozen, make_pixels(), cached_views=2))
+    compute(make_views(tmp_path, frozen, make_pixels(storage), cached_views=3))
     assert storage.n_reads == dict.fromkeys(FILES, 1)
 
 
@@ -372,10 +380,10 @@ CHANGES: dict[str, Callable[[AugmentedPixels], AugmentedPixels]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_augmentation_recomputes_augmented_views_only(change: str, tmp_path: Path) -> None:
-    storage, stages = MemoryStorage(), split()
-    views = make_views(tmp_path, stages, make_pixels())
+    storage, frozen = MemoryStorage(), split()
+    views = make_views(tmp_path, frozen, make_pixels())
     compute(views)
-    changed = make_views(tmp_path, stages, CHANGES[change](make_pixels(storage)))
+    changed = make_views(tmp_path, frozen, CHANGES[change](make_pixels(storage)))
     compute(changed)
     assert storage.n_reads == dict.fromkeys(FILES, 3)
     first, second = (source.train_batch(first_batch(ROWS), 1, SIZE)()[0] for source in (views, changed))
@@ -391,17 +399,17 @@ def test_changed_network_recomputes_all_views(change: str, tmp_path: Path) -> No
     pixels = make_pixels(storage, is_bf16=change == "dtype")
     if change == "interpolation":
         pixels = replace(pixels, preprocessing=replace(PREPROCESSING, interpolation="bilinear"))
-    stages = split(
-        n_tail=2 if change == "unfreeze_stages" else 1,
+    frozen = split(
+        n_trainable=2 if change == "unfreeze_stages" else 1,
         features="pooled" if change == "features" else "stages",
     )
     weights_id = "other" if change == "weights" else "w"
     name = "twin" if change == "name" else "net"
-    compute(make_views(tmp_path, stages, pixels, weights_id=weights_id, network=name))
+    compute(make_views(tmp_path, frozen, pixels, weights_id=weights_id, network=name))
     assert storage.n_reads == dict.fromkeys(FILES, 4)
 
 
-def equally_shaped_splits() -> list[SplitBackbone]:
+def equally_shaped_splits() -> list[FrozenStages]:
     """Split one network at two places with feature maps of the same shape and no statistics."""
 
     class Straight(torch.nn.Module):
@@ -424,12 +432,12 @@ def equally_shaped_splits() -> list[SplitBackbone]:
 
     torch.manual_seed(0)
     backbone = Backbone("straight", Straight(), "pooled")
-    return [split_backbone(backbone, n_tail, SIZE) for n_tail in (1, 2)]
+    return [freeze(backbone, n_trainable) for n_trainable in (1, 2)]
 
 
 def test_splits_with_equal_shapes_do_not_share_cached_views(tmp_path: Path) -> None:
     late, early = equally_shaped_splits()
-    assert (late.shape, late.n_stats) == (early.shape, early.n_stats)
+    assert (late.map_shape, late.n_stats) == (early.map_shape, early.n_stats)
     compute(make_views(tmp_path, late, make_pixels()))
     storage = MemoryStorage()
     compute(make_views(tmp_path, early, make_pixels(storage)))
@@ -519,12 +527,12 @@ def test_augmented_pixels_depend_only_on_seed_epoch_row_and_times_drawn() -> Non
 
 @pytest.mark.parametrize("change", [{"mixup_alpha": 0.9}, {"mix_prob": 0.1}, {"augment": "with mixup"}])
 def test_mixup_settings_do_not_change_cached_views(change: dict[str, Any], tmp_path: Path) -> None:
-    storage, stages = MemoryStorage(), split()
+    storage, frozen = MemoryStorage(), split()
     if "augment" in change:
         change = {"augment": (*AUGMENTING.augment, "mixup", "cutmix")}
-    compute(make_views(tmp_path, stages, make_pixels()))
+    compute(make_views(tmp_path, frozen, make_pixels()))
     changed = replace(make_pixels(storage), augmenting=replace(AUGMENTING, **change))
-    compute(make_views(tmp_path, stages, changed))
+    compute(make_views(tmp_path, frozen, changed))
     assert storage.n_reads == {}
 
 

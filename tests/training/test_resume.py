@@ -12,7 +12,7 @@ from conftest import draw_of_class
 from contexts import PLAN, featureless, training_data_of
 from images import encode
 from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
@@ -275,7 +275,7 @@ def test_resume_names_images_with_another_class_split_or_group(drawn_images: Pat
         rows = (f"{name},{classes[name]},{splits[name]},{groups[name]}" for name in names)
         lines = ["path,label,split,group", *rows]
         (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-        dataset = scan_source(
+        dataset = open_dataset(
             str(tmp_path / "labels.csv"), replace(CONFIG.reading, images_dir=str(drawn_images))
         )
         return build_training_data(dataset, featureless(dataset), CONFIG)
@@ -296,7 +296,7 @@ def test_resume_names_images_with_another_class_split_or_group(drawn_images: Pat
 
 def test_resume_does_not_report_groups_that_lost_an_image(drawn_classes: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, test_frac=0.0)
-    dataset = scan_source(str(drawn_classes), DataConfig(group_regex=r"\d\d(?=\d\.)"))  # groups of ten
+    dataset = open_dataset(str(drawn_classes), DataConfig(group_regex=r"\d\d(?=\d\.)"))  # groups of ten
     digests = [path.encode() for path in dataset.paths]
 
     def read_all_but(n_first: int) -> TrainingData:

@@ -1,13 +1,14 @@
 """Planted near-duplicates: recall, precision and time of the search, beside simple baselines.
 
-Of some images of each data set altered versions are written: re-encoded at quality 50, resized to 60 %, with
-10 % cut off at one corner, mirrored, with a watermark, brightened. Recall is counted for each kind. Precision
-is counted on the pairs found among the original images, where nothing was planted: right are the pairs listed
-in the file given with --judged or, without one, those that PixelPlay's search finds. Last, the search for
-candidates is timed alone, on synthetic fingerprints and features.
+Of some images of each data set altered versions are written: re-encoded at quality 50, resized to 60 %,
+cropped to 90 % at one corner, mirrored, with a watermark, brightened. Recall is counted for each kind.
+Precision is counted on the pairs found among the original images, where nothing was planted: correct are
+the pairs listed in the file of --judged or, without one, those that PixelPlay's search finds. Last, the
+search for candidates is timed alone, on synthetic fingerprints and features.
 
-Baselines, each at a range of thresholds: difference hash and perceptual hash of 64 bits, also of the mirrored
-image and of crops at the corners; cosine similarity of the features that the linear probe uses; and both.
+Baselines, each at a range of thresholds: difference hash and perceptual hash of 64 bits, also of the
+mirrored image and of crops at the corners; cosine similarity of the features that the linear probe uses;
+and both.
 
 Expected: recall at least 0.95 for each kind; the three pairs of TrashNet whose files are equal, with other
 labels; hardly a wrong pair on TrashNet or on the solar cells, which look all alike; 100,000 images in
@@ -18,7 +19,6 @@ Usage: python benchmarks/near_duplicates.py FOLDER [FOLDER …] [--n 100] [--she
 The solar cells come as the table that demo/solar_cells.py writes.
 """
 
-import argparse
 import csv
 import io
 import tempfile
@@ -45,6 +45,7 @@ from pixelplay.model.backbone import load_backbone
 from pixelplay.model.device import find_device
 from pixelplay.model.features import ImageFeatures, extract_features, find_near_duplicates
 from pixelplay.run_log import RunLog
+from records import Record, make_parser
 
 SHEET_PAIRS, SHEET_PX = 20, 200
 HASH_BITS = 64
@@ -56,20 +57,21 @@ Mask = NDArray[np.bool_]
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    """Encode as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def cut(image: Image.Image, corner: int) -> Image.Image:
-    """Cut a tenth of either side off at one of the four corners."""
+    """Crop 90 % of each side at one of the four corners."""
     width, height = image.size
     left, top = (corner % 2) * round(0.1 * width), (corner // 2) * round(0.1 * height)
     return image.crop((left, top, left + round(0.9 * width), top + round(0.9 * height)))
 
 
 def watermark(image: Image.Image) -> Image.Image:
-    """Write half-transparent words across the middle."""
+    """Write a half-transparent text across the middle."""
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     size = image.width / 9
     draw = ImageDraw.Draw(layer)
@@ -84,7 +86,7 @@ ALTER: dict[str, Callable[[Image.Image, int], bytes]] = {
     "resized to 60 %": lambda image, i: jpeg(
         image.resize((round(0.6 * image.width), round(0.6 * image.height)), Image.Resampling.BICUBIC)
     ),
-    "10 % cut off at a corner": lambda image, i: jpeg(cut(image, i % 4)),
+    "cropped to 90 % at a corner": lambda image, i: jpeg(cut(image, i % 4)),
     "mirrored": lambda image, i: jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     "watermarked": lambda image, i: jpeg(watermark(image)),
     "brightened by 30 %": lambda image, i: jpeg(image.point(lambda value: min(255, round(1.3 * value)))),
@@ -93,7 +95,7 @@ ALTER: dict[str, Callable[[Image.Image, int], bytes]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """Where the images of a prepared folder come from.
+    """Describe where the images of a prepared folder come from.
 
     Attributes:
         kind: name of an altered image → how it was altered.
@@ -110,10 +112,10 @@ def prepare(source: str, folder: Path, n: int, seed: int) -> Planted:
     """Write all images, and n of them altered in each way."""
     dataset = scan_source(source, DataConfig())
     rng = np.random.default_rng(seed)
-    names = [f"as_they_are/{i:06}{Path(path).suffix}" for i, path in enumerate(dataset.paths)]
+    names = [f"originals/{i:06}{Path(path).suffix}" for i, path in enumerate(dataset.paths)]
     kinds: dict[str, str] = {}
     origin = {name: name for name in names}
-    (folder / "as_they_are").mkdir(parents=True)
+    (folder / "originals").mkdir(parents=True)
     (folder / "altered").mkdir()
     for name, path in zip(names, dataset.paths, strict=True):
         (folder / name).write_bytes(dataset.storage.read(path))
@@ -129,14 +131,14 @@ def prepare(source: str, folder: Path, n: int, seed: int) -> Planted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
-    """A prepared folder, and what PixelPlay's search finds in it.
+class SearchResult:
+    """What PixelPlay's search finds in a prepared folder.
 
     Attributes:
         paths: (N,) names of the images.
-        images: their features, small grey versions and digests.
+        images: their features, thumbnails and digests.
         pairs: near-duplicates.
-        seconds: time of either step.
+        seconds: time to extract features and to compare.
     """
 
     paths: tuple[str, ...]
@@ -146,7 +148,7 @@ class Searched:
     seconds: dict[str, float]
 
 
-def search(folder: Path) -> Searched:
+def search(folder: Path) -> SearchResult:
     """Search a folder for near-duplicates as PixelPlay does."""
     dataset, config, log = (
         scan_source(str(folder)),
@@ -156,19 +158,19 @@ def search(folder: Path) -> Searched:
     backbone = load_backbone("lite0", None, offline=True)
     start = time.perf_counter()
     images = extract_features(dataset, backbone, config, find_device(config.compute), log)
-    seen = time.perf_counter()
+    extracted = time.perf_counter()
     pairs = find_near_duplicates(dataset, images, None, log)
-    return Searched(
+    return SearchResult(
         paths=dataset.paths,
         images=images,
         pairs=pairs,
         equal_files=list(find_duplicates(dataset, images.digests).sets),
-        seconds={"seen": seen - start, "compared": time.perf_counter() - seen},
+        seconds={"extract": extracted - start, "compare": time.perf_counter() - extracted},
     )
 
 
 def difference_hash(thumbs: UInt8Array) -> Matrix:
-    """Hash small grey images (N, S, S) by whether each of 8 × 8 areas is brighter than its left neighbour.
+    """Hash thumbnails (N, S, S) by whether each of 8 × 8 areas is brighter than its left neighbour.
 
     Returns:
         (N, 64) bits as −1 and 1.
@@ -180,7 +182,7 @@ def difference_hash(thumbs: UInt8Array) -> Matrix:
 
 
 def perceptual_hash(thumbs: UInt8Array) -> Matrix:
-    """Hash small grey images (N, S, S) by the signs of the 64 lowest frequencies, less their median.
+    """Hash thumbnails (N, S, S) by the signs of the 64 lowest frequencies minus their median.
 
     Returns:
         (N, 64) bits as −1 and 1.
@@ -199,7 +201,7 @@ def _bits(is_set: Mask) -> Matrix:
 def hash_similarity(
     make_hash: Callable[[UInt8Array], Matrix], thumbs: UInt8Array, altered: Sequence[UInt8Array] = ()
 ) -> Matrix:
-    """Negative Hamming distances (N, N), the smallest of those to an image and to its altered versions."""
+    """Return negative Hamming distances (N, N), the smallest over an image and its altered versions."""
     hashes = make_hash(thumbs)
     agreement = hashes @ hashes.T
     for version in altered:
@@ -209,13 +211,13 @@ def hash_similarity(
 
 
 def cosine_similarity(features: Matrix) -> Matrix:
-    """Cosines (N, N) of features (N, D)."""
+    """Return the cosines (N, N) of features (N, D)."""
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     return np.asarray(rows @ rows.T, dtype=np.float32)
 
 
 def baselines(thumbs: UInt8Array, features: Matrix) -> dict[str, tuple[Matrix, Iterable[float]]]:
-    """Similarities (N, N) by each baseline, and the thresholds to try."""
+    """Return the similarities (N, N) of each baseline and the thresholds to try."""
     mirrored = thumbs[:, :, ::-1]
     side = slice(CROP_PX, None), slice(None, -CROP_PX)
     crops = [thumbs[:, y, x] for y, x in product(side, repeat=2)]
@@ -242,54 +244,56 @@ def baselines(thumbs: UInt8Array, features: Matrix) -> dict[str, tuple[Matrix, I
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What is known of N distinct images.
+    """The truth about N distinct images.
 
     Attributes:
         planted: kind → (n, 2) positions of altered images and their originals.
         is_original: (N,) whether an image was not altered.
-        is_right: (N, N) pairs that are near-duplicates.
+        is_correct: (N, N) pairs that are near-duplicates.
     """
 
     planted: dict[str, NDArray[np.int64]]
     is_original: Mask
-    is_right: Mask
+    is_correct: Mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Recall of each kind of planted near-duplicate, and pairs of original images: right ones and all."""
+    """Recall of each kind of planted near-duplicate, and correct and all pairs of original images."""
 
     recall: dict[str, float]
-    n_right: int
+    n_correct: int
     n_listed: int
 
     @property
     def overall(self) -> float:
-        """Mean recall of the kinds."""
+        """Return the mean recall of the kinds."""
         return float(np.mean(list(self.recall.values())))
 
     @property
     def precision(self) -> float:
-        """Share of right pairs; 1 where none is listed."""
-        return self.n_right / self.n_listed if self.n_listed else 1.0
+        """Return the share of correct pairs; 1 where none is listed."""
+        return self.n_correct / self.n_listed if self.n_listed else 1.0
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of overall recall and precision."""
+        """Return the harmonic mean of overall recall and precision."""
         return 2 * self.overall * self.precision / max(self.overall + self.precision, 1e-9)
 
-    def row(self, name: str) -> str:
-        """Format a row of a Markdown table."""
-        shares = [f"{value:.2f}" for value in self.recall.values()]
-        shares += [f"{self.overall:.3f}", f"{self.precision:.3f}"]
-        return f"| {' | '.join([name, *shares])} | {self.n_right} of {self.n_listed} |"
+    def add_to(self, record: Record, source: str, name: str) -> None:
+        """Print and record the score of one method."""
+        metrics = {**self.recall, "recall": self.overall, "precision": self.precision}
+        shown = ", ".join(f"{metric} {value:.3f}" for metric, value in metrics.items())
+        print(f"{name}: {shown}, correct pairs {self.n_correct} of {self.n_listed}", flush=True)
+        counts = {"correct pairs": self.n_correct, "listed pairs": self.n_listed}
+        record.add(source, "distinct images", name, {**metrics, **counts})
 
 
 def score(is_found: Mask, reference: Reference) -> Score:
-    """Compare the pairs found (N, N) with what is known."""
+    """Compare the pairs found (N, N) with the truth."""
     recall = {kind: float(is_found[*pairs.T].mean()) for kind, pairs in reference.planted.items()}
     i, j = np.nonzero(np.triu(is_found & reference.is_original & reference.is_original[:, None], 1))
-    return Score(recall=recall, n_right=int(reference.is_right[i, j].sum()), n_listed=len(i))
+    return Score(recall=recall, n_correct=int(reference.is_correct[i, j].sum()), n_listed=len(i))
 
 
 def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> Mask:
@@ -301,7 +305,7 @@ def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> Mask:
 
 
 def make_reference(names: Sequence[str], planted: Planted, judged: Path | None, found: Mask) -> Reference:
-    """Gather what is known of named images; the right pairs are those judged so, or else those found."""
+    """Collect the truth about named images; without --judged the pairs found count as correct."""
     position = {name: i for i, name in enumerate(names)}
     kinds = {
         kind: np.array(
@@ -313,40 +317,40 @@ def make_reference(names: Sequence[str], planted: Planted, judged: Path | None, 
         )
         for kind in ALTER
     }
-    is_right = found
+    is_correct = found
     if judged is not None:
         by_path = {planted.source[name]: i for name, i in position.items() if name in planted.source}
         with judged.open(encoding="utf-8", newline="") as file:
             rows = [(row["first"], row["second"]) for row in csv.DictReader(file)]
-        is_right = pair_mask(
+        is_correct = pair_mask(
             ((by_path[a], by_path[b]) for a, b in rows if a in by_path and b in by_path), len(names)
         )
     is_original = np.array([name in planted.source for name in names])
-    return Reference(planted=kinds, is_original=is_original, is_right=is_right)
+    return Reference(planted=kinds, is_original=is_original, is_correct=is_correct)
 
 
-def compare_baselines(searched: Searched, planted: Planted, judged: Path | None) -> None:
-    """Print recall and precision of PixelPlay's search and of each baseline, whose thresholds are picked."""
-    rows = first_occurrences(searched.images.digests)  # equal files are found without any of these
+def compare_baselines(
+    record: Record, source: str, searched: SearchResult, planted: Planted, judged: Path | None
+) -> None:
+    """Print and record recall and precision of PixelPlay's search and of each baseline."""
+    rows = first_occurrences(searched.images.digests)  # equal files are found by their digests
     rows = rows[~np.isin(rows, list(searched.images.errors))]
     names = [searched.paths[i] for i in rows]
     position = {int(row): i for i, row in enumerate(rows)}
-    today = pair_mask(((position[p.first], position[p.second]) for p in searched.pairs), len(rows))
-    reference = make_reference(names, planted, judged, today)
-    own = score(today, reference)
-    print(f"| search | {' | '.join(ALTER)} | recall | precision | right pairs |")
-    print("|---" * (len(ALTER) + 4) + "|")
-    print(own.row("PixelPlay"), flush=True)
+    found = pair_mask(((position[p.first], position[p.second]) for p in searched.pairs), len(rows))
+    reference = make_reference(names, planted, judged, found)
+    own = score(found, reference)
+    own.add_to(record, source, "PixelPlay, with --judged" if judged else "PixelPlay")
     assert searched.images.thumbnails is not None
     similarities = baselines(searched.images.thumbnails[rows], searched.images.values[rows])
     for name, (similarity, thresholds) in similarities.items():
         scores = {threshold: score(similarity >= threshold - 1e-4, reference) for threshold in thresholds}
         for what, threshold in pick_thresholds(scores, own).items():
-            print(scores[threshold].row(f"{name}, {what}: {threshold:.2f}"), flush=True)
+            scores[threshold].add_to(record, source, f"{name}, {what}: {threshold:.2f}")
 
 
 def pick_thresholds(scores: dict[float, Score], own: Score) -> dict[str, float]:
-    """Pick the best threshold, and the best of those as precise or as sensitive as PixelPlay's own search."""
+    """Pick the best threshold, and the best within two points of PixelPlay's precision or recall."""
     picked = {"best": max(scores, key=lambda t: scores[t].f1)}
     if precise := [t for t in scores if scores[t].precision >= own.precision - TOLERANCE]:
         picked["as precise"] = max(precise, key=lambda t: scores[t].overall)
@@ -358,7 +362,7 @@ def pick_thresholds(scores: dict[float, Score], own: Score) -> dict[str, float]:
 def write_sheets(
     pairs: list[NearDuplicatePair], read: Callable[[int], NDArray[np.uint8]], out: Path, name: str, seed: int
 ) -> None:
-    """Draw up to 100 pairs, side by side, their agreement above them."""
+    """Draw up to 100 pairs side by side with their agreement."""
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:100]
     out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(chosen), SHEET_PAIRS):
@@ -375,34 +379,42 @@ def write_sheets(
         sheet.save(out / f"{name}_{start // SHEET_PAIRS}.png")
 
 
-def time_candidates(n: int, n_features: int = 1024) -> None:
-    """Time the search for candidates on random fingerprints and features, a hundredth of them planted."""
+def time_candidates(record: Record, n: int, n_features: int = 1024) -> None:
+    """Time the search for candidates on random thumbnails and features, 1 % of them planted."""
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 256, (n, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     features = rng.standard_normal((n, n_features), dtype=np.float32)
     m = n // 100
     thumbs[-m:] = np.clip(thumbs[:m] + rng.normal(0, 4, thumbs[:m].shape), 0, 255)
     features[-m:] = features[:m] + 0.3 * rng.standard_normal((m, n_features), dtype=np.float32)
-    wanted = {(i, n - m + i) for i in range(m)}
-    print(f"\n| candidates among {n:,} synthetic images | seconds | planted pairs found |\n|---|---|---|")
-    for name, given in (("by fingerprint", None), (f"by {n_features} features too", features)):
+    planted = {(i, n - m + i) for i in range(m)}
+    for name, given in (("thumbnails", None), (f"thumbnails and {n_features} features", features)):
         start = time.perf_counter()
         found = {(int(i), int(j)) for i, j in propose(thumbs, given, RunLog(quiet=True)).pairs}
-        print(f"| {name} | {time.perf_counter() - start:.0f} | {len(wanted & found)} of {m} |", flush=True)
+        seconds, recall = time.perf_counter() - start, len(planted & found) / m
+        print(f"candidates by {name}: {seconds:.0f} s, recall {recall:.3f}", flush=True)
+        record.add(f"{n:,} random images", "", f"candidates by {name}", {"recall": recall}, seconds=seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Plant near-duplicates in every data set, search and compare."""
+    parser = make_parser(__doc__)
     parser.add_argument("data", nargs="*")
-    parser.add_argument("--n", type=int, default=100, help="altered images of each kind")
+    parser.add_argument("--n", type=int, default=100, help="altered images of each kind [100]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="write contact sheets of the pairs")
     parser.add_argument("--baselines", action="store_true", help="compare with hashes and cosine similarity")
     parser.add_argument(
         "--judged", type=Path, help="CSV (first, second) of the near-duplicates judged by eye"
     )
-    parser.add_argument("--synthetic", type=int, default=100_000, help="0: none")
+    parser.add_argument(
+        "--synthetic",
+        type=int,
+        default=100_000,
+        help="random images for the time of the candidates; 0: skip [100,000]",
+    )
     args = parser.parse_args()
+    record = Record("Label issues and near-duplicates", "Planted near-duplicates", args.record)
     for source in args.data:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -410,19 +422,22 @@ def main() -> None:
             searched = search(folder)
             paths, seconds = searched.paths, searched.seconds
             found = {frozenset(paths[i] for i in pair.members) for pair in searched.pairs}
-            print(f"\n{source}: {len(paths):,} images seen in {seconds['seen']:.0f} s,",
-                  f"compared in {seconds['compared']:.0f} s;",
+            print(f"\n{source}: {len(paths):,} images, features {seconds['extract']:.0f} s,",
+                  f"search {seconds['compare']:.0f} s;",
                   f"sets of equal files: {len(searched.equal_files)}")  # fmt: skip
-            print("| altered | found | of |\n|---|---|---|")
+            recalls = {}
             for kind in ALTER:
                 names = [name for name, what in planted.kind.items() if what == kind]
                 n_found = sum(frozenset((name, planted.origin[name])) in found for name in names)
-                print(f"| {kind} | {n_found / len(names):.3f} | {len(names)} |")
+                recalls[kind] = n_found / len(names)
+                print(f"{kind}: recall {recalls[kind]:.3f} of {len(names)}")
             origin = planted.origin
             own = [p for p in searched.pairs if origin[paths[p.first]] != origin[paths[p.second]]]
-            print(f"pairs of different images: {len(own)}", flush=True)
+            print(f"pairs of original images: {len(own)}", flush=True)
+            metrics = {**recalls, "pairs of originals": len(own)}
+            record.add(source, f"{args.n} of each kind", "PixelPlay", metrics, seconds=sum(seconds.values()))
             if args.baselines:
-                compare_baselines(searched, planted, args.judged)
+                compare_baselines(record, source, searched, planted, args.judged)
             if args.sheets:
 
                 def read(i: int, folder: Path = folder, paths: tuple[str, ...] = paths) -> NDArray[np.uint8]:
@@ -430,7 +445,8 @@ def main() -> None:
 
                 write_sheets(own, read, args.sheets, Path(source).stem, args.seed)
     if args.synthetic:
-        time_candidates(args.synthetic)
+        time_candidates(record, args.synthetic)
+    record.write()
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train with both programs and compare."""
     args = parse_arguments()
-    record = Record("Accuracy", "PixelPlay and fastai after the same time", args.record)
+    record = Record("Comparison with fastai", "PixelPlay and fastai after the same time", args.record)
     with tempfile.TemporaryDirectory() as folder:
         data, weights = Path(folder) / "data", Path(folder) / "lite0.safetensors"
         prepare_data(args.data, data, args.short_side)

@@ -46,7 +46,7 @@ from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import find_device
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import RunLog
-from records import Record, make_parser, with_interval
+from records import Record, make_parser, difference
 
 SIZE = (512, 384)  # px
 SCALE = 0.4  # of the planted object, of each side
@@ -238,7 +238,7 @@ def interval(differences: Float64Array) -> dict[str, Any]:
     """Return the mean and its bootstrapped 95 % interval."""
     rng = np.random.default_rng(0)
     means = differences[rng.integers(0, len(differences), (2000, len(differences)))].mean(axis=1)
-    return with_interval(float(differences.mean()), *np.quantile(means, [0.025, 0.975]))
+    return difference(float(differences.mean()), *np.quantile(means, [0.025, 0.975]))
 
 
 def add_maps(record: Record, name: str, split: str, found: dict[str, Float64Array]) -> None:

@@ -26,7 +26,7 @@ from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
-from records import Record, make_parser, summarize, with_interval
+from records import Record, make_parser, summarize, difference
 
 N_FOLDS, N_RESAMPLES = 5, 2000
 Predicted = dict[str, tuple[int, Float64Array]]  # path → predicted class, probabilities (K,)
@@ -64,7 +64,7 @@ def compare(
                 for weights in bootstrap_weights(groups, len(labels), N_RESAMPLES, 0)
             ]
         )
-        found.append(with_interval(values[0] - values[1], *np.quantile(differences, [0.025, 0.975])))
+        found.append(difference(values[0] - values[1], *np.quantile(differences, [0.025, 0.975])))
     return found
 
 

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from commands import run_pixelplay, write_split_table
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
-from records import Record, make_parser, with_interval
+from records import Record, make_parser, difference
 
 METHODS = ("none", "sampler", "auto")
 RATIO = 100
@@ -69,11 +69,11 @@ def main() -> None:
         print(f"{method}: {np.mean(values[method]):.4f} ± {np.std(values[method], ddof=1):.4f}")
         record.add(args.data, "images cut away", f"--imbalance {method}", accuracy, seeds=range(args.subsets))
     for other in ("sampler", "none"):
-        difference = np.array(values["auto"]) - np.array(values[other])
-        half = student.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
-        mean = difference.mean()
+        gains = np.array(values["auto"]) - np.array(values[other])
+        half = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
+        mean = gains.mean()
         print(f"auto − {other}: {mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})")
-        gain = {"balanced accuracy": with_interval(mean, mean - half, mean + half)}
+        gain = {"balanced accuracy": difference(mean, mean - half, mean + half)}
         record.add(args.data, "images cut away", f"auto − {other}", gain)
     record.write()
 

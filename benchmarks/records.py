@@ -22,6 +22,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 SECTIONS = (
     "Accuracy",
+    "Comparison with fastai",
     "Class imbalance",
     "Calibration and uncertainty",
     "Label issues and near-duplicates",
@@ -86,7 +87,7 @@ class Record:
 
         Args:
             data: name of the data set; of a path, its last part without suffix.
-            metrics: name → one value, the value of each seed or run, or what `with_interval` returns.
+            metrics: name → one value, the value of each seed or run, or what `difference` returns.
             seeds: of the values, in the same order; empty where nothing is random.
             seconds: time of each run.
         """
@@ -118,9 +119,9 @@ def summarize(values: float | Sequence[float]) -> dict[str, Any]:
     return {"values": numbers, "mean": _plain(statistics.mean(numbers)), "sd": sd}
 
 
-def with_interval(value: float, low: float, high: float) -> dict[str, Any]:
-    """Return one value with its interval."""
-    return {**summarize(value), "interval": [float(low), float(high)]}
+def difference(value: float, low: float, high: float) -> dict[str, Any]:
+    """Return a difference with its interval; both are printed with a sign."""
+    return {**summarize(value), "interval": [float(low), float(high)], "signed": True}
 
 
 def hardware() -> dict[str, Any]:

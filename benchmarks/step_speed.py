@@ -72,7 +72,7 @@ def main() -> None:
     record = Record("Speed", title, args.record)
     for n, values in rates.items():
         ratios = [a / b for a, b in zip(values, rates[None], strict=True)]
-        name = "all layers" if n is None else f"last {n} stages"
+        name = "all layers" if n is None else f"last {n} stage{'s' if n > 1 else ''}"
         print(
             f"{name}: {statistics.median(values):.0f} img/s, "
             f"{statistics.median(ratios):.1f} times all layers ({min(ratios):.1f} to {max(ratios):.1f})"

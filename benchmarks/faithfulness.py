@@ -46,7 +46,7 @@ from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import find_device
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import RunLog
-from records import Record, make_parser, difference
+from records import Record, difference, make_parser
 
 SIZE = (512, 384)  # px
 SCALE = 0.4  # of the planted object, of each side

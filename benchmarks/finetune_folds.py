@@ -26,7 +26,7 @@ from pixelplay.data.sources import scan_source
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
-from records import Record, make_parser, summarize, difference
+from records import Record, difference, make_parser, summarize
 
 N_FOLDS, N_RESAMPLES = 5, 2000
 Predicted = dict[str, tuple[int, Float64Array]]  # path → predicted class, probabilities (K,)

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from commands import run_pixelplay, write_split_table
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import scan_source
-from records import Record, make_parser, difference
+from records import Record, difference, make_parser
 
 METHODS = ("none", "sampler", "auto")
 RATIO = 100

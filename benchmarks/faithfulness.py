@@ -94,7 +94,7 @@ def draw_background(rng: np.random.Generator) -> UInt8Array:
         clouds = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, height, width))) * spectrum).real
         clouds /= clouds.std(axis=(1, 2), keepdims=True)
         pixels = colours[0] * 0.6 + 50 + rng.uniform(20, 60) * clouds.transpose(1, 2, 0)
-    return pixels.clip(0, 255).astype(np.uint8)
+    return np.asarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def plant(path: Path, rng: np.random.Generator) -> tuple[UInt8Array, Box]:
@@ -179,7 +179,7 @@ def random_map(rng: np.random.Generator, size: int) -> Float32Array:
 def centre_map(size: int) -> Float32Array:
     """Return a Gaussian at the centre with a standard deviation of a quarter of the side."""
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
-    return np.exp(-(x**2 + y**2) / (2 * 0.25**2)).astype(np.float32)
+    return np.asarray(np.exp(-(x**2 + y**2) / (2 * 0.25**2)), np.float32)
 
 
 def make_explainers(bundle: ModelBundle) -> dict[str, Explainer]:

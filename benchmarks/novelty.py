@@ -51,7 +51,7 @@ def relative_mahalanobis(train: Float64Array, labels: IntArray, rows: Float64Arr
     means = np.stack([a[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
     within = precision(a - means[labels])
     nearest = np.min([distance(mean, within) for mean in means], axis=0)
-    return nearest - distance(a.mean(axis=0), precision(a - a.mean(axis=0)))
+    return np.asarray(nearest - distance(a.mean(axis=0), precision(a - a.mean(axis=0))))
 
 
 def score(data: ProbeData, fitted: BoolArray, seed: int) -> dict[str, Float64Array]:
@@ -79,7 +79,8 @@ def score(data: ProbeData, fitted: BoolArray, seed: int) -> dict[str, Float64Arr
 
 def leave_classes_out(data: ProbeData, seed: int) -> dict[str, dict[str, float]]:
     """Return the AUROC of every score for every class left out."""
-    labels, found = data.dataset.labels, {}
+    labels = data.dataset.labels
+    found: dict[str, dict[str, float]] = {}
     for k in np.unique(labels):
         is_new = labels == k
         draw = np.random.default_rng(seed).random(data.groups.max() + 1)  # duplicates stay together

@@ -33,7 +33,7 @@ def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
         freeze_depthwise_filters(stages, is_shortened=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
     head = TrainableLinearHead(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
-    classifier = Classifier(stages.tail, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = Classifier(stages.tail, head).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(classifier, FinetuneConfig(), BATCH_SIZE)
     use_bf16 = pick_precision("auto", "cpu") == "bf16"
     maps = torch.randn(BATCH_SIZE, *stages.shape).to(memory_format=torch.channels_last)
@@ -44,7 +44,7 @@ def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16):
             logits = classifier(maps.bfloat16() if use_bf16 and unfreeze_stages else maps, stats)
-        torch.nn.functional.cross_entropy(logits, labels).backward()
+        torch.nn.functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

@@ -29,11 +29,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.fft import dctn
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates, first_occurrences
 from pixelplay.data.decode import decode_image
@@ -51,9 +50,6 @@ SHEET_PAIRS, SHEET_PX = 20, 200
 HASH_BITS = 64
 TOLERANCE = 0.02  # of recall and of precision, within which a baseline is as good
 CROP_PX = round(0.1 * THUMBNAIL_PX)  # cut off for the hash of a crop
-
-Matrix = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> bytes:
@@ -95,7 +91,7 @@ ALTER: dict[str, Callable[[Image.Image, int], bytes]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """Describe where the images of a prepared folder come from.
+    """Origins of the images of a prepared folder.
 
     Attributes:
         kind: name of an altered image → how it was altered.
@@ -121,9 +117,8 @@ def prepare(source: str, folder: Path, n: int, seed: int) -> Planted:
         (folder / name).write_bytes(dataset.storage.read(path))
     for k, (kind, alter) in enumerate(ALTER.items()):
         for i in rng.choice(len(dataset), min(n, len(dataset)), replace=False):
-            image = Image.fromarray(
-                decode_image(dataset.storage.read(dataset.paths[i]), path=dataset.paths[i])
-            )
+            path = dataset.paths[i]
+            image = Image.fromarray(decode_image(dataset.storage.read(path), path=path))
             name = f"altered/{k}_{i:06}.jpg"
             (folder / name).write_bytes(alter(image, int(i)))
             kinds[name], origin[name] = kind, names[i]
@@ -150,11 +145,8 @@ class SearchResult:
 
 def search(folder: Path) -> SearchResult:
     """Search a folder for near-duplicates as PixelPlay does."""
-    dataset, config, log = (
-        scan_source(str(folder)),
-        TrainConfig(finetune="none", cache_gb=0, near_duplicates=True),
-        RunLog(quiet=True),
-    )
+    dataset, log = scan_source(str(folder)), RunLog(quiet=True)
+    config = TrainConfig(finetune="none", cache_gb=0, near_duplicates=True)
     backbone = load_backbone("lite0", None, offline=True)
     start = time.perf_counter()
     images = extract_features(dataset, backbone, config, find_device(config.compute), log)
@@ -169,40 +161,48 @@ def search(folder: Path) -> SearchResult:
     )
 
 
-def difference_hash(thumbs: UInt8Array) -> Matrix:
+def difference_hash(thumbnails: UInt8Array) -> Float32Array:
     """Hash thumbnails (N, S, S) by whether each of 8 × 8 areas is brighter than its left neighbour.
 
     Returns:
         (N, 64) bits as −1 and 1.
     """
     small = np.stack(
-        [np.asarray(Image.fromarray(thumb).resize((9, 8), Image.Resampling.BOX)) for thumb in thumbs]
+        [
+            np.asarray(Image.fromarray(thumbnail).resize((9, 8), Image.Resampling.BOX))
+            for thumbnail in thumbnails
+        ]
     )
     return _bits(small[:, :, 1:] > small[:, :, :-1])
 
 
-def perceptual_hash(thumbs: UInt8Array) -> Matrix:
+def perceptual_hash(thumbnails: UInt8Array) -> Float32Array:
     """Hash thumbnails (N, S, S) by the signs of the 64 lowest frequencies minus their median.
 
     Returns:
         (N, 64) bits as −1 and 1.
     """
     small = np.stack(
-        [np.asarray(Image.fromarray(thumb).resize((32, 32), Image.Resampling.BOX)) for thumb in thumbs]
+        [
+            np.asarray(Image.fromarray(thumbnail).resize((32, 32), Image.Resampling.BOX))
+            for thumbnail in thumbnails
+        ]
     )
     low = dctn(small.astype(np.float32), axes=(1, 2))[:, :8, :8]
     return _bits(low > np.median(low, axis=(1, 2), keepdims=True))
 
 
-def _bits(is_set: Mask) -> Matrix:
+def _bits(is_set: BoolArray) -> Float32Array:
     return np.where(is_set, 1, -1).reshape(len(is_set), HASH_BITS).astype(np.float32)
 
 
 def hash_similarity(
-    make_hash: Callable[[UInt8Array], Matrix], thumbs: UInt8Array, altered: Sequence[UInt8Array] = ()
-) -> Matrix:
+    make_hash: Callable[[UInt8Array], Float32Array],
+    thumbnails: UInt8Array,
+    altered: Sequence[UInt8Array] = (),
+) -> Float32Array:
     """Return negative Hamming distances (N, N), the smallest over an image and its altered versions."""
-    hashes = make_hash(thumbs)
+    hashes = make_hash(thumbnails)
     agreement = hashes @ hashes.T
     for version in altered:
         one_way = make_hash(version) @ hashes.T
@@ -210,26 +210,28 @@ def hash_similarity(
     return np.asarray((agreement - HASH_BITS) / 2, dtype=np.float32)
 
 
-def cosine_similarity(features: Matrix) -> Matrix:
+def cosine_similarity(features: Float32Array) -> Float32Array:
     """Return the cosines (N, N) of features (N, D)."""
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     return np.asarray(rows @ rows.T, dtype=np.float32)
 
 
-def baselines(thumbs: UInt8Array, features: Matrix) -> dict[str, tuple[Matrix, Iterable[float]]]:
+def baseline_similarities(
+    thumbnails: UInt8Array, features: Float32Array
+) -> dict[str, tuple[Float32Array, Iterable[float]]]:
     """Return the similarities (N, N) of each baseline and the thresholds to try."""
-    mirrored = thumbs[:, :, ::-1]
+    mirrored = thumbnails[:, :, ::-1]
     side = slice(CROP_PX, None), slice(None, -CROP_PX)
-    crops = [thumbs[:, y, x] for y, x in product(side, repeat=2)]
+    crops = [thumbnails[:, y, x] for y, x in product(side, repeat=2)]
     standardised = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
     cosine = cosine_similarity(standardised)
-    by_hash = hash_similarity(perceptual_hash, thumbs, [mirrored])
-    by_crops = hash_similarity(perceptual_hash, thumbs, [mirrored, *crops])
+    by_hash = hash_similarity(perceptual_hash, thumbnails, [mirrored])
+    by_crops = hash_similarity(perceptual_hash, thumbnails, [mirrored, *crops])
     bits, cosines = range(0, -21, -1), np.arange(0.99, 0.4, -0.01)
-    found: dict[str, tuple[Matrix, Iterable[float]]] = {
-        "difference hash": (hash_similarity(difference_hash, thumbs), bits),
-        "difference hash, mirrored too": (hash_similarity(difference_hash, thumbs, [mirrored]), bits),
-        "perceptual hash": (hash_similarity(perceptual_hash, thumbs), bits),
+    found: dict[str, tuple[Float32Array, Iterable[float]]] = {
+        "difference hash": (hash_similarity(difference_hash, thumbnails), bits),
+        "difference hash, mirrored too": (hash_similarity(difference_hash, thumbnails, [mirrored]), bits),
+        "perceptual hash": (hash_similarity(perceptual_hash, thumbnails), bits),
         "perceptual hash, mirrored too": (by_hash, bits),
         "perceptual hash, mirrored and crops too": (by_crops, bits),
         "cosine similarity": (cosine_similarity(features), cosines),
@@ -252,9 +254,9 @@ class Reference:
         is_correct: (N, N) pairs that are near-duplicates.
     """
 
-    planted: dict[str, NDArray[np.int64]]
-    is_original: Mask
-    is_correct: Mask
+    planted: dict[str, IntArray]
+    is_original: BoolArray
+    is_correct: BoolArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,14 +291,14 @@ class Score:
         record.add(source, "distinct images", name, {**metrics, **counts})
 
 
-def score(is_found: Mask, reference: Reference) -> Score:
+def score(is_found: BoolArray, reference: Reference) -> Score:
     """Compare the pairs found (N, N) with the truth."""
     recall = {kind: float(is_found[*pairs.T].mean()) for kind, pairs in reference.planted.items()}
     i, j = np.nonzero(np.triu(is_found & reference.is_original & reference.is_original[:, None], 1))
     return Score(recall=recall, n_correct=int(reference.is_correct[i, j].sum()), n_listed=len(i))
 
 
-def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> Mask:
+def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> BoolArray:
     """Mark pairs in a symmetric (N, N) mask."""
     mask = np.zeros((n, n), bool)
     for i, j in pairs:
@@ -304,7 +306,9 @@ def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> Mask:
     return mask
 
 
-def make_reference(names: Sequence[str], planted: Planted, judged: Path | None, found: Mask) -> Reference:
+def make_reference(
+    names: Sequence[str], planted: Planted, judged: Path | None, found: BoolArray
+) -> Reference:
     """Collect the truth about named images; without --judged the pairs found count as correct."""
     position = {name: i for i, name in enumerate(names)}
     kinds = {
@@ -342,7 +346,7 @@ def compare_baselines(
     own = score(found, reference)
     own.add_to(record, source, "PixelPlay, with --judged" if judged else "PixelPlay")
     assert searched.images.thumbnails is not None
-    similarities = baselines(searched.images.thumbnails[rows], searched.images.values[rows])
+    similarities = baseline_similarities(searched.images.thumbnails[rows], searched.images.values[rows])
     for name, (similarity, thresholds) in similarities.items():
         scores = {threshold: score(similarity >= threshold - 1e-4, reference) for threshold in thresholds}
         for what, threshold in pick_thresholds(scores, own).items():
@@ -360,7 +364,7 @@ def pick_thresholds(scores: dict[float, Score], own: Score) -> dict[str, float]:
 
 
 def write_sheets(
-    pairs: list[NearDuplicatePair], read: Callable[[int], NDArray[np.uint8]], out: Path, name: str, seed: int
+    pairs: list[NearDuplicatePair], read: Callable[[int], UInt8Array], out: Path, name: str, seed: int
 ) -> None:
     """Draw up to 100 pairs side by side with their agreement."""
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:100]
@@ -382,15 +386,15 @@ def write_sheets(
 def time_candidates(record: Record, n: int, n_features: int = 1024) -> None:
     """Time the search for candidates on random thumbnails and features, 1 % of them planted."""
     rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 256, (n, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    thumbnails = rng.integers(0, 256, (n, THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     features = rng.standard_normal((n, n_features), dtype=np.float32)
     m = n // 100
-    thumbs[-m:] = np.clip(thumbs[:m] + rng.normal(0, 4, thumbs[:m].shape), 0, 255)
+    thumbnails[-m:] = np.clip(thumbnails[:m] + rng.normal(0, 4, thumbnails[:m].shape), 0, 255)
     features[-m:] = features[:m] + 0.3 * rng.standard_normal((m, n_features), dtype=np.float32)
     planted = {(i, n - m + i) for i in range(m)}
     for name, given in (("thumbnails", None), (f"thumbnails and {n_features} features", features)):
         start = time.perf_counter()
-        found = {(int(i), int(j)) for i, j in propose(thumbs, given, RunLog(quiet=True)).pairs}
+        found = {(int(i), int(j)) for i, j in propose(thumbnails, given, RunLog(quiet=True)).pairs}
         seconds, recall = time.perf_counter() - start, len(planted & found) / m
         print(f"candidates by {name}: {seconds:.0f} s, recall {recall:.3f}", flush=True)
         record.add(f"{n:,} random images", "", f"candidates by {name}", {"recall": recall}, seconds=seconds)
@@ -440,7 +444,7 @@ def main() -> None:
                 compare_baselines(record, source, searched, planted, args.judged)
             if args.sheets:
 
-                def read(i: int, folder: Path = folder, paths: tuple[str, ...] = paths) -> NDArray[np.uint8]:
+                def read(i: int, folder: Path = folder, paths: tuple[str, ...] = paths) -> UInt8Array:
                     return decode_image((folder / paths[i]).read_bytes(), path=paths[i])
 
                 write_sheets(own, read, args.sheets, Path(source).stem, args.seed)

@@ -86,13 +86,13 @@ class Record:
         """Add one row.
 
         Args:
-            data: name of the data set; of a path, its last part without suffix.
+            data: name of the data set; of a path, its last part without the suffix of a table or archive.
             metrics: name → one value, the value of each seed or run, or what `difference` returns.
             seeds: of the values, in the same order; empty where nothing is random.
             seconds: time of each run.
         """
         row = {
-            "data": Path(data).stem,
+            "data": re.sub(r"\.(csv|tsv|parquet|zip)$", "", Path(data).name),
             "split": split,
             "method": method,
             "seeds": list(seeds),
@@ -134,13 +134,18 @@ def hardware() -> dict[str, Any]:
 
 
 def current_commit() -> str:
-    """Return the abbreviated commit of this checkout, with "-dirty" where files are changed."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """Return the abbreviated commit of this checkout, with "-dirty" where src has other changes."""
+    root = RESULTS.parents[1]
     try:
-        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "src"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return f"{commit}-dirty" if changes else commit
 
 
 def command_line(argv: Sequence[str]) -> str:

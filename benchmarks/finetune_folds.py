@@ -1,8 +1,8 @@
 """Cross-validated gain of fine-tuning over the linear probe, paired image by image.
 
 The given test split is not used. Each fold is the test split of two whole commands, one with the
-settings, one with `--finetune none` in their place; everything is chosen inside the rest. The interval of the gain
-is a bootstrap of the paired difference that resamples duplicates together.
+settings, one with `--finetune none` instead of their --finetune; everything is chosen inside the rest. The
+interval of the gain is a bootstrap of the paired difference that resamples duplicates together.
 
 Expected (two CPU cores): TrashNet with `--time-budget 5m` gains 2 to 3 points of accuracy. Solar cells
 with `--metric macro_f1 --time-budget 10m` reach a macro-F1 above the probe's 0.59, and functional against

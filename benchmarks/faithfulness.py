@@ -35,6 +35,7 @@ import torch
 from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
+from make_results import format_metric
 from pixelplay.api import train
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, TrainConfig
@@ -253,7 +254,8 @@ def add_maps(record: Record, name: str, split: str, found: dict[str, Float64Arra
     for other in (*BASELINES, "gradcam, 1"):
         deletion, insertion = (interval(values) for values in (found[DEFAULT] - found[other]).T[:2])
         method = f"{DEFAULT} − {other}"
-        print(f"{name}, {method}: deletion {deletion}, insertion {insertion}")
+        shown = f"deletion {format_metric(deletion)}, insertion {format_metric(insertion)}"
+        print(f"{name}, {method}: {shown}")
         record.add(name, split, method, {names[0]: deletion, names[1]: insertion})
 
 

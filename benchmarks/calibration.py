@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
-from pixelplay.evaluation.calibration import fit_temperature, natural_probs
+from pixelplay.evaluation.calibration import fit_temperature, temperature_softmax
 from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate
-from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, macro_f1
+from pixelplay.evaluation.metrics import ECE_BINS, expected_calibration_error, label_metric
 from records import Record, make_parser
 
 N_CLASSES = 6
@@ -37,7 +37,7 @@ CASES = {
 def draw_logits(n: int, rng: np.random.Generator) -> tuple[Float64Array, IntArray]:
     """Return logits (N, K), and labels (N,) drawn from their softmax."""
     logits = 2 * rng.standard_normal((n, N_CLASSES))
-    probs = natural_probs(logits, 1.0)
+    probs = temperature_softmax(logits, 1.0)
     labels = (probs.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
     return logits, np.minimum(labels, N_CLASSES - 1)
 
@@ -47,26 +47,24 @@ def measure_temperatures(record: Record, n: int = 20_000) -> None:
     data = f"{n:,} random logits"
     for planted in (0.5, 1.0, 2.0, 3.0):
         logits, labels = draw_logits(n, np.random.default_rng(0))
-        found = fit_temperature(planted * logits, labels).temperature
+        found, _ = fit_temperature(planted * logits, labels)
         print(f"planted T {planted}: found {found:.4f}, {found / planted - 1:+.2%}")
         record.add(data, "", f"planted temperature {planted}", {"found temperature": found})
     for planted in (1.5, 3.0):
         logits, labels = draw_logits(2 * n, np.random.default_rng(1))
-        temperature = fit_temperature(planted * logits[:n], labels[:n]).temperature
+        temperature, _ = fit_temperature(planted * logits[:n], labels[:n])
         predicted = logits[n:].argmax(axis=1)
         before, after = (
-            expected_calibration_error(natural_probs(planted * logits[n:], t), predicted, labels[n:])
+            expected_calibration_error(temperature_softmax(planted * logits[n:], t), predicted, labels[n:])
             for t in (1.0, temperature)
         )
         print(f"over-confident by {planted}: ECE {before:.4f}, calibrated {after:.4f} ({ECE_BINS} bins)")
         metrics = {"ECE before": before, "ECE after": after}
         record.add(data, "other half", f"logits multiplied by {planted}", metrics)
     correct = np.eye(N_CLASSES)[np.arange(300) % N_CLASSES] * 5
-    fit = fit_temperature(correct, correct.argmax(axis=1))
-    print(f"without an error: T = {fit.temperature}, at the bound of the search: {fit.at_bound}")
-    record.add(
-        "300 logits without an error", "", "planted temperature 1", {"found temperature": fit.temperature}
-    )
+    found, evidence = fit_temperature(correct, correct.argmax(axis=1))
+    print(f"without an error: T = {found}, at the bound of the search: {evidence['at_bound']}")
+    record.add("300 logits without an error", "", "planted temperature 1", {"found temperature": found})
 
 
 def draw_predictions(labels: IntArray, confusion: Float64Array, repeats: int) -> Iterator[IntArray]:
@@ -81,7 +79,7 @@ def true_macro_f1(counts: IntArray, confusion: Float64Array) -> float:
     """Return the macro-F1 of so many images that every cell of the confusion matrix is a whole number."""
     scaled = np.round(counts[:, None] * confusion * 1000).astype(np.int64)  # (K, K)
     labels, predicted = np.indices(scaled.shape).reshape(2, -1)
-    return float(macro_f1(np.repeat(predicted, scaled.ravel()), np.repeat(labels, scaled.ravel())))
+    return label_metric("macro_f1", np.repeat(predicted, scaled.ravel()), np.repeat(labels, scaled.ravel()))
 
 
 def add_coverage(record: Record, data: str, metric: str, truth: float, estimates: list[Estimate]) -> None:
@@ -102,7 +100,7 @@ def measure_intervals(record: Record, repeats: int) -> None:
         confusion = np.where(np.eye(4, dtype=np.bool_), accuracy, (1 - accuracy) / 3)
         bootstrap = Bootstrap(n=200, groups=None, n_resamples=2, seed=0)
         estimates = [
-            estimate_label_metrics(predicted, labels, 4, bootstrap).accuracy
+            estimate_label_metrics(predicted, labels, 4, bootstrap)[0]["accuracy"]
             for predicted in draw_predictions(labels, confusion, repeats)
         ]
         add_coverage(record, f"200 images, {repeats:,} draws", "accuracy", accuracy, estimates)
@@ -113,7 +111,7 @@ def measure_intervals(record: Record, repeats: int) -> None:
         labels = np.repeat(np.arange(len(counts)), counts)
         bootstrap = Bootstrap(n=len(labels), groups=None, n_resamples=N_RESAMPLES, seed=0)
         estimates = [
-            estimate_label_metrics(predicted, labels, len(counts), bootstrap).macro_f1
+            estimate_label_metrics(predicted, labels, len(counts), bootstrap)[0]["macro_f1"]
             for predicted in draw_predictions(labels, confusion, repeats)
         ]
         add_coverage(

@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from commands import run_pixelplay
 from pixelplay.config import SPLITS, parse_duration
 from pixelplay.data.decode import decode_image
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.model.backbone import load_backbone
 from records import Record, make_parser
 
@@ -88,7 +88,7 @@ class Attempt:
 
 def prepare_data(source: str, folder: Path, short_side: int) -> None:
     """Write upright images with the same short side (px) for both; smaller files are copied unchanged."""
-    dataset = scan_source(source)
+    dataset = open_dataset(source)
     if not all(dataset.in_split(split).any() for split in SPLITS):
         raise SystemExit(f"error: {source} has no train, val and test splits")
     for i, (path, label, split) in enumerate(zip(dataset.paths, dataset.labels, dataset.splits, strict=True)):

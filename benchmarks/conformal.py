@@ -18,7 +18,12 @@ from pixelplay.arrays import BoolArray
 from pixelplay.config import ConformalScore, TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import assign_folds, hold_out
-from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets, score_held_out
+from pixelplay.evaluation.conformal import (
+    fit_conformal_threshold,
+    nonconformity_scores,
+    prediction_sets,
+    score_held_out,
+)
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.training.linear_probe import fit_probe
 from probe_data import ProbeData, load_probe_data
@@ -42,8 +47,8 @@ def measure_split(data: ProbeData, held_out: BoolArray, coverage: float, seed: i
     rows = np.arange(len(truth))
     found: Measured = {}
     for method in get_args(ConformalScore):
-        threshold = fit_threshold(scores.set_scores(method), coverage)
-        raw = class_scores(probs, method) <= threshold
+        threshold = fit_conformal_threshold(scores.conformal_scores(method), coverage)
+        raw = nonconformity_scores(probs, method) <= threshold
         reported = prediction_sets(probs, threshold, method)
         covered = reported[rows, truth]
         found[method] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from commands import run_pixelplay
 from pixelplay import Predictor
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from records import Record, make_parser
 
 METHODS = {"one model": ("train", []), "ensemble of five folds": ("crossval", ["--n-folds", "5"])}
@@ -25,7 +25,7 @@ METHODS = {"one model": ("train", []), "ensemble of five folds": ("crossval", ["
 
 def time_predictions(run: Path, data: str, repeats: int) -> float:
     """Return the median time to predict one image of the test split, in ms."""
-    dataset = scan_source(data)
+    dataset = open_dataset(data)
     dataset = dataset.select(dataset.in_split("test"))
     predictor, times = Predictor(run), []
     for _ in range(repeats + 1):

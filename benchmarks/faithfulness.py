@@ -41,10 +41,10 @@ from pixelplay.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, TrainConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.transforms import eval_transform
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.inference.explain import DEFAULT_METHOD, DEFAULT_STAGES, Explainer
 from pixelplay.model.bundle import ModelBundle, read_bundle
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import RunLog
 from records import Record, difference, make_parser
@@ -144,7 +144,7 @@ class CurveScorer:
     """Compute deletion and insertion curves of one model."""
 
     def __init__(self, bundle: ModelBundle) -> None:
-        device = find_device(ComputeConfig())
+        device = resolve_device(ComputeConfig())
         self._bundle = bundle
         self._extract = FeatureExtractor(
             bundle.backbone,
@@ -157,7 +157,7 @@ class CurveScorer:
 
     def probs(self, pixels: UInt8Array) -> Float64Array:
         """Predict probabilities (B, K) of pixels (B, S, S, 3)."""
-        return natural_probs(self._bundle.head.logits(self._extract(pixels)), self._bundle.temperature)
+        return temperature_softmax(self._bundle.head.logits(self._extract(pixels)), self._bundle.temperature)
 
     def areas(
         self, image: UInt8Array, blurred: UInt8Array, heat: Float32Array, k: int

@@ -23,7 +23,7 @@ import numpy as np
 from commands import run_pixelplay, write_split_table
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.data.audit import digest_bytes, find_duplicates
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import assign_folds, join_groups
 from pixelplay.evaluation.intervals import bootstrap_weights
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
@@ -87,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--no-probe", action="store_true", help="do not train the linear probe")
     args = parser.parse_args()
-    dataset = scan_source(args.data)
+    dataset = open_dataset(args.data)
     dataset = dataset.select(~dataset.in_split("test") & (dataset.labels >= 0))
     images_dir = args.data if Path(args.data).is_dir() else str(Path(args.data).parent)
     digests = tuple(digest_bytes(dataset.storage.read(path)) for path in dataset.paths)

@@ -174,7 +174,7 @@ def run_timm(data: Path, n_classes: int, args: argparse.Namespace) -> Rate:
         command += ["--epochs", str(args.epochs), "--warmup-epochs", "0", "--log-interval", "10"]
         command += ["--amp", "--amp-dtype", "bfloat16", "--channels-last"]
         command += ["--torchcompile"] if args.compile == "on" else []
-        command += ["--opt", "adamw", "--lr", str(config.finetuning.rates(is_full=True)[0])]
+        command += ["--opt", "adamw", "--lr", str(config.finetuning.rates(full=True)[0])]
         command += ["--weight-decay", str(config.finetuning.weight_decay)]
         command += ["--clip-grad", str(config.finetuning.clip_grad_norm), "--smoothing", "0"]
         command += ["--scale", str(config.augmenting.crop_scale), "1.0", "--color-jitter", "0"]
@@ -230,7 +230,7 @@ def make_plain_network(n_classes: int) -> tuple[nn.Module, Optimizer]:
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    lr, _ = settings.rates(is_full=True)
+    lr, _ = settings.rates(full=True)
     return network, torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
 

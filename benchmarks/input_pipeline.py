@@ -14,10 +14,10 @@ from itertools import repeat
 import numpy as np
 
 from pixelplay.data.cache import ArrayCache
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.device import map_on_cores, pick_precision
-from pixelplay.model.features import FeatureExtractor, extract_features_of
+from pixelplay.model.device import map_on_cores, resolve_precision
+from pixelplay.model.features import FeatureExtractor, extract_cached_features
 from records import Record, make_parser
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=512, help="images [512]")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    dataset = scan_source(args.data)
+    dataset = open_dataset(args.data)
     dataset = dataset.select(np.arange(len(dataset)) < args.n)
     loaded = load_backbone("lite0", None, offline=True)
     extractor = FeatureExtractor(
@@ -36,7 +36,7 @@ def main() -> None:
         loaded.preprocessing,
         hflip=False,
         device="cpu",
-        precision=pick_precision("auto", "cpu"),
+        precision=resolve_precision("auto", "cpu"),
     )
     no_cache = ArrayCache("", "features", "", max_bytes=0)
     size = loaded.preprocessing.input_size
@@ -46,7 +46,7 @@ def main() -> None:
     from_files, from_tensors = [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        extract_features_of(dataset, extractor, no_cache)
+        extract_cached_features(dataset, extractor, no_cache)
         from_files.append(len(dataset) / (time.perf_counter() - start))
         start = time.perf_counter()
         for _ in map_on_cores(extractor, repeat(batch, n_batches), extractor.device):

@@ -22,7 +22,7 @@ import numpy as np
 from commands import run_pixelplay, write_table
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.evaluation.label_issues import find_label_issues
 from records import Record, make_parser, summarize
 
@@ -80,15 +80,15 @@ def main() -> None:
     parser.add_argument("--frac", type=float, default=0.05, help="labels to move, 0–1 [0.05]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    dataset = scan_source(args.data)
+    dataset = open_dataset(args.data)
     dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for seed in args.seeds:
             labels, is_moved = move_labels(dataset, args.frac, seed)
             probs = cross_validate(dataset, labels, args.data, cache)
-            own = find_label_issues(probs, labels)
-            rankings, masks = {"PixelPlay": own.order}, {"PixelPlay": own.is_issue}
+            scores, _, is_issue = find_label_issues(probs, labels)
+            rankings, masks = {"PixelPlay": np.argsort(scores, kind="stable")}, {"PixelPlay": is_issue}
             if args.cleanlab_python:
                 other = run_cleanlab(args.cleanlab_python, probs, labels)
                 masks["cleanlab"] = np.array(other.pop("issues"), dtype=np.bool_)

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.splits import assign_folds
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.model.classifier import feature_scale
 from pixelplay.training.linear_probe import fit_probe
 from probe_data import load_probe_data
@@ -38,7 +38,9 @@ def main() -> None:
     start = time.perf_counter()
     model = LogisticRegression(C=probe.C, max_iter=5000, tol=1e-7).fit(scaled, labels)
     reference_s = time.perf_counter() - start
-    difference = np.abs(model.predict_proba(scaled) - natural_probs(probe.head.logits(features), 1)).max()
+    difference = np.abs(
+        model.predict_proba(scaled) - temperature_softmax(probe.head.logits(features), 1)
+    ).max()
     print(f"{features.shape}: search and fit {np.median(search_s):.1f} s (median of 3), C {probe.C}")
     print(f"scikit-learn, one fit at that C: {reference_s:.1f} s; largest difference {difference:.1e}")
     record = Record(

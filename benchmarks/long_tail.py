@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 from commands import run_pixelplay, write_split_table
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from records import Record, difference, make_parser
 
 METHODS = ("none", "sampler", "auto")
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--settings", default="--finetune none", help="options of pixelplay train")
     parser.add_argument("--subsets", type=int, default=5)
     args = parser.parse_args()
-    dataset = scan_source(args.data)
+    dataset = open_dataset(args.data)
     dataset = dataset.select(~dataset.in_split("test"))
     values: dict[str, list[float]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as folder:

@@ -36,12 +36,12 @@ from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates, first_occurrences
 from pixelplay.data.decode import decode_image
-from pixelplay.data.near_duplicates.candidates import propose
+from pixelplay.data.near_duplicates.candidates import find_candidates
 from pixelplay.data.near_duplicates.search import NearDuplicatePair
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.model.features import ImageFeatures, extract_features, find_near_duplicates
 from pixelplay.run_log import RunLog
 from records import Record, make_parser
@@ -106,7 +106,7 @@ class Planted:
 
 def prepare(source: str, folder: Path, n: int, seed: int) -> Planted:
     """Write all images, and n of them altered in each way."""
-    dataset = scan_source(source, DataConfig())
+    dataset = open_dataset(source, DataConfig())
     rng = np.random.default_rng(seed)
     names = [f"originals/{i:06}{Path(path).suffix}" for i, path in enumerate(dataset.paths)]
     kinds: dict[str, str] = {}
@@ -145,11 +145,11 @@ class SearchResult:
 
 def search(folder: Path) -> SearchResult:
     """Search a folder for near-duplicates as PixelPlay does."""
-    dataset, log = scan_source(str(folder)), RunLog(quiet=True)
+    dataset, log = open_dataset(str(folder)), RunLog(quiet=True)
     config = TrainConfig(finetune="none", cache_gb=0, near_duplicates=True)
     backbone = load_backbone("lite0", None, offline=True)
     start = time.perf_counter()
-    images = extract_features(dataset, backbone, config, find_device(config.compute), log)
+    images = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
     extracted = time.perf_counter()
     pairs = find_near_duplicates(dataset, images, None, log)
     return SearchResult(
@@ -394,7 +394,7 @@ def time_candidates(record: Record, n: int, n_features: int = 1024) -> None:
     planted = {(i, n - m + i) for i in range(m)}
     for name, given in (("thumbnails", None), (f"thumbnails and {n_features} features", features)):
         start = time.perf_counter()
-        found = {(int(i), int(j)) for i, j in propose(thumbnails, given, RunLog(quiet=True)).pairs}
+        found = {(int(i), int(j)) for i, j in find_candidates(thumbnails, given, RunLog(quiet=True)).pairs}
         seconds, recall = time.perf_counter() - start, len(planted & found) / m
         print(f"candidates by {name}: {seconds:.0f} s, recall {recall:.3f}", flush=True)
         record.add(f"{n:,} random images", "", f"candidates by {name}", {"recall": recall}, seconds=seconds)

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.evaluation.novelty import MAX_REFERENCES, choose_references, fit_novelty, nearest_distances
 from pixelplay.model.classifier import feature_scale
 from pixelplay.training.linear_probe import fit_probe
@@ -70,7 +70,7 @@ def score(data: ProbeData, fitted: BoolArray, seed: int) -> dict[str, Float64Arr
     largest = logits.max(axis=1)
     return {
         "PixelPlay": scale.measure(rows, logits),
-        "largest probability": -natural_probs(logits, 1.0).max(axis=1),
+        "largest probability": -temperature_softmax(logits, 1.0).max(axis=1),
         "energy": -(largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))).astype(np.float64),
         "nearest image": nearest_distances(b, a),
         "relative Mahalanobis": relative_mahalanobis(a, own, b),

@@ -6,10 +6,10 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import find_duplicates
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import join_groups
 from pixelplay.model.backbone import load_backbone
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.model.features import extract_features, find_near_duplicates
 from pixelplay.run_log import RunLog
 
@@ -31,11 +31,11 @@ class ProbeData:
 
 def load_probe_data(source: str, backbone: str = "lite0") -> ProbeData:
     """Read the labelled images of a data set, leaving out its test split."""
-    dataset = scan_source(source)
+    dataset = open_dataset(source)
     dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
     config, log = TrainConfig(finetune="none"), RunLog(quiet=True)
     loaded = load_backbone(backbone, None, offline=True)
-    images = extract_features(dataset, loaded, config, find_device(config.compute), log)
+    images = extract_features(dataset, loaded, config, resolve_device(config.compute), log)
     near = [pair.members for pair in find_near_duplicates(dataset, images, None, log)]
     groups = join_groups(dataset, find_duplicates(dataset, images.digests, near))
     return ProbeData(dataset=dataset, features=images.values, groups=groups)

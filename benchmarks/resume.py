@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from commands import pixelplay_command, write_table
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from records import Record, make_parser
 
 # a head that starts from the linear probe would be worse than the probe after so few epochs, and discarded
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--finetune", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
     args = parser.parse_args()
-    rng, dataset = random.Random(0), scan_source(args.data)
+    rng, dataset = random.Random(0), open_dataset(args.data)
     record = Record("Robustness", "Killed at two random instants and resumed", args.record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -17,7 +17,7 @@ import numpy as np
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.decision_rule import fit_decision_rule
-from pixelplay.evaluation.metrics import macro_f1
+from pixelplay.evaluation.metrics import label_metric
 from pixelplay.training.linear_probe import fit_probe
 from probe_data import ProbeData, load_probe_data
 from records import Record, make_parser
@@ -41,10 +41,12 @@ def cross_validate(data: ProbeData, seed: int) -> tuple[float, float]:
             probe.oof_logits, labels[train], groups[train], priors, metric="macro_f1", seed=seed
         )
         probs[test], predicted[test] = rule.apply(probe.head.logits(data.features[test]))
-        chosen = f"C {probe.C}, T {rule.temperature.temperature:.2f}, tau {rule.tau.tau:.2f}"
+        chosen = f"C {probe.C}, T {rule.temperature:.2f}, tau {rule.tau:.2f}"
         print(f"seed {seed}, fold {fold}: {chosen}", flush=True)
     defective = probs[:, FIRST_DEFECTIVE:].sum(axis=1) >= 0.5
-    return float(macro_f1(predicted, labels)), float((defective == (labels >= FIRST_DEFECTIVE)).mean())
+    return label_metric("macro_f1", predicted, labels), float(
+        (defective == (labels >= FIRST_DEFECTIVE)).mean()
+    )
 
 
 def main() -> None:

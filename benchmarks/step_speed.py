@@ -17,7 +17,7 @@ from pixelplay.config import FinetuneConfig
 from pixelplay.model.backbone import load_backbone
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
-from pixelplay.model.device import pick_precision
+from pixelplay.model.device import resolve_precision
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.optim import make_optimizer
 from records import Record, make_parser
@@ -28,16 +28,18 @@ BATCH_SIZE, N_CLASSES, N_STEPS = 32, 6, 3
 def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
     """Return a function that trains one step on a batch in memory; None trains all layers."""
     loaded = load_backbone(backbone, None, offline=True)
-    stages = split_backbone(loaded.backbone, unfreeze_stages, loaded.preprocessing.input_size)
-    if unfreeze_stages is not None:
-        freeze_depthwise_filters(stages, is_shortened=True)
+    size = loaded.preprocessing.input_size
+    frozen, trainable = split_backbone(loaded.backbone, unfreeze_stages, size)
+    map_shape, n_stats = ((3, size, size), 0) if frozen is None else (frozen.map_shape, frozen.n_stats)
+    if frozen is not None:
+        freeze_depthwise_filters(trainable, map_shape, n_stats, fast=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)
     head = TrainableLinearHead(zeros, zeros + 1, N_CLASSES, start=None, dropout=0.0)
-    classifier = Classifier(stages.tail, head).to(memory_format=torch.channels_last)
+    classifier = Classifier(trainable, head).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(classifier, FinetuneConfig(), BATCH_SIZE)
-    use_bf16 = pick_precision("auto", "cpu") == "bf16"
-    maps = torch.randn(BATCH_SIZE, *stages.shape).to(memory_format=torch.channels_last)
-    stats = torch.zeros(BATCH_SIZE, stages.n_stats)
+    use_bf16 = resolve_precision("auto", "cpu") == "bf16"
+    maps = torch.randn(BATCH_SIZE, *map_shape).to(memory_format=torch.channels_last)
+    stats = torch.zeros(BATCH_SIZE, n_stats)
     labels = torch.zeros(BATCH_SIZE, dtype=torch.int64)
     classifier.train()
 

@@ -61,7 +61,7 @@ def test_relabel_keeps_metrics_on_the_given_labels(
     assert (rows["rings/000.jpg"]["status"], rows["rings/000.jpg"]["fold"]) == ("ok", "")
     accuracy = np.mean([row["prediction"] == row["label"] for row in rows.values()])
     assert metrics["oof"]["accuracy"]["value"] == pytest.approx(accuracy)
-    corrections = {c["path"]: (c["given"], c["corrected"]) for c in metrics["data"]["corrections"]}
+    corrections = {c["path"]: (c["label"], c["corrected"]) for c in metrics["data"]["corrections"]}
     assert corrections["bars/dot3.png"] == ("bars", "dots")
     assert corrections["rings/000.jpg"] == ("rings", None)
     assert "oof_corrected" not in read_json(given / "metrics.json")

@@ -364,4 +364,5 @@ def test_cross_validate_equals_metrics_json(
     report = pixelplay.cross_validate(drawn_images, tmp_path / "run", config)
     assert report.to_json() == read_json(tmp_path / "run/metrics.json")
     assert report.headline.low <= report.headline.value <= report.headline.high
-    assert len(report.fold_values) == 3
+    assert report.by_fold is not None
+    assert len(report.by_fold.values) == 3

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder
 from pixelplay.cli.main import main
-from pixelplay.evaluation.calibration import fit_temperature, temperature_softmax, mean_nll
+from pixelplay.evaluation.calibration import fit_temperature, mean_nll, temperature_softmax
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle
 from tables import read_json, read_rows

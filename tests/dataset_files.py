@@ -9,7 +9,7 @@ import pytest
 
 from pixelplay.config import SPLITS, DataConfig
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.errors import DataError
 
 Maker = Callable[[Path, Iterable[str]], str]
@@ -77,7 +77,7 @@ def assert_refused(
 ) -> None:
     """Check that a source raises a DataError that contains the given values, in this order."""
     with pytest.raises(DataError) as caught:
-        scan_source(source, config, classes)
+        open_dataset(source, config, classes)
     assert_words(str(caught.value), *words)
 
 

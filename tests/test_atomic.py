@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixelplay.atomic import atomic_write, bring_back, put_in_place, write_bytes, write_json
+from pixelplay.atomic import atomic_write, replace_folder, restore_folder, write_bytes, write_json
 
 
 def names_in(folder: Path) -> list[str]:
@@ -64,7 +64,7 @@ def test_json_with_nan_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
     new, target = make_folder(tmp_path / "run.partial", "new"), make_folder(tmp_path / "run", "old")
-    put_in_place(new, target, lambda path: True)
+    replace_folder(new, target, lambda path: True)
     assert (tmp_path / "run" / "sub" / "file").read_text() == "new"
     assert names_in(tmp_path) == ["run"]
 
@@ -80,12 +80,12 @@ def test_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="denied"):
-        put_in_place(new, target, lambda path: True)
+        replace_folder(new, target, lambda path: True)
     assert (tmp_path / "run" / "sub" / "file").read_text() == "old"
 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_folder_of_a_killed_replacement_is_restored_if_it_is_ours(tmp_path: Path, ours: bool) -> None:
     make_folder(tmp_path / "run.partial-old", "old")
-    bring_back(str(tmp_path / "run.partial"), str(tmp_path / "run"), lambda path: ours)
+    restore_folder(str(tmp_path / "run.partial"), str(tmp_path / "run"), lambda path: ours)
     assert names_in(tmp_path) == (["run"] if ours else ["run.partial-old"])

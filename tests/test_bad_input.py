@@ -19,7 +19,7 @@ from conftest import TINY, draw_folder, draw_of_class
 from images import encode
 from pixelplay.cli.main import main
 from pixelplay.config import TrainConfig
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 from pixelplay.training.resume import check_settings
@@ -727,7 +727,7 @@ def test_resume_with_other_settings(
     drawn_images: Path, tiny_probe: TrainConfig, refuse_finetuning: Refusal
 ) -> None:
     config = replace(tiny_probe, finetune="partial")
-    device = find_device(config.compute)
+    device = resolve_device(config.compute)
     check_settings("run.partial/checkpoint", config, device, None, RunLog(quiet=True))
     Path("run.partial/checkpoint/checkpoint.safetensors").touch()
     Path("run.partial/.lock").touch()

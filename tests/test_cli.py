@@ -604,7 +604,7 @@ def test_two_classes_have_an_operating_point(two_class_run: Path, tmp_path: Path
         "operating_point"
     ]
     assert found["positive"] == "dots"
-    assert found["asked_precision"] == 0.5
+    assert found["target_precision"] == 0.5
     assert found["recall"]["low"] <= found["recall"]["value"] <= found["recall"]["high"]
     other = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--positive", "bars")
     assert "'bars'" in other.out

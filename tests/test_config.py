@@ -189,8 +189,8 @@ def test_suggestions_name_the_closest_word_or_nothing() -> None:
 
 
 def test_learning_rates_depend_on_the_method_unless_set() -> None:
-    assert FinetuneConfig().rates(is_full=False) != FinetuneConfig().rates(is_full=True)
-    assert FinetuneConfig(lr=0.5, layer_decay=0.9).rates(is_full=True) == (0.5, 0.9)
+    assert FinetuneConfig().rates(full=False) != FinetuneConfig().rates(full=True)
+    assert FinetuneConfig(lr=0.5, layer_decay=0.9).rates(full=True) == (0.5, 0.9)
 
 
 def test_paths_are_stored_as_text() -> None:

@@ -16,8 +16,8 @@ def test_note_names_its_section_and_note_on_the_run_is_printed_once(
 ) -> None:
     log = RunLog()
     for fold in (1, 2):
-        with log.chapter(f"fold {fold}"):
-            log.note_for_all("--time-budget is ignored")
+        with log.section(f"fold {fold}"):
+            log.note_for_run("--time-budget is ignored")
             log.note("an image is missing")
     assert log.notes == [
         "--time-budget is ignored",
@@ -46,7 +46,7 @@ def test_replayed_notes_are_recorded_but_not_printed(capsys: pytest.CaptureFixtu
 def test_quiet_log_records_notes(capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(quiet=True)
     log.note("skipped 3 images")
-    log.tell("epoch 1")
+    log.info("epoch 1")
     with log.progress("reading", 2) as bar:
         bar.update(2)
     assert log.notes == ["skipped 3 images"]
@@ -54,9 +54,9 @@ def test_quiet_log_records_notes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_log_prints_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(is_json=True)
+    log = RunLog(json_progress=True)
     log.note("skipped 3 images")
-    log.tell("epoch 1")
+    log.info("epoch 1")
     with log.progress("reading", 2) as bar:
         bar.update(2)
     note, info, first, last = map(json.loads, capsys.readouterr().err.splitlines())
@@ -90,7 +90,7 @@ def test_progress_counts_to_the_corrected_total(
 
     def halve_the_total(log: RunLog) -> list[str]:
         with log.progress("training", 800, "batches") as bar:
-            bar.expect(400)
+            bar.set_total(400)
             clock[0] += 100
             bar.update(100)
         return capsys.readouterr().err.splitlines()
@@ -99,7 +99,7 @@ def test_progress_counts_to_the_corrected_total(
         "training: 100 batches of 400, 5:00 min left",
         "training: 100 batches in 1:40 min",
     ]
-    printed = [json.loads(line) for line in halve_the_total(RunLog(is_json=True))]
+    printed = [json.loads(line) for line in halve_the_total(RunLog(json_progress=True))]
     assert [(each["n"], each["total"], each["left_s"]) for each in printed[1:]] == [(100, 400, 300.0)] * 2
     assert halve_the_total(RunLog(quiet=True)) == []
 
@@ -110,7 +110,7 @@ def test_progress_bar_counts_to_the_corrected_total(monkeypatch: pytest.MonkeyPa
     with open(writer, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
         with RunLog().progress("training", 800, "batches") as bar:
-            bar.expect(400)
+            bar.set_total(400)
             time.sleep(0.25)  # it moves no more often
             bar.update(100)
         shown = b""

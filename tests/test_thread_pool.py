@@ -96,7 +96,7 @@ def test_thread_pool_never_closed_finishes_running_calls_at_exit() -> None:
 def test_calls_run_once_and_in_order_of_submission() -> None:
     done: list[int] = []
     with ThreadPool(1) as pool:
-        futures = [pool.give(done.append, i) for i in range(50)]
+        futures = [pool.submit(done.append, i) for i in range(50)]
         for future in futures:
             future.result()
     assert done == list(range(50))
@@ -111,14 +111,14 @@ def test_thread_pool_starts_as_many_threads_as_needed(n_threads: int, n_futures:
         return threading.get_ident()
 
     with ThreadPool(n_threads) as pool:
-        futures = [pool.give(work) for _ in range(n_futures)]
+        futures = [pool.submit(work) for _ in range(n_futures)]
         assert len({future.result() for future in futures}) == n_at_work == pool._n_started
 
 
 def test_each_thread_is_prepared_before_its_first_call() -> None:
     prepared: list[int] = []
-    with ThreadPool(2, prepare=lambda: prepared.append(threading.get_ident())) as pool:
-        futures = [pool.give(lambda: threading.get_ident() in prepared) for _ in range(20)]
+    with ThreadPool(2, initializer=lambda: prepared.append(threading.get_ident())) as pool:
+        futures = [pool.submit(lambda: threading.get_ident() in prepared) for _ in range(20)]
         assert all(future.result() for future in futures)
     assert len(prepared) == len(set(prepared)) <= 2
 
@@ -129,7 +129,7 @@ def test_future_raises_the_error_of_its_call(error: BaseException) -> None:
         raise error
 
     with ThreadPool(1) as pool:
-        future, other = pool.give(fail), pool.give(lambda: 7)
+        future, other = pool.submit(fail), pool.submit(lambda: 7)
         with pytest.raises(type(error)) as caught:
             future.result()
         assert caught.value is error
@@ -140,8 +140,8 @@ def test_calls_fail_if_the_thread_cannot_be_prepared() -> None:
     def fail() -> None:
         raise OSError("no room")
 
-    with ThreadPool(1, prepare=fail) as pool:
-        for future in [pool.give(lambda: 7), pool.give(lambda: 7)]:
+    with ThreadPool(1, initializer=fail) as pool:
+        for future in [pool.submit(lambda: 7), pool.submit(lambda: 7)]:
             with pytest.raises(OSError, match="no room"):
                 future.result()
 
@@ -160,23 +160,23 @@ def test_shutdown_waits_for_running_calls_and_drops_the_rest() -> None:
 
     with ThreadPool(1) as pool:
         for i in range(10):
-            pool.give(work, i)
+            pool.submit(work, i)
         assert begun.wait(20)
     assert done == [0]
     with pytest.raises(AssertionError, match="shut down"):
-        pool.give(time.monotonic)
+        pool.submit(time.monotonic)
 
 
 def test_shutdown_can_be_repeated() -> None:
     with ThreadPool(2) as pool:
-        assert pool.give(divmod, 7, 2).result() == (3, 1)
+        assert pool.submit(divmod, 7, 2).result() == (3, 1)
         pool.shutdown(wait=False)
         pool.shutdown()
 
 
 def test_shutdown_in_a_thread_of_the_pool_does_not_wait() -> None:
     pool = ThreadPool(1)  # the garbage collector can do this in any thread
-    pool.give(lambda: pool.__exit__(None, None, None)).result()
+    pool.submit(lambda: pool.__exit__(None, None, None)).result()
 
 
 class Image:
@@ -201,7 +201,7 @@ def test_finished_call_does_not_keep_its_arguments_alive(
         with ThreadPool(1) as pool:
             image = Image()
             held = weakref.ref(image)
-            future = pool.give(work, image)
+            future = pool.submit(work, image)
             if has_result:
                 with suppress(TypeError):
                     future.result()

@@ -19,11 +19,11 @@ from pixelplay.data.sources import (
     as_list,
     list_all_images,
     list_labelled_images,
-    log_assumptions,
-    scan_source,
+    log_dataset_notes,
+    open_dataset,
 )
 from pixelplay.data.tables import read_table
-from pixelplay.evaluation.selective import check_precision_arguments, find_positive
+from pixelplay.evaluation.selective import check_precision_arguments, find_positive_class
 from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import (
     EnsemblePredictor,
@@ -70,7 +70,7 @@ from pixelplay.training.run_context import RunContext
 
 
 def train(
-    source: StrPath,
+    data: StrPath,
     out_dir: StrPath,
     config: TrainConfig | None = None,
     *,
@@ -84,7 +84,7 @@ def train(
     """Train one classifier: labelled images in, model bundle and honest metrics out.
 
     Args:
-        source: folder, table or zip archive of labelled images.
+        data: folder, table or zip archive of labelled images.
         out_dir: folder of the run; it appears once it is complete.
         plan: plan.json of another run: the same method, stages, views, epochs and batch size.
         force: replace an existing run.
@@ -99,24 +99,24 @@ def train(
     config, log = config or TrainConfig(), log or RunLog()
     opened = RunContext.open(out_dir, config, log, force=force, resume=resume, started=started, plan=plan)
     with opened as ctx:
-        data = prepare(list_labelled_images(os.fspath(source), ctx.config, log), ctx)
+        images = prepare(list_labelled_images(os.fspath(data), ctx.config, log), ctx)
         if ctx.config.drop_label_issues:
-            data = remove_label_issues(data, ctx)
-        classifier = fit_probe_or_finetune(data, ctx)  # held-out images decide
-        bundle, rule = finalize(classifier, data, ctx)  # temperature, tau, novelty scale
+            images = remove_label_issues(images, ctx)
+        classifier = fit_probe_or_finetune(images, ctx)  # held-out images decide
+        bundle, rule = finalize(classifier, images, ctx)  # temperature, tau, novelty scale
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
-        held_out = evaluate_held_out(classifier, rule, data, ctx)
-        test = evaluate_test(classifier, rule, data, ctx)  # the only time the test split is read
-        curve = measure_learning_curve(data, classifier, rule, ctx.config.seed)
+        held_out = evaluate_held_out(classifier, rule, images, ctx)
+        test = evaluate_test(classifier, rule, images, ctx)  # the only time the test split is read
+        curve = measure_learning_curve(images, classifier, rule, ctx.config.seed)
         report = make_train_report(
-            os.fspath(out_dir), classifier, rule, held_out, test, curve, data, ctx, command
+            os.fspath(out_dir), classifier, rule, held_out, test, curve, images, ctx, command
         )
-        write_train_records(report, classifier, held_out, test, data, ctx)
+        write_train_records(report, classifier, held_out, test, images, ctx)
     return report
 
 
 def cross_validate(
-    source: StrPath,
+    data: StrPath,
     out_dir: StrPath,
     config: TrainConfig | None = None,
     *,
@@ -134,7 +134,7 @@ def cross_validate(
     ensemble of all folds or one classifier trained on everything, is measured only on a given test split.
 
     Args:
-        source: folder, table or zip archive of labelled images; a given test split is in no fold.
+        data: folder, table or zip archive of labelled images; a given test split is in no fold.
         out_dir: folder of the run; it appears once it is complete.
         config: as for `train`; the time budget is per fold.
         repeats: repetitions with different folds, 1 to 20.
@@ -156,30 +156,30 @@ def cross_validate(
         out_dir, config, log, force=force, resume=resume, started=started, options=options
     )
     with opened as ctx:
-        dataset = without_val_split(list_labelled_images(os.fspath(source), config, log), log)
+        dataset = without_val_split(list_labelled_images(os.fspath(data), config, log), log)
         check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
-        data = prepare(dataset, ctx)
-        validation = train_folds(data, ctx, repeats)
+        images = prepare(dataset, ctx)
+        validation = train_folds(images, ctx, repeats)
         if single:
-            classifier, logits = train_single(validation, data, ctx), validation.logits
+            classifier, logits = train_single(validation, images, ctx), validation.logits
         else:
-            classifier, logits = average_folds(validation, data, ctx)
-        bundle, rule = finalize_folds(classifier, logits, validation, data, ctx)
+            classifier, logits = average_folds(validation, images, ctx)
+        bundle, rule = finalize_folds(classifier, logits, validation, images, ctx)
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
-        test = evaluate_test(classifier, rule, data, ctx)  # the only time a given test split is read
-        excluded = predict_rows(classifier, data, ctx, data.excluded)
-        validation = with_excluded(validation, data.excluded, excluded, rule)
+        test = evaluate_test(classifier, rule, images, ctx)  # the only time a given test split is read
+        excluded = predict_rows(classifier, images, ctx, images.excluded)
+        validation = with_excluded(validation, images.excluded, excluded, rule)
         report = make_crossval_report(
-            os.fspath(out_dir), validation, classifier, rule, test, data, ctx, command, single=single
+            os.fspath(out_dir), validation, classifier, rule, test, images, ctx, command, single=single
         )
-        write_crossval_records(report, validation, classifier, test, data, ctx)
+        write_crossval_records(report, validation, classifier, test, images, ctx)
     return report
 
 
 def evaluate(
     run: StrPath,
-    source: StrPath,
-    data: DataConfig | None = None,
+    data: StrPath,
+    reading: DataConfig | None = None,
     *,
     split: SplitName | None = None,
     at_precision: float | None = None,
@@ -191,33 +191,34 @@ def evaluate(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> EvaluationReport:
-    """Measure a trained classifier on labelled images.
+    """Evaluate a trained classifier on labelled images.
 
     Args:
-        part: the given part to score (default: test where the data has one, else everything).
+        data: folder, table or zip archive of labelled images.
+        reading: how paths, labels, splits and groups are read.
+        split: the given split to score (default: test where there is one, else all images).
         at_precision: report the recall that a two-class model reaches at this precision.
-        positive: the class that precision and recall are about (default: the second).
-        against: another run, whose figures are subtracted image by image.
-        tta: views of each image that are answered for together, as of `Predictor`.
-        out: a table to write, .csv or .parquet: each prediction beside the class that was given.
-        is_forced: replace an existing table.
+        positive: class that precision and recall refer to (default: the second).
+        against: another run to compare with, image by image.
+        tta: test-time augmentation, as for `Predictor`.
+        out: table to write, .csv or .parquet: each prediction beside its label.
+        force: replace an existing table.
 
     Raises:
         DataError: no labelled image to score, or not two classes for a precision.
-        ConfigError: a precision outside (0, 1], `positive` without one, no such part, device or views, or the
-            table cannot be written.
+        ConfigError: a setting is out of range or contradictory, or the table cannot be written.
         BundleError: no model in `run` or `against`.
     """
     log = log or RunLog()
     check_precision_arguments(positive, at_precision)
     if out is not None:
         check_new_file(os.fspath(out), force=force)
-    dataset = log_assumptions(scan_source(os.fspath(source), data), log)
+    dataset = log_dataset_notes(open_dataset(os.fspath(data), reading), log)
     dataset, scored_split = select_scored(dataset, split, log)
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
+        find_positive_class(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, dataset, log)
     report = evaluate_predictions(
         predictions,
@@ -253,26 +254,26 @@ def predict(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> PredictionSummary:
-    """Classify images into a table: one row for each, in order, whatever is wrong with some.
-
-    Returns:
-        How many images there were, and what became of them.
+    """Predict images into a table: one row per image, in order, whatever is wrong with some of them.
 
     Args:
-        images: folders, tables, zip archives and files, or one of these.
-        out: the table to write, .csv or .parquet.
+        images: folders, tables, zip archives and image files, or one of these.
+        out: table to write, .csv or .parquet.
         submission: sample submission; `out` then has exactly its header, ids and order.
-        probability_of: class whose probability a sample's one column wants (default: labels go there).
-        path_column: column of a table that names the images.
-        images_dir: folder that the names in a table are looked up in.
-        is_forced: replace an existing table.
-        with_runs: other runs that answer with this one, by the mean of their probabilities.
-        tta: views of each image that are answered for together, as of `Predictor`.
-        caution: what each prediction is to say about its own worth.
+        probability_of: class whose probability fills the sample's one column (default: class names do).
+        path_column: column of a table that holds the paths.
+        images_dir: folder that the paths in a table are relative to.
+        force: replace an existing table.
+        ensemble_with: other runs to average probabilities with.
+        tta: test-time augmentation, as for `Predictor`.
+        uncertainty: prediction sets and abstention.
+
+    Returns:
+        Counts of predictions, unreadable, unusual and abstained images.
 
     Raises:
-        DataError: nothing there, too little held out for the caution, or, as the table tells, none readable.
-        ConfigError: the table cannot be written, or the runs know different classes.
+        DataError: no images, none readable, or too few held-out images for `uncertainty`.
+        ConfigError: the table cannot be written, or the runs have different classes.
         BundleError: no model in `run`.
     """
     log = log or RunLog()
@@ -325,23 +326,24 @@ def explain(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> list[ExplainedImage]:
-    """Show where in images a classifier sees a class: overlays, raw maps, contact sheets and a table.
-
-    Returns:
-        The number of images that could not be explained.
+    """Show which regions of images speak for a class: overlays, heat maps and a table.
 
     Args:
-        images: folders, tables, zip archives and files, or one of these.
-        out: folder to write; it appears once everything in it is there.
-        class_name: the class to explain (default: of each image the one that the model decides for).
-        method: how gradients become a map (default: the most faithful as measured).
-        path_column, images_dir: of tables, as for `predict`.
-        is_forced: replace a folder of explanations.
-        with_runs: other runs that are explained with this one, as they answer together.
+        images: folders, tables, zip archives and image files, or one of these.
+        out: folder to write; it appears once it is complete.
+        class_name: class to explain (default: the predicted class of each image).
+        method: "gradcam", "gradcam++" or "layercam" (default: "layercam", the most faithful as measured).
+        path_column: column of a table that holds the paths.
+        images_dir: folder that the paths in a table are relative to.
+        force: replace a folder of explanations.
+        ensemble_with: other runs to explain together with this one.
+
+    Returns:
+        One row per image, as in explanations.csv.
 
     Raises:
-        DataError: nothing there, or none of it can be read.
-        ConfigError: the folder cannot be written, the class is unknown, or the runs know different classes.
+        DataError: no images, or none readable.
+        ConfigError: the folder cannot be written, or the class is unknown.
         BundleError: no model in `run`.
     """
     log = log or RunLog()

@@ -42,7 +42,7 @@ def write_json(content: Mapping[str, Any], path: str) -> None:
     write_bytes(f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode(), path)
 
 
-def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
+def replace_folder(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
     """Rename a finished folder to `target`; a folder of that name is kept until the new one is there.
 
     Args:
@@ -65,7 +65,7 @@ def put_in_place(temporary: str, target: str, is_ours: Callable[[str], bool]) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def bring_back(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
+def restore_folder(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
     """Restore the replaced folder if the process was killed between the two renames."""
     if not os.path.lexists(target) and os.path.isdir(temporary + OLD) and is_ours(temporary + OLD):
         os.replace(temporary + OLD, target)

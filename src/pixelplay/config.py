@@ -33,7 +33,7 @@ CamName = Literal["gradcam", "gradcam++", "layercam"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_INPUT_PX = 4096
-SMALLEST_NORMED = 3  # batch norm needs two images, and the last batch may be one smaller than the others
+MIN_MLP_BATCH = 3  # batch norm needs two images, and the last batch may be one smaller than the others
 
 
 @dataclass(frozen=True)
@@ -285,13 +285,13 @@ class FinetuneConfig:
         if self.head != "mlp":
             return
         if self.train_batch_size is not None:
-            Range(SMALLEST_NORMED, COUNT.high).check("train_batch_size", self.train_batch_size)
+            Range(MIN_MLP_BATCH, COUNT.high).check("train_batch_size", self.train_batch_size)
         if self.ensemble_probe == "on":
             raise ConfigError("ensemble_probe='on' needs a linear head, not head='mlp'; remove one of them")
 
-    def rates(self, *, is_full: bool) -> tuple[float, float]:
+    def rates(self, *, full: bool) -> tuple[float, float]:
         """Return `lr` and `layer_decay`, with the defaults of the method where they are None."""
-        return self.lr or (2e-4 if is_full else 2e-3), self.layer_decay or (0.7 if is_full else 1.0)
+        return self.lr or (2e-4 if full else 2e-3), self.layer_decay or (0.7 if full else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

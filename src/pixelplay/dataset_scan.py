@@ -9,7 +9,7 @@ from dataclasses import replace
 from pixelplay.config import DataConfig, StrPath, TrainConfig
 from pixelplay.data.audit import Audit, Duplicates, audit_images, find_duplicates
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import log_assumptions, scan_source
+from pixelplay.data.sources import log_dataset_notes, open_dataset
 from pixelplay.errors import ConfigError
 from pixelplay.run_log import RunLog
 
@@ -43,9 +43,9 @@ def scan(
     if names_only and near_duplicates:
         raise ConfigError("--near-duplicates needs pixels, which --names-only does not read; use one of them")
     log = log or RunLog()
-    dataset = log_assumptions(scan_source(os.fspath(data), reading, classes), log)
+    dataset = log_dataset_notes(open_dataset(os.fspath(data), reading, classes), log)
     with log.progress("reading", len(dataset)) as bar:
-        audit = audit_images(dataset, is_decoded=not names_only, on_progress=bar.update)
+        audit = audit_images(dataset, decode=not names_only, on_progress=bar.update)
     if near_duplicates:
         audit = replace(audit, duplicates=_find_near_duplicates(dataset, log))
     return dataset, audit
@@ -54,12 +54,12 @@ def scan(
 def _find_near_duplicates(dataset: ImageDataset, log: RunLog) -> Duplicates:
     """Find exact and near-duplicates with the features of the embedded backbone."""
     from pixelplay.model.backbone import load_backbone
-    from pixelplay.model.device import find_device
+    from pixelplay.model.device import resolve_device
     from pixelplay.model.features import extract_features, find_near_duplicates
 
     config = TrainConfig(finetune="none", near_duplicates=True)
     backbone = load_backbone("lite0", None, offline=True)  # needs no download, fast on any machine
-    features = extract_features(dataset, backbone, config, find_device(config.compute), log)
+    features = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
     pairs = find_near_duplicates(dataset, features, None, log)
     digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]
     return find_duplicates(dataset, digests, [pair.members for pair in pairs])

@@ -28,10 +28,10 @@ class RunLog:
         notes: every note, in order; the records of a run store them.
     """
 
-    def __init__(self, *, quiet: bool = False, is_json: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, json_progress: bool = False) -> None:
         self.notes: list[str] = []
         self._quiet = quiet
-        self._is_json = is_json and not quiet
+        self._is_json = json_progress and not quiet
         self._prefix = ""
         self._progress = Progress("", None, "")
 
@@ -44,9 +44,9 @@ class RunLog:
         if self._is_json:
             _print_json({"note": text})
         else:
-            self.tell(f"note: {text}")
+            self.info(f"note: {text}")
 
-    def note_for_all(self, text: str) -> None:
+    def note_for_run(self, text: str) -> None:
         """Record and print a note that applies to the whole run, without the section as prefix."""
         prefix, self._prefix = self._prefix, ""
         self.note(text)
@@ -56,7 +56,7 @@ class RunLog:
         """Record notes that an earlier process has printed."""
         self.notes += [note for note in notes if note not in self.notes]
 
-    def tell(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print one line that is not recorded."""
         if self._quiet:
             return
@@ -67,7 +67,7 @@ class RunLog:
         _print_line(text)
 
     @contextmanager
-    def chapter(self, name: str) -> Iterator[None]:
+    def section(self, name: str) -> Iterator[None]:
         """Prefix notes and progress with the name of a section, such as a fold."""
         before, self._prefix = self._prefix, f"{name}: "
         try:
@@ -99,7 +99,7 @@ class RunLog:
             self._progress.clear(close=True)
             self._progress = before
 
-    def follow(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
+    def track(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
         """Iterate over blocks of units and show the progress."""
         with self.progress(what, total, unit) as bar:
             for block in blocks:
@@ -118,7 +118,7 @@ class Progress:
         """Count n more finished units."""
         self.n += n
 
-    def expect(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         """Correct the total number of units."""
         self.total = total
 
@@ -164,7 +164,7 @@ class _BarProgress(_LineProgress):
         self.n += n
         self._bar.update(n)
 
-    def expect(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         self._bar.total = total
 
     def clear(self, *, close: bool = False) -> None:

@@ -66,11 +66,11 @@ class ThreadPool:
 
     Args:
         n_threads: upper limit; threads start as calls arrive.
-        prepare: called first in each thread; if it raises, so do the calls that this thread takes.
+        initializer: called first in each thread; if it raises, so do the calls that this thread takes.
     """
 
-    def __init__(self, n_threads: int, prepare: Callable[[], object] | None = None) -> None:
-        self._n_threads, self._prepare = n_threads, prepare
+    def __init__(self, n_threads: int, initializer: Callable[[], object] | None = None) -> None:
+        self._n_threads, self._prepare = n_threads, initializer
         self._n_started = 0
         self._is_shut_down = False
         self._thread_ids: set[int] = set()
@@ -85,7 +85,7 @@ class ThreadPool:
         atexit.unregister(self.shutdown)
         self.shutdown()
 
-    def give(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Schedule `function(*args)`."""
         assert not self._is_shut_down, "the thread pool is shut down"
         future = Future(partial(function, *args))
@@ -140,20 +140,20 @@ def prefetch_map(
     *,
     num_workers: int | None = None,
     ahead: int = 64,
-    prepare: Callable[[], object] | None = None,
+    initializer: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
     """Yield function(item) for each item in order, computing at most `ahead` results in advance.
 
     Args:
         function: runs in threads.
         items: consumed one by one as results are taken; a generator is closed at the end.
-        prepare: called first in each thread.
+        initializer: called first in each thread.
     """
     pending: deque[Future[Result]] = deque()
-    with silence_pillow(), ThreadPool(num_workers or default_workers(), prepare) as pool:
+    with silence_pillow(), ThreadPool(num_workers or default_workers(), initializer) as pool:
         try:
             for item in items:
-                pending.append(pool.give(function, item))
+                pending.append(pool.submit(function, item))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:

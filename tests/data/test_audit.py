@@ -25,7 +25,7 @@ from pixelplay.data.audit import (
 from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import ImageInfo
 from pixelplay.data.near_duplicates.search import connected_sets
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.data.storage import FolderStorage, ImageStorage
 
 PHOTO = {i: encode(draw(i), "PNG") for i in range(6)}
@@ -61,7 +61,7 @@ def write(root: Path, files: Mapping[str, bytes]) -> ImageDataset:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return scan_source(str(root))
+    return open_dataset(str(root))
 
 
 def named(dataset: ImageDataset, sets: tuple[tuple[int, ...], ...]) -> list[set[str]]:
@@ -109,9 +109,9 @@ def check_planted(dataset: ImageDataset, duplicates: Duplicates) -> None:
 @pytest.mark.parametrize("is_decoded", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_planted_duplicates_conflicts_and_leaks_are_found(
-    planted: ImageDataset, is_decoded: bool, num_workers: int
+    planted: ImageDataset, decode: bool, num_workers: int
 ) -> None:
-    audit = audit_images(planted, is_decoded=is_decoded, num_workers=num_workers)
+    audit = audit_images(planted, decode=decode, num_workers=num_workers)
     check_planted(planted, audit.duplicates)
     assert {planted.paths[i]: (e.status, e.reason) for i, e in audit.errors.items()} == {
         "train/cat/empty.png": ("unreadable", "empty file"),
@@ -124,20 +124,20 @@ def test_duplicates_in_an_archive_are_found(planted: ImageDataset, tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         for path in planted.paths:
             archive.writestr(path, planted.storage.read(path))
-    dataset = scan_source(str(tmp_path / "d.zip"))
-    for is_decoded in (True, False):
-        check_planted(dataset, audit_images(dataset, is_decoded=is_decoded).duplicates)
+    dataset = open_dataset(str(tmp_path / "d.zip"))
+    for decode in (True, False):
+        check_planted(dataset, audit_images(dataset, decode=decode).duplicates)
 
 
 def test_files_of_equal_size_are_not_duplicates(tmp_path: Path) -> None:
     dataset = write(tmp_path, {"a/1": b"1234", "a/2": b"1235", "b/3": b"12345"})
-    assert audit_images(dataset, is_decoded=False).duplicates.sets == ()
+    assert audit_images(dataset, decode=False).duplicates.sets == ()
 
 
 def test_without_decoding_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
     dataset = write(tmp_path, {"a/1": b"1234", "b/2": b"123", "b/3": b"abc"})
     storage = Watched(dataset.storage)
-    assert audit_images(replace(dataset, storage=storage), is_decoded=False).errors == {}
+    assert audit_images(replace(dataset, storage=storage), decode=False).errors == {}
     assert sorted(storage.read_paths) == ["b/2", "b/3"]
 
 
@@ -165,7 +165,7 @@ def test_every_unreadable_image_is_reported_with_its_status(tmp_path: Path) -> N
     assert {dataset.paths[i]: info for i, info in audit.infos.items()} == {
         "a/good.png": ImageInfo("PNG", 64, 48, "RGB")
     }
-    undecoded = audit_images(dataset, is_decoded=False)
+    undecoded = audit_images(dataset, decode=False)
     assert [(dataset.paths[i], error.status) for i, error in undecoded.errors.items()] == [
         ("b/gone.png", "missing")
     ]
@@ -182,10 +182,10 @@ def test_errors_do_not_keep_image_bytes_alive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_decoded", [True, False])
-def test_progress_counts_every_image_once(tmp_path: Path, is_decoded: bool) -> None:
+def test_progress_counts_every_image_once(tmp_path: Path, decode: bool) -> None:
     dataset = write(tmp_path, {f"{'ab'[i % 2]}/{i}": PHOTO[i % 3] for i in range(150)})
     counts: list[int] = []
-    audit_images(dataset, is_decoded=is_decoded, on_progress=counts.append)
+    audit_images(dataset, decode=decode, on_progress=counts.append)
     assert sum(counts) == 150
     assert len(counts) > 2
 
@@ -258,7 +258,7 @@ def test_formats_and_extreme_sizes_are_summarized(tmp_path: Path) -> None:
 
 
 def test_sets_are_described_by_path_label_and_split(planted: ImageDataset) -> None:
-    audit = audit_images(planted, is_decoded=False)
+    audit = audit_images(planted, decode=False)
     (unlabelled,) = (s for s in audit.duplicates.leaks if "test/7.png" in {planted.paths[i] for i in s})
     assert describe_set(planted, unlabelled) == [
         {"path": "test/7.png", "label": None, "split": "test"},
@@ -275,25 +275,25 @@ def test_absent_classes_bound_the_accuracy() -> None:
     expected = dict.fromkeys(classes[:40], 30) | dict.fromkeys(classes[40:], 80)
     coverage = measure_coverage(classes, counts, expected)
     assert coverage.absent == tuple(classes[40:])
-    assert coverage.reachable == pytest.approx(0.6)
-    assert (coverage.few, coverage.in_few) == ({}, 0.0)
+    assert coverage.max_accuracy == pytest.approx(0.6)
+    assert (coverage.few, coverage.few_share) == ({}, 0.0)
     # unknown classes are absent like classes without images
     assert measure_coverage(classes[:40], counts[:40], expected) == coverage
 
 
 def test_coverage_without_counts_names_classes_only() -> None:
     coverage = measure_coverage(["a", "b"], np.array([1, 0]), {"a": 3, "b": None, "c": 4})
-    assert coverage == ClassCoverage(absent=("b", "c"), few={"a": 1}, reachable=None, in_few=None)
-    nothing = ClassCoverage(absent=(), few={}, reachable=None, in_few=None)
+    assert coverage == ClassCoverage(absent=("b", "c"), few={"a": 1}, max_accuracy=None, few_share=None)
+    nothing = ClassCoverage(absent=(), few={}, max_accuracy=None, few_share=None)
     assert measure_coverage(["a"], np.array([1]), {}) == nothing
     assert measure_coverage(["a"], np.array([10]), {"a": 0}) == nothing
 
 
 def test_coverage_counts_classes_with_few_images() -> None:
     coverage = measure_coverage(["a", "b", "c"], np.array([9, 10, 1]), {"a": 1, "b": 6, "c": 3})
-    assert coverage == ClassCoverage(absent=(), few={"a": 9, "c": 1}, reachable=1.0, in_few=0.4)
+    assert coverage == ClassCoverage(absent=(), few={"a": 9, "c": 1}, max_accuracy=1.0, few_share=0.4)
 
 
 def test_coverage_with_enough_images_is_complete() -> None:
     coverage = measure_coverage(["a", "b"], np.array([10, 20]), {"a": 1, "b": 9})
-    assert coverage == ClassCoverage(absent=(), few={}, reachable=1.0, in_few=0.0)
+    assert coverage == ClassCoverage(absent=(), few={}, max_accuracy=1.0, few_share=0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dataset_files import ALL, BOTH, Maker, assert_notes, assert_refused, make_folder
 from pixelplay.config import DataConfig
 from pixelplay.data.dataset import ImageDataset, make_dataset, natural_key
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.data.storage import FolderStorage
 
 
@@ -78,14 +78,14 @@ def test_natural_order_puts_2_before_10_and_accepts_very_long_numbers() -> None:
 @ALL
 def test_group_by_folder_uses_the_folder_below_the_class_folder(make: Maker, tmp_path: Path) -> None:
     names = ["cat/1", "cat/b1/1", "cat/b1/2", "cat/b2/1", "dog/b1/1", "dog/2"]
-    groups = scan_source(make(tmp_path, names), DataConfig(group_by_folder=True)).groups
+    groups = open_dataset(make(tmp_path, names), DataConfig(group_by_folder=True)).groups
     assert groups is not None
     np.testing.assert_array_equal(groups, [0, 1, 1, 2, 3, 4])
 
 
 def test_group_by_folder_uses_the_folder_below_the_class_folder_of_a_split(tmp_path: Path) -> None:
     names = ["train/cat/1", "train/cat/2", "train/cat/b/1", "train/cat/b/2", "train/dog/1", "val/dog/b/1"]
-    dataset = scan_source(make_folder(tmp_path, names), DataConfig(group_by_folder=True))
+    dataset = open_dataset(make_folder(tmp_path, names), DataConfig(group_by_folder=True))
     assert dataset.groups is not None
     np.testing.assert_array_equal(dataset.groups, [0, 1, 2, 2, 3, 4])
     assert_notes(dataset, ("3 images", "own group"))
@@ -97,7 +97,7 @@ def test_group_regex_uses_its_first_bracket_or_the_whole_match(
     make: Maker, pattern: str, tmp_path: Path
 ) -> None:
     names = ["cat/cam1_1", "cat/cam2_1", "dog/cam1_2", "dog/other"]
-    groups = scan_source(make(tmp_path, names), DataConfig(group_regex=pattern)).groups
+    groups = open_dataset(make(tmp_path, names), DataConfig(group_regex=pattern)).groups
     assert groups is not None
     np.testing.assert_array_equal(groups, [0, 1, 0, 2])
 

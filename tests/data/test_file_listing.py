@@ -17,7 +17,7 @@ from dataset_files import (
     rows,
 )
 from pixelplay.data.file_listing import list_image_files
-from pixelplay.data.sources import list_images, scan_source
+from pixelplay.data.sources import list_images, open_dataset
 from pixelplay.data.storage import FolderStorage
 from pixelplay.errors import DataError, ImageError
 
@@ -33,13 +33,13 @@ def test_hidden_and_system_files_are_skipped_and_counted(make: Maker, tmp_path: 
         ".git/objects/x",
         "dog/notes.txt",
     ]
-    dataset = scan_source(make(tmp_path, ["cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/._1.jpg", *junk]))
+    dataset = open_dataset(make(tmp_path, ["cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/._1.jpg", *junk]))
     assert list(dataset.paths) == [f"{prefix}cat/1.jpg", f"{prefix}dog/1.jpg"]
     assert dataset.skipped == {"hidden": 3, "system files": 2, "__MACOSX": 1, ".txt files": 1}
 
 
 def test_files_with_unknown_extensions_are_listed(tmp_path: Path) -> None:
-    dataset = scan_source(make_folder(tmp_path, ["a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak"]))
+    dataset = open_dataset(make_folder(tmp_path, ["a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak"]))
     assert dataset.paths == ("a/1", "a/2.bin", "a/3.JPG", "b/4.jpg.bak")
 
 
@@ -49,7 +49,7 @@ def test_links_to_folders_are_followed_except_loops(tmp_path: Path) -> None:
     (root / "cat/up").symlink_to(root)
     (root / "dog/self").symlink_to(root / "dog/self")
     (root / "dog/gone").symlink_to(root / "nowhere")
-    dataset = scan_source(str(root))
+    dataset = open_dataset(str(root))
     assert dataset.paths == ("cat/1", "dog/1", "dog/gone", "dog/self", "emu/1")
     for path in ("dog/gone", "dog/self"):
         with pytest.raises(ImageError):
@@ -61,13 +61,13 @@ def test_a_link_from_a_class_to_itself_adds_no_images(tmp_path: Path) -> None:
     (root / "cat/again").symlink_to(root / "cat")
     (root / "dog").mkdir()
     (root / "dog/2").write_bytes(b"2")
-    assert scan_source(str(root)).paths == ("cat/1", "dog/2")
+    assert open_dataset(str(root)).paths == ("cat/1", "dog/2")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_names_that_are_not_utf8_are_listed_and_read(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9/\xff.jpg"), "dog/1.jpg"]
-    dataset = scan_source(make_folder(tmp_path, names))
+    dataset = open_dataset(make_folder(tmp_path, names))
     assert list(dataset.paths) == names
     assert dataset.storage.read(names[0]) == b"caf\xe9/\xff.jpg"
 
@@ -77,7 +77,7 @@ def test_names_that_are_not_utf8_are_listed_and_read(tmp_path: Path) -> None:
 
 def test_members_that_point_outside_the_archive_are_skipped_and_counted(tmp_path: Path) -> None:
     bad = ["../cat/1", "/cat/2", "cat/../../3", "C:/cat/4", "\\cat\\5"]
-    dataset = scan_source(make_zip(tmp_path, ["cat/1", "dog/1", *bad]))
+    dataset = open_dataset(make_zip(tmp_path, ["cat/1", "dog/1", *bad]))
     assert dataset.paths == ("cat/1", "dog/1")
     assert dataset.skipped == {"unsafe names in the archive": 5}
     for path in bad[:3]:
@@ -85,7 +85,7 @@ def test_members_that_point_outside_the_archive_are_skipped_and_counted(tmp_path
 
 
 def test_backslashes_in_a_windows_archive_are_folders(tmp_path: Path) -> None:
-    dataset = scan_source(make_zip(tmp_path, ["cat\\1", "dog\\deep\\1"]))
+    dataset = open_dataset(make_zip(tmp_path, ["cat\\1", "dog\\deep\\1"]))
     assert rows(dataset) == [("cat/1", "cat", None), ("dog/deep/1", "dog", None)]
     assert dataset.storage.read("dog/deep/1") == b"dog\\deep\\1"
 
@@ -95,13 +95,13 @@ def test_member_names_without_the_utf8_flag_are_decoded(raw: bytes, tmp_path: Pa
     plain = b"x" * len(raw)  # an ASCII name, so zipfile sets no flag; replaced afterwards
     source = Path(pack(tmp_path, {plain.decode(): b"beetle", "dog/1": b"good"}))
     source.write_bytes(source.read_bytes().replace(plain, raw))
-    dataset = scan_source(str(source))
+    dataset = open_dataset(str(source))
     assert dataset.classes == ("dog", "Käfer")
     assert dataset.storage.read("Käfer/1") == b"beetle"
 
 
 def test_leading_dots_in_an_archive_made_from_tar_are_removed(tmp_path: Path) -> None:
-    dataset = scan_source(make_zip(tmp_path, ["./", "./cat/", "./cat/1", "././dog/1"]))
+    dataset = open_dataset(make_zip(tmp_path, ["./", "./cat/", "./cat/1", "././dog/1"]))
     assert rows(dataset) == [("cat/1", "cat", None), ("dog/1", "dog", None)]
     assert dataset.storage.read("cat/1") == b"./cat/1"
     assert list_images(dataset.source).paths == ("cat/1", "dog/1")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dataset_files import assert_notes, assert_refused, assert_words, make_folder
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 
 
 @pytest.mark.parametrize("place", ["data", "."])
@@ -13,7 +13,7 @@ def test_sample_submission_in_or_beside_the_data_gives_expected_classes(place: s
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     path = tmp_path / place / "Sample_Submission.csv"
     path.write_text("id,cat,dog,emu\n1,0.1,0.2,0.7\n")
-    dataset = scan_source(source)
+    dataset = open_dataset(source)
     assert dataset.expected == {"cat": None, "dog": None, "emu": None}
     assert_notes(dataset, ("expected classes", str(path)))
 
@@ -22,9 +22,9 @@ def test_sample_submission_of_another_task_or_a_damaged_one_is_ignored(tmp_path:
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     sample = Path(source) / "sample_submission.csv"
     sample.write_text("id,price\n1,0.5\n")
-    assert scan_source(source).expected == {}
+    assert open_dataset(source).expected == {}
     sample.write_text("id,label\n1\n")
-    dataset = scan_source(source)
+    dataset = open_dataset(source)
     assert dataset.expected == {}
     assert_words(dataset.notes[0], str(sample), "line 2 has 1 cells", "header has 2")
 
@@ -32,16 +32,16 @@ def test_sample_submission_of_another_task_or_a_damaged_one_is_ignored(tmp_path:
 def test_only_the_header_of_a_wide_sample_submission_is_read(tmp_path: Path) -> None:
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     (tmp_path / "data/sample_submission.csv").write_text("id,cat,dog\n1,0.5,0.5\n2,a line that is cut\n")
-    assert scan_source(source).expected == {"cat": None, "dog": None}
+    assert open_dataset(source).expected == {"cat": None, "dog": None}
 
 
 def test_sample_submission_with_one_label_gives_no_expected_classes(tmp_path: Path) -> None:
     folder = Path(make_folder(tmp_path, ["a/1.jpg", "b/2.jpg"]))
     sample = folder / "sample_submission.csv"
     sample.write_text("id,label\n1,a\n2,a\n")
-    assert scan_source(str(folder)).expected == {}
+    assert open_dataset(str(folder)).expected == {}
     sample.write_text("id,label\n1,a\n2,c\n")
-    assert set(scan_source(str(folder)).expected) == {"a", "c"}
+    assert set(open_dataset(str(folder)).expected) == {"a", "c"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_classes_file_is_a_list_or_counts_or_a_sample_submission(
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     path = tmp_path / name
     path.write_text(content)
-    assert scan_source(source, classes=str(path)).expected == expected
+    assert open_dataset(source, classes=str(path)).expected == expected
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pixelplay.data.sampling import (
     expected_draws,
     imbalance_ratio,
     natural_offset,
-    whole_draws,
+    round_draws,
 )
 
 COUNTS = np.array([40, 3, 10, 1])
@@ -215,7 +215,7 @@ def test_rounded_draws_are_close_and_keep_their_sum(
     misses: np.ndarray, hard_example_frac: float, seed: int
 ) -> None:
     draws = expected_draws(misses, hard_example_frac)
-    drawn = whole_draws(draws, np.random.default_rng(seed))
+    drawn = round_draws(draws, np.random.default_rng(seed))
     assert drawn.sum() == len(misses)
     assert (np.abs(drawn - draws) < 1 + 1e-9).all()
 
@@ -223,5 +223,5 @@ def test_rounded_draws_are_close_and_keep_their_sum(
 def test_rounded_draws_are_unbiased() -> None:
     draws = expected_draws(np.array([0.9, 0.01, 0.3, 0.02, 0.6, 0.05]), 0.6)
     rng = np.random.default_rng(0)
-    mean = np.mean([whole_draws(draws, rng) for _ in range(20_000)], axis=0)
+    mean = np.mean([round_draws(draws, rng) for _ in range(20_000)], axis=0)
     np.testing.assert_allclose(mean, draws, atol=0.015)

@@ -9,7 +9,7 @@ import pytest
 
 from dataset_files import BOTH, Maker, assert_refused, assert_words, make_folder, make_zip, pack, rows
 from pixelplay.config import DataConfig
-from pixelplay.data.sources import list_images, scan_source
+from pixelplay.data.sources import list_images, open_dataset
 from pixelplay.errors import ConfigError, ImageError
 
 
@@ -39,7 +39,7 @@ def test_table_settings_are_refused_for_a_folder(setting: str, tmp_path: Path) -
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(b"x")
     with pytest.raises(ConfigError, match=f"not a table, so --{setting.replace('_', '-')} "):
-        scan_source(str(tmp_path), DataConfig(**{setting: "patient"}))
+        open_dataset(str(tmp_path), DataConfig(**{setting: "patient"}))
 
 
 def test_reading_names_does_not_import_heavy_libraries() -> None:
@@ -75,7 +75,7 @@ def test_a_table_in_an_archive_gives_the_labels(folder: str, tmp_path: Path) -> 
             f"{folder}test.csv": b"id\n3\n",
         },
     )
-    dataset = scan_source(source)
+    dataset = open_dataset(source)
     assert rows(dataset) == [(f"{folder}images/1.jpg", "dog", None), (f"{folder}images/2.jpg", "cat", None)]
     assert dataset.expected == {"cat": None}
 
@@ -83,14 +83,14 @@ def test_a_table_in_an_archive_gives_the_labels(folder: str, tmp_path: Path) -> 
 def test_paths_of_a_table_in_an_archive_start_at_its_folder(tmp_path: Path) -> None:
     table = b"path,label\nx.jpg,k\ny.jpg,m\n"
     members = {"in/x.jpg": b"1", "in/deep/x.jpg": b"2", "in/y.jpg": b"3", "in/t.csv": table}
-    assert scan_source(pack(tmp_path, members)).paths == ("in/x.jpg", "in/y.jpg")
+    assert open_dataset(pack(tmp_path, members)).paths == ("in/x.jpg", "in/y.jpg")
 
 
 def test_images_dir_is_a_folder_of_the_archive(tmp_path: Path) -> None:
     members = {"train/1.jpg": b"1", "test/1.jpg": b"2", "t.csv": b"id,label\n1,k\n"}
     source = pack(tmp_path, members)
     assert_refused(source, f"{source}/t.csv", "'1'", "test/1.jpg, train/1.jpg", "--images-dir")
-    assert scan_source(source, DataConfig(images_dir="train/")).paths == ("train/1.jpg",)
+    assert open_dataset(source, DataConfig(images_dir="train/")).paths == ("train/1.jpg",)
 
 
 def test_several_label_tables_in_an_archive_are_refused(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_several_label_tables_in_an_archive_are_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_table_in_an_archive_does_not_hide_the_others(tmp_path: Path) -> None:
     tables = {"a.csv": b"id,label\n1,dog\n2,cat\n", "notes.csv": b"", "z.csv": b"a,b\n1\n"}
-    dataset = scan_source(pack(tmp_path, {"images/1.jpg": b"1", "images/2.jpg": b"2", **tables}))
+    dataset = open_dataset(pack(tmp_path, {"images/1.jpg": b"1", "images/2.jpg": b"2", **tables}))
     assert dataset.paths == ("images/1.jpg", "images/2.jpg")
     first, second = [note for note in dataset.notes if note.startswith("skipped a table")]
     assert_words(first, f"{tmp_path}/data.zip/notes.csv", "no rows")

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pixelplay.config import DataConfig, SplitName, TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.dataset import ImageDataset, make_dataset, merge_groups
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import (
     NEVER_HELD_OUT,
     assign_folds,
-    check_learnable,
-    check_some_held_out,
+    check_any_held_out,
+    check_trainable,
     hold_out,
     join_groups,
     make_split,
@@ -196,8 +196,8 @@ def test_folds_without_held_out_images_raise() -> None:
     folds = assign_folds(np.array([0, 1, 2]), np.array([0, 1, 2]), 5, 0)
     np.testing.assert_array_equal(folds, [-1, -1, -1])
     with pytest.raises(DataError, match=r"photos .* needs 2"):
-        check_some_held_out(folds, "photos")
-    check_some_held_out(np.array([-1, 0]), "photos")
+        check_any_held_out(folds, "photos")
+    check_any_held_out(np.array([-1, 0]), "photos")
 
 
 @given(st.integers(1, 30), st.data())
@@ -414,7 +414,7 @@ def test_seed_determines_the_test_split() -> None:
 def untrainable(dataset: ImageDataset, unreadable: Sequence[int] = ()) -> str:
     is_readable = ~np.isin(np.arange(len(dataset)), unreadable)
     with pytest.raises(DataError) as caught:
-        check_learnable(dataset, is_readable)
+        check_trainable(dataset, is_readable)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -444,7 +444,7 @@ def test_given_test_split_without_readable_images_is_rejected() -> None:
 
 def test_some_unreadable_images_are_accepted() -> None:
     dataset = dataset_of("aabbabc", "ttttsss")
-    check_learnable(dataset, ~np.isin(np.arange(7), [0, 2, 4, 6]))
+    check_trainable(dataset, ~np.isin(np.arange(7), [0, 2, 4, 6]))
 
 
 def test_folder_groups_stay_in_one_split(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_folder_groups_stay_in_one_split(tmp_path: Path) -> None:
                 path = tmp_path / animal / f"burst{burst}" / f"{shot}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(path.as_posix().encode())
-    dataset = scan_source(str(tmp_path), DataConfig(group_by_folder=True))
+    dataset = open_dataset(str(tmp_path), DataConfig(group_by_folder=True))
     split = make_split(dataset, duplicates_of(dataset), CONFIG)
     train, test = ({dataset.paths[i].rpartition("/")[0] for i in side} for side in (split.train, split.test))
     assert not train & test

@@ -12,8 +12,8 @@ from dataset_files import assert_notes, assert_refused, assert_words, make_folde
 from pixelplay.config import SPLITS, DataConfig
 from pixelplay.data.audit import audit_images
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import list_images, scan_source
-from pixelplay.data.tables import plain_label, plain_path, read_table, safe_label, safe_path
+from pixelplay.data.sources import list_images, open_dataset
+from pixelplay.data.tables import escape_label, escape_path, read_table, unescape_label, unescape_path
 from pixelplay.errors import DataError
 
 FILES = ("1.jpg", "2.jpg", "3.jpg", "deep/4.jpg", "deep/er/5.png")
@@ -58,12 +58,12 @@ def test_usual_column_names_are_found(header: str, folder: Path) -> None:
     cells = {"path": "1.jpg", "label": "cat"}
     n_other = len(header.split(",")) - 2
     row = ",".join([*["other"] * n_other, cells["path"], cells["label"]])
-    dataset = scan_source(write(folder, f"{header}\n{row}\n"))
+    dataset = open_dataset(write(folder, f"{header}\n{row}\n"))
     assert (dataset.paths, labels(dataset)) == (("1.jpg",), ["cat"])
 
 
 def test_preferred_column_names_win(folder: Path) -> None:
-    dataset = scan_source(write(folder, "id,name,path,y,label\n9,x,1.jpg,0,cat\n"))
+    dataset = open_dataset(write(folder, "id,name,path,y,label\n9,x,1.jpg,0,cat\n"))
     assert (dataset.paths, labels(dataset)) == (("1.jpg",), ["cat"])
     assert_notes(dataset, (f"{folder}/t.csv", "'path'", "'label'"))
 
@@ -71,7 +71,7 @@ def test_preferred_column_names_win(folder: Path) -> None:
 def test_column_options_win_over_usual_names(folder: Path) -> None:
     table = write(folder, "path,label,shot,kind,when,who\n1.jpg,a,2.jpg,b,test,p\n2.jpg,a,3.jpg,c,train,p\n")
     config = DataConfig(path_column="shot", label_column="kind", split_column="when", group_column="who")
-    dataset = scan_source(table, config)
+    dataset = open_dataset(table, config)
     assert (dataset.paths, labels(dataset)) == (("2.jpg", "3.jpg"), ["b", "c"])
     assert [SPLITS[split] for split in dataset.splits] == ["test", "train"]
     assert dataset.groups is not None
@@ -97,7 +97,7 @@ def test_a_label_column_without_labels_is_refused(folder: Path) -> None:
 
 
 def test_rows_keep_their_order_and_an_empty_label_is_unlabelled(folder: Path) -> None:
-    dataset = scan_source(write(folder, "path,label\n3.jpg,10\n1.jpg,\n2.jpg, 2 \n"))
+    dataset = open_dataset(write(folder, "path,label\n3.jpg,10\n1.jpg,\n2.jpg, 2 \n"))
     assert dataset.paths == ("3.jpg", "1.jpg", "2.jpg")
     assert dataset.classes == ("2", "10")
     np.testing.assert_array_equal(dataset.labels, [1, -1, 0])
@@ -121,7 +121,7 @@ def test_rows_keep_their_order_and_an_empty_label_is_unlabelled(folder: Path) ->
     ids=["comma", "crlf", "semicolon", "tab", "tsv", "bom", "quotes", "utf-16"],
 )
 def test_all_text_formats_are_read_alike(name: str, content: str | bytes, folder: Path) -> None:
-    dataset = scan_source(write(folder, content, name))
+    dataset = open_dataset(write(folder, content, name))
     assert (dataset.paths, labels(dataset)) == (("1.jpg", "2.jpg"), ["cat", "dog"])
 
 
@@ -145,7 +145,7 @@ def test_parquet_cells_equal_csv_cells(folder: Path) -> None:
         "x": ("1.5", "", ""),
         "yes": ("True", "", "False"),
     }
-    dataset = scan_source(table)
+    dataset = open_dataset(table)
     assert (dataset.paths, labels(dataset)) == (("1.jpg", "2.jpg", "3.jpg"), ["0", None, None])
 
 
@@ -153,13 +153,13 @@ def test_a_parquet_file_in_a_partition_folder_gains_no_column(folder: Path) -> N
     (folder / "year=2024").mkdir()
     table = write_parquet(folder, {"path": ["../1.jpg"], "label": ["cat"]}, "year=2024/t.pq")
     assert list(read_table(table).columns) == ["path", "label"]
-    assert len(scan_source(table)) == 1
+    assert len(open_dataset(table)) == 1
 
 
 def test_paths_that_are_not_utf8_are_found(folder: Path) -> None:
     table = write(folder, b"path,label\ncaf\xe9.jpg,cat\n")
     (folder / "caf\udce9.jpg").write_bytes(b"x")
-    dataset = scan_source(table)
+    dataset = open_dataset(table)
     assert dataset.storage.read(dataset.paths[0]) == b"x"
 
 
@@ -206,27 +206,27 @@ def test_a_folder_is_not_a_table(folder: Path) -> None:
 def test_an_image_is_found_by_any_ending_of_its_path_without_extension_too(
     reference: str, folder: Path
 ) -> None:
-    dataset = scan_source(write(folder, f"id,label\n{reference},cat\n"))
+    dataset = open_dataset(write(folder, f"id,label\n{reference},cat\n"))
     assert dataset.storage.read(dataset.paths[0]) == b"deep/er/5.png"
 
 
 def test_an_absolute_path_is_used_as_it_is(folder: Path) -> None:
     (folder / "tables").mkdir()
     table = write(folder, f"path,label\n{folder}/1.jpg,cat\n", "tables/t.csv")
-    dataset = scan_source(table)
+    dataset = open_dataset(table)
     assert dataset.storage.read(dataset.paths[0]) == b"1.jpg"
 
 
 def test_an_id_that_is_also_a_folder_means_the_image(folder: Path) -> None:
     (folder / "5").mkdir()
-    assert scan_source(write(folder, "id,label\n5,cat\n")).paths == ("deep/er/5.png",)
+    assert open_dataset(write(folder, "id,label\n5,cat\n")).paths == ("deep/er/5.png",)
 
 
 def test_ids_are_looked_up_in_images_dir(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other/1.png").write_bytes(b"other")
     table = write(folder, "id,label\n1,cat\n")
-    dataset = scan_source(table, DataConfig(images_dir=str(folder / "other")))
+    dataset = open_dataset(table, DataConfig(images_dir=str(folder / "other")))
     assert dataset.paths == ("1.png",)
     assert dataset.storage.read("1.png") == b"other"
 
@@ -267,15 +267,15 @@ def test_a_label_that_is_not_utf8_is_refused(folder: Path) -> None:
 def test_paths_with_other_accent_encoding_are_found(tmp_path: Path) -> None:
     make_folder(tmp_path, ["in/Cafe\u0301.jpg", "in/dog.jpg"])
     (tmp_path / "data/t.csv").write_text("path,label\nCaf\u00e9,cup\ndog,dog\n")
-    assert scan_source(str(tmp_path / "data/t.csv")).paths == ("in/Cafe\u0301.jpg", "in/dog.jpg")
+    assert open_dataset(str(tmp_path / "data/t.csv")).paths == ("in/Cafe\u0301.jpg", "in/dog.jpg")
 
 
 def test_a_few_missing_files_stay_as_unreadable_images(folder: Path) -> None:
     table = write(folder, "path,label\n1.jpg,cat\n2.jpg,dog\ngone.jpg,cat\n")
-    dataset = scan_source(table)
+    dataset = open_dataset(table)
     assert dataset.paths == ("1.jpg", "2.jpg", "gone.jpg")
     assert_words(dataset.notes[1], table, "1 file of 3", "gone.jpg")
-    assert audit_images(dataset, is_decoded=False).errors[2].status == "missing"
+    assert audit_images(dataset, decode=False).errors[2].status == "missing"
 
 
 # Splits and groups
@@ -284,7 +284,7 @@ def test_a_few_missing_files_stay_as_unreadable_images(folder: Path) -> None:
 @pytest.mark.parametrize("header", ["split", "Part", "subset"])
 def test_splits_are_read_in_any_spelling_and_may_be_empty(header: str, folder: Path) -> None:
     rows = "1.jpg,a,Train\n2.jpg,a,VALID\n3.jpg,a,\ndeep/4.jpg,b,validation\ndeep/er/5.png,b, test\n"
-    dataset = scan_source(write(folder, f"path,label,{header}\n{rows}"))
+    dataset = open_dataset(write(folder, f"path,label,{header}\n{rows}"))
     np.testing.assert_array_equal(dataset.splits, [0, 1, -1, 1, 2])
     assert_words(dataset.notes[1], f"{folder}/t.csv", "splits", f"'{header}'")
 
@@ -297,7 +297,7 @@ def test_an_unknown_split_is_refused_with_a_suggestion(cell: str, hint: str, fol
 
 def test_a_split_column_about_something_else_is_ignored_and_noted(folder: Path) -> None:
     table = write(folder, "path,label,part\n1.jpg,a,head\n2.jpg,b,arm\n")
-    dataset = scan_source(table)
+    dataset = open_dataset(table)
     np.testing.assert_array_equal(dataset.splits, [-1, -1])
     assert_words(dataset.notes[1], table, "'part'", "train, val, test")
     words = (f"{table}, row 2", "'head'", "'part'", "train, val, test", "an empty cell")
@@ -306,14 +306,14 @@ def test_a_split_column_about_something_else_is_ignored_and_noted(folder: Path) 
 
 def test_a_group_column_is_found_and_an_empty_cell_is_its_own_group(folder: Path) -> None:
     rows = "1.jpg,a,p1\n2.jpg,a,\n3.jpg,b,p1 \ndeep/4.jpg,b,\ndeep/er/5.png,b,p2\n"
-    dataset = scan_source(write(folder, f"path,label,Patient_ID\n{rows}"))
+    dataset = open_dataset(write(folder, f"path,label,Patient_ID\n{rows}"))
     assert dataset.groups is not None
     np.testing.assert_array_equal(dataset.groups, [0, 1, 0, 2, 3])
     assert_notes(dataset, ("'path'",), (f"{folder}/t.csv", "'Patient_ID'"), ("2 images", "own group"))
 
 
 def test_a_group_column_with_one_value_is_ignored_and_noted(folder: Path) -> None:
-    dataset = scan_source(write(folder, "path,label,site\n1.jpg,a,x\n2.jpg,b,x\n"))
+    dataset = open_dataset(write(folder, "path,label,site\n1.jpg,a,x\n2.jpg,b,x\n"))
     assert dataset.groups is None
     assert_words(dataset.notes[1], f"{folder}/t.csv", "'site'", "ignored")
 
@@ -321,8 +321,8 @@ def test_a_group_column_with_one_value_is_ignored_and_noted(folder: Path) -> Non
 def test_group_options_apply_to_the_paths_of_a_table(folder: Path) -> None:
     rows = "".join(f"{name},a\n" for name in FILES)
     table = write(folder, f"path,label\n{rows}")
-    by_folder = scan_source(table, DataConfig(group_by_folder=True)).groups
-    by_regex = scan_source(table, DataConfig(group_regex="deep|[12]")).groups
+    by_folder = open_dataset(table, DataConfig(group_by_folder=True)).groups
+    by_regex = open_dataset(table, DataConfig(group_regex="deep|[12]")).groups
     assert by_folder is not None
     assert by_regex is not None
     np.testing.assert_array_equal(by_folder, [0, 1, 2, 3, 4])
@@ -339,14 +339,14 @@ def test_predictions_without_labels_are_refused(columns: str, folder: Path) -> N
     table = write(folder, f"path,status,error,{columns}\n{rows}", "predictions.csv")
     assert_refused(table, f"{table} holds model predictions", "no 'label' column", "labelled images")
     # naming the column is a deliberate choice
-    dataset = scan_source(table, DataConfig(label_column="prediction"))
+    dataset = open_dataset(table, DataConfig(label_column="prediction"))
     assert labels(dataset) == ["a", "a"]
 
 
 def test_the_label_of_a_table_with_predictions_is_the_truth(folder: Path) -> None:
     header = "path,status,error,repeat,fold,label,prediction,probability,prob_+1,prob_-1,novelty"
     rows = "1.jpg,ok,,0,1,'-1,'+1,0.9,0.9,0.1,0.5\n2.jpg,ok,,0,2,'+1,'+1,0.8,0.8,0.2,0.5\n"
-    dataset = scan_source(write(folder, f"{header}\n{rows}", "oof.csv"))
+    dataset = open_dataset(write(folder, f"{header}\n{rows}", "oof.csv"))
     assert labels(dataset) == ["-1", "+1"]  # without the escapes of the file
 
 
@@ -360,12 +360,12 @@ CELLS = st.text(alphabet="'=+-@./ab\t", max_size=6)
 
 @given(CELLS)
 def test_safe_labels_are_not_formulas_and_can_be_undone(label: str) -> None:
-    assert plain_label(safe_label(label)) == label
-    assert not safe_label(label).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert unescape_label(escape_label(label)) == label
+    assert not escape_label(label).startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 @given(CELLS)
 def test_safe_paths_are_not_formulas_and_can_be_undone(path: str) -> None:
-    assert not safe_path(path).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not escape_path(path).startswith(("=", "+", "-", "@", "\t", "\r"))
     if not path.startswith("./"):
-        assert plain_path(safe_path(path)) == path
+        assert unescape_path(escape_path(path)) == path

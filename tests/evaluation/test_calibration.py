@@ -13,10 +13,10 @@ from pixelplay.errors import DataError
 from pixelplay.evaluation.calibration import (
     compare_reliability,
     fit_temperature,
+    mean_nll,
     measure_reliability,
-    natural_probs,
-    nll_of,
-    uncalibrated,
+    remove_temperature,
+    temperature_softmax,
 )
 from pixelplay.evaluation.evaluate import evaluate_probs
 
@@ -67,7 +67,7 @@ def test_fitted_temperature_minimises_nll() -> None:
     labels = sample_labels(softmax(2 * logits, axis=1), seed=4)
     temperature, evidence = fit_temperature(logits, labels)
     for factor in (0.97, 1.03):
-        probs = natural_probs(logits, temperature * factor)
+        probs = temperature_softmax(logits, temperature * factor)
         assert -np.log(probs[np.arange(200), labels]).mean() > evidence["nll_after"]
 
 
@@ -87,7 +87,7 @@ def test_temperature_rejects_unusable_logits_and_labels() -> None:
 def test_probs_are_the_softmax_and_temperature_keeps_the_ranking(
     logits: NDArray[np.float64], temperature: float
 ) -> None:
-    probs = natural_probs(logits, temperature)
+    probs = temperature_softmax(logits, temperature)
     np.testing.assert_allclose(probs, softmax(logits / temperature, axis=1), rtol=1e-12)
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     chosen = logits[np.arange(5), probs.argmax(axis=1)]
@@ -95,7 +95,7 @@ def test_probs_are_the_softmax_and_temperature_keeps_the_ranking(
 
 
 def test_probs_of_huge_logits_are_finite_and_nan_rows_stay_nan() -> None:
-    probs = natural_probs(np.array([[1e5, 0.0], [np.nan, np.nan]], dtype=np.float32), 1.0)
+    probs = temperature_softmax(np.array([[1e5, 0.0], [np.nan, np.nan]], dtype=np.float32), 1.0)
     np.testing.assert_array_equal(probs[0], [1, 0])
     assert np.isnan(probs[1]).all()
     assert probs.dtype == np.float64
@@ -104,28 +104,28 @@ def test_probs_of_huge_logits_are_finite_and_nan_rows_stay_nan() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
 def test_a_temperature_that_is_not_positive_is_rejected(temperature: float) -> None:
     with pytest.raises(DataError, match=f"temperature is {temperature}"):
-        natural_probs(np.zeros((1, 2)), temperature)
+        temperature_softmax(np.zeros((1, 2)), temperature)
 
 
 def test_nll_equals_scikit_learns_log_loss() -> None:
     logits = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
     labels = sample_labels(softmax(logits, axis=1), seed=1)
     expected = log_loss(labels, softmax(logits.astype(np.float64), axis=1))
-    assert nll_of(logits, labels) == pytest.approx(expected, abs=1e-9)
-    assert nll_of(np.zeros((7, 5), np.float32), np.arange(7) % 5) == pytest.approx(np.log(5))
+    assert mean_nll(logits, labels) == pytest.approx(expected, abs=1e-9)
+    assert mean_nll(np.zeros((7, 5), np.float32), np.arange(7) % 5) == pytest.approx(np.log(5))
 
 
 def test_nll_of_huge_logits_does_not_overflow() -> None:
     logits = np.array([[1e5, 0], [-1e5, 3e4]], np.float32)
-    assert nll_of(logits, np.array([0, 1])) == 0
-    assert nll_of(logits, np.array([1, 1])) == pytest.approx(5e4)
+    assert mean_nll(logits, np.array([0, 1])) == 0
+    assert mean_nll(logits, np.array([1, 1])) == pytest.approx(5e4)
 
 
 def test_temperature_at_least_halves_the_ece_of_an_over_confident_model() -> None:
     logits, labels = draw_overconfident(4000, 0)
     T, _ = fit_temperature(logits[:2000], labels[:2000])
     fresh, own = logits[2000:], labels[2000:]
-    found = compare_reliability(natural_probs(fresh, 1.0), natural_probs(fresh, T), own, "test")
+    found = compare_reliability(temperature_softmax(fresh, 1.0), temperature_softmax(fresh, T), own, "test")
     assert found is not None
     before, after = found["before"], found["after"]
     assert after["ece"]["value"] < before["ece"]["value"] / 2
@@ -136,7 +136,7 @@ def test_temperature_at_least_halves_the_ece_of_an_over_confident_model() -> Non
 
 def test_reliability_metrics_equal_those_of_an_evaluation() -> None:
     logits, labels = draw_overconfident(300, 1)
-    probs = natural_probs(logits, 2.0)
+    probs = temperature_softmax(logits, 2.0)
     found = measure_reliability(probs, labels)
     evaluation = evaluate_probs(probs, probs.argmax(1), labels, tuple("abcde"), n_known=5)
     assert evaluation.log_loss is not None
@@ -148,7 +148,7 @@ def test_reliability_metrics_equal_those_of_an_evaluation() -> None:
 
 def test_reliability_bins_add_up_to_the_ece() -> None:
     logits, labels = draw_overconfident(500, 2)
-    found = measure_reliability(natural_probs(logits, 1.0), labels)
+    found = measure_reliability(temperature_softmax(logits, 1.0), labels)
     assert sum(b["n"] for b in found["bins"]) == found["n"] == 500
     gap = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in found["bins"]) / 500
     assert gap == pytest.approx(found["ece"]["value"])
@@ -157,10 +157,10 @@ def test_reliability_bins_add_up_to_the_ece() -> None:
 def test_uncalibrated_probs_are_those_without_the_temperature() -> None:
     logits, _ = draw_overconfident(50, 3)
     np.testing.assert_allclose(
-        uncalibrated(natural_probs(logits, 2.5), 2.5), natural_probs(logits, 1.0), atol=1e-9
+        remove_temperature(temperature_softmax(logits, 2.5), 2.5), temperature_softmax(logits, 1.0), atol=1e-9
     )
     certain = np.array([[1.0, 0.0]])
-    np.testing.assert_array_equal(uncalibrated(certain, 2.0), certain)
+    np.testing.assert_array_equal(remove_temperature(certain, 2.0), certain)
 
 
 def test_reliability_ignores_classes_unknown_to_the_model() -> None:

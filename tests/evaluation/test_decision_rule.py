@@ -10,14 +10,14 @@ from scipy.special import softmax
 
 from pixelplay.config import Metric
 from pixelplay.errors import DataError
-from pixelplay.evaluation.calibration import fit_temperature, natural_probs, nll_of
+from pixelplay.evaluation.calibration import fit_temperature, mean_nll, temperature_softmax
 from pixelplay.evaluation.decision_rule import (
     DecisionRule,
+    adjusted_argmax,
+    calibrated_nll,
     cross_fit_rule,
-    decide,
     fit_decision_rule,
     fit_tau,
-    held_out_score,
 )
 from pixelplay.evaluation.metrics import label_metric
 
@@ -55,25 +55,25 @@ def draw_logits(n: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.f
 @given(LOGITS, st.floats(0, 2))
 @settings(max_examples=50, deadline=None)
 def test_uniform_priors_or_tau_zero_predict_the_argmax(logits: NDArray[np.float64], tau: float) -> None:
-    probs = natural_probs(logits, 1.0)
+    probs = temperature_softmax(logits, 1.0)
     uneven = np.array([0.7, 0.2, 0.05, 0.05])
-    np.testing.assert_array_equal(decide(probs, uneven, 0.0), probs.argmax(axis=1))
-    chosen = decide(probs, np.full(4, 0.25), tau)
+    np.testing.assert_array_equal(adjusted_argmax(probs, uneven, 0.0), probs.argmax(axis=1))
+    chosen = adjusted_argmax(probs, np.full(4, 0.25), tau)
     np.testing.assert_allclose(probs[np.arange(5), chosen], probs.max(axis=1))
 
 
 def test_tau_one_predicts_the_class_that_exceeds_its_prior_most() -> None:
     probs = np.array([[0.8, 0.2], [0.95, 0.05], [0.0, 1.0], [1.0, 0.0], [np.nan, np.nan]])
-    chosen = decide(probs, np.array([0.9, 0.1]), 1.0)
+    chosen = adjusted_argmax(probs, np.array([0.9, 0.1]), 1.0)
     np.testing.assert_array_equal(chosen, [1, 0, 1, 0, -1])
     assert chosen.dtype == np.int64
 
 
 def test_unusable_priors_are_rejected() -> None:
     with pytest.raises(DataError, match="class 1 has prior 0"):
-        decide(np.full((1, 2), 0.5), np.array([1.0, 0.0]), 0.5)
+        adjusted_argmax(np.full((1, 2), 0.5), np.array([1.0, 0.0]), 0.5)
     with pytest.raises(DataError, match=r"3 priors .* 2 classes"):
-        decide(np.full((1, 2), 0.5), np.full(3, 1 / 3), 0.5)
+        adjusted_argmax(np.full((1, 2), 0.5), np.full(3, 1 / 3), 0.5)
 
 
 # --- fitting tau ---
@@ -85,7 +85,7 @@ def test_tau_raises_balanced_accuracy_of_imbalanced_classes() -> None:
     assert 0.9 <= tau <= 1.1  # 1 is Bayes-optimal
     assert tau == evidence["expected"]
     assert evidence["metric_value"] > evidence["metric_at_zero"] + 0.1
-    value = label_metric("balanced_accuracy", decide(probs, priors, tau), labels)
+    value = label_metric("balanced_accuracy", adjusted_argmax(probs, priors, tau), labels)
     assert evidence["metric_value"] == pytest.approx(value)
 
 
@@ -98,7 +98,7 @@ def test_tau_is_the_nearest_to_the_expected_within_one_standard_error(
     probs = softmax(np.log(probs) / temperature, axis=1)  # calibrated at 1 only
     tau, evidence = fit_tau(probs, labels, priors, None, metric=metric, seed=0)
     grid = np.arange(41) / 20
-    values = np.array([label_metric(metric, decide(probs, priors, t), labels) for t in grid])
+    values = np.array([label_metric(metric, adjusted_argmax(probs, priors, t), labels) for t in grid])
     within = grid[values >= values.max() - evidence["standard_error"]]
     assert tau in within
     assert abs(tau - evidence["expected"]) == pytest.approx(np.abs(within - evidence["expected"]).min())
@@ -236,7 +236,7 @@ def test_a_rule_of_perfect_logits_has_temperature_one() -> None:
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: Metric) -> float:
     """Return the score under uniform priors."""
     n_classes = logits.shape[1]
-    return held_out_score(logits, labels, np.full(n_classes, 1 / n_classes), metric)
+    return calibrated_nll(logits, labels, np.full(n_classes, 1 / n_classes), metric)
 
 
 def plant_logits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -262,7 +262,7 @@ def test_the_score_does_not_depend_on_the_temperature_of_logits(metric: Metric) 
     logits, labels = draw_logits(2000, 1.0)
     scores = [score(logits * np.float32(t), labels, metric) for t in (0.25, 1, 2, 6)]
     np.testing.assert_allclose(scores, scores[1], atol=1e-5)
-    assert nll_of(logits * np.float32(6), labels) > nll_of(logits, labels) + 0.5
+    assert mean_nll(logits * np.float32(6), labels) > mean_nll(logits, labels) + 0.5
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -278,14 +278,14 @@ def test_the_score_for_accuracy_is_the_nll_at_the_fitted_temperature() -> None:
     logits, labels = draw_logits(2000, 3.0)
     found = score(logits, labels, "accuracy")
     assert found == pytest.approx(fit_temperature(logits, labels)[1]["nll_after"], abs=1e-6)
-    assert found < nll_of(logits, labels)
+    assert found < mean_nll(logits, labels)
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
 def test_the_score_for_balanced_metrics_is_the_mean_over_classes(metric: Metric) -> None:
     logits, labels = draw_logits(2000, 2.0)
     scaled = logits / fit_temperature(logits, labels)[0]
-    expected = np.mean([nll_of(scaled[labels == k], labels[labels == k]) for k in range(3)])
+    expected = np.mean([mean_nll(scaled[labels == k], labels[labels == k]) for k in range(3)])
     assert score(logits, labels, metric) == pytest.approx(expected, abs=1e-6)
     assert expected > score(logits, labels, "accuracy") + 0.1  # rare classes are harder
 
@@ -298,8 +298,8 @@ def test_the_score_does_not_prefer_logits_biased_towards_rare_or_common_classes(
     logits, labels = draw_logits(4000, 1.0)
     priors = np.bincount(labels, minlength=3) / len(labels)
     biased = (logits - bias * np.log(priors)).astype(np.float32)
-    natural = held_out_score(logits, labels, priors, metric)
-    assert held_out_score(biased, labels, priors, metric) > natural + 0.01
+    natural = calibrated_nll(logits, labels, priors, metric)
+    assert calibrated_nll(biased, labels, priors, metric) > natural + 0.01
 
 
 def test_the_score_ignores_a_class_without_images() -> None:

@@ -13,7 +13,7 @@ from pixelplay.evaluation.intervals import Bootstrap
 from pixelplay.evaluation.selective import (
     OperatingPoint,
     check_precision_arguments,
-    find_positive,
+    find_positive_class,
     fit_confidence_threshold,
     fit_operating_point,
     risk_coverage,
@@ -81,7 +81,7 @@ def operating_point(
 def test_operating_point_is_the_smallest_threshold_with_the_precision() -> None:
     scores = np.array([0.9, 0.8, 0.7, 0.7, 0.6, 0.5, 0.4])
     got = operating_point(scores, np.array([1, 1, 0, 1, 1, 0, 0]), 0.8)
-    assert (got.positive, got.asked_precision, got.threshold) == ("bad", 0.8, 0.6)
+    assert (got.positive, got.target_precision, got.threshold) == ("bad", 0.8, 0.6)
     assert got.precision is not None
     assert got.precision.value == pytest.approx(0.8)
     assert got.precision.method == "wilson"
@@ -122,8 +122,8 @@ def test_operating_point_with_groups_has_bootstrap_intervals() -> None:
 
 def test_the_positive_class_is_the_second_unless_named() -> None:
     labels = np.array([0, 1])
-    assert find_positive(labels, ("a", "b"), None, 0.9) == 1
-    assert find_positive(labels, ("a", "b"), "a", 0.9) == 0
+    assert find_positive_class(labels, ("a", "b"), None, 0.9) == 1
+    assert find_positive_class(labels, ("a", "b"), "a", 0.9) == 0
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_impossible_operating_point_is_rejected(
     classes: tuple[str, ...], positive: str | None, precision: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        find_positive(np.zeros(3, int), classes, positive, precision)
+        find_positive_class(np.zeros(3, int), classes, positive, precision)
 
 
 def test_a_positive_class_without_a_precision_is_rejected() -> None:

@@ -186,7 +186,7 @@ def test_every_branch_contributes_to_the_heat(
         return np.stack([explainer.explain(image, label).heat for label in bundle.classes])
 
     frozen = shared_backbone(name)
-    branches = [TrainableStages(draw_backbone(name), n_front) for n_front in (2, 3, 0)]
+    branches = [TrainableStages(draw_backbone(name), n_frozen) for n_frozen in (2, 3, 0)]
     for i, branch in enumerate(branches):
         for values in branch.parameters():
             values.data = values.data * (1 + 0.1 * (i + 1))

@@ -11,7 +11,7 @@ from pixelplay.model.backbone import (
     check_backbone_name,
     create_network,
     load_backbone,
-    pick_backbone_name,
+    resolve_backbone_name,
 )
 
 FAMILIES = ["test_convnext", "test_efficientnet", "test_resnet", "test_vit"]
@@ -53,9 +53,9 @@ def test_backbone_name_that_is_an_address_is_refused(name: str) -> None:
 
 
 def test_auto_backbone_is_lite0_on_a_cpu_and_convnext_on_a_gpu() -> None:
-    names = [pick_backbone_name("auto", device) for device in ("cpu", "cuda", "mps")]
+    names = [resolve_backbone_name("auto", device) for device in ("cpu", "cuda", "mps")]
     assert names == ["lite0", "convnext_tiny.in12k_ft_in1k", "convnext_tiny.in12k_ft_in1k"]
-    assert pick_backbone_name("resnet50", "cpu") == "resnet50"
+    assert resolve_backbone_name("resnet50", "cpu") == "resnet50"
     for name in {*names, "lite2"}:
         check_backbone_name(name)
 

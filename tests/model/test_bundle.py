@@ -292,7 +292,7 @@ def branched_folder(bundle: ModelBundle, tmp_path: Path) -> Path:
 def test_branched_backbone_round_trip(branched_folder: Path, tmp_path: Path) -> None:
     again = read_bundle(str(branched_folder))
     assert isinstance(again.backbone, BranchedBackbone)
-    assert [branch.n_front for branch in again.backbone.tails] == [2]
+    assert [branch.n_frozen for branch in again.backbone.branches] == [2]
     kept = load_file(branched_folder / "tuned.00.safetensors")
     assert kept
     assert not any(name.startswith(("stem.", "stages.0.", "stages.1.")) for name in kept)
@@ -318,8 +318,8 @@ def test_damaged_missing_or_unlisted_branch_is_refused(branched_folder: Path) ->
 
 
 @pytest.mark.parametrize("n_front", [-1, 4, 1.5, "2", True, [], 1])
-def test_invalid_branch_is_refused(n_front: object, branched_folder: Path) -> None:
-    change(branched_folder, lambda content: content["backbone"].update(n_fronts=[n_front]))
+def test_invalid_branch_is_refused(n_frozen: object, branched_folder: Path) -> None:
+    change(branched_folder, lambda content: content["backbone"].update(n_fronts=[n_frozen]))
     refused(branched_folder)
 
 

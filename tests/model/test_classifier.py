@@ -70,9 +70,9 @@ def logits_of(head: nn.Module, features: FloatArray) -> FloatArray:
     return logits.numpy()
 
 
-def make_classifier(name: str, *, n_front: int = 0, drop_path: float = 0.0) -> Classifier:
+def make_classifier(name: str, *, n_frozen: int = 0, drop_path: float = 0.0) -> Classifier:
     backbone = shared_backbone(name)
-    stages = TrainableStages(backbone, n_front)
+    stages = TrainableStages(backbone, n_frozen)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         n = backbone.n_features
@@ -365,8 +365,8 @@ def test_distances_of_tokens_and_positions_are_those_of_the_first_layer() -> Non
 def test_distances_of_trainable_stages_are_those_of_the_whole(name: str) -> None:
     whole = {key: distance for key, _, distance in make_classifier(name).distances()}
     n_stages = len(stage_modules(shared_backbone(name).network))
-    for n_front in range(1, n_stages):
-        classifier = make_classifier(name, n_front=n_front)
+    for n_frozen in range(1, n_stages):
+        classifier = make_classifier(name, n_frozen=n_frozen)
         for layer in classifier.stages.modules():
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 layer.requires_grad_(False)
@@ -374,7 +374,7 @@ def test_distances_of_trainable_stages_are_those_of_the_whole(name: str) -> None
         trained = [key for key, value in classifier.named_parameters() if value.requires_grad]
         assert list(found) == trained
         assert found == {key: whole[key] for key in trained}
-        assert max(found.values()) == n_stages - 1 - n_front
+        assert max(found.values()) == n_stages - 1 - n_frozen
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pixelplay.config import ComputeConfig
 from pixelplay.model import fusion
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.model.split_backbone import TrainableStages, split_backbone
 from pixelplay.training.cpu_parallel import parallel_forward
 
@@ -209,7 +209,7 @@ def test_fast_bf16_gradients_are_close_to_fp32(
 
 
 def test_threads_share_fast_layers() -> None:
-    device = find_device(ComputeConfig(precision="fp32"))
+    device = resolve_device(ComputeConfig(precision="fp32"))
     found = []
     for batch_size in (8, 16):  # one and two shards
         classifier, inputs = make_classifier("tf_efficientnet_lite0", 2, fast=True, size=64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelplay.errors import ConfigError
-from pixelplay.model.device import map_on_cores, shared_cores
+from pixelplay.model.device import map_on_cores, share_cores
 
 pytestmark = pytest.mark.usefixtures("four_threads")
 
@@ -83,7 +83,7 @@ def test_concurrent_jobs_restore_the_number_of_threads() -> None:
     next(first)
 
     def second() -> int:
-        with shared_cores() as n_cores:
+        with share_cores() as n_cores:
             return n_cores
 
     with ThreadPoolExecutor(1) as pool:  # a new thread, whose default is 1 meanwhile

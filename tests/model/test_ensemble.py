@@ -13,9 +13,9 @@ from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
-def _tuned(frozen: Backbone, n_front: int, factor: float) -> Backbone:
+def _tuned(frozen: Backbone, n_frozen: int, factor: float) -> Backbone:
     """Copy a backbone and change the weights of its last stages."""
-    tuned, stages = copy.deepcopy(frozen), TrainableStages(frozen, n_front)
+    tuned, stages = copy.deepcopy(frozen), TrainableStages(frozen, n_frozen)
     with torch.no_grad():
         for value in stages.parameters():
             value.mul_(factor)

@@ -16,13 +16,13 @@ from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import list_files
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import PretrainedBackbone, load_backbone
-from pixelplay.model.device import pick_device, pick_precision
+from pixelplay.model.device import resolve_device_name, resolve_precision
 from pixelplay.model.features import (
     FeatureExtractor,
     ImageFeatures,
     LoadedImage,
-    extract_features_of,
-    pick_batch_size,
+    extract_cached_features,
+    resolve_batch_size,
     stream_features,
 )
 from pixelplay.run_log import RunLog
@@ -83,7 +83,7 @@ def read(
     num_workers: int | None = None,
 ) -> ImageFeatures:
     cache = ArrayCache(str(cache_dir or ""), "features", "key", max_bytes=0 if cache_dir is None else 10**9)
-    return extract_features_of(list_files(files), extractor, cache, num_workers=num_workers)
+    return extract_cached_features(list_files(files), extractor, cache, num_workers=num_workers)
 
 
 def test_features_do_not_depend_on_the_position_in_a_batch(
@@ -143,9 +143,9 @@ def test_chunk_length_does_not_depend_on_the_batch_size(
 
 
 def test_cpu_batch_size_shrinks_with_the_image_size() -> None:
-    assert [pick_batch_size(None, "cpu", px) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
-    assert pick_batch_size(None, "cuda", 224) == pick_batch_size(None, "cuda", 448) == 32
-    assert pick_batch_size(5, "cpu", 448) == 5
+    assert [resolve_batch_size(None, "cpu", px) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
+    assert resolve_batch_size(None, "cuda", 224) == resolve_batch_size(None, "cuda", 448) == 32
+    assert resolve_batch_size(5, "cpu", 448) == 5
 
 
 def test_unreadable_image_is_a_nan_row_with_its_error(
@@ -204,7 +204,7 @@ def test_interrupt_keeps_computed_features_in_the_cache(
     monkeypatch.setattr("pixelplay.model.features.CHUNK", 2)
     cache = ArrayCache(str(tmp_path), "features", "key", max_bytes=10**9)
     with pytest.raises(KeyboardInterrupt):
-        extract_features_of(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
+        extract_cached_features(list_files(files), make_extractor(batch_size=2), cache, on_progress=interrupt)
     kept = ArrayCache(str(tmp_path), "features", "key", max_bytes=10**9)
     digests = read(files, make_extractor()).digests
     assert [digest in kept for digest in digests] == [True, True, *[False] * 7]
@@ -268,14 +268,14 @@ def test_cache_key_depends_on_everything_features_depend_on(make_extractor: Make
 
 
 def test_unavailable_device_is_refused() -> None:
-    assert pick_device("cpu") == "cpu"
+    assert resolve_device_name("cpu") == "cpu"
     if not torch.backends.mps.is_available():
         with pytest.raises(ConfigError, match="device 'mps' is not available; use --device auto"):
-            pick_device("mps")
-    assert pick_precision("bf16", "cpu") == "bf16"
-    assert pick_precision("fp32", "cuda") == "fp32"
-    assert pick_precision("auto", "mps") == "fp32"
-    assert pick_precision("auto", "cpu") in ("fp32", "bf16")
+            resolve_device_name("mps")
+    assert resolve_precision("bf16", "cpu") == "bf16"
+    assert resolve_precision("fp32", "cuda") == "fp32"
+    assert resolve_precision("auto", "mps") == "fp32"
+    assert resolve_precision("auto", "cpu") in ("fp32", "bf16")
 
 
 @pytest.fixture(scope="module")

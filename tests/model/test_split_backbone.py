@@ -216,10 +216,10 @@ def test_gradients_reach_every_trainable_weight() -> None:
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_front"), [(name, n) for name in N_STAGES for n in (0, 2)])
 def test_branched_backbone_concatenates_frozen_and_tuned_features(
-    name: str, n_front: int, features: FeatureKind
+    name: str, n_frozen: int, features: FeatureKind
 ) -> None:
     backbone, images = draw_backbone(name, features).eval(), draw_images(3)
-    n_trainable = N_STAGES[name] - n_front if n_front else None
+    n_trainable = N_STAGES[name] - n_frozen if n_frozen else None
     frozen, trainable = split_backbone(backbone, n_trainable, SIZE)
     change_weights(trainable)
     tuned = copy.deepcopy(backbone)
@@ -240,7 +240,7 @@ def test_branches_run_shared_stages_once() -> None:
     frozen = draw_backbone("test_convnext")
     branched = BranchedBackbone(frozen, [TrainableStages(frozen, 2), TrainableStages(frozen, 3)]).eval()
     runs: list[str] = []
-    for network in (branched.network, *(branch.network for branch in branched.tails)):
+    for network in (branched.network, *(branch.network for branch in branched.branches)):
         for name in ("stages.0", "stages.3"):
             layer = network.get_submodule(name)
             if not isinstance(layer, nn.Identity):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pixelplay.data.tables import safe_label, safe_path
+from pixelplay.data.tables import escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions
 from pixelplay.outputs import predictions_table as table_module
@@ -106,9 +106,9 @@ def test_csv_cells_are_not_formulas(tmp_path: Path) -> None:
 def test_safe_path_opens_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("=x.jpg").write_bytes(b"1")
-    assert Path(safe_path("=x.jpg")).read_bytes() == b"1"
-    assert safe_path("/data/=x.jpg") == "/data/=x.jpg"
-    assert safe_label("plain") == "plain"
+    assert Path(escape_path("=x.jpg")).read_bytes() == b"1"
+    assert escape_path("/data/=x.jpg") == "/data/=x.jpg"
+    assert escape_label("plain") == "plain"
 
 
 ODD_NAMES = [

@@ -460,12 +460,12 @@ def _finish(
     try:
         path = build.report(done.run_dir, compute=compute, log=log) if report else None
     except (PixelPlayError, OSError) as error:
-        log.tell(f"could not write the report: {error}")
+        log.info(f"could not write the report: {error}")
     except KeyboardInterrupt:
         interrupted = True
-        log.tell(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
+        log.info(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
     if output.json and path is not None:
-        log.tell(f"report: {path}")
+        log.info(f"report: {path}")
     _print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
     if interrupted:
         raise SystemExit(130)

@@ -45,7 +45,7 @@ class LogOptions:
 
     def make_log(self) -> RunLog:
         """Make the run log of this command."""
-        return RunLog(quiet=self.quiet, is_json=self.json_progress)
+        return RunLog(quiet=self.quiet, json_progress=self.json_progress)
 
 
 @dataclass(frozen=True, kw_only=True)

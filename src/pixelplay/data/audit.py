@@ -72,7 +72,7 @@ def digest_bytes(data: bytes) -> bytes:
 def audit_images(
     dataset: ImageDataset,
     *,
-    is_decoded: bool = True,
+    decode: bool = True,
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Audit:
@@ -86,12 +86,12 @@ def audit_images(
     digests: list[bytes] = [b""] * len(dataset)
     errors: dict[int, ImageError] = {}
     infos: dict[int, ImageInfo] = {}
-    wanted = list(range(len(dataset))) if is_decoded else _find_equal_sizes(dataset, errors)
-    size = 1 if is_decoded else BLOCK
+    wanted = list(range(len(dataset))) if decode else _find_equal_sizes(dataset, errors)
+    size = 1 if decode else BLOCK
     blocks = [wanted[k : k + size] for k in range(0, len(wanted), size)]
 
     def read(block: list[int]) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
-        return [_read_file(dataset, i, is_decoded) for i in block]
+        return [_read_file(dataset, i, decode) for i in block]
 
     on_progress(len(dataset) - len(wanted))
     for block, results in zip(blocks, prefetch_map(read, blocks, num_workers=num_workers), strict=True):
@@ -160,8 +160,8 @@ class ClassCoverage:
 
     absent: tuple[str, ...]
     few: Mapping[str, int]
-    reachable: float | None
-    in_few: float | None
+    max_accuracy: float | None
+    few_share: float | None
 
 
 def measure_coverage(
@@ -183,8 +183,8 @@ def measure_coverage(
     return ClassCoverage(
         absent=tuple(name for name, n in trained.items() if n == 0),
         few=few,
-        reachable=sum(n for name, n in tested.items() if trained[name]) / n_tested if is_known else None,
-        in_few=sum(tested[name] for name in few) / n_tested if is_known else None,
+        max_accuracy=sum(n for name, n in tested.items() if trained[name]) / n_tested if is_known else None,
+        few_share=sum(tested[name] for name in few) / n_tested if is_known else None,
     )
 
 
@@ -243,13 +243,11 @@ def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str
     ]
 
 
-def _read_file(
-    dataset: ImageDataset, i: int, is_decoded: bool
-) -> tuple[bytes, ImageInfo | None] | ImageError:
+def _read_file(dataset: ImageDataset, i: int, decode: bool) -> tuple[bytes, ImageInfo | None] | ImageError:
     path = dataset.paths[i]
     try:
         data = dataset.storage.read(path)
-        if not is_decoded:
+        if not decode:
             return digest_bytes(data), None
         info = probe_image(data, path=path)
         decode_image(data, path=path, target_px=GLANCE_PX)

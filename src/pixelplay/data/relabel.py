@@ -6,7 +6,7 @@ import numpy as np
 
 from pixelplay.arrays import BoolArray, IntArray
 from pixelplay.data.dataset import NO_LABEL, ImageDataset
-from pixelplay.data.tables import plain_label, plain_path, read_table, require_column
+from pixelplay.data.tables import read_table, require_column, unescape_label, unescape_path
 from pixelplay.errors import DataError
 from pixelplay.text import name_some, suggest
 
@@ -21,12 +21,12 @@ class CorrectedLabels:
     """
 
     labels: IntArray
-    is_reviewed: BoolArray
+    reviewed: BoolArray
 
 
 def uncorrected_labels(dataset: ImageDataset) -> CorrectedLabels:
     """Return the labels of the dataset, none of them reviewed."""
-    return CorrectedLabels(labels=dataset.labels, is_reviewed=np.zeros(len(dataset), bool))
+    return CorrectedLabels(labels=dataset.labels, reviewed=np.zeros(len(dataset), bool))
 
 
 def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
@@ -38,8 +38,8 @@ def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
         DataError: it cannot be read, names an unknown image or class, or gives an image two labels.
     """
     table = read_table(file, allow_empty=True)  # a run may have no label issues
-    paths = [plain_path(cell) for cell in table.columns[require_column(table, "path", None)]]
-    names = [plain_label(cell) for cell in table.columns[require_column(table, "label", None)]]
+    paths = [unescape_path(cell) for cell in table.columns[require_column(table, "path", None)]]
+    names = [unescape_label(cell) for cell in table.columns[require_column(table, "label", None)]]
     row_of = {path: i for i, path in enumerate(dataset.paths)}
     if unknown := [path for path in paths if path not in row_of]:
         raise DataError(
@@ -58,8 +58,8 @@ def read_corrected_labels(file: str, dataset: ImageDataset) -> CorrectedLabels:
             raise DataError(
                 f"{file} gives {path} two labels, {label_of[path]!r} and {name!r}; remove one of them"
             )
-    labels, is_reviewed = dataset.labels.copy(), np.zeros(len(dataset), bool)
+    labels, reviewed = dataset.labels.copy(), np.zeros(len(dataset), bool)
     for path, name in label_of.items():
         labels[row_of[path]] = class_index[name]
-        is_reviewed[row_of[path]] = True
-    return CorrectedLabels(labels=labels, is_reviewed=is_reviewed)
+        reviewed[row_of[path]] = True
+    return CorrectedLabels(labels=labels, reviewed=reviewed)

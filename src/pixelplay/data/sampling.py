@@ -162,7 +162,7 @@ def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Fl
     return draws
 
 
-def whole_draws(expected: Float64Array, rng: np.random.Generator) -> IntArray:
+def round_draws(expected: Float64Array, rng: np.random.Generator) -> IntArray:
     """Round expected draws (n,) up or down at random, keeping their mean and their sum.
 
     Source: Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics 20(3), 1949.

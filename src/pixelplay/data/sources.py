@@ -24,7 +24,7 @@ from pixelplay.data.sample_submission import (
     parse_expected_classes,
     read_expected_classes,
 )
-from pixelplay.data.splits import check_learnable
+from pixelplay.data.splits import check_trainable
 from pixelplay.data.storage import FolderStorage, ZipStorage
 from pixelplay.data.tables import (
     MAX_EXAMPLES,
@@ -50,16 +50,16 @@ def list_labelled_images(source: str, config: TrainConfig, log: RunLog) -> Image
     Raises:
         DataError: there are no labelled images, or not two classes to train on.
     """
-    dataset = log_assumptions(scan_source(source, config.reading, config.classes), log)
+    dataset = log_dataset_notes(open_dataset(source, config.reading, config.classes), log)
     is_labelled = dataset.labels >= 0
     if not is_labelled.all():
         log.note(f"skipped {(~is_labelled).sum()} of {len(dataset)} images without a label")
     dataset = dataset.select(is_labelled)
-    check_learnable(dataset, np.ones(len(dataset), dtype=np.bool_))
+    check_trainable(dataset, np.ones(len(dataset), dtype=np.bool_))
     return dataset
 
 
-def scan_source(source: str, config: DataConfig | None = None, classes: str | None = None) -> ImageDataset:
+def open_dataset(source: str, config: DataConfig | None = None, classes: str | None = None) -> ImageDataset:
     """List the labelled images of a folder, table or zip archive.
 
     Args:
@@ -111,7 +111,7 @@ def list_all_images(
     if not any(map(len, datasets)):
         where = f" in {name_some(names)}" if names else ""
         raise DataError(f"no images{where}; pass image files, tables, zip archives or folders of images")
-    return [log_assumptions(dataset, log) for dataset in datasets]
+    return [log_dataset_notes(dataset, log) for dataset in datasets]
 
 
 def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
@@ -148,7 +148,7 @@ def as_list(paths: StrPath | Sequence[StrPath]) -> Sequence[StrPath]:
     return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
-def log_assumptions(dataset: ImageDataset, log: RunLog) -> ImageDataset:
+def log_dataset_notes(dataset: ImageDataset, log: RunLog) -> ImageDataset:
     """Log the notes and skipped files of a dataset; returns the dataset."""
     for note in dataset.notes:
         log.note(note)

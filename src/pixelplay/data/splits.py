@@ -70,7 +70,7 @@ def assign_folds(labels: IntArray, groups: IntArray, n_folds: int, seed: int) ->
     return _assign(labels, groups, np.full(n_folds, 1 / n_folds), seed)
 
 
-def check_some_held_out(folds: IntArray, source: str) -> None:
+def check_any_held_out(folds: IntArray, source: str) -> None:
     """Raise DataError if no image can be held out: every class has a single image or group."""
     if not (folds != NEVER_HELD_OUT).any():
         raise DataError(
@@ -240,7 +240,7 @@ def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
     return merge_groups(len(dataset), duplicates.copies, given)
 
 
-def check_learnable(dataset: ImageDataset, is_readable: BoolArray) -> None:
+def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
     """Raise DataError if a classifier cannot be trained on labelled images.
 
     Args:

@@ -193,23 +193,23 @@ def require_column(table: Table, role: str, name: str | None) -> str:
     return found
 
 
-def safe_path(path: str) -> str:
+def escape_path(path: str) -> str:
     """Escape a path so that a spreadsheet does not run it; it still opens the same file."""
     return f"./{path}" if path.startswith(FORMULA_STARTS) else path
 
 
-def safe_label(label: str) -> str:
+def escape_label(label: str) -> str:
     """Escape a text cell so that a spreadsheet does not run it."""
     return f"'{label}" if label.lstrip("'").startswith(FORMULA_STARTS) else label
 
 
-def plain_path(cell: str) -> str:
-    """Undo `safe_path`."""
+def unescape_path(cell: str) -> str:
+    """Undo `escape_path`."""
     return cell[2:] if cell.startswith("./") and cell[2:].startswith(FORMULA_STARTS) else cell
 
 
-def plain_label(cell: str) -> str:
-    """Undo `safe_label`."""
+def unescape_label(cell: str) -> str:
+    """Undo `escape_label`."""
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell
 
 
@@ -293,7 +293,7 @@ def _read_labels(table: Table, column: str) -> list[str | None]:
             "fill it in or name another column with --label-column"
         )
     if _holds_predictions(table):  # written by PixelPlay
-        cells = [plain_label(cell) for cell in cells]
+        cells = [unescape_label(cell) for cell in cells]
     return [cell or None for cell in cells]
 
 

@@ -26,12 +26,12 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def nll_of(logits: NDArray[Any], labels: IntArray) -> float:
+def mean_nll(logits: NDArray[Any], labels: IntArray) -> float:
     """Compute the mean negative log-likelihood in nats."""
     return float(-log_softmax(logits.astype(np.float64))[np.arange(len(labels)), labels].mean())
 
 
-def natural_probs(logits: NDArray[Any], temperature: float) -> Float64Array:
+def temperature_softmax(logits: NDArray[Any], temperature: float) -> Float64Array:
     """Compute softmax(logits / T).
 
     Args:
@@ -74,7 +74,7 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> tuple[float, dict
     logits = logits.astype(np.float64)
 
     def nll(log_temperature: float) -> float:
-        return nll_of(logits / np.exp(log_temperature), labels)
+        return mean_nll(logits / np.exp(log_temperature), labels)
 
     # searched in log T: T stays positive and the scale is symmetric; NLL is convex in 1/T, so unimodal here
     bounds = np.log(TEMPERATURE_RANGE)
@@ -131,10 +131,10 @@ def measure_reliability(probs: Float64Array, labels: IntArray) -> dict[str, Any]
     }
 
 
-def uncalibrated(probs: Float64Array, temperature: float) -> Float64Array:
+def remove_temperature(probs: Float64Array, temperature: float) -> Float64Array:
     """Return the probabilities (N, K) as they were before the temperature was applied."""
     with np.errstate(divide="ignore"):  # log 0 is -inf and stays so
-        return natural_probs(temperature * np.log(probs), 1.0)
+        return temperature_softmax(temperature * np.log(probs), 1.0)
 
 
 def compare_reliability(

@@ -17,7 +17,7 @@ class HeldOutScores:
     Attributes:
         split: "oof": predicted by the models of their folds, so guarantees for the deployed model are
             approximate; "val": a validation split.
-        lac: (n,) ascending, LAC scores of the true classes (see `class_scores`).
+        lac: (n,) ascending, LAC scores of the true classes (see `nonconformity_scores`).
         aps: (n,) ascending, APS scores of the true classes.
         confidence: (n,) descending, probability of each prediction.
         is_right: (n,) in the same order, True for a correct prediction.
@@ -29,8 +29,8 @@ class HeldOutScores:
     confidence: Float64Array
     is_right: BoolArray
 
-    def set_scores(self, method: ConformalScore) -> Float64Array:
-        """Return the scores of the true classes, ascending, for `fit_threshold`."""
+    def conformal_scores(self, method: ConformalScore) -> Float64Array:
+        """Return the scores of the true classes, ascending, for `fit_conformal_threshold`."""
         return self.lac if method == "lac" else self.aps
 
 
@@ -62,7 +62,7 @@ def score_held_out(
     )
 
 
-def class_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
+def nonconformity_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
     """Compute the nonconformity score of every class, (N, K) in [0, 1]; lower fits better.
 
     LAC: 1 − the probability of the class; its sets are the smallest on average. APS: the total probability
@@ -85,10 +85,10 @@ def class_scores(probs: Float64Array, method: ConformalScore) -> Float64Array:
 
 def true_class_scores(probs: Float64Array, labels: IntArray, method: ConformalScore) -> Float64Array:
     """Compute the scores of the true classes, (N,) ascending, of probabilities (N, K)."""
-    return np.sort(class_scores(probs, method)[np.arange(len(labels)), labels])
+    return np.sort(nonconformity_scores(probs, method)[np.arange(len(labels)), labels])
 
 
-def fit_threshold(scores: Float64Array, coverage: float) -> float:
+def fit_conformal_threshold(scores: Float64Array, coverage: float) -> float:
     """Find the score up to which classes belong to a prediction set.
 
     Args:
@@ -116,7 +116,7 @@ def fit_threshold(scores: Float64Array, coverage: float) -> float:
 
 def prediction_sets(probs: Float64Array, threshold: float, method: ConformalScore) -> BoolArray:
     """Return the classes (N, K) in each image's set; a row of NaN has an empty set."""
-    in_set = class_scores(probs, method) <= threshold
+    in_set = nonconformity_scores(probs, method) <= threshold
     is_known = ~np.isnan(probs).any(axis=1)
     rows = np.flatnonzero(is_known)
     in_set[rows, probs[rows].argmax(axis=1)] = True  # so that no set is empty

@@ -15,8 +15,8 @@ from pixelplay.evaluation.calibration import (
     check_held_out,
     fit_temperature,
     log_softmax,
-    natural_probs,
-    nll_of,
+    mean_nll,
+    temperature_softmax,
 )
 from pixelplay.evaluation.comparison import compare_predictions
 from pixelplay.evaluation.intervals import bootstrap_weights
@@ -26,7 +26,7 @@ _TAU_GRID = np.arange(41) / 20  # 0 to 2
 _TAU_RESAMPLES = 200
 
 
-def decide(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
+def adjusted_argmax(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> IntArray:
     """Predict argmax(log probs − τ·log π) for each image.
 
     Args:
@@ -85,7 +85,7 @@ def fit_tau(
 
     Raises:
         DataError: no image, a label outside the model's classes, probabilities that are not finite, or
-            unusable priors as in `decide`.
+            unusable priors as in `adjusted_argmax`.
 
     Source: expected metrics as in Nan et al., "Optimizing F-measures: a tale of two approaches", ICML 2012,
     arXiv:1206.4625; the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
@@ -94,7 +94,7 @@ def fit_tau(
     check_held_out(probs, labels)
     measure, n_classes = LABEL_METRICS[metric], probs.shape[1]
     grid = _TAU_GRID[:1] if metric == "accuracy" else _TAU_GRID
-    preds = [decide(probs, priors, float(tau)) for tau in grid]
+    preds = [adjusted_argmax(probs, priors, float(tau)) for tau in grid]
     values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
     expected = int(np.argmax([float(measure(expected_counts(pred, probs))) for pred in preds]))
     best = int(np.argmax(values))
@@ -132,8 +132,8 @@ class DecisionRule:
 
     def apply(self, logits: Float32Array) -> tuple[Float64Array, IntArray]:
         """Return probabilities (N, K) and predicted classes (N,); NaN and -1 for a row with NaN."""
-        probs = natural_probs(logits, self.temperature)
-        return probs, decide(probs, self.priors, self.tau)
+        probs = temperature_softmax(logits, self.temperature)
+        return probs, adjusted_argmax(probs, self.priors, self.tau)
 
 
 def fit_decision_rule(
@@ -158,7 +158,7 @@ def fit_decision_rule(
     held_out = ~np.isnan(logits).any(1)
     logits, labels, groups = logits[held_out], labels[held_out], groups[held_out]
     temperature, of_temperature = fit_temperature(logits, labels)
-    probs = natural_probs(logits, temperature)
+    probs = temperature_softmax(logits, temperature)
     tau, of_tau = fit_tau(probs, labels, priors, groups, metric=metric, seed=seed)
     evidence = {"temperature": of_temperature, "tau": of_tau}
     return DecisionRule(temperature=temperature, tau=tau, priors=priors, evidence=evidence)
@@ -193,7 +193,7 @@ def compare_logits(
     return values, float(np.std(samples, ddof=1))
 
 
-def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
+def calibrated_nll(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
     """Compute the NLL at the best temperature, in nats, for model selection; lower is better.
 
     It responds to every image, where accuracy only responds to those that change sides, and unlike the plain
@@ -214,7 +214,7 @@ def held_out_score(logits: Float32Array, labels: IntArray, priors: Float64Array,
         return float("inf")
     scaled = logits.astype(np.float64) / fit_temperature(logits, labels)[0]
     if metric == "accuracy":
-        return nll_of(scaled, labels)
+        return mean_nll(scaled, labels)
     losses = -log_softmax(scaled - np.log(priors))[np.arange(len(labels)), labels]
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
 

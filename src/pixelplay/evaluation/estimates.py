@@ -9,7 +9,7 @@ from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, macro_average, wilson
 from pixelplay.evaluation.metrics import (
     LABEL_METRICS,
-    Counts,
+    ClassCounts,
     areas_under_curves,
     brier_losses,
     count_labels,
@@ -21,7 +21,7 @@ from pixelplay.evaluation.metrics import (
 ClassEstimates = dict[str, list[Estimate | None]]  # metric -> one estimate per class, None where undefined
 _RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
 _LOSSES, _AREAS = ("log_loss", "brier"), ("roc_auc", "average_precision")
-_CLASS_METRICS = {"precision": Counts.precision, "recall": Counts.recall, "f1": Counts.f1}
+_CLASS_METRICS = {"precision": ClassCounts.precision, "recall": ClassCounts.recall, "f1": ClassCounts.f1}
 
 
 def estimate_label_metrics(
@@ -43,7 +43,7 @@ def estimate_label_metrics(
     """
     counts = count_labels(pred, labels, n_classes)
     drawn = [count_labels(pred, labels, n_classes, weights) for weights in bootstrap.weights()]
-    samples = Counts(*(np.concatenate(chunks) for chunks in zip(*drawn, strict=True)))  # each (R, K)
+    samples = ClassCounts(*(np.concatenate(chunks) for chunks in zip(*drawn, strict=True)))  # each (R, K)
     overall, by_class = _estimate_independent(counts, samples)
     if bootstrap.groups is None:
         return overall, by_class
@@ -67,7 +67,9 @@ def estimate_label_metrics(
     )
 
 
-def _estimate_independent(counts: Counts, samples: Counts) -> tuple[dict[str, Estimate], ClassEstimates]:
+def _estimate_independent(
+    counts: ClassCounts, samples: ClassCounts
+) -> tuple[dict[str, Estimate], ClassEstimates]:
     """Estimate as if all images were independent; samples give the correlation of the classes' F1."""
     correct, true, pred = (each.astype(np.int64).tolist() for each in counts)
     by_class: ClassEstimates = {

@@ -22,7 +22,12 @@ from pixelplay.evaluation.metrics import (
     expected_calibration_error,
     label_metric,
 )
-from pixelplay.evaluation.selective import OperatingPoint, find_positive, fit_operating_point, risk_coverage
+from pixelplay.evaluation.selective import (
+    OperatingPoint,
+    find_positive_class,
+    fit_operating_point,
+    risk_coverage,
+)
 
 _PER_CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 _PROB_METRICS = ("log_loss", "brier", "roc_auc", "average_precision")
@@ -160,7 +165,7 @@ def evaluate_probs(
     _check_inputs(probs, pred, labels, len(classes), n_known)
     target = None
     if at_precision is not None:
-        target = (find_positive(labels, classes[:n_known], positive, at_precision), at_precision)
+        target = (find_positive_class(labels, classes[:n_known], positive, at_precision), at_precision)
     n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
     bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
     return _evaluate(probs.astype(np.float64, copy=False), pred, labels, classes, bootstrap, target)

@@ -17,7 +17,7 @@ from pixelplay.errors import DataError
 ECE_BINS = 15
 
 
-class Counts(NamedTuple):
+class ClassCounts(NamedTuple):
     """Correct, true and predicted images per class, each (..., K): all that the label metrics need."""
 
     n_correct: Float64Array
@@ -50,16 +50,16 @@ class Counts(NamedTuple):
         return nan_mean(self.f1())
 
 
-LABEL_METRICS: dict[Metric, Callable[[Counts], Float64Array]] = {
-    "accuracy": Counts.accuracy,
-    "balanced_accuracy": Counts.balanced_accuracy,
-    "macro_f1": Counts.macro_f1,
+LABEL_METRICS: dict[Metric, Callable[[ClassCounts], Float64Array]] = {
+    "accuracy": ClassCounts.accuracy,
+    "balanced_accuracy": ClassCounts.balanced_accuracy,
+    "macro_f1": ClassCounts.macro_f1,
 }
 
 
 def count_labels(
     pred: IntArray, labels: IntArray, n_classes: int, weights: NDArray[Any] | None = None
-) -> Counts:
+) -> ClassCounts:
     """Count correct, true and predicted images per class.
 
     Args:
@@ -80,15 +80,17 @@ def count_labels(
         images = np.concatenate([correct, np.arange(len(labels)), predicted])
         indicator = _indicator(rows, images, (3 * n_classes, len(labels)))
         sums = (indicator @ weights.T.astype(np.float64)).T  # (R, 3K)
-    return Counts(*np.split(sums, 3, axis=-1))
+    return ClassCounts(*np.split(sums, 3, axis=-1))
 
 
-def expected_counts(pred: IntArray, probs: Float64Array) -> Counts:
+def expected_counts(pred: IntArray, probs: Float64Array) -> ClassCounts:
     """Return the counts (K,) to expect of predictions if the probabilities (N, K) are calibrated."""
     n_classes = probs.shape[1]
     confidence = probs[np.arange(len(pred)), pred]  # (N,)
     n_correct = np.bincount(pred, confidence, n_classes).astype(np.float64)
-    return Counts(n_correct, probs.sum(axis=0), np.bincount(pred, minlength=n_classes).astype(np.float64))
+    return ClassCounts(
+        n_correct, probs.sum(axis=0), np.bincount(pred, minlength=n_classes).astype(np.float64)
+    )
 
 
 def label_metric(metric: Metric, pred: IntArray, labels: IntArray) -> float:

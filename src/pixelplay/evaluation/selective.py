@@ -119,7 +119,7 @@ class OperatingPoint:
     """
 
     positive: str
-    asked_precision: float
+    target_precision: float
     threshold: float | None
     precision: Estimate | None
     recall: Estimate
@@ -138,8 +138,8 @@ def check_precision_arguments(positive: str | None, at_precision: float | None) 
         )
 
 
-def find_positive(
-    labels: IntArray, classes: tuple[str, ...], positive: str | None, asked_precision: float
+def find_positive_class(
+    labels: IntArray, classes: tuple[str, ...], positive: str | None, target_precision: float
 ) -> int:
     """Return the index of the positive class of an operating point.
 
@@ -150,12 +150,12 @@ def find_positive(
         asked_precision: in (0, 1].
 
     Raises:
-        ConfigError: `asked_precision` is outside (0, 1].
+        ConfigError: `target_precision` is outside (0, 1].
         DataError: the model has not exactly two classes, `positive` is none of them or has no image.
     """
-    if not isinstance(asked_precision, numbers.Real) or not 0 < asked_precision <= 1:
+    if not isinstance(target_precision, numbers.Real) or not 0 < target_precision <= 1:
         raise ConfigError(
-            f"at_precision={asked_precision!r} is outside its range; it must be above 0 and at most 1, "
+            f"at_precision={target_precision!r} is outside its range; it must be above 0 and at most 1, "
             "for example 0.95"
         )
     if len(classes) != 2:
@@ -176,7 +176,7 @@ def find_positive(
 
 
 def fit_operating_point(
-    scores: Float64Array, positives: BoolArray, positive: str, asked_precision: float, bootstrap: Bootstrap
+    scores: Float64Array, positives: BoolArray, positive: str, target_precision: float, bootstrap: Bootstrap
 ) -> OperatingPoint:
     """Find the smallest threshold that reaches a precision; it has the highest recall of those that do.
 
@@ -189,7 +189,7 @@ def fit_operating_point(
     """
     order, last = _descending(scores)
     precisions = np.cumsum(positives[order])[last] / (last + 1)
-    reached = np.flatnonzero(precisions >= asked_precision)
+    reached = np.flatnonzero(precisions >= target_precision)
     threshold = float(scores[order][last[reached[-1]]]) if reached.size else None
     accepted = scores >= (np.inf if threshold is None else threshold)
     _, by_class = estimate_label_metrics(accepted.astype(np.int64), positives.astype(np.int64), 2, bootstrap)
@@ -197,7 +197,7 @@ def fit_operating_point(
     assert recall is not None  # there is a positive image
     return OperatingPoint(
         positive=positive,
-        asked_precision=asked_precision,
+        target_precision=target_precision,
         threshold=threshold,
         precision=by_class["precision"][1],
         recall=recall,

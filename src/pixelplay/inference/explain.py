@@ -13,12 +13,12 @@ from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, check_choice
 from pixelplay.data.transforms import Preprocessing, crop_box, eval_transform
 from pixelplay.errors import ConfigError
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.inference.cam import CAM_METHODS, CamMethod, sum_maps
 from pixelplay.inference.predictor import align_classes
 from pixelplay.model.bundle import ModelBundle
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.device import pick_device
+from pixelplay.model.device import resolve_device_name
 from pixelplay.model.features import Normalizer
 from pixelplay.model.stage_hooks import StageHooks
 from pixelplay.text import name_some, suggest
@@ -79,7 +79,7 @@ class Explainer:
     ) -> None:
         method = method or DEFAULT_METHOD
         check_choice("method", method, get_args(CamName))
-        device = pick_device((compute or ComputeConfig()).device)
+        device = resolve_device_name((compute or ComputeConfig()).device)
         self._alignment = align_classes(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
         self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
         self.classes = self._alignment.classes
@@ -109,7 +109,7 @@ class Explainer:
             self.check_class(class_name)
         outputs = [model.forward(pixels) for model in self._models]
         probs = self._alignment.mean([own[None] for own, _, _ in outputs])  # (1, K)
-        predicted = int(self._alignment.decide(probs)[0])
+        predicted = int(self._alignment.adjusted_argmax(probs)[0])
         k = predicted if class_name is None else self.classes.index(class_name)
         heats = [
             model.heat(logits[int(order[k])], stages, pixels.shape[:2])
@@ -146,7 +146,7 @@ class _Model:
         with torch.enable_grad(), self._hooks() as outputs:
             features: Tensor = self._backbone(images)  # (B, D)
             logits = _apply_head(self._bundle.head, features.mean(dim=0)) / self._bundle.temperature  # (K,)
-        probs = natural_probs(logits.detach().cpu().numpy()[None], 1.0)[0]
+        probs = temperature_softmax(logits.detach().cpu().numpy()[None], 1.0)[0]
         return probs, logits, outputs
 
     def heat(self, logit: Tensor, outputs: Sequence[Tensor], shape: tuple[int, ...]) -> Float32Array:

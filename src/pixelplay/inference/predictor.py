@@ -17,11 +17,11 @@ from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.sources import list_files, list_images
 from pixelplay.data.transforms import eval_transform
 from pixelplay.errors import ConfigError, DataError, ImageError
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.evaluation.conformal import HeldOutScores
-from pixelplay.evaluation.decision_rule import decide
+from pixelplay.evaluation.decision_rule import adjusted_argmax
 from pixelplay.model.bundle import ModelBundle, read_bundle
-from pixelplay.model.device import pick_device, pick_precision
+from pixelplay.model.device import resolve_device_name, resolve_precision
 from pixelplay.model.features import FeatureExtractor, LoadedImage, stream_features
 from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
@@ -110,7 +110,7 @@ class Predictor:
                 "use --tta none"
             )
         self._num_workers = compute.num_workers
-        device = pick_device(compute.device)
+        device = resolve_device_name(compute.device)
         requested = compute.precision
         if requested == "auto" and self.bundle.precision == "fp32":
             requested = "fp32"  # never lower than in training
@@ -119,7 +119,7 @@ class Predictor:
             self.bundle.preprocessing,
             hflip=self.bundle.hflip and tta != "none",
             device=device,
-            precision=pick_precision(requested, device),
+            precision=resolve_precision(requested, device),
             batch_size=compute.batch_size,
             training_precision=self.bundle.precision,
         )
@@ -168,7 +168,7 @@ class Predictor:
     ) -> Predictions:
         bundle = self.bundle
         logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
-        probs = natural_probs(logits, bundle.temperature)
+        probs = temperature_softmax(logits, bundle.temperature)
         is_ok = np.array([image.error is None for image in chunk])
         novelty = np.full(len(logits), np.nan)
         novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
@@ -177,7 +177,7 @@ class Predictor:
             status=tuple("ok" if image.error is None else image.error.status for image in chunk),
             errors=tuple("" if image.error is None else image.error.reason for image in chunk),
             probs=probs,
-            pred=decide(probs, bundle.priors, bundle.tau),
+            pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
             classes=bundle.classes,
             digests=tuple(image.digest for image in chunk),
             novelty=novelty,
@@ -264,9 +264,9 @@ class ClassAlignment:
         ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
         return np.asarray(np.mean(ordered, axis=0))
 
-    def decide(self, probs: Float64Array) -> IntArray:
+    def adjusted_argmax(self, probs: Float64Array) -> IntArray:
         """Predict classes (N,) from averaged probabilities (N, K)."""
-        return decide(probs, self.prior_weights, 1.0)
+        return adjusted_argmax(probs, self.prior_weights, 1.0)
 
 
 def align_classes(bundles: Sequence[ModelBundle], names: Sequence[str]) -> ClassAlignment:
@@ -343,7 +343,7 @@ class EnsemblePredictor:
             yield replace(
                 first,
                 probs=probs,
-                pred=self._alignment.decide(probs),
+                pred=self._alignment.adjusted_argmax(probs),
                 status=tuple(chunk.status[i] for i, chunk in enumerate(failed)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(failed)),
                 novelty=np.where(np.isnan(probs).any(axis=1), np.nan, first.novelty),

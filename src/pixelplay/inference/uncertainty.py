@@ -6,7 +6,7 @@ import numpy as np
 
 from pixelplay.config import UncertaintyConfig
 from pixelplay.errors import DataError
-from pixelplay.evaluation.conformal import HeldOutScores, fit_threshold, prediction_sets
+from pixelplay.evaluation.conformal import HeldOutScores, fit_conformal_threshold, prediction_sets
 from pixelplay.evaluation.selective import fit_confidence_threshold
 from pixelplay.inference.predictor import Predictions
 
@@ -39,7 +39,9 @@ class Uncertainty:
                 )
             return
         if config.coverage is not None:
-            self._set_threshold = fit_threshold(held_out.set_scores(config.conformal_score), config.coverage)
+            self._set_threshold = fit_conformal_threshold(
+                held_out.conformal_scores(config.conformal_score), config.coverage
+            )
             self.notes.append(f"prediction sets are based on {_describe(held_out)}")
         if config.target_accuracy is not None:
             threshold, coverage, accuracy, bound = fit_confidence_threshold(

@@ -151,7 +151,7 @@ class PretrainedBackbone:
     origin: str
 
 
-def pick_backbone_name(requested: str, device: str) -> str:
+def resolve_backbone_name(requested: str, device: str) -> str:
     """Resolve `auto`: EfficientNet-Lite0 (embedded) on a CPU, ConvNeXt-Tiny on a GPU."""
     if requested != "auto":
         return requested

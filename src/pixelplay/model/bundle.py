@@ -98,7 +98,7 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
     from safetensors.torch import save as save_tensors
 
     os.makedirs(folder, exist_ok=True)
-    branches = bundle.backbone.tails if isinstance(bundle.backbone, BranchedBackbone) else []
+    branches = bundle.backbone.branches if isinstance(bundle.backbone, BranchedBackbone) else []
     assert len(branches) <= MAX_BRANCHES
     networks = {BACKBONE: bundle.backbone.network}
     networks |= {_branch_file(i): branch.network for i, branch in enumerate(branches)}
@@ -120,7 +120,7 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
             "name": bundle.backbone.name,
             "features": bundle.backbone.features,
             "features_version": FEATURES_VERSION,
-            "n_fronts": [branch.n_front for branch in branches],
+            "n_fronts": [branch.n_frozen for branch in branches],
         },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
@@ -291,7 +291,7 @@ def _with_branches(
     names = [_branch_file(i) for i in range(len(n_fronts))]
     if unverified := [name for name in names if name not in content["sha256"]]:
         raise ValueError(f"no digest of {unverified[0]}")
-    branches = [TrainableStages(backbone, n_front) for n_front in n_fronts]
+    branches = [TrainableStages(backbone, n_frozen) for n_frozen in n_fronts]
     for name, branch in zip(names, branches, strict=True):
         path = os.path.join(folder, name)
         load_weights_into(branch.network, read_state_dict(path), path)

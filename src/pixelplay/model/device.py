@@ -29,7 +29,7 @@ _THREAD_COUNT = _ThreadCount()
 
 
 @contextmanager
-def shared_cores() -> Iterator[int]:
+def share_cores() -> Iterator[int]:
     """Yield the number of cores torch may use, so that threads can divide them.
 
     `torch.set_num_threads` in one thread also sets the default of threads that start later, anywhere in the
@@ -64,13 +64,13 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: 
     if device != "cpu":
         yield from map(work, items)
         return
-    with shared_cores() as n_cores:
+    with share_cores() as n_cores:
         yield from prefetch_map(
-            work, items, num_workers=n_cores, ahead=n_cores, prepare=lambda: torch.set_num_threads(1)
+            work, items, num_workers=n_cores, ahead=n_cores, initializer=lambda: torch.set_num_threads(1)
         )
 
 
-def pick_device(requested: str) -> str:
+def resolve_device_name(requested: str) -> str:
     """Resolve `auto` to "cuda", "mps" or "cpu", in this order of preference.
 
     Raises:
@@ -84,7 +84,7 @@ def pick_device(requested: str) -> str:
     return requested
 
 
-def pick_precision(requested: Precision, device: str) -> Precision:
+def resolve_precision(requested: Precision, device: str) -> Precision:
     """Resolve `auto`: bf16 where the device computes it natively, else fp32."""
     if requested != "auto":
         return requested
@@ -125,34 +125,34 @@ class Device:
         """Return the autocast context of the precision."""
         return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.is_bf16)
 
-    def generators(self) -> list[int]:
+    def rng_devices(self) -> list[int]:
         """Return the GPU indices for `torch.random.fork_rng`."""
         return [torch.cuda.current_device()] if self.name == "cuda" else []
 
 
-def find_device(compute: ComputeConfig) -> Device:
+def resolve_device(compute: ComputeConfig) -> Device:
     """Resolve the device and precision settings on this machine.
 
     Raises:
         ConfigError: the requested device is not available.
     """
-    name = pick_device(compute.device)
-    return Device(name=name, precision=pick_precision(compute.precision, name))
+    name = resolve_device_name(compute.device)
+    return Device(name=name, precision=resolve_precision(compute.precision, name))
 
 
-class TooLittleMemoryError(ConfigError):
+class InsufficientMemoryError(ConfigError):
     """Out of memory with the requested or the smallest batch size."""
 
 
-def inference_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
+def inference_memory_error(device: str, batch_size: int) -> InsufficientMemoryError:
     """Build the out-of-memory error of inference."""
-    return TooLittleMemoryError(
+    return InsufficientMemoryError(
         f"{device} is out of memory with a batch size of {batch_size}; lower --batch-size"
     )
 
 
 @contextmanager
-def explain_memory_errors(replacement: TooLittleMemoryError) -> Iterator[None]:
+def translate_memory_errors(replacement: InsufficientMemoryError) -> Iterator[None]:
     """Replace torch's out-of-memory errors by one that says what to lower."""
     try:
         yield

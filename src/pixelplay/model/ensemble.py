@@ -16,22 +16,22 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
+class EnsembleMember:
     """One classifier of an ensemble: its differences from the frozen backbone.
 
     Attributes:
-        tails: its own stages: at most one unless `is_beside`.
-        head: on the frozen features followed by those of its own stages. Unless `is_beside`, the frozen
+        tails: its own stages: at most one unless `keeps_frozen`.
+        head: on the frozen features followed by those of its own stages. Unless `keeps_frozen`, the frozen
             features are only those from before the split.
         is_beside: its own stages come in addition to the frozen ones instead of replacing them.
     """
 
-    tails: list[TrainableStages]
+    branches: list[TrainableStages]
     head: LinearHead
-    is_beside: bool
+    keeps_frozen: bool
 
 
-def ensemble_member(backbone: Backbone, head: LinearHead, n_front: int | None) -> Member:
+def ensemble_member(backbone: Backbone, head: LinearHead, n_frozen: int | None) -> EnsembleMember:
     """Describe a classifier as an ensemble member.
 
     Args:
@@ -39,14 +39,14 @@ def ensemble_member(backbone: Backbone, head: LinearHead, n_front: int | None) -
         head: on its features.
         n_front: number of stages before the fine-tuned ones if these replace the frozen ones, else None.
     """
-    if n_front is not None:
-        return Member(tails=[TrainableStages(backbone, n_front)], head=head, is_beside=False)
-    branches = backbone.tails if isinstance(backbone, BranchedBackbone) else []
-    return Member(tails=branches, head=head, is_beside=True)
+    if n_frozen is not None:
+        return EnsembleMember(branches=[TrainableStages(backbone, n_frozen)], head=head, keeps_frozen=False)
+    branches = backbone.branches if isinstance(backbone, BranchedBackbone) else []
+    return EnsembleMember(branches=branches, head=head, keeps_frozen=True)
 
 
 def average_members(
-    frozen: Backbone, members: Sequence[Member], temperatures: Sequence[float] | None = None
+    frozen: Backbone, members: Sequence[EnsembleMember], temperatures: Sequence[float] | None = None
 ) -> tuple[Backbone, LinearHead]:
     """Build one network and one head that compute the mean of all logits.
 
@@ -60,11 +60,11 @@ def average_members(
     columns: list[IntArray] = []  # of each member's features in the concatenated ones
     n_features = n_base
     for member in members:
-        n_own = BranchedBackbone(frozen, member.tails).n_features - n_base
-        n_shared = n_base if member.is_beside else n_base - n_own
+        n_own = BranchedBackbone(frozen, member.branches).n_features - n_base
+        n_shared = n_base if member.keeps_frozen else n_base - n_own
         columns.append(np.concatenate([np.arange(n_shared), n_features + np.arange(n_own)]))
         n_features += n_own
-        branches += member.tails
+        branches += member.branches
     heads = [member.head for member in members]
     backbone = BranchedBackbone(frozen, branches) if branches else frozen
     return backbone.eval(), average_heads(heads, columns, n_features, temperatures)

@@ -22,10 +22,10 @@ from pixelplay.errors import BundleError, ImageError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone, PretrainedBackbone
 from pixelplay.model.device import (
     Device,
-    explain_memory_errors,
     inference_memory_error,
     map_on_cores,
     to_device,
+    translate_memory_errors,
 )
 from pixelplay.model.fusion import fuse_for_inference
 from pixelplay.run_log import RunLog
@@ -52,7 +52,7 @@ class Normalizer:
         return (images.float() - self._mean) / self._std
 
 
-def pick_batch_size(requested: int | None, device: str, input_size: int) -> int:
+def resolve_batch_size(requested: int | None, device: str, input_size: int) -> int:
     """Resolve None; on a CPU to a batch whose feature maps fit into a core's cache."""
     if requested is not None:
         return requested
@@ -86,7 +86,7 @@ class FeatureExtractor:
         batch_size: int | None = None,
         training_precision: Precision | None = None,
     ) -> None:
-        self.batch_size = pick_batch_size(batch_size, device, preprocessing.input_size)
+        self.batch_size = resolve_batch_size(batch_size, device, preprocessing.input_size)
         self.n_features = backbone.n_features
         self.preprocessing = preprocessing
         self.device = device
@@ -104,7 +104,7 @@ class FeatureExtractor:
     def __call__(self, pixels: UInt8Array) -> Float32Array:
         """Compute features (B, D) of pixels (B, S, S, 3), B <= batch size."""
         n = len(pixels)
-        with explain_memory_errors(inference_memory_error(self.device, self.batch_size)):
+        with translate_memory_errors(inference_memory_error(self.device, self.batch_size)):
             if n < self.batch_size:
                 padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)
                 pixels = np.concatenate([pixels, padding])
@@ -282,7 +282,7 @@ def extract_features(
         key = f"{DECODE_VERSION}-{THUMBNAIL_VERSION}-{loaded.preprocessing.input_size}"
         thumbnail_cache = ArrayCache(folder, "thumbs", key, max_bytes=max_bytes)
     with log.progress("reading", len(dataset)) as bar:
-        images = extract_features_of(
+        images = extract_cached_features(
             dataset,
             extractor,
             cache,
@@ -296,7 +296,7 @@ def extract_features(
     return images
 
 
-def extract_features_of(
+def extract_cached_features(
     dataset: ImageDataset,
     extractor: FeatureExtractor,
     cache: ArrayCache,
@@ -407,6 +407,6 @@ def find_near_duplicates(
 
     thumbnails, features = images.thumbnails[rows], images.values[rows]
     found = search_near_duplicates(
-        thumbnails, read, features, has_mirrored=hflip, num_workers=num_workers, log=log
+        thumbnails, read, features, mirrored=hflip, num_workers=num_workers, log=log
     )
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

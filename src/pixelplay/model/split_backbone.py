@@ -57,15 +57,15 @@ class FrozenStages(nn.Module):
 
 
 class TrainableStages(nn.Module):
-    """The stages after the split; with `n_front` 0 the whole backbone."""
+    """The stages after the split; with `n_frozen` 0 the whole backbone."""
 
-    def __init__(self, backbone: Backbone, n_front: int) -> None:
+    def __init__(self, backbone: Backbone, n_frozen: int) -> None:
         super().__init__()
         self.network = copy.deepcopy(backbone.network)
-        self.n_front = n_front
-        self._stats_stages = [stage for stage in backbone.stages if stage >= n_front]
-        if n_front:
-            _remove_modules_until(self.network, stage_modules(self.network)[n_front - 1].split("."))
+        self.n_frozen = n_frozen
+        self._stats_stages = [stage for stage in backbone.stages if stage >= n_frozen]
+        if n_frozen:
+            _remove_modules_until(self.network, stage_modules(self.network)[n_frozen - 1].split("."))
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
         """Turn maps (B, C, H, W) and statistics (B, D_frozen) into features (B, D)."""
@@ -88,24 +88,24 @@ class BranchedBackbone(Backbone):
         tails: the branches, of backbones with the same architecture.
     """
 
-    def __init__(self, backbone: Backbone, tails: Iterable[TrainableStages]) -> None:
+    def __init__(self, backbone: Backbone, branches: Iterable[TrainableStages]) -> None:
         super().__init__(backbone.name, backbone.network, backbone.features)
-        self._branches = nn.ModuleList(tails)
+        self._branches = nn.ModuleList(branches)
 
     @property
-    def tails(self) -> list[TrainableStages]:
+    def branches(self) -> list[TrainableStages]:
         """The branches, in the order of their features."""
         return [branch for branch in self._branches if isinstance(branch, TrainableStages)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images (B, 3, H, W) into features (B, D + D - D_frozen per branch)."""
-        branches = self.tails
-        split_stages = [branch.n_front - 1 for branch in branches if branch.n_front]
+        branches = self.branches
+        split_stages = [branch.n_frozen - 1 for branch in branches if branch.n_frozen]
         features, maps = compute_features_and_maps(self.network, self.stages, images, split_stages)
         maps[-1] = images  # input of branches that share no stage
         no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
         return torch.cat(
-            [features, *(branch(maps[branch.n_front - 1], no_stats) for branch in branches)], dim=1
+            [features, *(branch(maps[branch.n_frozen - 1], no_stats) for branch in branches)], dim=1
         )
 
 

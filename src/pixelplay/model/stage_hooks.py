@@ -43,12 +43,12 @@ class StageHooks:
             )
         networks: list[tuple[Any, int]] = [(backbone.network, 0)]
         if isinstance(backbone, BranchedBackbone):
-            networks += [(branch.network, branch.n_front) for branch in backbone.tails]
+            networks += [(branch.network, branch.n_frozen) for branch in backbone.branches]
         self._stages: list[tuple[nn.Module, int]] = [
             (network.get_submodule(names[i]), i)
-            for network, n_front in networks
+            for network, n_frozen in networks
             for i in self._layouts
-            if i >= n_front
+            if i >= n_frozen
         ]
 
     @contextmanager

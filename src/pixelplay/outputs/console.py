@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # these import torch, which a scan does not need
     from pixelplay.outputs.label_issues import LabelIssueReport
     from pixelplay.outputs.run_report import RunReport
 
-TITLES: Mapping[str, str] = {
+METRIC_TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -35,7 +35,7 @@ TITLES: Mapping[str, str] = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
 }
-HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1")
+HEADLINE_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 SPLIT_TITLES = {
     "all": "All images",
     "train": "Training split",
@@ -83,7 +83,7 @@ def _format_crossval(report: "RunReport", *, verbose: bool, report_path: str | N
     title = f"{folds.n_folds}-fold cross-validation{repeated} ({counted(report.evaluation.n, 'image')})"
     methods = ", ".join(f"{n} × {METHOD_TITLES[method]}" for method, n in report.finetune.items())
     low, high = min(folds.values), max(folds.values)
-    spread = f"{TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {folds.sd:.3f})"
+    spread = f"{METRIC_TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {folds.sd:.3f})"
     if folds.deployed == "ensemble":
         deployed = [f"mean of the {folds.n_folds * folds.repeats} fold models"]
     else:
@@ -113,7 +113,7 @@ def _format_run(
             *_format_estimate(getattr(evaluation, name)),
             f"{value['value'] if isinstance(value := baseline[name], dict) else value:.3f}",
         ]
-        for name in HEADLINES
+        for name in HEADLINE_METRICS
     ]
     unique = report.splits.get("test_without_duplicates")
     if report.test is not None and unique is not None:
@@ -156,7 +156,7 @@ def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = Fals
     if report.unseen is not None:
         columns["not trained on"] = report.unseen
         warnings.append("'not trained on' excludes these images, the results per class include them")
-    titles = {**TITLES, "ece": f"ECE ({ECE_BINS} bins)", "aurc": "AURC"}
+    titles = {**METRIC_TITLES, "ece": f"ECE ({ECE_BINS} bins)", "aurc": "AURC"}
     rows = [
         [f"  {title}", *(cell for e in columns.values() for cell in _format_estimate(getattr(e, name)))]
         for name, title in titles.items()
@@ -189,7 +189,7 @@ def _describe_threshold(report: "EvaluationReport") -> list[str]:
         where += ", which the model was trained on"
     if point.threshold is None or point.precision is None:
         return [
-            f"precision {point.asked_precision} for {point.positive!r} is not reached on {where}; "
+            f"precision {point.target_precision} for {point.positive!r} is not reached on {where}; "
             f"the highest is {point.highest_precision:.3f}"
         ]
     return [
@@ -271,8 +271,8 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
         "leaks": [describe_set(dataset, members) for members in audit.duplicates.leaks],
         "expected_without_images": list(coverage.absent),
         "expected_with_few_images": dict(coverage.few),
-        "reachable_accuracy": coverage.reachable,
-        "test_share_with_few_images": coverage.in_few,
+        "reachable_accuracy": coverage.max_accuracy,
+        "test_share_with_few_images": coverage.few_share,
         "notes": list(dataset.notes),
     }
 
@@ -320,11 +320,15 @@ def _describe_coverage(dataset: ImageDataset) -> list[str]:
     """Name expected classes that have no or too few images."""
     coverage, lines = find_coverage(dataset), []
     if absent := coverage.absent:
-        bound = coverage.reachable
+        bound = coverage.max_accuracy
         effect = "" if bound is None else f"; accuracy cannot exceed {percent(bound)}"
         lines.append(f"expected classes without images ({len(absent)}): {_name_examples(absent)}{effect}")
     if few := [f"{name} ({n})" for name, n in coverage.few.items()]:
-        share = "" if coverage.in_few is None else f"; they are {percent(coverage.in_few)} of the test images"
+        share = (
+            ""
+            if coverage.few_share is None
+            else f"; they are {percent(coverage.few_share)} of the test images"
+        )
         lines.append(
             f"expected classes with fewer than {FEW_IMAGES} images ({len(few)}): {_name_examples(few)}{share}"
         )
@@ -368,7 +372,7 @@ def _name_examples(names: Sequence[str]) -> str:
 def _title(name: str, optimised: str) -> str:
     """Title the row of a metric and mark the one that the run optimises."""
     direction = " (lower is better)" if name == "log_loss" else ""
-    return f"  {TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
+    return f"  {METRIC_TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
 
 
 def _join_blocks(*blocks: Sequence[str]) -> str:
@@ -398,7 +402,7 @@ def _inline(estimate: Estimate) -> str:
 
 
 def _describe_metric(evaluation: Evaluation, name: str) -> str:
-    return f"{TITLES[name]} {_inline(getattr(evaluation, name))} on {counted(evaluation.n, 'image')}"
+    return f"{METRIC_TITLES[name]} {_inline(getattr(evaluation, name))} on {counted(evaluation.n, 'image')}"
 
 
 def _warn_rough(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.config import Metric
-from pixelplay.evaluation.calibration import compare_reliability, natural_probs
+from pixelplay.evaluation.calibration import compare_reliability, temperature_softmax
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, evaluate_probs, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
@@ -145,7 +145,7 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
 def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
     """Compare calibration in the first repetition; repeated images are no further evidence."""
     held_out = validation.folds[0] >= 0  # excluded images have the deployed temperature
-    before = natural_probs(validation.logits[0][held_out], 1.0)
+    before = temperature_softmax(validation.logits[0][held_out], 1.0)
     return compare_reliability(before, validation.probs[0][held_out], labels[held_out], "oof")
 
 

@@ -337,8 +337,8 @@ def compare_runs(
     elif is_seen.any():
         trained = " and ".join(f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True))
         log.note(
-            f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference may "
-            "not hold for new images"
+            f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference "
+            "may not hold for new images"
         )
     return RunComparison(
         runs=runs,

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from pixelplay.arrays import Float32Array, UInt8Array
-from pixelplay.atomic import bring_back, put_in_place
+from pixelplay.atomic import replace_folder, restore_folder
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow
-from pixelplay.data.tables import safe_label, safe_path
+from pixelplay.data.tables import escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.inference.explain import Explainer
 from pixelplay.outputs.predictions_table import DECIMALS, csv_writer
@@ -77,7 +77,7 @@ def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
     """
     out = os.path.realpath(out)  # replaces the target of a link, not the link
     partial = f"{out}.partial"
-    bring_back(partial, out, _is_ours)
+    restore_folder(partial, out, _is_ours)
     for folder in (out, partial):
         _check_target(folder, force=force)
     try:
@@ -89,7 +89,7 @@ def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
     try:
         yield partial
         _check_target(out, force=force)  # another process may have created it meanwhile
-        put_in_place(partial, out, _is_ours_or_empty)
+        replace_folder(partial, out, _is_ours_or_empty)
     except OSError as error:
         error.filename = error.filename or out  # the error of a full disk has no file name
         raise
@@ -179,7 +179,7 @@ def _cell(column: str, value: str | float | None) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.{DECIMALS}f}"
-    return safe_path(value) if column == "path" else safe_label(value)
+    return escape_path(value) if column == "path" else escape_label(value)
 
 
 def file_stem(number: int, path: str, class_name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.atomic import write_bytes
-from pixelplay.data.tables import plain_label, plain_path, safe_label, safe_path
+from pixelplay.data.tables import escape_label, escape_path, unescape_label, unescape_path
 from pixelplay.errors import BundleError
 from pixelplay.evaluation.label_issues import find_label_issues
 from pixelplay.outputs.predictions_table import csv_writer
@@ -143,8 +143,8 @@ def write_label_issues(label_issues: Sequence[LabelIssue], path: str) -> None:
     writer.writerow(COLUMNS)
     for issue in label_issues:
         cells = [getattr(issue, name) for name in COLUMNS[1:]]
-        shown = [f"{cell:.6f}" if isinstance(cell, float) else safe_label(cell) for cell in cells]
-        writer.writerow([safe_path(issue.path), *shown])
+        shown = [f"{cell:.6f}" if isinstance(cell, float) else escape_label(cell) for cell in cells]
+        writer.writerow([escape_path(issue.path), *shown])
     write_bytes(text.getvalue().encode("utf-8", "surrogateescape"), path)
 
 
@@ -173,12 +173,12 @@ def read_label_issues(run: str) -> LabelIssueReport:
 
 def _parse_row(row: Mapping[str, str]) -> LabelIssue:
     return LabelIssue(
-        path=plain_path(row["path"]),
+        path=unescape_path(row["path"]),
         split=row["split"],
-        label=plain_label(row["label"]),
-        suggested=plain_label(row["suggested"]),
+        label=unescape_label(row["label"]),
+        suggested=unescape_label(row["suggested"]),
         score=float(row["score"]),
         prob_label=float(row["prob_label"]),
         prob_suggested=float(row["prob_suggested"]),
-        reason=plain_label(row["reason"]),
+        reason=unescape_label(row["reason"]),
     )

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pixelplay.data.tables import safe_label, safe_path
+from pixelplay.data.tables import escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
 from pixelplay.run_log import RunLog
@@ -100,14 +100,14 @@ class CsvTable:
         labels, optional = chunk.label, _optional_columns(chunk)
         for i, path in enumerate(chunk.paths):
             k = int(chunk.pred[i])
-            row = [safe_path(path), chunk.status[i], safe_label(chunk.errors[i])]
-            row += [safe_label(column[i]) for column in extra.values()]
-            row += [] if labels is None else [safe_label(labels[i])]
+            row = [escape_path(path), chunk.status[i], escape_label(chunk.errors[i])]
+            row += [escape_label(column[i]) for column in extra.values()]
+            row += [] if labels is None else [escape_label(labels[i])]
             if k < 0:
                 row += [""] * (2 + len(self._classes) + len(optional))
             else:
                 probs = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
-                row += [safe_label(self._classes[k]), probs[k], *probs]
+                row += [escape_label(self._classes[k]), probs[k], *probs]
                 row += [json.dumps(column[i], ensure_ascii=False) for column in optional.values()]
             self._writer.writerow(row)
         self._file.flush()

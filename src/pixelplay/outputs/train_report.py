@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pixelplay.evaluation.calibration import compare_reliability, uncalibrated
+from pixelplay.evaluation.calibration import compare_reliability, remove_temperature
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import majority_baseline
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
@@ -53,7 +53,7 @@ def make_train_report(
     calibration = None
     if test is not None:
         probs = test.predictions.probs
-        before = uncalibrated(probs, rule.temperature)
+        before = remove_temperature(probs, rule.temperature)
         calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
     headline, counts = test or held_out, data.counts_of(classifier.trained_on)
     return RunReport(

@@ -16,7 +16,7 @@ from pixelplay.atomic import write_bytes
 from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead
-from pixelplay.model.ensemble import Member
+from pixelplay.model.ensemble import EnsembleMember
 from pixelplay.model.split_backbone import TrainableStages
 
 SUFFIX = ".safetensors"
@@ -207,7 +207,7 @@ class FoldResult:
     fold: int
     rows: IntArray
     logits: Float32Array
-    member: Member
+    member: EnsembleMember
     finetune: str
     chosen: dict[str, dict[str, Any]]
     history: list[dict[str, float]]
@@ -225,12 +225,12 @@ def write_fold(folder: str, result: FoldResult) -> None:
 
     tensors = {"logits": torch.from_numpy(result.logits)}
     tensors |= {f"head.{name}": torch.from_numpy(a) for name, a in result.member.head.arrays().items()}
-    for i, tail in enumerate(result.member.tails):
+    for i, tail in enumerate(result.member.branches):
         state = tail.network.state_dict()
         tensors |= {f"stages.{i}.{name}": value.contiguous().cpu() for name, value in state.items()}
     about = {
-        "n_frozen": [tail.n_front for tail in result.member.tails],
-        "is_beside": result.member.is_beside,
+        "n_frozen": [tail.n_frozen for tail in result.member.branches],
+        "is_beside": result.member.keeps_frozen,
         **{name: getattr(result, name) for name in ("finetune", "chosen", "history", "notes")},
     }
     write_bytes(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, FOLD))
@@ -251,14 +251,14 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
     with _explain_damage(path):
         metadata, kept = _read_safetensors(path)
         about = json.loads(metadata["fold"])
-        tails = [TrainableStages(frozen, n_frozen) for n_frozen in about.pop("n_frozen")]
-        for i, tail in enumerate(tails):
+        branches = [TrainableStages(frozen, n_frozen) for n_frozen in about.pop("n_frozen")]
+        for i, tail in enumerate(branches):
             tail.network.load_state_dict(_with_prefix(kept, f"stages.{i}."))
         head = LinearHead(**{name: value.numpy() for name, value in _with_prefix(kept, "head.").items()})
         logits: Float32Array = np.asarray(kept["logits"].numpy())
         if len(logits) != len(held_out):
             raise ValueError(f"{len(logits)} images, not {len(held_out)}")
-        member = Member(tails=tails, head=head, is_beside=about.pop("is_beside"))
+        member = EnsembleMember(branches=branches, head=head, keeps_frozen=about.pop("is_beside"))
         return FoldResult(
             repeat=place[0], fold=place[1], rows=held_out, logits=logits, member=member, **about
         )

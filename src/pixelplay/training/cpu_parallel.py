@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
-from pixelplay.model.device import Device, is_out_of_memory, shared_cores
+from pixelplay.model.device import Device, is_out_of_memory, share_cores
 from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import ThreadPool
 
@@ -34,14 +33,14 @@ def parallel_forward(classifier: Classifier, device: Device, batch_size: int) ->
     Args:
         batch_size: images per batch, at most.
     """
-    with shared_cores() as n_cores:
+    with share_cores() as n_cores:
         limit = min(MAX_SHARDS, batch_size // MIN_SHARD)
         n_shards = max((n for n in range(1, limit + 1) if n_cores % n == 0), default=1)  # no core is idle
         is_separable = isinstance(classifier.head, TrainableLinearHead) and not _has_dropout(classifier)
         if device.name != "cpu" or n_shards == 1 or not is_separable:
             yield classifier
             return
-        with ThreadPool(n_shards, prepare=lambda: torch.set_num_threads(n_cores // n_shards)) as pool:
+        with ThreadPool(n_shards, initializer=lambda: torch.set_num_threads(n_cores // n_shards)) as pool:
             yield _ShardedForward(classifier, device, pool, n_shards)
 
 
@@ -107,7 +106,7 @@ class _ShardedForward:
 
     def forward_shards(self, shards: Sequence[Shard]) -> list[Tensor]:
         """Return the logits of each shard, with their graphs."""
-        futures = [self._pool.give(partial(self._forward_shard, shard)) for shard in shards]
+        futures = [self._pool.submit(self._forward_shard, shard) for shard in shards]
         return [future.result() for future in futures]
 
     def backward_shards(self, logits: Sequence[Tensor], gradients: Sequence[Tensor]) -> Gradients:
@@ -117,7 +116,7 @@ class _ShardedForward:
             return torch.autograd.grad(logits, self.parameters, gradient, allow_unused=True)
 
         pairs = zip(logits, gradients, strict=True)
-        futures = [self._pool.give(partial(backward, *pair)) for pair in pairs]
+        futures = [self._pool.submit(backward, *pair) for pair in pairs]
         found = [future.result() for future in futures]
         return tuple(_sum(parts) for parts in zip(*found, strict=True))
 

@@ -14,7 +14,7 @@ from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out, hold_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out, hold_out
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.conformal import score_held_out
@@ -126,7 +126,7 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
             name = f"fold {fold + 1}/{config.n_folds}"
             if repeats > 1:
                 name += f", repeat {repeat + 1}/{repeats}"
-            with log.chapter(name):
+            with log.section(name):
                 held_out = rows[folds[repeat] == fold]
                 results.append(_train_fold(data, held_out, ctx.derive(config=each), (repeat, fold)))
     logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
@@ -174,7 +174,7 @@ def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContex
         val_frac=defaults.val_frac if method == "none" else config.val_frac,
     )
     own = ctx.derive(config=alike, started=time.monotonic(), plan=plan)
-    with ctx.log.chapter("all images"):
+    with ctx.log.section("all images"):
         everything = _hold_out_fold(data, np.empty(0, dtype=np.int64), own)
         classifier = fit_probe_or_finetune(everything, own)
     return _with_folds(classifier, validation, validation.logits)
@@ -277,7 +277,7 @@ def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
     labels, groups = data.labels[rows], data.split.groups[rows]
     _check_class_sizes(labels, groups, data.known_classes, n_folds)
     folds = assign_folds(labels, groups, n_folds, config.seed)
-    check_some_held_out(folds, data.dataset.source)
+    check_any_held_out(folds, data.dataset.source)
     if empty := [fold for fold in range(n_folds) if not (folds == fold).any()]:
         raise DataError(
             f"groups leave {len(empty)} of {n_folds} folds empty; use --n-folds "

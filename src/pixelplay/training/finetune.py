@@ -67,7 +67,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     plan = make_plan(task, method)
     os.makedirs(ctx.checkpoint_dir, exist_ok=True)
     write_plan(plan, os.path.join(ctx.run_dir, "plan.json"))
-    ctx.log.tell(plan.describe(len(task.train)))
+    ctx.log.info(plan.describe(len(task.train)))
     frozen, trainable = split_backbone(
         pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size
     )
@@ -80,7 +80,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     if frozen is None:
         _check_sizes(schedule, pretrained.backbone)
     for note in _ineffective_settings(plan, schedule):
-        ctx.log.note_for_all(note)
+        ctx.log.note_for_run(note)
     _note_uncached_pixels(task, plan)
     trainer = Trainer(
         classifier,
@@ -265,7 +265,7 @@ def _average_with_probe(
     """Put the trained stages beside the frozen ones, under a head that averages both logits."""
     frozen = task.ctx.backbone.backbone
     probe = ensemble_member(frozen, probe_head, None)
-    network = ensemble_member(tuned.backbone, tuned.head, tuned.trainable.n_front)
+    network = ensemble_member(tuned.backbone, tuned.head, tuned.trainable.n_frozen)
     return average_members(frozen, [probe, network])
 
 
@@ -287,7 +287,7 @@ def _check_sizes(schedule: Schedule, backbone: Backbone) -> None:
 
 def _note_uncached_pixels(task: FinetuneTask, plan: FinetunePlan) -> None:
     if plan.cached_views is None and (reason := task.pixels.pixels.failure):
-        task.ctx.log.note_for_all(f"every epoch decodes all images again: {reason}")
+        task.ctx.log.note_for_run(f"every epoch decodes all images again: {reason}")
 
 
 def _ineffective_settings(plan: FinetunePlan, schedule: Schedule) -> Iterator[str]:

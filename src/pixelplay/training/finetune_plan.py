@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixelplay.atomic import write_json
-from pixelplay.config import SMALLEST_NORMED, TrainConfig
+from pixelplay.config import MIN_MLP_BATCH, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.text import counted, name_some, suggest
 from pixelplay.training.compatibility import FinetunedMethod
@@ -102,9 +102,9 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
             raise ConfigError(
                 f"{name}={value!r} contradicts the plan, which has {planned!r}; omit one of them"
             )
-    if asked.head == "mlp" and plan.batch_size < SMALLEST_NORMED:
+    if asked.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
-            f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {SMALLEST_NORMED}; "
+            f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
             "omit the plan or the head"
         )
     return replace(config, finetune=plan.finetune)

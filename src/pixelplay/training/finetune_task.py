@@ -20,7 +20,7 @@ from pixelplay.model.classifier import (
     feature_scale,
 )
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
-from pixelplay.model.features import pick_batch_size
+from pixelplay.model.features import resolve_batch_size
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages
 from pixelplay.training.finetune_plan import FinetunePlan
 from pixelplay.training.imbalance import fit_probe_for_imbalance, refit_probe_head
@@ -85,7 +85,7 @@ class FinetuneTask:
     def eval_batch_size(self) -> int:
         """Images per batch outside training."""
         size = self.ctx.backbone.preprocessing.input_size
-        return pick_batch_size(self.ctx.config.compute.batch_size, self.ctx.device.name, size)
+        return resolve_batch_size(self.ctx.config.compute.batch_size, self.ctx.device.name, size)
 
     def cached_views(self, frozen: FrozenStages, n_views: int, *, use_cache: bool = True) -> CachedViews:
         """Return the feature maps of augmented views, kept in the cache or in the run's folder."""
@@ -108,7 +108,7 @@ class FinetuneTask:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
         features = self.data.features[self.train]
-        with torch.random.fork_rng(devices=self.ctx.device.generators()):
+        with torch.random.fork_rng(devices=self.ctx.device.rng_devices()):
             torch.manual_seed(self.ctx.config.seed)
             head: TrainableLinearHead | TrainableMlpHead
             if settings.head == "mlp":

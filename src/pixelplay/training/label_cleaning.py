@@ -6,7 +6,7 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.label_issues import find_label_issues
 from pixelplay.text import counted
@@ -31,7 +31,7 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     rows, config = data.fit_rows, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
     folds = assign_folds(labels, groups, config.n_folds, config.seed)
-    check_some_held_out(folds, data.dataset.source)
+    check_any_held_out(folds, data.dataset.source)
     with ctx.log.progress("finding label issues", None, "values of C") as bar:
         probe = fit_probe_for_imbalance(
             data.features[rows], labels, groups, folds, config, on_progress=bar.update

@@ -30,7 +30,7 @@ def make_optimizer(
     arXiv:2205.10287.
     """
     scale = lr_frac * math.sqrt(images_per_step / REFERENCE_BATCH)
-    top_lr, layer_decay = settings.rates(is_full=not classifier.stages.n_front)
+    top_lr, layer_decay = settings.rates(full=not classifier.stages.n_frozen)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value, distance in classifier.distances():
         lr = settings.head_lr if name.startswith("head.") else top_lr * layer_decay**distance

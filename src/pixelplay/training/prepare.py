@@ -13,8 +13,8 @@ from pixelplay.data.relabel import read_corrected_labels
 from pixelplay.data.sampling import HINT_RATIO, imbalance_ratio
 from pixelplay.model.features import (
     FeatureExtractor,
+    extract_cached_features,
     extract_features,
-    extract_features_of,
     find_near_duplicates,
 )
 from pixelplay.run_log import RunLog
@@ -61,7 +61,7 @@ def read_rows(
     """
     is_row = np.zeros(len(data.dataset), dtype=np.bool_)
     is_row[rows] = True
-    found = extract_features_of(
+    found = extract_cached_features(
         data.dataset.select(is_row),
         extractor,
         ArrayCache("", "features", "", max_bytes=0),
@@ -145,13 +145,15 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
     dataset = data.all_images
     coverage = find_coverage(dataset, np.array([counts.get(name, 0) for name in dataset.classes], np.int64))
     if coverage.absent:
-        bound = "" if coverage.reachable is None else f"; accuracy cannot exceed {coverage.reachable:.1%}"
+        bound = (
+            "" if coverage.max_accuracy is None else f"; accuracy cannot exceed {coverage.max_accuracy:.1%}"
+        )
         named = examples(coverage.absent)
-        log.note(f"{len(coverage.absent)} expected classes without training images: {named}{bound}")
+        log.note(f"{counted(len(coverage.absent), 'expected class')} without training images: {named}{bound}")
     if coverage.few:
-        share = "" if coverage.in_few is None else f"; {coverage.in_few:.1%} of the test images"
+        share = "" if coverage.few_share is None else f"; {coverage.few_share:.1%} of the test images"
         named = examples([f"{name} ({n})" for name, n in coverage.few.items()])
-        n = f"{len(coverage.few)} expected classes"
+        n = counted(len(coverage.few), "expected class")
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_some_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
 from pixelplay.errors import ConfigError, DataError
-from pixelplay.evaluation.decision_rule import compare_logits, held_out_score
-from pixelplay.model.device import TooLittleMemoryError
+from pixelplay.evaluation.decision_rule import calibrated_nll, compare_logits
+from pixelplay.model.device import InsufficientMemoryError
 from pixelplay.model.split_backbone import BackboneSplitError
 from pixelplay.text import counted, name_some
 from pixelplay.training.compatibility import TrainedMethod, can_repeat_hard_examples, unused_settings
@@ -55,7 +55,7 @@ def fit_probe_or_finetune(
     task = FinetuneTask(data, probe, ctx)
     try:
         tuned = finetune(task, method)
-    except (TimeBudgetError, BackboneSplitError, TooLittleMemoryError) as error:
+    except (TimeBudgetError, BackboneSplitError, InsufficientMemoryError) as error:
         if config.finetune != "auto":
             raise ConfigError(str(error)) from None
         log.note(f"{error}; using the linear probe")
@@ -121,7 +121,7 @@ def compare_methods(
         (probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed
     )
     difference = values[1] - values[0]
-    scores = [held_out_score(logits, labels, priors, config.metric) for logits in (probe, tuned)]
+    scores = [calibrated_nll(logits, labels, priors, config.metric) for logits in (probe, tuned)]
     is_clear = abs(difference) > CLEAR_DIFFERENCE * standard_error
     is_better = difference > 0 if is_clear else scores[1] < scores[0]
     return is_better, {
@@ -175,7 +175,7 @@ def _fit_probe(
 ) -> tuple[LinearProbe, IntArray]:
     labels, groups = data.labels[rows], data.split.groups[rows]
     folds = assign_folds(labels, groups, ctx.config.n_folds, ctx.config.seed)
-    check_some_held_out(folds, data.dataset.source)
+    check_any_held_out(folds, data.dataset.source)
     with ctx.log.progress("linear probe", None, "values of C") as bar:
         probe = fit_probe_for_imbalance(
             data.features[rows],
@@ -239,21 +239,21 @@ def _note_ineffective_settings(method: TrainedMethod, ctx: RunContext) -> None:
     settings, gives_budget = config.finetuning, config.time_budget != defaults.time_budget
     if method == "none":
         if gives_budget:
-            log.note_for_all("--time-budget is ignored with --finetune none")
+            log.note_for_run("--time-budget is ignored with --finetune none")
         if config.finetune == "none" and config.val_frac != defaults.val_frac:
-            log.note_for_all("--val-frac is ignored with --finetune none")
+            log.note_for_run("--val-frac is ignored with --finetune none")
         _note_unused_by_probe(ctx)
         return
     if settings.hard_example_frac and not can_repeat_hard_examples(config):
-        log.note_for_all("--hard-example-frac is ignored with mixup, cutmix and --head mlp")
+        log.note_for_run("--hard-example-frac is ignored with mixup, cutmix and --head mlp")
     if settings.deterministic and ctx.device.name == "mps":
-        log.note_for_all("--deterministic has no effect on Apple GPUs")
+        log.note_for_run("--deterministic has no effect on Apple GPUs")
     if config.finetune == "auto" and (unused := unused_settings(method, config)):
-        log.note_for_all(f"no effect with {method} fine-tuning: {', '.join(unused)}")
+        log.note_for_run(f"no effect with {method} fine-tuning: {', '.join(unused)}")
     if gives_budget and (ctx.plan is not None or settings.epochs is not None):
-        log.note_for_all("--time-budget is ignored where the number of epochs is given")
+        log.note_for_run("--time-budget is ignored where the number of epochs is given")
 
 
 def _note_unused_by_probe(ctx: RunContext) -> None:
     if unused := unused_settings("none", ctx.config):
-        ctx.log.note_for_all(f"no effect with a linear probe: {', '.join(unused)}")
+        ctx.log.note_for_run(f"no effect with a linear probe: {', '.join(unused)}")

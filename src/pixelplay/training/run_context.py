@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from pixelplay.config import StrPath, TrainConfig, parse_duration
-from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone, pick_backbone_name
-from pixelplay.model.device import Device, find_device
+from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone, resolve_backbone_name
+from pixelplay.model.device import Device, resolve_device
 from pixelplay.model.features import FeatureExtractor, make_extractor
 from pixelplay.run_log import RunLog
 from pixelplay.training.compatibility import check_compatible
@@ -67,7 +67,7 @@ class RunContext:
         repeated, config = (None, config) if plan is None else load_plan(os.fspath(plan), config, log)
         check_compatible(config)
         with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as run_dir:
-            device = find_device(config.compute)
+            device = resolve_device(config.compute)
             _set_cublas_workspace(config, device)
             ctx = cls(config=config, device=device, run_dir=run_dir, log=log, started=started, plan=repeated)
             check_settings(ctx.checkpoint_dir, config, device, repeated, log, options)
@@ -81,7 +81,7 @@ class RunContext:
             ConfigError: the backbone or its weights cannot be used.
         """
         return load_backbone(
-            pick_backbone_name(self.config.backbone, self.device.name),
+            resolve_backbone_name(self.config.backbone, self.device.name),
             self.config.weights,
             offline=self.config.offline,
             features="stages" if self.config.finetuning.head == "linear" else "pooled",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pixelplay.atomic import bring_back, put_in_place
+from pixelplay.atomic import replace_folder, restore_folder
 from pixelplay.errors import ConfigError
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
@@ -37,7 +37,7 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
     out_dir = os.path.realpath(out_dir)  # a symbolic link stays, its target is replaced
     partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
-    bring_back(partial, out_dir, _is_run)
+    restore_folder(partial, out_dir, _is_run)
     if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, UNFINISHED_FILES):
         _remove_temporary(out_dir)  # the process was killed after the rename
     _check_target(out_dir, force=force)
@@ -59,7 +59,7 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
             yield partial
             _check_target(out_dir, force=force)  # another process may have created it meanwhile
             # with the checkpoint: the process may be killed at any instant
-            put_in_place(partial, out_dir, _is_run)
+            replace_folder(partial, out_dir, _is_run)
             _remove_temporary(out_dir)
         except OSError as error:
             error.filename = error.filename or out_dir  # a full disk names no file

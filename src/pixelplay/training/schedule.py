@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
-from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, whole_draws
+from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, round_draws
 from pixelplay.training.compatibility import can_repeat_hard_examples
 from pixelplay.training.inputs import Batch
 
@@ -103,7 +103,7 @@ class Schedule:
         weights = np.ones(len(drawn), dtype=np.float32)
         if self.hard_example_frac:
             expected = expected_draws(errors[self.rows[drawn]], self.hard_example_frac)  # (n,)
-            order = rng.permutation(np.repeat(np.arange(len(drawn)), whole_draws(expected, rng)))
+            order = rng.permutation(np.repeat(np.arange(len(drawn)), round_draws(expected, rng)))
             drawn, weights = drawn[order], (1 / expected[order]).astype(np.float32)
         seen: Counter[int] = Counter()
         times = np.zeros(len(drawn), dtype=np.int64)

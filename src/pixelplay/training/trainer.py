@@ -16,16 +16,16 @@ from torch import Tensor
 
 from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric, Switch
-from pixelplay.evaluation.calibration import nll_of
-from pixelplay.evaluation.decision_rule import held_out_score
-from pixelplay.evaluation.metrics import LABEL_METRICS, Counts, count_labels
+from pixelplay.evaluation.calibration import mean_nll
+from pixelplay.evaluation.decision_rule import calibrated_nll
+from pixelplay.evaluation.metrics import LABEL_METRICS, ClassCounts, count_labels
 from pixelplay.model.classifier import Classifier
 from pixelplay.model.device import (
     Device,
-    TooLittleMemoryError,
-    explain_memory_errors,
+    InsufficientMemoryError,
     map_on_cores,
     to_device,
+    translate_memory_errors,
 )
 from pixelplay.run_log import Progress
 from pixelplay.training.checkpoint import (
@@ -88,7 +88,7 @@ class Validation:
             averaged = True, (logits + self.probe_logits) / np.float32(2)
             candidates = [averaged] if self.ensemble_probe == "on" else [*candidates, averaged]
         scored = [
-            (with_probe, each, held_out_score(each, self.labels, self.priors, self.metric))
+            (with_probe, each, calibrated_nll(each, self.labels, self.priors, self.metric))
             for with_probe, each in candidates
         ]
         return min(scored, key=lambda candidate: candidate[2])
@@ -172,7 +172,7 @@ class Trainer:
                 if state.stopped and not state.n_batches:
                     break  # a non-finite loss has spoilt the weights
                 self._end_epoch()
-                bar.expect(state.epochs * self.schedule.batches_per_epoch)
+                bar.set_total(state.epochs * self.schedule.batches_per_epoch)
         restore_weights(self.classifier, state.best)
         return state
 
@@ -180,9 +180,9 @@ class Trainer:
     def _environment(self) -> Iterator[Progress]:
         """Resume, evaluate the initial weights, and set up random state, threads and the progress bar."""
         with (
-            torch.random.fork_rng(devices=self.device.generators()),
+            torch.random.fork_rng(devices=self.device.rng_devices()),
             _algorithms(self.device, deterministic=self.settings.deterministic),
-            explain_memory_errors(training_memory_error(self.device.name, self.schedule.batch_size)),
+            translate_memory_errors(training_memory_error(self.device.name, self.schedule.batch_size)),
         ):
             if has_checkpoint(self.ctx.checkpoint_dir):
                 read_checkpoint(self.state, self.ctx.checkpoint_dir)
@@ -335,7 +335,7 @@ class Trainer:
         state.seconds += time.monotonic() - start
         if row["epoch"] or len(logits):
             is_best = bool(row["epoch"]) and state.best_epoch == row["epoch"]
-            self.log.tell(_describe_epoch(row, self.schedule.epochs, is_best=is_best))
+            self.log.info(_describe_epoch(row, self.schedule.epochs, is_best=is_best))
 
     def _check_early_stopping(self) -> None:
         state, patience = self.state, self.settings.patience
@@ -369,8 +369,8 @@ class Trainer:
             "step": state.step,
             "lr": self._last_lr(),
             "train_loss": state.loss_sum / state.n_seen if state.n_seen else NAN,
-            **_metrics("train", Counts(*np.array(state.counts))),
-            "val_loss": nll_of(logits, labels) if len(labels) else NAN,
+            **_metrics("train", ClassCounts(*np.array(state.counts))),
+            "val_loss": mean_nll(logits, labels) if len(labels) else NAN,
             **_metrics("val", val_counts),
             "val_score": score,
             "img_per_s": state.n_seen / state.epoch_s if state.epoch_s else 0.0,
@@ -407,9 +407,9 @@ class Trainer:
         self.state.seconds += time.monotonic() - start
 
 
-def training_memory_error(device: str, batch_size: int) -> TooLittleMemoryError:
+def training_memory_error(device: str, batch_size: int) -> InsufficientMemoryError:
     """Return the error for a training that runs out of memory."""
-    return TooLittleMemoryError(
+    return InsufficientMemoryError(
         f"{device} has too little memory for batches of {batch_size} images; lower --train-batch-size and "
         "raise --grad-accum-steps by the same factor"
     )
@@ -442,7 +442,7 @@ def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> s
     return f"  epoch {row['epoch']}/{n_epochs}  train loss {row['train_loss']:.3f}  {val}"
 
 
-def _metrics(split: str, counts: Counts) -> dict[str, float]:
+def _metrics(split: str, counts: ClassCounts) -> dict[str, float]:
     """Return label metrics of counts (K,); NaN where nothing was counted."""
     return {f"{split}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
 

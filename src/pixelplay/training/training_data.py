@@ -10,7 +10,7 @@ from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.dataset import NO_LABEL, ImageDataset
 from pixelplay.data.relabel import CorrectedLabels, uncorrected_labels
-from pixelplay.data.splits import Split, check_learnable, check_two_classes, make_split
+from pixelplay.data.splits import Split, check_trainable, check_two_classes, make_split
 from pixelplay.errors import ImageError
 from pixelplay.model.features import ImageFeatures
 
@@ -105,7 +105,7 @@ def build_training_data(
         DataError: too few images are left to train on or to measure on.
     """
     is_readable = ~np.isin(np.arange(len(dataset)), list(features.errors))
-    check_learnable(dataset, is_readable)
+    check_trainable(dataset, is_readable)
     usable = dataset.select(is_readable)
     digests = tuple(digest for digest, ok in zip(features.digests, is_readable, strict=True) if ok)
     position = np.cumsum(is_readable) - 1  # of each image among the readable ones
@@ -135,7 +135,7 @@ def build_training_data(
         n_known=len(known),
         given_labels=rank[usable.labels],
         corrected_labels=rank[corrected],
-        reviewed=corrections.is_reviewed[is_readable],
+        reviewed=corrections.reviewed[is_readable],
         labels=rank[labels],
         fit_rows=fit_rows,
         excluded=excluded,

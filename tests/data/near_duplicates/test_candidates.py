@@ -9,9 +9,9 @@ from pixelplay.arrays import UInt8Array
 from pixelplay.data.decode import decode_image
 from pixelplay.data.near_duplicates.candidates import (
     N_GROUPS,
+    find_candidates,
     max_duplicates,
     nearest_pairs,
-    propose,
     unit_rows,
 )
 from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
@@ -34,7 +34,7 @@ def cosines_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", list(altered(scene(0))))
 def test_every_near_duplicate_is_a_candidate_without_features(kind: str) -> None:
-    found = propose(thumbnails_with_duplicates(kind), None, RunLog(quiet=True))
+    found = find_candidates(thumbnails_with_duplicates(kind), None, RunLog(quiet=True))
     pairs = {(int(i), int(j)): bool(way) for (i, j), way in zip(found.pairs, found.is_mirrored, strict=True)}
     for i in range(4):
         assert pairs.get((i, 20 + i)) == (kind == "mirrored")
@@ -43,7 +43,7 @@ def test_every_near_duplicate_is_a_candidate_without_features(kind: str) -> None
 def test_candidates_with_similar_darker_halves_are_marked() -> None:
     thumbnails = thumbnails_with_duplicates("brightened")
     symmetric = np.concatenate([thumbnails[..., :32], thumbnails[..., 31::-1]], axis=2)  # similar both ways
-    found = propose(symmetric, None, RunLog(quiet=True))
+    found = find_candidates(symmetric, None, RunLog(quiet=True))
     for i in range(4):
         rows = np.flatnonzero((found.pairs == (i, 20 + i)).all(1))
         marks = {bool(found.is_mirrored[row]): bool(found.is_dark[row]) for row in rows}
@@ -56,8 +56,8 @@ def test_features_find_candidates_that_fingerprints_miss() -> None:
     thumbnails = rng.integers(0, 256, (40, 64, 64), np.uint8)
     features = rng.standard_normal((40, 600), dtype=np.float32)
     features[39] = features[0] + 0.2 * rng.standard_normal(600, dtype=np.float32)
-    assert [0, 39] not in propose(thumbnails, None, RunLog(quiet=True)).pairs.tolist()
-    assert [0, 39] in propose(thumbnails, features, RunLog(quiet=True)).pairs.tolist()
+    assert [0, 39] not in find_candidates(thumbnails, None, RunLog(quiet=True)).pairs.tolist()
+    assert [0, 39] in find_candidates(thumbnails, features, RunLog(quiet=True)).pairs.tolist()
 
 
 def test_neighbors_come_after_the_nearest_ten() -> None:

@@ -25,14 +25,14 @@ def decoded(data: bytes) -> PixelArray:
 
 
 def search(
-    images: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, has_mirrored: bool = True
+    images: Sequence[PixelArray], features: NDArray[np.float32] | None = None, *, mirrored: bool = True
 ) -> list[NearDuplicatePair]:
     thumbnails = np.stack([make_thumbnail(image) for image in images])
     return search_near_duplicates(
         thumbnails,
         lambda i: images[i],
         features,
-        has_mirrored=has_mirrored,
+        mirrored=mirrored,
         num_workers=1,
         log=RunLog(quiet=True),
     )
@@ -68,7 +68,7 @@ def test_mirror_images_can_be_excluded_from_near_duplicates() -> None:
     re_encoded = decoded(altered(scene(1))["re-encoded"])
     images = [*originals, mirrored, re_encoded]
     assert [pair.members for pair in search(images)] == [(0, 8), (1, 9)]
-    assert [pair.members for pair in search(images, has_mirrored=False)] == [(1, 9)]
+    assert [pair.members for pair in search(images, mirrored=False)] == [(1, 9)]
 
 
 def under_one_sky(seed: int) -> PixelArray:

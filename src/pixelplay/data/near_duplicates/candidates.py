@@ -62,7 +62,7 @@ def max_duplicates(n: int) -> int:
     return int(max(MAX_DUPLICATES, MAX_DUPLICATES_FRAC * n))
 
 
-def propose(thumbnails: UInt8Array, features: Float32Array | None, log: RunLog) -> Candidates:
+def find_candidates(thumbnails: UInt8Array, features: Float32Array | None, log: RunLog) -> Candidates:
     """Find images that are much closer than the neighbors of each image.
 
     Five kinds of search: fingerprints of the whole image, of its mirror image, of its four corner crops and

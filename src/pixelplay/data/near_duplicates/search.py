@@ -25,7 +25,7 @@ from pixelplay.data.near_duplicates.alignment import (
     overlap_correlation,
     refine,
 )
-from pixelplay.data.near_duplicates.candidates import Candidates, propose
+from pixelplay.data.near_duplicates.candidates import Candidates, find_candidates
 from pixelplay.data.near_duplicates.thumbnails import (
     FINGERPRINT_PX,
     THUMBNAIL_PX,
@@ -80,7 +80,7 @@ def search_near_duplicates(
     read: Callable[[int], UInt8Array],
     features: Float32Array | None = None,
     *,
-    has_mirrored: bool = True,
+    mirrored: bool = True,
     num_workers: int | None = None,
     log: RunLog,
 ) -> list[NearDuplicatePair]:
@@ -97,8 +97,8 @@ def search_near_duplicates(
     """
     if len(thumbnails) < 2:
         return []
-    candidates = propose(thumbnails, features, log)
-    if not has_mirrored:
+    candidates = find_candidates(thumbnails, features, log)
+    if not mirrored:
         candidates = candidates.select(~candidates.is_mirrored)
     alignments, is_aligned = _align(thumbnails, candidates, log)
     candidates, alignments = candidates.select(is_aligned), alignments[is_aligned]
@@ -138,7 +138,7 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple
         if not len(rows):
             continue
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
-        for block in log.follow(what, blocks, len(rows), "pairs"):
+        for block in log.track(what, blocks, len(rows), "pairs"):
             i, j = candidates.pairs[block].T
             first, second = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
             if is_dark:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pixelplay.data.audit import FEW_IMAGES
-from pixelplay.outputs.console import TITLES
+from pixelplay.outputs.console import METRIC_TITLES
 from pixelplay.outputs.report.run_records import RunRecords
 from pixelplay.text import counted, percent
 
@@ -125,7 +125,7 @@ def _advise_probe(records: RunRecords) -> list[Advice]:
         return []
     needs_finetuning = bool({"--recipe", "--plan"} & {*(records.command or ())})
     probe, tuned = (
-        f"{TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
+        f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
         for model in ("probe", "tuned")
     )
     return [

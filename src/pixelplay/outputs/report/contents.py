@@ -10,7 +10,7 @@ from pixelplay import __version__
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import ModelBundle
-from pixelplay.outputs.console import HEADLINES, TITLES
+from pixelplay.outputs.console import HEADLINE_METRICS, METRIC_TITLES
 from pixelplay.outputs.report.advice import make_advice, rerun_command
 from pixelplay.outputs.report.charts import (
     Chart,
@@ -166,7 +166,7 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
     if name != "accuracy":
         metric = evaluation[name]
         sentences.append(
-            f"This run optimised {TITLES[name]}: {metric['value']:.3f} "
+            f"This run optimised {METRIC_TITLES[name]}: {metric['value']:.3f} "
             f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
         )
     weakest = sorted(
@@ -185,11 +185,11 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
 
 def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
     rows = []
-    for name in HEADLINES:
+    for name in HEADLINE_METRICS:
         baseline = records.metrics["baseline"][name]
         rows.append(
             {
-                "name": TITLES[name],
+                "name": METRIC_TITLES[name],
                 "is_target": name == records.metrics["headline"]["metric"],
                 "baseline": baseline["value"] if isinstance(baseline, Mapping) else baseline,
                 **records.evaluation[name],
@@ -307,7 +307,7 @@ def _describe_training(records: RunRecords) -> list[str]:
     if tau := chosen["tau"]["value"]:
         sentences.append(
             f"Logit adjustment: τ = {tau:.2g} favours rare classes to raise "
-            f"{TITLES[metrics['headline']['metric']]}; probabilities are not adjusted."
+            f"{METRIC_TITLES[metrics['headline']['metric']]}; probabilities are not adjusted."
         )
     return sentences
 

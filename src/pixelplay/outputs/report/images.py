@@ -10,7 +10,7 @@ from pixelplay.arrays import UInt8Array
 from pixelplay.config import DataConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow
-from pixelplay.data.sources import scan_source
+from pixelplay.data.sources import open_dataset
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.run_log import RunLog
 from pixelplay.thread_pool import prefetch_map
@@ -40,7 +40,7 @@ class ReportImages:
         self._large: dict[str, str] = {}
         self._n_bytes = 0
         try:
-            self._dataset = None if source is None else scan_source(source, data)
+            self._dataset = None if source is None else open_dataset(source, data)
         except (DataError, ConfigError, OSError) as error:
             self.missing = f"could not open the images ({error})"
         if source is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pixelplay.data.tables import plain_label, plain_path
+from pixelplay.data.tables import unescape_label, unescape_path
 from pixelplay.errors import BundleError
 from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssue, read_label_issues
 
@@ -159,9 +159,9 @@ def _read_predictions(path: str) -> list[PredictionRow]:
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return [
             PredictionRow(
-                path=plain_path(row["path"]),
-                label=plain_label(row["label"]),
-                prediction=plain_label(row["prediction"]),
+                path=unescape_path(row["path"]),
+                label=unescape_label(row["label"]),
+                prediction=unescape_label(row["prediction"]),
                 probability=float(row["probability"]),
             )
             for row in csv.DictReader(file, strict=True)

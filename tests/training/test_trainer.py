@@ -16,7 +16,7 @@ from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
-from pixelplay.model.device import explain_memory_errors
+from pixelplay.model.device import translate_memory_errors
 from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import TrainState, has_checkpoint
@@ -238,7 +238,7 @@ def test_resume_keeps_the_epochs_that_the_time_limit_left(tmp_path: Path) -> Non
 def test_time_limit_on_a_slow_machine_still_decays_the_learning_rate(
     n_val: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schedule, log = make_small_schedule(epochs=30), RunLog(is_json=True)
+    schedule, log = make_small_schedule(epochs=30), RunLog(json_progress=True)
     state = make_small_trainer(
         tmp_path, schedule, val=VAL[:n_val], inputs=Slow(), log=log, time_limit_s=1.5
     ).fit()
@@ -442,7 +442,7 @@ def test_out_of_memory_names_the_setting_to_lower(error: Exception) -> None:
         pytest.raises(
             ConfigError, match=r"cpu .*batches of 64 images.*--train-batch-size.*--grad-accum-steps"
         ),
-        explain_memory_errors(training_memory_error("cpu", 64)),
+        translate_memory_errors(training_memory_error("cpu", 64)),
     ):
         raise error
 
@@ -459,6 +459,6 @@ def test_out_of_memory_during_training_is_explained(tmp_path: Path) -> None:
 def test_other_errors_are_not_out_of_memory() -> None:
     with (
         pytest.raises(RuntimeError, match="sizes do not match"),
-        explain_memory_errors(training_memory_error("cpu", 64)),
+        translate_memory_errors(training_memory_error("cpu", 64)),
     ):
         raise RuntimeError("sizes do not match")

@@ -46,7 +46,7 @@ def name_some(items: Sequence[object], limit: int = SHOWN, *, n: int | None = No
 
 def counted(n: int, noun: str) -> str:
     """Format a number with its noun: "1 image", "2,624 images"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -113,13 +113,12 @@ def _find_split_folders(subfolders: Mapping[str, set[str]]) -> tuple[dict[str, S
     most = max((len(subfolders[top]) for top, split in named.items() if split != "test"), default=0)
     if not others or max(n_splits_with.values(), default=0) > 1 or most > max(1, len(others)):
         return named, False
-    has_room = len(subfolders) > 2
-    return {
-        top: split
-        for top, split in named.items()
-        if (split != "train" and subfolders[top] & others)
-        or (split == "test" and not subfolders[top] and has_room)
-    }, True
+    held_out: dict[str, SplitName] = {}
+    for top, split in named.items():
+        is_flat_test = split == "test" and not subfolders[top] and len(subfolders) > 2
+        if is_flat_test or (split != "train" and subfolders[top] & others):
+            held_out[top] = split
+    return held_out, True
 
 
 def _note_repeated_subfolders(paths: Sequence[str]) -> list[str]:

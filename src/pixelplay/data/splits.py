@@ -63,7 +63,7 @@ def assign_folds(labels: IntArray, groups: IntArray, n_folds: int, seed: int) ->
 
 
 def check_any_held_out(folds: IntArray, source: str) -> None:
-    """Raise DataError if no image can be held out: every class has a single image or group."""
+    """Raise DataError if no image of the folds (N,) is held out."""
     if not (folds != NEVER_HELD_OUT).any():
         raise DataError(f"every class of {source} has a single training image or group; at least one needs 2")
 
@@ -182,16 +182,18 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
     groups = join_groups(dataset, duplicates)
     test, val = dataset.in_split("test"), dataset.in_split("val")
     has_finetuning = config.finetune != "none"
-    notes = _note_ignored(bool(test.any()), bool(val.any()) and has_finetuning, config)
+    default, notes = TrainConfig(), []
+    if test.any() and config.test_frac not in (0, default.test_frac):
+        notes.append(f"--test-frac {config.test_frac} is ignored with a given test split")
+    if has_finetuning and val.any() and config.val_frac != default.val_frac:
+        notes.append(f"--val-frac {config.val_frac} is ignored with a given validation split")
     if not test.any():
         free = ~np.isin(groups, groups[val])  # groups and duplicates of given validation images stay out
         test = np.zeros(len(dataset), dtype=np.bool_)
         test[free] = hold_out(dataset.labels[free], groups[free], config.test_frac, config.seed)
         if config.test_frac > 0 and not test.any():
-            raise DataError(
-                f"no class of {dataset.source} has the 2 images (or groups) that a test split needs; "
-                "add images or use --test-frac 0"
-            )
+            problem = f"no class of {dataset.source} has the 2 images or groups that a test split needs"
+            raise DataError(f"{problem}; add images or use --test-frac 0")
     notes += _note_divided_groups(dataset, test, val if has_finetuning else None)
     if has_finetuning and not val.any():
         free = ~np.isin(groups, groups[test])
@@ -274,16 +276,6 @@ def _duplicates_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -
     """Find the positions in `among` that duplicate an image of `those`."""
     sets = [members for members in duplicates.exact_and_near if any(those[j] for j in members)]
     return np.array(sorted({i for members in sets for i in members if among[i]}), dtype=np.int64)
-
-
-def _note_ignored(has_test: bool, has_val: bool, config: TrainConfig) -> list[str]:
-    """List the fractions that were set for given splits."""
-    default, notes = TrainConfig(), []
-    if has_test and config.test_frac not in (0, default.test_frac):
-        notes.append(f"--test-frac {config.test_frac} is ignored with a given test split")
-    if has_val and config.val_frac != default.val_frac:
-        notes.append(f"--val-frac {config.val_frac} is ignored with a given validation split")
-    return notes
 
 
 def _note_divided_groups(dataset: ImageDataset, test: BoolArray, val: BoolArray | None) -> list[str]:

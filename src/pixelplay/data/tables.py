@@ -343,9 +343,9 @@ def _read_splits(table: Table, config: DataConfig, notes: list[str]) -> list[Spl
     for row, (cell, split) in enumerate(zip(cells, splits, strict=True), start=FIRST_ROW):
         if split is None and cell.strip():
             hint = suggest(cell.strip().lower(), SPLITS)
+            expected = f"expected {', '.join(SPLITS)}{hint or ' or an empty cell'}"
             raise DataError(
-                f"{table.name}, row {row} has the split {cell!r} in column {column!r}; "
-                f"expected {', '.join(SPLITS)}{hint or ' or an empty cell'}"
+                f"{table.name}, row {row} has the split {cell!r} in column {column!r}; {expected}"
             )
     notes.append(f"{table.name}: splits from column {column!r}")
     return splits

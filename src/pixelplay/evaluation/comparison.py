@@ -18,11 +18,9 @@ class PairedComparison:
     """Differences between two models on the same images.
 
     Attributes:
-        n: number of images.
         values: metric → its value for the first and the second model.
         differences: metric → first minus second, with its interval. A lower log loss is better.
         n_only_first_right: images that only the first model predicts correctly.
-        n_only_second_right: images that only the second model predicts correctly.
         p_value: of McNemar's two-sided mid-p test; None with groups, which the test does not support.
     """
 
@@ -56,15 +54,10 @@ def compare_predictions(
     metric: Metric,
     seed: int,
 ) -> tuple[tuple[float, float], Float64Array]:
-    """Compare one metric of two predictions of the same images.
+    """Compare one metric of two predictions (N,) of the same images.
 
     Args:
-        preds: (N,) each, below K.
-        labels: (N,) in [0, K).
         groups: (N,) equal for images that are not independent; None: all are independent.
-        n_classes: K.
-        metric: the metric to compare.
-        seed: of the bootstrap.
 
     Returns:
         The metric of both; second minus first on resamples, (R,).
@@ -95,7 +88,6 @@ def compare_models(
         labels: (N,) in [0, K), N >= 1.
         groups: (N,) equal for images that are not independent; None: all are independent.
         is_known: (N,) images of classes known to both models, for the log loss.
-        seed: of the bootstrap.
     """
     n_classes = probs[0].shape[1]
     bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=seed)
@@ -140,19 +132,13 @@ def newcombe(first_correct: BoolArray, second_correct: BoolArray) -> Estimate:
     It combines both Wilson intervals and the correlation between them; unlike a bootstrap percentile
     interval it has a width even if the two hardly differ.
 
-    Args:
-        first_correct: (N,), N >= 1.
-        second_correct: (N,).
-
     Source: Newcombe, "Improved confidence intervals for the difference between binomial proportions based
     on paired data", Statistics in Medicine 17 (1998), method 10.
     """
     n = len(first_correct)
     first, second = wilson(int(first_correct.sum()), n), wilson(int(second_correct.sum()), n)
-    both = int((first_correct & second_correct).sum())
-    neither = int((~first_correct & ~second_correct).sum())
-    only_first = int((first_correct & ~second_correct).sum())
-    only_second = int((~first_correct & second_correct).sum())
+    counts = np.bincount(2 * first_correct + second_correct, minlength=4)
+    neither, only_second, only_first, both = counts.tolist()
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     covariance = float(both * neither - only_first * only_second)
     if covariance > 0:

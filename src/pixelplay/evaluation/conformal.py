@@ -42,10 +42,9 @@ def score_held_out(
     Both assume independent images, so only the first image of each group is used.
 
     Args:
-        probs: (N, K); rows of NaN were not held out and are ignored.
-        pred: (N,) predicted classes; -1 if not held out.
-        labels: (N,) in [0, K).
-        groups: (N,) equal for images that are not independent.
+        probs: (N, K).
+        pred: (N,) predicted classes; -1 for images that were not held out, which are ignored.
+        labels, groups: (N,).
         split: "oof" or "val".
     """
     held = np.flatnonzero(pred >= 0)

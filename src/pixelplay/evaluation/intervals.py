@@ -24,9 +24,7 @@ class Estimate:
     """A metric with its 95 % interval.
 
     Attributes:
-        value: the metric on all images.
-        low: lower end of the interval, at most `value`.
-        high: upper end of the interval, at least `value`.
+        low, high: the ends of the interval; low <= value <= high.
         n: number of images that the metric is computed from.
         reliable: False if there are too few images or groups for the interval to be trusted.
         method: "wilson", "wilson by class", "newcombe, paired", "bootstrap by image" or "bootstrap by group".
@@ -123,9 +121,7 @@ class Bootstrap:
     """A bootstrap of the images of one evaluation.
 
     Attributes:
-        n: number of images.
         groups: (N,) images resampled together; None: each image on its own.
-        n_resamples: R.
         seed: every use draws the same resamples.
     """
 
@@ -159,9 +155,8 @@ class Bootstrap:
         Args:
             value: the metric on the images themselves.
             samples: (R,) the metric on each resample, NaN where undefined.
-            n: number of images that the metric is computed from.
             enough: False if there are too few images for a bootstrap of this metric.
-            n_classes: number of classes in a macro average.
+            n, n_classes: as in `Estimate`.
         """
         low, high = percentile_interval(np.append(samples, value))  # with `value`: never all NaN
         return Estimate(
@@ -183,9 +178,7 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
 
     Args:
         groups: (N,) images resampled together; None: each image on its own.
-        n: number of images.
         n_resamples: rows in all chunks together.
-        seed: of the random draws.
 
     Yields:
         (R', N) int64 multiplicities; the R' add up to `n_resamples`.

@@ -74,7 +74,11 @@ def fit_novelty(
         logits: (n, K) finite.
     """
     mean = references.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = _feature_scale(references)
+    deviation = references.std(axis=0, dtype=np.float64)
+    varies = deviation > 0
+    # without a lower bound, rounding noise in a nearly constant channel would make every image novel
+    least = _MIN_SCALE * np.median(deviation[varies]) if varies.any() else 1.0
+    scale = np.asarray(np.maximum(deviation, least), dtype=np.float32)
     scaled = ((references - mean) / scale).astype(np.float16)
     compared = scaled.astype(np.float32)
     distances = np.full(len(held_out), np.inf)
@@ -93,17 +97,6 @@ def fit_novelty(
         spread=spread,
         scores=np.sort(((signals - centre) / spread).sum(axis=1)),
     )
-
-
-def _feature_scale(references: Float32Array) -> Float32Array:
-    """Return standard deviations (D,) of features (R, D), bounded below by a fraction of their median.
-
-    Otherwise rounding noise in a nearly constant channel would make every image novel.
-    """
-    deviation = references.std(axis=0, dtype=np.float64)
-    varies = deviation > 0
-    least = _MIN_SCALE * np.median(deviation[varies]) if varies.any() else 1.0
-    return np.asarray(np.maximum(deviation, least), dtype=np.float32)
 
 
 def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:

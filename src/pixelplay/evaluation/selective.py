@@ -145,9 +145,8 @@ def find_positive_class(
 
     Args:
         labels: (N,) of the images to choose a threshold on.
-        classes: the model's.
-        positive: one of them; None: the second.
-        asked_precision: in (0, 1].
+        positive: one of the model's classes; None: the second.
+        target_precision: in (0, 1].
 
     Raises:
         ConfigError: `target_precision` is outside (0, 1].
@@ -184,7 +183,7 @@ def fit_operating_point(
         scores: (N,) probability of the positive class.
         positives: (N,) images of that class, at least one.
         positive: its name.
-        asked_precision: in (0, 1].
+        target_precision: in (0, 1].
         bootstrap: of these N images, for the intervals.
     """
     order, last = _descending(scores)

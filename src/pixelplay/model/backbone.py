@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, ConfigError
-from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+from pixelplay.model.weights import EMBEDDED, embedded_timm_name, find_weights, read_state_dict
 from pixelplay.text import name_some, suggest
 
 # part of bundles and cache keys; increase when equal pixels give features that differ by more than rounding
@@ -35,10 +35,8 @@ N_STAGES = 5  # networks with more stages (EfficientNet: 7; a transformer: its b
 class Backbone(nn.Module):
     """A timm network without its classifier.
 
-    Attributes:
-        name: timm's name of the architecture, with its weights tag.
-        network: the timm network.
-        features: "stages" for channel statistics of the last stages and pooled features, or "pooled".
+    Its name is timm's, with the weights tag. The features are channel statistics of the last stages and
+    pooled features ("stages"), or "pooled" ones only.
     """
 
     def __init__(self, name: str, network: nn.Module, features: FeatureKind = "stages") -> None:
@@ -98,22 +96,28 @@ def compute_features_and_maps(
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
     pooled = network.forward_head(last, pre_logits=True)  # (B, C)
-    stats = [values for stage in stages for values in _channel_stats(maps[stage])]
-    return torch.cat([*stats, pooled.float()], dim=1), maps  # (B, D)
+    return torch.cat([*channel_stats([maps[s] for s in stages]), pooled.float()], dim=1), maps  # (B, D)
 
 
 def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
     """Compute maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
     selection = _select_stages(network, stages)
-    maps: list[Tensor] = network.forward_intermediates(
-        images, intermediates_only=True, stop_early=True, **selection
-    )
+    options = {"intermediates_only": True, "stop_early": True}
+    maps: list[Tensor] = network.forward_intermediates(images, **options, **selection)
     return maps
 
 
-def channel_stats(maps: Sequence[Tensor]) -> Tensor:
-    """Compute channel statistics (B, D) float32 of maps (B, C_s, H_s, W_s)."""
-    return torch.cat([values for stage in maps for values in _channel_stats(stage)], dim=1)
+def channel_stats(maps: Iterable[Tensor]) -> list[Tensor]:
+    """Compute channel mean and deviation, (B, C_s) float32 each, of maps (B, C_s, H_s, W_s)."""
+    stats = []
+    for stage in maps:
+        values = stage.float()
+        mean = values.mean(dim=(2, 3), keepdim=True)
+        variance = (
+            (values - mean).square().mean(dim=(2, 3))
+        )  # torch.var_mean takes ten times as long on a CPU
+        stats += [mean.flatten(1), (variance + 1e-12).sqrt()]  # the gradient of the root is infinite at 0
+    return stats
 
 
 def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
@@ -126,21 +130,11 @@ def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
     return {"indices": indices}
 
 
-def _channel_stats(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute channel mean and deviation (B, C) of maps (B, C, H, W)."""
-    values = maps.float()
-    mean = values.mean(dim=(2, 3), keepdim=True)
-    variance = (values - mean).square().mean(dim=(2, 3))  # torch.var_mean takes ten times as long on a CPU
-    return mean.flatten(1), (variance + 1e-12).sqrt()  # the gradient of the root is infinite at 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
     """A backbone with pretrained weights and its preprocessing.
 
     Attributes:
-        backbone: the network.
-        preprocessing: how an image becomes network input.
         weights_id: SHA-256 of the weights file, hexadecimal; part of the feature cache's key.
         origin: source of the weights, for the records.
     """
@@ -189,7 +183,6 @@ def load_backbone(
         name: "lite0", "lite2" or a timm model, optionally with a weights tag.
         weights: local file that replaces the published weights.
         offline: forbid downloads.
-        features: kind of features the backbone computes.
         input_size: side of the input images in px (default: the one the weights were trained with).
 
     Raises:
@@ -197,16 +190,17 @@ def load_backbone(
         BundleError: weights that do not fit; the keys are named.
     """
     check_backbone_name(name)
-    timm_name = EMBEDDED[name].timm_name if name in EMBEDDED else name
-    network = create_network(timm_name)
-    found = find_weights(name, network.pretrained_cfg, weights, offline=offline)
-    load_weights_into(network, read_state_dict(found.path, embedded=found.is_embedded), found.path)
-    backbone, preprocessing = Backbone(timm_name, network, features), _preprocessing_of(network)
+    network = create_network(embedded_timm_name(name))
+    path, sha256, origin = find_weights(name, network.pretrained_cfg, weights, offline=offline)
+    state = read_state_dict(path, embedded=weights is None and name in EMBEDDED)
+    load_weights_into(network, state, path)
+    backbone = Backbone(embedded_timm_name(name), network, features)
+    preprocessing = _preprocessing_of(network)
     if input_size is not None:
         check_input_size(backbone, input_size)
         preprocessing = replace(preprocessing, input_size=input_size)
     return PretrainedBackbone(
-        backbone=backbone, preprocessing=preprocessing, weights_id=found.sha256, origin=found.origin
+        backbone=backbone, preprocessing=preprocessing, weights_id=sha256, origin=origin
     )
 
 
@@ -250,10 +244,8 @@ def create_network(timm_name: str) -> Any:
 def create_with_weights(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
     """Build a network from untrusted weights, after checking that they fit its shapes.
 
-    The weights are already in memory, but the name may denote a network larger than all of it.
-
-    Raises:
-        BundleError: keys or shapes that do not fit; the first ten are named.
+    The weights are already in memory, but the name may denote a network larger than all of it. Errors are
+    those of `select_fitting_weights`.
     """
     with torch.device("meta"):  # shapes without values
         select_fitting_weights(create_network(timm_name), state, origin)
@@ -263,11 +255,7 @@ def create_with_weights(timm_name: str, state: dict[str, Tensor], origin: str) -
 
 
 def load_weights_into(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load weights into a network without classifier.
-
-    Raises:
-        BundleError: keys or shapes that do not fit; the first ten are named.
-    """
+    """Load weights into a network without classifier; errors are those of `select_fitting_weights`."""
     fitting = select_fitting_weights(network, state, origin)
     network.load_state_dict({**network.state_dict(), **fitting}, strict=True)
 

@@ -26,17 +26,10 @@ TOLERANCE = 1e-3  # relative to the largest feature: both parts against the whol
 
 
 class FrozenStages(nn.Module):
-    """The stages before the split.
+    """The first `n_stages` > 0 stages, before the split.
 
-    Args:
-        backbone: fused, in eval mode.
-        n_stages: number of frozen stages, > 0.
-        images: (B, 3, S, S), an example that determines the shapes.
-
-    Attributes:
-        n_stages: number of frozen stages.
-        map_shape: (C, H, W) of the feature map at the split.
-        n_stats: D_frozen, number of channel statistics.
+    Example images (B, 3, S, S) determine `map_shape`, (C, H, W) of the feature map at the split, and
+    `n_stats`, the number D_frozen of channel statistics.
     """
 
     def __init__(self, backbone: Backbone, n_stages: int, images: Tensor) -> None:
@@ -51,9 +44,8 @@ class FrozenStages(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn images (B, 3, H, W) into maps (B, C, H', W') and statistics."""
         maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
-        if not self._stats_stages:
-            return maps[-1], images.new_empty(len(images), 0, dtype=torch.float32)
-        return maps[-1], channel_stats(maps)
+        no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
+        return maps[-1], torch.cat([no_stats, *channel_stats(maps if self._stats_stages else [])], dim=1)
 
 
 class TrainableStages(nn.Module):
@@ -82,10 +74,6 @@ class BranchedBackbone(Backbone):
 
     The features are those of the frozen network, then those of each branch. One head on all of them averages
     the logits of several classifiers, and the shared stages run once.
-
-    Args:
-        backbone: frozen.
-        tails: the branches, of backbones with the same architecture.
     """
 
     def __init__(self, backbone: Backbone, branches: Iterable[TrainableStages]) -> None:
@@ -119,7 +107,6 @@ def split_backbone(
     """Split a backbone before its last stages.
 
     Args:
-        backbone: the whole.
         n_trainable: number of stages to train; None for all of them and the stem.
         input_size: side of the input images, px.
 

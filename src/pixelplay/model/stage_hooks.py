@@ -20,13 +20,9 @@ TOLERANCE = 1e-3  # relative to the largest value: a converted stage output agai
 class StageHooks:
     """Records the outputs of a backbone's last stages, and of those in each branch.
 
-    The logit of a class depends on all of them, as each branch has its own features.
-
-    Args:
-        backbone: frozen network, with or without branches.
-        n_stages: number of last stages. Skipped are stages a branch does not run, and stages whose output
-            cannot be converted to a feature map (Hiera's tokens are not in spatial order).
-        input_size: side of the input images, px.
+    The logit of a class depends on all of them, as each branch has its own features. Skipped are stages a
+    branch does not run, and stages whose output cannot be converted to a feature map (Hiera's tokens are not
+    in spatial order).
 
     Raises:
         ConfigError: no stage output can be converted to a feature map.

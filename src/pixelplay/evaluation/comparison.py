@@ -15,21 +15,14 @@ N_RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """Differences between two models on the same images.
-
-    Attributes:
-        values: metric → its value for the first and the second model.
-        differences: metric → first minus second, with its interval. A lower log loss is better.
-        n_only_first_right: images that only the first model predicts correctly.
-        p_value: of McNemar's two-sided mid-p test; None with groups, which the test does not support.
-    """
+    """Differences between two models on the same images."""
 
     n: int
-    values: Mapping[str, tuple[float, float]]
-    differences: Mapping[str, Estimate]
+    values: Mapping[str, tuple[float, float]]  # metric → its value for the first and the second model
+    differences: Mapping[str, Estimate]  # metric → first minus second; a lower log loss is better
     n_only_first_right: int
     n_only_second_right: int
-    p_value: float | None
+    p_value: float | None  # of McNemar's two-sided mid-p test; None with groups, which it does not support
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
@@ -115,7 +108,15 @@ def compare_models(
         single = replace(spread, low=min(spread.low, single.low), high=max(spread.high, single.high))
     differences["accuracy"] = single
     if is_known.any():
-        values["log_loss"], differences["log_loss"] = _compare_losses(probs, labels, groups, is_known, seed)
+        losses = np.stack([log_losses(p[is_known], labels[is_known]) for p in probs], axis=1)  # (n, 2)
+        values["log_loss"] = tuple(losses.mean(axis=0).tolist())
+        change = losses[:, 0] - losses[:, 1]
+        known_groups = None if groups is None else groups[is_known]
+        bootstrap = replace(bootstrap, n=len(change), groups=known_groups)
+        samples = np.concatenate([times @ change / times.sum(axis=1) for times in bootstrap.weights()])
+        differences["log_loss"] = bootstrap.estimate(
+            float(change.mean()), samples, n=len(change), enough=len(change) >= MIN_UNITS
+        )
     return PairedComparison(
         n=len(labels),
         values=values,
@@ -173,22 +174,3 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     up_to, below = bdtr(fewer, n, 0.5), bdtr(fewer - 1, n, 0.5) if fewer else 0.0
     is_even = n_only_first == n_only_second  # both tails contain the middle, which counts once
     return float(1 - (up_to - below) / 2 if is_even else up_to + below)
-
-
-def _compare_losses(
-    probs: tuple[Float64Array, Float64Array],
-    labels: IntArray,
-    groups: IntArray | None,
-    is_known: BoolArray,
-    seed: int,
-) -> tuple[tuple[float, float], Estimate]:
-    """Return the log loss of both models, and the mean of first minus second with its interval."""
-    losses = np.stack([log_losses(p[is_known], labels[is_known]) for p in probs], axis=1)  # (n, 2)
-    change = losses[:, 0] - losses[:, 1]
-    known_groups = None if groups is None else groups[is_known]
-    bootstrap = Bootstrap(n=len(change), groups=known_groups, n_resamples=N_RESAMPLES, seed=seed)
-    samples = np.concatenate([times @ change / times.sum(axis=1) for times in bootstrap.weights()])
-    first, second = losses.mean(axis=0)
-    enough = len(change) >= MIN_UNITS
-    spread = bootstrap.estimate(float(change.mean()), samples, n=len(change), enough=enough)
-    return (float(first), float(second)), spread

@@ -58,36 +58,23 @@ class ClassMetrics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """All metrics of one model on one set of labelled images.
-
-    Attributes:
-        classes: names, the model's first, then those only found in the labels.
-        log_loss: mean negative log-likelihood, nats.
-        brier: squared error summed over the classes; halved for two classes, as in scikit-learn.
-        ece: of the argmax class, over all images including unknown classes; equal-width bins, L1 norm.
-        aurc: area under the risk-coverage curve; lower is better.
-        risk_coverage: (coverage, risk) points, about 20.
-        roc_auc: macro average, one-vs-rest.
-        per_class: in the order of `classes`.
-        confusion: (K, K) int64, rows are labels, columns predictions.
-        known_only: the same over the images of known classes; None if those are all or none.
-    """
+    """All metrics of one model on one set of labelled images."""
 
     n: int
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # the model's first, then those only found in the labels
     accuracy: Estimate
     balanced_accuracy: Estimate
     macro_f1: Estimate
-    log_loss: Estimate | None
-    brier: Estimate | None
-    ece: float
-    aurc: float
-    risk_coverage: tuple[tuple[float, float], ...]
-    roc_auc: Estimate | None
+    log_loss: Estimate | None  # mean negative log-likelihood, nats
+    brier: Estimate | None  # summed over the classes; halved for two classes, as in scikit-learn
+    ece: float  # of the argmax class, including unknown classes; equal-width bins, L1 norm
+    aurc: float  # area under the risk-coverage curve; lower is better
+    risk_coverage: tuple[tuple[float, float], ...]  # about 20 points (coverage, risk)
+    roc_auc: Estimate | None  # macro average, one-vs-rest
     average_precision: Estimate | None
-    per_class: tuple[ClassMetrics, ...]
-    confusion: IntArray
-    known_only: "Evaluation | None"
+    per_class: tuple[ClassMetrics, ...]  # in the order of `classes`
+    confusion: IntArray  # (K, K), rows are labels, columns predictions
+    known_only: "Evaluation | None"  # over the images of known classes; None if those are all or none
     operating_point: OperatingPoint | None
     n_resamples: int
     resampled_by: str

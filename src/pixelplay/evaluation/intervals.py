@@ -21,23 +21,15 @@ _CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB as int64, whatever the n
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A metric with its 95 % interval.
-
-    Attributes:
-        low, high: the ends of the interval; low <= value <= high.
-        n: number of images that the metric is computed from.
-        reliable: False if there are too few images or groups for the interval to be trusted.
-        method: "wilson", "wilson by class", "newcombe, paired", "bootstrap by image" or "bootstrap by group".
-        n_classes: number of classes in a macro average; None for other metrics.
-    """
+    """A metric with its 95 % interval; low <= value <= high."""
 
     value: float
     low: float
     high: float
-    n: int
-    reliable: bool
-    method: str
-    n_classes: int | None = None
+    n: int  # number of images that the metric is computed from
+    reliable: bool  # False if there are too few images or groups for the interval to be trusted
+    method: str  # for example "wilson", "wilson by class" or "bootstrap by group"
+    n_classes: int | None = None  # in a macro average
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
@@ -118,15 +110,10 @@ def macro_average(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bootstrap:
-    """A bootstrap of the images of one evaluation.
-
-    Attributes:
-        groups: (N,) images resampled together; None: each image on its own.
-        seed: every use draws the same resamples.
-    """
+    """A bootstrap of the N images of one evaluation; every use draws the same resamples."""
 
     n: int
-    groups: IntArray | None
+    groups: IntArray | None  # (N,) images resampled together; None: each image on its own
     n_resamples: int
     seed: int
 
@@ -158,7 +145,9 @@ class Bootstrap:
             enough: False if there are too few images for a bootstrap of this metric.
             n, n_classes: as in `Estimate`.
         """
-        low, high = percentile_interval(np.append(samples, value))  # with `value`: never all NaN
+        samples = np.append(samples, value)  # with `value`: never all NaN
+        ends = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
+        low, high = np.quantile(samples[~np.isnan(samples)], ends).tolist()
         return Estimate(
             value=value,
             low=min(low, value),
@@ -202,10 +191,3 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
         drawn += np.arange(rows)[:, None] * n_units  # one histogram over all rows instead of one per row
         times = np.bincount(drawn.ravel(), minlength=rows * n_units).reshape(rows, n_units)
         yield times if member_of is None else times[:, member_of]  # (R', N)
-
-
-def percentile_interval(samples: Float64Array) -> tuple[float, float]:
-    """Return the quantiles that enclose 95 % of the samples, ignoring NaN (but not all may be NaN)."""
-    defined = samples[~np.isnan(samples)]
-    low, high = np.quantile(defined, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-    return float(low), float(high)

@@ -20,32 +20,20 @@ _BLOCK = 1024  # images compared with all references at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Novelty:
-    """A novelty scale fitted on held-out images.
+    """A novelty scale fitted on held-out images."""
 
-    Attributes:
-        mean, scale: (D,) mean and standard deviation of the training features.
-        references: (R, D) float16, standardised features of some training images.
-        centre, spread: (2,) mean and standard deviation of log distance and energy of the held-out images.
-        scores: (n,) ascending, sums of both standardised signals on the held-out images.
-    """
-
-    mean: Float32Array
-    scale: Float32Array
-    references: NDArray[np.float16]
-    centre: Float64Array
-    spread: Float64Array
-    scores: Float64Array
+    mean: Float32Array  # (D,) of the training features
+    scale: Float32Array  # (D,) their standard deviation
+    references: NDArray[np.float16]  # (R, D) standardised features of some training images
+    centre: Float64Array  # (2,) mean log distance and energy of the held-out images
+    spread: Float64Array  # (2,) their standard deviation
+    scores: Float64Array  # (n,) ascending, sums of both standardised signals on the held-out images
 
     def measure(self, features: NDArray[Any], logits: NDArray[Any]) -> Float64Array:
-        """Compute the novelty of images.
+        """Compute the novelty (N,) of images with features (N, D or more) and logits (N, K).
 
-        Args:
-            features: (N, D or more), of which the first D are compared.
-            logits: (N, K).
-
-        Returns:
-            (N,) in [0, 1]: the fraction of held-out images that are less novel; beyond the most novel of
-            them it continues towards 1.
+        It is the fraction in [0, 1] of held-out images that are less novel; beyond the most novel of them it
+        continues towards 1.
         """
         scaled = (features[:, : len(self.mean)] - self.mean) / self.scale
         distances = nearest_distances(scaled, self.references.astype(np.float32))

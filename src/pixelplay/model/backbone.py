@@ -12,7 +12,6 @@ Learning", ICML 2022, arXiv:2201.03529.
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, ConfigError
-from pixelplay.model.weights import EMBEDDED, embedded_timm_name, find_weights, read_state_dict
+from pixelplay.model.weights import EMBEDDED, embedded_timm_name, find_weights, quiet_logger, read_state_dict
 from pixelplay.text import name_some, suggest
 
 # part of bundles and cache keys; increase when equal pixels give features that differ by more than rounding
@@ -132,17 +131,12 @@ def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
-    """A backbone with pretrained weights and its preprocessing.
-
-    Attributes:
-        weights_id: SHA-256 of the weights file, hexadecimal; part of the feature cache's key.
-        origin: source of the weights, for the records.
-    """
+    """A backbone with pretrained weights and its preprocessing."""
 
     backbone: Backbone
     preprocessing: Preprocessing
-    weights_id: str
-    origin: str
+    weights_id: str  # SHA-256 of the weights file, hexadecimal; part of the feature cache's key
+    origin: str  # source of the weights, for the records
 
 
 def resolve_backbone_name(requested: str, device: str) -> str:
@@ -232,11 +226,11 @@ def create_network(timm_name: str) -> Any:
     """Build an untrained timm network without classifier; nothing is downloaded."""
     import timm
 
-    with _quiet_timm():
+    # timm's notices about its own aliases and tags are suppressed, and the user's random state is preserved
+    quiet = warnings.catch_warnings(action="ignore")
+    with quiet, quiet_logger("timm", logging.ERROR), torch.random.fork_rng(devices=[]):
         try:
-            # the random initial weights are overwritten; the user's random state is preserved
-            with torch.random.fork_rng(devices=[]):
-                return timm.create_model(timm_name, pretrained=False, num_classes=0)
+            return timm.create_model(timm_name, pretrained=False, num_classes=0)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"backbone {timm_name!r} cannot be built: {error}") from None
 
@@ -306,17 +300,3 @@ def _preprocessing_of(network: nn.Module) -> Preprocessing:
         # timm's "random" stands for any filter, drawn in training
         interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
     )
-
-
-@contextmanager
-def _quiet_timm() -> Iterator[None]:
-    """Suppress timm's notices about its own aliases and tags."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -52,30 +52,20 @@ MAX_BRANCHES = 100  # two digits in a file name
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """Everything prediction needs.
-
-    Attributes:
-        classes: (K,) names in the order of the logits.
-        hflip: average the features of each image and its mirror image.
-        precision: precision of the features the head was trained on.
-        priors: (K,) class frequencies π in training.
-        metric: metric that tau was chosen for.
-        trained_on: shortened hexadecimal digests of the training images.
-        made_by: PixelPlay's version and the origin of the pretrained weights.
-    """
+    """Everything prediction needs."""
 
     backbone: Backbone
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # (K,) in the order of the logits
     preprocessing: Preprocessing
-    hflip: bool
-    precision: Precision
+    hflip: bool  # average the features of each image and its mirror image
+    precision: Precision  # of the features the head was trained on
     temperature: float
     tau: float
-    priors: Float64Array
-    metric: str
-    trained_on: frozenset[str]
+    priors: Float64Array  # (K,) class frequencies π in training
+    metric: str  # that tau was chosen for
+    trained_on: frozenset[str]  # shortened hexadecimal digests of the training images
     head: LinearHead
-    made_by: Mapping[str, str]
+    made_by: Mapping[str, str]  # PixelPlay's version and the origin of the pretrained weights
     held_out: HeldOutScores
     novelty: Novelty
 

@@ -217,23 +217,19 @@ class Classifier(nn.Module):
         """Yield each trainable parameter's name, value and distance to the last stage."""
         network = self.stages.network
         ends = stage_modules(network)
-        stage_of = _stages_of_parameters(network, ends)
+        # a parameter's stage follows from the order of definition; removed stages come before everything
+        order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
+        last = [
+            max((n for name, n in order.items() if f"{name}.".startswith(f"{end}.")), default=-1)
+            for end in ends
+        ]
+        stage_of = {
+            value: sum(n < order[name.rpartition(".")[0]] for n in last[:-1])
+            for name, value in network.named_parameters()
+        }
         for name, value in self.named_parameters():
             if value.requires_grad:
                 yield name, value, len(ends) - 1 - stage_of[value] if value in stage_of else 0
-
-
-def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[nn.Parameter, int]:
-    """Map each parameter to its stage, by the order of definition."""
-    order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
-    # stages whose modules were removed come before everything
-    last = [
-        max((n for name, n in order.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in ends
-    ]
-    return {
-        value: sum(n < order[name.rpartition(".")[0]] for n in last[:-1])
-        for name, value in network.named_parameters()
-    }
 
 
 def _set_drop_path(stages: TrainableStages, rate: float) -> None:

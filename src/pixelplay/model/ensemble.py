@@ -19,14 +19,11 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 class EnsembleMember:
     """One classifier of an ensemble: its differences from the frozen backbone.
 
-    Attributes:
-        branches: its own stages: at most one unless `keeps_frozen`.
-        head: on the frozen features followed by those of its own stages. Unless `keeps_frozen`, the frozen
-            features are only those from before the split.
-        keeps_frozen: its own stages come in addition to the frozen ones instead of replacing them.
+    Its own stages replace the frozen ones or, if it keeps those, come in addition. The head is on the frozen
+    features, or only those from before the split, followed by those of its own stages.
     """
 
-    branches: list[TrainableStages]
+    branches: list[TrainableStages]  # at most one unless `keeps_frozen`
     head: LinearHead
     keeps_frozen: bool
 

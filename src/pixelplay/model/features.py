@@ -157,18 +157,11 @@ def _round_weights_to_bf16(backbone: Backbone) -> Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """One image from the loader; without pixels and error, it is cached.
+    """One image from the loader; without pixels and error, it is cached."""
 
-    Attributes:
-        digest: 16-byte content hash; b"" if the file could not be read.
-        pixels: (S, S, 3) uint8, preprocessed.
-        thumbnail: small grey picture for the near-duplicate search, if requested and not cached.
-        error: why the image cannot be used.
-    """
-
-    digest: bytes = b""
-    pixels: UInt8Array | None = None
-    thumbnail: UInt8Array | None = None
+    digest: bytes = b""  # 16-byte content hash; b"" if the file could not be read
+    pixels: UInt8Array | None = None  # (S, S, 3), preprocessed
+    thumbnail: UInt8Array | None = None  # for the near-duplicate search, if requested and not cached
     error: ImageError | None = None
 
 
@@ -249,19 +242,12 @@ def _merge_cached(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """Features of N images and what else reading them yields.
+    """Features of N images and what else reading them yields."""
 
-    Attributes:
-        values: (N, D) float32; NaN for images that could not be read.
-        digests: (N,) 16-byte content hashes; b"" for files that could not be read.
-        errors: index → why an image could not be read.
-        thumbnails: (N, S, S) uint8 grey, black for images that could not be read; None if not requested.
-    """
-
-    values: Float32Array
-    digests: list[bytes]
-    errors: dict[int, ImageError]
-    thumbnails: UInt8Array | None = None
+    values: Float32Array  # (N, D); NaN for images that could not be read
+    digests: list[bytes]  # (N,) 16-byte content hashes; b"" for files that could not be read
+    errors: dict[int, ImageError]  # by index: why an image could not be read
+    thumbnails: UInt8Array | None = None  # (N, S, S) grey, black for unreadable images; None if not requested
 
 
 def extract_features(

@@ -7,7 +7,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -141,11 +142,9 @@ def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
         raise ConfigError(
             f"backbone {name!r} has no weights in the hub's cache and --offline is set; {ALTERNATIVES}"
         )
-    logger = logging.getLogger("huggingface_hub")  # it logs every attempt; the error below is one line
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-        return hf_hub_download(repository, "model.safetensors")
+        with quiet_logger("huggingface_hub", logging.CRITICAL):  # it logs every attempt
+            return hf_hub_download(repository, "model.safetensors")
     # the client raises many types of error; the alternatives are always the same
     except Exception as error:
         reason = type(error).__name__
@@ -153,8 +152,18 @@ def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
             f"backbone {name!r} has no weights in the hub's cache and could not be downloaded ({reason}); "
             f"{ALTERNATIVES}"
         ) from None
+
+
+@contextmanager
+def quiet_logger(name: str, level: int) -> Iterator[None]:
+    """Suppress a library's log records below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def _block_positions(state: dict[str, Tensor]) -> dict[int, tuple[int, int]]:

@@ -34,8 +34,7 @@ def mean_nll(logits: NDArray[Any], labels: IntArray) -> float:
 def temperature_softmax(logits: NDArray[Any], temperature: float) -> Float64Array:
     """Compute softmax(logits / T).
 
-    Args:
-        logits: (N, K) with natural class priors; a row with NaN gives a row of NaN.
+    A row of the logits (N, K) with NaN gives a row of NaN.
 
     Raises:
         DataError: T is not positive and finite.

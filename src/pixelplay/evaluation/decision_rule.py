@@ -164,10 +164,8 @@ def compare_logits(
 ) -> tuple[tuple[float, float], float]:
     """Compare the predictions of two classifiers, each with its own temperature and tau.
 
-    Both rules are fitted on the images they are compared on, so both values are slightly optimistic.
-
-    Args:
-        logits: (N, K) finite, of each; the other arguments are those of `fit_decision_rule`.
+    Both rules are fitted on the images they are compared on, so both values are slightly optimistic. The
+    arguments are those of `fit_decision_rule`.
 
     Returns:
         The metric of both, and the standard error of the difference.
@@ -188,12 +186,8 @@ def calibrated_nll(logits: Float32Array, labels: IntArray, priors: Float64Array,
     It responds to every image, where accuracy only responds to those that change sides, and unlike the plain
     NLL it does not punish over-confidence, which the temperature corrects anyway. For balanced accuracy and
     macro F1 it is the mean over classes under uniform priors; otherwise it would prefer logits biased
-    towards rare classes. It is infinite if a logit is not finite.
-
-    Args:
-        logits: (N, K) with natural class priors.
-        labels: (N,) in [0, K).
-        priors: (K,) class frequencies of the training data, all > 0.
+    towards rare classes. It is infinite if a logit is not finite. The arguments are those of
+    `fit_decision_rule`.
     """
     if not np.isfinite(logits).all():
         return float("inf")

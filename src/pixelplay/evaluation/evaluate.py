@@ -97,10 +97,7 @@ class Evaluation:
 def majority_baseline(train_counts: IntArray, labels: IntArray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Evaluate always predicting the most frequent training class.
 
-    Args:
-        train_counts: (K,) training images per known class.
-        labels: (N,) in [0, len(classes)).
-        classes: names; the first K are those of `train_counts`.
+    The K entries of `train_counts` are the training images of the first K `classes`.
 
     Raises:
         DataError: there is no image, or a label has no name.

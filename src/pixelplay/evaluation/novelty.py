@@ -54,12 +54,10 @@ def fit_novelty(
     """Fit the novelty scale.
 
     Args:
-        references: (R, D) features of training images.
-        reference_folds: (R,) fold of each.
-        held_out: (n, D) features of held-out images, n >= 1.
-        folds: (n,) fold of each; it is compared with references of other folds only, because its logits are
-            from a model not trained on its own fold.
-        logits: (n, K) finite.
+        references: (R, D) features of training images, with their folds (R,).
+        held_out: (n, D) features of held-out images, n >= 1, with their folds and finite logits (n, K). Each
+            is compared with references of other folds only, as its logits are from a model that was not
+            trained on its own fold.
     """
     mean = references.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation = references.std(axis=0, dtype=np.float64)

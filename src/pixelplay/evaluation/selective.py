@@ -127,10 +127,7 @@ def find_positive_class(
 ) -> int:
     """Return the index of the positive class of an operating point.
 
-    Args:
-        labels: (N,) of the images to choose a threshold on.
-        positive: one of the model's classes; None: the second.
-        target_precision: in (0, 1].
+    The default is the second class.
 
     Raises:
         ConfigError: `target_precision` is outside (0, 1].
@@ -167,8 +164,6 @@ def fit_operating_point(
         scores: (N,) probability of the positive class.
         positives: (N,) images of that class, at least one.
         positive: its name.
-        target_precision: in (0, 1].
-        bootstrap: of these N images, for the intervals.
     """
     order, last = _descending(scores)
     precisions = np.cumsum(positives[order])[last] / (last + 1)

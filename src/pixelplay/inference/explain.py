@@ -59,10 +59,6 @@ class Explainer:
         method: class activation map (default: the most faithful one).
         n_stages: number of last stages of each network whose maps are added.
 
-    Attributes:
-        classes: (K,) class names.
-        input_size: side of the largest network input, px.
-
     Raises:
         ConfigError: unknown method, a backbone without feature maps, or models with different classes.
     """
@@ -94,10 +90,7 @@ class Explainer:
 
         Args:
             pixels: (H, W, 3) uint8, upright, as returned by `decode_image`.
-            class_name: class to explain (default: the predicted one).
-
-        Raises:
-            ConfigError: unknown class; the nearest names are suggested.
+            class_name: class to explain (default: the predicted one); errors as in `check_class`.
         """
         if class_name is not None:
             self.check_class(class_name)

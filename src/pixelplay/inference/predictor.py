@@ -81,8 +81,6 @@ class Predictor:
             as in training.
 
     Attributes:
-        bundle: the model.
-        classes: (K,) class names.
         held_out: scores of held-out images; None with another `tta` than in training.
 
     Raises:
@@ -276,7 +274,6 @@ class EnsemblePredictor:
         compute, tta: as in `Predictor`.
 
     Attributes:
-        classes: (K,) class names in the order of the first run.
         held_out: None, as the members' scores of held-out images do not describe the ensemble.
 
     Raises:

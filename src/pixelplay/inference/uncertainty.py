@@ -14,12 +14,7 @@ from pixelplay.inference.predictor import Predictions
 class Uncertainty:
     """Adds prediction sets and abstention, with thresholds from held-out images.
 
-    Args:
-        config: what to add.
-        held_out: the model's scores of held-out images; None if there are none, as for an ensemble.
-
-    Attributes:
-        notes: one sentence per threshold, saying what it is based on.
+    An ensemble has no scores of held-out images. `notes` has a sentence about the basis of each threshold.
 
     Raises:
         DataError: too few held-out images for a requested coverage or accuracy.

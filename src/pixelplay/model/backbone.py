@@ -176,7 +176,6 @@ def load_backbone(
     Args:
         name: "lite0", "lite2" or a timm model, optionally with a weights tag.
         weights: local file that replaces the published weights.
-        offline: forbid downloads.
         input_size: side of the input images in px (default: the one the weights were trained with).
 
     Raises:

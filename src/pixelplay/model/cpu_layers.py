@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from pixelplay.model.fusion import (
-    TOLERANCE,
+    agree,
     apply_autocast,
     convolve,
+    draw_noise,
     find_foldable,
     prepend_zeros,
     symmetric_padding,
@@ -43,7 +44,7 @@ def freeze_depthwise_filters(
     """
     stages.eval()
     _restore_forward(stages)  # an earlier call may have replaced it
-    noise = torch.randn(1, *map_shape, generator=torch.Generator().manual_seed(0))
+    noise = draw_noise(1, *map_shape)
     inputs = noise, noise.new_zeros(1, n_stats)
     with torch.no_grad():
         calls = trace_layers(stages, *inputs)
@@ -63,9 +64,8 @@ def freeze_depthwise_filters(
         expected = stages(*inputs)
         for conv, sides in convs.items():
             _replace_forward(conv, norms.get(conv), sides)
-        difference = (stages(*inputs) - expected).abs().max()
-    if not difference <= TOLERANCE * expected.abs().max():
-        _restore_forward(stages)
+        if not agree(stages(*inputs), expected):
+            _restore_forward(stages)
 
 
 def _restore_forward(stages: nn.Module) -> None:
@@ -115,8 +115,7 @@ def _forward_rest(norm: Any, rectified: bool, x: Tensor) -> Tensor:
     """Apply what is left of timm's batch norm: dropout and activation."""
     if rectified or not hasattr(norm, "act"):
         return x
-    dropped: Tensor = norm.drop(x)
-    activated: Tensor = norm.act(dropped)
+    activated: Tensor = norm.act(norm.drop(x))
     return activated
 
 

@@ -112,11 +112,7 @@ class Device:
 
 
 def resolve_device(compute: ComputeConfig) -> Device:
-    """Resolve the device and precision settings on this machine.
-
-    Raises:
-        ConfigError: the requested device is not available.
-    """
+    """Resolve the settings on this machine; errors are those of `resolve_device_name`."""
     name = resolve_device_name(compute.device)
     return Device(name=name, precision=resolve_precision(compute.precision, name))
 

@@ -33,7 +33,6 @@ def ensemble_member(backbone: Backbone, head: LinearHead, n_frozen: int | None) 
 
     Args:
         backbone: the frozen one, one with branches, or one with fine-tuned last stages.
-        head: on its features.
         n_frozen: number of stages before the fine-tuned ones if these replace the frozen ones, else None.
     """
     if n_frozen is not None:

@@ -20,13 +20,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pixelplay.model.backbone import Backbone
 
-TOLERANCE = 1e-3  # relative to the largest feature; folding itself changes only the last bits
+TOLERANCE = 1e-3  # relative to the largest value; folding itself changes only the last bits
 _ONEDNN_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # with their parameters
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
+
+
+def draw_noise(*shape: int) -> Tensor:
+    """Draw normally distributed values, the same at every call, to compare two networks on."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Check that two outputs of one shape are equal up to rounding; NaN is never equal."""
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def is_fusible(activation: nn.Module | None) -> bool:
@@ -108,7 +118,7 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
     The copy is checked against the original, in eval mode, on noise of `input_size` px; if it differs, a
     plain copy is returned.
     """
-    images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    images = draw_noise(1, 3, input_size, input_size)
     with torch.inference_mode():
         expected = backbone(images)
     fused = copy.deepcopy(backbone).requires_grad_(False)
@@ -119,8 +129,7 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
         for conv, activation in activations.items():
             _fuse_activation(fused, replacements.get(conv, conv), activation)
     with torch.inference_mode():
-        difference = (fused(images) - expected).abs().max()
-    return fused if difference <= TOLERANCE * expected.abs().max() else copy.deepcopy(backbone)
+        return fused if agree(fused(images), expected) else copy.deepcopy(backbone)
 
 
 def trace_layers(network: nn.Module, *inputs: Tensor) -> list[LayerCall]:

@@ -32,9 +32,7 @@ def mean_nll(logits: NDArray[Any], labels: IntArray) -> float:
 
 
 def temperature_softmax(logits: NDArray[Any], temperature: float) -> Float64Array:
-    """Compute softmax(logits / T).
-
-    A row of the logits (N, K) with NaN gives a row of NaN.
+    """Compute softmax(logits / T), (N, K); a row with NaN stays NaN.
 
     Raises:
         DataError: T is not positive and finite.

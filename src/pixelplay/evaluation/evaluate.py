@@ -58,23 +58,35 @@ class ClassMetrics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """All metrics of one model on one set of labelled images."""
+    """All metrics of one model on one set of labelled images.
+
+    Attributes:
+        classes: names, the model's first, then those only found in the labels.
+        log_loss: mean negative log-likelihood, nats.
+        brier: squared error summed over the classes; halved for two classes, as in scikit-learn.
+        ece: of the argmax class, over all images including unknown classes; equal-width bins, L1 norm.
+        aurc: area under the risk-coverage curve; lower is better.
+        risk_coverage: about 20 points (coverage, risk).
+        roc_auc: macro average, one-vs-rest.
+        confusion: (K, K) int64, rows are labels, columns predictions.
+        known_only: the same over the images of known classes; None if those are all or none.
+    """
 
     n: int
-    classes: tuple[str, ...]  # the model's first, then those only found in the labels
+    classes: tuple[str, ...]
     accuracy: Estimate
     balanced_accuracy: Estimate
     macro_f1: Estimate
-    log_loss: Estimate | None  # mean negative log-likelihood, nats
-    brier: Estimate | None  # summed over the classes; halved for two classes, as in scikit-learn
-    ece: float  # of the argmax class, including unknown classes; equal-width bins, L1 norm
-    aurc: float  # area under the risk-coverage curve; lower is better
-    risk_coverage: tuple[tuple[float, float], ...]  # about 20 points (coverage, risk)
-    roc_auc: Estimate | None  # macro average, one-vs-rest
+    log_loss: Estimate | None
+    brier: Estimate | None
+    ece: float
+    aurc: float
+    risk_coverage: tuple[tuple[float, float], ...]
+    roc_auc: Estimate | None
     average_precision: Estimate | None
-    per_class: tuple[ClassMetrics, ...]  # in the order of `classes`
-    confusion: IntArray  # (K, K), rows are labels, columns predictions
-    known_only: "Evaluation | None"  # over the images of known classes; None if those are all or none
+    per_class: tuple[ClassMetrics, ...]
+    confusion: IntArray
+    known_only: "Evaluation | None"
     operating_point: OperatingPoint | None
     n_resamples: int
     resampled_by: str
@@ -98,9 +110,6 @@ def majority_baseline(train_counts: IntArray, labels: IntArray, classes: tuple[s
     """Evaluate always predicting the most frequent training class.
 
     The K entries of `train_counts` are the training images of the first K `classes`.
-
-    Raises:
-        DataError: there is no image, or a label has no name.
     """
     check_labels(labels, len(classes))
     majority = int(np.argmax(train_counts))

@@ -59,6 +59,10 @@ class Explainer:
         method: class activation map (default: the most faithful one).
         n_stages: number of last stages of each network whose maps are added.
 
+    Attributes:
+        classes: (K,) class names.
+        input_size: side of the largest network input, px.
+
     Raises:
         ConfigError: unknown method, a backbone without feature maps, or models with different classes.
     """

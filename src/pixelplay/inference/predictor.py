@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
@@ -81,6 +81,8 @@ class Predictor:
             as in training.
 
     Attributes:
+        bundle: the model.
+        classes: (K,) class names.
         held_out: scores of held-out images; None with another `tta` than in training.
 
     Raises:
@@ -133,14 +135,29 @@ class Predictor:
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
         """Classify images in chunks, with constant memory."""
+        bundle = self.bundle
         dataset, in_memory = _list_images(images)
         load = partial(self._load, dataset, in_memory)
         stream = stream_features(self._extractor, load, len(dataset), num_workers=self._num_workers)
         start = 0
         for chunk, features in stream:
             paths = dataset.paths[start : start + len(chunk)]
-            yield self._predict_chunk(list(map(dataset.storage.display_path, paths)), chunk, features)
             start += len(chunk)
+            logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
+            probs = temperature_softmax(logits, bundle.temperature)
+            is_ok = np.array([image.error is None for image in chunk])
+            novelty = np.full(len(logits), np.nan)
+            novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
+            yield Predictions(
+                paths=tuple(map(dataset.storage.display_path, paths)),
+                status=tuple("ok" if image.error is None else image.error.status for image in chunk),
+                errors=tuple("" if image.error is None else image.error.reason for image in chunk),
+                probs=probs,
+                pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
+                classes=bundle.classes,
+                digests=tuple(image.digest for image in chunk),
+                novelty=novelty,
+            )
 
     def _load(self, dataset: ImageDataset, in_memory: Mapping[int, InMemoryImage], i: int) -> LoadedImage:
         """Read and preprocess an image."""
@@ -161,26 +178,6 @@ class Predictor:
             return LoadedImage(digest=digest, pixels=eval_transform(pixels, preprocessing))
         except ImageError as error:
             return LoadedImage(digest=digest, error=error.detached())
-
-    def _predict_chunk(
-        self, paths: Sequence[str], chunk: Sequence[LoadedImage], features: Float32Array
-    ) -> Predictions:
-        bundle = self.bundle
-        logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
-        probs = temperature_softmax(logits, bundle.temperature)
-        is_ok = np.array([image.error is None for image in chunk])
-        novelty = np.full(len(logits), np.nan)
-        novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
-        return Predictions(
-            paths=tuple(paths),
-            status=tuple("ok" if image.error is None else image.error.status for image in chunk),
-            errors=tuple("" if image.error is None else image.error.reason for image in chunk),
-            probs=probs,
-            pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
-            classes=bundle.classes,
-            digests=tuple(image.digest for image in chunk),
-            novelty=novelty,
-        )
 
 
 def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) -> Predictions:
@@ -274,6 +271,7 @@ class EnsemblePredictor:
         compute, tta: as in `Predictor`.
 
     Attributes:
+        classes: (K,) class names in the order of the first run.
         held_out: None, as the members' scores of held-out images do not describe the ensemble.
 
     Raises:

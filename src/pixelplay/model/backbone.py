@@ -147,11 +147,7 @@ def resolve_backbone_name(requested: str, device: str) -> str:
 
 
 def check_backbone_name(name: str) -> None:
-    """Check that a name is an embedded network or in timm's local list.
-
-    Raises:
-        ConfigError: unknown name; the nearest known names are suggested.
-    """
+    """Raise ConfigError with the nearest names unless a network is embedded or in timm's local list."""
     if name in EMBEDDED:
         return
     import timm
@@ -198,11 +194,7 @@ def load_backbone(
 
 
 def check_input_size(backbone: Backbone, size_px: int) -> None:
-    """Check that a network supports an input size.
-
-    Raises:
-        ConfigError: with the reason and the size the weights were trained with.
-    """
+    """Raise ConfigError with the reason unless a network supports an input size."""
     native_px = int(backbone.pretrained_cfg["input_size"][-1])
     if size_px != native_px and (reason := input_size_error(backbone, size_px)):
         raise ConfigError(

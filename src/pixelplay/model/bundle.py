@@ -148,11 +148,7 @@ def read_bundle(folder: str) -> ModelBundle:
 
 
 def find_bundle(folder: str) -> str:
-    """Resolve RUN or RUN/model to the folder that contains bundle.json.
-
-    Raises:
-        BundleError: neither contains one.
-    """
+    """Resolve RUN or RUN/model to the folder that contains bundle.json; BundleError if neither does."""
     for candidate in (folder, os.path.join(folder, "model")):
         if os.path.isfile(os.path.join(candidate, "bundle.json")):
             return candidate

@@ -233,10 +233,7 @@ class Classifier(nn.Module):
 
 
 def _set_drop_path(stages: TrainableStages, rate: float) -> None:
-    """Increase stochastic depth linearly from the first block to `rate` in the last.
-
-    Raises:
-        ConfigError: no block has a residual branch.
+    """Increase stochastic depth linearly from the first residual block to `rate` in the last.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
     """

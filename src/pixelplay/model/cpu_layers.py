@@ -69,7 +69,6 @@ def freeze_depthwise_filters(
 
 
 def _restore_forward(stages: nn.Module) -> None:
-    """Restore the layers' own forward passes."""
     for layer in stages.modules():
         vars(layer).pop("forward", None)
 

@@ -57,11 +57,7 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: 
 
 
 def resolve_device_name(requested: str) -> str:
-    """Resolve `auto` to "cuda", "mps" or "cpu", in this order of preference.
-
-    Raises:
-        ConfigError: the requested device is not available.
-    """
+    """Resolve `auto` to "cuda", "mps" or "cpu", in this order; ConfigError without the requested device."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if requested == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])

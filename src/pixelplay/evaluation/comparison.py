@@ -76,9 +76,7 @@ def compare_models(
     """Compare the predictions and probabilities of two models on the same images.
 
     Args:
-        preds: (N,) each, in [0, K).
-        probs: (N, K) each; 0 for a class unknown to the model.
-        labels: (N,) in [0, K), N >= 1.
+        probs: (N, K) each, N >= 1; 0 for a class unknown to the model.
         groups: (N,) equal for images that are not independent; None: all are independent.
         is_known: (N,) images of classes known to both models, for the log loss.
     """

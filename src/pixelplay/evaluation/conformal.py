@@ -33,9 +33,7 @@ def score_held_out(
     Both assume independent images, so only the first image of each group is used.
 
     Args:
-        probs: (N, K).
         pred: (N,) predicted classes; -1 for images that were not held out, which are ignored.
-        labels, groups: (N,).
         split: "oof" or "val".
     """
     held = np.flatnonzero(pred >= 0)

@@ -33,9 +33,7 @@ def estimate_label_metrics(
     never narrower than without: a group holds no more information than as many independent images.
 
     Args:
-        pred: (N,) in [0, K).
-        labels: (N,) in [0, K), N >= 1.
-        n_classes: K, including classes unknown to the model.
+        pred, labels: (N,) in [0, K), N >= 1; K includes classes unknown to the model.
 
     Returns:
         Accuracy, balanced accuracy and macro F1; precision, recall and F1 of each class.

@@ -160,7 +160,7 @@ class Bootstrap:
 
 
 def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield how often each image occurs in each bootstrap resample, in chunks of bounded size.
+    """Yield how often each image occurs in bootstrap resamples, (R', N) int64, in chunks of bounded size.
 
     Groups are drawn with replacement, as many as there are, each with all its images; with groups of
     unequal size the rows of a chunk have unequal sums.
@@ -168,9 +168,6 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
     Args:
         groups: (N,) images resampled together; None: each image on its own.
         n_resamples: rows in all chunks together.
-
-    Yields:
-        (R', N) int64 multiplicities; the R' add up to `n_resamples`.
 
     Raises:
         DataError: there is no image, or `groups` has another length.

@@ -112,7 +112,7 @@ class TrainableLinearHead(nn.Module):
     """Linear head on standardised features; one learning rate suits them all.
 
     Args:
-        mean: (D,) of the training features; scale: (D,) > 0, divides the centred features.
+        mean, scale: (D,) of the training features, as from `feature_scale`.
         start: initial head on raw features; None starts from zero.
         dropout: fraction of features dropped in a training step.
     """

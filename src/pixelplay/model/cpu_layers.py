@@ -38,7 +38,7 @@ def freeze_depthwise_filters(
     stages are changed in place and in eval mode afterwards.
 
     Args:
-        map_shape: (C, H, W) of the input of the stages; n_stats: number of its channel statistics.
+        map_shape, n_stats: (C, H, W) of the input of the stages, and number of its channel statistics.
         fast: replace forward passes by equivalent ones with a faster backward pass on a CPU. The outputs are
             checked on noise in fp32; if they differ, all layers keep their own forward pass.
     """

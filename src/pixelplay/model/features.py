@@ -288,7 +288,6 @@ def extract_cached_features(
     """Read, decode and extract every image that is not in the cache.
 
     Args:
-        cache: of features.
         thumbnail_cache: of thumbnails; None makes none.
         num_workers: loader threads; None selects one per core.
         on_progress: called with the number of images finished since the last call.

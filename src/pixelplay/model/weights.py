@@ -138,20 +138,15 @@ def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
     cached = try_to_load_from_cache(repository, "model.safetensors")
     if isinstance(cached, str):
         return cached
-    if offline:
-        raise ConfigError(
-            f"backbone {name!r} has no weights in the hub's cache and --offline is set; {ALTERNATIVES}"
-        )
-    try:
-        with quiet_logger("huggingface_hub", logging.CRITICAL):  # it logs every attempt
-            return hf_hub_download(repository, "model.safetensors")
-    # the client raises many types of error; the alternatives are always the same
-    except Exception as error:
-        reason = type(error).__name__
-        raise ConfigError(
-            f"backbone {name!r} has no weights in the hub's cache and could not be downloaded ({reason}); "
-            f"{ALTERNATIVES}"
-        ) from None
+    problem = "--offline is set"
+    if not offline:
+        try:
+            with quiet_logger("huggingface_hub", logging.CRITICAL):  # it logs every attempt
+                return hf_hub_download(repository, "model.safetensors")
+        # the client raises many types of error; the alternatives are always the same
+        except Exception as error:
+            problem = f"could not be downloaded ({type(error).__name__})"
+    raise ConfigError(f"backbone {name!r} has no weights in the hub's cache and {problem}; {ALTERNATIVES}")
 
 
 @contextmanager

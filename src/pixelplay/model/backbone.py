@@ -12,7 +12,7 @@ Learning", ICML 2022, arXiv:2201.03529.
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -184,10 +184,16 @@ def load_backbone(
     state = read_state_dict(path, embedded=weights is None and name in EMBEDDED)
     load_weights_into(network, state, path)
     backbone = Backbone(embedded_timm_name(name), network, features)
-    preprocessing = _preprocessing_of(network)
     if input_size is not None:
         check_input_size(backbone, input_size)
-        preprocessing = replace(preprocessing, input_size=input_size)
+    trained = backbone.pretrained_cfg
+    preprocessing = Preprocessing(
+        input_size=input_size or int(trained["input_size"][-1]),
+        mean=tuple(trained["mean"]),
+        std=tuple(trained["std"]),
+        # timm's "random" stands for any filter, drawn in training
+        interpolation=trained["interpolation"] if trained["interpolation"] in FILTERS else "bicubic",
+    )
     return PretrainedBackbone(
         backbone=backbone, preprocessing=preprocessing, weights_id=sha256, origin=origin
     )
@@ -280,14 +286,3 @@ def _classifier_modules(network: nn.Module, classifiers: Sequence[str]) -> Itera
         parent = name.rpartition(".")[0]
         if parent and isinstance(dict(network.named_modules()).get(parent), nn.Identity | None):
             yield parent
-
-
-def _preprocessing_of(network: nn.Module) -> Preprocessing:
-    config: Any = network.pretrained_cfg
-    return Preprocessing(
-        input_size=int(config["input_size"][-1]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        # timm's "random" stands for any filter, drawn in training
-        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
-    )

@@ -74,21 +74,17 @@ def _record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Any]
             hook.remove()
 
 
-def _channels_first(output: Tensor, shape: MapShape) -> Tensor:
-    return output
-
-
-def _channels_last(output: Tensor, shape: MapShape) -> Tensor:
-    return output.permute(0, 3, 1, 2)
-
-
 def _tokens(output: Tensor, shape: MapShape) -> Tensor:
     n_channels, height, width = shape
     patches = output[:, output.shape[1] - height * width :]  # class and register tokens come first
     return patches.transpose(1, 2).reshape(-1, n_channels, height, width)
 
 
-_LAYOUTS: tuple[Layout, ...] = (_channels_first, _channels_last, _tokens)
+_LAYOUTS: tuple[Layout, ...] = (
+    lambda output, shape: output,  # channels first
+    lambda output, shape: output.permute(0, 3, 1, 2),  # channels last
+    _tokens,
+)
 
 
 def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, MapShape]]:

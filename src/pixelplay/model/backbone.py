@@ -100,9 +100,8 @@ def compute_features_and_maps(
 
 def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
     """Compute maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
-    selection = _select_stages(network, stages)
-    options = {"intermediates_only": True, "stop_early": True}
-    maps: list[Tensor] = network.forward_intermediates(images, **options, **selection)
+    options = {"intermediates_only": True, "stop_early": True, **_select_stages(network, stages)}
+    maps: list[Tensor] = network.forward_intermediates(images, **options)
     return maps
 
 
@@ -112,10 +111,9 @@ def channel_stats(maps: Iterable[Tensor]) -> list[Tensor]:
     for stage in maps:
         values = stage.float()
         mean = values.mean(dim=(2, 3), keepdim=True)
-        variance = (
-            (values - mean).square().mean(dim=(2, 3))
-        )  # torch.var_mean takes ten times as long on a CPU
-        stats += [mean.flatten(1), (variance + 1e-12).sqrt()]  # the gradient of the root is infinite at 0
+        # torch.var_mean takes ten times as long on a CPU; the gradient of the root is infinite at 0
+        variance = (values - mean).square().mean(dim=(2, 3))
+        stats += [mean.flatten(1), (variance + 1e-12).sqrt()]
     return stats
 
 

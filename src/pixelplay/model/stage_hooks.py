@@ -91,8 +91,8 @@ def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[
     """Find the layout that turns each stage's output into timm's feature map."""
     images = draw_noise(1, 3, input_size, input_size)
     modules = dict(network.named_modules())  # some of timm's stage names are not among them
-    found_modules = {i: modules[name] for i, name in names.items() if name in modules}
-    with torch.no_grad(), _record_outputs(found_modules) as outputs:
+    existing = {i: modules[name] for i, name in names.items() if name in modules}
+    with torch.no_grad(), _record_outputs(existing) as outputs:
         images = images.to(next(network.parameters()).device)
         maps = compute_features_and_maps(network, (), images, list(names))[1]
     found: dict[int, tuple[Layout, MapShape]] = {}

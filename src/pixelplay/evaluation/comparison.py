@@ -15,23 +15,14 @@ N_RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """Differences between two models on the same images.
-
-    Attributes:
-        n: number of images.
-        values: metric → its value for the first and the second model.
-        differences: metric → first minus second, with its interval. A lower log loss is better.
-        n_only_first_right: images that only the first model predicts correctly.
-        n_only_second_right: images that only the second model predicts correctly.
-        p_value: of McNemar's two-sided mid-p test; None with groups, which the test does not support.
-    """
+    """Differences between two models on the same images."""
 
     n: int
-    values: Mapping[str, tuple[float, float]]
-    differences: Mapping[str, Estimate]
+    values: Mapping[str, tuple[float, float]]  # metric → its value for the first and the second model
+    differences: Mapping[str, Estimate]  # metric → first minus second; a lower log loss is better
     n_only_first_right: int
     n_only_second_right: int
-    p_value: float | None
+    p_value: float | None  # of McNemar's two-sided mid-p test; None with groups, which it does not support
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
@@ -56,15 +47,10 @@ def compare_predictions(
     metric: Metric,
     seed: int,
 ) -> tuple[tuple[float, float], Float64Array]:
-    """Compare one metric of two predictions of the same images.
+    """Compare one metric of two predictions (N,) of the same images.
 
     Args:
-        preds: (N,) each, below K.
-        labels: (N,) in [0, K).
         groups: (N,) equal for images that are not independent; None: all are independent.
-        n_classes: K.
-        metric: the metric to compare.
-        seed: of the bootstrap.
 
     Returns:
         The metric of both; second minus first on resamples, (R,).
@@ -90,12 +76,9 @@ def compare_models(
     """Compare the predictions and probabilities of two models on the same images.
 
     Args:
-        preds: (N,) each, in [0, K).
-        probs: (N, K) each; 0 for a class unknown to the model.
-        labels: (N,) in [0, K), N >= 1.
+        probs: (N, K) each, N >= 1; 0 for a class unknown to the model.
         groups: (N,) equal for images that are not independent; None: all are independent.
         is_known: (N,) images of classes known to both models, for the log loss.
-        seed: of the bootstrap.
     """
     n_classes = probs[0].shape[1]
     bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=seed)
@@ -123,7 +106,15 @@ def compare_models(
         single = replace(spread, low=min(spread.low, single.low), high=max(spread.high, single.high))
     differences["accuracy"] = single
     if is_known.any():
-        values["log_loss"], differences["log_loss"] = _compare_losses(probs, labels, groups, is_known, seed)
+        losses = np.stack([log_losses(p[is_known], labels[is_known]) for p in probs], axis=1)  # (n, 2)
+        values["log_loss"] = tuple(losses.mean(axis=0).tolist())
+        change = losses[:, 0] - losses[:, 1]
+        known_groups = None if groups is None else groups[is_known]
+        bootstrap = replace(bootstrap, n=len(change), groups=known_groups)
+        samples = np.concatenate([times @ change / times.sum(axis=1) for times in bootstrap.weights()])
+        differences["log_loss"] = bootstrap.estimate(
+            float(change.mean()), samples, n=len(change), enough=len(change) >= MIN_UNITS
+        )
     return PairedComparison(
         n=len(labels),
         values=values,
@@ -140,19 +131,13 @@ def newcombe(first_correct: BoolArray, second_correct: BoolArray) -> Estimate:
     It combines both Wilson intervals and the correlation between them; unlike a bootstrap percentile
     interval it has a width even if the two hardly differ.
 
-    Args:
-        first_correct: (N,), N >= 1.
-        second_correct: (N,).
-
     Source: Newcombe, "Improved confidence intervals for the difference between binomial proportions based
     on paired data", Statistics in Medicine 17 (1998), method 10.
     """
     n = len(first_correct)
     first, second = wilson(int(first_correct.sum()), n), wilson(int(second_correct.sum()), n)
-    both = int((first_correct & second_correct).sum())
-    neither = int((~first_correct & ~second_correct).sum())
-    only_first = int((first_correct & ~second_correct).sum())
-    only_second = int((~first_correct & second_correct).sum())
+    counts = np.bincount(2 * first_correct + second_correct, minlength=4)
+    neither, only_second, only_first, both = counts.tolist()
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     covariance = float(both * neither - only_first * only_second)
     if covariance > 0:
@@ -187,22 +172,3 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     up_to, below = bdtr(fewer, n, 0.5), bdtr(fewer - 1, n, 0.5) if fewer else 0.0
     is_even = n_only_first == n_only_second  # both tails contain the middle, which counts once
     return float(1 - (up_to - below) / 2 if is_even else up_to + below)
-
-
-def _compare_losses(
-    probs: tuple[Float64Array, Float64Array],
-    labels: IntArray,
-    groups: IntArray | None,
-    is_known: BoolArray,
-    seed: int,
-) -> tuple[tuple[float, float], Estimate]:
-    """Return the log loss of both models, and the mean of first minus second with its interval."""
-    losses = np.stack([log_losses(p[is_known], labels[is_known]) for p in probs], axis=1)  # (n, 2)
-    change = losses[:, 0] - losses[:, 1]
-    known_groups = None if groups is None else groups[is_known]
-    bootstrap = Bootstrap(n=len(change), groups=known_groups, n_resamples=N_RESAMPLES, seed=seed)
-    samples = np.concatenate([times @ change / times.sum(axis=1) for times in bootstrap.weights()])
-    first, second = losses.mean(axis=0)
-    enough = len(change) >= MIN_UNITS
-    spread = bootstrap.estimate(float(change.mean()), samples, n=len(change), enough=enough)
-    return (float(first), float(second)), spread

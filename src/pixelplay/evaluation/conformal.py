@@ -12,26 +12,17 @@ from pixelplay.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutScores:
-    """Scores of held-out images, for prediction sets and confidence thresholds.
+    """Scores of n held-out images, for prediction sets and confidence thresholds.
 
-    Attributes:
-        split: "oof": predicted by the models of their folds, so guarantees for the deployed model are
-            approximate; "val": a validation split.
-        lac: (n,) ascending, LAC scores of the true classes (see `nonconformity_scores`).
-        aps: (n,) ascending, APS scores of the true classes.
-        confidence: (n,) descending, probability of each prediction.
-        is_right: (n,) in the same order, True for a correct prediction.
+    The split is "val" for a validation split, or "oof" for images predicted by the models of their folds;
+    then guarantees for the deployed model are approximate.
     """
 
     split: str
-    lac: Float64Array
-    aps: Float64Array
-    confidence: Float64Array
-    is_right: BoolArray
-
-    def conformal_scores(self, method: ConformalScore) -> Float64Array:
-        """Return the scores of the true classes, ascending, for `fit_conformal_threshold`."""
-        return self.lac if method == "lac" else self.aps
+    lac: Float64Array  # (n,) ascending, LAC scores of the true classes (see `nonconformity_scores`)
+    aps: Float64Array  # (n,) ascending, APS scores of the true classes
+    confidence: Float64Array  # (n,) descending, probability of each prediction
+    is_right: BoolArray  # (n,) in the same order
 
 
 def score_held_out(
@@ -42,10 +33,7 @@ def score_held_out(
     Both assume independent images, so only the first image of each group is used.
 
     Args:
-        probs: (N, K); rows of NaN were not held out and are ignored.
-        pred: (N,) predicted classes; -1 if not held out.
-        labels: (N,) in [0, K).
-        groups: (N,) equal for images that are not independent.
+        pred: (N,) predicted classes; -1 for images that were not held out, which are ignored.
         split: "oof" or "val".
     """
     held = np.flatnonzero(pred >= 0)

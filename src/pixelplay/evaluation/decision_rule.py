@@ -76,8 +76,6 @@ def fit_tau(
         labels: (N,) in [0, K).
         priors: (K,) class frequencies of the training data, all > 0.
         groups: (N,) equal for images that are not independent; None: all are independent.
-        metric: the metric to optimise.
-        seed: of the bootstrap.
 
     Returns:
         tau in [0, 2]. The evidence: "n" images, the "expected" tau, "metric_value" at tau, "metric_at_zero"
@@ -116,19 +114,12 @@ def fit_tau(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecisionRule:
-    """Temperature, then logit adjustment: `argmax(log softmax(logits / T) − τ·log π)`.
-
-    Attributes:
-        temperature: T > 0.
-        tau: strength of the logit adjustment.
-        priors: (K,) class frequencies π of the training data.
-        evidence: "temperature" and "tau": plain values as `fit_temperature` and `fit_tau` return them.
-    """
+    """Temperature, then logit adjustment: `argmax(log softmax(logits / T) − τ·log π)`."""
 
     temperature: float
     tau: float
-    priors: Float64Array
-    evidence: Mapping[str, Mapping[str, Any]]
+    priors: Float64Array  # (K,) class frequencies π of the training data
+    evidence: Mapping[str, Mapping[str, Any]]  # "temperature" and "tau", from `fit_temperature` and `fit_tau`
 
     def apply(self, logits: Float32Array) -> tuple[Float64Array, IntArray]:
         """Return probabilities (N, K) and predicted classes (N,); NaN and -1 for a row with NaN."""
@@ -152,8 +143,6 @@ def fit_decision_rule(
         labels: (N,) in [0, K).
         groups: (N,) images that the bootstrap of `fit_tau` keeps together.
         priors: (K,) class frequencies of the training data.
-        metric: the metric to optimise.
-        seed: of the bootstrap.
     """
     held_out = ~np.isnan(logits).any(1)
     logits, labels, groups = logits[held_out], labels[held_out], groups[held_out]
@@ -175,13 +164,11 @@ def compare_logits(
 ) -> tuple[tuple[float, float], float]:
     """Compare the predictions of two classifiers, each with its own temperature and tau.
 
-    Both rules are fitted on the images they are compared on, so both values are slightly optimistic.
-
-    Args:
-        logits: (N, K) finite, of each; the other arguments are those of `fit_decision_rule`.
+    Both rules are fitted on the images they are compared on, so both values are slightly optimistic. The
+    arguments are those of `fit_decision_rule`.
 
     Returns:
-        The metric of both, and the standard error of its difference.
+        The metric of both, and the standard error of the difference.
     """
     first, second = (
         fit_decision_rule(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1]
@@ -199,16 +186,8 @@ def calibrated_nll(logits: Float32Array, labels: IntArray, priors: Float64Array,
     It responds to every image, where accuracy only responds to those that change sides, and unlike the plain
     NLL it does not punish over-confidence, which the temperature corrects anyway. For balanced accuracy and
     macro F1 it is the mean over classes under uniform priors; otherwise it would prefer logits biased
-    towards rare classes.
-
-    Args:
-        logits: (N, K) with natural class priors.
-        labels: (N,) in [0, K).
-        priors: (K,) class frequencies of the training data, all > 0.
-        metric: the metric to optimise.
-
-    Returns:
-        The score; infinite if a logit is not finite.
+    towards rare classes. It is infinite if a logit is not finite. The arguments are those of
+    `fit_decision_rule`.
     """
     if not np.isfinite(logits).all():
         return float("inf")
@@ -246,9 +225,8 @@ def cross_fit_rule(
     for fold in np.unique(folds[folds != NEVER_HELD_OUT]):
         own = folds == fold
         others = ~own & (folds != NEVER_HELD_OUT)
-        rule = fit_decision_rule(
-            logits[others], labels[others], groups[others], priors, metric=metric, seed=seed
-        )
+        fitted_on = logits[others], labels[others], groups[others]
+        rule = fit_decision_rule(*fitted_on, priors, metric=metric, seed=seed)
         probs[own], pred[own] = rule.apply(logits[own])
         rules[int(fold)] = rule
     return probs, pred, rules

@@ -33,10 +33,7 @@ def estimate_label_metrics(
     never narrower than without: a group holds no more information than as many independent images.
 
     Args:
-        pred: (N,) in [0, K).
-        labels: (N,) in [0, K), N >= 1.
-        n_classes: K, including classes unknown to the model.
-        bootstrap: of these N images.
+        pred, labels: (N,) in [0, K), N >= 1; K includes classes unknown to the model.
 
     Returns:
         Accuracy, balanced accuracy and macro F1; precision, recall and F1 of each class.
@@ -103,12 +100,7 @@ def _wilson_f1(n_correct: int, n_true: int, n_pred: int) -> Estimate:
 def estimate_prob_metrics(
     probs: Float64Array, labels: IntArray, bootstrap: Bootstrap
 ) -> tuple[dict[str, Estimate | None], ClassEstimates]:
-    """Estimate the metrics of predicted probabilities.
-
-    Args:
-        probs: (N, K).
-        labels: (N,) in [0, K); without any image every metric is None.
-        bootstrap: of these N images.
+    """Estimate the metrics of predicted probabilities (N, K); without any image every metric is None.
 
     Returns:
         Log loss, Brier score, ROC-AUC and average precision; the last two of each class, one-vs-rest.
@@ -139,18 +131,14 @@ def estimate_prob_metrics(
     by_class: ClassEstimates = {}
     for i, name in enumerate(_AREAS):
         overall[name] = None
+        by_class[name] = [None] * n_classes
         if n_areas:
             overall[name] = bootstrap.estimate(
                 float(macro[i, 0]), macro[i, 1:], n=n, enough=enough, n_classes=n_areas
             )
-        by_class[name] = [
-            None
-            if np.isnan(value)
-            else bootstrap.estimate(
-                float(value), areas[i, 1:, k], n=int(support[k]), enough=bool(has_enough[k])
-            )
-            for k, value in enumerate(areas[i, 0])
-        ]
+        for k in np.flatnonzero(~np.isnan(areas[i, 0])):
+            value, samples, is_enough = float(areas[i, 0, k]), areas[i, 1:, k], bool(has_enough[k])
+            by_class[name][k] = bootstrap.estimate(value, samples, n=int(support[k]), enough=is_enough)
     return overall, by_class
 
 

@@ -66,9 +66,8 @@ class Evaluation:
         brier: squared error summed over the classes; halved for two classes, as in scikit-learn.
         ece: of the argmax class, over all images including unknown classes; equal-width bins, L1 norm.
         aurc: area under the risk-coverage curve; lower is better.
-        risk_coverage: (coverage, risk) points, about 20.
+        risk_coverage: about 20 points (coverage, risk).
         roc_auc: macro average, one-vs-rest.
-        per_class: in the order of `classes`.
         confusion: (K, K) int64, rows are labels, columns predictions.
         known_only: the same over the images of known classes; None if those are all or none.
     """
@@ -110,16 +109,7 @@ class Evaluation:
 def majority_baseline(train_counts: IntArray, labels: IntArray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Evaluate always predicting the most frequent training class.
 
-    Args:
-        train_counts: (K,) training images per known class.
-        labels: (N,) in [0, len(classes)).
-        classes: names; the first K are those of `train_counts`.
-
-    Returns:
-        "class": its name; "accuracy" with interval; "balanced_accuracy" and "macro_f1" without.
-
-    Raises:
-        DataError: there is no image, or a label has no name.
+    The K entries of `train_counts` are the training images of the first K `classes`.
     """
     check_labels(labels, len(classes))
     majority = int(np.argmax(train_counts))
@@ -162,20 +152,7 @@ def evaluate_probs(
             range, `at_precision` without exactly two classes or without an image of the positive one.
         ConfigError: `at_precision` is outside (0, 1].
     """
-    _check_inputs(probs, pred, labels, len(classes), n_known)
-    target = None
-    if at_precision is not None:
-        target = (find_positive_class(labels, classes[:n_known], positive, at_precision), at_precision)
-    n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
-    bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
-    return _evaluate(probs.astype(np.float64, copy=False), pred, labels, classes, bootstrap, target)
-
-
-def _check_inputs(
-    probs: NDArray[Any], pred: IntArray, labels: IntArray, n_classes: int, n_known: int
-) -> None:
-    """Raise DataError unless the arrays match and hold usable values."""
-    check_labels(labels, n_classes)
+    check_labels(labels, len(classes))
     if probs.shape != (len(labels), n_known) or pred.shape != labels.shape:
         raise DataError(
             f"probs {probs.shape} and pred {pred.shape} do not match {len(labels)} labels and {n_known} "
@@ -186,6 +163,12 @@ def _check_inputs(
         raise DataError(
             f"row {broken[0]} has no usable prediction ({broken.size} such rows); remove unreadable images"
         )
+    target = None
+    if at_precision is not None:
+        target = (find_positive_class(labels, classes[:n_known], positive, at_precision), at_precision)
+    n_resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MAX_DRAWS // probs.size))
+    bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=n_resamples, seed=seed)
+    return _evaluate(probs.astype(np.float64, copy=False), pred, labels, classes, bootstrap, target)
 
 
 def _evaluate(
@@ -252,34 +235,27 @@ def average_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     """
     if len(evaluations) == 1:
         return evaluations[0]
-    first = evaluations[0]
     known = [e.known_only for e in evaluations if e.known_only is not None]
-    metrics: dict[str, Any] = {
-        name: _average([getattr(e, name) for e in evaluations]) for name in (*LABEL_METRICS, *_PROB_METRICS)
-    }
-    per_class = tuple(
-        replace(
-            each[0],
-            **{name: _average([getattr(scores, name) for scores in each]) for name in _PER_CLASS_METRICS},
-        )
-        for each in zip(*(e.per_class for e in evaluations), strict=True)
-    )
+    by_class = zip(*(e.per_class for e in evaluations), strict=True)
     return replace(
-        first,
-        **metrics,
+        evaluations[0],
+        **_averages(evaluations, (*LABEL_METRICS, *_PROB_METRICS)),
         ece=float(np.mean([e.ece for e in evaluations])),
         aurc=float(np.mean([e.aurc for e in evaluations])),
-        per_class=per_class,
+        per_class=tuple(replace(each[0], **_averages(each, _PER_CLASS_METRICS)) for each in by_class),
         confusion=np.sum([e.confusion for e in evaluations], axis=0),
         known_only=average_evaluations(known) if known else None,
     )
 
 
-def _average(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Average values and intervals; None if one is undefined, unreliable if one is."""
-    defined = [estimate for estimate in estimates if estimate is not None]
-    if len(defined) < len(estimates):
-        return None
-    value, low, high = np.mean([(e.value, e.low, e.high) for e in defined], axis=0)
-    reliable = all(e.reliable for e in defined)
-    return replace(defined[0], value=float(value), low=float(low), high=float(high), reliable=reliable)
+def _averages(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Average values and intervals of some metrics; None if one is undefined, unreliable if one is."""
+    averages: dict[str, Estimate | None] = {}
+    for name in names:
+        estimates = [getattr(record, name) for record in records]
+        averages[name] = None
+        if None not in estimates:
+            value, low, high = np.mean([(e.value, e.low, e.high) for e in estimates], axis=0).tolist()
+            reliable = all(e.reliable for e in estimates)
+            averages[name] = replace(estimates[0], value=value, low=low, high=high, reliable=reliable)
+    return averages

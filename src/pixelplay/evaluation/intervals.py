@@ -21,25 +21,15 @@ _CHUNK_CELLS = 4_000_000  # weights held at once: 32 MB as int64, whatever the n
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A metric with its 95 % interval.
-
-    Attributes:
-        value: the metric on all images.
-        low: lower end of the interval, at most `value`.
-        high: upper end of the interval, at least `value`.
-        n: number of images that the metric is computed from.
-        reliable: False if there are too few images or groups for the interval to be trusted.
-        method: "wilson", "wilson by class", "newcombe, paired", "bootstrap by image" or "bootstrap by group".
-        n_classes: number of classes in a macro average; None for other metrics.
-    """
+    """A metric with its 95 % interval; low <= value <= high."""
 
     value: float
     low: float
     high: float
-    n: int
-    reliable: bool
-    method: str
-    n_classes: int | None = None
+    n: int  # number of images that the metric is computed from
+    reliable: bool  # False if there are too few images or groups for the interval to be trusted
+    method: str  # for example "wilson", "wilson by class" or "bootstrap by group"
+    n_classes: int | None = None  # in a macro average
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
@@ -120,17 +110,10 @@ def macro_average(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bootstrap:
-    """A bootstrap of the images of one evaluation.
-
-    Attributes:
-        n: number of images.
-        groups: (N,) images resampled together; None: each image on its own.
-        n_resamples: R.
-        seed: every use draws the same resamples.
-    """
+    """A bootstrap of the N images of one evaluation; every use draws the same resamples."""
 
     n: int
-    groups: IntArray | None
+    groups: IntArray | None  # (N,) images resampled together; None: each image on its own
     n_resamples: int
     seed: int
 
@@ -159,11 +142,12 @@ class Bootstrap:
         Args:
             value: the metric on the images themselves.
             samples: (R,) the metric on each resample, NaN where undefined.
-            n: number of images that the metric is computed from.
             enough: False if there are too few images for a bootstrap of this metric.
-            n_classes: number of classes in a macro average.
+            n, n_classes: as in `Estimate`.
         """
-        low, high = percentile_interval(np.append(samples, value))  # with `value`: never all NaN
+        samples = np.append(samples, value)  # with `value`: never all NaN
+        ends = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
+        low, high = np.quantile(samples[~np.isnan(samples)], ends).tolist()
         return Estimate(
             value=value,
             low=min(low, value),
@@ -176,19 +160,14 @@ class Bootstrap:
 
 
 def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield how often each image occurs in each bootstrap resample, in chunks of bounded size.
+    """Yield how often each image occurs in bootstrap resamples, (R', N) int64, in chunks of bounded size.
 
     Groups are drawn with replacement, as many as there are, each with all its images; with groups of
     unequal size the rows of a chunk have unequal sums.
 
     Args:
         groups: (N,) images resampled together; None: each image on its own.
-        n: number of images.
         n_resamples: rows in all chunks together.
-        seed: of the random draws.
-
-    Yields:
-        (R', N) int64 multiplicities; the R' add up to `n_resamples`.
 
     Raises:
         DataError: there is no image, or `groups` has another length.
@@ -209,10 +188,3 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
         drawn += np.arange(rows)[:, None] * n_units  # one histogram over all rows instead of one per row
         times = np.bincount(drawn.ravel(), minlength=rows * n_units).reshape(rows, n_units)
         yield times if member_of is None else times[:, member_of]  # (R', N)
-
-
-def percentile_interval(samples: Float64Array) -> tuple[float, float]:
-    """Return the quantiles that enclose 95 % of the samples, ignoring NaN (but not all may be NaN)."""
-    defined = samples[~np.isnan(samples)]
-    low, high = np.quantile(defined, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-    return float(low), float(high)

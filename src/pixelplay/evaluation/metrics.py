@@ -60,16 +60,9 @@ LABEL_METRICS: dict[Metric, Callable[[ClassCounts], Float64Array]] = {
 def count_labels(
     pred: IntArray, labels: IntArray, n_classes: int, weights: NDArray[Any] | None = None
 ) -> ClassCounts:
-    """Count correct, true and predicted images per class.
+    """Count correct, true and predicted images per class: (K,), or (R, K) with multiplicities (R, N).
 
-    Args:
-        pred: (N,) below K; negative where there is no prediction, which is never correct.
-        labels: (N,) in [0, K).
-        n_classes: K.
-        weights: (R, N) multiplicities; None: every image once.
-
-    Returns:
-        Counts of shape (K,), or (R, K) with weights.
+    A negative value in `pred` (N,) stands for no prediction, which is never correct.
     """
     correct, predicted = np.flatnonzero(pred == labels), np.flatnonzero(pred >= 0)
     # rows 0 to K-1 count correct images, K to 2K-1 true ones, 2K to 3K-1 predicted ones
@@ -94,11 +87,7 @@ def expected_counts(pred: IntArray, probs: Float64Array) -> ClassCounts:
 
 
 def label_metric(metric: Metric, pred: IntArray, labels: IntArray) -> float:
-    """Compute one metric of predicted labels.
-
-    Raises:
-        DataError: there is no image.
-    """
+    """Compute one metric of predicted labels (N,); DataError if N is 0."""
     check_not_empty(labels)
     n_classes = int(max(labels.max(), pred.max())) + 1
     return float(LABEL_METRICS[metric](count_labels(pred, labels, n_classes)))
@@ -113,9 +102,6 @@ def expected_calibration_error(probs: Float64Array, pred: IntArray, labels: IntA
         probs: (N, K), rows sum to 1.
         pred: (N,) in [0, K), need not be the argmax; its probability is the confidence.
         labels: (N,); a label outside [0, K) is always an error.
-
-    Returns:
-        Mean gap between confidence and accuracy in [0, 1], bins weighted by their number of images.
 
     Raises:
         DataError: there is no image.
@@ -153,14 +139,8 @@ def rank_buckets(scores: Float64Array, positive: BoolArray) -> Any:
     """Sort images into buckets from which `areas_under_curves` follow under any weights.
 
     Only the G distinct scores of positive images matter. Negatives fall into 2G + 1 buckets (below the
-    lowest, tied with it, between it and the next, …), positives into G.
-
-    Args:
-        scores: (N,), higher means more likely positive.
-        positive: (N,), at least one.
-
-    Returns:
-        (3G + 1, N) sparse 0/1 matrix.
+    lowest, tied with it, between it and the next, …), positives into G. The result is a sparse 0/1 matrix
+    (3G + 1, N). At least one of the N images must be positive.
     """
     levels = np.unique(scores[positive])  # (G,)
     left, right = np.searchsorted(levels, scores, "left"), np.searchsorted(levels, scores, "right")

@@ -20,32 +20,20 @@ _BLOCK = 1024  # images compared with all references at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Novelty:
-    """A novelty scale fitted on held-out images.
+    """A novelty scale fitted on held-out images."""
 
-    Attributes:
-        mean, scale: (D,) mean and standard deviation of the training features.
-        references: (R, D) float16, standardised features of some training images.
-        centre, spread: (2,) mean and standard deviation of log distance and energy of the held-out images.
-        scores: (n,) ascending, sums of both standardised signals on the held-out images.
-    """
-
-    mean: Float32Array
-    scale: Float32Array
-    references: NDArray[np.float16]
-    centre: Float64Array
-    spread: Float64Array
-    scores: Float64Array
+    mean: Float32Array  # (D,) of the training features
+    scale: Float32Array  # (D,) their standard deviation
+    references: NDArray[np.float16]  # (R, D) standardised features of some training images
+    centre: Float64Array  # (2,) mean log distance and energy of the held-out images
+    spread: Float64Array  # (2,) their standard deviation
+    scores: Float64Array  # (n,) ascending, sums of both standardised signals on the held-out images
 
     def measure(self, features: NDArray[Any], logits: NDArray[Any]) -> Float64Array:
-        """Compute the novelty of images.
+        """Compute the novelty (N,) of images with features (N, D or more) and logits (N, K).
 
-        Args:
-            features: (N, D or more), of which the first D are compared.
-            logits: (N, K).
-
-        Returns:
-            (N,) in [0, 1]: the fraction of held-out images that are less novel; beyond the most novel of
-            them it continues towards 1.
+        It is the fraction in [0, 1] of held-out images that are less novel; beyond the most novel of them it
+        continues towards 1.
         """
         scaled = (features[:, : len(self.mean)] - self.mean) / self.scale
         distances = nearest_distances(scaled, self.references.astype(np.float32))
@@ -66,15 +54,17 @@ def fit_novelty(
     """Fit the novelty scale.
 
     Args:
-        references: (R, D) features of training images.
-        reference_folds: (R,) fold of each.
-        held_out: (n, D) features of held-out images, n >= 1.
-        folds: (n,) fold of each; it is compared with references of other folds only, because its logits are
-            from a model not trained on its own fold.
-        logits: (n, K) finite.
+        references: (R, D) features of training images, with their folds (R,).
+        held_out: (n, D) features of held-out images, n >= 1, with their folds and finite logits (n, K). Each
+            is compared with references of other folds only, as its logits are from a model that was not
+            trained on its own fold.
     """
     mean = references.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = _feature_scale(references)
+    deviation = references.std(axis=0, dtype=np.float64)
+    varies = deviation > 0
+    # without a lower bound, rounding noise in a nearly constant channel would make every image novel
+    least = _MIN_SCALE * np.median(deviation[varies]) if varies.any() else 1.0
+    scale = np.asarray(np.maximum(deviation, least), dtype=np.float32)
     scaled = ((references - mean) / scale).astype(np.float16)
     compared = scaled.astype(np.float32)
     distances = np.full(len(held_out), np.inf)
@@ -93,17 +83,6 @@ def fit_novelty(
         spread=spread,
         scores=np.sort(((signals - centre) / spread).sum(axis=1)),
     )
-
-
-def _feature_scale(references: Float32Array) -> Float32Array:
-    """Return standard deviations (D,) of features (R, D), bounded below by a fraction of their median.
-
-    Otherwise rounding noise in a nearly constant channel would make every image novel.
-    """
-    deviation = references.std(axis=0, dtype=np.float64)
-    varies = deviation > 0
-    least = _MIN_SCALE * np.median(deviation[varies]) if varies.any() else 1.0
-    return np.asarray(np.maximum(deviation, least), dtype=np.float32)
 
 
 def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:

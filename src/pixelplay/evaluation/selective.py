@@ -20,11 +20,7 @@ N_CUTS = 20
 def risk_coverage(
     confidence: Float64Array, correct: BoolArray
 ) -> tuple[tuple[tuple[float, float], ...], float]:
-    """Compute the error rate among the most confident predictions, for every fraction of them.
-
-    Args:
-        confidence: (N,) probability of the prediction.
-        correct: (N,).
+    """Compute the error rate among the most confident predictions (N,), for every fraction of them.
 
     Returns:
         (coverage, risk) at the first coverage to reach each further 5 % of the images, where images of equal
@@ -58,13 +54,11 @@ def fit_confidence_threshold(
     that it holds for the selected cut.
 
     Args:
-        confidence: (N,) of held-out images, probability of the prediction.
-        correct: (N,).
-        target_accuracy: in (0, 1).
+        confidence: (N,) probability of the prediction of each held-out image.
 
     Returns:
-        The threshold (predictions below it are abstained from); the fraction of held-out images at or above
-        it; the accuracy among those; the lower bound of the accuracy on new images with 95 % confidence.
+        The threshold, below which the model abstains; the fraction of held-out images at or above it; the
+        accuracy among those; the lower bound of the accuracy on new images with 95 % confidence.
 
     Raises:
         ConfigError: `target_accuracy` is outside (0, 1).
@@ -73,6 +67,8 @@ def fit_confidence_threshold(
     Source: Angelopoulos et al., "Learn then test: calibrating predictive algorithms to achieve risk control",
     2021, arXiv:2110.01052, with Bonferroni's correction and Clopper and Pearson's bound.
     """
+    from scipy.special import betaincinv
+
     check_share("target_accuracy", target_accuracy)
     n = len(confidence)
     if n == 0:
@@ -81,7 +77,9 @@ def fit_confidence_threshold(
     cuts = np.ceil(np.arange(1, N_CUTS + 1) * n / N_CUTS).astype(np.int64) - 1
     last = np.unique(ends[np.searchsorted(ends, cuts)])  # (M,) the least confident image of each cut
     n_wrong, n_predicted = np.cumsum(~correct[order], dtype=np.int64)[last], last + 1
-    bounds = 1 - _max_error_rate(n_wrong, n_predicted, (1 - CONFIDENCE) / N_CUTS)  # (M,)
+    alpha = (1 - CONFIDENCE) / N_CUTS
+    largest = betaincinv(n_wrong + 1, np.maximum(n_predicted - n_wrong, 1), 1 - alpha)  # error rate, (M,)
+    bounds = 1 - np.where(n_wrong >= n_predicted, 1.0, largest)
     sufficient = np.flatnonzero(bounds >= target_accuracy)
     if not len(sufficient):
         raise DataError(
@@ -97,33 +95,19 @@ def fit_confidence_threshold(
     )
 
 
-def _max_error_rate(n_wrong: IntArray, n: IntArray, alpha: float) -> Float64Array:
-    """Return the upper end of Clopper and Pearson's one-sided interval of an error rate."""
-    from scipy.special import betaincinv
-
-    inside = betaincinv(n_wrong + 1, np.maximum(n - n_wrong, 1), 1 - alpha)
-    return np.where(n_wrong >= n, 1.0, inside)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
     """The threshold at which a two-class model reaches a target precision.
 
     It is chosen and measured on the same images and therefore slightly optimistic.
-
-    Attributes:
-        threshold: images with at least this probability of `positive` are accepted; None: not reached.
-        precision: among the accepted images; None without a threshold.
-        recall: accepted fraction of the positive images; 0 without a threshold.
-        highest_precision: of all thresholds.
     """
 
     positive: str
     target_precision: float
-    threshold: float | None
-    precision: Estimate | None
-    recall: Estimate
-    highest_precision: float
+    threshold: float | None  # images with at least this probability of `positive` are accepted
+    precision: Estimate | None  # among the accepted images; None without a threshold
+    recall: Estimate  # accepted fraction of the positive images; 0 without a threshold
+    highest_precision: float  # of all thresholds
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -143,11 +127,7 @@ def find_positive_class(
 ) -> int:
     """Return the index of the positive class of an operating point.
 
-    Args:
-        labels: (N,) of the images to choose a threshold on.
-        classes: the model's.
-        positive: one of them; None: the second.
-        asked_precision: in (0, 1].
+    The default is the second class.
 
     Raises:
         ConfigError: `target_precision` is outside (0, 1].
@@ -184,8 +164,6 @@ def fit_operating_point(
         scores: (N,) probability of the positive class.
         positives: (N,) images of that class, at least one.
         positive: its name.
-        asked_precision: in (0, 1].
-        bootstrap: of these N images, for the intervals.
     """
     order, last = _descending(scores)
     precisions = np.cumsum(positives[order])[last] / (last + 1)

@@ -6,7 +6,9 @@ can therefore be added.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,7 +54,4 @@ CAM_METHODS: dict[CamName, CamMethod] = {
 def sum_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Resize maps (B, H_s, W_s) of several stages to one size and add them."""
     resized = [F.interpolate(m[:, None], size=size, mode="bilinear", antialias=True)[:, 0] for m in maps]
-    total = resized[0]
-    for each in resized[1:]:
-        total = total + each
-    return total
+    return reduce(torch.add, resized)

@@ -15,7 +15,7 @@ from pixelplay.data.transforms import Preprocessing, crop_box, eval_transform
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.inference.cam import CAM_METHODS, CamMethod, sum_maps
-from pixelplay.inference.predictor import align_classes
+from pixelplay.inference.predictor import ClassAlignment
 from pixelplay.model.bundle import ModelBundle
 from pixelplay.model.classifier import LinearHead
 from pixelplay.model.device import resolve_device_name
@@ -36,10 +36,8 @@ class Explanation:
         heat: (h, w) float32 >= 0, evidence over the whole upright image in its proportions; the long side
             is at most the network's input size. In units of the calibrated logit, comparable within one
             method. All 0 if no place speaks for the class.
-        prediction: the predicted class.
-        probability: of the predicted class.
-        explained: the class the heat is about.
-        explained_probability: of that class.
+        prediction, probability: the predicted class and its probability.
+        explained, explained_probability: the class the heat is about and its probability.
     """
 
     heat: Float32Array
@@ -56,8 +54,8 @@ class Explainer:
 
     Args:
         bundles: the models; they are not modified.
-        names: (M,) names of the models in error messages.
-        compute: device; other settings are ignored.
+        names: of the models in error messages.
+        compute: only its device is used.
         method: class activation map (default: the most faithful one).
         n_stages: number of last stages of each network whose maps are added.
 
@@ -80,17 +78,13 @@ class Explainer:
         method = method or DEFAULT_METHOD
         check_choice("method", method, get_args(CamName))
         device = resolve_device_name((compute or ComputeConfig()).device)
-        self._alignment = align_classes(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
+        self._alignment = ClassAlignment(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
         self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
         self.classes = self._alignment.classes
         self.input_size = max(model.input_size for model in self._models)
 
     def check_class(self, name: str) -> None:
-        """Check that the model knows a class.
-
-        Raises:
-            ConfigError: unknown class; the nearest names are suggested.
-        """
+        """Raise ConfigError with the nearest names unless the model knows a class."""
         if name not in self.classes:
             hint = suggest(name, self.classes) or ";"
             raise ConfigError(f"unknown class {name!r}{hint} the model knows {name_some(self.classes)}")
@@ -100,25 +94,25 @@ class Explainer:
 
         Args:
             pixels: (H, W, 3) uint8, upright, as returned by `decode_image`.
-            class_name: class to explain (default: the predicted one).
-
-        Raises:
-            ConfigError: unknown class; the nearest names are suggested.
+            class_name: class to explain (default: the predicted one); errors as in `check_class`.
         """
         if class_name is not None:
             self.check_class(class_name)
         outputs = [model.forward(pixels) for model in self._models]
-        probs = self._alignment.mean([own[None] for own, _, _ in outputs])  # (1, K)
-        predicted = int(self._alignment.adjusted_argmax(probs)[0])
+        probs, pred = self._alignment.predict([own[None] for own, _, _ in outputs])  # (1, K), (1,)
+        predicted = int(pred[0])
         k = predicted if class_name is None else self.classes.index(class_name)
         heats = [
-            model.heat(logits[int(order[k])], stages, pixels.shape[:2])
-            for model, (_, logits, stages), order in zip(
-                self._models, outputs, self._alignment.orders, strict=True
+            model.heat(logits[i], stages, pixels.shape[:2])
+            for model, (_, logits, stages), i in zip(
+                self._models, outputs, self._alignment.orders[:, k].tolist(), strict=True
             )
         ]
+        # averaged at the size of the largest
+        size = max(heat.shape for heat in heats)
+        resized = [sum_maps([torch.from_numpy(heat)[None]], size)[0].numpy() for heat in heats]
         return Explanation(
-            heat=_mean_of(heats),
+            heat=np.asarray(np.mean(resized, axis=0, dtype=np.float32)),
             prediction=self.classes[predicted],
             probability=float(probs[0, predicted]),
             explained=self.classes[k],
@@ -147,7 +141,7 @@ class _Model:
             features: Tensor = self._backbone(images)  # (B, D)
             logits = _apply_head(self._bundle.head, features.mean(dim=0)) / self._bundle.temperature  # (K,)
         probs = temperature_softmax(logits.detach().cpu().numpy()[None], 1.0)[0]
-        return probs, logits, outputs
+        return probs, logits, list(outputs.values())
 
     def heat(self, logit: Tensor, outputs: Sequence[Tensor], shape: tuple[int, ...]) -> Float32Array:
         """Compute the evidence (h, w) for a logit over an image of the shape (H, W)."""
@@ -160,13 +154,6 @@ class _Model:
             views = torch.stack([views[0], views[1].flip(1)])
         heat = views.sum(dim=0).relu()  # (S, S)
         return _map_to_image(heat, shape, self._bundle.preprocessing)
-
-
-def _mean_of(heats: Sequence[Float32Array]) -> Float32Array:
-    """Average maps (h, w) of one image at the size of the largest."""
-    largest = max(heats, key=lambda heat: heat.shape)
-    resized = [sum_maps([torch.from_numpy(heat)[None]], largest.shape)[0].numpy() for heat in heats]
-    return np.asarray(np.mean(resized, axis=0, dtype=np.float32))
 
 
 def _apply_head(head: LinearHead, features: Tensor) -> Tensor:

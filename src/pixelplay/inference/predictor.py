@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray, UInt8Array
+from pixelplay.arrays import BoolArray, Float64Array, IntArray
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
@@ -76,7 +77,6 @@ class Predictor:
 
     Args:
         run: folder of a run, or of its model.
-        compute: device, precision, batch size, threads.
         tta: test-time augmentation: "none", or "flip" to average each image and its mirror image. None:
             as in training.
 
@@ -135,53 +135,49 @@ class Predictor:
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
         """Classify images in chunks, with constant memory."""
+        bundle = self.bundle
         dataset, in_memory = _list_images(images)
-
-        def load(i: int) -> LoadedImage:
-            return self._load(dataset, in_memory, i)
-
+        load = partial(self._load, dataset, in_memory)
+        stream = stream_features(self._extractor, load, len(dataset), num_workers=self._num_workers)
         start = 0
-        for chunk, features in stream_features(
-            self._extractor, load, len(dataset), num_workers=self._num_workers
-        ):
+        for chunk, features in stream:
             paths = dataset.paths[start : start + len(chunk)]
-            yield self._predict_chunk(list(map(dataset.storage.display_path, paths)), chunk, features)
             start += len(chunk)
+            logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
+            probs = temperature_softmax(logits, bundle.temperature)
+            is_ok = np.array([image.error is None for image in chunk])
+            novelty = np.full(len(logits), np.nan)
+            novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
+            yield Predictions(
+                paths=tuple(map(dataset.storage.display_path, paths)),
+                status=tuple("ok" if image.error is None else image.error.status for image in chunk),
+                errors=tuple("" if image.error is None else image.error.reason for image in chunk),
+                probs=probs,
+                pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
+                classes=bundle.classes,
+                digests=tuple(image.digest for image in chunk),
+                novelty=novelty,
+            )
 
     def _load(self, dataset: ImageDataset, in_memory: Mapping[int, InMemoryImage], i: int) -> LoadedImage:
         """Read and preprocess an image."""
-        path, image, digest = dataset.paths[i], in_memory.get(i, b""), b""
+        path, digest = dataset.paths[i], b""
+        preprocessing = self.bundle.preprocessing
         try:
-            if i in in_memory and not isinstance(image, bytes):
-                pixels = _pixels_of(image, path)
+            image = in_memory[i] if i in in_memory else dataset.storage.read(path)
+            if isinstance(image, bytes):
+                digest = digest_bytes(image)
+                pixels = decode_image(image, path=path, target_px=preprocessing.input_size)
+            elif isinstance(image, Image.Image):
+                pixels = to_rgb(image, path=path)
+            elif isinstance(image, np.ndarray):
+                pixels = check_array(image, path=path)
             else:
-                data = image if i in in_memory else dataset.storage.read(path)
-                assert isinstance(data, bytes)
-                digest = digest_bytes(data)
-                pixels = decode_image(data, path=path, target_px=self.bundle.preprocessing.input_size)
-            return LoadedImage(digest=digest, pixels=eval_transform(pixels, self.bundle.preprocessing))
+                reason = f"{type(image).__name__} is not an image; pass a path, PIL image, array or bytes"
+                raise ImageError(path, "unsupported", reason)
+            return LoadedImage(digest=digest, pixels=eval_transform(pixels, preprocessing))
         except ImageError as error:
             return LoadedImage(digest=digest, error=error.detached())
-
-    def _predict_chunk(
-        self, paths: Sequence[str], chunk: Sequence[LoadedImage], features: Float32Array
-    ) -> Predictions:
-        bundle = self.bundle
-        logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
-        probs = temperature_softmax(logits, bundle.temperature)
-        is_ok = np.array([image.error is None for image in chunk])
-        novelty = np.full(len(logits), np.nan)
-        novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
-        return Predictions(
-            paths=tuple(paths),
-            status=tuple("ok" if image.error is None else image.error.status for image in chunk),
-            errors=tuple("" if image.error is None else image.error.reason for image in chunk),
-            probs=probs,
-            pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
-            classes=bundle.classes,
-            digests=tuple(image.digest for image in chunk),
-            novelty=novelty,
-        )
 
 
 def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) -> Predictions:
@@ -232,65 +228,39 @@ def _list_images(images: Images) -> tuple[ImageDataset, dict[int, InMemoryImage]
     return list_files(names), in_memory
 
 
-def _pixels_of(image: InMemoryImage, name: str) -> UInt8Array:
-    if isinstance(image, Image.Image):
-        return to_rgb(image, path=name)
-    if isinstance(image, np.ndarray):
-        return check_array(image, path=name)
-    raise ImageError(
-        name,
-        "unsupported",
-        f"{type(image).__name__} is not an image; pass a path, PIL image, array or bytes",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class ClassAlignment:
-    """Common class order and decision of an ensemble.
+    """Common class order and decision of an ensemble of M models.
+
+    Args:
+        names: (M,) names of the models in error messages.
 
     Attributes:
         classes: (K,) names in the order of the first model.
         orders: (M, K) int64, index of each class in each model.
-        prior_weights: (K,) > 0, geometric mean over the models of priors ** tau. Probabilities are divided
-            by it to predict, so that the logit adjustments are averaged too.
-    """
-
-    classes: tuple[str, ...]
-    orders: IntArray
-    prior_weights: Float64Array
-
-    def mean(self, probs: Sequence[Float64Array]) -> Float64Array:
-        """Average probabilities (N, K) that are in each model's own class order."""
-        ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
-        return np.asarray(np.mean(ordered, axis=0))
-
-    def adjusted_argmax(self, probs: Float64Array) -> IntArray:
-        """Predict classes (N,) from averaged probabilities (N, K)."""
-        return adjusted_argmax(probs, self.prior_weights, 1.0)
-
-
-def align_classes(bundles: Sequence[ModelBundle], names: Sequence[str]) -> ClassAlignment:
-    """Match models by their class names.
-
-    Args:
-        bundles: the M models.
-        names: (M,) names of the models in error messages.
 
     Raises:
-        ConfigError: they have different classes.
+        ConfigError: the models have different classes.
     """
-    classes = bundles[0].classes
-    for name, bundle in zip(names, bundles, strict=True):
-        if different := sorted(set(bundle.classes) ^ set(classes)):
-            raise ConfigError(
-                f"{names[0]} and {name} cannot form an ensemble: only one of them knows "
-                f"{name_some(different)}; use runs with the same classes"
-            )
-    orders = np.array([[bundle.classes.index(name) for name in classes] for bundle in bundles])
-    adjustments = [
-        b.tau * np.log(b.priors[order]) for b, order in zip(bundles, orders, strict=True)
-    ]  # (M, K)
-    return ClassAlignment(classes=classes, orders=orders, prior_weights=np.exp(np.mean(adjustments, axis=0)))
+
+    def __init__(self, bundles: Sequence[ModelBundle], names: Sequence[str]) -> None:
+        self.classes = bundles[0].classes
+        for name, bundle in zip(names, bundles, strict=True):
+            if different := sorted(set(bundle.classes) ^ set(self.classes)):
+                raise ConfigError(
+                    f"{names[0]} and {name} cannot form an ensemble: only one of them knows "
+                    f"{name_some(different)}; use runs with the same classes"
+                )
+        self.orders = np.array([[b.classes.index(name) for name in self.classes] for b in bundles])
+        pairs = zip(bundles, self.orders, strict=True)
+        adjustments = [b.tau * np.log(b.priors[order]) for b, order in pairs]  # (M, K)
+        # (K,), geometric mean of priors ** tau: dividing by it averages the logit adjustments too
+        self._prior_weights = np.exp(np.mean(adjustments, axis=0))
+
+    def predict(self, probs: Sequence[Float64Array]) -> tuple[Float64Array, IntArray]:
+        """Average probabilities (N, K) that are in each model's own order, and predict classes (N,)."""
+        ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
+        mean = np.asarray(np.mean(ordered, axis=0))
+        return mean, adjusted_argmax(mean, self._prior_weights, 1.0)
 
 
 class EnsemblePredictor:
@@ -298,8 +268,7 @@ class EnsemblePredictor:
 
     Args:
         runs: folders of runs, or of their models; backbones and input sizes may differ.
-        compute: device, precision, batch size, threads.
-        tta: as in `Predictor`.
+        compute, tta: as in `Predictor`.
 
     Attributes:
         classes: (K,) class names in the order of the first run.
@@ -319,7 +288,7 @@ class EnsemblePredictor:
     ) -> None:
         self._predictors = [Predictor(run, compute, tta=tta) for run in runs]
         bundles = [predictor.bundle for predictor in self._predictors]
-        self._alignment = align_classes(bundles, [os.fspath(run) for run in runs])
+        self._alignment = ClassAlignment(bundles, [os.fspath(run) for run in runs])
         self.classes = self._alignment.classes
         self.held_out: HeldOutScores | None = None
 
@@ -338,12 +307,12 @@ class EnsemblePredictor:
                 raise DataError("images changed while they were read; predict again")
             # an image that one model could not read has no prediction
             failed = [next((c for c in chunks if c.status[i] != "ok"), first) for i in range(len(first))]
-            probs = self._alignment.mean([chunk.probs for chunk in chunks])
+            probs, pred = self._alignment.predict([chunk.probs for chunk in chunks])
             assert first.novelty is not None
             yield replace(
                 first,
                 probs=probs,
-                pred=self._alignment.adjusted_argmax(probs),
+                pred=pred,
                 status=tuple(chunk.status[i] for i, chunk in enumerate(failed)),
                 errors=tuple(chunk.errors[i] for i, chunk in enumerate(failed)),
                 novelty=np.where(np.isnan(probs).any(axis=1), np.nan, first.novelty),

@@ -14,12 +14,7 @@ from pixelplay.inference.predictor import Predictions
 class Uncertainty:
     """Adds prediction sets and abstention, with thresholds from held-out images.
 
-    Args:
-        config: what to add.
-        held_out: the model's scores of held-out images; None if there are none, as for an ensemble.
-
-    Attributes:
-        notes: one sentence per threshold, saying what it is based on.
+    An ensemble has no scores of held-out images. `notes` has a sentence about the basis of each threshold.
 
     Raises:
         DataError: too few held-out images for a requested coverage or accuracy.
@@ -39,19 +34,17 @@ class Uncertainty:
                 )
             return
         if config.coverage is not None:
-            self._set_threshold = fit_conformal_threshold(
-                held_out.conformal_scores(config.conformal_score), config.coverage
-            )
+            scores = held_out.lac if config.conformal_score == "lac" else held_out.aps
+            self._set_threshold = fit_conformal_threshold(scores, config.coverage)
             self.notes.append(f"prediction sets are based on {_describe(held_out)}")
         if config.target_accuracy is not None:
-            threshold, coverage, accuracy, bound = fit_confidence_threshold(
+            self._min_confidence, coverage, accuracy, bound = fit_confidence_threshold(
                 held_out.confidence, held_out.is_right, config.target_accuracy
             )
-            self._min_confidence = threshold
             self.notes.append(
-                f"the model abstains below a probability of {threshold:.3f}: above it are {coverage:.1%} of "
-                f"the held-out images with accuracy {accuracy:.3f} (at least {bound:.3f} with 95 % "
-                f"confidence), based on {_describe(held_out)}"
+                f"the model abstains below a probability of {self._min_confidence:.3f}: above it are "
+                f"{coverage:.1%} of the held-out images with accuracy {accuracy:.3f} (at least {bound:.3f} "
+                f"with 95 % confidence), based on {_describe(held_out)}"
             )
 
     def apply(self, predictions: Predictions) -> Predictions:

@@ -12,8 +12,7 @@ Learning", ICML 2022, arXiv:2201.03529.
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pixelplay.data.transforms import FILTERS, Preprocessing
 from pixelplay.errors import BundleError, ConfigError
-from pixelplay.model.weights import EMBEDDED, find_weights, read_state_dict
+from pixelplay.model.weights import EMBEDDED, embedded_timm_name, find_weights, quiet_logger, read_state_dict
 from pixelplay.text import name_some, suggest
 
 # part of bundles and cache keys; increase when equal pixels give features that differ by more than rounding
@@ -35,10 +34,8 @@ N_STAGES = 5  # networks with more stages (EfficientNet: 7; a transformer: its b
 class Backbone(nn.Module):
     """A timm network without its classifier.
 
-    Attributes:
-        name: timm's name of the architecture, with its weights tag.
-        network: the timm network.
-        features: "stages" for channel statistics of the last stages and pooled features, or "pooled".
+    Its name is timm's, with the weights tag. The features are channel statistics of the last stages and
+    pooled features ("stages"), or "pooled" ones only.
     """
 
     def __init__(self, name: str, network: nn.Module, features: FeatureKind = "stages") -> None:
@@ -98,22 +95,26 @@ def compute_features_and_maps(
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
     pooled = network.forward_head(last, pre_logits=True)  # (B, C)
-    stats = [values for stage in stages for values in _channel_stats(maps[stage])]
-    return torch.cat([*stats, pooled.float()], dim=1), maps  # (B, D)
+    return torch.cat([*channel_stats([maps[s] for s in stages]), pooled.float()], dim=1), maps  # (B, D)
 
 
 def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
     """Compute maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
-    selection = _select_stages(network, stages)
-    maps: list[Tensor] = network.forward_intermediates(
-        images, intermediates_only=True, stop_early=True, **selection
-    )
+    options = {"intermediates_only": True, "stop_early": True, **_select_stages(network, stages)}
+    maps: list[Tensor] = network.forward_intermediates(images, **options)
     return maps
 
 
-def channel_stats(maps: Sequence[Tensor]) -> Tensor:
-    """Compute channel statistics (B, D) float32 of maps (B, C_s, H_s, W_s)."""
-    return torch.cat([values for stage in maps for values in _channel_stats(stage)], dim=1)
+def channel_stats(maps: Iterable[Tensor]) -> list[Tensor]:
+    """Compute channel mean and deviation, (B, C_s) float32 each, of maps (B, C_s, H_s, W_s)."""
+    stats = []
+    for stage in maps:
+        values = stage.float()
+        mean = values.mean(dim=(2, 3), keepdim=True)
+        # torch.var_mean takes ten times as long on a CPU; the gradient of the root is infinite at 0
+        variance = (values - mean).square().mean(dim=(2, 3))
+        stats += [mean.flatten(1), (variance + 1e-12).sqrt()]
+    return stats
 
 
 def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
@@ -126,29 +127,14 @@ def _select_stages(network: Any, stages: Sequence[int]) -> dict[str, Any]:
     return {"indices": indices}
 
 
-def _channel_stats(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute channel mean and deviation (B, C) of maps (B, C, H, W)."""
-    values = maps.float()
-    mean = values.mean(dim=(2, 3), keepdim=True)
-    variance = (values - mean).square().mean(dim=(2, 3))  # torch.var_mean takes ten times as long on a CPU
-    return mean.flatten(1), (variance + 1e-12).sqrt()  # the gradient of the root is infinite at 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
-    """A backbone with pretrained weights and its preprocessing.
-
-    Attributes:
-        backbone: the network.
-        preprocessing: how an image becomes network input.
-        weights_id: SHA-256 of the weights file, hexadecimal; part of the feature cache's key.
-        origin: source of the weights, for the records.
-    """
+    """A backbone with pretrained weights and its preprocessing."""
 
     backbone: Backbone
     preprocessing: Preprocessing
-    weights_id: str
-    origin: str
+    weights_id: str  # SHA-256 of the weights file, hexadecimal; part of the feature cache's key
+    origin: str  # source of the weights, for the records
 
 
 def resolve_backbone_name(requested: str, device: str) -> str:
@@ -159,11 +145,7 @@ def resolve_backbone_name(requested: str, device: str) -> str:
 
 
 def check_backbone_name(name: str) -> None:
-    """Check that a name is an embedded network or in timm's local list.
-
-    Raises:
-        ConfigError: unknown name; the nearest known names are suggested.
-    """
+    """Raise ConfigError with the nearest names unless a network is embedded or in timm's local list."""
     if name in EMBEDDED:
         return
     import timm
@@ -188,8 +170,6 @@ def load_backbone(
     Args:
         name: "lite0", "lite2" or a timm model, optionally with a weights tag.
         weights: local file that replaces the published weights.
-        offline: forbid downloads.
-        features: kind of features the backbone computes.
         input_size: side of the input images in px (default: the one the weights were trained with).
 
     Raises:
@@ -197,25 +177,28 @@ def load_backbone(
         BundleError: weights that do not fit; the keys are named.
     """
     check_backbone_name(name)
-    timm_name = EMBEDDED[name].timm_name if name in EMBEDDED else name
-    network = create_network(timm_name)
-    found = find_weights(name, network.pretrained_cfg, weights, offline=offline)
-    load_weights_into(network, read_state_dict(found.path, embedded=found.is_embedded), found.path)
-    backbone, preprocessing = Backbone(timm_name, network, features), _preprocessing_of(network)
+    network = create_network(embedded_timm_name(name))
+    path, sha256, origin = find_weights(name, network.pretrained_cfg, weights, offline=offline)
+    state = read_state_dict(path, embedded=weights is None and name in EMBEDDED)
+    load_weights_into(network, state, path)
+    backbone = Backbone(embedded_timm_name(name), network, features)
     if input_size is not None:
         check_input_size(backbone, input_size)
-        preprocessing = replace(preprocessing, input_size=input_size)
+    trained = backbone.pretrained_cfg
+    preprocessing = Preprocessing(
+        input_size=input_size or int(trained["input_size"][-1]),
+        mean=tuple(trained["mean"]),
+        std=tuple(trained["std"]),
+        # timm's "random" stands for any filter, drawn in training
+        interpolation=trained["interpolation"] if trained["interpolation"] in FILTERS else "bicubic",
+    )
     return PretrainedBackbone(
-        backbone=backbone, preprocessing=preprocessing, weights_id=found.sha256, origin=found.origin
+        backbone=backbone, preprocessing=preprocessing, weights_id=sha256, origin=origin
     )
 
 
 def check_input_size(backbone: Backbone, size_px: int) -> None:
-    """Check that a network supports an input size.
-
-    Raises:
-        ConfigError: with the reason and the size the weights were trained with.
-    """
+    """Raise ConfigError with the reason unless a network supports an input size."""
     native_px = int(backbone.pretrained_cfg["input_size"][-1])
     if size_px != native_px and (reason := input_size_error(backbone, size_px)):
         raise ConfigError(
@@ -238,11 +221,11 @@ def create_network(timm_name: str) -> Any:
     """Build an untrained timm network without classifier; nothing is downloaded."""
     import timm
 
-    with _quiet_timm():
+    # timm's notices about its own aliases and tags are suppressed, and the user's random state is preserved
+    quiet = warnings.catch_warnings(action="ignore")
+    with quiet, quiet_logger("timm", logging.ERROR), torch.random.fork_rng(devices=[]):
         try:
-            # the random initial weights are overwritten; the user's random state is preserved
-            with torch.random.fork_rng(devices=[]):
-                return timm.create_model(timm_name, pretrained=False, num_classes=0)
+            return timm.create_model(timm_name, pretrained=False, num_classes=0)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"backbone {timm_name!r} cannot be built: {error}") from None
 
@@ -250,10 +233,8 @@ def create_network(timm_name: str) -> Any:
 def create_with_weights(timm_name: str, state: dict[str, Tensor], origin: str) -> Any:
     """Build a network from untrusted weights, after checking that they fit its shapes.
 
-    The weights are already in memory, but the name may denote a network larger than all of it.
-
-    Raises:
-        BundleError: keys or shapes that do not fit; the first ten are named.
+    The weights are already in memory, but the name may denote a network larger than all of it. Errors are
+    those of `select_fitting_weights`.
     """
     with torch.device("meta"):  # shapes without values
         select_fitting_weights(create_network(timm_name), state, origin)
@@ -263,11 +244,7 @@ def create_with_weights(timm_name: str, state: dict[str, Tensor], origin: str) -
 
 
 def load_weights_into(network: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load weights into a network without classifier.
-
-    Raises:
-        BundleError: keys or shapes that do not fit; the first ten are named.
-    """
+    """Load weights into a network without classifier; errors are those of `select_fitting_weights`."""
     fitting = select_fitting_weights(network, state, origin)
     network.load_state_dict({**network.state_dict(), **fitting}, strict=True)
 
@@ -307,28 +284,3 @@ def _classifier_modules(network: nn.Module, classifiers: Sequence[str]) -> Itera
         parent = name.rpartition(".")[0]
         if parent and isinstance(dict(network.named_modules()).get(parent), nn.Identity | None):
             yield parent
-
-
-def _preprocessing_of(network: nn.Module) -> Preprocessing:
-    config: Any = network.pretrained_cfg
-    return Preprocessing(
-        input_size=int(config["input_size"][-1]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        # timm's "random" stands for any filter, drawn in training
-        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
-    )
-
-
-@contextmanager
-def _quiet_timm() -> Iterator[None]:
-    """Suppress timm's notices about its own aliases and tags."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

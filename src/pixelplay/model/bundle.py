@@ -52,37 +52,20 @@ MAX_BRANCHES = 100  # two digits in a file name
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """Everything prediction needs.
-
-    Attributes:
-        backbone: network of the features.
-        classes: (K,) names in the order of the logits.
-        preprocessing: how an image becomes network input.
-        hflip: average the features of each image and its mirror image.
-        precision: precision of the features the head was trained on.
-        temperature: divides the logits.
-        tau: strength of the logit adjustment.
-        priors: (K,) class frequencies π in training.
-        metric: metric that tau was chosen for.
-        trained_on: shortened hexadecimal digests of the training images.
-        head: from features to logits.
-        made_by: PixelPlay's version and the origin of the pretrained weights.
-        held_out: scores of held-out images.
-        novelty: out-of-distribution scale.
-    """
+    """Everything prediction needs."""
 
     backbone: Backbone
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # (K,) in the order of the logits
     preprocessing: Preprocessing
-    hflip: bool
-    precision: Precision
+    hflip: bool  # average the features of each image and its mirror image
+    precision: Precision  # of the features the head was trained on
     temperature: float
     tau: float
-    priors: Float64Array
-    metric: str
-    trained_on: frozenset[str]
+    priors: Float64Array  # (K,) class frequencies π in training
+    metric: str  # that tau was chosen for
+    trained_on: frozenset[str]  # shortened hexadecimal digests of the training images
     head: LinearHead
-    made_by: Mapping[str, str]
+    made_by: Mapping[str, str]  # PixelPlay's version and the origin of the pretrained weights
     held_out: HeldOutScores
     novelty: Novelty
 
@@ -145,9 +128,8 @@ def read_bundle(folder: str) -> ModelBundle:
     """
     folder = find_bundle(folder)
     content = _read_json(os.path.join(folder, "bundle.json"))
-    for name in sorted(
-        {BACKBONE, HEAD, CALIBRATION, NOVELTY} | set(filter(_BRANCH_FILE.fullmatch, content["sha256"]))
-    ):
+    branches = filter(_BRANCH_FILE.fullmatch, content["sha256"])
+    for name in sorted({BACKBONE, HEAD, CALIBRATION, NOVELTY, *branches}):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
             raise BundleError(f"{folder} lacks {name}; copy the whole folder again")
@@ -166,11 +148,7 @@ def read_bundle(folder: str) -> ModelBundle:
 
 
 def find_bundle(folder: str) -> str:
-    """Resolve RUN or RUN/model to the folder that contains bundle.json.
-
-    Raises:
-        BundleError: neither contains one.
-    """
+    """Resolve RUN or RUN/model to the folder that contains bundle.json; BundleError if neither does."""
     for candidate in (folder, os.path.join(folder, "model")):
         if os.path.isfile(os.path.join(candidate, "bundle.json")):
             return candidate
@@ -255,15 +233,8 @@ def _read_held_out(split: str, arrays: Mapping[str, NDArray[Any]]) -> HeldOutSco
 def _read_novelty(arrays: Mapping[str, NDArray[Any]]) -> Novelty:
     novelty = Novelty(**{name: arrays[name] for name in NOVELTY_ARRAYS})
     n_features, n = len(novelty.mean), len(novelty.scores)
-    shapes = {
-        "mean": (n_features,),
-        "scale": (n_features,),
-        "references": (len(novelty.references), n_features),
-        "centre": (2,),
-        "spread": (2,),
-        "scores": (n,),
-    }
-    wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+    shapes = ((n_features,), (n_features,), (len(novelty.references), n_features), (2,), (2,), (n,))
+    wrong = [name for name, shape in zip(NOVELTY_ARRAYS, shapes, strict=True) if arrays[name].shape != shape]
     wrong += [name for name in NOVELTY_ARRAYS if not arrays[name].size or not np.isfinite(arrays[name]).all()]
     wrong += [name for name in ("scale", "spread") if not (arrays[name] > 0).all()]
     wrong += [] if _is_ascending(novelty.scores) else ["scores"]
@@ -287,7 +258,7 @@ def _with_branches(
     if not isinstance(n_fronts, list) or len(n_fronts) > MAX_BRANCHES:
         raise ValueError(f"n_fronts {n_fronts!r}")
     if wrong := [n for n in n_fronts if type(n) is not int or n not in range(n_stages)]:
-        raise ValueError(f"n_front {wrong[0]!r}")
+        raise ValueError(f"n_fronts {wrong[0]!r}")
     names = [_branch_file(i) for i in range(len(n_fronts))]
     if unverified := [name for name in names if name not in content["sha256"]]:
         raise ValueError(f"no digest of {unverified[0]}")

@@ -15,28 +15,18 @@ from pixelplay.model.split_backbone import TrainableStages
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """Linear map to natural-prior logits, optionally after a hidden layer.
+    """Linear map to natural-prior logits, optionally after a hidden layer with its batch norm folded in."""
 
-    Attributes:
-        weight: (K, D) float32; (K, H) after a hidden layer of H units.
-        bias: (K,) float32.
-        hidden_weight: (H, D) float32 with its batch norm folded in; None without hidden layer.
-        hidden_bias: (H,) float32; None without hidden layer.
-    """
-
-    weight: Float32Array
-    bias: Float32Array
-    hidden_weight: Float32Array | None = None
-    hidden_bias: Float32Array | None = None
+    weight: Float32Array  # (K, D); (K, H) after a hidden layer of H units
+    bias: Float32Array  # (K,)
+    hidden_weight: Float32Array | None = None  # (H, D)
+    hidden_bias: Float32Array | None = None  # (H,)
 
     def fits(self, n_features: int, n_classes: int) -> bool:
         """Check that the shapes agree with each other, with D and with K."""
         shapes = {name: values.shape for name, values in self.arrays().items()}
         n_hidden = shapes["hidden_weight"][0] if shapes.get("hidden_weight") else None
-        expected: dict[str, tuple[int, ...]] = {
-            "weight": (n_classes, n_hidden or n_features),
-            "bias": (n_classes,),
-        }
+        expected = {"weight": (n_classes, n_hidden or n_features), "bias": (n_classes,)}
         if n_hidden is not None:
             expected |= {"hidden_weight": (n_hidden, n_features), "hidden_bias": (n_hidden,)}
         return shapes == expected
@@ -62,12 +52,10 @@ def average_heads(
     n_features: int,
     temperatures: Sequence[float] | None = None,
 ) -> LinearHead:
-    """Build one head with the mean logits of M heads.
+    """Build one head with the mean logits of M heads, all with a hidden layer or all without.
 
     Args:
-        heads: all with a hidden layer, or all without.
-        columns: for each head, the columns (D_m,) of its features among all.
-        n_features: D, number of all features.
+        columns: for each head, the columns (D_m,) of its features among all D = `n_features`.
         temperatures: (M,) > 0; None stands for 1.
     """
     n_hidden = [0 if head.hidden_weight is None else len(head.hidden_weight) for head in heads]
@@ -124,9 +112,7 @@ class TrainableLinearHead(nn.Module):
     """Linear head on standardised features; one learning rate suits them all.
 
     Args:
-        mean: (D,) of the training features.
-        scale: (D,) > 0, divides the centred features.
-        n_classes: K.
+        mean, scale: (D,) of the training features, as from `feature_scale`.
         start: initial head on raw features; None starts from zero.
         dropout: fraction of features dropped in a training step.
     """
@@ -190,11 +176,9 @@ class TrainableMlpHead(nn.Module):
         scale = self.norm.weight.detach().double() / (variance.double() + self.norm.eps).sqrt()  # (H,)
         weight = self.hidden.weight.detach().double() * scale[:, None]  # (H, D)
         bias = (self.hidden.bias.detach().double() - mean) * scale + self.norm.bias.detach()  # (H,)
+        arrays = map(_to_array, (self.linear.weight, self.linear.bias, weight, bias))
         return LinearHead(
-            weight=_to_array(self.linear.weight),
-            bias=_to_array(self.linear.bias),
-            hidden_weight=_to_array(weight),
-            hidden_bias=_to_array(bias),
+            **dict(zip(("weight", "bias", "hidden_weight", "hidden_bias"), arrays, strict=True))
         )
 
 
@@ -233,41 +217,31 @@ class Classifier(nn.Module):
         """Yield each trainable parameter's name, value and distance to the last stage."""
         network = self.stages.network
         ends = stage_modules(network)
-        stage_of = _stages_of_parameters(network, ends)
+        # a parameter's stage follows from the order of definition; removed stages come before everything
+        order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
+        last = [
+            max((n for name, n in order.items() if f"{name}.".startswith(f"{end}.")), default=-1)
+            for end in ends
+        ]
+        stage_of = {
+            value: sum(n < order[name.rpartition(".")[0]] for n in last[:-1])
+            for name, value in network.named_parameters()
+        }
         for name, value in self.named_parameters():
             if value.requires_grad:
                 yield name, value, len(ends) - 1 - stage_of[value] if value in stage_of else 0
 
 
-def _stages_of_parameters(network: nn.Module, ends: tuple[str, ...]) -> dict[nn.Parameter, int]:
-    """Map each parameter to its stage, by the order of definition."""
-    order = {name: n for n, (name, _) in enumerate(network.named_modules(remove_duplicate=False))}
-    # stages whose modules were removed come before everything
-    last = [
-        max((n for name, n in order.items() if f"{name}.".startswith(f"{end}.")), default=-1) for end in ends
-    ]
-    return {
-        value: sum(n < order[name.rpartition(".")[0]] for n in last[:-1])
-        for name, value in network.named_parameters()
-    }
-
-
 def _set_drop_path(stages: TrainableStages, rate: float) -> None:
-    """Increase stochastic depth linearly from the first block to `rate` in the last.
-
-    Raises:
-        ConfigError: no block has a residual branch.
+    """Increase stochastic depth linearly from the first residual block to `rate` in the last.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
     """
     from timm.layers.drop import DropPath
 
     names = ("drop_path", "drop_path1", "drop_path2")  # a transformer's block has two branches
-    blocks = [
-        layer
-        for layer in stages.network.modules()
-        if any(hasattr(layer, name) for name in names) and _has_skip_connection(layer)
-    ]
+    layers = [x for x in stages.network.modules() if any(hasattr(x, name) for name in names)]
+    blocks = [layer for layer in layers if _has_skip_connection(layer)]
     if not blocks:
         raise ConfigError(
             f"drop_path={rate} has no effect: the trained stages of this backbone have no residual branch; "

@@ -16,16 +16,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class _ThreadCount:
-    """Number of running jobs, and of torch threads before the first one."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.n_jobs = 0
-        self.n_threads = 1
-
-
-_THREAD_COUNT = _ThreadCount()
+_LOCK = threading.Lock()
+_N_THREADS: list[int] = []  # for each running job, the number of torch threads before the first one
 
 
 @contextmanager
@@ -36,17 +28,16 @@ def share_cores() -> Iterator[int]:
     process. Therefore the first job to enter saves the number and the last one to leave restores it, however
     the jobs overlap.
     """
-    with _THREAD_COUNT.lock:
-        if not _THREAD_COUNT.n_jobs:
-            _THREAD_COUNT.n_threads = torch.get_num_threads()
-        _THREAD_COUNT.n_jobs += 1
+    with _LOCK:
+        n_threads = _N_THREADS[0] if _N_THREADS else torch.get_num_threads()
+        _N_THREADS.append(n_threads)
     try:
-        yield _THREAD_COUNT.n_threads
+        yield n_threads
     finally:
-        with _THREAD_COUNT.lock:
-            _THREAD_COUNT.n_jobs -= 1
-            if not _THREAD_COUNT.n_jobs:
-                torch.set_num_threads(_THREAD_COUNT.n_threads)
+        with _LOCK:
+            _N_THREADS.pop()
+            if not _N_THREADS:
+                torch.set_num_threads(n_threads)
 
 
 def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
@@ -55,11 +46,6 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: 
     Cores that split every layer wait for each other after each one, and for the core that also decodes an
     image; that takes 1.4 times as long (benchmarks/DECISIONS.md). The results do not depend on the number
     of cores.
-
-    Args:
-        work: runs a network; called in threads on a CPU.
-        items: inputs, taken one by one.
-        device: "cpu", "cuda" or "mps".
     """
     if device != "cpu":
         yield from map(work, items)
@@ -71,11 +57,7 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item], device: 
 
 
 def resolve_device_name(requested: str) -> str:
-    """Resolve `auto` to "cuda", "mps" or "cpu", in this order of preference.
-
-    Raises:
-        ConfigError: the requested device is not available.
-    """
+    """Resolve `auto` to "cuda", "mps" or "cpu", in this order; ConfigError without the requested device."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if requested == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -106,12 +88,7 @@ def to_device(values: torch.Tensor, device: str) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Device and precision a network runs with.
-
-    Attributes:
-        name: "cpu", "cuda" or "mps".
-        precision: "fp32" or "bf16".
-    """
+    """Device ("cpu", "cuda" or "mps") and precision ("fp32" or "bf16") a network runs with."""
 
     name: str
     precision: Precision
@@ -131,11 +108,7 @@ class Device:
 
 
 def resolve_device(compute: ComputeConfig) -> Device:
-    """Resolve the device and precision settings on this machine.
-
-    Raises:
-        ConfigError: the requested device is not available.
-    """
+    """Resolve the settings on this machine; errors are those of `resolve_device_name`."""
     name = resolve_device_name(compute.device)
     return Device(name=name, precision=resolve_precision(compute.precision, name))
 

@@ -19,14 +19,11 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 class EnsembleMember:
     """One classifier of an ensemble: its differences from the frozen backbone.
 
-    Attributes:
-        tails: its own stages: at most one unless `keeps_frozen`.
-        head: on the frozen features followed by those of its own stages. Unless `keeps_frozen`, the frozen
-            features are only those from before the split.
-        is_beside: its own stages come in addition to the frozen ones instead of replacing them.
+    Its own stages replace the frozen ones or, if it keeps those, come in addition. The head is on the frozen
+    features, or only those from before the split, followed by those of its own stages.
     """
 
-    branches: list[TrainableStages]
+    branches: list[TrainableStages]  # at most one unless `keeps_frozen`
     head: LinearHead
     keeps_frozen: bool
 
@@ -36,8 +33,7 @@ def ensemble_member(backbone: Backbone, head: LinearHead, n_frozen: int | None) 
 
     Args:
         backbone: the frozen one, one with branches, or one with fine-tuned last stages.
-        head: on its features.
-        n_front: number of stages before the fine-tuned ones if these replace the frozen ones, else None.
+        n_frozen: number of stages before the fine-tuned ones if these replace the frozen ones, else None.
     """
     if n_frozen is not None:
         return EnsembleMember(branches=[TrainableStages(backbone, n_frozen)], head=head, keeps_frozen=False)
@@ -50,10 +46,7 @@ def average_members(
 ) -> tuple[Backbone, LinearHead]:
     """Build one network and one head that compute the mean of all logits.
 
-    Args:
-        frozen: the backbone all members share.
-        members: the M classifiers.
-        temperatures: (M,) > 0, divide each member's logits; None stands for 1.
+    All members share the `frozen` backbone; their logits are divided by their temperatures, (M,) > 0.
     """
     n_base = frozen.n_features
     branches: list[TrainableStages] = []

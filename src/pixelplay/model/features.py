@@ -1,10 +1,10 @@
 """Images → features, cached on disk."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,11 +66,7 @@ class FeatureExtractor:
     images in its batch.
 
     Args:
-        backbone: with pretrained or fine-tuned weights.
-        preprocessing: what the backbone expects.
         hflip: average the features of each image and its mirror image.
-        device: "cpu", "cuda" or "mps".
-        precision: "fp32" or "bf16".
         batch_size: images per batch; None selects one that suits the device.
         training_precision: precision of the features the head was trained on, if different.
     """
@@ -95,9 +91,12 @@ class FeatureExtractor:
         self._network = [backbone.name, backbone.features]
         fused = fuse_for_inference(backbone.eval(), preprocessing.input_size)
         if (training_precision, precision) == ("bf16", "fp32"):
-            # Most of the difference between the precisions comes from rounded weights: with this, only a
-            # third as many probabilities change by more than 0.02.
-            fused = _round_weights_to_bf16(fused)
+            # Most of the difference between the precisions comes from rounded weights: with the rounding of
+            # autocast, only a third as many probabilities change by more than 0.02.
+            for layer in fused.modules():
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                    for values in layer.parameters(recurse=False):
+                        values.data = values.data.bfloat16().float()
         self._backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalize = Normalizer(preprocessing, device)
 
@@ -115,8 +114,7 @@ class FeatureExtractor:
     def extract(self, pixels: torch.Tensor) -> torch.Tensor:
         """Compute features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
         images = self._normalize(pixels)  # (B, 3, S, S)
-        is_bf16 = self._dtype == torch.bfloat16
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_bf16):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             features: torch.Tensor = self._backbone(images)  # (B, D)
             if self._hflip:
                 features = (features + self._backbone(images.flip(3))) / 2
@@ -149,30 +147,13 @@ def make_extractor(
     )
 
 
-def _round_weights_to_bf16(backbone: Backbone) -> Backbone:
-    """Copy a backbone and round the fp32 weights that autocast would round."""
-    rounded = copy.deepcopy(backbone)
-    for layer in rounded.modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            for values in layer.parameters(recurse=False):
-                values.data = values.data.bfloat16().float()
-    return rounded
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """One image from the loader; without pixels and error, it is cached.
+    """One image from the loader; without pixels and error, it is cached."""
 
-    Attributes:
-        digest: 16-byte content hash; b"" if the file could not be read.
-        pixels: (S, S, 3) uint8, preprocessed.
-        thumbnail: small grey picture for the near-duplicate search, if requested and not cached.
-        error: why the image cannot be used.
-    """
-
-    digest: bytes = b""
-    pixels: UInt8Array | None = None
-    thumbnail: UInt8Array | None = None
+    digest: bytes = b""  # 16-byte content hash; b"" if the file could not be read
+    pixels: UInt8Array | None = None  # (S, S, 3), preprocessed
+    thumbnail: UInt8Array | None = None  # for the near-duplicate search, if requested and not cached
     error: ImageError | None = None
 
 
@@ -187,9 +168,7 @@ def stream_features(
     """Yield images in order with their features, in chunks of CHUNK images.
 
     Args:
-        extractor: computes the features.
-        load: loads image i; called in threads. Without pixels and error, its features are in the cache.
-        n: number of images.
+        load: loads image i < n; called in threads. Without pixels and error, its features are in the cache.
         cache: known features; new ones are added.
         num_workers: loader threads; None selects one per core.
 
@@ -255,19 +234,12 @@ def _merge_cached(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """Features of N images and what else reading them yields.
+    """Features of N images and what else reading them yields."""
 
-    Attributes:
-        values: (N, D) float32; NaN for images that could not be read.
-        digests: (N,) 16-byte content hashes; b"" for files that could not be read.
-        errors: index → why an image could not be read.
-        thumbnails: (N, S, S) uint8 grey, black for images that could not be read; None if not requested.
-    """
-
-    values: Float32Array
-    digests: list[bytes]
-    errors: dict[int, ImageError]
-    thumbnails: UInt8Array | None = None
+    values: Float32Array  # (N, D); NaN for images that could not be read
+    digests: list[bytes]  # (N,) 16-byte content hashes; b"" for files that could not be read
+    errors: dict[int, ImageError]  # by index: why an image could not be read
+    thumbnails: UInt8Array | None = None  # (N, S, S) grey, black for unreadable images; None if not requested
 
 
 def extract_features(
@@ -308,17 +280,11 @@ def extract_cached_features(
     """Read, decode and extract every image that is not in the cache.
 
     Args:
-        dataset: the images.
-        extractor: computes the features.
-        cache: of features.
         thumbnail_cache: of thumbnails; None makes none.
         num_workers: loader threads; None selects one per core.
         on_progress: called with the number of images finished since the last call.
     """
-
-    def load(i: int) -> LoadedImage:
-        return _load_image(dataset, i, extractor.preprocessing, cache, thumbnail_cache)
-
+    load = partial(_load_image, dataset, extractor.preprocessing, cache, thumbnail_cache)
     values = np.empty((len(dataset), extractor.n_features), np.float32)
     digests: list[bytes] = []
     errors: dict[int, ImageError] = {}
@@ -343,10 +309,10 @@ def extract_cached_features(
 
 def _load_image(
     dataset: ImageDataset,
-    i: int,
     preprocessing: Preprocessing,
     cache: ArrayCache,
     thumbnail_cache: ArrayCache | None,
+    i: int,
 ) -> LoadedImage:
     """Read an image, and decode it unless everything requested is cached."""
     path, digest = dataset.paths[i], b""
@@ -385,14 +351,7 @@ def find_near_duplicates(
     *,
     hflip: bool = True,
 ) -> list[NearDuplicatePair]:
-    """Find near-duplicates among images with thumbnails.
-
-    Args:
-        dataset: the images.
-        images: their features and thumbnails.
-        num_workers: threads; None selects one per core.
-        log: shows the progress.
-        hflip: treat mirror images as near-duplicates too.
+    """Find near-duplicates, with `hflip` also of mirror images, among images with thumbnails.
 
     Returns:
         Pairs of dataset indices; exact duplicates are represented by the first of them.
@@ -405,8 +364,7 @@ def find_near_duplicates(
         path = dataset.paths[rows[k]]
         return decode_image(dataset.storage.read(path), path=path, target_px=CLOSE_PX)
 
-    thumbnails, features = images.thumbnails[rows], images.values[rows]
     found = search_near_duplicates(
-        thumbnails, read, features, mirrored=hflip, num_workers=num_workers, log=log
+        images.thumbnails[rows], read, images.values[rows], mirrored=hflip, num_workers=num_workers, log=log
     )
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

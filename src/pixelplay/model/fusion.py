@@ -10,8 +10,8 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pixelplay.model.backbone import Backbone
 
-TOLERANCE = 1e-3  # relative to the largest feature; folding itself changes only the last bits
+TOLERANCE = 1e-3  # relative to the largest value; folding itself changes only the last bits
 _ONEDNN_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {  # with their parameters
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
-_NO_DILATION = (1, 1)
+
+
+def draw_noise(*shape: int) -> Tensor:
+    """Draw normally distributed values, the same at every call, to compare two networks on."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Check that two outputs of one shape are equal up to rounding; NaN is never equal."""
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def is_fusible(activation: nn.Module | None) -> bool:
@@ -48,7 +57,7 @@ def convolve(
     if is_fusible(activation) and _has_fused_convolution(x.dtype):
         name, parameters = _ONEDNN_NAMES[type(activation)]  # type: ignore[index]
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, padding, stride, _NO_DILATION, groups, name, parameters, ""
+            x, weight, bias, padding, stride, (1, 1), groups, name, parameters, ""
         )
         return output
     output = conv2d(x, weight, bias, stride, padding, groups=groups)
@@ -58,11 +67,10 @@ def convolve(
 @cache
 def _has_fused_convolution(dtype: torch.dtype) -> bool:
     x, weight = torch.ones(1, 1, 2, 2, dtype=dtype), torch.full((1, 1, 1, 1), 7.0, dtype=dtype)
-    stride, padding, groups = (1, 1), (0, 0), 1
     # the function, oneDNN itself or its bf16 may be missing, or the arguments may differ
     try:
         output = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, None, padding, stride, _NO_DILATION, groups, *_ONEDNN_NAMES[nn.ReLU6], ""
+            x, weight, None, (0, 0), (1, 1), (1, 1), 1, *_ONEDNN_NAMES[nn.ReLU6], ""
         )
     except (AttributeError, RuntimeError, TypeError):
         return False
@@ -96,8 +104,7 @@ class ActivatedConv2d(nn.Module):
         return convolve(x, weight, bias, conv.stride, conv.padding, conv.groups, self.activation)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerCall:
+class LayerCall(NamedTuple):
     """One use of a layer in a forward pass."""
 
     layer: nn.Module
@@ -108,13 +115,10 @@ class LayerCall:
 def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
     """Copy a backbone with folded batch norms and fused activations.
 
-    The copy is checked against the original on noise; if it differs, a plain copy is returned.
-
-    Args:
-        backbone: in eval mode.
-        input_size: side of the input images, px.
+    The copy is checked against the original, in eval mode, on noise of `input_size` px; if it differs, a
+    plain copy is returned.
     """
-    images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    images = draw_noise(1, 3, input_size, input_size)
     with torch.inference_mode():
         expected = backbone(images)
     fused = copy.deepcopy(backbone).requires_grad_(False)
@@ -125,8 +129,8 @@ def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
         for conv, activation in activations.items():
             _fuse_activation(fused, replacements.get(conv, conv), activation)
     with torch.inference_mode():
-        difference = (fused(images) - expected).abs().max()
-    return fused if difference <= TOLERANCE * expected.abs().max() else copy.deepcopy(backbone)
+        is_equal = agree(fused(images), expected)
+    return fused if is_equal else copy.deepcopy(backbone)  # outside inference mode, so that it can be trained
 
 
 def trace_layers(network: nn.Module, *inputs: Tensor) -> list[LayerCall]:
@@ -134,7 +138,7 @@ def trace_layers(network: nn.Module, *inputs: Tensor) -> list[LayerCall]:
     calls: list[LayerCall] = []
 
     def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append(LayerCall(layer=layer, input=arguments[0], output=output))
+        calls.append(LayerCall(layer, arguments[0], output))
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     hooks = [layer.register_forward_hook(record) for layer in layers]
@@ -191,13 +195,9 @@ def symmetric_padding(conv: nn.Conv2d, sides: Sequence[int]) -> tuple[int, bool]
     total is odd. With a row and a column of zeros prepended to the kernel, equal padding reads the same
     pixels and needs no padded copy of the input.
 
-    Args:
-        conv: the convolution.
-        sides: height and width of its input.
-
     Returns:
-        Rows and columns of padding on each edge, and True if the kernel needs the zeros; None if the
-        convolution pads in another way.
+        For an input with `sides` H and W: rows and columns of padding on each edge, and True if the kernel
+        needs the zeros; None if the convolution pads in another way.
     """
     from timm.layers.conv2d_same import Conv2dSame
 
@@ -223,14 +223,10 @@ def _fold_same_padding(backbone: Backbone, calls: list[LayerCall]) -> dict[nn.Co
         if (symmetric := symmetric_padding(old, call.input.shape[2:])) is None:
             continue
         padding, needs_zeros = symmetric
+        kernel, stride = old.kernel_size[0] + needs_zeros, old.stride[0]
+        has_bias = old.bias is not None
         new = nn.Conv2d(
-            old.in_channels,
-            old.out_channels,
-            old.kernel_size[0] + needs_zeros,
-            stride=old.stride[0],
-            padding=padding,
-            groups=old.groups,
-            bias=old.bias is not None,
+            old.in_channels, old.out_channels, kernel, stride, padding, groups=old.groups, bias=has_bias
         )
         weight = prepend_zeros(old.weight) if needs_zeros else old.weight
         new.weight, new.bias = nn.Parameter(weight), old.bias

@@ -20,23 +20,14 @@ from pixelplay.model.backbone import (
     compute_maps,
     stage_modules,
 )
-from pixelplay.model.fusion import fuse_for_inference
-
-TOLERANCE = 1e-3  # relative to the largest feature: both parts against the whole backbone
+from pixelplay.model.fusion import agree, draw_noise, fuse_for_inference
 
 
 class FrozenStages(nn.Module):
-    """The stages before the split.
+    """The first `n_stages` > 0 stages, before the split.
 
-    Args:
-        backbone: fused, in eval mode.
-        n_stages: number of frozen stages, > 0.
-        images: (B, 3, S, S), an example that determines the shapes.
-
-    Attributes:
-        n_stages: number of frozen stages.
-        map_shape: (C, H, W) of the feature map at the split.
-        n_stats: D_frozen, number of channel statistics.
+    Example images (B, 3, S, S) determine `map_shape`, (C, H, W) of the feature map at the split, and
+    `n_stats`, the number D_frozen of channel statistics.
     """
 
     def __init__(self, backbone: Backbone, n_stages: int, images: Tensor) -> None:
@@ -51,9 +42,8 @@ class FrozenStages(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn images (B, 3, H, W) into maps (B, C, H', W') and statistics."""
         maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
-        if not self._stats_stages:
-            return maps[-1], images.new_empty(len(images), 0, dtype=torch.float32)
-        return maps[-1], channel_stats(maps)
+        no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
+        return maps[-1], torch.cat([no_stats, *channel_stats(maps if self._stats_stages else [])], dim=1)
 
 
 class TrainableStages(nn.Module):
@@ -82,10 +72,6 @@ class BranchedBackbone(Backbone):
 
     The features are those of the frozen network, then those of each branch. One head on all of them averages
     the logits of several classifiers, and the shared stages run once.
-
-    Args:
-        backbone: frozen.
-        tails: the branches, of backbones with the same architecture.
     """
 
     def __init__(self, backbone: Backbone, branches: Iterable[TrainableStages]) -> None:
@@ -119,13 +105,11 @@ def split_backbone(
     """Split a backbone before its last stages.
 
     Args:
-        backbone: the whole.
         n_trainable: number of stages to train; None for all of them and the stem.
         input_size: side of the input images, px.
 
     Returns:
-        The frozen stages, fused, or None if everything is trained; and the trainable stages with the
-        original weights.
+        The frozen stages, fused; None if everything is trained. The trainable stages, as they were.
 
     Raises:
         ConfigError: `n_trainable` is out of range.
@@ -142,7 +126,7 @@ def split_backbone(
             "--finetune full trains everything"
         )
     n_frozen = n_stages - n_trainable
-    images = torch.randn(1, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    images = draw_noise(1, 3, input_size, input_size)
     with torch.inference_mode():
         expected = backbone.eval()(images)
     trainable = TrainableStages(backbone, n_frozen).eval()
@@ -150,10 +134,10 @@ def split_backbone(
     try:
         with torch.inference_mode():
             frozen = FrozenStages(fused, n_frozen, images).eval()
-            difference = (trainable(*frozen(images)) - expected).abs().max()
+            is_equal = agree(trainable(*frozen(images)), expected)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
         raise _split_error(backbone, str(error)) from None
-    if not difference <= TOLERANCE * expected.abs().max():
+    if not is_equal:
         raise _split_error(backbone, "its parts compute other features than the whole")
     return frozen, trainable
 

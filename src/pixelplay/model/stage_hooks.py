@@ -1,7 +1,7 @@
 """Stage outputs of a backbone, for class activation maps."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,23 +10,19 @@ from torch import Tensor, nn
 
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, compute_features_and_maps, stage_modules
+from pixelplay.model.fusion import agree, draw_noise
 from pixelplay.model.split_backbone import BranchedBackbone
 
 MapShape = tuple[int, int, int]  # C, H, W
 Layout = Callable[[Tensor, MapShape], Tensor]
-TOLERANCE = 1e-3  # relative to the largest value: a converted stage output against timm's feature map
 
 
 class StageHooks:
     """Records the outputs of a backbone's last stages, and of those in each branch.
 
-    The logit of a class depends on all of them, as each branch has its own features.
-
-    Args:
-        backbone: frozen network, with or without branches.
-        n_stages: number of last stages. Skipped are stages a branch does not run, and stages whose output
-            cannot be converted to a feature map (Hiera's tokens are not in spatial order).
-        input_size: side of the input images, px.
+    The logit of a class depends on all of them, as each branch has its own features. Skipped are stages a
+    branch does not run, and stages whose output cannot be converted to a feature map (Hiera's tokens are not
+    in spatial order).
 
     Raises:
         ConfigError: no stage output can be converted to a feature map.
@@ -51,35 +47,31 @@ class StageHooks:
             if i >= n_frozen
         ]
 
-    @contextmanager
-    def __call__(self) -> Iterator[list[Tensor]]:
-        """Yield a list that a forward pass in the block fills with stage outputs."""
-        # the order of hooks is that of execution: the frozen network, then one branch after another
-        outputs: list[Tensor] = []
-        hooks = [module.register_forward_hook(partial(_record, outputs)) for module, _ in self._stages]
-        try:
-            yield outputs
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def __call__(self) -> AbstractContextManager[dict[int, Tensor]]:
+        """Yield a dict that a forward pass in the block fills with stage outputs, in order."""
+        # the order is that of execution: the frozen network, then one branch after another
+        return _record_outputs(dict(enumerate(module for module, _ in self._stages)))
 
-    def as_maps(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+    def as_maps(self, outputs: Iterable[Tensor]) -> list[Tensor]:
         """Convert stage outputs, or gradients of them, to feature maps (B, C, H, W)."""
         pairs = zip(outputs, self._stages, strict=True)
         return [layout(x, shape) for x, (_, i) in pairs for layout, shape in [self._layouts[i]]]
 
 
-def _record(outputs: list[Tensor], module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    outputs.append(output)
-    return output.clone()  # the next layer may change its input in place
+@contextmanager
+def _record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Any]]:
+    outputs: dict[int, Any] = {}
 
+    def record(key: int, module: nn.Module, inputs: object, output: object) -> Tensor | None:
+        outputs[key] = output
+        return output.clone() if isinstance(output, Tensor) else None  # the next layer may change it in place
 
-def _channels_first(output: Tensor, shape: MapShape) -> Tensor:
-    return output
-
-
-def _channels_last(output: Tensor, shape: MapShape) -> Tensor:
-    return output.permute(0, 3, 1, 2)
+    hooks = [module.register_forward_hook(partial(record, key)) for key, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tokens(output: Tensor, shape: MapShape) -> Tensor:
@@ -88,27 +80,21 @@ def _tokens(output: Tensor, shape: MapShape) -> Tensor:
     return patches.transpose(1, 2).reshape(-1, n_channels, height, width)
 
 
-_LAYOUTS: tuple[Layout, ...] = (_channels_first, _channels_last, _tokens)
+_LAYOUTS: tuple[Layout, ...] = (
+    lambda output, shape: output,  # channels first
+    lambda output, shape: output.permute(0, 3, 1, 2),  # channels last
+    _tokens,
+)
 
 
 def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, MapShape]]:
     """Find the layout that turns each stage's output into timm's feature map."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, input_size, input_size, generator=generator)
-    outputs: dict[int, Any] = {}
-    modules = dict(network.named_modules())
-    hooks = [
-        modules[name].register_forward_hook(partial(_record_stage, outputs, i))
-        for i, name in names.items()
-        if name in modules  # some of timm's stage names are not modules
-    ]
-    try:
-        with torch.no_grad():
-            device = next(network.parameters()).device
-            maps = compute_features_and_maps(network, (), images.to(device), list(names))[1]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    images = draw_noise(1, 3, input_size, input_size)
+    modules = dict(network.named_modules())  # some of timm's stage names are not among them
+    existing = {i: modules[name] for i, name in names.items() if name in modules}
+    with torch.no_grad(), _record_outputs(existing) as outputs:
+        images = images.to(next(network.parameters()).device)
+        maps = compute_features_and_maps(network, (), images, list(names))[1]
     found: dict[int, tuple[Layout, MapShape]] = {}
     for i, expected in sorted(maps.items()):
         shape: MapShape = (expected.shape[1], expected.shape[2], expected.shape[3])
@@ -117,16 +103,11 @@ def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[
     return found
 
 
-def _record_stage(outputs: dict[int, Any], i: int, module: nn.Module, inputs: object, output: object) -> None:
-    outputs[i] = output.clone() if isinstance(output, Tensor) else None
-
-
-def _matches(layout: Layout, output: Tensor | None, expected: Tensor, shape: MapShape) -> bool:
-    if output is None or output.ndim not in (3, 4):
+def _matches(layout: Layout, output: object, expected: Tensor, shape: MapShape) -> bool:
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         return False
     try:
         maps = layout(output, shape)
     except RuntimeError:  # another number of dimensions or elements
         return False
-    difference = (maps - expected).abs().max() if maps.shape == expected.shape else float("inf")
-    return bool(difference <= TOLERANCE * expected.abs().max())
+    return maps.shape == expected.shape and agree(maps, expected)

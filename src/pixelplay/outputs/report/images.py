@@ -61,13 +61,9 @@ class ReportImages:
     def make_thumbnails(
         self, wanted: Sequence[str], num_workers: int | None, log: RunLog, *, enlarged: Collection[str] = ()
     ) -> None:
-        """Encode thumbnails in the order of their importance until they fill a page.
+        """Encode thumbnails of `wanted` paths, the most important first, until they fill a page.
 
-        Args:
-            wanted: paths, the most important first.
-            num_workers: decoding threads.
-            log: for the progress bar.
-            enlarged: paths that also get a larger image.
+        The `enlarged` paths also get a larger image.
         """
         paths = [path for path in dict.fromkeys(wanted) if path in self._known]
         if self._dataset is not None and (n_gone := len(set(wanted)) - len(paths)):
@@ -111,7 +107,7 @@ class ReportImages:
         image = self._large.get(path)
         if image is None or self._n_bytes + len(image) > MAX_BYTES:
             return self.small(path)
-        self._n_bytes += len(image)
+        self.reserve(image)
         return image
 
     def reserve(self, *images: str) -> bool:

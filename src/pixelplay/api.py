@@ -40,7 +40,7 @@ from pixelplay.outputs.evaluation_report import (
     evaluate_held_out,
     evaluate_predictions,
     evaluate_test,
-    labels_in,
+    positions_in,
     select_scored,
     write_evaluated,
 )
@@ -218,7 +218,8 @@ def evaluate(
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive_class(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
+        labels = positions_in(dataset.classes, predictor.classes)[dataset.labels]
+        find_positive_class(labels, predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, dataset, log)
     report = evaluate_predictions(
         predictions,
@@ -233,9 +234,9 @@ def evaluate(
         write_evaluated(predictions, dataset, predictor.bundle, os.fspath(out))
     if against is None or other is None:
         return report
-    answers = predictions, collect_predictions(other, dataset, log)
+    both = predictions, collect_predictions(other, dataset, log)
     bundles, runs = (predictor.bundle, other.bundle), (os.fspath(run), os.fspath(against))
-    return replace(report, against=compare_runs(answers, bundles, runs, dataset, log))
+    return replace(report, against=compare_runs(both, bundles, runs, dataset, log))
 
 
 def predict(

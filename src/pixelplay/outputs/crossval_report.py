@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import IntArray
-from pixelplay.config import Metric
 from pixelplay.evaluation.calibration import compare_reliability, temperature_softmax
 from pixelplay.evaluation.decision_rule import DecisionRule
-from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, evaluate_probs, majority_baseline
+from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
+from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
 from pixelplay.outputs.label_issues import LabelIssueReport, collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof
 from pixelplay.outputs.run_report import (
@@ -51,10 +50,9 @@ def make_crossval_report(
     Args:
         out_dir: final folder of the run.
         classifier: the deployed classifier.
-        rule: its decision rule.
         test: the given test split as the deployed classifier predicts it; None where there is none.
         command: the command as typed; None where Python was used.
-        single: whether one classifier is deployed instead of the ensemble.
+        single: one classifier is deployed instead of the ensemble.
     """
     config, counts, rows = ctx.config, data.fit_counts, validation.rows
     labels, held_out = data.given_labels[rows], validation.pred[0] >= 0
@@ -81,7 +79,11 @@ def make_crossval_report(
         by_fold=FoldMetrics(
             n_folds=config.n_folds,
             repeats=len(validation.folds),
-            values=tuple(_fold_values(validation, labels, config.metric)),
+            values=tuple(
+                label_metric(config.metric, validation.pred[result.repeat][own], labels[own])
+                for result in validation.results
+                if (own := validation.folds[result.repeat] == result.fold).any()
+            ),
             deployed="single" if single else "ensemble",
             folds=[_describe_fold(result, validation) for result in validation.results],
         ),
@@ -125,20 +127,11 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
     Args:
         labels: (N,) of all images in the training data; images with -1 are skipped.
     """
-    groups, found = data.dataset.groups, []
+    found = []
     for probs, pred in zip(validation.probs, validation.pred, strict=True):
         kept = (pred >= 0) & (labels[validation.rows] >= 0)
         rows = validation.rows[kept]
-        evaluation = evaluate_probs(
-            probs[kept],
-            pred[kept],
-            labels[rows],
-            data.classes,
-            n_known=data.n_known,
-            groups=None if groups is None else groups[rows],
-            seed=seed,
-        )
-        found.append(evaluation)
+        found.append(score_rows(data, rows, probs[kept], pred[kept], labels[rows], seed))
     return average_evaluations(found)
 
 
@@ -158,14 +151,6 @@ def _collect_label_issues(
     if test is not None:
         found["test"] = (test.rows, test.predictions.probs)
     return collect_label_issues(run_dir, data, found)
-
-
-def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
-    return [
-        label_metric(metric, validation.pred[result.repeat][own], labels[own])
-        for result in validation.results
-        if (own := validation.folds[result.repeat] == result.fold).any()
-    ]
 
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:

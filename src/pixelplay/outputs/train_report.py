@@ -40,8 +40,7 @@ def make_train_report(
     Args:
         out_dir: final folder of the run.
         held_out: the images that selected settings.
-        test: the test split if there is one.
-        learning_curve: as measured; None for a fine-tuned network.
+        learning_curve: None for a fine-tuned network.
         command: the command as typed; None where Python was used.
     """
     split = classifier.held_out_split
@@ -55,6 +54,9 @@ def make_train_report(
         probs = test.predictions.probs
         before = remove_temperature(probs, rule.temperature)
         calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
+    checked = {split: (held_out.rows, held_out.predictions.probs)}
+    if test is not None:
+        checked["test"] = (test.rows, test.predictions.probs)
     headline, counts = test or held_out, data.counts_of(classifier.trained_on)
     return RunReport(
         run_dir=out_dir,
@@ -68,15 +70,7 @@ def make_train_report(
         data={**describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
         notes=tuple(ctx.log.notes),
         command=command,
-        label_issues=collect_label_issues(
-            out_dir,
-            data,
-            {
-                name: (evaluated[name].rows, evaluated[name].predictions.probs)
-                for name in (split, "test")
-                if name in evaluated
-            },
-        ),
+        label_issues=collect_label_issues(out_dir, data, checked),
         calibration=calibration,
         learning_curve=learning_curve,
     )

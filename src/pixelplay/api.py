@@ -87,8 +87,6 @@ def train(
         data: folder, table or zip archive of labelled images.
         out_dir: folder of the run; it appears once it is complete.
         plan: plan.json of another run: the same method, stages, views, epochs and batch size.
-        force: replace an existing run.
-        resume: continue an interrupted run.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` from which the time budget counts (default: now).
 
@@ -139,8 +137,6 @@ def cross_validate(
         config: as for `train`; the time budget is per fold.
         repeats: repetitions with different folds, 1 to 20.
         single: deploy one classifier trained on everything instead of the ensemble.
-        force: replace an existing run.
-        resume: continue an interrupted run.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` at the start of the command (default: now).
 
@@ -200,9 +196,7 @@ def evaluate(
         at_precision: report the recall that a two-class model reaches at this precision.
         positive: class that precision and recall refer to (default: the second).
         against: another run to compare with, image by image.
-        tta: test-time augmentation, as for `Predictor`.
         out: table to write, .csv or .parquet: each prediction beside its label.
-        force: replace an existing table.
 
     Raises:
         DataError: no labelled image to score, or not two classes for a precision.
@@ -262,11 +256,8 @@ def predict(
         out: table to write, .csv or .parquet.
         submission: sample submission; `out` then has exactly its header, ids and order.
         probability_of: class whose probability fills the sample's one column (default: class names do).
-        path_column: column of a table that holds the paths.
         images_dir: folder that the paths in a table are relative to.
-        force: replace an existing table.
         ensemble_with: other runs to average probabilities with.
-        tta: test-time augmentation, as for `Predictor`.
         uncertainty: prediction sets and abstention.
 
     Returns:
@@ -334,7 +325,6 @@ def explain(
         out: folder to write; it appears once it is complete.
         class_name: class to explain (default: the predicted class of each image).
         method: "gradcam", "gradcam++" or "layercam" (default: "layercam", the most faithful as measured).
-        path_column: column of a table that holds the paths.
         images_dir: folder that the paths in a table are relative to.
         force: replace a folder of explanations.
         ensemble_with: other runs to explain together with this one.

@@ -27,7 +27,6 @@ def scan(
 
     Args:
         data: folder of class folders, table or zip archive.
-        reading: where paths, labels, splits and groups come from.
         classes: file with the classes expected in the test data.
         names_only: decode no images, and open only files that may be exact duplicates.
         near_duplicates: also search for resized, cropped, mirrored and otherwise edited duplicates. This

@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 error, 2 wrong usage, 130 interrupted.
     """
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # print invalid file names, and what a terminal lacks, escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
     token = words_typed.set(words)

@@ -32,14 +32,7 @@ NO_COLUMNS: Columns = {}
 def write_predictions(
     chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Columns | None = None
 ) -> None:
-    """Write predictions to a .csv or .parquet file, one row per image.
-
-    Args:
-        chunks: the predictions, written as they arrive.
-        classes: (K,) names.
-        path: the file.
-        extra: further text columns (N,) over all chunks.
-    """
+    """Write predictions to a .csv or .parquet file, with `extra` text columns (N,) over all chunks."""
     start = 0
     with open_predictions_table(path, classes) as table:
         for chunk in chunks:
@@ -220,7 +213,7 @@ def csv_writer(file: IO[str], delimiter: str = ",") -> Any:
 
 
 class _UnixLines:
-    """Replaces the CRLF at the end of each line by LF."""
+    """Replace the CRLF at the end of each line by LF."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -315,7 +308,6 @@ class PredictionSummary:
     """Counts over all predictions so far.
 
     Attributes:
-        n: images.
         n_unreadable: images without prediction.
         n_abstained: predictions the model abstains from; None if abstention was not requested.
         n_unusual: predictions with novelty >= UNUSUAL; None if novelty was not measured.
@@ -344,11 +336,7 @@ class PredictionSummary:
         self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:n_more]]
 
     def log_unreadable(self, table: str | None, log: RunLog) -> None:
-        """Note how many images could not be read, and why.
-
-        Args:
-            table: file whose error column has the reasons; None if there is none.
-            log: receives the note.
+        """Note how many images could not be read, and why, unless a table has the reasons.
 
         Raises:
             DataError: no image can be read.
@@ -363,12 +351,7 @@ class PredictionSummary:
             log.note(f"could not read {self.n_unreadable:,} of {counted(self.n, 'image')}; {reasons}")
 
     def describe(self, out: str, *, submission: bool = False) -> str:
-        """Describe the counts in one or two lines for a terminal.
-
-        Args:
-            out: the written file.
-            submission: it has no error column.
-        """
+        """Describe the counts in one or two lines; a submission has no error column."""
         shown = [f"{name} {n:,}" for name, n in self.counts.most_common(N_CLASSES_SHOWN)]
         n_more = len(self.counts) - len(shown)
         shown += [f"{n_more} more class{'es' if n_more > 1 else ''}"] if n_more else []
@@ -381,5 +364,4 @@ class PredictionSummary:
             details.append(f"{self.n_abstained:,} abstained")
         if self.n_unusual:
             details.append(f"{self.n_unusual:,} unusual (novelty ≥ {UNUSUAL})")
-        lines += [" · ".join(details)] if details else []
-        return "\n".join(map(printable, lines))
+        return "\n".join(map(printable, [*lines, " · ".join(details)] if details else lines))

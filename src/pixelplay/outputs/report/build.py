@@ -95,7 +95,7 @@ def _render_run(
         heat_maps = _explain_errors(records, images, compute, log)
         enlarged = [issue.path for issue in records.label_issues[:MAX_ENLARGED]]
         images.make_thumbnails(list_images(records), compute.num_workers, log, enlarged=enlarged)
-        if images.is_empty and (source is not None or (os.path.exists(target) and not force)):
+        if not images.thumbnails and (source is not None or (os.path.exists(target) and not force)):
             kept = f"; {target} is kept" if os.path.exists(target) else ""
             raise DataError(
                 f"no image can be shown: {images.missing}{kept}; use --data to say where they are"

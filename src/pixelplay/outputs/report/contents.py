@@ -76,16 +76,12 @@ def list_images(records: RunRecords) -> list[str]:
 def run_contents(
     records: RunRecords, images: ReportImages, heat_maps: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
-    """Collect what the page of a run shows.
-
-    Args:
-        records: files of the run.
-        images: thumbnails.
-        heat_maps: path → image and overlay, as data URLs.
-    """
+    """Collect what the page of a run shows; heat maps are path → image and overlay, as data URLs."""
     metrics, predictions = records.metrics, records.predictions
     classes = [str(name) for name in records.evaluation["confusion"]["classes"]]
-    per_class = _class_rows(records)
+    per_class, calibration = _class_rows(records), metrics.get("calibration")
+    reliability = None if calibration is None else reliability_chart(calibration)
+    risk = risk_chart(records.evaluation["risk_coverage"])
     return {
         "title": os.path.basename(os.path.abspath(records.folder)),
         "version": __version__,
@@ -110,8 +106,8 @@ def run_contents(
         "typical": find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
-        "calibration": metrics.get("calibration"),
-        "calibration_charts": _calibration_charts(records),
+        "calibration": calibration,
+        "calibration_charts": [chart for chart in (reliability, risk) if chart is not None],
         "data": _describe_data(records),
         "training": _describe_training(records),
         "training_charts": _training_charts(records),
@@ -169,33 +165,28 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
             f"This run optimised {METRIC_TITLES[name]}: {metric['value']:.3f} "
             f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
         )
-    weakest = sorted(
-        (row for row in per_class if row["confused_with"] and row["recall"]),
-        key=lambda row: row["recall"]["value"],
-    )
-    if weakest:
+    weak = [row for row in per_class if row["confused_with"] and row["recall"]]
+    if weak:
         named = [
             f"{row['class']!r} (recall {row['recall']['value']:.2f}, most often predicted as "
             f"{row['confused_with'][0]!r})"
-            for row in weakest[:N_WEAKEST]
+            for row in sorted(weak, key=lambda row: row["recall"]["value"])[:N_WEAKEST]
         ]
         sentences.append(f"Weakest {'class' if len(named) == 1 else 'classes'}: {', '.join(named)}.")
     return sentences
 
 
 def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
-    rows = []
-    for name in HEADLINE_METRICS:
-        baseline = records.metrics["baseline"][name]
-        rows.append(
-            {
-                "name": METRIC_TITLES[name],
-                "is_target": name == records.metrics["headline"]["metric"],
-                "baseline": baseline["value"] if isinstance(baseline, Mapping) else baseline,
-                **records.evaluation[name],
-            }
-        )
-    return rows
+    baseline = records.metrics["baseline"]
+    return [
+        {
+            "name": METRIC_TITLES[name],
+            "is_target": name == records.metrics["headline"]["metric"],
+            "baseline": value["value"] if isinstance(value := baseline[name], Mapping) else value,
+            **records.evaluation[name],
+        }
+        for name in HEADLINE_METRICS
+    ]
 
 
 def _other_metrics(records: RunRecords) -> list[str]:
@@ -218,9 +209,7 @@ def _other_metrics(records: RunRecords) -> list[str]:
 def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     counts = records.metrics["train_counts"]
     confusions = Counter((row.label, row.prediction) for row in records.errors).most_common()
-    confused_with: dict[str, tuple[str, int]] = {}
-    for (label, prediction), n in confusions:
-        confused_with.setdefault(label, (prediction, n))
+    confused_with = {label: (prediction, n) for (label, prediction), n in reversed(confusions)}
     return [
         {
             **scores,
@@ -232,12 +221,6 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     ]
 
 
-def _calibration_charts(records: RunRecords) -> list[Chart]:
-    calibration = records.metrics.get("calibration")
-    reliability = [] if calibration is None else [reliability_chart(calibration)]
-    return [*reliability, risk_chart(records.evaluation["risk_coverage"])]
-
-
 def _training_charts(records: RunRecords) -> list[Chart]:
     """Plot the learning curve and the training history, of a cross-validation that of the first fold."""
     curve = records.metrics.get("learning_curve")
@@ -245,7 +228,8 @@ def _training_charts(records: RunRecords) -> list[Chart]:
     fold = first_repeat[0].get("fold") if first_repeat else None
     history = [row for row in first_repeat if row.get("fold") == fold]
     details = [] if fold is None else [f"fold {fold:.0f}"]
-    if _find_method(records, fold) == "none":
+    by_fold = {(each["repeat"], each["fold"]): each["finetune"] for each in records.metrics.get("folds", ())}
+    if by_fold.get((0, fold), records.metrics["finetune"]) == "none":
         details.append("fine-tuning that was not used")
     suffix = f" ({', '.join(details)})" if details else ""
     losses = {"train_loss": "training", "val_loss": "validation"}
@@ -256,15 +240,6 @@ def _training_charts(records: RunRecords) -> list[Chart]:
         history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
     ]
     return [chart for chart in charts if chart is not None]
-
-
-def _find_method(records: RunRecords, fold: float | None) -> str | None:
-    """Return the method of a fold of the first repeat, or of a run without folds."""
-    if fold is None:
-        method = records.metrics.get("finetune")
-        return method if isinstance(method, str) else None
-    folds = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
-    return folds[0]["finetune"] if folds else None
 
 
 def _describe_data(records: RunRecords) -> dict[str, Any]:

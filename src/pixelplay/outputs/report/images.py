@@ -29,6 +29,7 @@ class ReportImages:
 
     Attributes:
         missing: why some or all images are missing; None if none are.
+        thumbnails: path → data URL of each image that could be read.
         n_omitted: images, or places for them, that did not fit.
     """
 
@@ -36,7 +37,7 @@ class ReportImages:
         self.n_omitted = 0
         self.missing: str | None = None
         self._dataset: ImageDataset | None = None
-        self._small: dict[str, str] = {}
+        self.thumbnails: dict[str, str] = {}
         self._large: dict[str, str] = {}
         self._n_bytes = 0
         try:
@@ -86,20 +87,15 @@ class ReportImages:
                     continue
                 n_bytes += sum(map(len, sizes))
                 if n_bytes > MAX_BYTES:
-                    self.n_omitted += len(paths) - len(self._small)
+                    self.n_omitted += len(paths) - len(self.thumbnails)
                     break
-                self._small[path] = sizes[0]
+                self.thumbnails[path] = sizes[0]
                 if len(sizes) > 1:
                     self._large[path] = sizes[1]
 
-    @property
-    def is_empty(self) -> bool:
-        """True if no image could be read."""
-        return not self._small
-
     def small(self, path: str) -> str | None:
         """Return the thumbnail as a data URL for one place in the page, or None."""
-        image = self._small.get(path)
+        image = self.thumbnails.get(path)
         return image if image is not None and self.reserve(image) else None
 
     def large(self, path: str) -> str | None:

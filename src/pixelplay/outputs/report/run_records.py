@@ -38,13 +38,9 @@ class RunRecords:
     """The files of a run, parsed.
 
     Attributes:
-        folder: run folder.
-        config: config.json.
-        metrics: metrics.json.
         measured_on: split of the headline metric: "test", "oof" or "val".
         predictions: readable images of that split; of a repeated cross-validation, the first repeat.
         history: one row per epoch of fine-tuning.
-        label_issues: most suspicious first.
     """
 
     folder: str
@@ -63,8 +59,7 @@ class RunRecords:
     @property
     def evaluation(self) -> Mapping[str, Any]:
         """Metrics of the split behind the headline."""
-        evaluation: Mapping[str, Any] = self.metrics[self.measured_on]
-        return evaluation
+        return dict(self.metrics[self.measured_on])
 
     @property
     def source(self) -> str | None:

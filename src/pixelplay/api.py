@@ -273,20 +273,18 @@ def predict(
     check_new_file(out, force=force)
     uncertainty = uncertainty or UncertaintyConfig()
     sample = None if submission is None else read_table(os.fspath(submission))
-    data = DataConfig(path_column=path_column, images_dir=images_dir)
-    datasets = list_all_images(images, data, log)
-    n_images = sum(len(dataset) for dataset in datasets)
-    others = as_list(ensemble_with)
-    predictor = (
-        EnsemblePredictor([run, *others], compute, tta=tta) if others else Predictor(run, compute, tta=tta)
-    )
+    datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
+    if others := as_list(ensemble_with):
+        predictor: Predictor | EnsemblePredictor = EnsemblePredictor([run, *others], compute, tta=tta)
+    else:
+        predictor = Predictor(run, compute, tta=tta)
     check_submission(sample, predictor.classes, out, probability_of=probability_of, uncertainty=uncertainty)
     careful = Uncertainty(uncertainty, predictor.held_out)
     for note in careful.notes:
         log.note(note)
     summary, chunks = PredictionSummary(), []
     new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
-    with new_table as table, log.progress("predicting", n_images) as bar:
+    with new_table as table, log.progress("predicting", sum(map(len, datasets))) as bar:
         for dataset in datasets:
             for predictions in predictor.predict_stream(dataset):
                 chunk = careful.apply(predictions)
@@ -339,8 +337,7 @@ def explain(
     """
     log = log or RunLog()
     with new_explanations_dir(os.fspath(out), force=force) as folder:
-        data = DataConfig(path_column=path_column, images_dir=images_dir)
-        datasets = list_all_images(images, data, log)
+        datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
         return write_explanations(explainer, datasets, class_name, folder, log)

@@ -384,7 +384,8 @@ class TrainConfig:
         if self.oversample_to is not None:
             if self.imbalance not in ("auto", "none", "sampler"):
                 raise ConfigError(
-                    f"{oversample} does not work with imbalance={self.imbalance!r}; use one of them"
+                    f"{oversample} does not work with imbalance={self.imbalance!r}; use one of them (None "
+                    "disables the first)"
                 )
             if self.finetune == "none":
                 raise ConfigError(f"{oversample} has no effect on a linear probe; use --finetune partial")

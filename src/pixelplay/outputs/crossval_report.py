@@ -12,7 +12,7 @@ from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
-from pixelplay.outputs.label_issues import LabelIssueReport, collect_label_issues
+from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof
 from pixelplay.outputs.run_report import (
     OTHER_FOLDS,
@@ -55,13 +55,19 @@ def make_crossval_report(
         single: one classifier is deployed instead of the ensemble.
     """
     config, counts, rows = ctx.config, data.fit_counts, validation.rows
-    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0
+    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0  # a class's only image never is
     splits = {"oof": _evaluate(validation, data, data.given_labels, config.seed)}
     if (data.corrected_labels != data.given_labels)[rows].any():
         splits["oof_corrected"] = _evaluate(validation, data, data.corrected_labels, config.seed)
     on_test = {} if test is None else {"test": test.evaluation, "test_corrected": test.corrected}
     on_test |= {"test_without_duplicates": evaluate_without_duplicates(data, test, config.seed)}
     splits |= {name: each for name, each in on_test.items() if each is not None}
+    checked = {"oof": (rows[held_out], np.mean([each[held_out] for each in validation.probs], axis=0))}
+    if test is not None:
+        checked["test"] = (test.rows, test.predictions.probs)
+    # without excluded images, which have the deployed temperature, and repetitions, which add no evidence
+    in_fold = validation.folds[0] >= 0
+    before = temperature_softmax(validation.logits[0][in_fold], 1.0)
     return RunReport(
         run_dir=out_dir,
         metric=config.metric,
@@ -74,8 +80,8 @@ def make_crossval_report(
         data=describe_data(data),
         notes=tuple(ctx.log.notes),
         command=command,
-        label_issues=_collect_label_issues(out_dir, data, validation, test),
-        calibration=_compare_reliability(validation, labels),
+        label_issues=collect_label_issues(out_dir, data, checked),
+        calibration=compare_reliability(before, validation.probs[0][in_fold], labels[in_fold], "oof"),
         by_fold=FoldMetrics(
             n_folds=config.n_folds,
             repeats=len(validation.folds),
@@ -133,24 +139,6 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
         rows = validation.rows[kept]
         found.append(score_rows(data, rows, probs[kept], pred[kept], labels[rows], seed))
     return average_evaluations(found)
-
-
-def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
-    """Compare calibration in the first repetition; repeated images are no further evidence."""
-    held_out = validation.folds[0] >= 0  # excluded images have the deployed temperature
-    before = temperature_softmax(validation.logits[0][held_out], 1.0)
-    return compare_reliability(before, validation.probs[0][held_out], labels[held_out], "oof")
-
-
-def _collect_label_issues(
-    run_dir: str, data: TrainingData, validation: CrossValidation, test: EvaluatedSplit | None
-) -> LabelIssueReport:
-    held_out = validation.pred[0] >= 0  # (N,) a class's only image never is
-    probs = np.mean([each[held_out] for each in validation.probs], axis=0)
-    found = {"oof": (validation.rows[held_out], probs)}
-    if test is not None:
-        found["test"] = (test.rows, test.predictions.probs)
-    return collect_label_issues(run_dir, data, found)
 
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:

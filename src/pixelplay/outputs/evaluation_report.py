@@ -43,7 +43,7 @@ class EvaluatedSplit:
 def evaluate_rows(
     data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, seed: int
 ) -> EvaluatedSplit:
-    """Evaluate predictions (N,) and probabilities (N, K) of rows (N,); a prediction of -1 is skipped."""
+    """Evaluate predictions (N,) and probabilities (N, K) of rows (N,); skip rows predicted as -1."""
     is_scored = pred >= 0
     rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
     labels, corrected = data.given_labels[rows], data.corrected_labels[rows]
@@ -87,10 +87,9 @@ def evaluate_held_out(
 
     Without excluded and dropped images, which a user or a probe found doubtful, metrics would be optimistic.
     """
+    others = data.excluded_from_val  # dropped images stay in a validation split
     if classifier.held_out_split == "oof":
         others = np.union1d(data.excluded, data.dropped)
-    else:  # dropped images stay in a validation split
-        others = data.excluded_from_val
     probs, pred = rule.apply(classifier.logits)
     other_probs, other_pred = rule.apply(predict_rows(classifier, data, ctx, others))
     rows = np.concatenate([classifier.held_out, others])

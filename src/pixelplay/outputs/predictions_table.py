@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import IO, Any
@@ -72,7 +72,7 @@ def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTa
             raise
 
 
-class CsvTable:
+class CsvTable(AbstractContextManager["CsvTable"]):
     """A CSV file of predictions, flushed after each chunk."""
 
     def __init__(self, path: str, classes: tuple[str, ...]) -> None:
@@ -81,9 +81,6 @@ class CsvTable:
         self._file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
         self._writer = csv_writer(self._file)
         self._has_header = False
-
-    def __enter__(self) -> "CsvTable":
-        return self
 
     def __exit__(self, error: object, *details: object) -> None:
         with self._file:
@@ -102,7 +99,7 @@ class CsvTable:
         self.n_rows += len(chunk)
 
 
-class ParquetTable:
+class ParquetTable(AbstractContextManager["ParquetTable"]):
     """A Parquet file of predictions, in row groups of about GROUP_CELLS cells."""
 
     def __init__(self, path: str, classes: tuple[str, ...]) -> None:
@@ -110,9 +107,6 @@ class ParquetTable:
         self._path, self._classes = path, classes
         self._group: list[dict[str, Sequence[Any]]] = []
         self._writer: Any = None
-
-    def __enter__(self) -> "ParquetTable":
-        return self
 
     def __exit__(self, error: object, *details: object) -> None:
         try:

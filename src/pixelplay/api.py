@@ -126,7 +126,7 @@ def cross_validate(
     command: str | None = None,
     started: float | None = None,
 ) -> RunReport:
-    """Train a classifier without each of `config.n_folds` folds in turn, and measure every image once.
+    """Train one classifier per fold, and predict every image with one that was not trained on it.
 
     The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
     ensemble of all folds or one classifier trained on everything, is measured only on a given test split.
@@ -249,7 +249,7 @@ def predict(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> PredictionSummary:
-    """Predict images into a table: one row per image, in order, whatever is wrong with some of them.
+    """Predict images and write a table with one row per image, in order, unreadable ones included.
 
     Args:
         images: folders, tables, zip archives and image files, or one of these.
@@ -316,7 +316,7 @@ def explain(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> list[ExplainedImage]:
-    """Show which regions of images speak for a class: overlays, heat maps and a table.
+    """Show which image regions support a class: overlays, heat maps and a table.
 
     Args:
         images: folders, tables, zip archives and image files, or one of these.

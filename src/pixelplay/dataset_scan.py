@@ -1,4 +1,4 @@
-"""Scan a dataset: what is in it and what is wrong with it.
+"""Scan a dataset: summarise its contents and list its problems.
 
 It is separate from `api.py` because it needs no network: a plain scan starts without importing PyTorch.
 """

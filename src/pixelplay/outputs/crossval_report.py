@@ -45,7 +45,7 @@ def make_crossval_report(
     *,
     single: bool,
 ) -> RunReport:
-    """Collect what is known about a cross-validation.
+    """Build the report of a cross-validation.
 
     Args:
         out_dir: final folder of the run.

@@ -175,7 +175,7 @@ class EvaluationReport:
     against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the metrics at the top level, with what they rest on beside them."""
+        """Return the metrics at the top level, beside the counts of images they depend on."""
         return {
             **self.evaluation.to_json(),
             "split": self.split,

@@ -1,4 +1,4 @@
-"""Explanations → a folder of overlays, raw maps and a table."""
+"""Write explanations to a folder: overlays, raw maps and a table."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""RunReport: what a training or cross-validation found; metrics.json and the records both write."""
+"""RunReport: results of a training or cross-validation, and the records that both write."""
 
 import csv
 import os
@@ -51,7 +51,7 @@ class FoldMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How good a model is, and on which images and decisions that is based.
+    """Metrics of a model, and the images and decisions behind them.
 
     Attributes:
         finetune: "none", "partial" or "full"; in a cross-validation the number of folds of each.

@@ -35,7 +35,7 @@ def make_train_report(
     ctx: RunContext,
     command: str | None,
 ) -> RunReport:
-    """Collect what is known about a run.
+    """Build the report of a run.
 
     Args:
         out_dir: final folder of the run.

@@ -1,4 +1,4 @@
-"""Texts and values of each section of the report, for the page templates to lay out."""
+"""Texts and values of each section of the report, as input of the page templates."""
 
 import os
 import shlex

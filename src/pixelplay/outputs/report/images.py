@@ -21,7 +21,7 @@ MAX_BYTES = 6 << 20  # of all images in a page; an image shown twice counts twic
 
 
 class ReportImages:
-    """Thumbnails of a dataset, encoded once and handed out until the page is full.
+    """Thumbnails of a dataset, encoded once, up to the size limit of a page.
 
     Args:
         source: folder, table or archive of the images; None if unknown.

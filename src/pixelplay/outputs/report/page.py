@@ -1,4 +1,4 @@
-"""Render the templates to one HTML file that needs nothing from outside."""
+"""Render the templates to one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -59,7 +59,7 @@ def write_page(html: str, path: str) -> None:
 
 
 def is_report(path: str) -> bool:
-    """Tell a report of ours, which may be replaced, from other files."""
+    """Return True for a PixelPlay report, which may be replaced."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return GENERATOR in file.read(1000)

@@ -105,7 +105,7 @@ class RunRecords:
 
 
 def has_records(folder: str) -> bool:
-    """Tell a run from a model without records."""
+    """Return True for a run; a bare model has no records."""
     return os.path.isfile(os.path.join(folder, "metrics.json"))
 
 

@@ -1,84 +1,89 @@
-"""Conformal sets of a probe on TrashNet: how often they hold the true class over random splits.
+"""Conformal prediction sets of a linear probe: coverage over random splits.
 
-Each split learns from 70 % of train + val, as `pixelplay train --finetune none` does, takes its thresholds
-from the out-of-fold scores that travel with the model, and measures on the other 30 %; the test part plays
-no part. Raw sets may be empty; those that PixelPlay gives never are.
+Each repetition fits on 70 % of the images as `pixelplay train --finetune none` does, takes the thresholds
+from the out-of-fold scores that are stored with the model, and measures on the other 30 %. The given test
+split is not used. Raw sets may be empty; the sets that PixelPlay reports never are.
 
-Expected (20 splits, target 0.9): raw LAC sets hold the true class in 0.90 ± 0.02, shipped ones at least in
-0.89 with about one class each, for the probe is right more often than asked; APS sets likewise.
+Expected on TrashNet (20 repetitions, target 0.9): raw LAC sets cover 0.90 ± 0.02, reported sets at least
+0.89 with about one class each, because the probe is right more often than the target; APS sets the same.
 
-Usage: python benchmarks/conformal.py TRASHNET [--splits 20] [--coverage 0.9]
+Usage: python benchmarks/conformal.py TRASHNET [--n-repeats 20] [--coverage 0.9]
 """
 
-import argparse
+from typing import get_args
 
 import numpy as np
 
-from pixelplay.config import ComputeConfig, ConformalScore, TrainConfig
-from pixelplay.data.audit import find_duplicates
+from pixelplay.arrays import BoolArray
+from pixelplay.config import ConformalScore, TrainConfig
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.sources import scan_source
-from pixelplay.data.splits import assign_folds, hold_out, join_groups
-from pixelplay.evaluation.conformal import class_scores, fit_threshold, prediction_sets, score_held_out
+from pixelplay.data.splits import assign_folds, hold_out
+from pixelplay.evaluation.conformal import (
+    fit_conformal_threshold,
+    nonconformity_scores,
+    prediction_sets,
+    score_held_out,
+)
 from pixelplay.evaluation.decision_rule import fit_decision_rule
-from pixelplay.model.backbone import load_backbone
-from pixelplay.model.device import find_device
-from pixelplay.model.features import extract_features, find_near_duplicates
-from pixelplay.run_log import RunLog
 from pixelplay.training.linear_probe import fit_probe
+from probe_data import ProbeData, load_probe_data
+from records import Record, make_parser
 
-CAM_METHODS: tuple[ConformalScore, ...] = ("lac", "aps")
+Measured = dict[str, dict[str, float]]  # conformal score → metric → value
+
+
+def measure_split(data: ProbeData, held_out: BoolArray, coverage: float, seed: int) -> tuple[float, Measured]:
+    """Fit on one side of a split; return the accuracy and the metrics of the sets on the other side."""
+    labels, groups, fitted = data.dataset.labels, data.groups, ~held_out
+    folds = assign_folds(labels[fitted], groups[fitted], TrainConfig().n_folds, seed)
+    probe = fit_probe(data.features[fitted], labels[fitted], folds)
+    priors = class_priors(np.bincount(labels[fitted]))
+    rule = fit_decision_rule(
+        probe.oof_logits, labels[fitted], groups[fitted], priors, metric="accuracy", seed=seed
+    )
+    scores = score_held_out(*rule.apply(probe.oof_logits), labels[fitted], groups[fitted], "oof")
+    probs, predicted = rule.apply(probe.head.logits(data.features[held_out]))
+    truth = labels[held_out]
+    rows = np.arange(len(truth))
+    found: Measured = {}
+    for method in get_args(ConformalScore):
+        threshold = fit_conformal_threshold(scores.conformal_scores(method), coverage)
+        raw = nonconformity_scores(probs, method) <= threshold
+        reported = prediction_sets(probs, threshold, method)
+        covered = reported[rows, truth]
+        found[method] = {
+            "coverage, raw sets": float(raw[rows, truth].mean()),
+            "empty raw sets": float((~raw.any(axis=1)).mean()),
+            "coverage": float(covered.mean()),
+            "classes per set": float(reported.sum(axis=1).mean()),
+        }
+        for k, name in enumerate(data.dataset.classes):
+            found[method][f"coverage of {name}"] = float(covered[truth == k].mean())
+    return float((predicted == truth).mean()), found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Measure every conformal score over random splits."""
+    parser = make_parser(__doc__)
     parser.add_argument("data")
-    parser.add_argument("--splits", type=int, default=20)
-    parser.add_argument("--coverage", type=float, default=0.9)
+    parser.add_argument("--n-repeats", type=int, default=20, help="random splits [20]")
+    parser.add_argument("--coverage", type=float, default=0.9, help="target coverage, 0–1 [0.9]")
     args = parser.parse_args()
-    dataset = scan_source(args.data)
-    dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
-    config, device = TrainConfig(finetune="none"), find_device(ComputeConfig())
-    loaded = load_backbone("lite0", None, offline=True)
-    log = RunLog()
-    images = extract_features(dataset, loaded, config, device, log)
-    labels, features = dataset.labels, images.values
-    near = [pair.members for pair in find_near_duplicates(dataset, images, None, log)]
-    groups = join_groups(dataset, find_duplicates(dataset, images.digests, near))
-    found: dict[str, list[float]] = {}
-    by_class: dict[str, list[list[float]]] = {}
-    for seed in range(args.splits):
-        is_new = hold_out(labels, groups, 0.3, seed)
-        known = ~is_new
-        folds = assign_folds(labels[known], groups[known], config.n_folds, seed)
-        fit = fit_probe(features[known], labels[known], folds)
-        priors = class_priors(np.bincount(labels[known]))
-        rule = fit_decision_rule(
-            fit.oof_logits, labels[known], groups[known], priors, metric="accuracy", seed=seed
-        )
-        decided = rule.apply(fit.oof_logits)
-        held_out = score_held_out(*decided, labels[known], groups[known], "oof")
-        probs, pred = rule.apply(fit.head.logits(features[is_new]))
-        truth, rows = labels[is_new], np.arange(int(is_new.sum()))
-        found.setdefault("accuracy", []).append(float((pred == truth).mean()))
-        for method in CAM_METHODS:
-            threshold = fit_threshold(held_out.set_scores(method), args.coverage)
-            raw = class_scores(probs, method) <= threshold
-            shipped = prediction_sets(probs, threshold, method)
-            held = shipped[rows, truth]
-            found.setdefault(f"{method}: raw sets hold the true class", []).append(raw[rows, truth].mean())
-            found.setdefault(f"{method}: raw sets that are empty", []).append((~raw.any(axis=1)).mean())
-            found.setdefault(f"{method}: shipped sets hold the true class", []).append(held.mean())
-            found.setdefault(f"{method}: classes in a shipped set", []).append(shipped.sum(axis=1).mean())
-            by_class.setdefault(method, []).append(
-                [held[truth == k].mean() for k in range(len(dataset.classes))]
-            )
-    for name, values in found.items():
-        print(f"{name}: {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} ({args.splits} splits)")
-    for method, shares in by_class.items():
-        means = np.mean(shares, axis=0)
-        named = ", ".join(f"{name} {x:.3f}" for name, x in zip(dataset.classes, means, strict=True))
-        print(f"{method}: shipped sets hold the true class: {named}")
+    data = load_probe_data(args.data)
+    seeds = range(args.n_repeats)
+    results = [
+        measure_split(data, hold_out(data.dataset.labels, data.groups, 0.3, seed), args.coverage, seed)
+        for seed in seeds
+    ]
+    title = f"Conformal prediction sets, target coverage {args.coverage}"
+    record = Record("Calibration and uncertainty", title, args.record)
+    for method in results[0][1]:
+        values = {name: [found[method][name] for _, found in results] for name in results[0][1][method]}
+        values = {"accuracy": [accuracy for accuracy, _ in results], **values}
+        for name, numbers in values.items():
+            print(f"{method}, {name}: {np.mean(numbers):.4f} ± {np.std(numbers, ddof=1):.4f}")
+        record.add(args.data, "train + val, random 70 : 30", method, values, seeds=seeds)
+    record.write()
 
 
 if __name__ == "__main__":

@@ -1,72 +1,80 @@
-"""Are explanations faithful? Deletion and insertion curves of every kind of map beside baselines.
+"""Faithfulness of explanations: deletion and insertion curves of every kind of map, and of baselines.
 
-Two sets, each explained on images that its probe has not learned from; TrashNet's test part plays no
-part: TrashNet's val part, whose objects lie in the middle and so flatter the centre prior; and planted
-objects, TrashNet's images shrunk to 40 % of each side and pasted off the centre of plain, coarse,
-striped or cloudy grounds.
+Two data sets, each explained on images that its linear probe was not fitted on; TrashNet's test split is
+not used: TrashNet's val split, whose objects are in the centre, which favours the centre prior; and
+planted objects, TrashNet's images shrunk to 40 % of each side and pasted off the centre of plain, coarse,
+striped or cloudy backgrounds.
 
-Deletion: pixels are blurred in order of heat, most first, and the area under the probability of the decided
-class is taken: lower is better. Insertion: they are put back into the blurred image: higher is better
-(Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421). Random maps are as smooth as the last stage's.
-Intervals are bootstrapped over images, paired. `inside` is the share of heat inside the planted object,
-which covers 16 % of the image; `points` how often the hottest pixel is there. `randomised` is the rank
-correlation of the default's maps with those of the same network when the head's weights are shuffled, then
-those of the last stages too (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018,
-arXiv:1810.03292): near 0 where maps depend on what was learned.
+Deletion: pixels are blurred in order of heat, hottest first; the result is the area under the probability
+of the predicted class, lower is better. Insertion: they are restored in the blurred image, higher is
+better (Petsiuk et al., "RISE", BMVC 2018, arXiv:1806.07421). Random maps are as smooth as those of the
+last stage. Intervals are bootstrapped over images, paired. "heat inside" is the share of heat inside the
+planted object, which covers 16 % of the image, "hottest inside" how often the hottest pixel is there.
+"random weights" is the rank correlation of the default's maps with those of the same network when the
+weights of the head are shuffled, then also those of the last stages (Adebayo et al., "Sanity Checks for
+Saliency Maps", NeurIPS 2018, arXiv:1810.03292): near 0 where maps depend on the weights.
 
-Expected (60 images each): the default, LayerCAM over five stages, has deletion 0.37 and insertion 0.78
-on TrashNet's val part, 0.18 and 0.57 on planted objects, better than both baselines by at least 0.1 with
-intervals clear of zero; its hottest pixel is inside the planted object 98 times in 100; correlations with
-randomised networks are below 0.2.
+Expected (60 images each): the default, LayerCAM over five stages, has deletion 0.37 and insertion 0.78 on
+TrashNet's val split, 0.18 and 0.57 on planted objects, better than both baselines by at least 0.1 with
+intervals clear of zero; its hottest pixel is inside the planted object in 98 of 100 images; correlations
+with random weights are below 0.2.
 
 Usage: python benchmarks/faithfulness.py TRASHNET [--images 60]
 """
 
-import argparse
 import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
+from make_results import format_metric
 from pixelplay.api import train
+from pixelplay.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, TrainConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.transforms import eval_transform
-from pixelplay.evaluation.calibration import natural_probs
+from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.inference.explain import DEFAULT_METHOD, DEFAULT_STAGES, Explainer
 from pixelplay.model.bundle import ModelBundle, read_bundle
-from pixelplay.model.device import find_device
+from pixelplay.model.device import resolve_device
 from pixelplay.model.features import FeatureExtractor
 from pixelplay.run_log import RunLog
+from records import Record, difference, make_parser
 
-SIZE, SHARE, MIN_OFF = (512, 384), 0.4, 0.2  # px; of each side; off the centre, of each side
+SIZE = (512, 384)  # px
+SCALE = 0.4  # of the planted object, of each side
+MIN_OFFSET = 0.2  # of the planted object from the centre, of each side
 N_STEPS = 8
-N_PER_CLASS = 110  # planted images to learn from
+N_PER_CLASS = 110  # planted training images of each class
 STAGES = (1, 3, 5)
 DEFAULT = f"{DEFAULT_METHOD}, {DEFAULT_STAGES}"
 BASELINES = ("random", "centre prior")
-Pixels = NDArray[np.uint8]
-Map = NDArray[np.float32]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class Image:
-    pixels: Pixels  # (S, S, 3) as the network sees it
-    inside: NDArray[np.bool_] | None  # (S, S) where the planted object is
+class Example:
+    """An image to explain.
+
+    Attributes:
+        pixels: (S, S, 3) after preprocessing.
+        inside: (S, S) where the planted object is.
+    """
+
+    pixels: UInt8Array
+    inside: BoolArray | None
 
 
-def draw_ground(rng: np.random.Generator) -> Pixels:
-    """A ground that says nothing about the class: plain, coarse blocks, stripes or clouds."""
+def draw_background(rng: np.random.Generator) -> UInt8Array:
+    """Draw a background that is unrelated to the class: plain, coarse blocks, stripes or clouds."""
     width, height = SIZE
     kind, colours = rng.integers(4), rng.uniform(0, 255, (2, 3))
     if kind == 0:
@@ -87,17 +95,17 @@ def draw_ground(rng: np.random.Generator) -> Pixels:
         clouds = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, height, width))) * spectrum).real
         clouds /= clouds.std(axis=(1, 2), keepdims=True)
         pixels = colours[0] * 0.6 + 50 + rng.uniform(20, 60) * clouds.transpose(1, 2, 0)
-    return pixels.clip(0, 255).astype(np.uint8)
+    return np.asarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def plant(path: Path, rng: np.random.Generator) -> tuple[Pixels, Box]:
-    """Paste an image, shrunk, off the centre of a ground."""
-    size = round(SIZE[0] * SHARE), round(SIZE[1] * SHARE)
-    off = np.zeros(2)
-    while np.abs(off).max() < MIN_OFF:
+def plant(path: Path, rng: np.random.Generator) -> tuple[UInt8Array, Box]:
+    """Shrink an image and paste it off the centre of a background; return the pixels and its box."""
+    size = round(SIZE[0] * SCALE), round(SIZE[1] * SCALE)
+    offset = np.zeros(2)
+    while np.abs(offset).max() < MIN_OFFSET:
         corner = [int(rng.integers(0, whole - own + 1)) for whole, own in zip(SIZE, size, strict=True)]
-        off = np.array([(corner[i] + size[i] / 2) / SIZE[i] - 0.5 for i in (0, 1)])
-    pixels = draw_ground(rng)
+        offset = np.array([(corner[i] + size[i] / 2) / SIZE[i] - 0.5 for i in (0, 1)])
+    pixels = draw_background(rng)
     left, top = corner
     with Image.open(path) as image:
         small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -106,7 +114,7 @@ def plant(path: Path, rng: np.random.Generator) -> tuple[Pixels, Box]:
 
 
 def plant_folder(source: Path, out: Path, seed: int) -> None:
-    """Make a labelled folder of planted images."""
+    """Write class folders of planted images."""
     rng = np.random.default_rng(seed)
     for folder in sorted(source.iterdir()):
         (out / folder.name).mkdir(parents=True)
@@ -114,29 +122,29 @@ def plant_folder(source: Path, out: Path, seed: int) -> None:
             Image.fromarray(plant(path, rng)[0]).save(out / folder.name / f"{i:03}.jpg", quality=92)
 
 
-def choose(source: Path, n: int, seed: int) -> list[Path]:
-    """Images of a folder of class folders, as many of each class as can be."""
+def choose_images(source: Path, n: int, seed: int) -> list[Path]:
+    """Choose n images of class folders, balanced by class where there are enough."""
     rng = np.random.default_rng(seed)
     folders = [rng.permutation(sorted(folder.iterdir())) for folder in sorted(source.iterdir())]
     return [paths[i] for i in range(n) for paths in folders if i < len(paths)][:n]
 
 
-def see(pixels: Pixels, box: Box | None, bundle: ModelBundle) -> Image:
-    """An image as the network sees it."""
+def preprocess(pixels: UInt8Array, box: Box | None, bundle: ModelBundle) -> Example:
+    """Preprocess an image and its mask as the network's input."""
     inside = None
     if box is not None:
         mask = Image.new("L", (pixels.shape[1], pixels.shape[0]))
         mask.paste(255, box)
         size = bundle.preprocessing.input_size
         inside = np.asarray(mask.resize((size, size))) > 127
-    return Image(eval_transform(pixels, bundle.preprocessing), inside)
+    return Example(eval_transform(pixels, bundle.preprocessing), inside)
 
 
-class Judge:
-    """Probabilities of images in the making."""
+class CurveScorer:
+    """Compute deletion and insertion curves of one model."""
 
     def __init__(self, bundle: ModelBundle) -> None:
-        device = find_device(ComputeConfig())
+        device = resolve_device(ComputeConfig())
         self._bundle = bundle
         self._extract = FeatureExtractor(
             bundle.backbone,
@@ -147,12 +155,14 @@ class Judge:
             batch_size=N_STEPS + 1,
         )
 
-    def probs(self, pixels: Pixels) -> NDArray[np.float64]:
-        """(B, K) of (B, S, S, 3)."""
-        return natural_probs(self._bundle.head.logits(self._extract(pixels)), self._bundle.temperature)
+    def probs(self, pixels: UInt8Array) -> Float64Array:
+        """Predict probabilities (B, K) of pixels (B, S, S, 3)."""
+        return temperature_softmax(self._bundle.head.logits(self._extract(pixels)), self._bundle.temperature)
 
-    def areas(self, image: Pixels, blurred: Pixels, heat: Map, k: int) -> tuple[float, float]:
-        """Areas under the deletion and the insertion curve of class k."""
+    def areas(
+        self, image: UInt8Array, blurred: UInt8Array, heat: Float32Array, k: int
+    ) -> tuple[float, float]:
+        """Return the areas under the deletion and the insertion curve of class k."""
         ranks = np.argsort(np.argsort(-heat.ravel(), kind="stable")).reshape(heat.shape)  # 0: hottest
         shares = np.linspace(0, 1, N_STEPS + 1)
         chosen = (ranks < shares[:, None, None] * heat.size)[..., None]  # (steps, S, S, 1)
@@ -161,20 +171,20 @@ class Judge:
         return float(np.trapezoid(deleted, shares)), float(np.trapezoid(inserted, shares))
 
 
-def random_map(rng: np.random.Generator, size: int) -> Map:
-    """Noise as smooth as the last stage's map."""
+def random_map(rng: np.random.Generator, size: int) -> Float32Array:
+    """Draw noise as smooth as the last stage's map."""
     noise = Image.fromarray(rng.random((7, 7)).astype(np.float32))
     return np.asarray(noise.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def centre_map(size: int) -> Map:
-    """A round hill in the middle, a quarter of the side in deviation."""
+def centre_map(size: int) -> Float32Array:
+    """Return a Gaussian at the centre with a standard deviation of a quarter of the side."""
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
-    return np.exp(-(x**2 + y**2) / (2 * 0.25**2)).astype(np.float32)
+    return np.asarray(np.exp(-(x**2 + y**2) / (2 * 0.25**2)), np.float32)
 
 
-def variants(bundle: ModelBundle) -> dict[str, Explainer]:
-    """Every method with every number of last stages."""
+def make_explainers(bundle: ModelBundle) -> dict[str, Explainer]:
+    """Build an explainer for each method and number of last stages."""
     return {
         f"{method}, {n}": Explainer(bundle, method=method, n_stages=n)
         for method in get_args(CamName)
@@ -182,13 +192,13 @@ def variants(bundle: ModelBundle) -> dict[str, Explainer]:
     }
 
 
-def measure(images: Sequence[Image], bundle: ModelBundle) -> dict[str, NDArray[np.float64]]:
-    """Deletion, insertion, heat inside, hit and ms (N, 5) of every kind of map."""
-    judge, explainers = Judge(bundle), variants(bundle)
+def measure(images: Sequence[Example], bundle: ModelBundle) -> dict[str, Float64Array]:
+    """Return deletion, insertion, heat inside, hottest inside and ms (N, 5) of every kind of map."""
+    scorer, explainers = CurveScorer(bundle), make_explainers(bundle)
     rng, size = np.random.default_rng(0), bundle.preprocessing.input_size
     found: dict[str, list[list[float]]] = {}
     for each in images:
-        soft = Image.fromarray(each.pixels).filter(ImageFilter.GaussianBlur(size / 16))
+        blurred = Image.fromarray(each.pixels).filter(ImageFilter.GaussianBlur(size / 16))
         maps, ms = {"random": random_map(rng, size), "centre prior": centre_map(size)}, {}
         for name, explainer in explainers.items():
             start = time.perf_counter()
@@ -196,19 +206,19 @@ def measure(images: Sequence[Image], bundle: ModelBundle) -> dict[str, NDArray[n
             ms[name], maps[name] = 1000 * (time.perf_counter() - start), explanation.heat
         k = bundle.classes.index(explanation.prediction)
         for name, heat in maps.items():
-            areas = judge.areas(each.pixels, np.asarray(soft), heat, k)
+            areas = scorer.areas(each.pixels, np.asarray(blurred), heat, k)
             found.setdefault(name, []).append([*areas, *_inside(heat, each.inside), ms.get(name, np.nan)])
     return {name: np.array(rows) for name, rows in found.items()}
 
 
-def _inside(heat: Map, inside: NDArray[np.bool_] | None) -> tuple[float, float]:
+def _inside(heat: Float32Array, inside: BoolArray | None) -> tuple[float, float]:
     if inside is None:
         return np.nan, np.nan
     return float(heat[inside].sum() / max(heat.sum(), 1e-12)), float(inside.ravel()[heat.argmax()])
 
 
-def randomised(images: Sequence[Image], bundle: ModelBundle) -> tuple[float, float]:
-    """Mean rank correlation of the default's maps with those of random weights: head; last stage too."""
+def correlate_with_random(images: Sequence[Example], bundle: ModelBundle) -> tuple[float, float]:
+    """Correlate the default's maps with those after shuffling the head, then also the last stages."""
     rng = np.random.default_rng(0)
     weight = rng.permuted(bundle.head.weight, axis=1)
     headless = replace(bundle, head=replace(bundle.head, weight=weight))
@@ -225,60 +235,68 @@ def randomised(images: Sequence[Image], bundle: ModelBundle) -> tuple[float, flo
     return tuple(np.nanmean(found, axis=0))
 
 
-def interval(differences: NDArray[np.float64]) -> str:
-    """Mean and bootstrapped 95 % interval."""
+def interval(differences: Float64Array) -> dict[str, Any]:
+    """Return the mean and its bootstrapped 95 % interval."""
     rng = np.random.default_rng(0)
     means = differences[rng.integers(0, len(differences), (2000, len(differences)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    return difference(float(differences.mean()), *np.quantile(means, [0.025, 0.975]))
 
 
-def show(found: dict[str, NDArray[np.float64]]) -> None:
-    """Print the table, and how the default stands beside the others."""
-    columns = ("map, last stages", "deletion ↓", "insertion ↑", "inside ↑", "points ↑", "ms")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for name, rows in found.items():
-        deletion, insertion, inside, points, _ = rows.mean(axis=0)
-        ms = np.median(rows[:, 4])
-        print(f"| {name} | {deletion:.3f} | {insertion:.3f} | {inside:.3f} | {points:.3f} | {ms:.0f} |")
+def add_maps(record: Record, name: str, split: str, found: dict[str, Float64Array]) -> None:
+    """Print and record the metrics of every kind of map, and the default's differences from others."""
+    names = ("deletion ↓", "insertion ↑", "heat inside ↑", "hottest inside ↑")
+    for method, rows in found.items():
+        values = dict(zip(names, rows.mean(axis=0).tolist(), strict=False))
+        values["ms/map"] = float(np.median(rows[:, 4]))
+        values = {metric: value for metric, value in values.items() if np.isfinite(value)}
+        print(f"{name}, {method}: {', '.join(f'{metric} {value:.3f}' for metric, value in values.items())}")
+        record.add(name, split, method, values)
     for other in (*BASELINES, "gradcam, 1"):
-        deletion, insertion = (found[DEFAULT] - found[other]).T[:2]
-        shown = f"deletion {interval(deletion)}, insertion {interval(insertion)}"
-        print(f"{DEFAULT} minus {other}: {shown}")
+        deletion, insertion = (interval(values) for values in (found[DEFAULT] - found[other]).T[:2])
+        method = f"{DEFAULT} − {other}"
+        shown = f"deletion {format_metric(deletion)}, insertion {format_metric(insertion)}"
+        print(f"{name}, {method}: {shown}")
+        record.add(name, split, method, {names[0]: deletion, names[1]: insertion})
 
 
-def learn(data: Path, run: Path) -> ModelBundle:
-    """A probe on all images of a folder."""
+def fit_bundle(data: Path, run: Path) -> ModelBundle:
+    """Fit a linear probe on all images of a folder."""
     config = TrainConfig(finetune="none", test_frac=0, near_duplicates=False, offline=True)
     train(data, run, config, force=True, log=RunLog(quiet=True))
     return read_bundle(str(run))
 
 
-def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, ModelBundle, list[Image]]]:
-    """Name, model and held-out images of each set."""
-    paths = choose(trashnet / "val", n, seed=1)
-    bundle = learn(trashnet / "train", folder / "trashnet")
+def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, ModelBundle, list[Example]]]:
+    """Yield name, model and held-out images of each data set."""
+    paths = choose_images(trashnet / "val", n, seed=1)
+    bundle = fit_bundle(trashnet / "train", folder / "trashnet")
     yield (
         "TrashNet val",
         bundle,
-        [see(decode_image(path.read_bytes(), path=str(path)), None, bundle) for path in paths],
+        [preprocess(decode_image(path.read_bytes(), path=str(path)), None, bundle) for path in paths],
     )
     plant_folder(trashnet / "train", folder / "photos", seed=0)
-    bundle, rng = learn(folder / "photos", folder / "planted"), np.random.default_rng(1)
-    yield "planted", bundle, [see(*plant(path, rng), bundle) for path in paths]
+    bundle, rng = fit_bundle(folder / "photos", folder / "planted"), np.random.default_rng(1)
+    yield "planted", bundle, [preprocess(*plant(path, rng), bundle) for path in paths]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Measure every map on both data sets."""
+    parser = make_parser(__doc__)
     parser.add_argument("trashnet", type=Path)
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=60, help="of each data set [60]")
     args = parser.parse_args()
+    record = Record("Explanations", "Faithfulness of explanation maps", args.record)
     with tempfile.TemporaryDirectory() as folder:
         for name, bundle, images in make_sets(args.trashnet, Path(folder), args.images):
-            print(f"\n{name}, {len(images)} images")
-            show(measure(images, bundle))
-            head, stages = randomised(images, bundle)
-            print(f"randomised: head {head:+.2f}, last stages too {stages:+.2f}", flush=True)
+            split = f"{len(images)} held-out images"
+            add_maps(record, name, split, measure(images, bundle))
+            head, stages = correlate_with_random(images, bundle)
+            print(f"{name}, random weights: head {head:+.2f}, last stages too {stages:+.2f}", flush=True)
+            for weights, value in (("head", head), ("head and last stages", stages)):
+                metrics = {"rank correlation with random weights": float(value)}
+                record.add(name, split, f"{DEFAULT}, random {weights}", metrics)
+    record.write()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The fastai side of peer_fastai.py: one setting, until its epochs or its time are over.
+"""Train one fastai setting for compare_fastai.py until its epochs or its time limit are over.
 
-It needs fastai 2.8 or newer and timm, and no PixelPlay. The first JSON line on stdout names versions and the
-length of the schedule; after every epoch follows one with the seconds since the process was started,
-validation accuracy and test accuracy. The test part chooses nothing, and the time spent on it does not count;
-neither does that of the trial steps that fit the schedule's length to the cap.
+Needs fastai 2.8 or newer and timm, not PixelPlay. The first JSON line on stdout contains versions and the
+number of epochs; each epoch adds a line with the seconds since the process was started, validation
+accuracy and test accuracy. Nothing is chosen on the test split. The clock stops while it is evaluated,
+and during the trial steps that choose the number of epochs for the time limit.
 
-fastai has no bf16 on a CPU (its to_bf16 speaks to CUDA only), so it computes in fp32 as its users do.
+fastai has no bf16 on a CPU (its to_bf16 is for CUDA only), so it computes in fp32, as its users do.
 
-Usage: see peer_fastai.py, which starts it.
+Usage: started by compare_fastai.py.
 """
 
 import argparse
@@ -49,55 +49,59 @@ from torch import nn
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 MEAN = STD = (0.5, 0.5, 0.5)  # what these weights were trained with
-FILL = 0.9  # of the cap, so that the schedule ends before it
+FILL = 0.9  # of the time limit, so that the schedule ends before it
 N_TRIAL_STEPS = 4
-MIN_EPOCHS = 2  # two of the settings freeze the body for the first
+MIN_EPOCHS = 2  # two of the settings train only the head in the first
 
 
-class TimeIsUp(Exception):
-    """The cap is reached."""
+class TimeLimitReached(Exception):
+    """The time limit is reached."""
 
 
 class Clock:
-    """Seconds since the process was started, less those that a user would not spend."""
+    """Measure the time since the process was started, without what a user would not spend."""
 
     def __init__(self, started: float) -> None:
         self._started = started
         self._uncounted = 0.0
 
     def seconds(self) -> float:
+        """Return the counted seconds."""
         return time.time() - self._started - self._uncounted
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
+        """Stop the clock inside the block."""
         start = time.time()
         yield
         self._uncounted += time.time() - start
 
 
 class Reporter(Callback):
-    """Prints a line after every epoch and ends the training at the cap."""
+    """Print a line after every epoch and stop at the time limit."""
 
-    order = 90  # behind the Recorder, which has measured on val by then
+    order = 90  # after the Recorder, which has evaluated val by then
 
-    def __init__(self, setting: str, test: Any, clock: Clock, cap_s: float) -> None:
-        self.setting, self.test, self.clock, self.cap_s = setting, test, clock, cap_s
-        self.n_epochs_done = 0  # over all fits of the setting; fastai counts each by itself
+    def __init__(self, setting: str, test: Any, clock: Clock, limit_s: float) -> None:
+        self.setting, self.test, self.clock, self.limit_s = setting, test, clock, limit_s
+        self.n_epochs_done = 0  # over all fits of the setting; fastai counts each fit separately
 
     def after_batch(self) -> None:
-        if self.clock.seconds() > self.cap_s:
-            raise TimeIsUp("the cap is reached")  # fastai reads the first argument of what passes through it
+        """Stop at the time limit."""
+        if self.clock.seconds() > self.limit_s:
+            raise TimeLimitReached("time limit")  # fastai reads the first argument of exceptions in callbacks
 
     def after_epoch(self) -> None:
+        """Evaluate the test split and print a line."""
         self.n_epochs_done += 1
         seconds = self.clock.seconds()
         with self.clock.stopped():
-            test_accuracy = measure(self.fit_rows.model, self.test)
+            test_accuracy = measure(self.learn.model, self.test)
         line = {
             "setting": self.setting,
             "seconds": round(seconds, 1),
             "epoch": self.n_epochs_done,
-            "val_accuracy": round(float(self.fit_rows.final_record[-1]), 4),
+            "val_accuracy": round(float(self.learn.final_record[-1]), 4),
             "test_accuracy": round(test_accuracy, 4),
         }
         print(json.dumps(line), flush=True)
@@ -105,20 +109,20 @@ class Reporter(Callback):
 
 @torch.no_grad()
 def measure(model: nn.Module, loader: Any) -> float:
-    """Share of a loader's images that are classified right."""
-    model.eval()  # fastai sets it back before the next epoch
-    hits = [model(images).argmax(1) == labels for images, labels in map(plain, loader)]
+    """Return the accuracy on a loader's images."""
+    model.eval()  # fastai switches back before the next epoch
+    hits = [model(images).argmax(1) == labels for images, labels in map(to_tensors, loader)]
     return float(torch.cat(hits).float().mean())
 
 
-def plain(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels without fastai's own types, which not every function of torch takes."""
+def to_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Convert images and labels from fastai's tensor types, which some torch functions refuse."""
     images, labels = batch
     return images.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)
 
 
 def make_loaders(args: argparse.Namespace) -> DataLoaders:
-    """Official train and val parts, the whole image squashed to the square as in PixelPlay."""
+    """Load the official train and val splits; images are squashed to the square as in PixelPlay."""
     block = DataBlock(
         blocks=(ImageBlock, CategoryBlock),
         get_items=partial(get_image_files, folders=["train", "val"]),
@@ -133,7 +137,7 @@ def make_loaders(args: argparse.Namespace) -> DataLoaders:
 
 
 def split_in_three(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Early blocks, late blocks, head: the groups of discriminative learning rates."""
+    """Split into early blocks, late blocks and head for discriminative learning rates."""
     body: Any = model[0].model  # type: ignore[index]
     early = [body.conv_stem, body.bn1, *body.blocks[:4]]
     late = [*body.blocks[4:], body.conv_head, body.bn2]
@@ -141,12 +145,12 @@ def split_in_three(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def fine_tune(learn: Learner, n_epochs: int) -> None:
-    """fastai's own recipe: one epoch of the head, then everything."""
+    """Train the head for one epoch, then all layers: fastai's own recipe."""
     learn.fine_tune(n_epochs - 1)
 
 
 def frozen_then_slices(learn: Learner, n_epochs: int, lr: float = 2e-3) -> None:
-    """One epoch of the head, then everything, the early blocks at a twentieth of the head's rate."""
+    """Train the head for one epoch, then all layers, early blocks at a twentieth of the head's rate."""
     learn.freeze()
     learn.fit_one_cycle(1, lr)
     learn.unfreeze()
@@ -154,7 +158,7 @@ def frozen_then_slices(learn: Learner, n_epochs: int, lr: float = 2e-3) -> None:
 
 
 def one_cycle_mixup(learn: Learner, n_epochs: int) -> None:
-    """Everything from the start at fastai's default rate, with MixUp; the loss smooths labels."""
+    """Train all layers at fastai's default rate with MixUp and label smoothing."""
     learn.unfreeze()
     learn.fit_one_cycle(n_epochs, cbs=MixUp())
 
@@ -167,34 +171,34 @@ SETTINGS: dict[str, tuple[Callable[[Learner, int], None], dict[str, Any]]] = {
 
 
 def make_learner(loaders: DataLoaders, weights: str, options: dict[str, Any]) -> Learner:
-    """The same ImageNet weights under fastai's default head."""
-    # pretrained=True would download other weights; fill the body by hand
+    """Build fastai's default head on the same ImageNet weights."""
+    # pretrained=True would download other weights
     learn = vision_learner(loaders, ARCHITECTURE, pretrained=False, metrics=accuracy, **options)
     learn.model[0].model.load_state_dict(load_file(weights), strict=True)
     return learn
 
 
 def epoch_seconds(learn: Learner) -> float:
-    """Time an epoch takes, by a few steps on a copy of the network."""
+    """Estimate the time of an epoch, in s, from a few steps on a copy of the network."""
     model = copy.deepcopy(learn.model).train()
     optimizer = torch.optim.Adam(model.parameters())
 
     def step(batch: Any) -> None:
-        images, labels = plain(batch)
+        images, labels = to_tensors(batch)
         learn.loss_func(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    def look(batch: Any) -> None:
+    def evaluate(batch: Any) -> None:
         with torch.no_grad():
-            model(plain(batch)[0])
+            model(to_tensors(batch)[0])
 
     total = 0.0
-    for work, loader in ((step, learn.dls.train), (look, learn.dls.valid)):
+    for work, loader in ((step, learn.dls.train), (evaluate, learn.dls.valid)):
         start = time.perf_counter()
         batches = iter(loader)
         first = next(batches)
-        total += time.perf_counter() - start  # every epoch starts its loading processes anew
+        total += time.perf_counter() - start  # every epoch starts its loading processes again
         work(first)  # the first is slower than the rest
         rest = list(islice(batches, N_TRIAL_STEPS)) or [first]
         start = time.perf_counter()
@@ -205,13 +209,14 @@ def epoch_seconds(learn: Learner) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Train one setting."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--setting", choices=list(SETTINGS), required=True)
     parser.add_argument("--weights", required=True, help=f".safetensors with timm's keys of {ARCHITECTURE}")
     parser.add_argument("--started", type=float, required=True, help="time.time() before the process")
-    parser.add_argument("--cap-s", type=float, required=True)
-    parser.add_argument("--epochs", type=int, help="default: as many as the cap allows")
+    parser.add_argument("--limit-s", type=float, required=True)
+    parser.add_argument("--epochs", type=int, help="default: as many as the time limit allows")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--channels-last", action="store_true", help="fastai's to_channelslast()")
@@ -231,16 +236,16 @@ def main() -> None:
     if n_epochs is None:
         with clock.stopped():
             per_epoch = epoch_seconds(learn)
-        n_epochs = int((FILL * args.cap_s - clock.seconds()) / per_epoch)
+        n_epochs = int((FILL * args.limit_s - clock.seconds()) / per_epoch)
         set_seed(args.seed, reproducible=True)
     n_epochs = max(MIN_EPOCHS, n_epochs)
     versions = {"fastai": fastai.__version__, "torch": torch.__version__, "timm": timm.__version__}
     print(json.dumps({**versions, "n_epochs": n_epochs}), flush=True)
-    learn.add_cb(Reporter(args.setting, test, clock, args.cap_s))
+    learn.add_cb(Reporter(args.setting, test, clock, args.limit_s))
     try:
         with learn.no_bar(), learn.no_logging():
             fit(learn, n_epochs)
-    except TimeIsUp:
+    except TimeLimitReached:
         pass
 
 

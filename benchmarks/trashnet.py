@@ -1,67 +1,53 @@
-"""TrashNet's official split: accuracy, macro-F1 and whole-command time of some settings beside each other.
+"""TrashNet's official split: accuracy, macro-F1 and time of whole commands with some settings.
 
-Learns from train (and val, as the depth has it) and reads the test part once per row. Every run is a fresh
-process without cache.
+Trains on train, and on val after a model has been selected; the test split is read once by each run.
+Every run is a new process without a cache.
 
-Expected (two CPU cores, bf16): a probe of lite0 0.92 to 0.93 test accuracy and 0.91 to 0.92 macro-F1 in a
-minute; tuned within 5 minutes 0.935 to 0.950, within 15 minutes 0.940 to 0.950; the original recipe on lite0
-0.93 to 0.94 after more than half an hour.
+Expected (two CPU cores, bf16): linear probe of lite0, 0.92 to 0.93 accuracy and 0.91 to 0.92 macro-F1 in
+a minute; fine-tuned within 5 minutes 0.935 to 0.950, within 15 minutes 0.940 to 0.950; the original
+recipe on lite0 0.93 to 0.94 after more than half an hour.
 
 Usage: python benchmarks/trashnet.py TRASHNET [--seeds 0 1 2]
        --settings "--finetune none" "--finetune auto --time-budget 5m"
 """
 
-import argparse
-import json
 import shlex
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
-
-def run_once(data: str, settings: str, seed: int) -> tuple[dict[str, Any], float]:
-    """What metrics.json says, and wall-clock seconds, of one cold `pixelplay train`."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, "-m", "pixelplay", "train", data, "--out", str(out), "--quiet"]
-        command += ["--seed", str(seed), "--cache-dir", str(Path(folder) / "cache")]
-        start = time.perf_counter()
-        subprocess.run([*command, *shlex.split(settings)], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        return json.loads((out / "metrics.json").read_text()), seconds
-
-
-def _sd(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+from commands import run_pixelplay
+from records import Record, make_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Train and evaluate with each setting and seed."""
+    parser = make_parser(__doc__)
     parser.add_argument("data")
     parser.add_argument(
-        "--settings", nargs="+", default=["--finetune none", "--finetune auto --time-budget 5m"]
+        "--settings",
+        nargs="+",
+        default=["--finetune none", "--finetune auto --time-budget 5m"],
+        help="options of pixelplay train, one string for each method",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
+    record = Record("Accuracy", "TrashNet, official test split", args.record)
     for settings in args.settings:
-        accuracy, macro_f1, seconds = [], [], []
+        metrics: dict[str, list[float]] = {"accuracy": [], "macro_f1": []}
+        seconds = []
         for seed in args.seeds:
-            metrics, took = run_once(args.data, settings, seed)
-            accuracy.append(metrics["test"]["accuracy"]["value"])
-            macro_f1.append(metrics["test"]["macro_f1"]["value"])
-            seconds.append(took)
-            shown = f"accuracy {accuracy[-1]:.4f}, macro-F1 {macro_f1[-1]:.4f}, {took:.1f} s"
-            print(f"{settings or 'defaults'}, seed {seed}: {metrics['depth']}, {shown}", flush=True)
-        figures = [f"{statistics.mean(x):.4f} ± {_sd(x):.4f}" for x in (accuracy, macro_f1)]
-        print(
-            f"{settings or 'defaults'}: test accuracy {figures[0]}, macro-F1 {figures[1]}, "
-            f"whole command {statistics.median(seconds):.1f} s (median of {len(seconds)})",
-            flush=True,
-        )
+            options = ["--seed", str(seed), *shlex.split(settings)]
+            with run_pixelplay("train", args.data, options) as run:
+                content = run.metrics
+            seconds.append(run.seconds)
+            for name, values in metrics.items():
+                values.append(content["test"][name]["value"])
+            shown = ", ".join(f"{name} {values[-1]:.4f}" for name, values in metrics.items())
+            print(f"{settings}, seed {seed}: {content['finetune']}, {shown}, {run.seconds:.1f} s", flush=True)
+        means = ", ".join(f"{name} {statistics.mean(values):.4f}" for name, values in metrics.items())
+        print(f"{settings}: mean {means}, median {statistics.median(seconds):.1f} s", flush=True)
+        named = {"accuracy": metrics["accuracy"], "macro-F1": metrics["macro_f1"]}
+        record.add(args.data, "official test", settings, named, seeds=args.seeds, seconds=seconds)
+    record.write()
 
 
 if __name__ == "__main__":

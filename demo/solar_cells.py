@@ -1,8 +1,8 @@
-"""Write the table that PixelPlay's demo learns from: real solar cells, graded by damage.
+"""Write the table of the demo's data: images of solar cells, graded by defects.
 
-The package elpv-dataset carries 2,624 electroluminescence images of solar cells and a
-`labels.csv` with the probability that experts gave to a defect: 0, 1/3, 2/3 or 1. The table
-names each image and its grade; the images stay where the package has them.
+The package elpv-dataset contains 2,624 electroluminescence images of solar cells and a `labels.csv` with the
+probability of a defect according to experts: 0, 1/3, 2/3 or 1. The table has the path and the grade of each
+image; the images stay where the package has them.
 
 Usage: python demo/solar_cells.py TABLE.csv
 """
@@ -21,9 +21,10 @@ GRADES = {
 
 
 def main(table: str) -> None:
+    """Write the table; exit where the images are not installed."""
     package = importlib.util.find_spec("elpv_dataset")
     if package is None or package.origin is None:
-        sys.exit("error: the images are not installed; run `make demo` or pip install 'pixelplay[demo]'")
+        sys.exit("error: elpv-dataset is not installed; run `make demo` or pip install 'pixelplay[demo]'")
     data = os.path.join(os.path.dirname(package.origin), "data")
     with open(os.path.join(data, "labels.csv"), encoding="utf-8") as source:
         rows = [line.split() for line in source if line.strip()]

@@ -1,4 +1,4 @@
-"""The Python interface as a user meets it: five lines from images to answers."""
+"""Tests of the public Python functions."""
 
 import json
 import random
@@ -16,32 +16,32 @@ from pixelplay.run_log import RunLog
 from tables import read_rows
 
 
-def test_five_lines_from_photographs_to_answers(
+def test_five_lines_from_images_to_predictions(
     drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     dataset, audit = pixelplay.scan(drawn_images)
     report = pixelplay.train(drawn_images, tmp_path / "run", tiny_probe)
-    figures = pixelplay.evaluate(tmp_path / "run", drawn_images, split=None)
-    n_bad = pixelplay.predict(tmp_path / "run", [drawn_images], tmp_path / "p.csv").n_bad
+    metrics = pixelplay.evaluate(tmp_path / "run", drawn_images, split=None)
+    summary = pixelplay.predict(tmp_path / "run", [drawn_images], tmp_path / "p.csv")
     predictions = pixelplay.Predictor(tmp_path / "run").predict(drawn_images)
 
     assert dict(zip(dataset.classes, dataset.class_counts(), strict=True)) == TINY_COUNTS
     assert not audit.errors
     assert report.headline.low <= report.headline.value <= report.headline.high
     assert report.to_json() == json.loads((tmp_path / "run/metrics.json").read_text())
-    assert figures.evaluation.n == len(predictions) == 48
-    assert n_bad == 0
+    assert metrics.evaluation.n == len(predictions) == 48
+    assert (summary.n, summary.n_unreadable) == (48, 0)
     rows = read_rows(tmp_path / "p.csv")
     assert [row["path"] for row in rows] == list(predictions.paths)
-    assert [row["label"] for row in rows] == list(predictions.labels)
+    assert [row["prediction"] for row in rows] == list(predictions.prediction)
     written = np.array([[float(row[f"prob_{name}"]) for name in predictions.classes] for row in rows])
     np.testing.assert_allclose(written, predictions.probs, atol=1e-6)
-    given = [dataset.classes[k] for k in dataset.labels]
-    agreed = np.mean([a == b for a, b in zip(predictions.labels, given, strict=True)])
-    assert agreed == pytest.approx(figures.evaluation.accuracy.value)
+    labels = [dataset.classes[k] for k in dataset.labels]
+    accuracy = np.mean([a == b for a, b in zip(predictions.prediction, labels, strict=True)])
+    assert accuracy == pytest.approx(metrics.evaluation.accuracy.value)
 
 
-def test_predictor_takes_what_a_program_has_at_hand(drawn_images: Path, tiny_run: Path) -> None:
+def test_predictor_accepts_paths_images_arrays_and_bytes(drawn_images: Path, tiny_run: Path) -> None:
     path = drawn_images / "dots/001.png"
     image = Image.open(path)
     data = path.read_bytes()
@@ -51,29 +51,29 @@ def test_predictor_takes_what_a_program_has_at_hand(drawn_images: Path, tiny_run
     np.testing.assert_array_equal(predictions.probs, predictions.probs[[0] * 5])
 
 
-def test_predictor_answers_for_every_input_in_order(drawn_images: Path, tiny_run: Path) -> None:
+def test_predictor_returns_one_prediction_per_input_in_order(drawn_images: Path, tiny_run: Path) -> None:
     good = drawn_images / "bars/000.jpg"
     predictions = pixelplay.Predictor(tiny_run).predict([good, "nowhere.jpg", b"no image", good])
     assert predictions.status == ("ok", "missing", "unreadable", "ok")
-    assert predictions.labels[1:3] == (None, None)
+    assert predictions.prediction[1:3] == (None, None)
     assert np.isnan(predictions.probs[1:3]).all()
     np.testing.assert_allclose(predictions.probs[[0, 3]].sum(1), 1)
 
 
-def test_predict_counts_the_rows_without_a_prediction(tiny_run: Path, tmp_path: Path) -> None:
+def test_predict_counts_unreadable_images(tiny_run: Path, tmp_path: Path) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2})
     (photos / "bars/broken.jpg").write_bytes(b"")
-    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_bad == 1
+    assert pixelplay.predict(tiny_run, [photos], tmp_path / "p.csv").n_unreadable == 1
 
 
-def test_one_path_need_not_be_in_a_list(drawn_images: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_predict_accepts_one_path_without_a_list(drawn_images: Path, tiny_run: Path, tmp_path: Path) -> None:
     folder = drawn_images / "rings"
     pixelplay.predict(tiny_run, str(folder), tmp_path / "one.csv", ensemble_with=str(tiny_run))
     pixelplay.predict(tiny_run, [folder], tmp_path / "list.csv", ensemble_with=[tiny_run])
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "list.csv").read_bytes()
 
 
-def test_many_single_files_are_as_good_as_their_folder(
+def test_predict_gives_the_same_rows_for_a_folder_and_its_files(
     drawn_images: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     folder = drawn_images / "rings"
@@ -82,37 +82,37 @@ def test_many_single_files_are_as_good_as_their_folder(
     assert (tmp_path / "folder.csv").read_bytes() == (tmp_path / "files.csv").read_bytes()
 
 
-def test_evaluate_says_which_photographs_it_had_learned_from(
+def test_evaluate_counts_images_that_were_trained_on(
     drawn_images: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = pixelplay.evaluate(tiny_run, drawn_images)
     assert report.unseen is not None
     assert report.n_trained_on + report.unseen.n == 48
-    assert "were trained on: the figures are too good" in capsys.readouterr().err
+    assert f" {report.n_trained_on} of the 48 " in capsys.readouterr().err
     held_out = json.loads((tiny_run / "metrics.json").read_text())["test"]["accuracy"]["value"]
     assert report.unseen.accuracy.value == pytest.approx(held_out)
 
 
-def test_errors_are_of_one_family_and_of_pythons_own(
+def test_errors_have_one_base_class_and_a_built_in_one(
     drawn_images: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(pixelplay.ConfigError, match="test_frac"):
         pixelplay.TrainConfig(test_frac=2)
-    with pytest.raises(pixelplay.ConfigError, match="time_budget=180 is no duration"):
+    with pytest.raises(pixelplay.ConfigError, match="time_budget=180 "):
         pixelplay.TrainConfig(time_budget=180)  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.ConfigError, match="part='tset' is not one of train, val, test"):
+    with pytest.raises(pixelplay.ConfigError, match=r"split='tset' .*train, val, test"):
         pixelplay.evaluate(tiny_run, drawn_images, split="tset")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.DataError, match="does not exist"):
+    with pytest.raises(pixelplay.DataError, match="nowhere does not exist"):
         pixelplay.scan(tmp_path / "nowhere")
-    with pytest.raises(pixelplay.BundleError, match="is no model"):
+    with pytest.raises(pixelplay.BundleError, match="pixelplay train"):
         pixelplay.Predictor(tmp_path)
     with pytest.raises(pixelplay.ConfigError, match="--out"):
         pixelplay.predict(tiny_run, [drawn_images], tmp_path / "p.txt")
-    with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' is outside its range"):
+    with pytest.raises(pixelplay.ConfigError, match=r"coverage='0\.9' "):
         pixelplay.UncertaintyConfig(coverage="0.9")  # type: ignore[arg-type]
     with pytest.raises(pixelplay.ConfigError, match=r"at_precision='0\.9'"):
         pixelplay.evaluate(tiny_run, drawn_images, at_precision="0.9")  # type: ignore[arg-type]
-    with pytest.raises(pixelplay.DataError, match="no images named"):
+    with pytest.raises(pixelplay.DataError, match=r"^no images"):
         pixelplay.predict(tiny_run, [], tmp_path / "p.csv")
     assert issubclass(pixelplay.ConfigError, pixelplay.PixelPlayError)
     assert issubclass(pixelplay.ConfigError, ValueError)
@@ -122,7 +122,7 @@ def test_errors_are_of_one_family_and_of_pythons_own(
     assert issubclass(pixelplay.MissingExtraError, ImportError)
 
 
-def test_training_leaves_the_users_random_numbers_alone(
+def test_train_does_not_change_global_random_state(
     drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
@@ -136,7 +136,7 @@ def test_training_leaves_the_users_random_numbers_alone(
     assert after == before
 
 
-def test_a_table_keeps_its_own_order(drawn_images: Path, tmp_path: Path) -> None:
+def test_scan_keeps_the_order_of_a_table(drawn_images: Path, tmp_path: Path) -> None:
     names = [path.relative_to(drawn_images).as_posix() for path in drawn_images.rglob("*.*")]
     random.Random(0).shuffle(names)
     table = tmp_path / "labels.csv"
@@ -149,7 +149,7 @@ def test_a_table_keeps_its_own_order(drawn_images: Path, tmp_path: Path) -> None
     assert dataset.classes == tuple(TINY_COUNTS)
 
 
-def test_a_photograph_turned_by_exif_is_the_photograph(drawn_images: Path, tiny_run: Path) -> None:
+def test_exif_orientation_does_not_change_predictions(drawn_images: Path, tiny_run: Path) -> None:
     image = Image.open(drawn_images / "bars/001.png").convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 3  # stored upside down
@@ -158,7 +158,7 @@ def test_a_photograph_turned_by_exif_is_the_photograph(drawn_images: Path, tiny_
     np.testing.assert_array_equal(predictions.probs[0], predictions.probs[1])
 
 
-def test_a_program_without_a_console_hears_nothing(
+def test_log_without_stderr_keeps_notes_and_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import draw_of_class
+from pixelplay.cli.main import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -55,7 +56,6 @@ def test_every_block_names_its_language(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_example_runs(page: Path, reader_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = pytest.importorskip("pixelplay.cli.main").main
     session: dict[str, object] = {}  # of one reader who types the whole page
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":

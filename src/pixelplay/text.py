@@ -52,7 +52,7 @@ def name_first(items: Sequence[object], n: int) -> str:
 
 def counted(n: int, noun: str) -> str:
     """Format a number with its noun: "1 image", "2,624 images"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

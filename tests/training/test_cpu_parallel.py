@@ -1,4 +1,4 @@
-"""A step that is shared out among cores is the step of one core."""
+"""Shards of a batch train like the whole batch; torch.compile falls back where it fails."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,21 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from jobs import plain_job
 from networks import shared_backbone
-from pixelplay.config import FinetuneConfig, Switch, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainableLinearHead, TrainableMlpHead
 from pixelplay.model.device import Device
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.run_log import RunLog
-from pixelplay.training.cpu_parallel import Forward, compiled_for_training, forward_for_training
-from pixelplay.training.inputs import Batch, Inputs
+from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
 
 FP32 = Device(name="cpu", precision="fp32")
 N_CLASSES = 3
@@ -37,14 +33,15 @@ def make_head(n_features: int, dropout: float = 0.0) -> TrainableLinearHead:
 def make_classifier(
     head: str = "linear", *, dropout: float = 0.0, drop_path: float = 0.0
 ) -> tuple[Classifier, Tensor, Tensor]:
-    """A tail of two stages, and a batch of 21 maps and moments for it."""
+    """Create a classifier of two trainable stages, and a batch of 21 inputs for it."""
     torch.manual_seed(0)
-    stages = split_backbone(shared_backbone("test_convnext"), 2, 64)
-    maps, stats = torch.randn(21, *stages.shape), torch.randn(21, stages.n_stats)
-    n_features = stages.tail(maps[:1], stats[:1]).shape[1]
+    frozen, trainable = split_backbone(shared_backbone("test_convnext"), 2, 64)
+    assert frozen is not None
+    maps, stats = torch.randn(21, *frozen.map_shape), torch.randn(21, frozen.n_stats)
+    n_features = trainable(maps[:1], stats[:1]).shape[1]
     mlp = TrainableMlpHead(n_features, N_CLASSES, dropout=0.0)
     classifier = Classifier(
-        stages.tail, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
+        trainable, mlp if head == "mlp" else make_head(n_features, dropout), drop_path=drop_path
     )
     classifier.train()
     return classifier, maps, stats
@@ -56,28 +53,28 @@ def gradients(classifier: Classifier) -> list[Tensor]:
     return found
 
 
-def test_logits_and_gradients_are_those_of_the_classifier() -> None:
+def test_shards_give_the_logits_and_gradients_of_the_whole_batch() -> None:
     classifier, maps, stats = make_classifier()
     weights = torch.randn(21, N_CLASSES)
     found = []
-    with forward_for_training(classifier, FP32, 21) as forward:
+    with parallel_forward(classifier, FP32, 21) as forward:
         assert forward is not classifier
         for run in (classifier, forward, forward):
             logits = run(maps, stats)
             (logits * weights).sum().backward()
             found.append((logits.detach(), gradients(classifier)))
-    (logits, expected), *shared = found
+    (logits, expected), *sharded = found
     assert len(expected) > 10
-    for other, values in shared:
+    for other, values in sharded:
         torch.testing.assert_close(other, logits)
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(shared[0][0], shared[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(shared[0][1], shared[1][1], strict=True))
+    assert torch.equal(sharded[0][0], sharded[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(sharded[0][1], sharded[1][1], strict=True))
 
 
-def test_gradients_of_several_batches_add_up() -> None:
+def test_shards_accumulate_the_gradients_of_several_batches() -> None:
     classifier, maps, stats = make_classifier()
-    with forward_for_training(classifier, FP32, 21) as forward:
+    with parallel_forward(classifier, FP32, 21) as forward:
         forward(maps, stats).sum().backward()
         once = gradients(classifier)
         for _ in range(2):
@@ -86,50 +83,50 @@ def test_gradients_of_several_batches_add_up() -> None:
     torch.testing.assert_close(twice, [2 * value for value in once])
 
 
-def test_what_is_frozen_gets_no_gradient() -> None:
+def test_shards_give_frozen_parameters_no_gradient() -> None:
     classifier, maps, stats = make_classifier()
-    frozen = next(classifier.tail.parameters())
+    frozen = next(classifier.stages.parameters())
     frozen.requires_grad_(False)
-    with forward_for_training(classifier, FP32, 21) as forward:
+    with parallel_forward(classifier, FP32, 21) as forward:
         forward(maps, stats).sum().backward()
     assert frozen.grad is None
     assert classifier.head.linear.weight.grad is not None
 
 
-def test_what_plays_no_part_gets_no_gradient() -> None:
+def test_shards_give_unused_parameters_no_gradient() -> None:
     classifier, maps, stats = make_classifier()
     classifier.extra = torch.nn.Parameter(torch.ones(2))
-    with forward_for_training(classifier, FP32, 21) as forward:
+    with parallel_forward(classifier, FP32, 21) as forward:
         forward(maps, stats).sum().backward()
     assert classifier.extra.grad is None
 
 
-def test_bf16_is_shared_as_well() -> None:
+def test_shards_of_bf16_equal_the_whole_batch() -> None:
     classifier, maps, stats = make_classifier()
     device = Device(name="cpu", precision="bf16")
     with device.autocast():
         logits = classifier(maps, stats)
     logits.sum().backward()
     expected = gradients(classifier)
-    with forward_for_training(classifier, device, 21) as forward:
+    with parallel_forward(classifier, device, 21) as forward:
         with device.autocast():
-            shared = forward(maps, stats)
-        shared.sum().backward()
-    torch.testing.assert_close(shared, logits, rtol=0.05, atol=0.05)
+            sharded = forward(maps, stats)
+        sharded.sum().backward()
+    torch.testing.assert_close(sharded, logits, rtol=0.05, atol=0.05)
     torch.testing.assert_close(gradients(classifier), expected, rtol=0.1, atol=0.1)
 
 
-def test_the_embedded_network_is_shared() -> None:
-    """Its layers leave nothing out: else every user would train more slowly, and no figure would say why."""
-    stages = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
-    with forward_for_training(Classifier(stages.tail, make_head(10)), FP32, 32) as forward:
+def test_default_backbone_is_split_into_shards() -> None:
+    """It has no dropout; otherwise training would be slower without any visible reason."""
+    _, trainable = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
+    with parallel_forward(Classifier(trainable, make_head(10)), FP32, 32) as forward:
         assert not isinstance(forward, Classifier)
 
 
 @pytest.mark.parametrize("n_images", [1, 2, 5])
-def test_a_batch_smaller_than_planned_is_shared_all_the_same(n_images: int) -> None:
+def test_shards_of_a_small_batch_equal_the_whole_batch(n_images: int) -> None:
     classifier, maps, stats = make_classifier()
-    with forward_for_training(classifier, FP32, 32) as forward:
+    with parallel_forward(classifier, FP32, 32) as forward:
         found = forward(maps[:n_images], stats[:n_images])
     torch.testing.assert_close(found, classifier(maps[:n_images], stats[:n_images]))
 
@@ -137,63 +134,65 @@ def test_a_batch_smaller_than_planned_is_shared_all_the_same(n_images: int) -> N
 @pytest.mark.parametrize(
     ("head", "dropout", "drop_path", "batch_size"),
     [
-        ("mlp", 0.0, 0.0, 32),  # its batch norm looks at the whole batch
+        ("mlp", 0.0, 0.0, 32),  # its batch norm depends on the whole batch
         ("linear", 0.5, 0.0, 32),
         ("linear", 0.0, 0.1, 32),
-        ("linear", 0.0, 0.0, 15),  # too few to share
+        ("linear", 0.0, 0.0, 15),  # too small to split
     ],
 )
-def test_what_cannot_be_shared_is_not(head: str, dropout: float, drop_path: float, batch_size: int) -> None:
+def test_no_shards_with_batch_norm_dropout_drop_path_or_a_small_batch(
+    head: str, dropout: float, drop_path: float, batch_size: int
+) -> None:
     classifier, _, _ = make_classifier(head, dropout=dropout, drop_path=drop_path)
-    with forward_for_training(classifier, FP32, batch_size) as forward:
+    with parallel_forward(classifier, FP32, batch_size) as forward:
         assert forward is classifier
 
 
-def test_a_network_with_stochastic_depth_of_its_own_is_not_shared() -> None:
+def test_no_shards_with_stochastic_depth_in_the_backbone() -> None:
     network = SwinTransformer(
         img_size=64,
         embed_dim=12,
-        finetune=(1, 2),
+        depths=(1, 2),
         num_heads=(2, 2),
         window_size=4,
         num_classes=0,
         drop_path_rate=0.1,
     )
-    stages = split_backbone(Backbone("swin", network), None, 64)
-    n_features = stages.tail(torch.zeros(1, *stages.shape), torch.zeros(1, stages.n_stats)).shape[1]
-    classifier = Classifier(stages.tail, make_head(n_features))
-    with forward_for_training(classifier, FP32, 32) as forward:
+    _, trainable = split_backbone(Backbone("swin", network), None, 64)
+    n_features = trainable(torch.zeros(1, 3, 64, 64), torch.zeros(1, 0)).shape[1]
+    classifier = Classifier(trainable, make_head(n_features))
+    with parallel_forward(classifier, FP32, 32) as forward:
         assert forward is classifier
 
 
-def test_shares_leave_no_core_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_use_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, maps, stats = make_classifier()
     seen: list[int] = []
-    tail = classifier.tail.forward
+    tail = classifier.stages.forward
 
     def watch(maps: Tensor, stats: Tensor) -> Tensor:
         seen.append(torch.get_num_threads())
         return tail(maps, stats)
 
-    monkeypatch.setattr(classifier.tail, "forward", watch)
-    with forward_for_training(classifier, FP32, 21) as forward:  # 21 images make two shares
+    monkeypatch.setattr(classifier.stages, "forward", watch)
+    with parallel_forward(classifier, FP32, 21) as forward:  # 21 images make two shards
         forward(maps, stats)
     assert seen == [2, 2]
 
 
-def test_an_error_in_a_share_comes_out_and_leaves_threads_as_they_were() -> None:
+def test_an_error_in_a_shard_is_raised_and_restores_the_threads() -> None:
     classifier, maps, _ = make_classifier()
-    with pytest.raises(RuntimeError), forward_for_training(classifier, FP32, 21) as forward:
+    with pytest.raises(RuntimeError), parallel_forward(classifier, FP32, 21) as forward:
         forward(maps, torch.randn(21, 999))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 4
 
 
-# --- compiled ---
+# --- torch.compile ---
 
 
-def fails(error: Exception, *, backwards: bool = False) -> Callable[[Classifier], Forward]:
-    """As torch.compile where something is missing: the first batch fails, or what comes back from it."""
+def failing_compile(error: Exception, *, backward: bool = False) -> Callable[[Classifier], Forward]:
+    """Create a stand-in for torch.compile whose forward or backward pass fails."""
 
     def fail(*_: object) -> Tensor:
         raise error
@@ -204,82 +203,65 @@ def fails(error: Exception, *, backwards: bool = False) -> Callable[[Classifier]
             logits.register_hook(fail)
             return logits
 
-        return forward if backwards else fail
+        return forward if backward else fail
 
     return compile_it
 
 
-class Drawn:
-    """A source of a drawn batch, whatever is asked for."""
-
-    def __init__(self, maps: Tensor, stats: Tensor) -> None:
-        self._inputs = maps, stats
-
-    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        return lambda: self._inputs
-
-    def plain_batch(self, rows: NDArray[np.int64]) -> Callable[[], Inputs]:
-        return lambda: self._inputs
-
-    def flush(self) -> None:
-        pass
-
-
-def compile_for(compile_: Switch, log: RunLog) -> tuple[Forward, Forward, Classifier]:
-    """What is taken, what there is without compiling, and the classifier."""
+def compile_for(log: RunLog, *, required: bool) -> tuple[Forward, Forward, Classifier]:
+    """Return the forward pass to use, the one without compilation, and the classifier."""
     classifier, maps, stats = make_classifier()
-    config = TrainConfig(finetune="partial", finetuning=FinetuneConfig(compile=compile_))
-    job = plain_job(Drawn(maps, stats), np.arange(24) % N_CLASSES, 3, config)
 
     def plain(maps: Tensor, stats: Tensor) -> Tensor:
         logits: Tensor = classifier(maps, stats)
         return logits
 
-    return compiled_for_training(classifier, plain, job, log), plain, classifier
+    forward = compile_forward(classifier, plain, (maps, stats), FP32, log, required=required)
+    return forward, plain, classifier
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_what_cannot_be_compiled_is_trained_without(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler\nlong story"), backwards=backwards))
+@pytest.mark.parametrize("backward", [False, True])
+def test_compile_failure_falls_back_with_a_note(backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch, "compile", failing_compile(RuntimeError("no compiler\nlong story"), backward=backward)
+    )
     log = RunLog(quiet=True)
-    found, plain, classifier = compile_for("auto", log)
+    found, plain, classifier = compile_for(log, required=False)
     assert found is plain
-    assert log.notes == ["training is not compiled, as torch.compile fails here (no compiler)"]
-    assert gradients(classifier) == []  # of the trial
+    assert log.notes == ["torch.compile failed (no compiler); training without it"]
+    assert gradients(classifier) == []  # none left from the trial
 
 
-def test_a_try_to_compile_leaves_the_heads_norm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_trial_restores_batch_norm_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda module: module)
     classifier, maps, stats = make_classifier("mlp")
     before = {name: value.clone() for name, value in classifier.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
-    job = plain_job(Drawn(maps, stats), np.arange(24) % N_CLASSES, 3, TrainConfig(finetune="partial"))
-    compiled_for_training(classifier, classifier, job, RunLog(quiet=True))
+    compile_forward(classifier, classifier, (maps, stats), FP32, RunLog(quiet=True), required=False)
     assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
 
 
-def test_what_cannot_be_compiled_and_must_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", fails(RuntimeError("no compiler")))
-    with pytest.raises(ConfigError) as caught:
-        compile_for("on", RunLog(quiet=True))
-    assert str(caught.value) == "torch.compile fails here (no compiler); use --compile off"
+def test_compile_failure_is_an_error_if_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", failing_compile(RuntimeError("no compiler")))
+    with pytest.raises(ConfigError, match=r"\(no compiler\).*--compile off"):
+        compile_for(RunLog(quiet=True), required=True)
 
 
-def test_too_little_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", fails(torch.OutOfMemoryError("out of memory")))
+def test_out_of_memory_is_no_compile_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", failing_compile(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
-        compile_for("auto", RunLog(quiet=True))
+        compile_for(RunLog(quiet=True), required=False)
 
 
-def test_what_can_be_compiled_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_classifier_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Forward] = []
 
-    def as_it_is(classifier: Classifier) -> Forward:
+    def keep_forward(classifier: Classifier) -> Forward:
         made.append(classifier.forward)
         return made[-1]
 
-    monkeypatch.setattr(torch, "compile", as_it_is)
+    monkeypatch.setattr(torch, "compile", keep_forward)
     log = RunLog(quiet=True)
-    found, _, classifier = compile_for("auto", log)
+    found, _, classifier = compile_for(log, required=False)
     assert (found, log.notes) == (made[0], [])
     assert gradients(classifier) == []

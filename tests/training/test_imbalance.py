@@ -24,7 +24,7 @@ METRICS: list[Metric] = ["accuracy", "balanced_accuracy", "macro_f1"]
 
 
 def draw_gaussians(sizes: list[int], n_features: int = 2, gap: float = 2.0, seed: int = 0) -> Data:
-    """Classes side by side along the first feature: a linear head can say all there is to say."""
+    """Draw classes shifted along the first feature, for which a linear head is optimal."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(sizes)), sizes)
     features = rng.normal(size=(len(labels), n_features))
@@ -32,11 +32,11 @@ def draw_gaussians(sizes: list[int], n_features: int = 2, gap: float = 2.0, seed
     return features.astype(np.float32), labels
 
 
-def draw_stragglers() -> Data:
-    """Two classes, 50:1; a few of the large one lie far behind the rare one, as seen from the rest.
+def draw_outliers() -> Data:
+    """Draw two classes, 50:1, where 1 % of the large one are outliers on the far side of the rare one.
 
-    They are as many as the rare ones. The natural fit heeds them and gives up the feature that
-    tells the rare class from the other 99 % of the large one; with class weights they count little.
+    The plain fit follows the outliers and gives up the feature that separates the rare class from the
+    other 99 %; with class weights they matter little.
     """
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [4000, 80])
@@ -46,7 +46,7 @@ def draw_stragglers() -> Data:
     return features.astype(np.float32), labels
 
 
-def deal_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def draw_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     rng = np.random.default_rng(0)
     folds = np.empty(len(labels), np.int64)
     for k in np.unique(labels):
@@ -58,12 +58,12 @@ def deal_folds(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def fit(data: Data, **settings: Any) -> LinearProbe:
     features, labels = data
     return fit_probe_for_imbalance(
-        features, labels, np.arange(len(labels)), deal_folds(labels), TrainConfig(**settings)
+        features, labels, np.arange(len(labels)), draw_folds(labels), TrainConfig(**settings)
     )
 
 
 @pytest.mark.parametrize("imbalance", ["none", "class_weights"])
-def test_either_fit_gives_the_true_posterior_at_fifty_to_one(imbalance: Imbalance) -> None:
+def test_plain_and_class_weights_fits_give_true_posterior_at_ratio_50(imbalance: Imbalance) -> None:
     counts = np.array([10_000, 200])
     data = draw_gaussians(counts.tolist())
     true = 1 / (1 + 50 * np.exp(-2 * (data[0][:, 0].astype(np.float64) - 1)))  # of the rare class
@@ -76,11 +76,11 @@ def test_either_fit_gives_the_true_posterior_at_fifty_to_one(imbalance: Imbalanc
         assert np.abs(softmax(without, axis=1)[:, 1] - true).mean() > 0.1
 
 
-def test_the_weighted_candidate_is_the_weighted_fit_with_its_bias_shifted() -> None:
+def test_class_weights_fit_has_natural_priors() -> None:
     features, labels = draw_gaussians([120, 10, 30], n_features=5)
     counts = np.bincount(labels)
     weights = class_weights(counts)[labels].astype(np.float32)
-    plain = fit_probe(features, labels, deal_folds(labels), weights=weights)
+    plain = fit_probe(features, labels, draw_folds(labels), weights=weights)
     found = fit((features, labels), imbalance="class_weights")
     offset = natural_offset(counts, "class_weights", None, 1.0)
     assert found.C == plain.C
@@ -90,7 +90,7 @@ def test_the_weighted_candidate_is_the_weighted_fit_with_its_bias_shifted() -> N
 
 
 @pytest.mark.parametrize(
-    ("asked", "same"),
+    ("imbalance", "equivalent"),
     [
         ("balanced_softmax", "none"),
         ("logit_adjusted", "none"),
@@ -99,19 +99,21 @@ def test_the_weighted_candidate_is_the_weighted_fit_with_its_bias_shifted() -> N
         ("crt", "class_weights"),
     ],
 )
-def test_ways_that_coincide_on_frozen_features_give_the_same_head(asked: Imbalance, same: Imbalance) -> None:
+def test_equivalent_imbalance_methods_give_the_same_probe(
+    imbalance: Imbalance, equivalent: Imbalance
+) -> None:
     data = draw_gaussians([120, 10], n_features=5)
-    found, expected = fit(data, imbalance=asked), fit(data, imbalance=same)
+    found, expected = fit(data, imbalance=imbalance), fit(data, imbalance=equivalent)
     np.testing.assert_array_equal(found.head.weight, expected.head.weight)
     np.testing.assert_array_equal(found.head.bias, expected.head.bias)
-    assert found.weighting == same
-    assert found.evidence == {"value": same, "asked": asked, "ratio": 12.0}
-    assert f"--imbalance {asked} " in (note_on_imbalance(asked) or "")
-    assert note_on_imbalance(same) is None
+    assert found.weighting == equivalent
+    assert found.evidence == {"value": equivalent, "asked": imbalance, "ratio": 12.0}
+    assert f"--imbalance {imbalance} " in (note_on_imbalance(imbalance) or "")
+    assert note_on_imbalance(equivalent) is None
 
 
-def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:
-    # what sends it to the natural candidate: its own loss, minimised, gives the same probabilities
+def test_balanced_softmax_on_frozen_features_equals_plain_fit() -> None:
+    # minimising its own loss gives the same probabilities
     features, labels = draw_gaussians([120, 10, 30], n_features=4)
     counts, probe = np.bincount(labels), fit((features, labels), imbalance="none")
     mean, scale = feature_scale(features)
@@ -137,8 +139,8 @@ def test_balanced_softmax_on_frozen_features_is_the_natural_fit() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_auto_takes_the_natural_fit_where_class_weights_do_not_help(metric: Metric) -> None:
-    # in truth the two are equal here, and chance alone passes one standard error in a sixth of the draws
+def test_auto_imbalance_keeps_plain_fit_without_clear_gain(metric: Metric) -> None:
+    # the two are equally good here, and chance exceeds one standard error in a sixth of the draws
     found = [fit(draw_gaussians([300, 30], n_features=5, seed=seed), metric=metric) for seed in range(24)]
     assert sum(probe.weighting == "none" for probe in found) >= 16
     for probe in found:
@@ -146,8 +148,8 @@ def test_auto_takes_the_natural_fit_where_class_weights_do_not_help(metric: Metr
         assert probe.weighting == ("class_weights" if is_better else "none")
 
 
-def test_auto_takes_class_weights_where_they_help() -> None:
-    data = draw_stragglers()
+def test_auto_imbalance_selects_class_weights_with_clear_gain() -> None:
+    data = draw_outliers()
     found = fit(data, metric="balanced_accuracy")
     assert found.weighting == "class_weights"
     assert found.evidence["difference"] > 3 * found.evidence["standard_error"]
@@ -156,15 +158,15 @@ def test_auto_takes_class_weights_where_they_help() -> None:
     np.testing.assert_array_equal(found.oof_logits, expected.oof_logits)
 
 
-def test_auto_asks_the_declared_metric() -> None:
-    # the same images: where only the number of right answers counts, class weights lose
-    found = fit(draw_stragglers(), metric="accuracy")
+def test_auto_imbalance_uses_the_declared_metric() -> None:
+    # on the same images class weights lower accuracy
+    found = fit(draw_outliers(), metric="accuracy")
     assert found.weighting == "none"
     assert found.evidence["difference"] < -found.evidence["standard_error"]
     assert found.evidence["metric"] == "accuracy"
 
 
-def test_auto_does_not_compare_up_to_five_to_one() -> None:
+def test_auto_imbalance_does_not_compare_up_to_ratio_5() -> None:
     data = draw_gaussians([100, 20])
     found = fit(data)
     assert found.evidence == {"value": "none", "asked": "auto", "ratio": 5.0}
@@ -172,7 +174,7 @@ def test_auto_does_not_compare_up_to_five_to_one() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_evidence_is_the_metric_of_out_of_fold_decisions(metric: Metric) -> None:
+def test_imbalance_evidence_is_the_out_of_fold_metric(metric: Metric) -> None:
     data = draw_gaussians([300, 20, 60], n_features=6, gap=1.0)
     labels, evidence = data[1], fit(data, metric=metric, seed=3).evidence
     values = {}
@@ -187,37 +189,37 @@ def test_the_evidence_is_the_metric_of_out_of_fold_decisions(metric: Metric) -> 
     assert json.loads(json.dumps(evidence)) == evidence
 
 
-def test_images_that_are_never_held_out_take_no_part_in_the_comparison() -> None:
+def test_imbalance_comparison_ignores_images_never_held_out() -> None:
     features, labels = draw_gaussians([200, 20])
-    folds = deal_folds(labels)
+    folds = draw_folds(labels)
     folds[::4] = -1
     found = fit_probe_for_imbalance(features, labels, np.arange(len(labels)), folds, TrainConfig())
     assert found.evidence["n"] == (folds >= 0).sum()
     np.testing.assert_array_equal(np.isnan(found.oof_logits).all(1), folds < 0)
 
 
-def test_copies_in_one_group_make_the_comparison_no_surer() -> None:
+def test_imbalance_standard_error_respects_groups() -> None:
     features, labels = draw_gaussians([300, 30], n_features=10, gap=1.0)
     rows = np.repeat(np.arange(len(labels)), 4)
-    data, folds = (features[rows], labels[rows]), deal_folds(labels)[rows]
+    data, folds = (features[rows], labels[rows]), draw_folds(labels)[rows]
     config = TrainConfig(metric="balanced_accuracy")
-    apart, together = (
+    ungrouped, grouped = (
         fit_probe_for_imbalance(*data, groups, folds, config).evidence
         for groups in (np.arange(len(rows)), rows)
     )
-    assert together["standard_error"] > 1.5 * apart["standard_error"]
+    assert grouped["standard_error"] > 1.5 * ungrouped["standard_error"]
 
 
-def test_the_same_seed_gives_the_same_evidence() -> None:
+def test_imbalance_comparison_is_reproducible() -> None:
     data = draw_gaussians([300, 20], gap=1.0)
     first, second, other = (fit(data, metric="macro_f1", seed=seed).evidence for seed in (1, 1, 2))
     assert first == second
     assert first["standard_error"] != other["standard_error"]
 
 
-def test_progress_counts_the_strengths_of_both_candidates() -> None:
+def test_imbalance_progress_counts_values_of_C_of_both_fits() -> None:
     features, labels = draw_gaussians([200, 20])
-    folds, calls = deal_folds(labels), {}
+    folds, calls = draw_folds(labels), {}
     for imbalance in ("none", "class_weights", "auto"):
         calls[imbalance] = []
         config = TrainConfig(imbalance=imbalance)

@@ -11,13 +11,13 @@ Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
 def scale_rows(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Deviations from the mean, in units of the feature's deviation and the median one together."""
+    """Scale features (N, D) as the probe does: √(own² + median²) of the standard deviations is one."""
     std = features.astype(np.float64).std(0)
     return np.asarray((features - features.mean(0, dtype=np.float64)) / np.sqrt(std**2 + np.median(std) ** 2))
 
 
 def draw_data(n: int, n_features: int, n_classes: int, seed: int = 0, gap: float = 0.8) -> Data:
-    """Classes of unequal size around centres that overlap; five folds, every class in each."""
+    """Draw overlapping classes of unequal size, and five folds that each contain every class."""
     rng = np.random.default_rng(seed)
     share = np.arange(1, n_classes + 1) / np.arange(1, n_classes + 1).sum()
     rest = rng.choice(n_classes, n - 6 * n_classes, p=share)
@@ -26,13 +26,13 @@ def draw_data(n: int, n_features: int, n_classes: int, seed: int = 0, gap: float
     features = centres[labels] + rng.normal(size=(len(labels), n_features))
     features = features * rng.uniform(0.01, 10, n_features) + rng.normal(size=n_features) * 5
     folds = np.empty(len(labels), np.int64)
-    for k in range(n_classes):  # dealt in turn, so that every fold knows every class
+    for k in range(n_classes):  # so that every fold contains every class
         rows = np.flatnonzero(labels == k)
         folds[rng.permutation(rows)] = np.arange(len(rows)) % 5
     return features.astype(np.float32), labels.astype(np.int64), folds
 
 
-def scikit_learns(
+def fit_scikit_learn(
     rows: NDArray[np.float64],
     labels: NDArray[np.int64],
     C: float,
@@ -50,26 +50,24 @@ SHAPES = [(2, 120, 20), (2, 60, 200), (3, 150, 12), (3, 60, 300), (6, 240, 30), 
 
 
 @pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
-def test_probabilities_equal_scikit_learns(n_classes: int, n: int, n_features: int) -> None:
+def test_probe_probabilities_equal_scikit_learn(n_classes: int, n: int, n_features: int) -> None:
     features, labels, folds = draw_data(n, n_features, n_classes)
     probe = fit_probe(features, labels, folds)
     assert probe.head.weight.shape == (n_classes, n_features)
     rows = scale_rows(features)
-    expected = scikit_learns(rows, labels, probe.C).predict_proba(rows)
+    expected = fit_scikit_learn(rows, labels, probe.C).predict_proba(rows)
     np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
-def test_held_out_logits_come_from_the_heads_of_the_other_folds(
-    n_classes: int, n: int, n_features: int
-) -> None:
+def test_oof_logits_come_from_heads_of_the_other_folds(n_classes: int, n: int, n_features: int) -> None:
     features, labels, folds = draw_data(n, n_features, n_classes, seed=1)
     probe = fit_probe(features, labels, folds)
     rows = scale_rows(features)
     expected = np.empty((len(labels), n_classes))
     for fold in range(5):
         held_out = folds == fold
-        head = scikit_learns(rows[~held_out], labels[~held_out], probe.C)
+        head = fit_scikit_learn(rows[~held_out], labels[~held_out], probe.C)
         expected[held_out] = head.predict_proba(rows[held_out])
     np.testing.assert_allclose(
         softmax(probe.oof_logits, axis=1), expected, atol=0.05 if n_features > n else 0.01
@@ -79,7 +77,7 @@ def test_held_out_logits_come_from_the_heads_of_the_other_folds(
     assert nll == pytest.approx(reference, abs=5e-3)
 
 
-def test_the_strength_is_the_best_of_those_tried() -> None:
+def test_selected_C_has_the_lowest_nll() -> None:
     features, labels, folds = draw_data(150, 40, 3, seed=2)
     probe = fit_probe(features, labels, folds)
     assert list(probe.nll_by_C) == list(C_GRID[: len(probe.nll_by_C)])
@@ -89,19 +87,19 @@ def test_the_strength_is_the_best_of_those_tried() -> None:
         probs = np.empty((len(labels), 3))
         for fold in range(5):
             held_out = folds == fold
-            head = scikit_learns(rows[~held_out], labels[~held_out], C)
+            head = fit_scikit_learn(rows[~held_out], labels[~held_out], C)
             probs[held_out] = head.predict_proba(rows[held_out])
         assert nll == pytest.approx(-np.log(probs[np.arange(len(labels)), labels]).mean(), abs=5e-3)
 
 
-def test_the_reported_nll_is_that_of_the_kept_logits() -> None:
+def test_reported_nll_is_that_of_oof_logits() -> None:
     features, labels, folds = draw_data(150, 40, 3, seed=2)
     probe = fit_probe(features, labels, folds)
     nll = -np.log(softmax(probe.oof_logits, axis=1)[np.arange(len(labels)), labels]).mean()
     assert nll == pytest.approx(probe.nll_by_C[probe.C], abs=5e-3)
 
 
-def test_the_search_ends_once_nll_has_risen_twice() -> None:
+def test_search_for_C_stops_once_nll_has_risen_twice() -> None:
     features, labels, folds = draw_data(60, 300, 3, gap=0.3)
     calls: list[int] = []
     probe = fit_probe(features, labels, folds, on_progress=calls.append)
@@ -111,25 +109,25 @@ def test_the_search_ends_once_nll_has_risen_twice() -> None:
     assert min(nlls[-2:]) > min(nlls[:-2])
 
 
-def test_images_that_are_never_held_out_are_nan_and_still_learned_from() -> None:
+def test_images_never_held_out_have_nan_logits_and_are_trained_on() -> None:
     features, labels, folds = draw_data(120, 10, 3, seed=3)
-    always = np.zeros(len(labels), dtype=np.bool_)
-    always[::7] = True
-    folds[always] = NEVER_HELD_OUT
+    never = np.zeros(len(labels), dtype=np.bool_)
+    never[::7] = True
+    folds[never] = NEVER_HELD_OUT
     probe = fit_probe(features, labels, folds)
     is_nan = np.isnan(probe.oof_logits)
-    np.testing.assert_array_equal(is_nan, np.repeat(always[:, None], 3, axis=1))
+    np.testing.assert_array_equal(is_nan, np.repeat(never[:, None], 3, axis=1))
     rows = scale_rows(features)
     expected = np.empty((len(labels), 3))
     for fold in range(5):
         held_out = folds == fold
-        expected[held_out] = scikit_learns(rows[~held_out], labels[~held_out], probe.C).predict_proba(
+        expected[held_out] = fit_scikit_learn(rows[~held_out], labels[~held_out], probe.C).predict_proba(
             rows[held_out]
         )
-    np.testing.assert_allclose(softmax(probe.oof_logits, axis=1)[~always], expected[~always], atol=0.01)
+    np.testing.assert_allclose(softmax(probe.oof_logits, axis=1)[~never], expected[~never], atol=0.01)
 
 
-def test_a_lone_image_of_a_class_is_learned() -> None:
+def test_only_image_of_a_class_is_trained_on() -> None:
     features, labels, folds = draw_data(90, 10, 2, seed=4)
     features = np.vstack([features, features.mean(0) + 30 * features.std(0)]).astype(np.float32)
     labels, folds = np.append(labels, 2), np.append(folds, NEVER_HELD_OUT)
@@ -138,7 +136,7 @@ def test_a_lone_image_of_a_class_is_learned() -> None:
     assert np.isfinite(probe.oof_logits[:-1]).all()
 
 
-def test_features_that_never_move_survive_and_say_nothing() -> None:
+def test_constant_features_have_no_effect() -> None:
     features, labels, folds = draw_data(120, 10, 3, seed=5)
     constant = np.tile(np.float32([0, 1, -1e4, 3.3e-7]), (len(labels), 1))
     probe = fit_probe(np.hstack([features, constant]), labels, folds)
@@ -148,8 +146,8 @@ def test_features_that_never_move_survive_and_say_nothing() -> None:
     np.testing.assert_allclose(probe.oof_logits, plain.oof_logits, atol=1e-2)
 
 
-def test_features_far_from_zero_lose_no_precision() -> None:
-    # moments of early stages have means of many deviations
+def test_features_with_large_mean_keep_precision() -> None:
+    # channel statistics of early stages have means of many standard deviations
     features, labels, folds = draw_data(150, 30, 3, seed=6)
     scaled = (features - features.mean(0)) / features.std(0)
     far = (scaled + 100).astype(np.float32)
@@ -161,14 +159,14 @@ def test_features_far_from_zero_lose_no_precision() -> None:
 
 
 @pytest.mark.parametrize("n_classes", [2, 5])
-def test_separable_classes_are_learned(n_classes: int) -> None:
+def test_separable_classes_are_classified_without_error(n_classes: int) -> None:
     features, labels, folds = draw_data(100, 20, n_classes, seed=7, gap=20)
     probe = fit_probe(features, labels, folds)
     np.testing.assert_array_equal(probe.head.logits(features).argmax(1), labels)
     np.testing.assert_array_equal(probe.oof_logits.argmax(1), labels)
 
 
-def test_noise_is_answered_with_the_class_frequencies() -> None:
+def test_noise_features_give_class_frequencies() -> None:
     rng = np.random.default_rng(8)
     _, labels, folds = draw_data(400, 5, 3, seed=8)
     features = rng.normal(size=(len(labels), 5)).astype(np.float32)
@@ -177,7 +175,7 @@ def test_noise_is_answered_with_the_class_frequencies() -> None:
     assert probs.std(0).max() < 0.05
 
 
-def test_the_order_of_images_changes_last_digits_only() -> None:
+def test_order_of_images_only_affects_rounding() -> None:
     features, labels, folds = draw_data(150, 30, 3, seed=9)
     order = np.random.default_rng(0).permutation(len(labels))
     first = fit_probe(features, labels, folds)
@@ -189,7 +187,7 @@ def test_the_order_of_images_changes_last_digits_only() -> None:
     )
 
 
-def test_the_same_input_gives_the_same_head() -> None:
+def test_probe_is_reproducible() -> None:
     data = draw_data(150, 30, 3, seed=9)
     fits: list[LinearProbe] = [fit_probe(*data) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].head.weight, fits[1].head.weight)
@@ -197,26 +195,26 @@ def test_the_same_input_gives_the_same_head() -> None:
     np.testing.assert_array_equal(fits[0].oof_logits, fits[1].oof_logits)
 
 
-def test_the_input_is_not_changed() -> None:
+def test_probe_does_not_modify_arguments() -> None:
     features, labels, folds = draw_data(100, 10, 3)
     weights = draw_weights(100)
-    copies = features.copy(), labels.copy(), folds.copy(), weights.copy()
+    before = features.copy(), labels.copy(), folds.copy(), weights.copy()
     fit_probe(features, labels, folds, weights=weights)
-    for value, copy in zip((features, labels, folds, weights), copies, strict=True):
-        np.testing.assert_array_equal(value, copy)
+    for value, expected in zip((features, labels, folds, weights), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 @pytest.mark.parametrize(("n_classes", "n", "n_features"), SHAPES)
-def test_weighted_probabilities_equal_scikit_learns(n_classes: int, n: int, n_features: int) -> None:
+def test_weighted_probe_probabilities_equal_scikit_learn(n_classes: int, n: int, n_features: int) -> None:
     features, labels, folds = draw_data(n, n_features, n_classes)
     weights = draw_weights(n)
     probe = fit_probe(features, labels, folds, weights=weights)
     rows = scale_rows(features)
-    expected = scikit_learns(rows, labels, probe.C, weights).predict_proba(rows)
+    expected = fit_scikit_learn(rows, labels, probe.C, weights).predict_proba(rows)
     np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), expected, atol=1e-3)
 
 
-def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
+def test_sample_weights_apply_in_folds_and_in_selection_of_C() -> None:
     features, labels, folds = draw_data(150, 40, 3, seed=2)
     weights = draw_weights(150)
     probe = fit_probe(features, labels, folds, weights=weights)
@@ -226,7 +224,7 @@ def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
         probs = np.empty((len(labels), 3))
         for fold in range(5):
             held_out = folds == fold
-            head = scikit_learns(rows[~held_out], labels[~held_out], C, weights[~held_out])
+            head = fit_scikit_learn(rows[~held_out], labels[~held_out], C, weights[~held_out])
             probs[held_out] = head.predict_proba(rows[held_out])
         expected = np.average(-np.log(probs[np.arange(len(labels)), labels]), weights=weights)
         assert nll == pytest.approx(expected, abs=5e-3)
@@ -235,7 +233,7 @@ def test_weights_count_in_the_folds_and_in_the_choice_of_strength() -> None:
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.37, 1e-6, 3e5])
-def test_equal_weights_change_no_bit(weight: float) -> None:
+def test_equal_sample_weights_are_bit_identical_to_none(weight: float) -> None:
     features, labels, folds = draw_data(150, 30, 3, seed=9)
     plain = fit_probe(features, labels, folds)
     weighted = fit_probe(features, labels, folds, weights=np.full(150, weight, np.float32))
@@ -245,7 +243,7 @@ def test_equal_weights_change_no_bit(weight: float) -> None:
     np.testing.assert_array_equal(weighted.oof_logits, plain.oof_logits)
 
 
-def test_only_ratios_of_weights_matter() -> None:
+def test_only_ratios_of_sample_weights_matter() -> None:
     features, labels, folds = draw_data(150, 30, 3, seed=9)
     weights = draw_weights(150)
     first = fit_probe(features, labels, folds, weights=weights)

@@ -1,4 +1,4 @@
-"""What losses.py promises: torch's cross entropy at the neutral setting, and the papers' elsewhere."""
+"""Tests of the losses: equal to torch's cross entropy at neutral settings, and to the papers' formulas."""
 
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ COUNTS = np.array([60, 5, 20, 15])
 LABELS = torch.from_numpy(np.repeat(np.arange(4), COUNTS))
 WEIGHTS = torch.tensor(class_weights(COUNTS), dtype=torch.float32)
 LOG_PRIORS = torch.tensor(np.log(class_priors(COUNTS)), dtype=torch.float32)
-ALL: list[Imbalance] = [way for way in get_args(Imbalance) if way != "auto"]
+ALL: list[Imbalance] = [method for method in get_args(Imbalance) if method != "auto"]
 
 
 def make(imbalance: Imbalance = "none", **settings: Any) -> LossFunction:
@@ -42,7 +42,7 @@ def mixed() -> Tensor:
 @pytest.mark.parametrize(
     ("imbalance", "label_smoothing"), [("none", 0.0), ("sampler", 0.0), ("sampler", 0.1), ("crt", 0.1)]
 )
-def test_plain_losses_equal_torchs(imbalance: Imbalance, label_smoothing: float) -> None:
+def test_plain_losses_equal_torch_cross_entropy(imbalance: Imbalance, label_smoothing: float) -> None:
     loss, logits = make(imbalance, label_smoothing=label_smoothing), draw_logits()
     expected = cross_entropy(logits, LABELS, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss(logits, hard()), expected)
@@ -50,19 +50,19 @@ def test_plain_losses_equal_torchs(imbalance: Imbalance, label_smoothing: float)
     torch.testing.assert_close(loss(logits, mixed()), expected)
 
 
-def test_class_weights_equal_torchs_over_the_size_of_the_batch() -> None:
+def test_class_weights_equal_torch_divided_by_batch_size() -> None:
     loss, logits = make("class_weights"), draw_logits()
     expected = cross_entropy(logits, LABELS, weight=WEIGHTS, reduction="sum") / len(LABELS)
     torch.testing.assert_close(loss(logits, hard()), expected)
     torch.testing.assert_close(loss(logits, mixed()), cross_entropy(logits, mixed(), weight=WEIGHTS))
 
 
-def test_class_weights_count_one_on_average() -> None:
-    # equal logits: every image has loss ln K, so the batch has it times the mean weight
+def test_class_weights_average_one() -> None:
+    # with equal logits the loss of every image is ln K, and that of the batch ln K times the mean weight
     assert make("class_weights")(torch.zeros(100, 4), hard()) == pytest.approx(np.log(4))
 
 
-def test_a_weighted_images_gradient_does_not_depend_on_its_neighbours() -> None:
+def test_weighted_gradient_does_not_depend_on_the_batch() -> None:
     logits = draw_logits()[[70, 0, 64]].requires_grad_()
     gradients = []
     for rows in ([0, 1], [0, 2]):
@@ -71,7 +71,7 @@ def test_a_weighted_images_gradient_does_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_weights_with_smoothing_equal_smoothing_of_resampled_classes() -> None:
+def test_class_weights_with_label_smoothing_equal_resampling() -> None:
     logits = draw_logits()
     times = torch.tensor([1, 12, 3, 4])  # 60 of each class
     often = times[LABELS]
@@ -82,21 +82,21 @@ def test_weights_with_smoothing_equal_smoothing_of_resampled_classes() -> None:
 
 
 @pytest.mark.parametrize("targets", [hard(), mixed()], ids=["hard", "mixed"])
-def test_balanced_softmax_is_cross_entropy_of_logits_plus_log_priors(targets: Tensor) -> None:
+def test_balanced_softmax_adds_log_priors_to_logits(targets: Tensor) -> None:
     logits = draw_logits()
     expected = cross_entropy(logits + LOG_PRIORS, targets)
     torch.testing.assert_close(make("balanced_softmax")(logits, targets), expected)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_balanced_softmax_is_logit_adjusted_at_tau_one(label_smoothing: float) -> None:
+def test_balanced_softmax_equals_logit_adjusted_at_tau_one(label_smoothing: float) -> None:
     logits = draw_logits()
     balanced = make("balanced_softmax", logit_tau=0.4, label_smoothing=label_smoothing)
     adjusted = make("logit_adjusted", logit_tau=1.0, label_smoothing=label_smoothing)
     assert balanced(logits, mixed()) == adjusted(logits, mixed())
 
 
-def test_logit_adjusted_at_tau_zero_is_cross_entropy() -> None:
+def test_logit_adjusted_at_tau_zero_equals_cross_entropy() -> None:
     logits = draw_logits()
     torch.testing.assert_close(
         make("logit_adjusted", logit_tau=0.0)(logits, hard()), cross_entropy(logits, LABELS)
@@ -115,10 +115,8 @@ def test_logit_adjusted_at_tau_zero_is_cross_entropy() -> None:
         ("logit_adjusted", 0.1),
     ],
 )
-def test_logits_that_say_the_priors_are_the_best_constant(
-    imbalance: Imbalance, label_smoothing: float
-) -> None:
-    # of networks that see nothing: so natural_offset undoes what the loss did, smoothed labels or not
+def test_best_constant_logits_have_natural_priors(imbalance: Imbalance, label_smoothing: float) -> None:
+    # so natural_offset corrects exactly for the loss, with and without label smoothing
     offset = torch.tensor(natural_offset(COUNTS, imbalance, None, 0.6), dtype=torch.float32)
     constant = (LOG_PRIORS - offset).requires_grad_()
     loss = make(imbalance, logit_tau=0.6, label_smoothing=label_smoothing)
@@ -126,7 +124,7 @@ def test_logits_that_say_the_priors_are_the_best_constant(
     torch.testing.assert_close(gradient, torch.zeros(4), atol=1e-6, rtol=0)
 
 
-def test_smoothing_after_resampling_spreads_towards_the_resampled_mix() -> None:
+def test_label_smoothing_with_sampler_keeps_resampled_priors() -> None:
     balanced = torch.arange(4).repeat(5)
     constant = torch.tensor(np.log(effective_prior(COUNTS, "sampler", None)), dtype=torch.float32)
     constant.requires_grad_()
@@ -134,7 +132,7 @@ def test_smoothing_after_resampling_spreads_towards_the_resampled_mix() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
 
 
-def test_smoothing_spreads_towards_classes_as_they_are_raised() -> None:
+def test_label_smoothing_with_oversampling_keeps_oversampled_priors() -> None:
     raised = torch.tensor(np.repeat(np.arange(4), np.maximum(COUNTS, 20)))
     constant = torch.tensor(np.log(effective_prior(COUNTS, "none", 20)), dtype=torch.float32)
     constant.requires_grad_()
@@ -143,7 +141,7 @@ def test_smoothing_spreads_towards_classes_as_they_are_raised() -> None:
     torch.testing.assert_close(torch.autograd.grad(mean, constant)[0], torch.zeros(4), atol=1e-7, rtol=0)
 
 
-def test_focal_at_gamma_zero_is_cross_entropy() -> None:
+def test_focal_at_gamma_zero_equals_cross_entropy() -> None:
     logits = draw_logits().requires_grad_()
     found, expected = make("focal", focal_gamma=0.0)(logits, hard()), cross_entropy(logits, LABELS)
     torch.testing.assert_close(found, expected)
@@ -153,19 +151,19 @@ def test_focal_at_gamma_zero_is_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_focal_follows_the_formula(gamma: float) -> None:
+def test_focal_equals_the_formula(gamma: float) -> None:
     logits = draw_logits()
     p = logits.double().softmax(1)[torch.arange(100), LABELS]
     expected = -((1 - p) ** gamma * p.log()).mean()
     torch.testing.assert_close(make("focal", focal_gamma=gamma)(logits, hard()).double(), expected)
 
 
-def test_mixed_labels_under_focal_are_an_error_that_names_it() -> None:
-    with pytest.raises(ConfigError, match="--imbalance focal .*mixup, cutmix and label_smoothing"):
+def test_focal_rejects_mixed_labels() -> None:
+    with pytest.raises(ConfigError, match=r"--imbalance focal .*mixup.*cutmix.*label_smoothing"):
         make("focal")(draw_logits(), mixed())
 
 
-def test_smoothed_labels_under_focal_are_refused_before_anything_is_learned() -> None:
+def test_focal_rejects_label_smoothing() -> None:
     with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 .*--imbalance focal"):
         make("focal", label_smoothing=0.1)
 
@@ -182,12 +180,12 @@ def test_gradients_are_finite_at_extreme_logits(imbalance: Imbalance, gamma: flo
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("imbalance", ALL)
-def test_an_images_loss_goes_with_what_it_counts(imbalance: Imbalance, label_smoothing: float) -> None:
+def test_loss_is_proportional_to_image_weight(imbalance: Imbalance, label_smoothing: float) -> None:
     loss = make(imbalance, label_smoothing=0.0 if imbalance == "focal" else label_smoothing)
-    logits, counts = draw_logits(), torch.linspace(0.5, 2, len(LABELS))
+    logits, weights = draw_logits(), torch.linspace(0.5, 2, len(LABELS))
     each = [loss(logits[i : i + 1], hard()[i : i + 1]) for i in range(len(LABELS))]
-    expected = (torch.stack(each) * counts).mean()
-    torch.testing.assert_close(loss(logits, hard() * counts[:, None]), expected)
+    expected = (torch.stack(each) * weights).mean()
+    torch.testing.assert_close(loss(logits, hard() * weights[:, None]), expected)
 
 
 @pytest.mark.parametrize("imbalance", ALL)

@@ -1,4 +1,4 @@
-"""What mixing.py promises: images and labels are mixed by the same share, and nothing is written to."""
+"""Tests of MixUp and CutMix."""
 
 import math
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pixelplay.config import AugmentConfig
 from pixelplay.training.mixup import mix_batch
 
-WAYS = [("mixup",), ("cutmix",), ("crop", "mixup", "cutmix")]
+METHODS = [("mixup",), ("cutmix",), ("crop", "mixup", "cutmix")]
 
 
 def mix(
@@ -29,25 +29,25 @@ def mix(
 
 
 def plain_batch(n: int, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Image b has the value b everywhere, so have its extras, and b is its class: each tells the share."""
+    """Return images, extras and one-hot targets where image b has value b everywhere and class b."""
     values = torch.arange(n, dtype=torch.float64)
     inputs = values[:, None, None, None].expand(n, 3, height, width).contiguous()
     return inputs, values[:, None].expand(n, 4).contiguous(), torch.eye(n, dtype=torch.float64)
 
 
 def patch_of(mixed: Tensor, inputs: Tensor) -> Tensor:
-    """(H, W) bool: where any image of the batch has changed."""
+    """Return a mask (H, W) of the pixels that changed in any image."""
     return (mixed != inputs).any(dim=1).any(dim=0)
 
 
 def partner_of(mixed_targets: Tensor) -> Tensor:
-    """(N,) whose class, beside its own, an image's label names; itself where there is none."""
+    """Return (B,) the other class in each target, which is the partner; the image itself if there is none."""
     others = mixed_targets - mixed_targets.diag().diag()
     return torch.where(others.any(dim=1), others.argmax(dim=1), torch.arange(len(others)))
 
 
 @pytest.mark.parametrize("names", [(), ("crop", "erasing")])
-def test_nothing_is_mixed_where_no_way_is_named(names: tuple[str, ...]) -> None:
+def test_batch_is_unchanged_without_mixup_and_cutmix(names: tuple[str, ...]) -> None:
     inputs, extras, targets = plain_batch(4)
     mixed = mix(inputs, targets, *names, extras=extras)
     assert mixed[0] is inputs
@@ -56,14 +56,14 @@ def test_nothing_is_mixed_where_no_way_is_named(names: tuple[str, ...]) -> None:
 
 
 @given(
-    st.sampled_from(WAYS),
+    st.sampled_from(METHODS),
     st.integers(1, 9),
     st.integers(1, 20),
     st.integers(1, 20),
     st.floats(0.01, 100),
     st.integers(0, 9999),
 )
-def test_images_extras_and_labels_are_mixed_by_the_same_share(
+def test_mixup_and_cutmix_use_one_ratio_for_images_extras_and_labels(
     names: tuple[str, ...], n: int, height: int, width: int, alpha: float, seed: int
 ) -> None:
     inputs, extras, targets = plain_batch(n, height, width)
@@ -80,8 +80,8 @@ def test_images_extras_and_labels_are_mixed_by_the_same_share(
     torch.testing.assert_close(mixed_extras, value[:, None].expand(n, 4))
 
 
-@pytest.mark.parametrize("names", WAYS)
-def test_the_whole_batch_shares_one_share(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", METHODS)
+def test_mixup_and_cutmix_use_one_ratio_per_batch(names: tuple[str, ...]) -> None:
     for seed in range(20):
         inputs, _, targets = plain_batch(16)
         own = mix(inputs, targets, *names, seed=seed)[2].diag()
@@ -89,13 +89,13 @@ def test_the_whole_batch_shares_one_share(names: tuple[str, ...]) -> None:
         torch.testing.assert_close(mixed_with_another, mixed_with_another[:1].expand_as(mixed_with_another))
 
 
-def test_mixup_changes_every_pixel_alike() -> None:
+def test_mixup_blends_every_pixel_with_the_same_ratio() -> None:
     inputs, _, targets = plain_batch(5)
     mixed, _, mixed_targets = mix(inputs, targets, "mixup", seed=3)
-    share = mixed_targets.diag().min()
+    ratio = mixed_targets.diag().min()
     partner = partner_of(mixed_targets)
-    assert 0 < share < 1
-    torch.testing.assert_close(mixed, share * inputs + (1 - share) * inputs[partner])
+    assert 0 < ratio < 1
+    torch.testing.assert_close(mixed, ratio * inputs + (1 - ratio) * inputs[partner])
 
 
 def test_cutmix_pastes_one_rectangle_of_the_partner() -> None:
@@ -113,7 +113,7 @@ def test_cutmix_pastes_one_rectangle_of_the_partner() -> None:
         torch.testing.assert_close(1 - mixed_targets.diag().min(), patch.float().mean())
 
 
-def test_cutmix_patches_have_the_shape_of_the_image_and_reach_its_edges() -> None:
+def test_cutmix_patches_have_the_aspect_ratio_of_the_image_and_reach_its_edges() -> None:
     inputs, _, targets = plain_batch(8, 40, 80)
     touched, heights, widths = torch.zeros(40, 80), [], []
     for seed in range(100):
@@ -121,7 +121,7 @@ def test_cutmix_patches_have_the_shape_of_the_image_and_reach_its_edges() -> Non
         touched += patch
         heights.append(int(patch.any(dim=1).sum()))
         widths.append(int(patch.any(dim=0).sum()))
-    # λ is close to ½, so the patch spans √½ of each side unless an edge cuts it off, to half of that at most
+    # λ is close to ½, so a patch spans √½ of each side, or down to half of that where an edge clips it
     assert max(heights) / 40 == pytest.approx(math.sqrt(0.5), abs=0.08)
     assert max(widths) / 80 == pytest.approx(math.sqrt(0.5), abs=0.08)
     assert min(heights) / 40 == pytest.approx(math.sqrt(0.5) / 2, abs=0.08)
@@ -129,7 +129,7 @@ def test_cutmix_patches_have_the_shape_of_the_image_and_reach_its_edges() -> Non
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
-def test_shares_of_mixup_follow_the_beta_distribution(alpha: float) -> None:
+def test_mixup_ratios_follow_the_beta_distribution(alpha: float) -> None:
     inputs, _, targets = plain_batch(8, 1, 1)
     own = np.array(
         [mix(inputs, targets, "mixup", seed=seed, alpha=alpha)[2].diag().min() for seed in range(400)]
@@ -139,27 +139,27 @@ def test_shares_of_mixup_follow_the_beta_distribution(alpha: float) -> None:
     assert own.var() == pytest.approx(variance, rel=0.2)
 
 
-def test_both_ways_named_are_taken_equally_often() -> None:
+def test_mixup_and_cutmix_are_drawn_equally_often() -> None:
     inputs, _, targets = plain_batch(8)
     n_cutmix = 0
     for seed in range(200):
         mixed = mix(inputs, targets, "mixup", "cutmix", seed=seed, alpha=8)[0]
-        n_cutmix += bool((mixed == mixed.round()).all())  # mixup makes fractions
+        n_cutmix += bool((mixed == mixed.round()).all())  # MixUp makes fractions
     assert abs(n_cutmix - 100) <= 4 * math.sqrt(200) / 2
 
 
-@pytest.mark.parametrize("names", WAYS)
-def test_the_arguments_are_not_written_to(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", METHODS)
+def test_mixup_and_cutmix_do_not_modify_arguments(names: tuple[str, ...]) -> None:
     for seed in range(10):
         inputs, extras, targets = plain_batch(6)
         mix(inputs, targets, *names, extras=extras, seed=seed)
         torch.testing.assert_close((inputs, extras, targets), plain_batch(6), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("names", WAYS)
+@pytest.mark.parametrize("names", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_dtype_and_memory_format_are_kept(
+def test_mixup_and_cutmix_keep_dtype_and_memory_format(
     names: tuple[str, ...], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     inputs = (torch.rand(4, 3, 6, 5) * 200).to(dtype).to(memory_format=memory_format)
@@ -172,24 +172,24 @@ def test_dtype_and_memory_format_are_kept(
         assert mixed.stride() == inputs.stride()
 
 
-def test_bytes_are_rounded_not_cut_off() -> None:
+def test_mixup_rounds_integer_pixels() -> None:
     inputs, _, targets = plain_batch(5)
     mixed = mix((50 * inputs).to(torch.uint8), targets, "mixup", seed=3)[0]
     exact = mix(50 * inputs, targets, "mixup", seed=3)[0]
     torch.testing.assert_close(mixed.double(), exact, rtol=0, atol=0.5)
 
 
-def test_the_same_generator_gives_the_same_batch() -> None:
+def test_mixup_and_cutmix_are_reproducible() -> None:
     inputs, extras, targets = plain_batch(6)
-    for names in WAYS:
+    for names in METHODS:
         first, second = (mix(inputs, targets, *names, extras=extras, seed=7) for _ in range(2))
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("names", WAYS)
-def test_gradients_flow_to_both_partners(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", METHODS)
+def test_mixup_and_cutmix_gradients_reach_both_partners(names: tuple[str, ...]) -> None:
     inputs, _, targets = plain_batch(6)
     inputs.requires_grad_()
     mix(inputs, targets, *names)[0].sum().backward()
-    # each pixel counts once in all, whether in its own image or in its partner's
+    # each pixel contributes a total weight of 1, to its own image and to its partner's
     torch.testing.assert_close(inputs.grad, torch.ones_like(inputs))

@@ -33,21 +33,21 @@ def data(drawn_images: Path) -> TrainingData:
     return training_data_of(drawn_images, CONFIG)
 
 
-def logits_with(n_wrong: int, data: TrainingData, sureness: float = 2.0) -> NDArray[np.float32]:
+def logits_with(n_wrong: int, data: TrainingData, scale: float = 2.0) -> NDArray[np.float32]:
     """Logits (n, K) that misclassify the first n_wrong validation images."""
     labels = data.labels[data.split.val].copy()
     labels[:n_wrong] = (labels[:n_wrong] + 1) % data.n_known
-    return (sureness * np.eye(data.n_known, dtype=np.float32))[labels]
+    return (scale * np.eye(data.n_known, dtype=np.float32))[labels]
 
 
-def unsure_about(n: int, data: TrainingData) -> NDArray[np.float32]:
+def confident_except(n: int, data: TrainingData) -> NDArray[np.float32]:
     """As `logits_with(1, …)`, with a small margin for the next n correct predictions."""
     logits = logits_with(1, data)
     logits[1 : 1 + n] /= 20
     return logits
 
 
-# --- comparing ---
+# --- comparison ---
 
 
 def test_clear_gain_selects_fine_tuning(data: TrainingData) -> None:
@@ -56,36 +56,36 @@ def test_clear_gain_selects_fine_tuning(data: TrainingData) -> None:
     assert is_better
     assert evidence["probe_accuracy"] == pytest.approx(1 - 9 / n)
     assert evidence["tuned_accuracy"] == pytest.approx(1 - 1 / n)
-    # eight of n images change sides, all the same way
+    # eight of n images differ, all in the same direction
     expected = np.std([1] * 8 + [0] * (n - 8), ddof=1) / np.sqrt(n)
     assert evidence["standard_error"] == pytest.approx(expected, rel=0.1)
 
 
 def test_clear_loss_selects_the_linear_probe(data: TrainingData) -> None:
-    is_better, evidence = compare_methods(logits_with(1, data), logits_with(9, data), data, CONFIG)
+    is_better, _ = compare_methods(logits_with(1, data), logits_with(9, data), data, CONFIG)
     assert not is_better
 
 
 def test_clear_gain_outweighs_worse_likelihood(data: TrainingData) -> None:
     probe, tuned = logits_with(6, data), logits_with(2, data)
-    tuned[2:] /= 50  # right by a hair
+    tuned[2:] /= 50  # correct with a tiny margin
     is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
     assert evidence["tuned_score"] > evidence["probe_score"]
     assert is_better
 
 
-@pytest.mark.parametrize("is_tuned_surer", [True, False])
-def test_likelihood_decides_within_noise(is_tuned_surer: bool, data: TrainingData) -> None:
-    sure, unsure = logits_with(1, data), unsure_about(6, data)
-    probe, tuned = (unsure, sure) if is_tuned_surer else (sure, unsure)
+@pytest.mark.parametrize("is_tuned_confident", [True, False])
+def test_likelihood_decides_within_noise(is_tuned_confident: bool, data: TrainingData) -> None:
+    confident, unsure = logits_with(1, data), confident_except(6, data)
+    probe, tuned = (unsure, confident) if is_tuned_confident else (confident, unsure)
     is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
     assert evidence["probe_accuracy"] == evidence["tuned_accuracy"]
-    assert (evidence["tuned_score"] < evidence["probe_score"]) == is_tuned_surer
-    assert is_better == is_tuned_surer
+    assert (evidence["tuned_score"] < evidence["probe_score"]) == is_tuned_confident
+    assert is_better == is_tuned_confident
 
 
 def test_one_image_is_within_noise(data: TrainingData) -> None:
-    probe, tuned = logits_with(2, data), unsure_about(8, data)
+    probe, tuned = logits_with(2, data), confident_except(8, data)
     is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
     assert evidence["tuned_accuracy"] > evidence["probe_accuracy"]
     assert not is_better
@@ -98,14 +98,12 @@ def test_equal_logits_keep_the_linear_probe(data: TrainingData) -> None:
 
 
 def test_overconfidence_is_corrected_by_temperature(data: TrainingData) -> None:
-    is_better, evidence = compare_methods(
-        logits_with(2, data), logits_with(2, data, sureness=20.0), data, CONFIG
-    )
+    _, evidence = compare_methods(logits_with(2, data), logits_with(2, data, scale=20.0), data, CONFIG)
     assert evidence["tuned_score"] == pytest.approx(evidence["probe_score"], rel=1e-3)
 
 
 def test_comparison_uses_the_declared_metric(data: TrainingData) -> None:
-    """The probe is right about the largest class only, tuned loses some of it for the others."""
+    """The probe is correct for the largest class only; fine-tuning loses some of it and gains the others."""
     labels = data.labels[data.split.val]
     probe = np.tile(np.float32([2, 0, 0]), (len(labels), 1))
     wrong = np.flatnonzero(labels == 0)[:4]
@@ -118,7 +116,7 @@ def test_comparison_uses_the_declared_metric(data: TrainingData) -> None:
     assert is_better
 
 
-# --- falling back ---
+# --- fallback to the linear probe ---
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def tiny(tiny_probe: TrainConfig) -> TrainConfig:
         finetune="auto",
         val_frac=0.9,
         time_budget="0.1s",
-        finetuning=FinetuneConfig(train_batch_size=8),  # it is also what is measured
+        finetuning=FinetuneConfig(train_batch_size=8),  # also the batch size that is measured
         compute=ComputeConfig(batch_size=8),
     )
 
@@ -181,7 +179,7 @@ def test_auto_uses_linear_probe_with_few_validation_images(
     report = train(drawn_images, tmp_path / "run", config, log=log)
     assert report.finetune == "none"
     assert any("6 validation images" in note and "--finetune partial" in note for note in log.notes)
-    assert not any("--val-frac" in note for note in log.notes)  # which is why there are so few
+    assert not any("--val-frac" in note for note in log.notes)  # it is the reason for so few
     assert any("--time-budget" in note for note in log.notes)
     assert any("train_batch_size=8" in note for note in log.notes)
 
@@ -189,8 +187,8 @@ def test_auto_uses_linear_probe_with_few_validation_images(
 def test_auto_keeps_linear_probe_when_no_epoch_improves(
     drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    runaway = FinetuneConfig(epochs=1, lr=10.0, head_lr=10.0, weight_decay=10.0, train_batch_size=2)
-    config = replace(tiny, finetuning=runaway, oversample_to=8)
+    diverging = FinetuneConfig(epochs=1, lr=10.0, head_lr=10.0, weight_decay=10.0, train_batch_size=2)
+    config = replace(tiny, finetuning=diverging, oversample_to=8)
     log = RunLog(quiet=True)
     report = train(drawn_images, tmp_path / "run", config, log=log)
     assert report.finetune == "none"
@@ -243,24 +241,24 @@ def test_full_disk_prevents_caching_views(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    replaces = os.replace
+    replace_file = os.replace
 
     def fill_up(source: str, target: str) -> None:
         if "views-" in os.path.dirname(target):
             raise OSError(errno.ENOSPC, "No space left on device")
-        replaces(source, target)
+        replace_file(source, target)
 
     monkeypatch.setattr(os, "replace", fill_up)
     new, settings = str(tmp_path / "cache"), FinetuneConfig(epochs=1, unfreeze_stages=1)
     config = replace(tiny, finetune=method, cache_dir=new, finetuning=settings)
-    words = r"views.*: No space left on device"
+    reason = r"views.*: No space left on device"
     log = RunLog(quiet=True)
     if method == "auto":
         assert train(drawn_images, tmp_path / "run", config, log=log).finetune == "none"
-        assert any(re.search(words, note) and "linear probe" in note for note in log.notes)
-        assert list(Path(new).glob("views-*")) == []  # room for the probe
+        assert any(re.search(reason, note) and "linear probe" in note for note in log.notes)
+        assert list(Path(new).glob("views-*")) == []  # their space is free for the probe
         return
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=reason):
         train(drawn_images, tmp_path / "run", config, log=log)
 
 
@@ -273,8 +271,8 @@ def test_grad_accum_steps_beyond_an_epoch_are_noted(
     )
     log = RunLog(quiet=True)
     train(drawn_images, tmp_path / "run", replace(tiny, finetune="partial", finetuning=settings), log=log)
-    said = [note for note in log.notes if note.startswith("--grad-accum-steps ")]
-    assert len(said) == (grad_accum_steps == 1000)
+    notes = [note for note in log.notes if note.startswith("--grad-accum-steps ")]
+    assert len(notes) == (grad_accum_steps == 1000)
 
 
 @pytest.mark.parametrize(
@@ -361,21 +359,21 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_uses_linear_probe_when_one_group_per_class_is_left(
     few: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    data = replace(tiny.data, group_by_folder=True)
+    data = replace(tiny.reading, group_by_folder=True)
     config = replace(tiny, val_frac=0.4, time_budget="2h", reading=data)
     log = RunLog(quiet=True)
     assert train(few, tmp_path / "run", config, log=log).finetune == "none"
     assert any("2 training images or groups" in note for note in log.notes)
-    with pytest.raises(DataError, match="2 training images or groups.*--finetune none"):
+    with pytest.raises(DataError, match=r"2 training images or groups.*--finetune none"):
         train(few, tmp_path / "other", replace(config, finetune="partial"), log=RunLog(quiet=True))
 
 
 def test_fine_tuning_without_validation_images_is_refused(
     lonely: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    data = replace(tiny.data, group_regex="train/[^/]+|[^/]+$")
+    data = replace(tiny.reading, group_regex="train/[^/]+|[^/]+$")
     config = replace(tiny, finetune="partial", reading=data)
-    with pytest.raises(DataError, match="no class has 2 images or groups.*--finetune none"):
+    with pytest.raises(DataError, match=r"2 images or groups.*--finetune none"):
         train(lonely, tmp_path / "run", config, log=RunLog(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
@@ -386,9 +384,9 @@ def test_class_only_in_val_prevents_fine_tuning(tiny: TrainConfig, tmp_path: Pat
     draw_folder(root / "val", {"bars": 10, "dots": 10, "rings": 10}, first_seed=50)
     config = replace(tiny, test_frac=0.0, time_budget="2h")
     log = RunLog(quiet=True)
-    words = "only val has rings"
+    reason = "only val has rings"
     assert train(root, tmp_path / "run", config, log=log).finetune == "none"
-    assert any(words in note for note in log.notes)
-    with pytest.raises(DataError, match=words):
+    assert any(reason in note for note in log.notes)
+    with pytest.raises(DataError, match=reason):
         train(root, tmp_path / "other", replace(config, finetune="partial"), log=RunLog(quiet=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]

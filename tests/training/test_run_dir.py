@@ -1,3 +1,5 @@
+"""Tests of the run folder: atomic writing, replacing, locking and what an interrupted run keeps."""
+
 import json
 import os
 import shutil
@@ -11,6 +13,18 @@ from pixelplay.errors import ConfigError, DataError
 from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.run_dir import new_run_dir
 
+EXISTS = r"/run .*--force .*--out"
+NOT_A_RUN = r" (?!.*--force).*--out$"
+
+
+def check_refused(path: Path, match: str, *, force: bool = False, resume: bool = False) -> None:
+    """Check that a run cannot be written to a folder."""
+    with (
+        pytest.raises(ConfigError, match=match),
+        new_run_dir(str(path), force=force, resume=resume),
+    ):
+        pytest.fail("the block must not run")
+
 
 def make_run(path: Path, content: str) -> None:
     with new_run_dir(str(path), force=True) as folder:
@@ -21,13 +35,13 @@ def content_of(run: Path) -> object:
     return json.loads((run / "config.json").read_text())["seed"]
 
 
-def fail_in(path: Path, error: BaseException) -> None:
+def interrupt_new_run(path: Path, error: BaseException) -> None:
     with new_run_dir(str(path), force=True) as folder:
         fill(folder, "new")
         raise error
 
 
-def be_overtaken(path: Path) -> None:
+def lose_race(path: Path) -> None:
     with new_run_dir(str(path), force=True) as folder:
         fill(folder, "new")
         path.mkdir()
@@ -39,7 +53,7 @@ def fill(folder: str, content: str) -> None:
     Path(folder, "config.json").write_text(json.dumps({"pixelplay": "train", "seed": content}))
 
 
-def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_run_dir_appears_once_complete(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
     with new_run_dir(str(out), force=False) as folder:
         fill(folder, "{}")
@@ -49,17 +63,13 @@ def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert stat.S_IMODE(out.stat().st_mode) == 0o755
 
 
-def test_an_existing_run_is_kept_without_force(tmp_path: Path) -> None:
+def test_existing_run_is_kept_without_force(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "old")
-    with (
-        pytest.raises(ConfigError, match="run exists; choose another --out, or replace it with --force"),
-        new_run_dir(str(tmp_path / "run"), force=False),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", EXISTS)
     assert content_of(tmp_path / "run") == "old"
 
 
-def test_force_replaces_a_run_with_all_that_is_in_it(tmp_path: Path) -> None:
+def test_force_replaces_all_files_of_a_run(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "old")
     (tmp_path / "run" / "metrics.json").touch()
     make_run(tmp_path / "run", "new")
@@ -69,8 +79,8 @@ def test_force_replaces_a_run_with_all_that_is_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("kind", ["images", "someone's config", "run with notes", "file"])
-def test_what_is_no_run_is_never_replaced(kind: str, force: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["images", "other config", "run with notes", "file"])
+def test_force_never_replaces_anything_but_a_run(kind: str, force: bool, tmp_path: Path) -> None:
     target = tmp_path / "photos"
     if kind == "file":
         target.write_text("mine")
@@ -81,15 +91,11 @@ def test_what_is_no_run_is_never_replaced(kind: str, force: bool, tmp_path: Path
         target.mkdir()
         (target / ("a.jpg" if kind == "images" else "config.json")).write_text('{"seed": 0}')
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    with (
-        pytest.raises(ConfigError, match=r"exists and is no run of PixelPlay, or .* never replaced; choose"),
-        new_run_dir(str(target), force=force),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(target, f"/photos{NOT_A_RUN}", force=force)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+def test_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "{}")
@@ -97,28 +103,28 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [DataError("no"), KeyboardInterrupt(), OSError(28, "disk full")])
-def test_a_failed_run_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+def test_failed_run_is_removed(error: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
-        fail_in(tmp_path / "run", error)
+        interrupt_new_run(tmp_path / "run", error)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failed_run_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_run_keeps_the_previous_one(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "old")
     with pytest.raises(KeyboardInterrupt):
-        fail_in(tmp_path / "run", KeyboardInterrupt())
+        interrupt_new_run(tmp_path / "run", KeyboardInterrupt())
     assert content_of(tmp_path / "run") == "old"
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_what_has_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="never replaced"):
-        be_overtaken(tmp_path / "run")
+def test_folder_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"/run{NOT_A_RUN}"):
+        lose_race(tmp_path / "run")
     assert os.listdir(tmp_path / "run") == ["precious"]
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_a_link_stays_and_its_run_is_replaced(tmp_path: Path) -> None:
+def test_force_replaces_the_run_behind_a_symbolic_link(tmp_path: Path) -> None:
     make_run(tmp_path / "disk" / "run", "old")
     os.symlink(tmp_path / "disk" / "run", tmp_path / "latest")
     make_run(tmp_path / "latest", "new")
@@ -127,36 +133,24 @@ def test_a_link_stays_and_its_run_is_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "disk") == ["run"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = [tmp_path / "file" / "run", tmp_path / ("x" * 300)]
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o555)
         places.append(tmp_path / "closed" / "run")
     for place in places:
-        with (
-            pytest.raises(ConfigError, match=r"cannot be written: .*; choose another --out"),
-            new_run_dir(str(place), force=False),
-        ):
-            pytest.fail("the block must not begin")
+        check_refused(place, rf"/{place.name}: .*--out$")
 
 
-def test_a_full_disk_is_noticed_before_the_work_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_an_error_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 3 << 20))
-    with (
-        pytest.raises(
-            ConfigError, match=r"has 3 MB free, a run needs 200; free some or choose another --out"
-        ),
-        new_run_dir(str(tmp_path / "run"), force=False),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", r" 3 MB .* 200 MB.*--out")
     assert os.listdir(tmp_path) == []
 
 
-# --- what an interrupted run leaves ---
+# --- interrupted runs ---
 
 
 def make_folder(path: Path) -> Path:
@@ -171,7 +165,7 @@ def checkpoint_in(folder: str | Path) -> Path:
     return path
 
 
-def be_interrupted(path: Path, error: BaseException) -> None:
+def interrupt_with_checkpoint(path: Path, error: BaseException) -> None:
     with new_run_dir(str(path), force=False, resume=True) as folder:
         Path(folder, "plan.json").write_text("{}")
         checkpoint_in(folder)
@@ -179,9 +173,9 @@ def be_interrupted(path: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [DataError("no"), KeyboardInterrupt(), OSError(28, "disk full")])
-def test_a_failed_run_with_a_checkpoint_is_kept_to_be_continued(error: BaseException, tmp_path: Path) -> None:
+def test_resume_continues_a_failed_run_with_checkpoint(error: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
-        be_interrupted(tmp_path / "run", error)
+        interrupt_with_checkpoint(tmp_path / "run", error)
     assert os.listdir(tmp_path) == ["run.partial"]
     with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
         assert Path(folder, "checkpoint", "checkpoint.safetensors").read_text() == "weights"
@@ -191,7 +185,7 @@ def test_a_failed_run_with_a_checkpoint_is_kept_to_be_continued(error: BaseExcep
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_a_failed_run_without_a_checkpoint_goes(tmp_path: Path) -> None:
+def test_failed_run_without_checkpoint_is_removed(tmp_path: Path) -> None:
     def fail_early() -> None:
         with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
             Path(folder, "plan.json").touch()
@@ -203,17 +197,13 @@ def test_a_failed_run_without_a_checkpoint_goes(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupted_run_is_refused_with_both_ways_on(tmp_path: Path) -> None:
+def test_interrupted_run_needs_resume_or_force(tmp_path: Path) -> None:
     checkpoint_in(make_folder(tmp_path / "run.partial"))
-    with (
-        pytest.raises(ConfigError, match=r"run\.partial holds an interrupted run; .*--resume, .* --force"),
-        new_run_dir(str(tmp_path / "run"), force=False),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", r"/run\.partial .*--resume .*--force")
     assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
 
 
-def test_force_starts_an_interrupted_run_anew(tmp_path: Path) -> None:
+def test_force_starts_over_an_interrupted_run(tmp_path: Path) -> None:
     partial = make_folder(tmp_path / "run.partial")
     checkpoint_in(partial)
     (partial / "metrics.json.tmp").touch()
@@ -225,12 +215,10 @@ def test_force_starts_an_interrupted_run_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_a_run_killed_before_its_first_checkpoint_leaves_is_in_no_ones_way(
-    resume: bool, tmp_path: Path
-) -> None:
+def test_files_of_a_run_killed_before_its_first_checkpoint_are_removed(resume: bool, tmp_path: Path) -> None:
     partial = make_folder(tmp_path / "run.partial")
     (partial / ".lock").touch()
-    for name in ("plan.json.tmp", "val.csv.partial", "metrics.json.tmp"):  # what was being written
+    for name in ("plan.json.tmp", "val.csv.partial", "metrics.json.tmp"):  # half-written files
         (partial / name).touch()
     make_folder(partial / "checkpoint")
     (partial / "checkpoint" / "images.json").touch()
@@ -243,7 +231,7 @@ def test_what_a_run_killed_before_its_first_checkpoint_leaves_is_in_no_ones_way(
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("has_checkpoint", [False, True])
-def test_a_foreign_folder_of_that_name_is_left_as_it_is(
+def test_partial_folder_with_other_files_is_kept(
     has_checkpoint: bool, force: bool, resume: bool, tmp_path: Path
 ) -> None:
     partial = make_folder(tmp_path / "run.partial")
@@ -251,29 +239,19 @@ def test_a_foreign_folder_of_that_name_is_left_as_it_is(
     if has_checkpoint:
         checkpoint_in(partial)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    with (
-        pytest.raises(ConfigError, match=r"run\.partial holds files that are not of a run; move them or"),
-        new_run_dir(str(tmp_path / "run"), force=force, resume=resume),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", rf"/run\.partial{NOT_A_RUN}", force=force, resume=resume)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
     assert (partial / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_file_of_that_name_is_left_as_it_is(tmp_path: Path) -> None:
+def test_partial_path_that_is_a_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "run.partial").write_text("years of work")
-    with (
-        pytest.raises(ConfigError, match="cannot be written: File exists; choose another --out"),
-        new_run_dir(str(tmp_path / "run"), force=True),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", "/run: File exists.*--out", force=True)
     assert (tmp_path / "run.partial").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("error", [None, DataError("no")])
-def test_a_foreign_file_that_appears_meanwhile_is_never_deleted(
-    error: Exception | None, tmp_path: Path
-) -> None:
+def test_other_files_created_meanwhile_are_kept(error: Exception | None, tmp_path: Path) -> None:
     def work() -> None:
         with new_run_dir(str(tmp_path / "run"), force=False) as folder:
             fill(folder, "new")
@@ -290,78 +268,62 @@ def test_a_foreign_file_that_appears_meanwhile_is_never_deleted(
     assert (where / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_run_dir_is_locked_while_training(tmp_path: Path) -> None:
     with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "first")
         for force, resume in ((False, False), (True, False), (False, True)):
-            with (
-                pytest.raises(ConfigError, match=r"another process is training into .*run\.partial; wait"),
-                new_run_dir(str(tmp_path / "run"), force=force, resume=resume),
-            ):
-                pytest.fail("the block must not begin")
+            check_refused(tmp_path / "run", r"/run\.partial; .*--out$", force=force, resume=resume)
     assert content_of(tmp_path / "run") == "first"
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_a_training_whose_place_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
-    def be_overtaken_in_training() -> None:
+def test_finished_training_is_kept_when_the_folder_was_created_meanwhile(tmp_path: Path) -> None:
+    def lose_race_in_training() -> None:
         with new_run_dir(str(tmp_path / "run"), force=True) as folder:
             checkpoint_in(folder)
             make_folder(tmp_path / "run")
             (tmp_path / "run" / "precious").touch()
 
-    with pytest.raises(ConfigError, match="never replaced"):
-        be_overtaken_in_training()
+    with pytest.raises(ConfigError, match=f"/run{NOT_A_RUN}"):
+        lose_race_in_training()
     assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
     assert os.listdir(tmp_path / "run") == ["precious"]
 
 
-def test_a_kill_while_runs_are_exchanged_does_not_lose_the_old_one(tmp_path: Path) -> None:
+def test_previous_run_survives_a_kill_during_replacement(tmp_path: Path) -> None:
     make_run(tmp_path / "run", "old")
     os.rename(tmp_path / "run", tmp_path / "run.partial-old")
-    with (
-        pytest.raises(ConfigError, match="run exists; choose another --out, or replace it with --force"),
-        new_run_dir(str(tmp_path / "run"), force=False),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", EXISTS)
     assert content_of(tmp_path / "run") == "old"
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("leaves", ["the new run", "the old run", "both"])
-def test_a_kill_while_runs_are_exchanged_blocks_no_later_one(leaves: str, tmp_path: Path) -> None:
-    """What `force` renames: RUN → RUN.partial-old, RUN.partial → RUN; then the old one goes."""
+@pytest.mark.parametrize("left", ["new run", "previous run", "both"])
+def test_kill_during_replacement_does_not_block_later_runs(left: str, tmp_path: Path) -> None:
+    """`force` renames RUN → RUN.partial-old and RUN.partial → RUN, then removes RUN.partial-old."""
     make_run(tmp_path / "run", "old")
     os.rename(tmp_path / "run", tmp_path / "run.partial-old")
-    if leaves in ("the new run", "both"):
+    if left in ("new run", "both"):
         make_run(tmp_path / "new", "new")
-        os.rename(tmp_path / "new", tmp_path / ("run" if leaves == "both" else "run.partial"))
+        os.rename(tmp_path / "new", tmp_path / ("run" if left == "both" else "run.partial"))
     make_run(tmp_path / "run", "newest")
     make_run(tmp_path / "run", "last")
     assert content_of(tmp_path / "run") == "last"
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("leaves", ["checkpoint", ".lock"])
-def test_a_kill_after_the_renames_leaves_a_whole_run_that_is_tidied_later(
-    leaves: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("left", ["checkpoint", ".lock"])
+def test_temporary_files_of_a_finished_run_are_removed_later(left: str, tmp_path: Path) -> None:
     make_run(tmp_path / "run", "done")
     (tmp_path / "run" / "checkpoint").mkdir()
     (tmp_path / "run" / "checkpoint" / CHECKPOINT).touch()
     (tmp_path / "run" / ".lock").touch()
-    with (
-        pytest.raises(ConfigError, match="run exists"),
-        new_run_dir(str(tmp_path / "run"), force=False, resume=True),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", EXISTS, resume=True)
     assert content_of(tmp_path / "run") == "done"
-    assert not (tmp_path / "run" / leaves).exists()
+    assert not (tmp_path / "run" / left).exists()
 
 
-def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_is_possible_until_the_final_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = []
     rename = os.replace
 
@@ -380,13 +342,9 @@ def test_what_can_be_resumed_is_there_until_the_run_stands_in_its_place(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_users_folder_in_a_finished_run_is_neither_tidied_nor_replaced(force: bool, tmp_path: Path) -> None:
+def test_other_files_in_a_finished_run_are_kept(force: bool, tmp_path: Path) -> None:
     make_run(tmp_path / "run", "done")
     (tmp_path / "run" / "checkpoint").mkdir()
     (tmp_path / "run" / "checkpoint" / "thesis.txt").write_text("years of work")
-    with (
-        pytest.raises(ConfigError, match="holds other files too"),
-        new_run_dir(str(tmp_path / "run"), force=force),
-    ):
-        pytest.fail("the block must not begin")
+    check_refused(tmp_path / "run", f"/run{NOT_A_RUN}", force=force)
     assert (tmp_path / "run" / "checkpoint" / "thesis.txt").exists()

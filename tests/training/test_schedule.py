@@ -1,64 +1,58 @@
-"""What job.py promises: every image once an epoch, in even batches, the same for the same seed."""
+"""Schedule: every image once per epoch, in even batches, reproducible from the seed."""
 
-import os
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from jobs import plain_job
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MOST_DRAWS
-from pixelplay.errors import ConfigError
-from pixelplay.model.device import Device, explain_memory_errors
-from pixelplay.training.inputs import Batch, InputSource
-from pixelplay.training.schedule import SIZE_STEP_PX, Job, set_cublas_workspace, training_memory_error
+from pixelplay.training.inputs import Batch
+from pixelplay.training.schedule import SIZE_STEP_PX, Schedule
+from trainers import make_schedule
 
-SIZES = (23, 11, 4)
-FULL_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260: not in steps of 32
+CLASS_SIZES = (23, 11, 4)
+INPUT_SIZES = [160, 192, 224, 256, 260, 288, 300, 384]  # lite2 has 260, no multiple of 32
 
 
-def make_job(
-    sizes: tuple[int, ...] = SIZES, *, imbalance: Imbalance = "none", n_val: int = 5, **changes: Any
-) -> Job:
-    """A job on classes of these sizes, their images mixed among those of the validation part."""
+def make_mixed_schedule(
+    class_sizes: tuple[int, ...] = CLASS_SIZES,
+    *,
+    imbalance: Imbalance = "none",
+    n_val: int = 5,
+    seed: int = 0,
+    oversample_to: int | None = None,
+    finetuning: FinetuneConfig | None = None,
+    **changes: Any,
+) -> Schedule:
+    """Create a schedule for classes of these sizes, shuffled among the validation images."""
     rng = np.random.default_rng(0)
-    settings = {
-        key: changes.pop(key)
-        for key in ("grad_accum_steps", "initial_size_frac", "hard_example_frac")
-        if key in changes
-    }
+    n_classes, n_train = len(class_sizes), sum(class_sizes)
     config = TrainConfig(
         finetune="partial",
-        seed=changes.pop("seed", 0),
+        seed=seed,
         imbalance=imbalance,
-        oversample_to=changes.pop("oversample_to", None),
-        finetuning=FinetuneConfig(**settings),
+        oversample_to=oversample_to,
+        finetuning=finetuning or FinetuneConfig(),
     )
-    labels = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rng.integers(0, len(sizes), n_val)])
+    labels = np.concatenate([np.repeat(np.arange(n_classes), class_sizes), rng.integers(0, n_classes, n_val)])
     order = rng.permutation(len(labels))
-    schedule = {
-        "train": np.flatnonzero(order < sum(sizes)),
-        "val": np.flatnonzero(order >= sum(sizes)),
-        "imbalance": imbalance,
-        "epochs": 6,
-    }
-    # a schedule asks its source for nothing
-    return plain_job(cast(InputSource, None), labels[order], n_val, config, **{**schedule, **changes})
+    rows = np.flatnonzero(order < n_train)
+    defaults = {"rows": rows, "n_classes": n_classes, "imbalance": imbalance, "epochs": 6}
+    return make_schedule(labels[order], n_val, config, **{**defaults, **changes})
 
 
-def batches_of(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) -> list[Batch]:
-    """An epoch's batches; without misses of a network that was as wrong about all."""
-    return job.batches(epoch, np.ones(len(job.labels), np.float32) if misses is None else misses)
+def batches_of(schedule: Schedule, epoch: int, errors: Float32Array | None = None) -> list[Batch]:
+    """Draw an epoch's batches; by default all images have the same error."""
+    return schedule.batches(epoch, np.ones(len(schedule.labels), np.float32) if errors is None else errors)
 
 
-def drawn_by(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) -> NDArray[np.int64]:
-    return np.concatenate([batch.rows for batch in batches_of(job, epoch, misses)])
+def drawn_by(schedule: Schedule, epoch: int, errors: Float32Array | None = None) -> IntArray:
+    return np.concatenate([batch.rows for batch in batches_of(schedule, epoch, errors)])
 
 
 @given(
@@ -67,15 +61,15 @@ def drawn_by(job: Job, epoch: int, misses: NDArray[np.float32] | None = None) ->
     epoch=st.integers(0, 1000),
     imbalance=st.sampled_from(["none", "class_weights", "focal", "balanced_softmax", "logit_adjusted"]),
 )
-def test_an_epoch_shows_every_photograph_once_in_even_batches(
+def test_an_epoch_draws_every_image_once_in_even_batches(
     sizes: tuple[int, ...], batch_size: int, epoch: int, imbalance: Imbalance
 ) -> None:
-    job = make_job(sizes, imbalance=imbalance, batch_size=batch_size)
-    np.testing.assert_array_equal(np.sort(drawn_by(job, epoch)), job.train)
-    lengths = [len(batch.rows) for batch in batches_of(job, epoch)]
+    schedule = make_mixed_schedule(sizes, imbalance=imbalance, batch_size=batch_size)
+    np.testing.assert_array_equal(np.sort(drawn_by(schedule, epoch)), schedule.rows)
+    lengths = [len(batch.rows) for batch in batches_of(schedule, epoch)]
     assert max(lengths) - min(lengths) <= 1
     assert max(lengths) <= batch_size
-    assert len(lengths) == job.batches_per_epoch == -(-sum(sizes) // batch_size)
+    assert len(lengths) == schedule.batches_per_epoch == -(-sum(sizes) // batch_size)
 
 
 @given(
@@ -83,33 +77,33 @@ def test_an_epoch_shows_every_photograph_once_in_even_batches(
     batch_size=st.integers(1, 20),
     epoch=st.integers(0, 100),
 )
-def test_a_sampler_shows_classes_equally_often_in_even_batches(
+def test_sampler_draws_classes_equally_often_in_even_batches(
     sizes: tuple[int, ...], batch_size: int, epoch: int
 ) -> None:
-    job = make_job(sizes, imbalance="sampler", batch_size=batch_size)
-    drawn = drawn_by(job, epoch)
-    counts = np.bincount(job.labels[drawn], minlength=len(sizes))
+    schedule = make_mixed_schedule(sizes, imbalance="sampler", batch_size=batch_size)
+    drawn = drawn_by(schedule, epoch)
+    counts = np.bincount(schedule.labels[drawn], minlength=len(sizes))
     assert counts.max() - counts.min() <= 1
-    assert np.isin(drawn, job.train).all()
-    lengths = [len(batch.rows) for batch in batches_of(job, epoch)]
-    assert len(lengths) == job.batches_per_epoch
+    assert np.isin(drawn, schedule.rows).all()
+    lengths = [len(batch.rows) for batch in batches_of(schedule, epoch)]
+    assert len(lengths) == schedule.batches_per_epoch
     assert max(lengths) - min(lengths) <= 1
 
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
-def test_smaller_classes_are_raised_to_what_is_asked(imbalance: Imbalance) -> None:
-    job = make_job(imbalance=imbalance, oversample_to=12)
-    drawn = drawn_by(job, 1)
+def test_oversample_to_raises_smaller_classes(imbalance: Imbalance) -> None:
+    schedule = make_mixed_schedule(imbalance=imbalance, oversample_to=12)
+    drawn = drawn_by(schedule, 1)
     assert len(drawn) == 23 + 12 + 12
-    assert job.batches_per_epoch == 6
+    assert schedule.batches_per_epoch == 6
     if imbalance == "none":
-        assert np.bincount(job.labels[drawn]).tolist() == [23, 12, 12]
+        assert np.bincount(schedule.labels[drawn]).tolist() == [23, 12, 12]
 
 
-def test_each_time_a_photograph_is_drawn_is_numbered() -> None:
-    job = make_job(imbalance="sampler", batch_size=4)
+def test_sampler_numbers_the_draws_of_an_image() -> None:
+    schedule = make_mixed_schedule(imbalance="sampler", batch_size=4)
     seen: dict[int, list[int]] = {}
-    for batch in batches_of(job, 1):
+    for batch in batches_of(schedule, 1):
         for row, time in zip(batch.rows.tolist(), batch.times.tolist(), strict=True):
             seen.setdefault(row, []).append(time)
     assert max(map(len, seen.values())) > 2
@@ -117,190 +111,149 @@ def test_each_time_a_photograph_is_drawn_is_numbered() -> None:
 
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
-def test_the_same_seed_gives_the_same_batches_and_another_others(imbalance: Imbalance) -> None:
-    job, again, other = (make_job(imbalance=imbalance, seed=seed) for seed in (3, 3, 4))
+def test_batches_depend_on_the_seed_only(imbalance: Imbalance) -> None:
+    schedule, again, other = (make_mixed_schedule(imbalance=imbalance, seed=seed) for seed in (3, 3, 4))
     for epoch in (1, 2, 5):
-        for batch, expected in zip(batches_of(again, epoch), batches_of(job, epoch), strict=True):
+        for batch, expected in zip(batches_of(again, epoch), batches_of(schedule, epoch), strict=True):
             np.testing.assert_array_equal(batch.rows, expected.rows)
             np.testing.assert_array_equal(batch.times, expected.times)
-        assert (drawn_by(other, epoch) != drawn_by(job, epoch)).any()
+        assert (drawn_by(other, epoch) != drawn_by(schedule, epoch)).any()
 
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
-def test_epochs_differ_and_may_be_asked_for_in_any_order(imbalance: Imbalance) -> None:
-    job = make_job(imbalance=imbalance)
-    forwards = [drawn_by(job, epoch) for epoch in range(1, 7)]
-    backwards = [drawn_by(job, epoch) for epoch in range(6, 0, -1)][::-1]
+def test_epochs_differ_and_can_be_drawn_in_any_order(imbalance: Imbalance) -> None:
+    schedule = make_mixed_schedule(imbalance=imbalance)
+    forwards = [drawn_by(schedule, epoch) for epoch in range(1, 7)]
+    backwards = [drawn_by(schedule, epoch) for epoch in range(6, 0, -1)][::-1]
     for first, second in zip(forwards, backwards, strict=True):
         np.testing.assert_array_equal(first, second)
     assert len({tuple(rows) for rows in forwards}) == 6
 
 
-def test_the_epochs_of_a_later_job_are_others() -> None:
-    first, later = make_job(), make_job(epochs_before=6)
-    orders = [drawn_by(job, epoch).tolist() for job in (first, later) for epoch in (1, 2)]
+def test_a_later_schedule_continues_the_random_draws() -> None:
+    first, later = make_mixed_schedule(), make_mixed_schedule(epochs_before=6)
+    orders = [drawn_by(schedule, epoch).tolist() for schedule in (first, later) for epoch in (1, 2)]
     assert len({tuple(order) for order in orders}) == 4
     np.testing.assert_array_equal(drawn_by(first, 7), drawn_by(later, 1))
 
 
-def miss_some(job: Job, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The first n that are learned from were answered wrongly, all others rightly."""
-    misses = np.full(len(job.labels), 0.01, np.float32)
-    misses[job.train[:n]] = 0.9
-    return job.train[:n], misses
+def make_hard(schedule: Schedule, n: int) -> tuple[IntArray, Float32Array]:
+    """Return the first n training images, and errors that are high for them and low for all others."""
+    errors = np.full(len(schedule.labels), 0.01, np.float32)
+    errors[schedule.rows[:n]] = 0.9
+    return schedule.rows[:n], errors
 
 
-def test_what_was_wrong_comes_more_often_and_counts_less() -> None:
-    job = make_job()
-    wrong, misses = miss_some(job, 5)
-    batches = [batch for epoch in range(400) for batch in batches_of(job, epoch, misses)]
+def test_hard_examples_are_drawn_more_often_with_less_weight() -> None:
+    schedule = make_mixed_schedule()
+    hard, errors = make_hard(schedule, 5)
+    batches = [batch for epoch in range(400) for batch in batches_of(schedule, epoch, errors)]
     rows = np.concatenate([batch.rows for batch in batches])
     weights = np.concatenate([batch.weights for batch in batches])
-    times = np.bincount(rows, minlength=len(job.labels)) / 400
-    np.testing.assert_allclose(times[wrong], MOST_DRAWS)
-    others = np.setdiff1d(job.train, wrong)
+    times = np.bincount(rows, minlength=len(schedule.labels)) / 400
+    np.testing.assert_allclose(times[hard], MOST_DRAWS)
+    others = np.setdiff1d(schedule.rows, hard)
     assert times[others].max() < 1
-    # each draw counts the less the more there are: no image counts more than another in the end
-    np.testing.assert_allclose(np.bincount(rows, weights)[job.train] / 400, 1, atol=0.15)
+    # the weights compensate: in total every image counts the same
+    np.testing.assert_allclose(np.bincount(rows, weights)[schedule.rows] / 400, 1, atol=0.15)
     assert weights.mean() == pytest.approx(1, abs=0.01)
     lengths = {len(batch.rows) for batch in batches}
     assert max(lengths) - min(lengths) <= 1
-    assert len(batches) == 400 * job.batches_per_epoch
+    assert len(batches) == 400 * schedule.batches_per_epoch
 
 
-def test_a_photograph_that_comes_twice_shows_two_views() -> None:
-    job = make_job()
-    wrong, misses = miss_some(job, 5)
-    batches = batches_of(job, 1, misses)
+def test_hard_examples_drawn_twice_show_two_views() -> None:
+    schedule = make_mixed_schedule()
+    hard, errors = make_hard(schedule, 5)
+    batches = batches_of(schedule, 1, errors)
     rows = np.concatenate([batch.rows for batch in batches])
     times = np.concatenate([batch.times for batch in batches])
-    assert {tuple(times[rows == row]) for row in wrong} == {(0, 1)}
+    assert {tuple(times[rows == row]) for row in hard} == {(0, 1)}
 
 
-def test_what_comes_twice_comes_at_two_times() -> None:
-    job = make_job((200, 200), batch_size=40)
-    wrong, misses = miss_some(job, 40)
-    in_batches = [set(batch.rows) for batch in batches_of(job, 1, misses)]
-    n_batches = [sum(row in rows for rows in in_batches) for row in wrong]
-    assert n_batches.count(2) > 30  # of 40; chance brings some of them into one batch
+def test_hard_examples_drawn_twice_are_spread_over_batches() -> None:
+    schedule = make_mixed_schedule((200, 200), batch_size=40)
+    hard, errors = make_hard(schedule, 40)
+    in_batches = [set(batch.rows) for batch in batches_of(schedule, 1, errors)]
+    n_batches = [sum(row in rows for rows in in_batches) for row in hard]
+    assert n_batches.count(2) > 30  # of 40; some fall into one batch by chance
 
 
-def test_nothing_is_preferred_where_weights_do_not_make_up_for_it() -> None:
-    plain = make_job()
-    _, misses = miss_some(plain, 5)
+def test_hard_examples_are_off_with_cutmix_or_batch_norm() -> None:
+    plain = make_mixed_schedule()
+    _, errors = make_hard(plain, 5)
     mixed = replace(plain.config, augmenting=AugmentConfig(augment=("crop", "cutmix")))
     normed = replace(plain.config, finetuning=FinetuneConfig(head="mlp"))
     assert plain.hard_example_frac > 0
     for config in (mixed, normed):
-        job = replace(plain, config=config)
-        assert np.bincount(drawn_by(job, 1, misses))[job.train].tolist() == [1] * len(job.train)
+        schedule = replace(plain, config=config)
+        assert np.bincount(drawn_by(schedule, 1, errors))[schedule.rows].tolist() == [1] * len(schedule.rows)
 
 
 @pytest.mark.parametrize("imbalance", ["none", "sampler"])
-def test_without_focus_all_come_alike_whatever_was_wrong(imbalance: Imbalance) -> None:
-    job = make_job(imbalance=imbalance, hard_example_frac=0.0)
-    _, misses = miss_some(job, 5)
-    for batch, expected in zip(batches_of(job, 1, misses), batches_of(job, 1), strict=True):
+def test_without_hard_example_frac_errors_are_ignored(imbalance: Imbalance) -> None:
+    schedule = make_mixed_schedule(imbalance=imbalance, finetuning=FinetuneConfig(hard_example_frac=0.0))
+    _, errors = make_hard(schedule, 5)
+    for batch, expected in zip(batches_of(schedule, 1, errors), batches_of(schedule, 1), strict=True):
         np.testing.assert_array_equal(batch.rows, expected.rows)
         np.testing.assert_array_equal(batch.weights, 1)
 
 
-def test_classes_are_mixed_within_batches() -> None:
-    job = make_job((200, 200), batch_size=40)
-    for batch in batches_of(job, 1):
-        assert np.bincount(job.labels[batch.rows], minlength=2).min() > 5
+def test_batches_mix_the_classes() -> None:
+    schedule = make_mixed_schedule((200, 200), batch_size=40)
+    for batch in batches_of(schedule, 1):
+        assert np.bincount(schedule.labels[batch.rows], minlength=2).min() > 5
 
 
 @pytest.mark.parametrize(
-    ("grad_accum_steps", "steps_an_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)]
+    ("grad_accum_steps", "steps_per_epoch"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (100, 1)]
 )
-def test_steps_are_batches_added_up_within_an_epoch(grad_accum_steps: int, steps_an_epoch: int) -> None:
-    job = make_job(grad_accum_steps=grad_accum_steps)  # 38 images in batches of 8
-    assert job.batches_per_epoch == 5
-    assert job.n_steps == 6 * steps_an_epoch
-    assert replace(job, epochs=1).n_steps == steps_an_epoch
+def test_grad_accum_steps_add_up_batches_within_an_epoch(grad_accum_steps: int, steps_per_epoch: int) -> None:
+    schedule = make_mixed_schedule(finetuning=FinetuneConfig(grad_accum_steps=grad_accum_steps))
+    assert schedule.batches_per_epoch == 5  # 38 images in batches of 8
+    assert schedule.n_steps == 6 * steps_per_epoch
+    assert replace(schedule, epochs=1).n_steps == steps_per_epoch
+    groups = dict.fromkeys(schedule.accumulated_batches(batch) for batch in range(5))
+    assert len(groups) == steps_per_epoch
+    assert [batch for group in groups for batch in group] == list(range(5))
 
 
 @pytest.mark.parametrize(
     ("batch_size", "grad_accum_steps"), [(10, 1), (10, 2), (10, 3), (10, 9), (38, 1), (37, 1), (100, 1)]
 )
-def test_rates_are_for_the_photographs_that_a_step_has(batch_size: int, grad_accum_steps: int) -> None:
-    job = make_job(batch_size=batch_size, grad_accum_steps=grad_accum_steps)
-    sizes = [len(batch.rows) for batch in batches_of(job, 1)]
+def test_images_per_step_is_the_mean_over_steps(batch_size: int, grad_accum_steps: int) -> None:
+    schedule = make_mixed_schedule(
+        batch_size=batch_size, finetuning=FinetuneConfig(grad_accum_steps=grad_accum_steps)
+    )
+    sizes = [len(batch.rows) for batch in batches_of(schedule, 1)]
     steps = [sum(sizes[start : start + grad_accum_steps]) for start in range(0, len(sizes), grad_accum_steps)]
-    assert sum(steps) == job.n_epoch == 38
-    assert job.images_per_step == pytest.approx(np.mean(steps))
+    assert sum(steps) == schedule.n_drawn == 38
+    assert schedule.images_per_step == pytest.approx(np.mean(steps))
 
 
 def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
-    job = make_job(batch_size=1000)
-    assert job.batches_per_epoch == 1
-    assert job.n_steps == 6
-    assert [len(batch.rows) for batch in batches_of(job, 1)] == [sum(SIZES)]
+    schedule = make_mixed_schedule(batch_size=1000)
+    assert schedule.batches_per_epoch == 1
+    assert schedule.n_steps == 6
+    assert [len(batch.rows) for batch in batches_of(schedule, 1)] == [sum(CLASS_SIZES)]
 
 
-@pytest.mark.parametrize("input_size", FULL_SIZES)
-def test_the_size_stays_where_it_need_not_grow(input_size: int) -> None:
-    job = make_job(input_size=input_size)
-    assert [job.size_px(epoch) for epoch in range(6)] == [input_size] * 6
+@pytest.mark.parametrize("input_size", INPUT_SIZES)
+def test_image_size_is_constant_by_default(input_size: int) -> None:
+    schedule = make_mixed_schedule(input_size=input_size)
+    assert [schedule.size_px(epoch) for epoch in range(6)] == [input_size] * 6
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 8, 11])
-@pytest.mark.parametrize("input_size", FULL_SIZES)
-def test_the_size_grows_to_the_full_one_in_the_first_half(input_size: int, epochs: int) -> None:
-    for share in (0.25, 0.5, 0.7, 0.9, 0.99):
-        job = make_job(input_size=input_size, epochs=epochs, initial_size_frac=share)
-        sizes = np.array([job.size_px(epoch) for epoch in range(epochs)])
+@pytest.mark.parametrize("input_size", INPUT_SIZES)
+def test_image_size_grows_to_full_in_the_first_half(input_size: int, epochs: int) -> None:
+    for frac in (0.25, 0.5, 0.7, 0.9, 0.99):
+        schedule = make_mixed_schedule(
+            input_size=input_size, epochs=epochs, finetuning=FinetuneConfig(initial_size_frac=frac)
+        )
+        sizes = np.array([schedule.size_px(epoch) for epoch in range(epochs)])
         assert (np.diff(sizes) >= 0).all()
         assert (sizes[-(epochs // 2) :] == input_size).all()
-        assert abs(sizes[0] - share * input_size) <= SIZE_STEP_PX / 2
+        assert abs(sizes[0] - frac * input_size) <= SIZE_STEP_PX / 2
         assert sizes.min() >= SIZE_STEP_PX
         assert ((sizes % SIZE_STEP_PX == 0) | (sizes == input_size)).all()
-
-
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-@pytest.mark.parametrize("is_asked", [True, False])
-def test_workspaces_of_a_gpu_are_fixed_where_that_is_asked(
-    is_asked: bool, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "environ", {})
-    set_cublas_workspace(
-        TrainConfig(finetuning=FinetuneConfig(deterministic=is_asked)), Device(name=device, precision="fp32")
-    )
-    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (is_asked and device == "cuda")
-
-
-def test_workspaces_that_the_user_has_chosen_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"CUBLAS_WORKSPACE_CONFIG": ":16:8"})
-    set_cublas_workspace(
-        TrainConfig(finetuning=FinetuneConfig(deterministic=True)), Device(name="cuda", precision="fp32")
-    )
-    assert os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-        ),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)."),
-        MemoryError(),
-    ],
-    ids=["cuda", "cpu", "mps", "python"],
-)
-def test_too_little_memory_says_what_to_lower(error: Exception) -> None:
-    with (
-        pytest.raises(ConfigError, match=r"has too little memory for steps of 64 .*lower --train-batch-size"),
-        explain_memory_errors(training_memory_error("cpu", 64)),
-    ):
-        raise error
-
-
-def test_another_error_is_not_taken_for_too_little_memory() -> None:
-    with (
-        pytest.raises(RuntimeError, match="sizes do not match"),
-        explain_memory_errors(training_memory_error("cpu", 64)),
-    ):
-        raise RuntimeError("sizes do not match")

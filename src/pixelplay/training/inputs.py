@@ -92,7 +92,7 @@ class AugmentedPixels:
     seed: int
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `Source`."""
+        """See `InputSource`."""
         wholes = [self.pixels[i] for i in batch.rows]
         views = [
             augment_view(
@@ -108,12 +108,12 @@ class AugmentedPixels:
         return self._bring(views, batch.rows, wholes)
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `Source`."""
+        """See `InputSource`."""
         wholes = [self.pixels[i] for i in rows]
         return self._bring([eval_transform(whole, self.preprocessing) for whole in wholes], rows, wholes)
 
     def flush(self) -> None:
-        """See `Source`."""
+        """See `InputSource`."""
         self.pixels.flush()
 
     @cached_property
@@ -244,7 +244,7 @@ class CachedViews:
         return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `Source`; each time an image shows its next view, and each starts with another."""
+        """See `InputSource`; each time an image shows its next view, and each starts with another."""
         chosen = [
             self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.cached_views]
             for i, time in zip(batch.rows, batch.times, strict=True)
@@ -252,11 +252,11 @@ class CachedViews:
         return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `Source`."""
+        """See `InputSource`."""
         return self._bring([self._plain.get(self._digests[i]) for i in rows])
 
     def flush(self) -> None:
-        """See `Source`; all views are there already."""
+        """See `InputSource`; all views are there already."""
 
     def _make(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None

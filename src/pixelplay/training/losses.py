@@ -37,7 +37,7 @@ def make_loss(
         logit_tau: τ of logit_adjusted.
         focal_gamma: γ of focal.
         label_smoothing: fraction of each label that is spread, in [0, 1).
-        min_per_class: to which smaller classes are repeated.
+        oversample_to: to which smaller classes are repeated.
         device: device of the logits.
 
     Raises:

@@ -149,11 +149,11 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
             "" if coverage.max_accuracy is None else f"; accuracy cannot exceed {coverage.max_accuracy:.1%}"
         )
         named = examples(coverage.absent)
-        log.note(f"{len(coverage.absent)} expected classes without training images: {named}{bound}")
+        log.note(f"{counted(len(coverage.absent), 'expected class')} without training images: {named}{bound}")
     if coverage.few:
         share = "" if coverage.few_share is None else f"; {coverage.few_share:.1%} of the test images"
         named = examples([f"{name} ({n})" for name, n in coverage.few.items()])
-        n = f"{len(coverage.few)} expected classes"
+        n = counted(len(coverage.few), "expected class")
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
 
 

@@ -1,4 +1,4 @@
-"""Killed is not lost: real processes, real SIGKILLs; the same model as from a run left alone."""
+"""Resume after SIGKILL of real processes: the same model as from an uninterrupted run."""
 
 import csv
 import json
@@ -17,34 +17,34 @@ import pytest
 
 import pixelplay
 from pixelplay.cli.main import main
-from pixelplay.training import trainer as finetune
+from pixelplay.training import trainer
 from pixelplay.training.checkpoint import CHECKPOINT
 from tables import read_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
-TIMES = ("img_per_s", "seconds")  # columns that differ from run to run
+TIMES = ("img_per_s", "seconds")  # columns that differ between runs
 TRAININGS = {
     "partial": ["--finetune", "partial", "--train-batch-size", "8"],
-    # dropout, mixing, a batch norm's statistics, repeated images, steps of several batches
+    # dropout, mixup, batch-norm statistics, repeated images, gradient accumulation
     "full": [
         *("--finetune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
         *("--augment", "crop", "mixup", "--imbalance", "sampler"),
-        *("--train-batch-size", "8", "--grad-accum-steps", "2", "--ema-frac", "0.8"),
+        *("--train-batch-size", "8", "--grad-accum-steps", "2"),
     ],
 }
 
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL before the n-th change of a file of the run; only those whose name ends as given count."""
+    """SIGKILL before the n-th change of a file of the run whose name has an ending."""
 
     run: str
     n: int
     ending: str = ""
 
     def watch(self) -> None:
-        """Look at all that this process does from now on."""
+        """Watch this process from now on."""
         left = self.n
 
         def see(event: str, arguments: tuple[Any, ...]) -> None:
@@ -67,8 +67,8 @@ def _changes_a_file(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def _run(argv: list[str], checkpoint_every_s: float, death: Death | None) -> None:
-    """What a started process does."""
-    finetune.CHECKPOINT_EVERY_S = checkpoint_every_s
+    """Run a command in a started process."""
+    trainer.CHECKPOINT_EVERY_S = checkpoint_every_s
     if death is not None:
         death.watch()
     sys.exit(main(argv))
@@ -79,20 +79,25 @@ Start = Callable[..., BaseProcess]
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
-    """Start a command in a process of its own; imports are done once, for all of them."""
+    """Start a command in its own process; imports are done once for all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_killed", "pixelplay.api", "pixelplay.outputs.console", "timm"])
+    context.set_forkserver_preload(
+        ["test_resume_killed", "pixelplay.api", "pixelplay.outputs.console", "timm"]
+    )
     processes: list[BaseProcess] = []
     source = Path(pixelplay.__file__).parents[1]
 
     def run(
         argv: list[str],
         *,
-        checkpoint_every_s: float = finetune.CHECKPOINT_EVERY_S,
+        checkpoint_every_s: float = trainer.CHECKPOINT_EVERY_S,
         death: Death | None = None,
     ) -> BaseProcess:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", os.pathsep.join([str(source), str(Path(__file__).parent)]))
+            patch.setenv(
+                "PYTHONPATH",
+                os.pathsep.join([str(source), str(Path(__file__).parent)]),
+            )
             process = context.Process(target=_run, args=(argv, checkpoint_every_s, death))
             process.start()
         processes.append(process)
@@ -106,28 +111,28 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def lengthless(drawn_images: Path, tiny_settings: list[str]) -> list[str]:
-    """What all runs here have in common but for their length."""
+    """The common options of all runs but their length."""
     return ["train", str(drawn_images), *tiny_settings, "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def photos(lengthless: list[str]) -> list[str]:
-    """What all runs of three epochs have in common."""
+def three_epochs(lengthless: list[str]) -> list[str]:
+    """The common options of all runs of three epochs."""
     return [*lengthless, "--epochs", "3"]
 
 
 @pytest.fixture(scope="module", params=TRAININGS)
-def training(request: pytest.FixtureRequest, photos: list[str]) -> list[str]:
-    return [*photos, *TRAININGS[request.param]]
+def training(request: pytest.FixtureRequest, three_epochs: list[str]) -> list[str]:
+    return [*three_epochs, *TRAININGS[request.param]]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only: a run that nobody killed."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a run that was not killed."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert main([*training, "--out", str(run), "--cache-dir", str(run.parent / "cache")]) == 0
-    # else it would be the probe that is compared
-    assert json.loads((run / "metrics.json").read_text())["finetune"] != "probe"
+    # otherwise linear probes would be compared
+    assert json.loads((run / "metrics.json").read_text())["finetune"] != "none"
     return run
 
 
@@ -146,7 +151,7 @@ def _await_death(process: BaseProcess) -> None:
 
 
 def _progress(run: Path) -> dict[str, Any]:
-    """Where the checkpoint of an interrupted run is."""
+    """Read the progress in the checkpoint of an interrupted run."""
     from safetensors import safe_open
 
     with safe_open(f"{run}.partial/checkpoint/{CHECKPOINT}", framework="np") as file:
@@ -155,39 +160,36 @@ def _progress(run: Path) -> dict[str, Any]:
 
 
 def _content(run: Path) -> dict[str, Any]:
-    """All that a run holds, without how long it took and where its cache lies."""
+    """Read all files of a run, without times and the cache folder."""
     found: dict[str, Any] = {
         path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()
     }
     config = json.loads(found["config.json"])
     rows = list(csv.DictReader(found["history.csv"].decode().splitlines()))
-    timeless = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    return {**found, "config.json": config | {"cache_dir": None, "command": None}, "history.csv": timeless}
+    history = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return {**found, "config.json": config | {"cache_dir": None, "command": None}, "history.csv": history}
 
 
-def _assert_same(run: Path, undisturbed: Path) -> None:
-    """Equal files byte for byte, and nothing else beside or in them."""
+def _assert_same(run: Path, uninterrupted: Path) -> None:
+    """Check that all files are equal byte for byte, and that there are no others."""
     assert sorted(path.name for path in run.parent.iterdir()) == ["cache", "run"]
-    found, expected = _content(run), _content(undisturbed)
+    found, expected = _content(run), _content(uninterrupted)
     assert set(found) == set(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
     best = json.loads(found["metrics.json"])["chosen"]["epoch"]["value"]
-    assert best > 0  # else the model would show nothing of the training
+    assert best > 0  # otherwise the model would not depend on the training
     assert {"model/backbone.safetensors", "model/head.safetensors", "history.csv"} <= set(found)
 
 
-# --- killed ---
-
-
 @pytest.mark.parametrize("training", ["partial"], indirect=True)
-def test_a_run_that_was_killed_four_times_ends_like_one_left_alone(
-    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+def test_resume_after_four_kills_equals_an_uninterrupted_run(
+    training: list[str], uninterrupted: Path, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]
     checkpoints = tmp_path / "run.partial/checkpoint"
 
-    # there is nothing to resume yet: it just trains
+    # nothing to resume yet
     _kill_once(start(train), lambda: (checkpoints / "settings.json").exists())
     assert not (checkpoints / CHECKPOINT).exists()
     assert not run.exists()
@@ -195,28 +197,28 @@ def test_a_run_that_was_killed_four_times_ends_like_one_left_alone(
     _kill_once(start(train), lambda: (checkpoints / CHECKPOINT).exists())
     assert _progress(run)["epoch"] in (2, 3, 4)
 
-    # the validation images have chosen, and are being learned from
-    last = checkpoints / "refit"
+    # during the refit on train and val
+    last = checkpoints / "refit/checkpoint"
     _await_death(start(train, checkpoint_every_s=0, death=Death(str(last), 5, f"{CHECKPOINT}.tmp")))
     assert (last / CHECKPOINT).exists()
 
-    # the model is finished, and its records are being written
+    # while the records of the finished model are written
     _await_death(start(train, death=Death(f"{run}.partial", 2, "predictions.csv.partial")))
     assert (tmp_path / "run.partial/predictions.csv.partial").exists()
     assert not run.exists()
 
     assert main(train) == 0
-    _assert_same(run, undisturbed)
+    _assert_same(run, uninterrupted)
 
 
-def test_a_run_that_was_killed_within_an_epoch_goes_on_from_its_last_step(
-    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+def test_resume_within_an_epoch_continues_from_the_last_step(
+    training: list[str], uninterrupted: Path, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     train = [*training, "--out", str(run), "--cache-dir", str(tmp_path / "cache"), "--resume"]
 
     def kill(n: int) -> dict[str, Any]:
-        # each step is written with two changes: the file, then its name
+        # each step makes two changes: the file, then its name
         death = Death(f"{run}.partial", n, f"{CHECKPOINT}.tmp")
         _await_death(start(train, checkpoint_every_s=0, death=death))
         return _progress(run)
@@ -227,18 +229,18 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_from_its_last_step(
     assert 0 < 8 * n_batches == progress["n_seen"] < 32
     assert (tmp_path / f"run.partial/checkpoint/{CHECKPOINT}.tmp").exists()
 
-    # the last step of the epoch is done, and nothing is measured yet
+    # after the last step of the epoch, before its evaluation
     n_steps = 4 // n_batches
     progress = kill(2 * (n_steps - 1) + 1)
     assert (progress["epoch"], progress["step"], progress["n_batches"]) == (1, n_steps, 4)
 
     assert main(train) == 0
-    _assert_same(run, undisturbed)
+    _assert_same(run, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_kill_before_any_change_of_a_file_loses_nothing(
-    training: list[str], undisturbed: Path, start: Start, tmp_path: Path
+def test_resume_after_a_kill_before_any_change_of_a_file(
+    training: list[str], uninterrupted: Path, start: Start, tmp_path: Path
 ) -> None:
     for n in range(1, 1000):
         folder = tmp_path / str(n)
@@ -250,20 +252,28 @@ def test_a_kill_before_any_change_of_a_file_loses_nothing(
             break
         assert process.exitcode == -signal.SIGKILL
         assert main(train) == 0 or run.exists(), f"killed before change {n}"
-        _assert_same(run, undisturbed)
+        _assert_same(run, uninterrupted)
     assert n > 30
 
 
 @pytest.mark.parametrize(("ending", "n"), [("fold.safetensors.tmp", 2), (f"{CHECKPOINT}.tmp", 4)])
-def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
-    ending: str, n: int, photos: list[str], start: Start, tmp_path: Path
+def test_resume_of_a_cross_validation_keeps_finished_folds(
+    ending: str, n: int, three_epochs: list[str], start: Start, tmp_path: Path
 ) -> None:
-    """Killed while the second fold is written, or trained; what the first has found is not made again."""
-    settings = ["crossval", *photos[1:], *TRAININGS["partial"], "--unfreeze-stages", "1", "--n-folds", "3"]
-    left_alone, run = tmp_path / "left_alone", tmp_path / "killed/run"
+    """Kill while the second fold is written, or trained; the first is not trained again."""
+    settings = [
+        "crossval",
+        *three_epochs[1:],
+        *TRAININGS["partial"],
+        "--unfreeze-stages",
+        "1",
+        "--n-folds",
+        "3",
+    ]
+    expected_run, run = tmp_path / "uninterrupted", tmp_path / "killed/run"
     run.parent.mkdir()
-    assert main([*settings, "--out", str(left_alone), "--cache-dir", str(tmp_path / "cache")]) == 0
-    assert "partial" in json.loads((left_alone / "metrics.json").read_text())["finetune"]
+    assert main([*settings, "--out", str(expected_run), "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert "partial" in json.loads((expected_run / "metrics.json").read_text())["finetune"]
     command = [*settings, "--out", str(run), "--cache-dir", str(run.parent / "cache"), "--resume"]
     second = run.parent / "run.partial/checkpoint/fold-00-01"
     _await_death(start(command, checkpoint_every_s=0, death=Death(str(second), n, ending)))
@@ -273,15 +283,15 @@ def test_a_cross_validation_that_was_killed_goes_on_fold_by_fold(
     assert first.stat().st_mtime_ns == before
     assert main(command) == 0
     assert sorted(path.name for path in run.parent.iterdir()) == ["cache", "run"]
-    found, expected = _content(run), _content(left_alone)
+    found, expected = _content(run), _content(expected_run)
     assert set(found) == set(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-# --- what is left of a killed run, and who may touch it ---
+# --- interrupted runs ---
 
 
-def test_a_run_under_way_and_its_remains_are_guarded(
+def test_running_and_interrupted_runs_are_protected(
     lengthless: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*lengthless, "--out", str(tmp_path / "run"), "--finetune", "partial", "--cached-views", "1"]
@@ -301,7 +311,7 @@ def test_a_run_under_way_and_its_remains_are_guarded(
     while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     for argv in ([], ["--force"], ["--resume"]):
-        assert f"another process is training into {partial}; wait for it" in refusal(*argv, epochs="9999")
+        assert f"another process is training into {partial};" in refusal(*argv, epochs="9999")
     _kill_once(process, lambda: True)
 
     left = (partial / "checkpoint" / CHECKPOINT).read_bytes()
@@ -309,10 +319,12 @@ def test_a_run_under_way_and_its_remains_are_guarded(
     assert f"{partial} holds an interrupted run" in line
     assert "--resume" in line
     assert "--force" in line
-    assert "finetune.epochs was 9999, is 3" in refusal("--resume")
+    assert "finetuning.epochs was 9999, is 3" in refusal("--resume")
     assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
     (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
-    assert f"{CHECKPOINT} cannot be continued from" in refusal("--resume", epochs="9999")
+    assert f"could not resume from {partial / 'checkpoint' / CHECKPOINT}" in refusal(
+        "--resume", epochs="9999"
+    )
 
     assert main([*command, "--epochs", "3", "--force"]) == 0
     assert os.listdir(tmp_path) == ["run"]

@@ -1,4 +1,4 @@
-"""Tuned runs from the command line: what they record, that they repeat, and that they learn."""
+"""Fine-tuning from the command line: its records, reproducibility, refit and learning."""
 
 import random
 import re
@@ -11,7 +11,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pixelplay.training.plan import MAX_EPOCHS, MIN_EPOCHS, read_plan
 from safetensors.numpy import load_file
 
 import pixelplay
@@ -21,12 +20,17 @@ from pixelplay.cli.main import main
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
 from pixelplay.inference.predictor import Predictor
 from pixelplay.model.bundle import read_bundle, write_bundle
-from pixelplay.training.cpu_parallel import _Shared
+from pixelplay.model.split_backbone import split_backbone
+from pixelplay.training.cpu_parallel import _ShardedForward
+from pixelplay.training.finetune import REFIT_LR_FRAC, Finetuned, _refit_trainer
+from pixelplay.training.finetune_plan import read_plan
+from pixelplay.training.time_budget import MAX_EPOCHS, MIN_EPOCHS
 from tables import read_json, read_rows
+from trainers import PLAN, make_task
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}
-FIGURES = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
+METRICS = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
 KINDS = {
     "partial": ["--finetune", "partial"],
     "full": ["--finetune", "full"],
@@ -39,15 +43,12 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_settings: list[str]) -> list[str]:
-    return [
-        *tiny_settings,
-        "--quiet",
-    ]
+    return [*tiny_settings, "--quiet"]
 
 
 @pytest.fixture
 def train(drawn_images: Path, tiny: list[str], tmp_path: Path) -> Train:
-    """Train on the drawn images, or others, into a folder of that name."""
+    """Train on the drawn images, or others, into a folder with a name."""
 
     def run(name: str, *argv: object, data: Path = drawn_images) -> Path:
         assert main(["train", str(data), "--out", str(tmp_path / name), *tiny, *map(str, argv)]) == 0
@@ -63,7 +64,7 @@ def tuned(
     tiny: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Read-only: a run of each kind, two epochs long; its folder has the name of the kind."""
+    """Read-only: a run of each kind with two epochs; its folder is named after the kind."""
     run = tmp_path_factory.mktemp("tuned") / str(request.param)
     command = ["train", str(drawn_images), "--out", str(run), *tiny, *KINDS[request.param]]
     assert main([*command, "--epochs", "2", "--train-batch-size", "8"]) == 0
@@ -75,45 +76,45 @@ def _model(run: Path) -> dict[str, bytes]:
 
 
 def _is_tuned(run: Path) -> bool:
-    """Whether any epoch was better than the start, so that the model shows what was learned."""
+    """Whether any epoch was better than the start, so that the model is fine-tuned."""
     best: int = read_json(run / "metrics.json")["chosen"]["epoch"]["value"]
     return best > 0
 
 
 def _is_refitted(run: Path) -> bool:
-    """Whether the validation images were learned from in the end."""
+    """Whether the model was refitted on train and val."""
     epochs: int = read_json(run / "metrics.json")["chosen"]["refit_epochs"]["value"]
     return epochs > 0
 
 
-def test_validation_photographs_are_learned_from_once_they_have_chosen(tuned: Path) -> None:
+def test_refit_trains_on_val_once_an_epoch_is_selected(tuned: Path) -> None:
     assert _is_refitted(tuned) == (_is_tuned(tuned) and tuned.name != "crt")
 
 
-# --- what a run records ---
+# --- records ---
 
 
-def test_a_tuned_run_holds_its_records_and_nothing_else(tuned: Path) -> None:
+def test_run_dir_has_the_records_and_nothing_else(tuned: Path) -> None:
     assert {path.name for path in tuned.iterdir()} == RECORDS
     assert {path.name for path in tuned.parent.iterdir()} == {tuned.name}
 
 
-def test_the_plan_says_what_was_done(tuned: Path) -> None:
+def test_plan_records_what_was_done(tuned: Path) -> None:
     plan = read_plan(str(tuned / "plan.json"))
     assert plan.finetune == ("full" if tuned.name == "full" else "partial")
     assert (plan.epochs, plan.batch_size, plan.compile) == (2, 8, False)
     assert (plan.cached_views, plan.unfreeze_stages) == ((None, None) if plan.finetune == "full" else (1, 3))
-    assert plan.seconds == {}  # epochs were asked for, so nothing was measured
+    assert plan.seconds == {}  # epochs were given, so nothing was measured
 
 
-def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
+def test_history_has_the_metrics_of_each_epoch(tuned: Path) -> None:
     rows = read_rows(tuned / "history.csv")
-    train, val = ([f"{part}_{name}" for name in FIGURES] for part in ("train", "val"))
+    train, val = ([f"{split}_{name}" for name in METRICS] for split in ("train", "val"))
     assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
-    # 32 images are learned from, then 38 in twice
+    # 32 training images, then a refit on 38
     steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(tuned)
     assert [(row["epoch"], row["step"]) for row in rows] == steps
-    # before the first epoch nothing was learned from, in the last ones nothing is held out
+    # there are no training metrics before the first epoch, and no validation metrics in the refit
     assert {rows[0][name] for name in train} == {""}
     assert {row[name] for row in rows[3:] for name in val} <= {""}
     rows = rows[:3]
@@ -125,14 +126,14 @@ def test_the_history_has_each_epochs_figures(tuned: Path) -> None:
     assert all(row["img_per_s"] * row["seconds"] == pytest.approx(32, rel=0.01) for row in values[1:])
 
 
-def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
+def test_every_metric_records_what_selected_and_what_measured(tuned: Path) -> None:
     metrics = read_json(tuned / "metrics.json")
     assert metrics["finetune"] == ("full" if tuned.name == "full" else "partial")
     by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
     assert by == {"test": ("val", "test"), "val": ("val", "val")}
     assert (metrics["headline"]["chosen_on"], metrics["headline"]["measured_on"]) == ("val", "test")
-    learned = "train+val" if _is_refitted(tuned) else "train"
-    assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == (learned, "test")
+    trained_on = "train+val" if _is_refitted(tuned) else "train"
+    assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == (trained_on, "test")
     assert metrics["val_is_before_refit"] == _is_refitted(tuned)
     assert "oof" not in metrics
     split = read_json(tuned / "split.json")
@@ -141,11 +142,11 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
     chosen = metrics["chosen"]
     assert {name: value["chosen_on"] for name, value in chosen.items()} == {
-        "finetune": None,  # asked for
+        "finetune": None,  # given
         "epoch": "val",
-        "ensemble_probe": None if tuned.name == "mlp" else "val",  # only linear heads answer together
+        "ensemble_probe": None if tuned.name == "mlp" else "val",  # only linear heads are averaged
         "refit_epochs": None,
-        "imbalance": None,  # asked for, or classes are even enough
+        "imbalance": None,  # given, or balanced
         "temperature": "val",
         "tau": "val",
     }
@@ -156,133 +157,126 @@ def test_every_figure_says_who_chose_and_who_measured(tuned: Path) -> None:
     assert {"probe_accuracy", "tuned_accuracy", "probe_score", "tuned_score"} <= set(chosen["finetune"])
 
 
-def test_the_epoch_that_was_best_on_val_is_the_chosen_one(tuned: Path) -> None:
+def test_selected_epoch_has_the_best_validation_score(tuned: Path) -> None:
     scores = [float(row["val_score"]) for row in read_rows(tuned / "history.csv") if row["val_score"]]
     assert read_json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
-def test_each_epoch_is_told_with_the_score_that_chooses(
+def test_each_epoch_is_logged_with_a_star_at_the_best_score(
     drawn_images: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["train", drawn_images, "--out", tmp_path / "run", *tiny_settings, "--finetune", "partial"]
     assert main([*map(str, argv), "--epochs", "4", "--refit-epochs", "0"]) == 0
-    scores = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
+    rows = read_rows(tmp_path / "run/history.csv")
+    scores, losses = ([float(row[name]) for row in rows] for name in ("val_score", "val_loss"))
     expected = [
-        (str(epoch), f"{scores[epoch]:.3f}", scores[epoch] < min(scores[:epoch]))
+        (str(epoch), f"{losses[epoch]:.3f}", scores[epoch] < min(scores[:epoch]))
         for epoch in range(1, len(scores))
     ]
-    said = capsys.readouterr().err
-    assert re.findall(r"^before the first epoch: .*, score (\S+)$", said, re.M) == [f"{scores[0]:.3f}"]
-    lines = re.findall(r"^epoch (\d) of 4: .*, score (\S+?)(, the lowest)?, lr", said, re.M)
-    assert [(epoch, score, bool(lowest)) for epoch, score, lowest in lines] == expected
+    shown = capsys.readouterr().err
+    assert re.findall(r"^ *epoch 0/4 .*val loss (\S+)", shown, re.M) == [f"{losses[0]:.3f}"]
+    lines = re.findall(r"^ *epoch ([1-9])/4 .*train loss .*val loss (\S+) .*val acc \S+(.*★)?$", shown, re.M)
+    assert [(epoch, loss, bool(star)) for epoch, loss, star in lines] == expected
     assert len(expected) == 4
 
 
-def test_val_and_test_have_a_row_for_each_of_their_photographs(tuned: Path) -> None:
+def test_tables_of_val_and_test_have_a_row_per_image(tuned: Path) -> None:
     split = read_json(tuned / "split.json")
     for name, part in (("val.csv", "val"), ("predictions.csv", "test")):
         rows = read_rows(tuned / name)
         assert [row["path"] for row in rows] == split[part]
-        assert [row["given"] for row in rows] == [path.split("/")[0] for path in split[part]]
+        assert [row["label"] for row in rows] == [path.split("/")[0] for path in split[part]]
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
 
 
-def test_prediction_repeats_what_the_run_measured(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
+def test_predict_repeats_the_predictions_of_the_run(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.csv"
     assert main(["predict", str(tuned), str(drawn_images), "--out", str(out), "--quiet"]) == 0
     found = {Path(row["path"]).relative_to(drawn_images).as_posix(): row for row in read_rows(out)}
-    # what the validation part said before it was learned from is what chose
+    # val.csv has the predictions before the refit
     for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
         for row in read_rows(tuned / name):
-            columns = [column for column in row if column not in ("path", "given")]
+            columns = [column for column in row if column not in ("path", "label")]
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
 
 
-def test_a_bundle_is_read_as_it_was_written(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
+def test_bundle_of_a_fine_tuned_network_is_read_as_written(
+    tuned: Path, drawn_images: Path, tmp_path: Path
+) -> None:
     bundle = read_bundle(str(tuned))
     assert (bundle.head.hidden_weight is not None) == (tuned.name == "mlp")
     write_bundle(bundle, str(tmp_path / "model"))
     assert _model(tmp_path) == _model(tuned)
-    photos = sorted(drawn_images.rglob("*.*"))[::7]
+    images = sorted(drawn_images.rglob("*.*"))[::7]
     np.testing.assert_array_equal(
-        Predictor(tmp_path).predict(photos).probs, Predictor(tuned).predict(photos).probs
+        Predictor(tmp_path).predict(images).probs, Predictor(tuned).predict(images).probs
     )
 
 
-def test_only_what_was_to_be_trained_has_moved(tuned: Path, tiny_weights: Path) -> None:
+def test_only_unfrozen_stages_have_changed(tuned: Path, tiny_weights: Path) -> None:
     before = load_file(tiny_weights)
     after = load_file(tuned / "model/backbone.safetensors")
-    if (tuned / "model/tuned.00.safetensors").exists():  # the probe answers beside it, on the frozen network
+    if (
+        tuned / "model/tuned.00.safetensors"
+    ).exists():  # averaged with the linear probe on the frozen network
         assert all(np.array_equal(before[name], after[name]) for name in before)
         after |= load_file(tuned / "model/tuned.00.safetensors")
-    differ = {name for name in before if not np.array_equal(before[name], after[name])}
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
     first = {name for name in before if name.startswith(("stem.", "stages.0."))}
-    # a network is not moved where no epoch was better than the start
-    assert bool(differ) == _is_tuned(tuned)
-    assert not differ or (not differ & first) == (tuned.name != "full")
+    # nothing changes where no epoch was better than the start
+    assert bool(changed) == _is_tuned(tuned)
+    assert not changed or (not changed & first) == (tuned.name != "full")
 
 
-@pytest.mark.parametrize("way", ["off", "on"])
-def test_the_probe_answers_beside_the_tuned_network_where_asked(way: str, train: Train) -> None:
-    options = [
-        "--finetune",
-        "partial",
-        "--epochs",
-        "1",
-        "--cached-views",
-        "1",
-        "--unfreeze-stages",
-        "1",
-        "--lr",
-        "0.0002",
-    ]
-    run = train("run", *options, "--ensemble-probe", way)
-    assert read_json(run / "metrics.json")["chosen"]["ensemble_probe"]["value"] is (way == "on")
-    assert (run / "model/tuned.00.safetensors").exists() == (way == "on")
+@pytest.mark.parametrize("ensemble_probe", ["off", "on"])
+def test_ensemble_probe_averages_with_the_linear_probe(ensemble_probe: str, train: Train) -> None:
+    options = ["--finetune", "partial", "--epochs", "1", "--cached-views", "1", "--unfreeze-stages", "1"]
+    run = train("run", *options, "--lr", "0.0002", "--ensemble-probe", ensemble_probe)
+    assert read_json(run / "metrics.json")["chosen"]["ensemble_probe"]["value"] is (ensemble_probe == "on")
+    assert (run / "model/tuned.00.safetensors").exists() == (ensemble_probe == "on")
 
 
-@pytest.mark.parametrize("method", ["probe", "partial", "full"])
-def test_the_size_that_was_asked_for_is_used_and_kept(method: str, drawn_images: Path, train: Train) -> None:
-    options = {"none": [], "partial": ["--epochs", "1", "--cached-views", "1"], "full": ["--epochs", "1"]}[
-        method
-    ]
+@pytest.mark.parametrize("method", ["none", "partial", "full"])
+def test_input_size_is_used_and_kept_in_the_bundle(method: str, drawn_images: Path, train: Train) -> None:
+    options = [] if method == "none" else ["--epochs", "1"]
+    options += ["--cached-views", "1"] if method == "partial" else []
     run = train("run", "--finetune", method, "--input-size", "96", *options)
     assert read_bundle(str(run)).preprocessing.input_size == 96
     other = train("other", "--finetune", method, *options)
     assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
     rows = read_rows(run / "predictions.csv")
-    photos = [drawn_images / row["path"] for row in rows]
-    assert [f"{p:.6f}" for p in Predictor(run).predict(photos).probs[:, 0]] == [
+    images = [drawn_images / row["path"] for row in rows]
+    assert [f"{p:.6f}" for p in Predictor(run).predict(images).probs[:, 0]] == [
         row["prob_bars"] for row in rows
     ]
 
 
-# --- parts ---
+# --- splits ---
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_kin_stay_on_one_side_of_the_validation_part(seed: int, drawn_classes: Path, train: Train) -> None:
+def test_groups_and_duplicates_stay_in_one_split(seed: int, drawn_classes: Path, train: Train) -> None:
     for path in drawn_classes.glob("*/*"):  # bursts of three
         path.rename(path.with_name(f"{int(path.stem) // 3}_{path.name}"))
-    for i in range(3):  # one image of a burst is in three others, too
+    for i in range(3):  # three bursts have a copy of an image of another
         shutil.copy(drawn_classes / "bars/1_003.png", drawn_classes / f"bars/2{i}_copy.png")
     run = train(
-        "run", "--finetune", "partial", "--epochs", "1", "--cached-views", "1", "--group-regex", r"[^/]+/\d+_",
-        "--val-frac", "0.4", "--seed", seed, data=drawn_classes,
+        "run", "--finetune", "partial", "--epochs", "1", "--cached-views", "1",
+        "--group-regex", r"[^/]+/\d+_", "--val-frac", "0.4", "--seed", seed, data=drawn_classes,
     )  # fmt: skip
     split = read_json(run / "split.json")
-    side = {path: part for part in ("train", "val", "test") for path in split[part]}
-    assert len(side) == len(list(drawn_classes.glob("*/*")))
-    assert set(side.values()) == {"train", "val", "test"}
+    split_of = {path: name for name in ("train", "val", "test") for path in split[name]}
+    assert len(split_of) == len(list(drawn_classes.glob("*/*")))
+    assert set(split_of.values()) == {"train", "val", "test"}
     bursts: dict[str, set[str]] = {}
-    for path, part in side.items():
-        bursts.setdefault(path.split("_")[0], set()).add(part)
-    assert all(len(parts) == 1 for parts in bursts.values())
-    assert len({side[f"bars/2{i}_copy.png"] for i in range(3)} | bursts["bars/1"]) == 1
+    for path, name in split_of.items():
+        bursts.setdefault(path.split("_")[0], set()).add(name)
+    assert all(len(names) == 1 for names in bursts.values())
+    assert len({split_of[f"bars/2{i}_copy.png"] for i in range(3)} | bursts["bars/1"]) == 1
 
 
-def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Train, tmp_path: Path) -> None:
+def test_duplicates_of_given_val_images_wait_for_the_refit(train: Train, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     seed = 0
     for part, n in (("train", 8), ("val", 4), ("test", 2)):
@@ -294,45 +288,43 @@ def test_copies_of_given_validation_photographs_do_not_help_to_choose(train: Tra
     for i in range(3):
         shutil.copy(photos / f"val/bars/{i}.jpg", photos / f"train/bars/copy{i}.jpg")
     run = train("run", "--finetune", "partial", "--epochs", "1", "--cached-views", "1", data=photos)
-    said = "3 training images must wait until val has chosen, as copies of val images"
-    assert said in read_json(run / "metrics.json")["notes"]
-    plan_steps = [row["step"] for row in read_rows(run / "history.csv")]
-    assert plan_steps[1] == "1"  # 16 images without the copies fill one step
+    notes = read_json(run / "metrics.json")["notes"]
+    assert any(note.startswith("3 training images ") and "duplicates" in note for note in notes)
+    steps = [row["step"] for row in read_rows(run / "history.csv")]
+    assert steps[1] == "1"  # 16 images without the copies fill one step
     assert len(read_json(run / "split.json")["train"]) == 19
 
 
-# --- the same again ---
+# --- reproducibility ---
 
 
 @pytest.mark.usefixtures("four_threads")
-def test_batches_that_cores_share_make_the_same_model_again(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_batches_are_reproducible(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--finetune", "partial", "--epochs", "2", "--train-batch-size", "16", "--precision", "bf16"]
-    n_shared = 0
+    n_sharded = 0
 
-    def count(self: _Shared, maps: Any, stats: Any) -> Any:
-        nonlocal n_shared
-        n_shared += 1
+    def count(self: _ShardedForward, maps: Any, stats: Any) -> Any:
+        nonlocal n_sharded
+        n_sharded += 1
         return call(self, maps, stats)
 
-    call = _Shared.__call__
-    monkeypatch.setattr(_Shared, "__call__", count)
+    call = _ShardedForward.__call__
+    monkeypatch.setattr(_ShardedForward, "__call__", count)
     first, again = train("a", *options), train("b", *options, "--num-workers", "1")
-    assert n_shared > 0
+    assert n_sharded > 0
     assert _model(again) == _model(first)
     assert (again / "val.csv").read_bytes() == (first / "val.csv").read_bytes()
     assert _is_tuned(first)
 
 
-def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
+def test_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
     options = [
         *("--finetune", "full", "--head-init", "random", "--epochs", "2", "--train-batch-size", "8"),
         *("--head-lr", "0.005", "--dropout", "0.2"),
-        *("--drop-path", "0.1", "--augment", "crop", "rotation", "trivial_augment", "erasing", "cutmix"),
+        *("--drop-path", "0.1", "--augment", "crop", "rotation", "erasing", "cutmix"),
     ]
     first = train("a", *options, "--seed", "7")
-    # neither workers nor the cache, nor --resume where there is nothing to resume
+    # workers, cache, and --resume without anything to resume change nothing
     again = train(
         "b", *options, "--seed", "7", "--num-workers", "1", "--resume", "--cache-dir", tmp_path / "cache"
     )
@@ -342,27 +334,26 @@ def test_the_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> Non
     assert _is_tuned(first)
 
 
-def test_views_beside_the_run_make_the_model_that_cached_ones_make(train: Train) -> None:
+def test_cached_views_without_a_cache_make_the_same_model(train: Train) -> None:
     options = ["--finetune", "partial", "--epochs", "2", "--cached-views", "2", "--head-init", "random"]
-    kept = train("kept", *options)
-    unkept = train("unkept", *options, "--cache-gb", "0")
-    assert _model(unkept) == _model(kept)
-    assert _is_tuned(kept)
-    assert {path.name for path in unkept.iterdir()} == RECORDS
+    cached = train("cached", *options)
+    uncached = train("uncached", *options, "--cache-gb", "0")
+    assert _model(uncached) == _model(cached)
+    assert _is_tuned(cached)
+    assert {path.name for path in uncached.iterdir()} == RECORDS
 
 
-def test_a_cache_that_cannot_be_written_costs_a_note_only(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cached_views_in_an_unwritable_cache_go_to_the_run_with_a_note(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     options = ["--finetune", "partial", "--epochs", "1", "--cached-views", "1"]
-    kept, unkept = train("kept", *options), train("unkept", *options, "--cache-dir", tmp_path / "file")
-    assert _model(unkept) == _model(kept)
-    notes = read_json(unkept / "metrics.json")["notes"]
-    assert any(note.startswith("views cannot be kept in the cache: ") for note in notes)
+    cached = train("cached", *options)
+    uncached = train("uncached", *options, "--cache-dir", tmp_path / "file")
+    assert _model(uncached) == _model(cached)
+    notes = read_json(uncached / "metrics.json")["notes"]
+    assert any(note.startswith("could not cache views: ") for note in notes)
 
 
-def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
+def test_repeated_plan_ignores_the_time_budget(train: Train) -> None:
     options = ["--finetune", "partial", "--seed", "3", "--head-init", "random", "--ensemble-probe", "off"]
     first = train("first", *options, "--epochs", "2", "--cached-views", "3", "--unfreeze-stages", "1")
     repeat = ["again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s"]
@@ -371,24 +362,15 @@ def test_a_plan_is_repeated_whatever_the_clock_says(train: Train) -> None:
     assert _is_tuned(first)
     assert (again / "plan.json").read_bytes() == (first / "plan.json").read_bytes()
     weights = (again / "model/backbone.safetensors").stat()
-    train(*repeat, "--resume")  # which is done
+    train(*repeat, "--resume")  # it is finished
     assert (again / "model/backbone.safetensors").stat() == weights
     assert len(read_rows(again / "history.csv")) == 3 + 2
 
 
-def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path: Path) -> None:
-    photos = draw_folder(tmp_path / "few", {"bars": 6, "dots": 6})
-    options = [
-        "--finetune",
-        "partial",
-        "--time-budget",
-        "60s",
-        "--unfreeze-stages",
-        "1",
-        "--cached-views",
-        "1",
-    ]
-    run = train("run", *options, data=photos)
+def test_time_budget_becomes_a_plan_that_is_followed(train: Train, tmp_path: Path) -> None:
+    images = draw_folder(tmp_path / "few", {"bars": 6, "dots": 6})
+    options = ["--time-budget", "60s", "--unfreeze-stages", "1", "--cached-views", "1"]
+    run = train("run", "--finetune", "partial", *options, data=images)
     plan = read_plan(str(run / "plan.json"))
     assert MIN_EPOCHS <= plan.epochs <= MAX_EPOCHS
     assert 0 < sum(plan.seconds.values()) < 60
@@ -396,7 +378,7 @@ def test_a_time_budget_becomes_a_plan_that_is_carried_out(train: Train, tmp_path
     assert len(read_rows(run / "history.csv")) == 1 + plan.epochs + 2
 
 
-def test_tuning_leaves_the_users_random_numbers_alone(
+def test_random_state_of_the_caller_is_unchanged(
     drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
 ) -> None:
     import torch
@@ -419,12 +401,12 @@ def test_tuning_leaves_the_users_random_numbers_alone(
     assert states() == before
 
 
-# --- that it learns ---
+# --- learning ---
 
 
 @pytest.fixture(scope="module")
 def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight common images to a rare one; half of the rare ones look like the common ones."""
+    """Eight common images for each rare one; half of the rare ones look like the common ones."""
     root, seed = tmp_path_factory.mktemp("rare"), 0
     for part, n_rare in (("train", 8), ("val", 3), ("test", 2)):
         for name, n, n_dots in (("common", 8 * n_rare, n_rare), ("rare", n_rare, -(-n_rare // 2))):
@@ -437,39 +419,37 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("imbalance", get_args(Imbalance))
-def test_every_way_to_help_rare_classes_answers_with_natural_priors(
-    imbalance: str, rare: Path, train: Train
-) -> None:
+def test_imbalance_methods_predict_with_natural_priors(imbalance: str, rare: Path, train: Train) -> None:
     is_corrected = imbalance in ("sampler", "class_weights", "balanced_softmax", "logit_adjusted")
     run = train(
         "run", "--finetune", "partial", "--unfreeze-stages", "1", "--cached-views", "1", "--epochs", "3",
         "--train-batch-size", "8", "--head-lr", "0.002", "--lr", "0.00001", "--imbalance", imbalance,
-        # a head that knows nothing shows best what is made of its answers
+        # a random head shows best how its logits are corrected
         *(["--head-init", "random", "--ensemble-probe", "off"] if is_corrected else []), data=rare,
     )  # fmt: skip
-    # where no epoch is better than the probe, it is the probe that answers
+    # where no epoch is better than the linear probe, that is kept
     held_out = "val.csv" if (run / "val.csv").exists() else "oof.csv"
     rows = [row for name in (held_out, "predictions.csv") for row in read_rows(run / name)]
     mean = np.mean([float(row["prob_rare"]) for row in rows])
-    assert 0.05 < mean < 0.2  # 1/9 of them are; of an evened-out mix half would be
+    assert 0.05 < mean < 0.2  # 1/9 of them are rare; with balanced priors it would be half
     losses = [float(row["val_loss"]) for row in read_rows(run / "history.csv") if row["val_loss"]]
-    if is_corrected:  # every image has the natural mix as its answer
+    if is_corrected:  # every prediction equals the natural priors
         assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
-    assert losses[-1] < 0.5  # an even answer for all of them would cost log 2
+    assert losses[-1] < 0.5  # uniform predictions would cost log 2
     assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
 
 
-def test_raised_classes_are_drawn_evenly_where_that_helped_the_probe(rare: Path, train: Train) -> None:
+def test_oversampling_uses_the_sampler_where_weights_helped_the_probe(rare: Path, train: Train) -> None:
     run = train(
         "run", "--finetune", "partial", "--unfreeze-stages", "1", "--cached-views", "2", "--epochs", "1",
         "--oversample-to", "largest", "--metric", "balanced_accuracy", data=rare,
     )  # fmt: skip
     assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
-    assert read_rows(run / "history.csv")[1]["step"] == "4"  # 64 of each class, in steps of 32
+    assert read_rows(run / "history.csv")[1]["step"] == "4"  # 64 images of each class, 32 per step
 
 
-def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: Path) -> None:
-    """The classes are alike: only the images themselves can be known."""
+def test_thirty_steps_overfit_eight_images(train: Train, tmp_path: Path) -> None:
+    """The classes look alike, so only memorised images are recognised."""
     seed = 0
     for part, n in (("train", 4), ("val", 1), ("test", 1)):
         for name in "ab":
@@ -480,7 +460,8 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
                 (tmp_path / "photos" / part / name / f"{i}.jpg").write_bytes(picture)
     run = train(
         "run", "--finetune", "partial", "--head-init", "random", "--epochs", "30", "--train-batch-size", "8",
-        "--unfreeze-stages", "1", "--cached-views", "1", "--refit-epochs", "0", "--augment", data=tmp_path / "photos",
+        "--unfreeze-stages", "1", "--cached-views", "1", "--refit-epochs", "0", "--augment",
+        data=tmp_path / "photos",
     )  # fmt: skip
     rows = read_rows(run / "history.csv")[1:]
     assert rows[-1]["step"] == "30"
@@ -489,11 +470,11 @@ def test_thirty_steps_learn_eight_photographs_by_heart(train: Train, tmp_path: P
     assert float(rows[-1]["train_loss"]) < 0.25
 
 
-def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_epochs(
+def test_refit_averages_the_weights_before_and_after_it(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def weights(name: str, refit_epochs: int) -> dict[str, NDArray[np.float32]]:
-        method = (
+        method = [
             "--finetune",
             "partial",
             "--unfreeze-stages",
@@ -502,50 +483,87 @@ def test_deployed_weights_lie_halfway_between_those_before_and_after_the_last_ep
             "2",
             "--train-batch-size",
             "8",
-        )
+        ]
         run = train(name, *method, "--ensemble-probe", "off", "--refit-epochs", refit_epochs)
         backbone, head = (load_file(run / f"model/{part}.safetensors") for part in ("backbone", "head"))
         return backbone | {f"head.{key}": value for key, value in head.items()}
 
-    before, deployed = weights("before", 0), weights("deployed", 2)
+    before, averaged = weights("before", 0), weights("averaged", 2)
     monkeypatch.setattr("pixelplay.training.finetune.halfway", lambda before, after: after)
     after = weights("after", 2)
-    moved = [key for key, value in after.items() if not np.array_equal(value, before[key])]
-    assert {"head.weight", "head.bias"} < set(moved)
-    for key in moved:
-        # the bias is made natural for both mixes of classes by half
+    changed = [key for key, value in after.items() if not np.array_equal(value, before[key])]
+    assert {"head.weight", "head.bias"} < set(changed)
+    for key in changed:
+        # the natural-prior offset of the bias is averaged as well
         atol = 0.01 if key == "head.bias" else 1e-6
-        np.testing.assert_allclose(deployed[key], (before[key] + after[key]) / 2, atol=atol)
+        np.testing.assert_allclose(averaged[key], (before[key] + after[key]) / 2, atol=atol)
 
 
-def test_steps_are_of_two_batches_where_that_is_asked_for(train: Train) -> None:
+def test_grad_accum_steps_halve_the_optimizer_steps(train: Train) -> None:
     run = train(
         "run", "--finetune", "full", "--epochs", "2", "--initial-size-frac", "0.4", "--train-batch-size", "8",
         "--grad-accum-steps", "2", "--refit-epochs", "0", "--time-budget", "9h",
     )  # fmt: skip
     notes = read_json(run / "metrics.json")["notes"]
-    assert "--time-budget 9h does not count, as the number of epochs is given" in notes
+    assert any("--time-budget is ignored" in note for note in notes)
     assert [row["step"] for row in read_rows(run / "history.csv")] == ["0", "2", "4"]
-    assert read_json(run / "config.json")["finetune"]["initial_size_frac"] == 0.4
+    assert read_json(run / "config.json")["finetuning"]["initial_size_frac"] == 0.4
+
+
+def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Path) -> None:
+    config = pixelplay.TrainConfig(
+        finetune="partial",
+        imbalance="none",
+        augmenting=AugmentConfig(augment=("crop", "mixup"), mix_prob=1.0),
+        finetuning=FinetuneConfig(initial_size_frac=0.5, patience=1),
+    )
+    task = make_task(config, tmp_path, tiny_weights)
+    pretrained, schedule = task.ctx.backbone, task.schedule(PLAN)
+    assert schedule.config.augmenting.mix_prob == 1.0
+    frozen, trainable = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
+    tuned = Finetuned(
+        backbone=pretrained.backbone,
+        head=task.probe.head,
+        logits=np.zeros((12, 2), np.float32),
+        history=[],
+        best_epoch=1,
+        ensemble_probe=False,
+        plan=PLAN,
+        trainable=trainable,
+        classifier=task.classifier(frozen, trainable, use_compile=False),
+        inputs=task.pixels,
+        schedule=schedule,
+        validation=task.validation(),
+    )
+    trainer = _refit_trainer(task, tuned, 2)
+    found, settings = trainer.schedule, trainer.schedule.config.finetuning
+    assert (found.epochs, found.epochs_before, len(found.rows)) == (2, PLAN.epochs, 27)
+    assert len(trainer.validation.rows) == 0
+    assert found.config.augmenting.mix_prob == 0.0
+    assert (settings.initial_size_frac, settings.patience) == (1.0, None)
+    top_lr, _ = settings.rates(is_full=False)
+    lrs = [group["peak_lr"] for group in trainer.state.optimizer.param_groups]
+    assert max(lrs) == pytest.approx(REFIT_LR_FRAC * top_lr * (found.images_per_step / 32) ** 0.5)
+    assert trainer.ctx.checkpoint_dir != task.ctx.checkpoint_dir
 
 
 # --- recipes ---
 
 
-def test_the_original_recipe_trains_another_backbone(train: Train) -> None:
+def test_recipe_pixelplay25_changes_backbone_and_settings(train: Train) -> None:
     run = train("run", "--recipe", "pixelplay25", "--epochs", "1", "--patience", "None")
     config = read_json(run / "config.json")
     assert (config["backbone"], config["finetune"], config["oversample_to"]) == (TINY, "full", "largest")
     finetuning = config["finetuning"]
     assert (finetuning["epochs"], finetuning["head"], finetuning["dropout"]) == (1, "mlp", 0.6)
     assert (finetuning["clip_grad_norm"], finetuning["label_smoothing"]) == (None, 0.1)
-    assert finetuning["hard_example_frac"] == 0.0  # all images came alike
-    assert finetuning["patience"] is None  # what a recipe switches on can be switched off
+    assert finetuning["hard_example_frac"] == 0.0  # off
+    assert finetuning["patience"] is None  # a recipe can be overridden
     assert read_bundle(str(run)).head.hidden_weight is not None
     assert read_bundle(str(run)).backbone.features == "pooled"
 
 
-def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_shows_its_defaults_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     def defaults(*argv: str) -> dict[str, str]:
         assert main(["train", *argv, "--help"]) == 0
         shown = re.sub(r"[^\S\n]*│[^\S\n]*|\s+", " ", capsys.readouterr().out)

@@ -50,17 +50,7 @@ from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog
-from pixelplay.training.cross_validation import (
-    average_folds,
-    check_fold_sizes,
-    check_repeats,
-    finalize_folds,
-    train_folds,
-    train_single,
-    with_excluded,
-    without_test_split,
-    without_val_split,
-)
+from pixelplay.training import cross_validation
 from pixelplay.training.finalize import finalize, predict_rows
 from pixelplay.training.label_cleaning import remove_label_issues
 from pixelplay.training.learning_curve import measure_learning_curve
@@ -145,26 +135,26 @@ def cross_validate(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     log = log or RunLog()
-    config = without_test_split(config or TrainConfig(), log)
-    check_repeats(config, repeats, single=single)
+    config = cross_validation.without_test_split(config or TrainConfig(), log)
+    cross_validation.check_repeats(config, repeats, single=single)
     options = {"repeats": repeats, "single": single}
     opened = RunContext.open(
         out_dir, config, log, force=force, resume=resume, started=started, options=options
     )
     with opened as ctx:
-        dataset = without_val_split(list_labelled_images(os.fspath(data), config, log), log)
-        check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
+        dataset = cross_validation.without_val_split(list_labelled_images(os.fspath(data), config, log), log)
+        cross_validation.check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
         images = prepare(dataset, ctx)
-        validation = train_folds(images, ctx, repeats)
+        validation = cross_validation.train_folds(images, ctx, repeats)
         if single:
-            classifier, logits = train_single(validation, images, ctx), validation.logits
+            classifier, logits = cross_validation.train_single(validation, images, ctx), validation.logits
         else:
-            classifier, logits = average_folds(validation, images, ctx)
-        bundle, rule = finalize_folds(classifier, logits, validation, images, ctx)
+            classifier, logits = cross_validation.average_folds(validation, images, ctx)
+        bundle, rule = cross_validation.finalize_folds(classifier, logits, validation, images, ctx)
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
         test = evaluate_test(classifier, rule, images, ctx)  # the only time a given test split is read
         excluded = predict_rows(classifier, images, ctx, images.excluded)
-        validation = with_excluded(validation, images.excluded, excluded, rule)
+        validation = cross_validation.with_excluded(validation, images.excluded, excluded, rule)
         report = make_crossval_report(
             os.fspath(out_dir), validation, classifier, rule, test, images, ctx, command, single=single
         )

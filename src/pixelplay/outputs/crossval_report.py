@@ -11,21 +11,10 @@ from pixelplay.evaluation.calibration import compare_reliability, temperature_so
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
+from pixelplay.outputs import run_report
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
 from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof
-from pixelplay.outputs.run_report import (
-    OTHER_FOLDS,
-    FoldMetrics,
-    RunReport,
-    describe_data,
-    describe_rule,
-    write_config,
-    write_history,
-    write_metrics,
-    write_split,
-    write_table,
-)
 from pixelplay.training.checkpoint import FoldResult
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_context import RunContext
@@ -44,7 +33,7 @@ def make_crossval_report(
     command: str | None,
     *,
     single: bool,
-) -> RunReport:
+) -> run_report.RunReport:
     """Build the report of a cross-validation.
 
     Args:
@@ -68,7 +57,7 @@ def make_crossval_report(
     # without excluded images, which have the deployed temperature, and repetitions, which add no evidence
     in_fold = validation.folds[0] >= 0
     before = temperature_softmax(validation.logits[0][in_fold], 1.0)
-    return RunReport(
+    return run_report.RunReport(
         run_dir=out_dir,
         metric=config.metric,
         finetune=Counter(result.finetune for result in validation.results),
@@ -76,13 +65,13 @@ def make_crossval_report(
         held_out_split="oof",
         baseline=majority_baseline(counts, labels[held_out], splits["oof"].classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **describe_rule(rule, "oof")},
-        data=describe_data(data),
+        chosen={**classifier.chosen, **run_report.describe_rule(rule, "oof")},
+        data=run_report.describe_data(data),
         notes=tuple(ctx.log.notes),
         command=command,
         label_issues=collect_label_issues(out_dir, data, checked),
         calibration=compare_reliability(before, validation.probs[0][in_fold], labels[in_fold], "oof"),
-        by_fold=FoldMetrics(
+        by_fold=run_report.FoldMetrics(
             n_folds=config.n_folds,
             repeats=len(validation.folds),
             values=tuple(
@@ -97,7 +86,7 @@ def make_crossval_report(
 
 
 def write_crossval_records(
-    report: RunReport,
+    report: run_report.RunReport,
     validation: CrossValidation,
     classifier: TrainedClassifier,
     test: EvaluatedSplit | None,
@@ -107,12 +96,12 @@ def write_crossval_records(
     """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json."""
     assert report.by_fold is not None
     folder, folds = ctx.run_dir, report.by_fold
-    write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
+    run_report.write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
     rows = {f"repeat {each.repeat}, fold {each.fold}": each.rows for each in validation.results}
     never = np.setdiff1d(validation.rows[validation.folds[0] < 0], data.excluded)
     others = {"never_held_out": never, "excluded": data.excluded}
     others |= {"test": data.split.test, "removed": data.split.removed}
-    write_split({**rows, **others}, data, folder)
+    run_report.write_split({**rows, **others}, data, folder)
     history: list[Mapping[str, float]] = [
         {"repeat": result.repeat, "fold": result.fold, **row}
         for result in validation.results
@@ -120,11 +109,11 @@ def write_crossval_records(
     ]
     # a single classifier is in no fold; an ensemble has no history of its own
     history += [{"repeat": np.nan, "fold": np.nan, **row} for row in classifier.history]
-    write_history(history, folder)
+    run_report.write_history(history, folder)
     write_oof(folder, data, validation)
     if test is not None:
-        write_table("predictions.csv", test, folder)
-    write_metrics(report, folder)
+        run_report.write_table("predictions.csv", test, folder)
+    run_report.write_metrics(report, folder)
 
 
 def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray, seed: int) -> Evaluation:
@@ -143,10 +132,11 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:
     rule = validation.rules[result.repeat].get(result.fold)
+    by_rule = {} if rule is None else run_report.describe_rule(rule, run_report.OTHER_FOLDS)
     return {
         "repeat": result.repeat,
         "fold": result.fold,
         "n": len(result.rows),
         "finetune": result.finetune,
-        "chosen": {**result.chosen, **({} if rule is None else describe_rule(rule, OTHER_FOLDS))},
+        "chosen": {**result.chosen, **by_rule},
     }

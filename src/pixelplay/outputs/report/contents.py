@@ -11,24 +11,8 @@ from pixelplay.evaluation.intervals import wilson
 from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import ModelBundle
 from pixelplay.outputs.console import HEADLINE_METRICS, METRIC_TITLES
+from pixelplay.outputs.report import charts, confusion_matrix
 from pixelplay.outputs.report.advice import make_advice, rerun_command
-from pixelplay.outputs.report.charts import (
-    Chart,
-    history_chart,
-    learning_chart,
-    reliability_chart,
-    risk_chart,
-)
-from pixelplay.outputs.report.confusion_matrix import (
-    MAX_CLASSES,
-    MAX_CORRECT_SHOWN,
-    MAX_ERRORS_SHOWN,
-    find_typical,
-    group_by_cell,
-    list_confusions,
-    make_matrix,
-    sort_errors,
-)
 from pixelplay.outputs.report.images import ReportImages, interleave
 from pixelplay.outputs.report.run_records import DUPLICATE_KINDS, RunRecords
 from pixelplay.text import counted, percent
@@ -57,19 +41,20 @@ MISSING_RUN = (
 
 def list_images(records: RunRecords) -> list[str]:
     """Return the paths of the images that the page shows, the most important first."""
-    cells = group_by_cell(records.predictions)
+    cells = confusion_matrix.group_by_cell(records.predictions)
     errors = [paths for (label, prediction), paths in cells.items() if label != prediction]
     correct = [paths for (label, prediction), paths in cells.items() if label == prediction]
-    if len(records.evaluation["confusion"]["classes"]) > MAX_CLASSES:  # the page lists the largest only
-        errors, correct = sorted(errors, key=len, reverse=True)[:MAX_CLASSES], []
+    if len(records.evaluation["confusion"]["classes"]) > confusion_matrix.MAX_CLASSES:
+        # the page lists only the largest cells
+        errors, correct = sorted(errors, key=len, reverse=True)[: confusion_matrix.MAX_CLASSES], []
     sets = [members for kind in DUPLICATE_KINDS for members in _first_sets(records, kind)]
     return [
         *(issue.path for issue in records.label_issues[:MAX_LABEL_ISSUES]),
-        *find_typical(records.predictions).values(),
-        *(row.path for row in sort_errors(records.predictions)[:MAX_ERRORS]),
-        *interleave(errors, MAX_ERRORS_SHOWN),
+        *confusion_matrix.find_typical(records.predictions).values(),
+        *(row.path for row in confusion_matrix.sort_errors(records.predictions)[:MAX_ERRORS]),
+        *interleave(errors, confusion_matrix.MAX_ERRORS_SHOWN),
         *(member["path"] for members in sets for member in members),
-        *interleave(correct, MAX_CORRECT_SHOWN),
+        *interleave(correct, confusion_matrix.MAX_CORRECT_SHOWN),
     ]
 
 
@@ -79,9 +64,10 @@ def run_contents(
     """Collect what the page of a run shows; heat maps are path → image and overlay, as data URLs."""
     metrics, predictions = records.metrics, records.predictions
     classes = [str(name) for name in records.evaluation["confusion"]["classes"]]
+    has_matrix = len(classes) <= confusion_matrix.MAX_CLASSES
     per_class, calibration = _class_rows(records), metrics.get("calibration")
-    reliability = None if calibration is None else reliability_chart(calibration)
-    risk = risk_chart(records.evaluation["risk_coverage"])
+    reliability = None if calibration is None else charts.reliability_chart(calibration)
+    risk = charts.risk_chart(records.evaluation["risk_coverage"])
     return {
         "title": os.path.basename(os.path.abspath(records.folder)),
         "version": __version__,
@@ -93,9 +79,9 @@ def run_contents(
         "per_class": per_class,
         "rare_below": RARE_BELOW,
         "classes": classes,
-        "matrix": make_matrix(predictions, classes) if len(classes) <= MAX_CLASSES else None,
-        "confusions": list_confusions(predictions),
-        "errors": sort_errors(predictions)[:MAX_ERRORS],
+        "matrix": confusion_matrix.make_matrix(predictions, classes) if has_matrix else None,
+        "confusions": confusion_matrix.list_confusions(predictions),
+        "errors": confusion_matrix.sort_errors(predictions)[:MAX_ERRORS],
         "n_errors": len(records.errors),
         "heat_maps": heat_maps,
         # the model that draws the heat maps may have been trained on these images after they were predicted
@@ -103,7 +89,7 @@ def run_contents(
         or (records.measured_on == "val" and metrics.get("val_is_before_refit", False)),
         "label_issues": records.label_issues[:MAX_LABEL_ISSUES],
         "n_label_issues": len(records.label_issues),
-        "typical": find_typical(predictions),
+        "typical": confusion_matrix.find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
         "calibration": calibration,
@@ -142,7 +128,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
             "optimised metric": bundle.metric,
         },
         "priors": {name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
-        "risk_chart": risk_chart([{"coverage": c, "risk": r} for c, r in points]),
+        "risk_chart": charts.risk_chart([{"coverage": c, "risk": r} for c, r in points]),
         "missing": MISSING_RUN,
     }
 
@@ -221,7 +207,7 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     ]
 
 
-def _training_charts(records: RunRecords) -> list[Chart]:
+def _training_charts(records: RunRecords) -> list[charts.Chart]:
     """Plot the learning curve and the training history, of a cross-validation that of the first fold."""
     curve = records.metrics.get("learning_curve")
     first_repeat = [row for row in records.history if row.get("repeat", 0) == 0]
@@ -234,12 +220,12 @@ def _training_charts(records: RunRecords) -> list[Chart]:
     suffix = f" ({', '.join(details)})" if details else ""
     losses = {"train_loss": "training", "val_loss": "validation"}
     scores = {"val_macro_f1": "macro F1", "val_accuracy": "accuracy"}
-    charts = [
-        None if curve is None else learning_chart(curve["all"]["points"]),
-        history_chart(history, losses, f"Loss by epoch{suffix}"),
-        history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
+    found = [
+        None if curve is None else charts.learning_chart(curve["all"]["points"]),
+        charts.history_chart(history, losses, f"Loss by epoch{suffix}"),
+        charts.history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
     ]
-    return [chart for chart in charts if chart is not None]
+    return [chart for chart in found if chart is not None]
 
 
 def _describe_data(records: RunRecords) -> dict[str, Any]:

@@ -323,9 +323,9 @@ def test_table_with_a_repeated_row(drawn_images: Path, refuse: Refusal) -> None:
 
 def test_table_with_an_unknown_split(drawn_images: Path, refuse: Refusal) -> None:
     header, *rows = _rows(drawn_images)
-    parts = ["train"] * (len(rows) - 1) + ["tset"]
+    splits = ["train"] * (len(rows) - 1) + ["tset"]
     table = _write_table(
-        Path("t.csv"), [[*header, "split"], *([*row, part] for row, part in zip(rows, parts, strict=True))]
+        Path("t.csv"), [[*header, "split"], *([*row, split] for row, split in zip(rows, splits, strict=True))]
     )
     line = refuse("scan", table, "--images-dir", drawn_images)
     _assert_names(line, table, "row 49", "'tset'", "'split'", "train, val, test", "'test'?")

@@ -266,20 +266,20 @@ def test_scan_finds_near_duplicates_on_request(shell: Shell) -> None:
 
 
 def test_near_duplicates_stay_in_one_split(drawn_classes: Path, tiny_train: list[str], shell: Shell) -> None:
-    copies = {}
+    duplicates = {}
     for i in range(6):
         (drawn_classes / f"bars/scene{i}.png").write_bytes(encode(scene(i), "PNG"))
         (drawn_classes / f"dots/again{i}.jpg").write_bytes(altered(scene(i))["resized"])
-        copies[f"bars/scene{i}.png"] = f"dots/again{i}.jpg"
+        duplicates[f"bars/scene{i}.png"] = f"dots/again{i}.jpg"
     asked = [word for word in tiny_train if word != "--no-near-duplicates"]
     done = shell("train", drawn_classes, "--out", "run", *asked)
     assert done.status == 0
     found = json.loads(Path("run/metrics.json").read_text())["data"]
     pairs = {frozenset(member["path"] for member in members) for members in found["near_duplicates"]}
-    assert {frozenset(pair) for pair in copies.items()} <= pairs
+    assert {frozenset(pair) for pair in duplicates.items()} <= pairs
     split = json.loads(Path("run/split.json").read_text())
     split_of = {path: name for name in ("train", "test") for path in split[name]}
-    assert all(split_of[first] == split_of[second] for first, second in copies.items())
+    assert all(split_of[first] == split_of[second] for first, second in duplicates.items())
     notes = [line for line in done.err.splitlines() if "bars/scene" in line and "dots/again" in line]
     assert notes  # examples of near-duplicates and of conflicting labels
 
@@ -479,7 +479,7 @@ def test_absent_classes_are_named_with_the_reachable_accuracy(
 def test_classes_without_training_images_limit_the_accuracy(
     drawn_images: Path, tiny_train: list[str], tmp_path: Path, shell: Shell
 ) -> None:
-    root = tmp_path / "parts"
+    root = tmp_path / "splits"
     shutil.copytree(drawn_images, root / "train")
     draw_folder(root / "test", {"bars": 3}, first_seed=50)
     (root / "test/spirals").mkdir()
@@ -534,11 +534,13 @@ def test_evaluate_warns_of_training_images(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     done = shell("evaluate", tiny_run, drawn_images)
-    n_learned = len(json.loads((tiny_run / "split.json").read_text())["train"])
-    assert re.search(rf"trained on.*\b{n_learned}\b.*\b48\b|\b{n_learned}\b.*\b48\b.*trained on", done.err)
+    n_trained_on = len(json.loads((tiny_run / "split.json").read_text())["train"])
+    assert re.search(
+        rf"trained on.*\b{n_trained_on}\b.*\b48\b|\b{n_trained_on}\b.*\b48\b.*trained on", done.err
+    )
     assert "not trained on" in done.out
     found = shell("evaluate", tiny_run, drawn_images, "--json").json
-    assert (found["n_trained_on"], found["unseen"]["n"]) == (n_learned, 48 - n_learned)
+    assert (found["n_trained_on"], found["unseen"]["n"]) == (n_trained_on, 48 - n_trained_on)
     fresh = draw_folder(tmp_path / "fresh", {"bars": 2, "dots": 2}, first_seed=200)
     done = shell("evaluate", tiny_run, fresh)
     assert done.status == 0
@@ -638,7 +640,7 @@ def test_evaluate_table_has_label_and_prediction(
 def test_evaluate_uses_the_chosen_split_or_the_test_split(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    root = draw_folder(tmp_path / "parts/test", {"bars": 2, "dots": 2}, first_seed=500).parent
+    root = draw_folder(tmp_path / "splits/test", {"bars": 2, "dots": 2}, first_seed=500).parent
     shutil.copytree(drawn_images, root / "train")
     assert shell("evaluate", tiny_run, root, "--json").json["n"] == 4
     assert shell("evaluate", tiny_run, root, "--json", "--split", "train").json["n"] == 48
@@ -667,8 +669,8 @@ def test_evaluate_against_another_run_shows_the_paired_difference(
 def test_comparison_on_training_images_warns(
     drawn_images: Path, tiny_run: Path, two_class_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    learned = json.loads((tiny_run / "split.json").read_text())["train"]
-    for path in learned[:12]:
+    trained_on = json.loads((tiny_run / "split.json").read_text())["train"]
+    for path in trained_on[:12]:
         (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(drawn_images / path, tmp_path / "photos" / path)
     done = shell("evaluate", two_class_run, tmp_path / "photos", "--against", tiny_run)
@@ -976,11 +978,11 @@ def test_interrupt_mentions_resume_only_for_training(
 
 
 def test_unseen_images_may_lack_the_positive_class(two_class_run: Path, tmp_path: Path, shell: Shell) -> None:
-    learned = json.loads((two_class_run / "split.json").read_text())["train"]
+    trained_on = json.loads((two_class_run / "split.json").read_text())["train"]
     source = Path(json.loads((two_class_run / "config.json").read_text())["source"])
     photos = draw_folder(tmp_path / "photos", {"bars": 6}, first_seed=900)
     (photos / "dots").mkdir()
-    for path in [path for path in learned if path.startswith("dots/")]:
+    for path in [path for path in trained_on if path.startswith("dots/")]:
         shutil.copy(source / path, photos / path)
     found = shell("evaluate", two_class_run, photos, "--at-precision", "0.5", "--json")
     assert found.status == 0, found.err

@@ -188,7 +188,7 @@ def test_explain_without_images_is_a_usage_error(run: Run, tiny_run: Path) -> No
     status, _, err = run("explain", tiny_run, "--out", "cams")
     assert (status, err.splitlines()[0]) == (
         2,
-        "error: no IMAGES given; name folders, files, tables or zip archives, or - for a list on stdin",
+        "error: no IMAGES named; add folders, files, tables or zip archives, or - for a list on stdin",
     )
     with pytest.raises(pixelplay.DataError, match="images"):
         pixelplay.explain(tiny_run, [], "cams")

@@ -40,7 +40,7 @@ from pixelplay.outputs.evaluation_report import (
     evaluate_held_out,
     evaluate_predictions,
     evaluate_test,
-    labels_in,
+    positions_in,
     select_scored,
     write_evaluated,
 )
@@ -50,17 +50,7 @@ from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog
-from pixelplay.training.cross_validation import (
-    average_folds,
-    check_fold_sizes,
-    check_repeats,
-    finalize_folds,
-    train_folds,
-    train_single,
-    with_excluded,
-    without_test_split,
-    without_val_split,
-)
+from pixelplay.training import cross_validation
 from pixelplay.training.finalize import finalize, predict_rows
 from pixelplay.training.label_cleaning import remove_label_issues
 from pixelplay.training.learning_curve import measure_learning_curve
@@ -87,8 +77,6 @@ def train(
         data: folder, table or zip archive of labelled images.
         out_dir: folder of the run; it appears once it is complete.
         plan: plan.json of another run: the same method, stages, views, epochs and batch size.
-        force: replace an existing run.
-        resume: continue an interrupted run.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` from which the time budget counts (default: now).
 
@@ -128,7 +116,7 @@ def cross_validate(
     command: str | None = None,
     started: float | None = None,
 ) -> RunReport:
-    """Train a classifier without each of `config.n_folds` folds in turn, and measure every image once.
+    """Train one classifier per fold, and predict every image with one that was not trained on it.
 
     The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
     ensemble of all folds or one classifier trained on everything, is measured only on a given test split.
@@ -139,8 +127,6 @@ def cross_validate(
         config: as for `train`; the time budget is per fold.
         repeats: repetitions with different folds, 1 to 20.
         single: deploy one classifier trained on everything instead of the ensemble.
-        force: replace an existing run.
-        resume: continue an interrupted run.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` at the start of the command (default: now).
 
@@ -149,26 +135,26 @@ def cross_validate(
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     log = log or RunLog()
-    config = without_test_split(config or TrainConfig(), log)
-    check_repeats(config, repeats, single=single)
+    config = cross_validation.without_test_split(config or TrainConfig(), log)
+    cross_validation.check_repeats(config, repeats, single=single)
     options = {"repeats": repeats, "single": single}
     opened = RunContext.open(
         out_dir, config, log, force=force, resume=resume, started=started, options=options
     )
     with opened as ctx:
-        dataset = without_val_split(list_labelled_images(os.fspath(data), config, log), log)
-        check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
+        dataset = cross_validation.without_val_split(list_labelled_images(os.fspath(data), config, log), log)
+        cross_validation.check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
         images = prepare(dataset, ctx)
-        validation = train_folds(images, ctx, repeats)
+        validation = cross_validation.train_folds(images, ctx, repeats)
         if single:
-            classifier, logits = train_single(validation, images, ctx), validation.logits
+            classifier, logits = cross_validation.train_single(validation, images, ctx), validation.logits
         else:
-            classifier, logits = average_folds(validation, images, ctx)
-        bundle, rule = finalize_folds(classifier, logits, validation, images, ctx)
+            classifier, logits = cross_validation.average_folds(validation, images, ctx)
+        bundle, rule = cross_validation.finalize_folds(classifier, logits, validation, images, ctx)
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
         test = evaluate_test(classifier, rule, images, ctx)  # the only time a given test split is read
         excluded = predict_rows(classifier, images, ctx, images.excluded)
-        validation = with_excluded(validation, images.excluded, excluded, rule)
+        validation = cross_validation.with_excluded(validation, images.excluded, excluded, rule)
         report = make_crossval_report(
             os.fspath(out_dir), validation, classifier, rule, test, images, ctx, command, single=single
         )
@@ -200,9 +186,7 @@ def evaluate(
         at_precision: report the recall that a two-class model reaches at this precision.
         positive: class that precision and recall refer to (default: the second).
         against: another run to compare with, image by image.
-        tta: test-time augmentation, as for `Predictor`.
         out: table to write, .csv or .parquet: each prediction beside its label.
-        force: replace an existing table.
 
     Raises:
         DataError: no labelled image to score, or not two classes for a precision.
@@ -218,7 +202,8 @@ def evaluate(
     predictor = Predictor(run, compute, tta=tta)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
-        find_positive_class(labels_in(predictor.classes, dataset), predictor.classes, positive, at_precision)
+        labels = positions_in(dataset.classes, predictor.classes)[dataset.labels]
+        find_positive_class(labels, predictor.classes, positive, at_precision)
     predictions = collect_predictions(predictor, dataset, log)
     report = evaluate_predictions(
         predictions,
@@ -233,9 +218,9 @@ def evaluate(
         write_evaluated(predictions, dataset, predictor.bundle, os.fspath(out))
     if against is None or other is None:
         return report
-    answers = predictions, collect_predictions(other, dataset, log)
+    both = predictions, collect_predictions(other, dataset, log)
     bundles, runs = (predictor.bundle, other.bundle), (os.fspath(run), os.fspath(against))
-    return replace(report, against=compare_runs(answers, bundles, runs, dataset, log))
+    return replace(report, against=compare_runs(both, bundles, runs, dataset, log))
 
 
 def predict(
@@ -254,18 +239,15 @@ def predict(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> PredictionSummary:
-    """Predict images into a table: one row per image, in order, whatever is wrong with some of them.
+    """Predict images and write a table with one row per image, in order, unreadable ones included.
 
     Args:
         images: folders, tables, zip archives and image files, or one of these.
         out: table to write, .csv or .parquet.
         submission: sample submission; `out` then has exactly its header, ids and order.
         probability_of: class whose probability fills the sample's one column (default: class names do).
-        path_column: column of a table that holds the paths.
         images_dir: folder that the paths in a table are relative to.
-        force: replace an existing table.
         ensemble_with: other runs to average probabilities with.
-        tta: test-time augmentation, as for `Predictor`.
         uncertainty: prediction sets and abstention.
 
     Returns:
@@ -281,20 +263,18 @@ def predict(
     check_new_file(out, force=force)
     uncertainty = uncertainty or UncertaintyConfig()
     sample = None if submission is None else read_table(os.fspath(submission))
-    data = DataConfig(path_column=path_column, images_dir=images_dir)
-    datasets = list_all_images(images, data, log)
-    n_images = sum(len(dataset) for dataset in datasets)
-    others = as_list(ensemble_with)
-    predictor = (
-        EnsemblePredictor([run, *others], compute, tta=tta) if others else Predictor(run, compute, tta=tta)
-    )
+    datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
+    if others := as_list(ensemble_with):
+        predictor: Predictor | EnsemblePredictor = EnsemblePredictor([run, *others], compute, tta=tta)
+    else:
+        predictor = Predictor(run, compute, tta=tta)
     check_submission(sample, predictor.classes, out, probability_of=probability_of, uncertainty=uncertainty)
     careful = Uncertainty(uncertainty, predictor.held_out)
     for note in careful.notes:
         log.note(note)
     summary, chunks = PredictionSummary(), []
     new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
-    with new_table as table, log.progress("predicting", n_images) as bar:
+    with new_table as table, log.progress("predicting", sum(map(len, datasets))) as bar:
         for dataset in datasets:
             for predictions in predictor.predict_stream(dataset):
                 chunk = careful.apply(predictions)
@@ -326,14 +306,13 @@ def explain(
     compute: ComputeConfig | None = None,
     log: RunLog | None = None,
 ) -> list[ExplainedImage]:
-    """Show which regions of images speak for a class: overlays, heat maps and a table.
+    """Show which image regions support a class: overlays, heat maps and a table.
 
     Args:
         images: folders, tables, zip archives and image files, or one of these.
         out: folder to write; it appears once it is complete.
         class_name: class to explain (default: the predicted class of each image).
         method: "gradcam", "gradcam++" or "layercam" (default: "layercam", the most faithful as measured).
-        path_column: column of a table that holds the paths.
         images_dir: folder that the paths in a table are relative to.
         force: replace a folder of explanations.
         ensemble_with: other runs to explain together with this one.
@@ -348,8 +327,7 @@ def explain(
     """
     log = log or RunLog()
     with new_explanations_dir(os.fspath(out), force=force) as folder:
-        data = DataConfig(path_column=path_column, images_dir=images_dir)
-        datasets = list_all_images(images, data, log)
+        datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
         explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
         return write_explanations(explainer, datasets, class_name, folder, log)

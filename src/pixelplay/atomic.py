@@ -11,16 +11,22 @@ OLD = "-old"  # suffix of the folder being replaced, after the temporary name of
 
 
 @contextmanager
-def atomic_write(path: str) -> Iterator[str]:
-    """Yield a temporary name to write to; rename that file to `path` when the block ends, or remove it."""
-    temporary = f"{path}.tmp"
+def atomic_write(path: str, *, suffix: str = ".tmp", keep_partial: bool = False) -> Iterator[str]:
+    """Yield a temporary name to write to; rename that file to `path` when the block ends.
+
+    Args:
+        suffix: of the temporary name.
+        keep_partial: keep the temporary file when the block raises, instead of removing it.
+    """
+    temporary = f"{path}{suffix}"
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            os.remove(temporary)
+        if not keep_partial:
+            with suppress(OSError):
+                os.remove(temporary)
         raise
 
 

@@ -38,13 +38,7 @@ MIN_MLP_BATCH = 3  # batch norm needs two images, and the last batch may be one 
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values of a number, used by its check and its help text.
-
-    Attributes:
-        low: lower bound.
-        high: upper bound.
-        closed: the bounds themselves are allowed.
-    """
+    """Allowed values of a number, used by its check and its help text; `closed` includes the bounds."""
 
     low: float
     high: float
@@ -53,10 +47,7 @@ class Range:
     def check(self, name: str, value: object, *, whole: bool = False) -> None:
         """Raise ConfigError unless a setting is a number in this range.
 
-        Args:
-            name: the setting, for the message.
-            value: its value; NumPy integers are refused, because JSON cannot store them.
-            whole: only whole numbers are allowed.
+        NumPy integers are refused, because JSON cannot store them.
         """
         if not isinstance(value, int if whole else int | float):
             kind = "whole" if whole else "plain"
@@ -182,9 +173,7 @@ class DataConfig:
             try:
                 re.compile(self.group_regex)
             except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigError(
-                    f"group_regex={self.group_regex!r} is not a regular expression: {error}"
-                ) from None
+                raise ConfigError(f"group_regex={self.group_regex!r} is invalid: {error}") from None
         if (self.group_column is not None) + (self.group_regex is not None) + self.group_by_folder > 1:
             raise ConfigError("group_column, group_regex and group_by_folder exclude each other; use one")
 
@@ -224,9 +213,8 @@ class UncertaintyConfig:
         if self.min_confidence is not None and self.target_accuracy is not None:
             raise ConfigError("min_confidence and target_accuracy both decide when to abstain; use one")
         if self.conformal_score != "lac" and self.coverage is None:
-            raise ConfigError(
-                f"conformal_score={self.conformal_score!r} has no effect without coverage; add --coverage 0.9"
-            )
+            score = f"conformal_score={self.conformal_score!r}"
+            raise ConfigError(f"{score} has no effect without coverage; add --coverage 0.9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,18 +380,15 @@ class TrainConfig:
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
-        head = self.finetuning.head
+        head, oversample = self.finetuning.head, f"oversample_to={self.oversample_to!r}"
         if self.oversample_to is not None:
             if self.imbalance not in ("auto", "none", "sampler"):
                 raise ConfigError(
-                    f"oversample_to={self.oversample_to!r} and imbalance={self.imbalance!r} both correct for "
-                    "class sizes; use one of them (None disables the first)"
+                    f"{oversample} does not work with imbalance={self.imbalance!r}; use one of them (None "
+                    "disables the first)"
                 )
             if self.finetune == "none":
-                raise ConfigError(
-                    f"oversample_to={self.oversample_to!r} needs augmentation, which a linear probe does not "
-                    "use; use --finetune partial"
-                )
+                raise ConfigError(f"{oversample} has no effect on a linear probe; use --finetune partial")
         if self.finetune in ("none", "auto") and head != "linear":
             raise ConfigError(f"head={head!r} needs fine-tuning; use --finetune partial or full")
         if self.imbalance == "crt" and head != "linear":
@@ -412,7 +397,7 @@ class TrainConfig:
         soft += ["label_smoothing"] * bool(self.finetuning.label_smoothing)
         if soft and self.imbalance == "focal" and self.finetune != "none":
             raise ConfigError(
-                f"{soft[0]} needs soft labels, which imbalance='focal' does not support; remove one of them"
+                f"{soft[0]} makes soft labels, unsupported by imbalance='focal'; remove one of them"
             )
 
 

@@ -1,4 +1,4 @@
-"""Scan a dataset: what is in it and what is wrong with it.
+"""Scan a dataset: summarise its contents and list its problems.
 
 It is separate from `api.py` because it needs no network: a plain scan starts without importing PyTorch.
 """
@@ -27,7 +27,6 @@ def scan(
 
     Args:
         data: folder of class folders, table or zip archive.
-        reading: where paths, labels, splits and groups come from.
         classes: file with the classes expected in the test data.
         names_only: decode no images, and open only files that may be exact duplicates.
         near_duplicates: also search for resized, cropped, mirrored and otherwise edited duplicates. This

@@ -28,13 +28,7 @@ class DataError(PixelPlayError, ValueError):
 
 
 class ImageError(DataError):
-    """One image cannot be used.
-
-    Attributes:
-        path: the image, as named by the user.
-        status: status of its row in tables: "missing", "unreadable", "too_large" or "unsupported".
-        reason: the reason in one clause, without the path.
-    """
+    """One image cannot be used, for a reason in one clause; `status` is that of its row in tables."""
 
     def __init__(self, path: str, status: ImageStatus, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -22,7 +22,7 @@ class RunLog:
 
     Args:
         quiet: print nothing; notes are collected all the same.
-        is_json: print JSON for programs, one object per line.
+        json_progress: print JSON for programs, one object per line.
 
     Attributes:
         notes: every note, in order; the records of a run store them.
@@ -37,20 +37,17 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Record and print one line, prefixed with the current section; a repeated note is dropped."""
-        text = f"{self._prefix}{text}"
+        self.note_for_run(f"{self._prefix}{text}")
+
+    def note_for_run(self, text: str) -> None:
+        """Record and print a note that applies to the whole run, without the section as prefix."""
         if text in self.notes:
             return
         self.notes.append(text)
         if self._is_json:
-            _print_json({"note": text})
+            _print_line(json.dumps({"note": text}))
         else:
             self.info(f"note: {text}")
-
-    def note_for_run(self, text: str) -> None:
-        """Record and print a note that applies to the whole run, without the section as prefix."""
-        prefix, self._prefix = self._prefix, ""
-        self.note(text)
-        self._prefix = prefix
 
     def replay(self, notes: Sequence[str]) -> None:
         """Record notes that an earlier process has printed."""
@@ -58,13 +55,9 @@ class RunLog:
 
     def info(self, text: str) -> None:
         """Print one line that is not recorded."""
-        if self._quiet:
-            return
-        if self._is_json:
-            _print_json({"info": text})
-            return
-        self._progress.clear()
-        _print_line(text)
+        if not self._quiet:
+            self._progress.clear()
+            _print_line(json.dumps({"info": text}) if self._is_json else text)
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -80,7 +73,6 @@ class RunLog:
         """Show the progress of a task: a bar, or one line per minute where stderr is not a terminal.
 
         Args:
-            what: the task in one or two words.
             total: number of units; None where only the end shows it.
             unit: name of the units, in the plural.
         """
@@ -157,8 +149,25 @@ class _BarProgress(_LineProgress):
     """Show a moving bar on a terminal, and one line at the end."""
 
     def __init__(self, task: str, total: int | None, unit: str) -> None:
+        from tqdm import tqdm
+
         super().__init__(task, total, unit)
-        self._bar = _make_bar(task, total, unit)
+        has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not report it
+        counts = "{n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
+        self._bar = tqdm(
+            total=total,
+            desc=task,
+            unit=f" {unit}" if total else unit,
+            file=sys.stderr,
+            dynamic_ncols=has_size,
+            ncols=None if has_size else 80,
+            nrows=None if has_size else 24,
+            mininterval=0.2,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| " + counts
+            if total
+            else "{desc}: {n_fmt} {unit} in {elapsed}",
+        )
 
     def update(self, n: int = 1) -> None:
         self.n += n
@@ -192,44 +201,17 @@ class _JsonProgress(Progress):
     def _print(self, *, done: bool = False) -> None:
         self.shown = time.monotonic()
         elapsed, left = self.shown - self.start, self.seconds_left
-        _print_json(
-            {
-                "progress": self.task,
-                "unit": self.unit,
-                "total": self.total,
-                "n": self.n,
-                "done": done,
-                "elapsed_s": round(elapsed, 2),
-                "per_s": round(self.n / elapsed, 2) if elapsed > 0 else None,
-                "left_s": None if left is None else round(left, 1),
-            }
-        )
-
-
-def _make_bar(task: str, total: int | None, unit: str) -> Any:
-    """Make a moving bar; without a total it only counts."""
-    from tqdm import tqdm
-
-    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some terminals do not report it
-    with_total = (
-        "{desc}: {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
-    )
-    return tqdm(
-        total=total,
-        desc=task,
-        unit=f" {unit}" if total else unit,
-        file=sys.stderr,
-        dynamic_ncols=has_size,
-        ncols=None if has_size else 80,
-        nrows=None if has_size else 24,
-        mininterval=0.2,
-        leave=False,
-        bar_format=with_total if total else "{desc}: {n_fmt} {unit} in {elapsed}",
-    )
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    _print_line(json.dumps(content))
+        content = {
+            "progress": self.task,
+            "unit": self.unit,
+            "total": self.total,
+            "n": self.n,
+            "done": done,
+            "elapsed_s": round(elapsed, 2),
+            "per_s": round(self.n / elapsed, 2) if elapsed > 0 else None,
+            "left_s": None if left is None else round(left, 1),
+        }
+        _print_line(json.dumps(content))
 
 
 def _print_line(line: str) -> None:

@@ -13,11 +13,10 @@ from pixelplay.config import TrainConfig
 from pixelplay.dataset_scan import scan
 from pixelplay.outputs.console import (
     MAX_LABEL_ISSUES,
-    format_crossval_report,
     format_evaluation_report,
     format_label_issues,
+    format_run_report,
     format_scan,
-    format_train_report,
     scan_to_json,
 )
 from pixelplay.outputs.label_issues import LabelIssue, LabelIssueReport
@@ -60,13 +59,14 @@ def test_train_summary_leads_with_the_headline_and_fits_on_a_screen(
 ) -> None:
     run = tmp_path / "run"
     report = pixelplay.train(split_images, run, tiny_probe)
-    text = format_train_report(report, report_path=f"{run}/report.html")
+    text = format_run_report(report, report_path=f"{run}/report.html")
     lines = text.splitlines()
     assert len(lines) <= 24
     assert re.match(r"Test split \(16 images\) +value +95 % CI +majority class 'bars'$", lines[0])
     headline = report.headline
+    baseline = report.baseline["accuracy"]["value"]
     values = rf"{headline.value:.3f} +{headline.low:.3f}–{headline.high:.3f}"
-    assert re.match(rf"  accuracy \(optimised\) +{values} .*{report.baseline.accuracy.value:.3f}$", lines[1])
+    assert re.match(rf"  accuracy \(optimised\) +{values} .*{baseline:.3f}$", lines[1])
     assert [line.split("  ")[1] for line in lines[2:4]] == ["balanced accuracy", "macro F1"]
     n_trained = sum(TINY_COUNTS.values()) - 1
     assert section(text, "Model")[0] == f"linear probe, trained on {n_trained} images"
@@ -79,14 +79,14 @@ def test_train_summary_leads_with_the_headline_and_fits_on_a_screen(
     assert section(text, "Report") == [f"{run}/report.html"]
     assert section(text, "Next")[0] == f"pixelplay predict {run} NEW_IMAGES --out predictions.csv"
     assert "precision" not in text
-    assert re.search(r"class +trained +n +recall .*\nbars +23 +6 ", format_train_report(report, verbose=True))
+    assert re.search(r"class +trained +n +recall .*\nbars +23 +6 ", format_run_report(report, verbose=True))
 
 
 def test_train_summary_without_a_test_split_warns_of_optimistic_metrics(
     drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_probe, test_frac=0.0, metric="macro_f1")
-    text = format_train_report(pixelplay.train(drawn_images, tmp_path / "run", config))
+    text = format_run_report(pixelplay.train(drawn_images, tmp_path / "run", config))
     assert text.startswith("Out of fold (48 images) ")
     assert "\n  macro F1 (optimised) " in text
     assert section(text, "Warnings")[0].startswith("no test split; ")
@@ -97,12 +97,13 @@ def test_crossval_summary_shows_folds_and_deployed_model(
 ) -> None:
     config = replace(tiny_probe, n_folds=3)
     report = pixelplay.cross_validate(split_images, tmp_path / "run", config, repeats=2)
-    text = format_crossval_report(report)
+    text = format_run_report(report)
     assert text.startswith("3-fold cross-validation, repeated 2 times (47 images) ")
-    low, high = min(report.fold_values), max(report.fold_values)
+    assert report.by_fold is not None
+    low, high = min(report.by_fold.values), max(report.by_fold.values)
     assert section(text, "Folds") == [
         "6 × linear probe",
-        f"accuracy {low:.3f}–{high:.3f} (sd {report.fold_sd:.3f})",
+        f"accuracy {low:.3f}–{high:.3f} (sd {report.by_fold.sd:.3f})",
     ]
     assert section(text, "Deployed")[0] == "mean of the 6 fold models"
     assert section(text, "Deployed")[1].startswith("test split: accuracy ")

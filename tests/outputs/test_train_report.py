@@ -11,21 +11,19 @@ from conftest import TINY, draw_folder, draw_of_class
 from images import damaged_files, encode
 from pixelplay.api import train
 from pixelplay.config import TrainConfig
-from pixelplay.outputs.train_report import TrainReport
+from pixelplay.outputs.run_report import RunReport
 from pixelplay.run_log import RunLog
 from tables import read_json, read_rows
 
-FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "roc_auc", "average_precision")
 
 
 @pytest.fixture(scope="module")
-def odd(
-    tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainReport, Path, RunLog]:
-    """A run on given parts with all that can be odd about data.
+def odd(tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunReport, Path, RunLog]:
+    """A run on given splits with every problem that data can have.
 
-    Copies across parts, unreadable and conflicting files, a class with one image, one that only
-    the test part knows, a hidden file.
+    Duplicates across splits, unreadable and conflicting files, a class with one image, one that only
+    the test split has, a hidden file.
     """
     root = tmp_path_factory.mktemp("odd") / "data"
     draw_folder(root / "train", {"bars": 18, "dots": 9})
@@ -41,8 +39,8 @@ def odd(
     return train(root, run, config, log=log), run, log
 
 
-def test_every_figure_names_who_chose_and_who_measured(
-    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
+def test_every_metric_names_the_splits_that_selected_and_measured_it(
+    tiny_run: Path, odd: tuple[RunReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
@@ -57,11 +55,11 @@ def test_every_figure_names_who_chose_and_who_measured(
         assert set(chosen_on.values()) == {"train+val, out of fold"}
 
 
-def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]) -> None:
+def test_every_metric_has_its_n_and_interval(tiny_run: Path, odd: tuple[RunReport, Path, RunLog]) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
-        blocks = [metrics[name] for name in ("test", "oof", "test_without_copies") if name in metrics]
-        estimates = [block[name] for block in blocks for name in FIGURES if block[name] is not None]
+        blocks = [metrics[name] for name in ("test", "oof", "test_without_duplicates") if name in metrics]
+        estimates = [block[name] for block in blocks for name in METRICS if block[name] is not None]
         estimates += [metrics["headline"], metrics["baseline"]["accuracy"]]
         for estimate in estimates:
             assert {"value", "low", "high", "n", "reliable", "method"} <= set(estimate)
@@ -69,8 +67,8 @@ def test_every_figure_has_its_n_and_interval(tiny_run: Path, odd: tuple[TrainRep
         assert all("low" not in block["ece"] for block in blocks)  # no interval on ECE
 
 
-def test_the_headline_is_the_declared_metric_where_it_was_measured(
-    odd: tuple[TrainReport, Path, RunLog],
+def test_headline_is_the_declared_metric(
+    odd: tuple[RunReport, Path, RunLog],
 ) -> None:
     report, run, _ = odd
     metrics = read_json(run / "metrics.json")
@@ -79,7 +77,7 @@ def test_the_headline_is_the_declared_metric_where_it_was_measured(
     assert metrics == json.loads(json.dumps(report.to_json()))
 
 
-def test_without_a_test_part_the_headline_is_out_of_fold(
+def test_headline_is_out_of_fold_without_a_test_split(
     tiny_probe: TrainConfig, drawn_images: Path, tmp_path: Path
 ) -> None:
     config = replace(tiny_probe, test_frac=0)
@@ -94,33 +92,33 @@ def test_without_a_test_part_the_headline_is_out_of_fold(
     assert len(read_rows(tmp_path / "run" / "oof.csv")) == 48
 
 
-def test_the_baseline_always_answers_the_commonest_class(
-    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
+def test_baseline_always_predicts_the_majority_class(
+    tiny_run: Path, odd: tuple[RunReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
         counts: dict[str, int] = metrics["train_counts"]
-        commonest = max(counts, key=lambda name: counts[name])
-        given = [row["given"] for row in read_rows(run / "predictions.csv")]
-        n_present = len(set(given))
-        assert metrics["baseline"]["class"] == commonest == "bars"
-        assert metrics["baseline"]["accuracy"]["value"] == given.count("bars") / len(given)
+        majority = max(counts, key=lambda name: counts[name])
+        labels = [row["label"] for row in read_rows(run / "predictions.csv")]
+        n_present = len(set(labels))
+        assert metrics["baseline"]["class"] == majority == "bars"
+        assert metrics["baseline"]["accuracy"]["value"] == labels.count("bars") / len(labels)
         assert metrics["baseline"]["balanced_accuracy"] == pytest.approx(1 / n_present)
 
 
-def test_predictions_csv_gives_the_figures_of_metrics_json(
-    tiny_run: Path, odd: tuple[TrainReport, Path, RunLog]
+def test_tables_reproduce_the_metrics_of_metrics_json(
+    tiny_run: Path, odd: tuple[RunReport, Path, RunLog]
 ) -> None:
     for run in (tiny_run, odd[1]):
         metrics = read_json(run / "metrics.json")
         for table, block in (("predictions.csv", metrics["test"]), ("oof.csv", metrics["oof"])):
-            scored = [row for row in read_rows(run / table) if row["label"]]
-            right = [row["label"] == row["given"] for row in scored]
+            scored = [row for row in read_rows(run / table) if row["prediction"]]
+            right = [row["label"] == row["prediction"] for row in scored]
             assert block["n"] == len(scored)
             assert block["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
-def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path, RunLog]) -> None:
+def test_split_json_lists_the_images_of_each_split(odd: tuple[RunReport, Path, RunLog]) -> None:
     run = odd[1]
     split = read_json(run / "split.json")
     assert list(split) == ["train", "val", "test", "removed", "dropped", "excluded"]
@@ -134,19 +132,19 @@ def test_split_json_says_where_each_photograph_went(odd: tuple[TrainReport, Path
     assert [row["path"] for row in read_rows(run / "oof.csv")] == held_out
 
 
-def test_copies_of_test_photographs_are_taken_out_and_counted(
-    odd: tuple[TrainReport, Path, RunLog],
+def test_duplicates_of_test_images_are_removed_and_counted(
+    odd: tuple[RunReport, Path, RunLog],
 ) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     assert metrics["data"]["removed_from_training"] == ["train/bars/copy.jpg"]
     assert metrics["test"]["n"] == 12
-    assert metrics["test_without_copies"]["n"] == 11
+    assert metrics["test_without_duplicates"]["n"] == 11
     members = {frozenset(member["path"] for member in found) for found in metrics["data"]["duplicates"]}
     assert frozenset({"test/bars/000.jpg", "train/bars/copy.jpg"}) in members
 
 
-def test_what_is_wrong_with_the_data_is_kept_file_by_file(
-    odd: tuple[TrainReport, Path, RunLog],
+def test_data_problems_are_recorded_by_file(
+    odd: tuple[RunReport, Path, RunLog],
 ) -> None:
     data = read_json(odd[1] / "metrics.json")["data"]
     assert [(bad["path"], bad["status"]) for bad in data["unreadable"]] == [
@@ -158,22 +156,21 @@ def test_what_is_wrong_with_the_data_is_kept_file_by_file(
     assert sum(data["skipped"].values()) == 1
 
 
-def test_what_was_said_is_kept(odd: tuple[TrainReport, Path, RunLog]) -> None:
+def test_notes_are_recorded(odd: tuple[RunReport, Path, RunLog]) -> None:
     report, run, log = odd
     notes = read_json(run / "metrics.json")["notes"]
     assert notes == list(report.notes) == log.notes
-    for said in (
-        "1 image cannot be used, hence left out: train/dots/cut.jpg",
-        "1 training image not learned from, as copies of test images",
-        "1 set of copies with different labels",
-        "a single image to learn from, so never held out of training: single",
-        "1 expected classes have no training image: rings",
-        "can pass 75.0% accuracy",
+    for text in (
+        "skipped 1 unreadable image: train/dots/cut.jpg",
+        "1 training image removed as duplicates of test images: train/bars/copy.jpg",
+        "1 group of duplicates with different labels",
+        "one training image, never held out: single",
+        "rings; accuracy cannot exceed 75.0",
     ):
-        assert [note for note in notes if said in note], said
+        assert [note for note in notes if text in note], text
 
 
-def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, RunLog]) -> None:
+def test_unknown_test_classes_count_as_errors(odd: tuple[RunReport, Path, RunLog]) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     assert metrics["test"]["known_only"]["n"] == 9
     rings = next(scores for scores in metrics["test"]["per_class"] if scores["class"] == "rings")
@@ -181,8 +178,8 @@ def test_unknown_test_classes_count_as_errors(odd: tuple[TrainReport, Path, RunL
     assert rings["recall"]["value"] == 0
 
 
-def test_a_lone_photograph_is_learned_and_has_no_held_out_row(
-    odd: tuple[TrainReport, Path, RunLog],
+def test_single_image_of_a_class_is_trained_on_and_never_held_out(
+    odd: tuple[RunReport, Path, RunLog],
 ) -> None:
     metrics = read_json(odd[1] / "metrics.json")
     rows = read_rows(odd[1] / "oof.csv")
@@ -192,13 +189,13 @@ def test_a_lone_photograph_is_learned_and_has_no_held_out_row(
     assert {row["fold"] for row in rows} == set("01234")
 
 
-def test_config_json_holds_the_settings(odd: tuple[TrainReport, Path, RunLog]) -> None:
+def test_config_json_holds_the_settings(odd: tuple[RunReport, Path, RunLog]) -> None:
     stored = read_json(odd[1] / "config.json")
     assert stored["pixelplay"] == "train"
     assert (stored["metric"], stored["seed"], stored["backbone"]) == ("macro_f1", 3, TINY)
 
 
-def test_two_photographs_a_class_make_records_without_nan(tiny_probe: TrainConfig, tmp_path: Path) -> None:
+def test_two_images_per_class_make_records_without_nan(tiny_probe: TrainConfig, tmp_path: Path) -> None:
     draw_folder(tmp_path / "photos", {"bars": 2, "dots": 3})
     train(tmp_path / "photos", tmp_path / "run", tiny_probe, log=RunLog(quiet=True))
     metrics = read_json(tmp_path / "run" / "metrics.json")
@@ -216,7 +213,7 @@ def numbers_in(value: object) -> Iterator[float]:
         yield float(value)
 
 
-def test_the_same_seed_gives_the_same_records(
+def test_same_seed_gives_the_same_records(
     tiny_run: Path, tiny_probe: TrainConfig, drawn_images: Path, tmp_path: Path
 ) -> None:
     train(drawn_images, tmp_path / "run", tiny_probe, log=RunLog(quiet=True))

@@ -8,8 +8,7 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import docstring_parser
 from tyro.conf import Positional
@@ -48,17 +47,8 @@ MOST_IMPORTANT: Mapping[str, str] = {
 USAGE_COLUMNS = 25
 
 
-@dataclass(frozen=True)
-class Option:
-    """One argument of a command.
-
-    Attributes:
-        name: Python name.
-        usage: how it is typed: "DATA", "--seed N", "--no-hflip".
-        text: description with range and default.
-        heading: heading in the full help.
-        required: must be typed.
-    """
+class Option(NamedTuple):
+    """One argument of a command; `usage` is how it is typed, `text` describes it with range and default."""
 
     name: str
     usage: str
@@ -89,34 +79,28 @@ def format_overview(commands: Mapping[str, Callable[..., None]]) -> str:
 
 
 def format_help(command: str, function: Callable[..., None], config: TrainConfig, *, full: bool) -> str:
-    """Format the help of a command.
+    """Format the help of a command from the signature and docstring of its function.
 
     Args:
-        command: its name on the command line.
-        function: its implementation; signature and docstring describe the arguments.
         config: defaults of the settings for training.
         full: show all options under headings.
     """
     parameters = inspect.signature(function).parameters.values()
     values = {each.name: config if each.name == "config" else each.default for each in parameters}
-    options = list(list_options(function, values))
-    options.sort(key=lambda option: [*dict.fromkeys(["Options", *HEADINGS.values()])].index(option.heading))
-    required = " ".join(option.usage for option in options if option.required)
+    options = {option.name: option for option in list_options(function, values)}
+    required = " ".join(option.usage for option in options.values() if option.required)
     lines = [f"usage: pixelplay {command} {required} [options]".replace("  ", " "), ""]
     lines += [(function.__doc__ or "").splitlines()[0], ""]
-    named = MOST_IMPORTANT.get(command, "").split()
-    if not full and named:
-        by_name = {option.name: option for option in options}
-        for name in named:
-            lines += _format_option(by_name[name])
-        others = [heading.lower() for heading in dict.fromkeys(option.heading for option in options)]
-        others = [heading for heading in others if heading not in ("options", "training")]
-        listed = ", ".join(others[:-1]) + " and " + others[-1]
-        return "\n".join([*lines, "", f"{listed.capitalize()} options: pixelplay {command} --help-all"])
-    for heading in dict.fromkeys(option.heading for option in options):
-        lines += [f"{heading}:"]
-        lines += [line for option in options if option.heading == heading for line in _format_option(option)]
-        lines += [""]
+    present = {option.heading for option in options.values()}
+    headings = [each for each in dict.fromkeys(["Options", *HEADINGS.values()]) if each in present]
+    if not full and (named := MOST_IMPORTANT.get(command, "").split()):
+        lines += [line for name in named for line in _format_option(options[name])]
+        *others, last = [each.lower() for each in headings if each not in ("Options", "Training")]
+        listed = f"{', '.join(others)} and {last}".capitalize()
+        return "\n".join([*lines, "", f"{listed} options: pixelplay {command} --help-all"])
+    for heading in headings:
+        own = [option for option in options.values() if option.heading == heading]
+        lines += [f"{heading}:", *(line for option in own for line in _format_option(option)), ""]
     return "\n".join(lines[:-1])
 
 
@@ -126,12 +110,10 @@ def list_options(owner: Any, values: Mapping[str, Any], heading: str = "Options"
     parsed = [docstring_parser.parse_from_object(each) for each in classes]
     documented = parsed or [docstring_parser.parse(owner.__doc__ or "")]
     texts = {each.arg_name: each.description or "" for doc in documented for each in doc.params}
-    for name, (allowed, metadata) in field_types(owner).items():
-        if name == "return":
-            continue
-        group, value = allowed[0], values[name]
-        if dataclasses.is_dataclass(group):
-            yield from list_options(group, vars(value), HEADINGS[group])  # type: ignore[index]
+    for name, value in values.items():
+        allowed, metadata = field_types(owner)[name]
+        if dataclasses.is_dataclass(value):
+            yield from list_options(type(value), vars(value), HEADINGS[type(value)])
         else:
             yield _make_option(name, (allowed, metadata), value, texts[name], heading)
 

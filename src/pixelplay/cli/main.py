@@ -1,4 +1,4 @@
-"""Run one command and turn what goes wrong into one line and an exit status."""
+"""Run one command; an error becomes one line on stderr and an exit status."""
 
 import errno
 import io
@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 error, 2 wrong usage, 130 interrupted.
     """
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # print invalid file names, and what a terminal lacks, escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
     token = words_typed.set(words)
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 0
     except PixelPlayError as error:
         return _fail(str(error), words)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         _discard_stdout()
         return 0
     except OSError as error:
@@ -102,7 +100,7 @@ def _describe(error: OSError) -> str:
 
 
 def _discard_stdout() -> None:
-    """Discard what stdout cannot take, so that Python does not complain about it at exit."""
+    """Redirect a broken stdout to nowhere, so that Python does not report it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

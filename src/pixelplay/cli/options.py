@@ -4,7 +4,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -124,14 +124,12 @@ def settings_registry(recipe: Recipe) -> ConstructorRegistry:
 def read_sources(images: Sequence[str]) -> list[str]:
     """Replace "-" by the lines of stdin; exit with status 2 if no images are named."""
     if not images:
-        print(
-            "error: no IMAGES named; add folders, files, tables or zip archives, or - for a list on stdin",
-            file=sys.stderr,
-        )
+        message = "no IMAGES named; add folders, files, tables or zip archives, or - for a list on stdin"
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
     return [source for image in images for source in (_read_lines() if image == "-" else [image])]
 
 
-def _read_lines() -> Iterator[str]:
+def _read_lines() -> list[str]:
     text = os.fsdecode(sys.stdin.buffer.read())  # a file name need not be valid UTF-8
-    yield from (line for line in text.replace("\r\n", "\n").split("\n") if line)
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line]

@@ -51,12 +51,7 @@ TITLE_WIDTH = 18
 
 
 def format_run_report(report: "RunReport", *, verbose: bool = False, report_path: str | None = None) -> str:
-    """Format the summary that `train` and `crossval` print.
-
-    Args:
-        verbose: add the table of all classes.
-        report_path: the HTML report, if there is one.
-    """
+    """Format the summary that `train` and `crossval` print; `verbose` adds the table of all classes."""
     if report.by_fold is not None:
         return _format_crossval(report, verbose=verbose, report_path=report_path)
     assert isinstance(report.finetune, str)
@@ -83,15 +78,13 @@ def _format_crossval(report: "RunReport", *, verbose: bool, report_path: str | N
     methods = ", ".join(f"{n} × {METHOD_TITLES[method]}" for method, n in report.finetune.items())
     low, high = min(folds.values), max(folds.values)
     spread = f"{METRIC_TITLES[report.metric]} {low:.3f}–{high:.3f} (sd {folds.sd:.3f})"
+    deployed = "one model trained on all images"
     if folds.deployed == "ensemble":
-        deployed = [f"mean of the {folds.n_folds * folds.repeats} fold models"]
-    else:
-        deployed = ["one model trained on all images"]
-    if report.test is None:
-        deployed.append("not evaluated itself; the metrics above are those of models trained like it")
-    else:
-        deployed.append(f"test split: {_describe_metric(report.test, report.metric)}")
-    sections = {"Folds": [methods, spread], "Deployed": deployed}
+        deployed = f"mean of the {folds.n_folds * folds.repeats} fold models"
+    tested = "not evaluated itself; the metrics above are those of models trained like it"
+    if report.test is not None:
+        tested = f"test split: {_describe_metric(report.test, report.metric)}"
+    sections = {"Folds": [methods, spread], "Deployed": [deployed, tested]}
     return _format_run(report, title, sections, [], verbose=verbose, report_path=report_path)
 
 
@@ -141,8 +134,7 @@ def _format_run(
 def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = False) -> str:
     """Format all metrics with intervals, the weakest classes and the comparison with another run.
 
-    Args:
-        verbose: add the table of all classes and the confusion matrix.
+    `verbose` adds the table of all classes and the confusion matrix.
     """
     evaluation, warnings = report.evaluation, []
     images = counted(evaluation.n, "image")
@@ -237,9 +229,7 @@ def format_label_issues(report: "LabelIssueReport") -> str:
         f"{len(found):,} of {n_checked:,} held-out images have a label that looks wrong ({share}): {splits}"
     ]
     if "val" in report.n_checked:
-        summary.append(
-            "images that fine-tuning trained on are not checked; pixelplay crossval checks all images"
-        )
+        summary.append("images used for fine-tuning are not checked; pixelplay crossval checks all images")
     rows = [
         [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.suggested, f"{s.prob_suggested:.2f}"]
         for s in found[:MAX_LABEL_ISSUES]
@@ -277,11 +267,7 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
 
 
 def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = False) -> str:
-    """Format what a scan found.
-
-    Args:
-        near_duplicates: near-duplicates were searched for.
-    """
+    """Format what a scan found, which includes `near_duplicates` only on request."""
     splits = _given_splits(dataset)
     title = f"{printable(dataset.source)}: {counted(len(dataset), 'image')}, {len(dataset.classes)} classes"
     if splits:
@@ -323,14 +309,10 @@ def _describe_coverage(dataset: ImageDataset) -> list[str]:
         effect = "" if bound is None else f"; accuracy cannot exceed {percent(bound)}"
         lines.append(f"expected classes without images ({len(absent)}): {_name_examples(absent)}{effect}")
     if few := [f"{name} ({n})" for name, n in coverage.few.items()]:
-        share = (
-            ""
-            if coverage.few_share is None
-            else f"; they are {percent(coverage.few_share)} of the test images"
-        )
-        lines.append(
-            f"expected classes with fewer than {FEW_IMAGES} images ({len(few)}): {_name_examples(few)}{share}"
-        )
+        share = coverage.few_share
+        effect = "" if share is None else f"; they are {percent(share)} of the test images"
+        title = f"expected classes with fewer than {FEW_IMAGES} images ({len(few)})"
+        lines.append(f"{title}: {_name_examples(few)}{effect}")
     return lines
 
 
@@ -396,8 +378,7 @@ def _format_estimate(estimate: Estimate | float | None) -> tuple[str, str]:
 
 
 def _inline(estimate: Estimate) -> str:
-    value, interval = _format_estimate(estimate)
-    return f"{value} ({interval})"
+    return "{} ({})".format(*_format_estimate(estimate))
 
 
 def _describe_metric(evaluation: Evaluation, name: str) -> str:
@@ -417,15 +398,11 @@ def _describe_weakest(evaluation: Evaluation) -> list[str]:
         for k, scores in enumerate(evaluation.per_class)
         if scores.recall is not None and scores.recall.value < 1
     ]
-    lines = []
+    names, lines = evaluation.classes, []
     for recall, k in sorted(weak)[:EXAMPLES]:
         row = evaluation.confusion[k]  # (K,) predictions for images of the class
-        wrong = row.copy()
-        wrong[k] = 0
-        other = evaluation.classes[wrong.argmax()]
-        lines.append(
-            f"{evaluation.classes[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}), confused with {other}"
-        )
+        other = max((j for j in range(len(row)) if j != k), key=row.__getitem__)
+        lines.append(f"{names[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}), confused with {names[other]}")
     return lines
 
 

@@ -7,26 +7,14 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import IntArray
-from pixelplay.config import Metric
 from pixelplay.evaluation.calibration import compare_reliability, temperature_softmax
 from pixelplay.evaluation.decision_rule import DecisionRule
-from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, evaluate_probs, majority_baseline
+from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
-from pixelplay.outputs.label_issues import LabelIssueReport, collect_label_issues
+from pixelplay.outputs import run_report
+from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
+from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof
-from pixelplay.outputs.run_report import (
-    OTHER_FOLDS,
-    FoldMetrics,
-    RunReport,
-    describe_data,
-    describe_rule,
-    write_config,
-    write_history,
-    write_metrics,
-    write_split,
-    write_table,
-)
 from pixelplay.training.checkpoint import FoldResult
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_context import RunContext
@@ -45,26 +33,31 @@ def make_crossval_report(
     command: str | None,
     *,
     single: bool,
-) -> RunReport:
-    """Collect what is known about a cross-validation.
+) -> run_report.RunReport:
+    """Build the report of a cross-validation.
 
     Args:
         out_dir: final folder of the run.
         classifier: the deployed classifier.
-        rule: its decision rule.
         test: the given test split as the deployed classifier predicts it; None where there is none.
         command: the command as typed; None where Python was used.
-        single: whether one classifier is deployed instead of the ensemble.
+        single: one classifier is deployed instead of the ensemble.
     """
     config, counts, rows = ctx.config, data.fit_counts, validation.rows
-    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0
+    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0  # a class's only image never is
     splits = {"oof": _evaluate(validation, data, data.given_labels, config.seed)}
     if (data.corrected_labels != data.given_labels)[rows].any():
         splits["oof_corrected"] = _evaluate(validation, data, data.corrected_labels, config.seed)
     on_test = {} if test is None else {"test": test.evaluation, "test_corrected": test.corrected}
     on_test |= {"test_without_duplicates": evaluate_without_duplicates(data, test, config.seed)}
     splits |= {name: each for name, each in on_test.items() if each is not None}
-    return RunReport(
+    checked = {"oof": (rows[held_out], np.mean([each[held_out] for each in validation.probs], axis=0))}
+    if test is not None:
+        checked["test"] = (test.rows, test.predictions.probs)
+    # without excluded images, which have the deployed temperature, and repetitions, which add no evidence
+    in_fold = validation.folds[0] >= 0
+    before = temperature_softmax(validation.logits[0][in_fold], 1.0)
+    return run_report.RunReport(
         run_dir=out_dir,
         metric=config.metric,
         finetune=Counter(result.finetune for result in validation.results),
@@ -72,16 +65,20 @@ def make_crossval_report(
         held_out_split="oof",
         baseline=majority_baseline(counts, labels[held_out], splits["oof"].classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **describe_rule(rule, "oof")},
-        data=describe_data(data),
+        chosen={**classifier.chosen, **run_report.describe_rule(rule, "oof")},
+        data=run_report.describe_data(data),
         notes=tuple(ctx.log.notes),
         command=command,
-        label_issues=_collect_label_issues(out_dir, data, validation, test),
-        calibration=_compare_reliability(validation, labels),
-        by_fold=FoldMetrics(
+        label_issues=collect_label_issues(out_dir, data, checked),
+        calibration=compare_reliability(before, validation.probs[0][in_fold], labels[in_fold], "oof"),
+        by_fold=run_report.FoldMetrics(
             n_folds=config.n_folds,
             repeats=len(validation.folds),
-            values=tuple(_fold_values(validation, labels, config.metric)),
+            values=tuple(
+                label_metric(config.metric, validation.pred[result.repeat][own], labels[own])
+                for result in validation.results
+                if (own := validation.folds[result.repeat] == result.fold).any()
+            ),
             deployed="single" if single else "ensemble",
             folds=[_describe_fold(result, validation) for result in validation.results],
         ),
@@ -89,7 +86,7 @@ def make_crossval_report(
 
 
 def write_crossval_records(
-    report: RunReport,
+    report: run_report.RunReport,
     validation: CrossValidation,
     classifier: TrainedClassifier,
     test: EvaluatedSplit | None,
@@ -99,12 +96,12 @@ def write_crossval_records(
     """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json."""
     assert report.by_fold is not None
     folder, folds = ctx.run_dir, report.by_fold
-    write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
+    run_report.write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
     rows = {f"repeat {each.repeat}, fold {each.fold}": each.rows for each in validation.results}
     never = np.setdiff1d(validation.rows[validation.folds[0] < 0], data.excluded)
     others = {"never_held_out": never, "excluded": data.excluded}
     others |= {"test": data.split.test, "removed": data.split.removed}
-    write_split({**rows, **others}, data, folder)
+    run_report.write_split({**rows, **others}, data, folder)
     history: list[Mapping[str, float]] = [
         {"repeat": result.repeat, "fold": result.fold, **row}
         for result in validation.results
@@ -112,11 +109,11 @@ def write_crossval_records(
     ]
     # a single classifier is in no fold; an ensemble has no history of its own
     history += [{"repeat": np.nan, "fold": np.nan, **row} for row in classifier.history]
-    write_history(history, folder)
+    run_report.write_history(history, folder)
     write_oof(folder, data, validation)
     if test is not None:
-        write_table("predictions.csv", test, folder)
-    write_metrics(report, folder)
+        run_report.write_table("predictions.csv", test, folder)
+    run_report.write_metrics(report, folder)
 
 
 def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray, seed: int) -> Evaluation:
@@ -125,55 +122,21 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
     Args:
         labels: (N,) of all images in the training data; images with -1 are skipped.
     """
-    groups, found = data.dataset.groups, []
+    found = []
     for probs, pred in zip(validation.probs, validation.pred, strict=True):
         kept = (pred >= 0) & (labels[validation.rows] >= 0)
         rows = validation.rows[kept]
-        evaluation = evaluate_probs(
-            probs[kept],
-            pred[kept],
-            labels[rows],
-            data.classes,
-            n_known=data.n_known,
-            groups=None if groups is None else groups[rows],
-            seed=seed,
-        )
-        found.append(evaluation)
+        found.append(score_rows(data, rows, probs[kept], pred[kept], labels[rows], seed))
     return average_evaluations(found)
-
-
-def _compare_reliability(validation: CrossValidation, labels: IntArray) -> dict[str, Any] | None:
-    """Compare calibration in the first repetition; repeated images are no further evidence."""
-    held_out = validation.folds[0] >= 0  # excluded images have the deployed temperature
-    before = temperature_softmax(validation.logits[0][held_out], 1.0)
-    return compare_reliability(before, validation.probs[0][held_out], labels[held_out], "oof")
-
-
-def _collect_label_issues(
-    run_dir: str, data: TrainingData, validation: CrossValidation, test: EvaluatedSplit | None
-) -> LabelIssueReport:
-    held_out = validation.pred[0] >= 0  # (N,) a class's only image never is
-    probs = np.mean([each[held_out] for each in validation.probs], axis=0)
-    found = {"oof": (validation.rows[held_out], probs)}
-    if test is not None:
-        found["test"] = (test.rows, test.predictions.probs)
-    return collect_label_issues(run_dir, data, found)
-
-
-def _fold_values(validation: CrossValidation, labels: IntArray, metric: Metric) -> list[float]:
-    return [
-        label_metric(metric, validation.pred[result.repeat][own], labels[own])
-        for result in validation.results
-        if (own := validation.folds[result.repeat] == result.fold).any()
-    ]
 
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:
     rule = validation.rules[result.repeat].get(result.fold)
+    by_rule = {} if rule is None else run_report.describe_rule(rule, run_report.OTHER_FOLDS)
     return {
         "repeat": result.repeat,
         "fold": result.fold,
         "n": len(result.rows),
         "finetune": result.finetune,
-        "chosen": {**result.chosen, **({} if rule is None else describe_rule(rule, OTHER_FOLDS))},
+        "chosen": {**result.chosen, **by_rule},
     }

@@ -29,15 +29,12 @@ class EvaluatedSplit:
 
     Attributes:
         rows: (N,) positions of the images.
-        predictions: one row for each.
-        labels: (N,) class names as given.
         evaluation: metrics on the given labels.
         corrected: metrics on the user's corrected labels, without excluded images; None where they are equal.
     """
 
     rows: IntArray
     predictions: Predictions
-    labels: tuple[str, ...]
     evaluation: Evaluation
     corrected: Evaluation | None
 
@@ -45,13 +42,7 @@ class EvaluatedSplit:
 def evaluate_rows(
     data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, seed: int
 ) -> EvaluatedSplit:
-    """Evaluate predictions for some images.
-
-    Args:
-        rows: (N,) positions.
-        probs: (N, K).
-        pred: (N,) predicted classes; rows with -1 were never held out and are left out.
-    """
+    """Evaluate predictions (N,) and probabilities (N, K) of rows (N,); skip rows predicted as -1."""
     is_scored = pred >= 0
     rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
     labels, corrected = data.given_labels[rows], data.corrected_labels[rows]
@@ -65,27 +56,26 @@ def evaluate_rows(
         digests=tuple(data.digests[i] for i in rows),
         label=tuple(data.classes[k] for k in labels),
     )
+    kept, by_correction = corrected >= 0, None
+    if kept.any() and (corrected != labels).any():
+        by_correction = score_rows(data, rows[kept], probs[kept], pred[kept], corrected[kept], seed)
+    evaluation = score_rows(data, rows, probs, pred, labels, seed)
+    return EvaluatedSplit(rows=rows, predictions=predictions, evaluation=evaluation, corrected=by_correction)
 
-    def evaluate(kept: BoolArray, labels: IntArray) -> Evaluation:
-        groups = data.dataset.groups
-        return evaluate_probs(
-            probs[kept],
-            pred[kept],
-            labels[kept],
-            data.classes,
-            n_known=data.n_known,
-            groups=None if groups is None else groups[rows[kept]],
-            seed=seed,
-        )
 
-    has_label = corrected >= 0
-    is_changed = bool((corrected != labels).any()) and bool(has_label.any())
-    return EvaluatedSplit(
-        rows=rows,
-        predictions=predictions,
-        labels=tuple(data.classes[k] for k in labels),
-        evaluation=evaluate(np.ones(len(labels), dtype=np.bool_), labels),
-        corrected=evaluate(has_label, corrected) if is_changed else None,
+def score_rows(
+    data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, labels: IntArray, seed: int
+) -> Evaluation:
+    """Evaluate predictions (N,) and probabilities (N, K) of rows (N,) against labels (N,)."""
+    groups = data.dataset.groups
+    return evaluate_probs(
+        probs,
+        pred,
+        labels,
+        data.classes,
+        n_known=data.n_known,
+        groups=None if groups is None else groups[rows],
+        seed=seed,
     )
 
 
@@ -96,10 +86,9 @@ def evaluate_held_out(
 
     Without excluded and dropped images, which a user or a probe found doubtful, metrics would be optimistic.
     """
+    others = data.excluded_from_val  # dropped images stay in a validation split
     if classifier.held_out_split == "oof":
         others = np.union1d(data.excluded, data.dropped)
-    else:  # dropped images stay in a validation split
-        others = data.excluded_from_val
     probs, pred = rule.apply(classifier.logits)
     other_probs, other_pred = rule.apply(predict_rows(classifier, data, ctx, others))
     rows = np.concatenate([classifier.held_out, others])
@@ -124,12 +113,12 @@ def evaluate_without_duplicates(
     if test is None or not len(data.split.duplicated):
         return None
     kept = ~np.isin(test.rows, data.split.duplicated)
-    predictions = test.predictions
     if not kept.any():
         return None
-    return evaluate_rows(
-        data, test.rows[kept], predictions.probs[kept], predictions.pred[kept], seed
-    ).evaluation
+    rows, predictions = test.rows[kept], test.predictions
+    return score_rows(
+        data, rows, predictions.probs[kept], predictions.pred[kept], data.given_labels[rows], seed
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +126,6 @@ class RunComparison:
     """One model minus another on the same images.
 
     Attributes:
-        runs: the evaluated model and the other.
         metric: metric that the first model optimises.
         everything: all scored images.
         n_trained_on: images that either model was trained on.
@@ -176,7 +164,6 @@ class EvaluationReport:
         unreadable: path, status and reason of labelled images that were skipped.
         n_trained_on: scored images that the model was trained on.
         unseen: metrics without those; None where there are none, or no others.
-        against: the difference to another model, if one was given.
     """
 
     evaluation: Evaluation
@@ -187,7 +174,7 @@ class EvaluationReport:
     against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the metrics at the top level, with what they rest on beside them."""
+        """Return the metrics at the top level, beside the counts of images they depend on."""
         return {
             **self.evaluation.to_json(),
             "split": self.split,
@@ -206,11 +193,10 @@ def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
         ConfigError: unknown split.
         DataError: no labelled image.
     """
+    is_labelled, chosen = dataset.labels >= 0, split
     if split is not None:
         check_choice("split", split, SPLITS)
-    is_labelled = dataset.labels >= 0
-    chosen = split
-    if chosen is None and (dataset.in_split("test") & is_labelled).any():
+    elif (dataset.in_split("test") & is_labelled).any():
         chosen = "test"
     is_inside = ~dataset.in_split("test") if chosen is None else dataset.in_split(chosen)
     is_scored = is_inside & is_labelled
@@ -222,12 +208,6 @@ def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
         where = f" in split {split}" if split else ""
         raise DataError(f"{dataset.source} has no labelled images{where}{hint}")
     return dataset.select(is_scored), chosen or "all"
-
-
-def labels_in(classes: tuple[str, ...], dataset: ImageDataset) -> IntArray:
-    """Return labels (N,) as positions in a model's classes; -1 for unknown classes."""
-    position = {name: k for k, name in enumerate(classes)}
-    return np.array([position.get(dataset.classes[k], -1) for k in dataset.labels], dtype=np.int64)
 
 
 def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
@@ -263,7 +243,7 @@ def evaluate_predictions(
     if unreadable:
         log.note(f"skipped {counted(len(unreadable), 'unreadable image')}: {named}")
     classes = _all_classes(bundle.classes, dataset.classes)
-    labels = _positions_in(dataset.classes, classes)[dataset.labels]
+    labels = positions_in(dataset.classes, classes)[dataset.labels]
     if unknown := sorted({classes[k] for k in labels if k >= len(bundle.classes)}):
         log.note(f"images of classes unknown to the model count as errors: {name_some(unknown, EXAMPLES)}")
 
@@ -307,8 +287,8 @@ def compare_runs(
 ) -> RunComparison:
     """Compare two models on the rows of a dataset that could be read."""
     classes = _all_classes(*(bundle.classes for bundle in bundles), dataset.classes)
-    labels = _positions_in(dataset.classes, classes)[dataset.labels]
-    columns = [_positions_in(bundle.classes, classes) for bundle in bundles]  # (K of each,)
+    labels = positions_in(dataset.classes, classes)[dataset.labels]
+    columns = [positions_in(bundle.classes, classes) for bundle in bundles]  # (K of each,)
     for run, own, other in zip(runs, bundles, reversed(bundles), strict=True):
         if missing := sorted(set(other.classes) - set(own.classes)):
             log.note(f"{run} does not know classes of the other model: {name_some(missing, EXAMPLES)}")
@@ -353,10 +333,10 @@ def _all_classes(*lists: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in lists for name in names))
 
 
-def _positions_in(names: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
-    """Return the positions (K,) of names in a longer list."""
+def positions_in(names: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
+    """Return the positions (K,) of names in a list of classes; -1 for unknown names."""
     position = {name: k for k, name in enumerate(classes)}
-    return np.array([position[name] for name in names], dtype=np.int64)
+    return np.array([position.get(name, -1) for name in names], dtype=np.int64)
 
 
 def _was_trained_on(predictions: Predictions, bundle: ModelBundle) -> BoolArray:

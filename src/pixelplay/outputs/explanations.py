@@ -1,4 +1,4 @@
-"""Explanations → a folder of overlays, raw maps and a table."""
+"""Write explanations to a folder: overlays, raw maps and a table."""
 
 import os
 import re
@@ -46,13 +46,10 @@ class ExplainedImage:
     """One image that was explained, or could not be read: a row of explanations.csv.
 
     Attributes:
-        path: as passed by the user.
         status: "ok", "missing", "unreadable", "too_large" or "unsupported".
         error: why the image could not be read; "" otherwise.
         prediction: predicted class; None, like everything below, for an unreadable image.
-        probability: of the predicted class.
         explained: class whose evidence is shown.
-        explained_probability: of that class.
         overlay: file name of the overlay in the output folder.
         map: file name of the raw map (h, w) float32 in the output folder.
     """
@@ -100,17 +97,7 @@ def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
 def write_explanations(
     explainer: Explainer, datasets: Sequence[ImageDataset], class_name: str | None, folder: str, log: RunLog
 ) -> list[ExplainedImage]:
-    """Explain images; write overlays, maps and a table with one row per image.
-
-    Args:
-        explainer: the model or ensemble.
-        datasets: the images.
-        class_name: class to explain (default: the predicted class of each image).
-        folder: existing folder to write into.
-        log: shows the progress.
-
-    Returns:
-        One item per image, in order.
+    """Explain images for a class, by default the predicted one; write overlays, maps and a table.
 
     Raises:
         ConfigError: unknown class.
@@ -120,10 +107,9 @@ def write_explanations(
         explainer.check_class(class_name)
     columns = [field.name for field in fields(ExplainedImage)]
     explained: list[ExplainedImage] = []
+    table = os.path.join(folder, TABLE)
     with (
-        open(
-            os.path.join(folder, TABLE), "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file,
+        open(table, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
         log.progress("explaining", sum(map(len, datasets))) as bar,
     ):
         writer = csv_writer(file)
@@ -136,10 +122,8 @@ def write_explanations(
                 bar.update()
     failed = [image for image in explained if image.status != "ok"]
     if failed and len(failed) == len(explained):
-        raise DataError(
-            f"could not read any of {counted(len(failed), 'image')}; "
-            f"last: {failed[-1].path}: {failed[-1].error}"
-        )
+        last = f"{failed[-1].path}: {failed[-1].error}"
+        raise DataError(f"could not read any of {counted(len(failed), 'image')}; last: {last}")
     if failed:
         log.note(f"could not read {len(failed):,} of {counted(len(explained), 'image')}; see {TABLE}")
     return explained
@@ -148,7 +132,6 @@ def write_explanations(
 def _explain_file(
     explainer: Explainer, dataset: ImageDataset, path: str, class_name: str | None, folder: str, number: int
 ) -> ExplainedImage:
-    """Explain one image and write its files."""
     name = dataset.storage.display_path(path)
     try:
         data = dataset.storage.read(path)
@@ -205,15 +188,9 @@ def color(values: Float32Array) -> Float32Array:
 
 
 def overlay(pixels: UInt8Array, heat: Float32Array, *, max_px: int) -> UInt8Array:
-    """Draw heat over a desaturated image, more opaque where it is hotter.
+    """Draw heat (h, w) >= 0 over a desaturated image (H, W, 3), more opaque where it is hotter.
 
-    Args:
-        pixels: (H, W, 3) uint8, upright.
-        heat: (h, w) >= 0 over the whole image.
-        max_px: long side of the result; smaller images are not enlarged.
-
-    Returns:
-        (H', W', 3) uint8 in the image's proportions.
+    The result (H', W', 3) keeps the proportions; its long side is at most `max_px`.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, max_px / max(height, width))

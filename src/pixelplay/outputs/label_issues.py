@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,17 @@ from pixelplay.evaluation.label_issues import find_label_issues
 from pixelplay.training.training_data import TrainingData
 
 LABEL_ISSUES = "label_issues.csv"
-COLUMNS = ("path", "split", "label", "suggested", "score", "prob_label", "prob_suggested", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIssue:
-    """An image whose label looks wrong.
+    """An image whose label looks wrong: a row of label_issues.csv.
 
     Attributes:
-        path: as in the dataset.
         split: where the image was held out: "oof", "val" or "test".
-        label: its class in the dataset.
         suggested: the class it looks like.
         score: label quality in [0, 1]; low means suspicious.
         prob_label: probability of `label`.
-        prob_suggested: probability of `suggested`.
         reason: the evidence, for people.
     """
 
@@ -52,7 +48,6 @@ class LabelIssueReport:
     """All label issues of a run.
 
     Attributes:
-        run_dir: folder of the run.
         label_issues: the most suspicious first.
         n_checked: split → number of held-out images whose labels were checked.
     """
@@ -139,9 +134,9 @@ def write_label_issues(label_issues: Sequence[LabelIssue], path: str) -> None:
     """Write label_issues.csv; once its `label` column is corrected, it can be passed to --relabel."""
     text = io.StringIO()
     writer = csv_writer(text)
-    writer.writerow(COLUMNS)
+    writer.writerow(field.name for field in fields(LabelIssue))
     for issue in label_issues:
-        cells = [getattr(issue, name) for name in COLUMNS[1:]]
+        _, *cells = asdict(issue).values()
         shown = [f"{cell:.6f}" if isinstance(cell, float) else escape_label(cell) for cell in cells]
         writer.writerow([escape_path(issue.path), *shown])
     write_bytes(text.getvalue().encode("utf-8", "surrogateescape"), path)
@@ -171,13 +166,6 @@ def read_label_issues(run: str) -> LabelIssueReport:
 
 
 def _parse_row(row: Mapping[str, str]) -> LabelIssue:
-    return LabelIssue(
-        path=unescape_path(row["path"]),
-        split=row["split"],
-        label=unescape_label(row["label"]),
-        suggested=unescape_label(row["suggested"]),
-        score=float(row["score"]),
-        prob_label=float(row["prob_label"]),
-        prob_suggested=float(row["prob_suggested"]),
-        reason=unescape_label(row["reason"]),
-    )
+    numbers = {name: float(row[name]) for name in ("score", "prob_label", "prob_suggested")}
+    texts = {name: unescape_label(row[name]) for name in ("split", "label", "suggested", "reason")}
+    return LabelIssue(path=unescape_path(row["path"]), **texts, **numbers)  # type: ignore[arg-type]

@@ -4,12 +4,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pixelplay.atomic import atomic_write
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import Predictions, join_predictions
@@ -28,14 +31,7 @@ NO_COLUMNS: Columns = {}
 def write_predictions(
     chunks: Iterable[Predictions], classes: Sequence[str], path: str, extra: Columns | None = None
 ) -> None:
-    """Write predictions to a .csv or .parquet file, one row per image.
-
-    Args:
-        chunks: the predictions, written as they arrive.
-        classes: (K,) names.
-        path: the file.
-        extra: further text columns (N,) over all chunks.
-    """
+    """Write predictions to a .csv or .parquet file, with `extra` text columns (N,) over all chunks."""
     start = 0
     with open_predictions_table(path, classes) as table:
         for chunk in chunks:
@@ -56,166 +52,143 @@ def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTa
     Raises:
         PixelPlayError: from the block; it names the partial file if there are finished rows.
     """
-    partial = f"{path}.partial"
-    table: CsvTable | ParquetTable
-    table = CsvTable(partial, classes) if path.lower().endswith(".csv") else ParquetTable(partial, classes)
-    try:
-        with table:
-            yield table
-    except PixelPlayError as error:
-        if table.n_rows:
-            raise PixelPlayError(f"{error}; {counted(table.n_rows, 'finished row')} in {partial}") from None
-        with suppress(FileNotFoundError):  # Parquet files are created with the first row
-            os.remove(partial)
-        raise
-    except OSError as error:
-        error.filename = error.filename or partial  # the error of a full disk has no file name
-        raise
-    os.replace(partial, path)
+    with atomic_write(path, suffix=".partial", keep_partial=True) as partial:
+        kind = CsvTable if path.lower().endswith(".csv") else ParquetTable
+        table: CsvTable | ParquetTable = kind(partial, tuple(classes))
+        try:
+            with table:
+                yield table
+        except PixelPlayError as error:
+            if table.n_rows:
+                raise PixelPlayError(
+                    f"{error}; {counted(table.n_rows, 'finished row')} in {partial}"
+                ) from None
+            with suppress(FileNotFoundError):  # Parquet files are created with the first row
+                os.remove(partial)
+            raise
+        except OSError as error:
+            error.filename = error.filename or partial  # the error of a full disk has no file name
+            raise
 
 
-class CsvTable:
+class CsvTable(AbstractContextManager["CsvTable"]):
     """A CSV file of predictions, flushed after each chunk."""
 
-    def __init__(self, path: str, classes: Sequence[str]) -> None:
+    def __init__(self, path: str, classes: tuple[str, ...]) -> None:
         self.n_rows = 0
         self._classes = classes
         self._file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
         self._writer = csv_writer(self._file)
         self._has_header = False
 
-    def __enter__(self) -> "CsvTable":
-        return self
-
     def __exit__(self, error: object, *details: object) -> None:
         with self._file:
             if error is None and not self._has_header:
-                self._write_header(_no_predictions(self._classes), {})
+                self.write(join_predictions([], self._classes))
 
     def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
         """Append rows, with extra text columns."""
+        columns = _columns(chunk, extra)
         if not self._has_header:
-            self._write_header(chunk, extra)
-        labels, optional = chunk.label, _optional_columns(chunk)
-        for i, path in enumerate(chunk.paths):
-            k = int(chunk.pred[i])
-            row = [escape_path(path), chunk.status[i], escape_label(chunk.errors[i])]
-            row += [escape_label(column[i]) for column in extra.values()]
-            row += [] if labels is None else [escape_label(labels[i])]
-            if k < 0:
-                row += [""] * (2 + len(self._classes) + len(optional))
-            else:
-                probs = [f"{p:.{DECIMALS}f}" for p in chunk.probs[i]]
-                row += [escape_label(self._classes[k]), probs[k], *probs]
-                row += [json.dumps(column[i], ensure_ascii=False) for column in optional.values()]
-            self._writer.writerow(row)
+            self._writer.writerow(columns)
+            self._has_header = True
+        cells = [[_csv_cell(name, value) for value in values] for name, values in columns.items()]
+        self._writer.writerows(zip(*cells, strict=True))
         self._file.flush()
         self.n_rows += len(chunk)
 
-    def _write_header(self, chunk: Predictions, extra: Columns) -> None:
-        self._has_header = True
-        label = [] if chunk.label is None else ["label"]
-        probs = [f"prob_{name}" for name in self._classes]
-        optional = list(_optional_columns(chunk))
-        self._writer.writerow(
-            ["path", "status", "error", *extra, *label, "prediction", "probability", *probs, *optional]
-        )
 
-
-class ParquetTable:
+class ParquetTable(AbstractContextManager["ParquetTable"]):
     """A Parquet file of predictions, in row groups of about GROUP_CELLS cells."""
 
-    def __init__(self, path: str, classes: Sequence[str]) -> None:
+    def __init__(self, path: str, classes: tuple[str, ...]) -> None:
         self.n_rows = 0
-        self._path, self._classes = path, tuple(classes)
-        self._group: list[tuple[Predictions, Columns]] = []
+        self._path, self._classes = path, classes
+        self._group: list[dict[str, Sequence[Any]]] = []
         self._writer: Any = None
-
-    def __enter__(self) -> "ParquetTable":
-        return self
 
     def __exit__(self, error: object, *details: object) -> None:
         try:
-            if self._group:  # also after an interrupt
+            if error is None and self._writer is None:
+                self.write(join_predictions([], self._classes))
+            if self.n_rows:  # also after an interrupt
                 self._write_group()
-            elif error is None and self._writer is None:
-                self._open(_no_predictions(self._classes), {})
         finally:
             if self._writer is not None:
                 self._writer.close()
 
     def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
         """Append rows, with extra text columns."""
-        if self._writer is None:
-            self._open(chunk, extra)
-        self._group.append((chunk, extra))
-        if sum(len(chunk) for chunk, _ in self._group) * len(self._writer.schema) >= GROUP_CELLS:
-            self._write_group()
-        self.n_rows += len(chunk)
-
-    def _open(self, chunk: Predictions, extra: Columns) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        label = [] if chunk.label is None else ["label"]
-        texts = ["path", "status", "error", *extra, *label, "prediction"]
-        types = {"abstained": pa.bool_(), "prediction_set": pa.list_(pa.string()), "novelty": pa.float64()}
-        schema = [(name, pa.string()) for name in texts]
-        schema += [("probability", pa.float64())]
-        schema += [(_valid_unicode(f"prob_{name}"), pa.float64()) for name in self._classes]
-        schema += [(name, types[name]) for name in _optional_columns(chunk)]
-        self._writer = pq.ParquetWriter(self._path, pa.schema(schema))
+        columns = _columns(chunk, extra)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, _parquet_schema(columns))
+        self._group.append(columns)
+        if sum(len(each["path"]) for each in self._group) * len(columns) >= GROUP_CELLS:
+            self._write_group()
+        self.n_rows += len(chunk)
 
     def _write_group(self) -> None:
         import pyarrow as pa
 
         group, self._group = self._group, []  # rows that cannot be written are not tried again
-        whole = join_predictions([chunk for chunk, _ in group], self._classes)
-        columns = _parquet_columns(whole)
-        for name in group[0][1]:
-            columns[name] = [_valid_unicode(cell) for _, extra in group for cell in extra[name]]
-        self._writer.write_table(pa.table(columns, schema=self._writer.schema))
+        if group:
+            columns = [
+                [_parquet_cell(name, value) for each in group for value in each[name]] for name in group[0]
+            ]
+            self._writer.write_table(pa.table(columns, schema=self._writer.schema))
 
 
-def _parquet_columns(chunk: Predictions) -> dict[str, list[Any]]:
-    is_ok = [k >= 0 for k in chunk.pred]
-    columns: dict[str, list[Any]] = {
-        "path": [_valid_unicode(path) for path in chunk.paths],
-        "status": list(chunk.status),
-        "error": [error or None for error in chunk.errors],
-        "prediction": [None if name is None else _valid_unicode(name) for name in chunk.prediction],
-        "probability": [chunk.probs[i, k] if k >= 0 else None for i, k in enumerate(chunk.pred)],
-    }
+def _columns(chunk: Predictions, extra: Columns) -> dict[str, Sequence[Any]]:
+    """Return the columns by name; those that need a prediction are None in rows without one."""
+    rows, is_ok = np.arange(len(chunk)), chunk.pred >= 0
+    columns = {"path": chunk.paths, "status": chunk.status, "error": chunk.errors, **extra}
     if chunk.label is not None:
-        columns["label"] = [_valid_unicode(name) for name in chunk.label]
-    for j, name in enumerate(chunk.classes):
-        probs = zip(chunk.probs[:, j], is_ok, strict=True)
-        columns[_valid_unicode(f"prob_{name}")] = [p if ok else None for p, ok in probs]
-    for name, values in _optional_columns(chunk).items():
-        columns[name] = [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
-    if chunk.sets is not None:
-        columns["prediction_set"] = [
-            names and [_valid_unicode(name) for name in names] for names in columns["prediction_set"]
-        ]
-    return columns
-
-
-def _optional_columns(chunk: Predictions) -> dict[str, list[Any]]:
-    """Return the existing ones of abstained, prediction_set and novelty."""
-    columns: dict[str, list[Any]] = {}
+        columns["label"] = chunk.label
+    predicted: dict[str, Iterable[Any]] = {
+        "prediction": chunk.prediction,
+        "probability": chunk.probs[rows, chunk.pred],
+        **{f"prob_{name}": chunk.probs[:, j] for j, name in enumerate(chunk.classes)},
+    }
     if chunk.abstained is not None:
-        columns["abstained"] = [bool(x) for x in chunk.abstained]
+        predicted["abstained"] = chunk.abstained.tolist()
     if chunk.sets is not None:
-        columns["prediction_set"] = [
-            [name for name, is_in in zip(chunk.classes, row, strict=True) if is_in] for row in chunk.sets
-        ]
+        predicted["prediction_set"] = [list(compress(chunk.classes, row)) for row in chunk.sets]
     if chunk.novelty is not None:
-        columns["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
-    return columns
+        predicted["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
+    return columns | {
+        name: [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
+        for name, values in predicted.items()
+    }
 
 
-def _no_predictions(classes: Sequence[str]) -> Predictions:
-    return join_predictions([], tuple(classes))
+def _csv_cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name in ("abstained", "prediction_set", "novelty"):
+        return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return f"{value:.{DECIMALS}f}"
+    return escape_path(value) if name == "path" else escape_label(value)
+
+
+def _parquet_schema(columns: Iterable[str]) -> Any:
+    import pyarrow as pa
+
+    types = {"abstained": pa.bool_(), "prediction_set": pa.list_(pa.string()), "novelty": pa.float64()}
+    return pa.schema(
+        (_valid_unicode(name), types.get(name, pa.float64() if name.startswith("prob") else pa.string()))
+        for name in columns
+    )
+
+
+def _parquet_cell(name: str, value: Any) -> Any:
+    if name == "error" and not value:
+        return None
+    if isinstance(value, list):
+        return list(map(_valid_unicode, value))
+    return _valid_unicode(value) if isinstance(value, str) else value
 
 
 def _valid_unicode(name: str) -> str:
@@ -273,18 +246,20 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
             return NOT_HELD_OUT, "removed from training as a duplicate of a test image"
         return NOT_HELD_OUT, "always in training, as its class has no other training images or groups"
 
+    def shown_rows(values: NDArray[Any], missing: float) -> NDArray[Any]:
+        last = np.full((1, *values.shape[1:]), missing, values.dtype)
+        return np.concatenate([values, last])[where]  # index -1 selects the appended last row
+
     chunks, columns, logits = [], {"repeat": [], "fold": []}, []  # type: ignore[var-annotated]
     for repeat, folds in enumerate(validation.folds):
-        # index -1 selects the appended last row
-        probs = np.vstack([validation.probs[repeat], np.full(data.n_known, np.nan)])[where]
-        pred = np.append(validation.pred[repeat], -1)[where]
+        pred = shown_rows(validation.pred[repeat], -1)
         states = [status(int(i), int(k)) for i, k in zip(shown, pred, strict=True)]
         chunks.append(
             Predictions(
                 paths=tuple(dataset.paths[i] for i in shown),
                 status=tuple(name for name, _ in states),
                 errors=tuple(reason for _, reason in states),
-                probs=probs,
+                probs=shown_rows(validation.probs[repeat], np.nan),
                 pred=pred,
                 classes=data.known_classes,
                 digests=(b"",) * len(shown),
@@ -292,9 +267,8 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
             )
         )
         columns["repeat"] += [str(repeat)] * len(shown)
-        columns["fold"] += ["" if fold < 0 else str(fold) for fold in np.append(folds, -1)[where]]
-        nan = np.full(data.n_known, np.nan, np.float32)
-        logits.append(np.vstack([validation.logits[repeat], nan])[where])
+        columns["fold"] += ["" if fold < 0 else str(fold) for fold in shown_rows(folds, -1)]
+        logits.append(shown_rows(validation.logits[repeat], np.nan))
     write_predictions(chunks, data.known_classes, os.path.join(folder, "oof.csv"), columns)
     content = save({"logits": np.concatenate(logits)}, metadata={"rows": "those of oof.csv"})
     with open(os.path.join(folder, "oof.safetensors"), "wb") as file:
@@ -310,7 +284,6 @@ class PredictionSummary:
     """Counts over all predictions so far.
 
     Attributes:
-        n: images.
         n_unreadable: images without prediction.
         n_abstained: predictions the model abstains from; None if abstention was not requested.
         n_unusual: predictions with novelty >= UNUSUAL; None if novelty was not measured.
@@ -339,11 +312,7 @@ class PredictionSummary:
         self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:n_more]]
 
     def log_unreadable(self, table: str | None, log: RunLog) -> None:
-        """Note how many images could not be read, and why.
-
-        Args:
-            table: file whose error column has the reasons; None if there is none.
-            log: receives the note.
+        """Note how many images could not be read, and why, unless a table has the reasons.
 
         Raises:
             DataError: no image can be read.
@@ -358,12 +327,7 @@ class PredictionSummary:
             log.note(f"could not read {self.n_unreadable:,} of {counted(self.n, 'image')}; {reasons}")
 
     def describe(self, out: str, *, submission: bool = False) -> str:
-        """Describe the counts in one or two lines for a terminal.
-
-        Args:
-            out: the written file.
-            submission: it has no error column.
-        """
+        """Describe the counts in one or two lines; a submission has no error column."""
         shown = [f"{name} {n:,}" for name, n in self.counts.most_common(N_CLASSES_SHOWN)]
         n_more = len(self.counts) - len(shown)
         shown += [f"{n_more} more class{'es' if n_more > 1 else ''}"] if n_more else []
@@ -376,5 +340,4 @@ class PredictionSummary:
             details.append(f"{self.n_abstained:,} abstained")
         if self.n_unusual:
             details.append(f"{self.n_unusual:,} unusual (novelty ≥ {UNUSUAL})")
-        lines += [" · ".join(details)] if details else []
-        return "\n".join(map(printable, lines))
+        return "\n".join(map(printable, [*lines, " · ".join(details)] if details else lines))

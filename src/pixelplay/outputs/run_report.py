@@ -1,4 +1,4 @@
-"""RunReport: what a training or cross-validation found; metrics.json and the records both write."""
+"""RunReport: results of a training or cross-validation, and the records that both write."""
 
 import csv
 import os
@@ -29,11 +29,9 @@ OTHER_FOLDS = "the other folds"
 
 @dataclass(frozen=True, kw_only=True)
 class FoldMetrics:
-    """What is special about a cross-validation.
+    """The folds of a cross-validation.
 
     Attributes:
-        n_folds: folds per repetition.
-        repeats: repetitions.
         values: the declared metric in each fold, repetition by repetition.
         deployed: "ensemble" of all folds' classifiers, or "single", one trained on all images.
         folds: JSON-ready description of each fold and what it selected.
@@ -53,11 +51,9 @@ class FoldMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How good a model is, and what that rests on.
+    """Metrics of a model, and the images and decisions behind them.
 
     Attributes:
-        run_dir: folder of the run.
-        metric: the declared metric.
         finetune: "none", "partial" or "full"; in a cross-validation the number of folds of each.
         splits: name → metrics of "test", "test_without_duplicates", "oof" or "val", and of these on the
             user's corrected labels ("test_corrected", …); only those that exist.
@@ -66,9 +62,7 @@ class RunReport:
         train_counts: class → training images.
         chosen: setting → its value and what selected it.
         data: unreadable files, duplicates and other findings.
-        notes: what was skipped, assumed or downgraded.
         command: the command as typed; None where Python was used.
-        label_issues: labels that look wrong among the held-out images.
         calibration: effect of the temperature on images that did not fit it; None where there are none.
         learning_curve: metrics of linear probes fitted on fewer images; None for other classifiers.
         by_fold: metrics by fold; None where there are none.
@@ -118,7 +112,7 @@ class RunReport:
 
     @property
     def is_refitted(self) -> bool:
-        """Whether the final weights were trained on the validation images, after their evaluation."""
+        """True if the final weights were trained on the validation images, after their evaluation."""
         return bool(self.chosen.get("refit_epochs", {}).get("value"))
 
     def to_json(self) -> dict[str, Any]:

@@ -23,11 +23,9 @@ def check_submission(
     probability_of: str | None = None,
     uncertainty: UncertaintyConfig | None = None,
 ) -> None:
-    """Check that a model of these classes can fill in a sample submission.
+    """Check that a model of these classes can fill in a sample submission, if there is one.
 
     Args:
-        sample: None if no submission is to be written.
-        classes: (K,) names.
         path: output file.
         probability_of: class whose probability fills the only column besides the id.
         uncertainty: settings that would add columns.
@@ -56,8 +54,7 @@ def check_submission(
         )
     if probability_of is not None:
         _check_probability_of(probability_of, sample, classes)
-    filled = _classes_to_fill(sample, classes, probability_of)
-    if filled is None:
+    if (filled := _classes_to_fill(sample, classes, probability_of)) is None:
         _check_labels(sample, classes)
     elif not _known(filled, classes):
         raise DataError(
@@ -102,10 +99,8 @@ def write_submission(
     writer = csv_writer(text, sample.delimiter)
     writer.writerow(sample.header or sample.columns)
     for i, row in enumerate(row_of):
-        if row is None:
-            cells = [sample.columns[name][i] for name in columns]
-        else:
-            cells = _fill(predictions, row, filled, spelling)
+        unfilled = [sample.columns[name][i] for name in columns]
+        cells = unfilled if row is None else _fill(predictions, row, filled, spelling)
         writer.writerow([ids[i], *cells])
     write_bytes(text.getvalue().encode("utf-8", "surrogateescape"), path)
     return _note_gaps(predictions, sample, row_of, filled, probability_of)
@@ -176,17 +171,15 @@ def _match_ids(ids: Sequence[str], predictions: Predictions) -> list[int | None]
         ends = {"/".join(pieces[-1 - depth :]) for depth in depths}
         for key in ends | {os.path.splitext(end)[0] for end in ends}:
             rows.setdefault(normalize_unicode(key), []).append(row)
-    found: list[int | None] = []
-    for name in ids:
-        matches = rows.get(normalize_unicode(name.strip()), [])
+    found = [rows.get(normalize_unicode(name.strip()), []) for name in ids]
+    for name, matches in zip(ids, found, strict=True):
         if len(matches) > 1:
             paths = name_some([predictions.paths[row] for row in matches])
             raise DataError(
                 f"id {name!r} of the sample matches {len(matches)} images: {paths}; give only the folder "
                 "that the sample lists"
             )
-        found.append(matches[0] if matches else None)
-    return found
+    return [matches[0] if matches else None for matches in found]
 
 
 def _fill(

@@ -6,19 +6,9 @@ from typing import Any
 from pixelplay.evaluation.calibration import compare_reliability, remove_temperature
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import majority_baseline
+from pixelplay.outputs import run_report
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import collect_label_issues
-from pixelplay.outputs.run_report import (
-    SELECTED_ON,
-    RunReport,
-    describe_data,
-    describe_rule,
-    write_config,
-    write_history,
-    write_metrics,
-    write_split,
-    write_table,
-)
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -34,14 +24,13 @@ def make_train_report(
     data: TrainingData,
     ctx: RunContext,
     command: str | None,
-) -> RunReport:
-    """Collect what is known about a run.
+) -> run_report.RunReport:
+    """Build the report of a run.
 
     Args:
         out_dir: final folder of the run.
         held_out: the images that selected settings.
-        test: the test split if there is one.
-        learning_curve: as measured; None for a fine-tuned network.
+        learning_curve: None for a fine-tuned network.
         command: the command as typed; None where Python was used.
     """
     split = classifier.held_out_split
@@ -55,8 +44,11 @@ def make_train_report(
         probs = test.predictions.probs
         before = remove_temperature(probs, rule.temperature)
         calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
+    checked = {split: (held_out.rows, held_out.predictions.probs)}
+    if test is not None:
+        checked["test"] = (test.rows, test.predictions.probs)
     headline, counts = test or held_out, data.counts_of(classifier.trained_on)
-    return RunReport(
+    return run_report.RunReport(
         run_dir=out_dir,
         metric=ctx.config.metric,
         finetune=classifier.finetune,
@@ -64,26 +56,18 @@ def make_train_report(
         held_out_split=split,
         baseline=majority_baseline(counts, data.given_labels[headline.rows], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **describe_rule(rule, SELECTED_ON[split])},
-        data={**describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
+        chosen={**classifier.chosen, **run_report.describe_rule(rule, run_report.SELECTED_ON[split])},
+        data={**run_report.describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
         notes=tuple(ctx.log.notes),
         command=command,
-        label_issues=collect_label_issues(
-            out_dir,
-            data,
-            {
-                name: (evaluated[name].rows, evaluated[name].predictions.probs)
-                for name in (split, "test")
-                if name in evaluated
-            },
-        ),
+        label_issues=collect_label_issues(out_dir, data, checked),
         calibration=calibration,
         learning_curve=learning_curve,
     )
 
 
 def write_train_records(
-    report: RunReport,
+    report: run_report.RunReport,
     classifier: TrainedClassifier,
     held_out: EvaluatedSplit,
     test: EvaluatedSplit | None,
@@ -92,15 +76,15 @@ def write_train_records(
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each split and, last, metrics.json."""
     folder = ctx.run_dir
-    write_config("train", report, data, ctx)
+    run_report.write_config("train", report, data, ctx)
     others = {"removed": data.split.removed, "dropped": data.dropped, "excluded": data.excluded}
-    write_split({**dict(data.split.items()), **others}, data, folder)
-    write_history(classifier.history, folder)
+    run_report.write_split({**dict(data.split.items()), **others}, data, folder)
+    run_report.write_history(classifier.history, folder)
     folds: dict[str, Sequence[str]] = {}
     if classifier.folds is not None:
         fold_of = dict(zip(classifier.held_out, classifier.folds, strict=True))
         folds = {"fold": [str(fold_of.get(i, "")) for i in held_out.rows]}  # excluded images are in no fold
-    write_table(f"{classifier.held_out_split}.csv", held_out, folder, folds)
+    run_report.write_table(f"{classifier.held_out_split}.csv", held_out, folder, folds)
     if test is not None:
-        write_table("predictions.csv", test, folder)
-    write_metrics(report, folder)
+        run_report.write_table("predictions.csv", test, folder)
+    run_report.write_metrics(report, folder)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from typing import Any
 
 from pixelplay.data.audit import FEW_IMAGES
 from pixelplay.outputs.console import METRIC_TITLES
@@ -14,55 +14,39 @@ MIN_ERROR_SHARE = 0.1  # of all errors, for a class to get advice
 MIN_ERRORS = 3  # of a class; fewer may be chance
 
 
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """One recommendation.
+def make_advice(records: RunRecords) -> list[dict[str, Any]]:
+    """Return the recommendations that follow from a run, the most important first.
 
-    Attributes:
-        action: what to do, without a full stop.
-        reason: the evidence.
-        command: command line that does it; None if there is none.
-        error_share: share of all errors it concerns, an upper bound on what it can fix.
+    Each has an action, the reason for it, a command that does it or None, and the share of all errors
+    that it concerns, an upper bound on what it can fix.
     """
-
-    action: str
-    reason: str
-    command: str | None = None
-    error_share: float = 0.0
-
-
-def make_advice(records: RunRecords) -> list[Advice]:
-    """Return the recommendations that follow from a run, the most important first."""
-    advice = []
+    advice = _advise_classes(records)
     if records.label_issues:
         suspicious = {issue.path for issue in records.label_issues}
         n_suspicious = sum(row.path in suspicious for row in records.errors)
-        advice.append(
-            Advice(
-                action=f"Review {counted(len(records.label_issues), 'possible label error')}",
-                reason="Correct them under Label issues, save corrections.csv and train again.",
-                command=rerun_command(records, "--relabel", "corrections.csv"),
-                error_share=n_suspicious / max(len(records.errors), 1),
-            )
+        review = _advise(
+            f"Review {counted(len(records.label_issues), 'possible label error')}",
+            "Correct them under Label issues, save corrections.csv and train again.",
+            rerun_command(records, "--relabel", "corrections.csv"),
+            n_suspicious / max(len(records.errors), 1),
         )
-    advice += _advise_classes(records)
+        advice.insert(0, review)
     if records.metrics.get("finetune") == "none" and records.config.get("finetune") == "none":
-        advice.append(
-            Advice(
-                action="Fine-tune: this run used a linear probe",
-                reason="The fine-tuned model is kept only if held-out images show that it is better.",
-                command=rerun_command(records, "--finetune", "auto", "--time-budget", "15m"),
-            )
+        finetune = _advise(
+            "Fine-tune: this run used a linear probe",
+            "The fine-tuned model is kept only if held-out images show that it is better.",
+            rerun_command(records, "--finetune", "auto", "--time-budget", "15m"),
         )
+        advice.append(finetune)
     if unreadable := records.metrics["data"]["unreadable"]:
-        advice.append(
-            Advice(
-                action=f"Repair or replace {counted(len(unreadable), 'unreadable image')}",
-                reason="They were skipped; Data lists them with the reasons.",
-                command="pixelplay scan DATA",
-            )
-        )
-    return [*_advise_probe(records), *sorted(advice, key=lambda each: -each.error_share)]
+        action = f"Repair or replace {counted(len(unreadable), 'unreadable image')}"
+        reason = "They were skipped; Data lists them with the reasons."
+        advice.append(_advise(action, reason, "pixelplay scan DATA"))
+    return [*_advise_probe(records), *sorted(advice, key=lambda each: -each["error_share"])]
+
+
+def _advise(action: str, reason: str, command: str | None = None, error_share: float = 0.0) -> dict[str, Any]:
+    return {"action": action, "reason": reason, "command": command, "error_share": error_share}
 
 
 def rerun_command(records: RunRecords, *changes: str) -> str:
@@ -77,7 +61,7 @@ def rerun_command(records: RunRecords, *changes: str) -> str:
     return shlex.join([*kept, "--out", "NEW_RUN", *changes])
 
 
-def _advise_classes(records: RunRecords) -> list[Advice]:
+def _advise_classes(records: RunRecords) -> list[dict[str, Any]]:
     errors = records.errors
     advice = []
     for name, n_errors in Counter(row.label for row in errors).most_common(MAX_CLASSES):
@@ -88,16 +72,13 @@ def _advise_classes(records: RunRecords) -> list[Advice]:
         n_train = int(records.metrics["train_counts"].get(name, 0))
         few = f" It has only {counted(n_train, 'training image')}." if n_train < 5 * FEW_IMAGES else ""
         more_helps, learning_curve = _describe_learning_curve(records, name)
-        advice.append(
-            Advice(
-                action=f"Collect more images of {name!r}, especially ones confused with {other!r}"
-                if more_helps
-                else f"Check the errors of {name!r}, most often predicted as {other!r}",
-                reason=f"{learning_curve}{n_errors} of its {counted(n, 'image')} are misclassified, "
-                f"{n_other} of them as {other!r}.{few}",
-                error_share=n_errors / len(errors),
-            )
+        action = f"Check the errors of {name!r}, most often predicted as {other!r}"
+        if more_helps:
+            action = f"Collect more images of {name!r}, especially ones confused with {other!r}"
+        evidence = (
+            f"{n_errors} of its {counted(n, 'image')} are misclassified, {n_other} of them as {other!r}."
         )
+        advice.append(_advise(action, f"{learning_curve}{evidence}{few}", error_share=n_errors / len(errors)))
     return advice
 
 
@@ -118,7 +99,7 @@ def _describe_learning_curve(records: RunRecords, name: str) -> tuple[bool, str]
     )
 
 
-def _advise_probe(records: RunRecords) -> list[Advice]:
+def _advise_probe(records: RunRecords) -> list[dict[str, Any]]:
     """Recommend the linear probe if fine-tuning was requested but held-out images favour the probe."""
     chosen, metric = records.metrics["chosen"].get("finetune", {}), records.metrics["headline"]["metric"]
     if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_takes") != "none":
@@ -128,10 +109,6 @@ def _advise_probe(records: RunRecords) -> list[Advice]:
         f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
         for model in ("probe", "tuned")
     )
-    return [
-        Advice(
-            action="Use the linear probe, as --finetune auto would",
-            reason=f"On held-out images the linear probe has {probe}, the fine-tuned model {tuned}.",
-            command=None if needs_finetuning else rerun_command(records, "--finetune", "auto"),
-        )
-    ]
+    reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {tuned}."
+    command = None if needs_finetuning else rerun_command(records, "--finetune", "auto")
+    return [_advise("Use the linear probe, as --finetune auto would", reason, command)]

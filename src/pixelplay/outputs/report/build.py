@@ -36,7 +36,6 @@ def report(
         out: file to write (default: report.html in the run folder, or next to the model).
         force: replace a file that is not a report.
         compute: device and threads for the heat maps.
-        log: for notes and progress.
 
     Returns:
         Path of the report.
@@ -63,23 +62,16 @@ def report(
 
 
 def check_target(path: str, *, force: bool) -> None:
-    """Check that a report may be written to a path.
-
-    Raises:
-        ConfigError: it is a folder, a run record, another file (without `force`), or its folder is missing.
-    """
+    """Raise ConfigError unless a report may be written to a path."""
     parent, temporary = os.path.dirname(os.path.abspath(path)), f"{path}.tmp"
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
     if os.path.basename(path) != REPORT and is_record(path):
         raise ConfigError(f"{path} is a file of the run; choose another --out")
-    taken = [path] if os.path.lexists(path) else []
-    if os.path.lexists(temporary) and os.path.getsize(
-        temporary
-    ):  # an interrupted write may leave an empty one
-        taken.append(temporary)
-    for existing in taken:
-        if not force and not is_report(existing):
+    for existing in (path, temporary):
+        # an interrupted write may leave an empty temporary file
+        is_taken = os.path.lexists(existing) and (existing == path or os.path.getsize(existing))
+        if is_taken and not force and not is_report(existing):
             raise ConfigError(
                 f"{existing} exists and is not a report; choose another --out, or replace it with --force"
             )
@@ -90,11 +82,7 @@ def check_target(path: str, *, force: bool) -> None:
 def _render_run(
     records: RunRecords, source: str | None, target: str, compute: ComputeConfig, log: RunLog, *, force: bool
 ) -> str:
-    """Render the page of a run.
-
-    Raises:
-        DataError: `source` has none of the images, or the report there would lose its images.
-    """
+    """Render the page of a run, unless `source` has no images or an existing report would lose its own."""
     if source is not None and not os.path.exists(source):
         raise DataError(f"{source} does not exist; give the folder, table or archive of the images")
     try:
@@ -107,7 +95,7 @@ def _render_run(
         heat_maps = _explain_errors(records, images, compute, log)
         enlarged = [issue.path for issue in records.label_issues[:MAX_ENLARGED]]
         images.make_thumbnails(list_images(records), compute.num_workers, log, enlarged=enlarged)
-        if images.is_empty and (source is not None or (os.path.exists(target) and not force)):
+        if not images.thumbnails and (source is not None or (os.path.exists(target) and not force)):
             kept = f"; {target} is kept" if os.path.exists(target) else ""
             raise DataError(
                 f"no image can be shown: {images.missing}{kept}; use --data to say where they are"

@@ -14,25 +14,8 @@ PERCENT_TICKS = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line of a chart.
-
-    Attributes:
-        name: legend entry; "" for none.
-        style: CSS class: "main", "muted" or "reference".
-        points: (x, y) in data units.
-        texts: description of each point; without them the line has no markers.
-    """
-
-    name: str
-    style: str
-    points: Sequence[Point]
-    texts: Sequence[str] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A line chart; ticks map a value to its label."""
+    """A line chart; ticks map a value to its label, and `_make_line` makes the series."""
 
     title: str
     x_name: str
@@ -41,7 +24,7 @@ class Chart:
     y_range: Point
     x_ticks: Mapping[float, str]
     y_ticks: Mapping[float, str]
-    series: Sequence[Series]
+    series: Sequence[Mapping[str, Any]]
 
     def x_px(self, x: float) -> float:
         """Convert a value to pixels from the left."""
@@ -54,9 +37,21 @@ class Chart:
         return round(HEIGHT - BOTTOM - (y - low) / (high - low or 1) * (HEIGHT - TOP - BOTTOM), 1)
 
 
+def _make_line(name: str, style: str, points: Sequence[Point], texts: Sequence[str] = ()) -> dict[str, Any]:
+    """Make a line of a chart.
+
+    Args:
+        name: legend entry; "" for none.
+        style: CSS class: "main", "muted" or "reference".
+        points: (x, y) in data units.
+        texts: description of each point; without them the line has no markers.
+    """
+    return {"name": name, "style": style, "points": points, "texts": texts}
+
+
 def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
     """Plot confidence against accuracy, before and after temperature scaling."""
-    series = [Series(name="perfect calibration", style="reference", points=[(0, 0), (1, 1)])]
+    series = [_make_line("perfect calibration", "reference", [(0, 0), (1, 1)])]
     for name, style in (("before", "muted"), ("after", "main")):
         bins = [each for each in calibration[name]["bins"] if each["n"]]
         texts = [
@@ -65,7 +60,7 @@ def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
             for each in bins
         ]
         points = [(each["confidence"], each["accuracy"]) for each in bins]
-        series.append(Series(name=f"{name} temperature scaling", style=style, points=points, texts=texts))
+        series.append(_make_line(f"{name} temperature scaling", style, points, texts))
     return Chart(
         title="Reliability diagram",
         x_name="confidence",
@@ -92,7 +87,7 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
         y_range=y_range,
         x_ticks=PERCENT_TICKS,
         y_ticks={value: percent(value, 1 if top < 0.05 else 0) for value in _round_ticks(y_range)},
-        series=[Series(name="", style="main", points=points, texts=texts)],
+        series=[_make_line("", "main", points, texts)],
     )
 
 
@@ -114,9 +109,9 @@ def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
         x_ticks={n: f"{n:,.0f}" for n in (0, *sizes)},
         y_ticks={value: f"{value:.3g}" for value in _round_ticks(y_range)},
         series=[
-            Series(name="95 % confidence interval", style="reference", points=bounds["low"]),
-            Series(name="", style="reference", points=bounds["high"]),
-            Series(name="accuracy (out of fold)", style="main", points=bounds["value"], texts=texts),
+            _make_line("95 % confidence interval", "reference", bounds["low"]),
+            _make_line("", "reference", bounds["high"]),
+            _make_line("accuracy (out of fold)", "main", bounds["value"], texts),
         ],
     )
 
@@ -124,15 +119,10 @@ def learning_chart(points: Sequence[Mapping[str, float]]) -> Chart:
 def history_chart(
     history: Sequence[Mapping[str, float]], columns: Mapping[str, str], title: str
 ) -> Chart | None:
-    """Plot columns of the training history by epoch.
+    """Plot columns of the training history by epoch; None with fewer than two epochs or without values.
 
     Args:
-        history: one row per epoch.
         columns: column → legend entry; the last is drawn as the main line.
-        title: chart title.
-
-    Returns:
-        None if there are fewer than two epochs or no values.
     """
     points = {
         column: [(float(i), row[column]) for i, row in enumerate(history) if column in row]
@@ -153,11 +143,11 @@ def history_chart(
         x_ticks={float(i): str(i) for i in range(0, len(history), step)},
         y_ticks={value: f"{value:.3g}" for value in _round_ticks(y_range)},
         series=[
-            Series(
-                name=name,
-                style="main" if column == list(columns)[-1] else "muted",
-                points=points[column],
-                texts=[f"epoch {x:.0f}: {y:.4g}" for x, y in points[column]],
+            _make_line(
+                name,
+                "main" if column == list(columns)[-1] else "muted",
+                points[column],
+                [f"epoch {x:.0f}: {y:.4g}" for x, y in points[column]],
             )
             for column, name in columns.items()
             if points[column]

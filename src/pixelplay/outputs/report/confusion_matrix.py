@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from pixelplay.outputs.report.run_records import PredictionRow
 
@@ -11,23 +11,6 @@ MAX_CORRECT_SHOWN = 8  # images shown of a cell of correct predictions
 MAX_CLASSES = 25  # with more classes, a list of the most frequent confusions replaces the matrix
 
 CellPaths = Mapping[tuple[str, str], Sequence[str]]  # (label, prediction) → paths
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConfusionCell:
-    """One cell of the confusion matrix.
-
-    Attributes:
-        n: images in the cell.
-        shade: 0 to 9, the cell's share of its row.
-        paths: images to show, the most confident first.
-    """
-
-    label: str
-    prediction: str
-    n: int
-    shade: int
-    paths: tuple[str, ...]
 
 
 def sort_errors(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
@@ -49,26 +32,27 @@ def group_by_cell(rows: Sequence[PredictionRow]) -> dict[tuple[str, str], list[s
     return dict(cells)
 
 
-def make_matrix(rows: Sequence[PredictionRow], classes: Sequence[str]) -> list[list[ConfusionCell]]:
+def make_matrix(rows: Sequence[PredictionRow], classes: Sequence[str]) -> list[list[dict[str, Any]]]:
     """Return the (K, K) cells; rows are labels, columns predictions."""
     cells = group_by_cell(rows)
     return [[_make_cell(cells, label, prediction) for prediction in classes] for label in classes]
 
 
-def list_confusions(rows: Sequence[PredictionRow]) -> list[ConfusionCell]:
+def list_confusions(rows: Sequence[PredictionRow]) -> list[dict[str, Any]]:
     """Return the cells with the most errors."""
     cells = group_by_cell(rows)
     errors = sorted(((len(paths), key) for key, paths in cells.items() if key[0] != key[1]), reverse=True)
     return [_make_cell(cells, *key) for _, key in errors[:MAX_CLASSES]]
 
 
-def _make_cell(cells: CellPaths, label: str, prediction: str) -> ConfusionCell:
+def _make_cell(cells: CellPaths, label: str, prediction: str) -> dict[str, Any]:
+    """Describe a cell: its size, its share of the row from 0 to 9, the most confident of its images."""
     paths = cells.get((label, prediction), ())
     n_row = sum(len(found) for key, found in cells.items() if key[0] == label)
-    return ConfusionCell(
-        label=label,
-        prediction=prediction,
-        n=len(paths),
-        shade=min(9, round(9 * len(paths) / n_row)) if n_row else 0,
-        paths=tuple(paths[: MAX_CORRECT_SHOWN if label == prediction else MAX_ERRORS_SHOWN]),
-    )
+    return {
+        "label": label,
+        "prediction": prediction,
+        "n": len(paths),
+        "shade": min(9, round(9 * len(paths) / n_row)) if n_row else 0,
+        "paths": paths[: MAX_CORRECT_SHOWN if label == prediction else MAX_ERRORS_SHOWN],
+    }

@@ -1,4 +1,4 @@
-"""Texts and values of each section of the report, for the page templates to lay out."""
+"""Texts and values of each section of the report, as input of the page templates."""
 
 import os
 import shlex
@@ -11,24 +11,8 @@ from pixelplay.evaluation.intervals import wilson
 from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import ModelBundle
 from pixelplay.outputs.console import HEADLINE_METRICS, METRIC_TITLES
+from pixelplay.outputs.report import charts, confusion_matrix
 from pixelplay.outputs.report.advice import make_advice, rerun_command
-from pixelplay.outputs.report.charts import (
-    Chart,
-    history_chart,
-    learning_chart,
-    reliability_chart,
-    risk_chart,
-)
-from pixelplay.outputs.report.confusion_matrix import (
-    MAX_CLASSES,
-    MAX_CORRECT_SHOWN,
-    MAX_ERRORS_SHOWN,
-    find_typical,
-    group_by_cell,
-    list_confusions,
-    make_matrix,
-    sort_errors,
-)
 from pixelplay.outputs.report.images import ReportImages, interleave
 from pixelplay.outputs.report.run_records import DUPLICATE_KINDS, RunRecords
 from pixelplay.text import counted, percent
@@ -57,35 +41,33 @@ MISSING_RUN = (
 
 def list_images(records: RunRecords) -> list[str]:
     """Return the paths of the images that the page shows, the most important first."""
-    cells = group_by_cell(records.predictions)
+    cells = confusion_matrix.group_by_cell(records.predictions)
     errors = [paths for (label, prediction), paths in cells.items() if label != prediction]
     correct = [paths for (label, prediction), paths in cells.items() if label == prediction]
-    if len(records.evaluation["confusion"]["classes"]) > MAX_CLASSES:  # the page lists the largest only
-        errors, correct = sorted(errors, key=len, reverse=True)[:MAX_CLASSES], []
+    if len(records.evaluation["confusion"]["classes"]) > confusion_matrix.MAX_CLASSES:
+        # the page lists only the largest cells
+        errors, correct = sorted(errors, key=len, reverse=True)[: confusion_matrix.MAX_CLASSES], []
     sets = [members for kind in DUPLICATE_KINDS for members in _first_sets(records, kind)]
     return [
         *(issue.path for issue in records.label_issues[:MAX_LABEL_ISSUES]),
-        *find_typical(records.predictions).values(),
-        *(row.path for row in sort_errors(records.predictions)[:MAX_ERRORS]),
-        *interleave(errors, MAX_ERRORS_SHOWN),
+        *confusion_matrix.find_typical(records.predictions).values(),
+        *(row.path for row in confusion_matrix.sort_errors(records.predictions)[:MAX_ERRORS]),
+        *interleave(errors, confusion_matrix.MAX_ERRORS_SHOWN),
         *(member["path"] for members in sets for member in members),
-        *interleave(correct, MAX_CORRECT_SHOWN),
+        *interleave(correct, confusion_matrix.MAX_CORRECT_SHOWN),
     ]
 
 
 def run_contents(
     records: RunRecords, images: ReportImages, heat_maps: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
-    """Collect what the page of a run shows.
-
-    Args:
-        records: files of the run.
-        images: thumbnails.
-        heat_maps: path → image and overlay, as data URLs.
-    """
+    """Collect what the page of a run shows; heat maps are path → image and overlay, as data URLs."""
     metrics, predictions = records.metrics, records.predictions
     classes = [str(name) for name in records.evaluation["confusion"]["classes"]]
-    per_class = _class_rows(records)
+    has_matrix = len(classes) <= confusion_matrix.MAX_CLASSES
+    per_class, calibration = _class_rows(records), metrics.get("calibration")
+    reliability = None if calibration is None else charts.reliability_chart(calibration)
+    risk = charts.risk_chart(records.evaluation["risk_coverage"])
     return {
         "title": os.path.basename(os.path.abspath(records.folder)),
         "version": __version__,
@@ -97,9 +79,9 @@ def run_contents(
         "per_class": per_class,
         "rare_below": RARE_BELOW,
         "classes": classes,
-        "matrix": make_matrix(predictions, classes) if len(classes) <= MAX_CLASSES else None,
-        "confusions": list_confusions(predictions),
-        "errors": sort_errors(predictions)[:MAX_ERRORS],
+        "matrix": confusion_matrix.make_matrix(predictions, classes) if has_matrix else None,
+        "confusions": confusion_matrix.list_confusions(predictions),
+        "errors": confusion_matrix.sort_errors(predictions)[:MAX_ERRORS],
         "n_errors": len(records.errors),
         "heat_maps": heat_maps,
         # the model that draws the heat maps may have been trained on these images after they were predicted
@@ -107,11 +89,11 @@ def run_contents(
         or (records.measured_on == "val" and metrics.get("val_is_before_refit", False)),
         "label_issues": records.label_issues[:MAX_LABEL_ISSUES],
         "n_label_issues": len(records.label_issues),
-        "typical": find_typical(predictions),
+        "typical": confusion_matrix.find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
-        "calibration": metrics.get("calibration"),
-        "calibration_charts": _calibration_charts(records),
+        "calibration": calibration,
+        "calibration_charts": [chart for chart in (reliability, risk) if chart is not None],
         "data": _describe_data(records),
         "training": _describe_training(records),
         "training_charts": _training_charts(records),
@@ -146,7 +128,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
             "optimised metric": bundle.metric,
         },
         "priors": {name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
-        "risk_chart": risk_chart([{"coverage": c, "risk": r} for c, r in points]),
+        "risk_chart": charts.risk_chart([{"coverage": c, "risk": r} for c, r in points]),
         "missing": MISSING_RUN,
     }
 
@@ -169,33 +151,28 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
             f"This run optimised {METRIC_TITLES[name]}: {metric['value']:.3f} "
             f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
         )
-    weakest = sorted(
-        (row for row in per_class if row["confused_with"] and row["recall"]),
-        key=lambda row: row["recall"]["value"],
-    )
-    if weakest:
+    weak = [row for row in per_class if row["confused_with"] and row["recall"]]
+    if weak:
         named = [
             f"{row['class']!r} (recall {row['recall']['value']:.2f}, most often predicted as "
             f"{row['confused_with'][0]!r})"
-            for row in weakest[:N_WEAKEST]
+            for row in sorted(weak, key=lambda row: row["recall"]["value"])[:N_WEAKEST]
         ]
         sentences.append(f"Weakest {'class' if len(named) == 1 else 'classes'}: {', '.join(named)}.")
     return sentences
 
 
 def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
-    rows = []
-    for name in HEADLINE_METRICS:
-        baseline = records.metrics["baseline"][name]
-        rows.append(
-            {
-                "name": METRIC_TITLES[name],
-                "is_target": name == records.metrics["headline"]["metric"],
-                "baseline": baseline["value"] if isinstance(baseline, Mapping) else baseline,
-                **records.evaluation[name],
-            }
-        )
-    return rows
+    baseline = records.metrics["baseline"]
+    return [
+        {
+            "name": METRIC_TITLES[name],
+            "is_target": name == records.metrics["headline"]["metric"],
+            "baseline": value["value"] if isinstance(value := baseline[name], Mapping) else value,
+            **records.evaluation[name],
+        }
+        for name in HEADLINE_METRICS
+    ]
 
 
 def _other_metrics(records: RunRecords) -> list[str]:
@@ -218,9 +195,7 @@ def _other_metrics(records: RunRecords) -> list[str]:
 def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     counts = records.metrics["train_counts"]
     confusions = Counter((row.label, row.prediction) for row in records.errors).most_common()
-    confused_with: dict[str, tuple[str, int]] = {}
-    for (label, prediction), n in confusions:
-        confused_with.setdefault(label, (prediction, n))
+    confused_with = {label: (prediction, n) for (label, prediction), n in reversed(confusions)}
     return [
         {
             **scores,
@@ -232,39 +207,25 @@ def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     ]
 
 
-def _calibration_charts(records: RunRecords) -> list[Chart]:
-    calibration = records.metrics.get("calibration")
-    reliability = [] if calibration is None else [reliability_chart(calibration)]
-    return [*reliability, risk_chart(records.evaluation["risk_coverage"])]
-
-
-def _training_charts(records: RunRecords) -> list[Chart]:
+def _training_charts(records: RunRecords) -> list[charts.Chart]:
     """Plot the learning curve and the training history, of a cross-validation that of the first fold."""
     curve = records.metrics.get("learning_curve")
     first_repeat = [row for row in records.history if row.get("repeat", 0) == 0]
     fold = first_repeat[0].get("fold") if first_repeat else None
     history = [row for row in first_repeat if row.get("fold") == fold]
     details = [] if fold is None else [f"fold {fold:.0f}"]
-    if _find_method(records, fold) == "none":
+    by_fold = {(each["repeat"], each["fold"]): each["finetune"] for each in records.metrics.get("folds", ())}
+    if by_fold.get((0, fold), records.metrics["finetune"]) == "none":
         details.append("fine-tuning that was not used")
     suffix = f" ({', '.join(details)})" if details else ""
     losses = {"train_loss": "training", "val_loss": "validation"}
     scores = {"val_macro_f1": "macro F1", "val_accuracy": "accuracy"}
-    charts = [
-        None if curve is None else learning_chart(curve["all"]["points"]),
-        history_chart(history, losses, f"Loss by epoch{suffix}"),
-        history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
+    found = [
+        None if curve is None else charts.learning_chart(curve["all"]["points"]),
+        charts.history_chart(history, losses, f"Loss by epoch{suffix}"),
+        charts.history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
     ]
-    return [chart for chart in charts if chart is not None]
-
-
-def _find_method(records: RunRecords, fold: float | None) -> str | None:
-    """Return the method of a fold of the first repeat, or of a run without folds."""
-    if fold is None:
-        method = records.metrics.get("finetune")
-        return method if isinstance(method, str) else None
-    folds = [each for each in records.metrics["folds"] if each["repeat"] == 0 and each["fold"] == fold]
-    return folds[0]["finetune"] if folds else None
+    return [chart for chart in found if chart is not None]
 
 
 def _describe_data(records: RunRecords) -> dict[str, Any]:

@@ -21,7 +21,7 @@ MAX_BYTES = 6 << 20  # of all images in a page; an image shown twice counts twic
 
 
 class ReportImages:
-    """Thumbnails of a dataset, encoded once and handed out until the page is full.
+    """Thumbnails of a dataset, encoded once, up to the size limit of a page.
 
     Args:
         source: folder, table or archive of the images; None if unknown.
@@ -29,6 +29,7 @@ class ReportImages:
 
     Attributes:
         missing: why some or all images are missing; None if none are.
+        thumbnails: path → data URL of each image that could be read.
         n_omitted: images, or places for them, that did not fit.
     """
 
@@ -36,7 +37,7 @@ class ReportImages:
         self.n_omitted = 0
         self.missing: str | None = None
         self._dataset: ImageDataset | None = None
-        self._small: dict[str, str] = {}
+        self.thumbnails: dict[str, str] = {}
         self._large: dict[str, str] = {}
         self._n_bytes = 0
         try:
@@ -61,13 +62,9 @@ class ReportImages:
     def make_thumbnails(
         self, wanted: Sequence[str], num_workers: int | None, log: RunLog, *, enlarged: Collection[str] = ()
     ) -> None:
-        """Encode thumbnails in the order of their importance until they fill a page.
+        """Encode thumbnails of `wanted` paths, the most important first, until they fill a page.
 
-        Args:
-            wanted: paths, the most important first.
-            num_workers: decoding threads.
-            log: for the progress bar.
-            enlarged: paths that also get a larger image.
+        The `enlarged` paths also get a larger image.
         """
         paths = [path for path in dict.fromkeys(wanted) if path in self._known]
         if self._dataset is not None and (n_gone := len(set(wanted)) - len(paths)):
@@ -90,20 +87,15 @@ class ReportImages:
                     continue
                 n_bytes += sum(map(len, sizes))
                 if n_bytes > MAX_BYTES:
-                    self.n_omitted += len(paths) - len(self._small)
+                    self.n_omitted += len(paths) - len(self.thumbnails)
                     break
-                self._small[path] = sizes[0]
+                self.thumbnails[path] = sizes[0]
                 if len(sizes) > 1:
                     self._large[path] = sizes[1]
 
-    @property
-    def is_empty(self) -> bool:
-        """True if no image could be read."""
-        return not self._small
-
     def small(self, path: str) -> str | None:
         """Return the thumbnail as a data URL for one place in the page, or None."""
-        image = self._small.get(path)
+        image = self.thumbnails.get(path)
         return image if image is not None and self.reserve(image) else None
 
     def large(self, path: str) -> str | None:
@@ -111,7 +103,7 @@ class ReportImages:
         image = self._large.get(path)
         if image is None or self._n_bytes + len(image) > MAX_BYTES:
             return self.small(path)
-        self._n_bytes += len(image)
+        self.reserve(image)
         return image
 
     def reserve(self, *images: str) -> bool:

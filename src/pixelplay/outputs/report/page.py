@@ -1,4 +1,4 @@
-"""Render the templates to one HTML file that needs nothing from outside."""
+"""Render the templates to one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -17,18 +17,10 @@ GENERATOR = '<meta name="generator" content="PixelPlay'  # marks a file as a rep
 
 
 def render_run(contents: Mapping[str, Any], images: ReportImages, root: str) -> str:
-    """Render the page of a run.
-
-    Args:
-        contents: values by section.
-        images: thumbnails.
-        root: folder to remove from the paths shown.
-    """
+    """Render the page of a run; paths are shown without the folder `root`."""
     # called last by the template: images that are visible at once come before those behind a click
-    script_data = partial(_script_data, contents, images, root)
-    return _render(
-        "page.html", root=root, script="page.js", images=images, script_data=script_data, **contents
-    )
+    values = {**contents, "images": images, "script_data": partial(_script_data, contents, images, root)}
+    return _render("page.html", root=root, script="page.js", **values)
 
 
 def render_model(contents: Mapping[str, Any]) -> str:
@@ -67,7 +59,7 @@ def write_page(html: str, path: str) -> None:
 
 
 def is_report(path: str) -> bool:
-    """Tell a report of ours, which may be replaced, from other files."""
+    """Return True for a PixelPlay report, which may be replaced."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return GENERATOR in file.read(1000)
@@ -80,26 +72,18 @@ def _script_data(contents: Mapping[str, Any], images: ReportImages, root: str) -
     if contents["matrix"] is None:
         named = {f"c{k}": cell for k, cell in enumerate(contents["confusions"])}
     else:
-        named = {
-            f"{i},{j}": cell
-            for i, row in enumerate(contents["matrix"])
-            for j, cell in enumerate(row)
-            if cell.n
-        }
+        rows = [list(enumerate(row)) for row in contents["matrix"]]
+        named = {f"{i},{j}": cell for i, row in enumerate(rows) for j, cell in row if cell["n"]}
     numbers: dict[str, int] = {}  # path → position in "images"
     cells = {
         key: {
-            "label": cell.label,
-            "prediction": cell.prediction,
-            "n": cell.n,
-            "images": [numbers.setdefault(path, len(numbers)) for path in cell.paths],
+            **{name: cell[name] for name in ("label", "prediction", "n")},
+            "images": [numbers.setdefault(path, len(numbers)) for path in cell["paths"]],
         }
         for key, cell in named.items()
     }
-    label_issues = [
-        {"path": issue.path, "label": issue.label, "suggested": issue.suggested}
-        for issue in contents["label_issues"]
-    ]
+    shown = ("path", "label", "suggested")
+    label_issues = [{name: getattr(issue, name) for name in shown} for issue in contents["label_issues"]]
     reviewed = json.dumps([label_issues, contents["classes"]])
     return {
         "id": hashlib.sha256(reviewed.encode()).hexdigest()[:16],  # the browser keeps choices under this id

@@ -38,13 +38,9 @@ class RunRecords:
     """The files of a run, parsed.
 
     Attributes:
-        folder: run folder.
-        config: config.json.
-        metrics: metrics.json.
         measured_on: split of the headline metric: "test", "oof" or "val".
         predictions: readable images of that split; of a repeated cross-validation, the first repeat.
         history: one row per epoch of fine-tuning.
-        label_issues: most suspicious first.
     """
 
     folder: str
@@ -63,8 +59,7 @@ class RunRecords:
     @property
     def evaluation(self) -> Mapping[str, Any]:
         """Metrics of the split behind the headline."""
-        evaluation: Mapping[str, Any] = self.metrics[self.measured_on]
-        return evaluation
+        return dict(self.metrics[self.measured_on])
 
     @property
     def source(self) -> str | None:
@@ -110,7 +105,7 @@ class RunRecords:
 
 
 def has_records(folder: str) -> bool:
-    """Tell a run from a model without records."""
+    """Return True for a run; a bare model has no records."""
     return os.path.isfile(os.path.join(folder, "metrics.json"))
 
 

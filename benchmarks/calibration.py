@@ -1,4 +1,4 @@
-"""Temperatures and confidence intervals on simulated data whose truth is known. Needs no images.
+"""Temperatures and confidence intervals on simulated data with known truth. Needs no images.
 
 Temperatures: labels are drawn from the softmax of random logits, the logits are multiplied by a planted
 temperature, and the fit must find it; the calibration error of over-confident logits is measured before

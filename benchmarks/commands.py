@@ -1,4 +1,4 @@
-"""Run `pixelplay` commands in processes of their own and read what they write."""
+"""Run `pixelplay` commands in separate processes and read what they write."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ class FinishedRun:
 
 
 def pixelplay_command(command: str, data: str | Path, options: Sequence[str] = ()) -> list[str]:
-    """Return the words of one quiet `pixelplay` command in this interpreter."""
+    """Return the arguments of one quiet `pixelplay` command in this interpreter."""
     return [sys.executable, "-m", "pixelplay", command, str(data), "--quiet", *options]
 
 
@@ -52,7 +52,7 @@ def run_pixelplay(
 
     Args:
         command: "train" or "crossval".
-        options: further words of the command line.
+        options: further command-line arguments.
         cache_dir: default: an empty folder, so that the time is that of a cold start.
         env: environment of the process (default: this one's).
     """

@@ -1,10 +1,10 @@
 """PixelPlay and fastai after the same training time on two CPU cores.
 
-Both start from the same ImageNet weights (EfficientNet-Lite0), read the same files and use the same given
-train, val and test splits (TrashNet), in one run of this script. PixelPlay: whole commands without a
-cache, one for each time budget and one linear probe. fastai: the best of three settings by validation
-accuracy at the time limit, each with a schedule as long as the limit allows; its clock starts with its
-process and stops while the test split is evaluated. fastai trains on train and selects on val;
+Both start from the same ImageNet weights (EfficientNet-Lite0), read the same files and use the same
+predefined train, val and test splits (TrashNet), in one run of this script. PixelPlay: whole commands
+without a cache, one for each time budget and one linear probe. fastai: the best of three settings by
+validation accuracy at the time limit, each with a schedule as long as the limit allows; its clock starts
+with its process and stops while the test split is evaluated. fastai trains on train and selects on val;
 PixelPlay's probe is fitted on both. With several limits each budget uses the smallest limit that covers
 it; with the default limit shorter budgets are read from the middle of its schedule, which is not the best
 that fastai can do in that time.

@@ -1,8 +1,8 @@
 """Conformal prediction sets of a linear probe: coverage over random splits.
 
 Each repetition fits on 70 % of the images as `pixelplay train --finetune none` does, takes the thresholds
-from the out-of-fold scores that are stored with the model, and measures on the other 30 %. The given test
-split is not used. Raw sets may be empty; the sets that PixelPlay reports never are.
+from the out-of-fold scores that are stored with the model, and measures on the other 30 %. The predefined
+test split is not used. Raw sets may be empty; the sets that PixelPlay reports never are.
 
 Expected on TrashNet (20 repetitions, target 0.9): raw LAC sets cover 0.90 ± 0.02, reported sets at least
 0.89 with about one class each, because the probe is right more often than the target; APS sets the same.

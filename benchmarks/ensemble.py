@@ -1,7 +1,7 @@
-"""Five-fold ensemble of partially fine-tuned models relative to one such model, on the given test split.
+"""Five-fold ensemble of partially fine-tuned models relative to one such model, on the predefined test split.
 
 Both are trained on train and val: `pixelplay crossval` holds out one fifth for each model, `pixelplay
-train` holds out the given val split until it has selected a model. Every training has the same time
+train` holds out the predefined val split until it has selected a model. Every training has the same time
 budget, so the ensemble takes about five times as long. Prediction time is that of `Predictor.predict` on
 the test split, decoding included, after a first pass.
 

@@ -1,6 +1,6 @@
 """Faithfulness of explanations: deletion and insertion curves of every kind of map, and of baselines.
 
-Two data sets, each explained on images that its linear probe was not fitted on; TrashNet's test split is
+Two datasets, each explained on images that its linear probe was not fitted on; TrashNet's test split is
 not used: TrashNet's val split, whose objects are in the centre, which favours the centre prior; and
 planted objects, TrashNet's images shrunk to 40 % of each side and pasted off the centre of plain, coarse,
 striped or cloudy backgrounds.
@@ -267,7 +267,7 @@ def fit_bundle(data: Path, run: Path) -> ModelBundle:
 
 
 def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, ModelBundle, list[Example]]]:
-    """Yield name, model and held-out images of each data set."""
+    """Yield name, model and held-out images of each dataset."""
     paths = choose_images(trashnet / "val", n, seed=1)
     bundle = fit_bundle(trashnet / "train", folder / "trashnet")
     yield (
@@ -281,10 +281,10 @@ def make_sets(trashnet: Path, folder: Path, n: int) -> Iterator[tuple[str, Model
 
 
 def main() -> None:
-    """Measure every map on both data sets."""
+    """Measure every map on both datasets."""
     parser = make_parser(__doc__)
     parser.add_argument("trashnet", type=Path)
-    parser.add_argument("--images", type=int, default=60, help="of each data set [60]")
+    parser.add_argument("--images", type=int, default=60, help="of each dataset [60]")
     args = parser.parse_args()
     record = Record("Explanations", "Faithfulness of explanation maps", args.record)
     with tempfile.TemporaryDirectory() as folder:

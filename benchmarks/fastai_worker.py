@@ -59,7 +59,7 @@ class TimeLimitReached(Exception):
 
 
 class Clock:
-    """Measure the time since the process was started, without what a user would not spend."""
+    """Measure the time since the process was started, without time that a user would not spend."""
 
     def __init__(self, started: float) -> None:
         self._started = started
@@ -71,7 +71,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the clock inside the block."""
+        """Stop the clock while the block runs."""
         start = time.time()
         yield
         self._uncounted += time.time() - start

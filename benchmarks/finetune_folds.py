@@ -1,6 +1,6 @@
 """Cross-validated gain of fine-tuning over the linear probe, paired image by image.
 
-The given test split is not used. Each fold is the test split of two whole commands, one with the
+The predefined test split is not used. Each fold is the test split of two whole commands, one with the
 settings, one with `--finetune none` instead of their --finetune; everything is chosen inside the rest. The
 interval of the gain is a bootstrap of the paired difference that resamples duplicates together.
 
@@ -34,7 +34,7 @@ Predicted = dict[str, tuple[int, Float64Array]]  # path → predicted class, pro
 
 
 def probe_settings(settings: str) -> str:
-    """Replace --finetune in the options of pixelplay train; an option given twice is refused."""
+    """Replace --finetune in the options of pixelplay train; a repeated option is refused."""
     words = re.sub(r"--finetune[ =]\S+", "", settings).split()
     return " ".join([*words, "--finetune none"])
 
@@ -112,16 +112,16 @@ def main() -> None:
                     predicted[m][i], probs[m][i] = found[dataset.paths[i]]
                 accuracy = float((predicted[m][rows] == dataset.labels[rows]).mean())
                 print(f"fold {fold}, {settings}: accuracy {accuracy:.4f}, {took:.0f} s", flush=True)
-    seen = predicted[0] >= 0
-    labels, groups = dataset.labels[seen], groups[seen]
+    held_out = predicted[0] >= 0
+    labels, groups = dataset.labels[held_out], groups[held_out]
     compared = {
         metric.replace("_", " ").replace("macro f1", "macro-F1"): compare(
-            metric, [each[seen] for each in predicted], labels, groups
+            metric, [each[held_out] for each in predicted], labels, groups
         )
         for metric in LABEL_METRICS
     }
     if args.positive_from is not None:
-        positive = [(p[seen, args.positive_from :].sum(axis=1) >= 0.5).astype(np.int64) for p in probs]
+        positive = [(p[held_out, args.positive_from :].sum(axis=1) >= 0.5).astype(np.int64) for p in probs]
         is_positive = (labels >= args.positive_from).astype(np.int64)
         compared["accuracy of two classes"] = compare("accuracy", positive, is_positive, groups)
     record = Record(

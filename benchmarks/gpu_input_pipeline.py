@@ -347,7 +347,7 @@ def main() -> None:
         print(f"files relative to GPU memory: {ratio:.3f} (target {TARGET_RATIO})", flush=True)
         record.add(name, "train", "files relative to GPU memory", {"ratio": ratio})
         if args.timm_train is None or not Path(args.timm_train).is_file():
-            why = "--timm-train was not given" if args.timm_train is None else f"no file {args.timm_train}"
+            why = "--timm-train is not set" if args.timm_train is None else f"no file {args.timm_train}"
             print(f"timm's train.py skipped: {why}; it is in timm's repository, not in its package")
         else:
             add_rate(record, name, run_timm(data, n_classes, args))

@@ -1,4 +1,4 @@
-"""Share of the network's own speed that is left when images are read from files.
+"""Fraction of the network's speed that remains when images are read from files.
 
 Extracts features from JPEG files, decoding included, and from tensors in memory, in turn in one process.
 

@@ -1,10 +1,10 @@
 """Planted label errors on TrashNet: how many of them the label issues contain, compared with cleanlab.
 
 Some labels of train and val are moved to another class at random; the test split is not used. `pixelplay
-crossval` with a linear probe gives out-of-fold probabilities, which PixelPlay ranks, and cleanlab in an
-environment of its own (it is AGPL and not a dependency). As many images are taken from the top of each
-ranking as labels were moved, so precision and recall are equal. TrashNet has label errors of its own, so
-1 cannot be reached.
+crossval` with a linear probe gives out-of-fold probabilities, which PixelPlay ranks, and cleanlab in a
+separate environment (it is AGPL and not a dependency). From the top of each ranking as many images are
+used as labels were moved, so precision and recall are equal. TrashNet has label errors of its own, so 1
+cannot be reached.
 
 Expected (5 % moved, 3 seeds): about 0.85 of the first 5 % were moved, the same as with cleanlab.
 

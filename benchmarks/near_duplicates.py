@@ -1,9 +1,9 @@
-"""Planted near-duplicates: recall, precision and time of the search, beside simple baselines.
+"""Planted near-duplicates: recall, precision and time of the search, compared with simple baselines.
 
-Of some images of each data set altered versions are written: re-encoded at quality 50, resized to 60 %,
+Of some images of each dataset altered versions are written: re-encoded at quality 50, resized to 60 %,
 cropped to 90 % at one corner, mirrored, with a watermark, brightened. Recall is counted for each kind.
 Precision is counted on the pairs found among the original images, where nothing was planted: correct are
-the pairs listed in the file of --judged or, without one, those that PixelPlay's search finds. Last, the
+the pairs listed in the file of --confirmed or, without one, those that PixelPlay's search finds. Last, the
 search for candidates is timed alone, on synthetic fingerprints and features.
 
 Baselines, each at a range of thresholds: difference hash and perceptual hash of 64 bits, also of the
@@ -11,11 +11,11 @@ mirrored image and of crops at the corners; cosine similarity of the features th
 and both.
 
 Expected: recall at least 0.95 for each kind; the three pairs of TrashNet whose files are equal, with other
-labels; hardly a wrong pair on TrashNet or on the solar cells, which look all alike; 100,000 images in
+labels; hardly a wrong pair on TrashNet or on the solar cells, which all look alike; 100,000 images in
 minutes; no baseline within two points of both recall and precision.
 
 Usage: python benchmarks/near_duplicates.py FOLDER [FOLDER …] [--n 100] [--sheets OUT] [--synthetic 100000]
-           [--baselines] [--judged benchmarks/near_duplicates_trashnet.csv]
+           [--baselines] [--confirmed benchmarks/near_duplicates_trashnet.csv]
 The solar cells come as the table that demo/solar_cells.py writes.
 """
 
@@ -96,7 +96,7 @@ class Planted:
     Attributes:
         kind: name of an altered image → how it was altered.
         origin: name of any image → name of the original image that it shows.
-        source: name of an original image → its path in the data set.
+        source: name of an original image → its path in the dataset.
     """
 
     kind: dict[str, str]
@@ -127,7 +127,7 @@ def prepare(source: str, folder: Path, n: int, seed: int) -> Planted:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What PixelPlay's search finds in a prepared folder.
+    """Near-duplicates that PixelPlay's search finds in a prepared folder.
 
     Attributes:
         paths: (N,) names of the images.
@@ -307,9 +307,9 @@ def pair_mask(pairs: Iterable[tuple[int, int]], n: int) -> BoolArray:
 
 
 def make_reference(
-    names: Sequence[str], planted: Planted, judged: Path | None, found: BoolArray
+    names: Sequence[str], planted: Planted, confirmed: Path | None, found: BoolArray
 ) -> Reference:
-    """Collect the truth about named images; without --judged the pairs found count as correct."""
+    """Collect the truth about named images; without --confirmed the pairs found count as correct."""
     position = {name: i for i, name in enumerate(names)}
     kinds = {
         kind: np.array(
@@ -322,9 +322,9 @@ def make_reference(
         for kind in ALTER
     }
     is_correct = found
-    if judged is not None:
+    if confirmed is not None:
         by_path = {planted.source[name]: i for name, i in position.items() if name in planted.source}
-        with judged.open(encoding="utf-8", newline="") as file:
+        with confirmed.open(encoding="utf-8", newline="") as file:
             rows = [(row["first"], row["second"]) for row in csv.DictReader(file)]
         is_correct = pair_mask(
             ((by_path[a], by_path[b]) for a, b in rows if a in by_path and b in by_path), len(names)
@@ -334,7 +334,7 @@ def make_reference(
 
 
 def compare_baselines(
-    record: Record, source: str, searched: SearchResult, planted: Planted, judged: Path | None
+    record: Record, source: str, searched: SearchResult, planted: Planted, confirmed: Path | None
 ) -> None:
     """Print and record recall and precision of PixelPlay's search and of each baseline."""
     rows = first_occurrences(searched.images.digests)  # equal files are found by their digests
@@ -342,9 +342,9 @@ def compare_baselines(
     names = [searched.paths[i] for i in rows]
     position = {int(row): i for i, row in enumerate(rows)}
     found = pair_mask(((position[p.first], position[p.second]) for p in searched.pairs), len(rows))
-    reference = make_reference(names, planted, judged, found)
+    reference = make_reference(names, planted, confirmed, found)
     own = score(found, reference)
-    own.add_to(record, source, "PixelPlay, with --judged" if judged else "PixelPlay")
+    own.add_to(record, source, "PixelPlay, with --confirmed" if confirmed else "PixelPlay")
     assert searched.images.thumbnails is not None
     similarities = baseline_similarities(searched.images.thumbnails[rows], searched.images.values[rows])
     for name, (similarity, thresholds) in similarities.items():
@@ -378,8 +378,8 @@ def write_sheets(
             mirrored = " mirrored" if pair.is_mirrored else ""
             draw.text((left, top), f"{pair.first} = {pair.second}  {pair.agreement:.2f}{mirrored}", "black")
             for side, i in enumerate(pair.members):
-                picture = Image.fromarray(read(i)).resize((SHEET_PX, SHEET_PX))
-                sheet.paste(picture, (left + side * SHEET_PX, top + 14))
+                thumbnail = Image.fromarray(read(i)).resize((SHEET_PX, SHEET_PX))
+                sheet.paste(thumbnail, (left + side * SHEET_PX, top + 14))
         sheet.save(out / f"{name}_{start // SHEET_PAIRS}.png")
 
 
@@ -392,16 +392,18 @@ def time_candidates(record: Record, n: int, n_features: int = 1024) -> None:
     thumbnails[-m:] = np.clip(thumbnails[:m] + rng.normal(0, 4, thumbnails[:m].shape), 0, 255)
     features[-m:] = features[:m] + 0.3 * rng.standard_normal((m, n_features), dtype=np.float32)
     planted = {(i, n - m + i) for i in range(m)}
-    for name, given in (("thumbnails", None), (f"thumbnails and {n_features} features", features)):
+    for name, used_features in (("thumbnails", None), (f"thumbnails and {n_features} features", features)):
         start = time.perf_counter()
-        found = {(int(i), int(j)) for i, j in find_candidates(thumbnails, given, RunLog(quiet=True)).pairs}
+        found = {
+            (int(i), int(j)) for i, j in find_candidates(thumbnails, used_features, RunLog(quiet=True)).pairs
+        }
         seconds, recall = time.perf_counter() - start, len(planted & found) / m
         print(f"candidates by {name}: {seconds:.0f} s, recall {recall:.3f}", flush=True)
         record.add(f"{n:,} random images", "", f"candidates by {name}", {"recall": recall}, seconds=seconds)
 
 
 def main() -> None:
-    """Plant near-duplicates in every data set, search and compare."""
+    """Plant near-duplicates in every dataset, search and compare."""
     parser = make_parser(__doc__)
     parser.add_argument("data", nargs="*")
     parser.add_argument("--n", type=int, default=100, help="altered images of each kind [100]")
@@ -409,7 +411,7 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, metavar="FOLDER", help="write contact sheets of the pairs")
     parser.add_argument("--baselines", action="store_true", help="compare with hashes and cosine similarity")
     parser.add_argument(
-        "--judged", type=Path, help="CSV (first, second) of the near-duplicates judged by eye"
+        "--confirmed", type=Path, help="CSV (first, second) of the near-duplicates confirmed by eye"
     )
     parser.add_argument(
         "--synthetic",
@@ -441,7 +443,7 @@ def main() -> None:
             metrics = {**recalls, "pairs of originals": len(own)}
             record.add(source, f"{args.n} of each kind", "PixelPlay", metrics, seconds=sum(seconds.values()))
             if args.baselines:
-                compare_baselines(record, source, searched, planted, args.judged)
+                compare_baselines(record, source, searched, planted, args.confirmed)
             if args.sheets:
 
                 def read(i: int, folder: Path = folder, paths: tuple[str, ...] = paths) -> UInt8Array:

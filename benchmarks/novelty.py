@@ -3,10 +3,10 @@
 A linear probe is fitted on 70 % of the other classes. AUROC separates the images of the class left out
 from the remaining 30 %. Compared with PixelPlay's score are: one minus the largest probability, energy
 (Liu et al. 2020), distance to the nearest image (Sun et al. 2022) and relative Mahalanobis distance (Ren
-et al. 2021, 512 principal components, covariances shrunk by a tenth). Given test splits are not used.
+et al. 2021, 512 principal components, covariances shrunk by a tenth). Predefined test splits are not used.
 
 Expected: PixelPlay's score, which was chosen on TrashNet, has the best or nearly the best mean on each
-data set.
+dataset.
 
 Usage: python benchmarks/novelty.py DATA [DATA …] [--seeds 0 1 2]
 For the solar cells use the table that demo/solar_cells.py writes.
@@ -91,7 +91,7 @@ def leave_classes_out(data: ProbeData, seed: int) -> dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Measure every score on every data set."""
+    """Measure every score on every dataset."""
     parser = make_parser(__doc__)
     parser.add_argument("data", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -16,7 +16,7 @@ from pixelplay.run_log import RunLog
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """N labelled images outside the given test split.
+    """N labelled images outside the predefined test split.
 
     Attributes:
         dataset: the images.
@@ -30,7 +30,7 @@ class ProbeData:
 
 
 def load_probe_data(source: str, backbone: str = "lite0") -> ProbeData:
-    """Read the labelled images of a data set, leaving out its test split."""
+    """Read the labelled images of a dataset, leaving out its test split."""
     dataset = open_dataset(source)
     dataset = dataset.select((dataset.labels >= 0) & ~dataset.in_split("test"))
     config, log = TrainConfig(finetune="none"), RunLog(quiet=True)

@@ -1,7 +1,7 @@
 """Write the measurements of one benchmark run as JSON; `make_results.py` turns them into RESULTS.md.
 
 A record is one file in `benchmarks/results/`: section, title, command, commit, date, hardware, notes and
-rows. A row is one method on one data set: metrics with the value of each seed, mean and standard
+rows. A row is one method on one dataset: metrics with the value of each seed, mean and standard
 deviation, and the time in s. It contains no host names and no folders.
 """
 
@@ -86,7 +86,7 @@ class Record:
         """Add one row.
 
         Args:
-            data: name of the data set; of a path, its last part without the suffix of a table or archive.
+            data: name of the dataset; of a path, its last part without the suffix of a table or archive.
             metrics: name → one value, the value of each seed or run, or what `difference` returns.
             seeds: of the values, in the same order; empty where nothing is random.
             seconds: time of each run.

@@ -1,9 +1,9 @@
-"""Killed and resumed runs give the same model files as an undisturbed run.
+"""Killed and resumed runs give the same model files as an uninterrupted run.
 
 Uses the first images of each class. Every run is a whole command in its own process, killed with SIGKILL
 at two random instants and continued with --resume. The files of the models are compared byte by byte.
 
-Expected: all runs are equal, and no temporary files are left beside them.
+Expected: all runs are equal, and no temporary files are left next to them.
 
 Usage: python benchmarks/resume.py DATA [--runs 10] [--per-class 20] [--finetune none partial full]
 """

@@ -1,6 +1,6 @@
 """Linear probe on solar cells, 5-fold: macro-F1 of four grades, accuracy of functional against defective.
 
-C, temperature and tau are chosen inside each training part by folds of their own. The frozen features of
+C, temperature and tau are chosen in each training split by inner folds. The frozen features of
 an image are the same in every fold, so they are computed once. Near-duplicates, such as cells cut from
 one block of silicon, are in one fold.
 

@@ -1,7 +1,7 @@
 """Training steps of partial fine-tuning relative to full fine-tuning, in turn in one process.
 
 Expected on two CPU cores with bf16: partial fine-tuning of the last two stages processes 25 to 35 times
-as many images per second as full fine-tuning, of the last four 10 to 15 times.
+as many images per second as full fine-tuning, and of the last four 10 to 15 times.
 
 Usage: python benchmarks/step_speed.py [--backbone lite0] [--stages 1 2 3 4] [--repeats 5]
 """

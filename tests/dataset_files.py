@@ -63,7 +63,7 @@ def rows(dataset: ImageDataset) -> list[tuple[str, str | None, str | None]]:
 
 
 def assert_words(text: str, *words: str) -> None:
-    """Check that a message is one line and contains the given values, in this order."""
+    """Check that a message is one line and contains these values, in this order."""
     assert "\n" not in text
     start = 0
     for word in words:
@@ -75,7 +75,7 @@ def assert_words(text: str, *words: str) -> None:
 def assert_refused(
     source: str, *words: str, config: DataConfig | None = None, classes: str | None = None
 ) -> None:
-    """Check that a source raises a DataError that contains the given values, in this order."""
+    """Check that a source raises a DataError that contains these values, in this order."""
     with pytest.raises(DataError) as caught:
         open_dataset(source, config, classes)
     assert_words(str(caught.value), *words)

@@ -193,7 +193,7 @@ def _overwrite_header(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
-    """Draw an image with detail at every scale, like a photograph.
+    """Draw an image with detail at every scale, like a photo.
 
     Args:
         seed: determines every pixel.

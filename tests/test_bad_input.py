@@ -284,7 +284,7 @@ def test_disk_is_full_for_predictions(
 ) -> None:
     os.symlink("/dev/full", f"p.{ending}.partial")
     command = ["predict", str(tiny_run), str(drawn_images), "--out", f"p.{ending}", "--quiet"]
-    status = main([*command, "--force"])  # the link stands where the partial file will
+    status = main([*command, "--force"])  # the link has the name of the partial file
     out, err = capsys.readouterr()
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "No space left on device" in err

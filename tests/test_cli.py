@@ -190,7 +190,7 @@ def test_help_shows_the_defaults_of_the_recipe(shell: Shell) -> None:
 
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
-    """Images with given splits and one problem of each kind."""
+    """Images with predefined splits and one problem of each kind."""
     root = draw_folder(tmp_path / "flawed/train", {"bars": 4, "dots": 4}).parent
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=100)
     train, test = root / "train", root / "test"
@@ -271,8 +271,8 @@ def test_near_duplicates_stay_in_one_split(drawn_classes: Path, tiny_train: list
         (drawn_classes / f"bars/scene{i}.png").write_bytes(encode(scene(i), "PNG"))
         (drawn_classes / f"dots/again{i}.jpg").write_bytes(altered(scene(i))["resized"])
         duplicates[f"bars/scene{i}.png"] = f"dots/again{i}.jpg"
-    asked = [word for word in tiny_train if word != "--no-near-duplicates"]
-    done = shell("train", drawn_classes, "--out", "run", *asked)
+    with_near_duplicates = [word for word in tiny_train if word != "--no-near-duplicates"]
+    done = shell("train", drawn_classes, "--out", "run", *with_near_duplicates)
     assert done.status == 0
     found = json.loads(Path("run/metrics.json").read_text())["data"]
     pairs = {frozenset(member["path"] for member in members) for members in found["near_duplicates"]}
@@ -419,7 +419,7 @@ def test_groups_of_a_table_stay_in_one_split(drawn_images: Path, tiny_train: lis
     assert all(len(folds) == 1 for folds in fold_of.values())
 
 
-def test_given_splits_are_kept_and_training_duplicates_of_test_images_removed(
+def test_predefined_splits_are_kept_and_training_duplicates_of_test_images_removed(
     flawed: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     done = shell("train", flawed, "--out", "run", *tiny_train)
@@ -578,8 +578,8 @@ def test_threshold_is_chosen_without_training_images(
 def test_evaluate_table_marks_training_images(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    found = shell("evaluate", tiny_run, drawn_images, "--out", tmp_path / "judged.csv", "--json").json
-    seen = [row["trained_on"] for row in read_rows(tmp_path / "judged.csv")]
+    found = shell("evaluate", tiny_run, drawn_images, "--out", tmp_path / "evaluated.csv", "--json").json
+    seen = [row["trained_on"] for row in read_rows(tmp_path / "evaluated.csv")]
     assert seen.count("true") == found["n_trained_on"] > 0
     assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
 
@@ -621,7 +621,7 @@ def test_evaluate_table_has_label_and_prediction(
     (photos / "bars/zz.jpg").write_bytes(b"")
     (photos / "spirals").mkdir()  # which the model does not know
     (photos / "spirals/1.png").write_bytes(encode(draw(1), "PNG"))
-    out = tmp_path / f"judged.{ending}"
+    out = tmp_path / f"evaluated.{ending}"
     done = shell("evaluate", tiny_run, photos, "--out", out, "--json")
     rows = read_rows(out) if ending == "csv" else pq.read_table(out).to_pylist()
     assert [row["label"] for row in rows] == ["bars"] * 4 + ["rings"] * 2 + ["spirals"]
@@ -693,8 +693,8 @@ def test_predict_with_ensemble_and_test_time_augmentation(
     drawn_images: Path, tiny_run: Path, tiny_train: list[str], shell: Shell
 ) -> None:
     folder = drawn_images / "rings"
-    learn = ("train", drawn_images, "--out", "other", *tiny_train, "--seed", "5", "--quiet")
-    assert shell(*learn).status == 0
+    command = ("train", drawn_images, "--out", "other", *tiny_train, "--seed", "5", "--quiet")
+    assert shell(*command).status == 0
     ways = {"alone": (tiny_run,), "other": ("other",), "both": (tiny_run, "--ensemble-with", "other")}
     probs = {}
     for name, (run, *others) in ways.items():
@@ -911,9 +911,9 @@ def test_ctrl_c_exits_130_and_keeps_the_cache(tiny_train: list[str], tmp_path: P
     photos, cache = tmp_path / "photos", tmp_path / "cache"
     for name in ("bars", "dots"):
         (photos / name).mkdir(parents=True)
-        picture = encode(draw_of_class(name, 1), "JPEG")
-        for i in range(1000):  # behind the end of a JPEG anything may stand: as many different files
-            (photos / name / f"{i:04}.jpg").write_bytes(picture + i.to_bytes(4))
+        jpeg = encode(draw_of_class(name, 1), "JPEG")
+        for i in range(1000):  # decoders ignore bytes after the end of a JPEG, so each file differs
+            (photos / name / f"{i:04}.jpg").write_bytes(jpeg + i.to_bytes(4))
     terminal, stderr = os.openpty()
     process = _start(
         "train", photos, "--out", tmp_path / "run", *tiny_train, "--cache-dir", cache,

@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def stage_pages() -> None:
-    """Copy the hand-written pages to build/docs and generate the others beside them."""
+    """Copy the hand-written pages to build/docs and generate the other pages there."""
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "docs", STAGE)
     (STAGE / "command-line.md").write_text(command_line_page(), encoding="utf-8")
@@ -113,7 +113,7 @@ def help_of(command: str) -> str:
 
 
 def run_help(*command: str, flag: str = "--help") -> str:
-    """Run the program in a process of its own, as a user does."""
+    """Run the program in a separate process, as a user does."""
     environ = {**os.environ, "COLUMNS": str(HELP_WIDTH), "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, "-m", "pixelplay", *command, flag],
@@ -128,7 +128,7 @@ def run_help(*command: str, flag: str = "--help") -> str:
 
 
 def help_sections(text: str) -> list[str]:
-    """Turn help into Markdown: text blocks, each box of options under a heading of its own."""
+    """Turn help into Markdown: text blocks, each box of options under its own heading."""
     lines: list[str] = []
     block: list[str] = []
 

@@ -118,11 +118,11 @@ def cross_validate(
 ) -> RunReport:
     """Train one classifier per fold, and predict every image with one that was not trained on it.
 
-    The metrics estimate the procedure: classifiers trained on all but one fold. What is deployed, the
-    ensemble of all folds or one classifier trained on everything, is measured only on a given test split.
+    The metrics estimate the procedure: classifiers trained on all but one fold. The deployed classifier (the
+    ensemble of all folds, or one trained on all images) is evaluated only on a predefined test split.
 
     Args:
-        data: folder, table or zip archive of labelled images; a given test split is in no fold.
+        data: folder, table or zip archive of labelled images; a predefined test split is in no fold.
         out_dir: folder of the run; it appears once it is complete.
         config: as for `train`; the time budget is per fold.
         repeats: repetitions with different folds, 1 to 20.
@@ -152,7 +152,7 @@ def cross_validate(
             classifier, logits = cross_validation.average_folds(validation, images, ctx)
         bundle, rule = cross_validation.finalize_folds(classifier, logits, validation, images, ctx)
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
-        test = evaluate_test(classifier, rule, images, ctx)  # the only time a given test split is read
+        test = evaluate_test(classifier, rule, images, ctx)  # the only time a predefined test split is read
         excluded = predict_rows(classifier, images, ctx, images.excluded)
         validation = cross_validation.with_excluded(validation, images.excluded, excluded, rule)
         report = make_crossval_report(
@@ -182,11 +182,11 @@ def evaluate(
     Args:
         data: folder, table or zip archive of labelled images.
         reading: how paths, labels, splits and groups are read.
-        split: the given split to score (default: test where there is one, else all images).
+        split: predefined split to evaluate (default: test if there is one, else all images).
         at_precision: report the recall that a two-class model reaches at this precision.
         positive: class that precision and recall refer to (default: the second).
         against: another run to compare with, image by image.
-        out: table to write, .csv or .parquet: each prediction beside its label.
+        out: table to write, .csv or .parquet: each prediction with its label.
 
     Raises:
         DataError: no labelled image to score, or not two classes for a precision.
@@ -312,7 +312,7 @@ def explain(
         images: folders, tables, zip archives and image files, or one of these.
         out: folder to write; it appears once it is complete.
         class_name: class to explain (default: the predicted class of each image).
-        method: "gradcam", "gradcam++" or "layercam" (default: "layercam", the most faithful as measured).
+        method: "gradcam", "gradcam++" or "layercam" (default: "layercam", the most faithful).
         images_dir: folder that the paths in a table are relative to.
         force: replace a folder of explanations.
         ensemble_with: other runs to explain together with this one.

@@ -1,4 +1,4 @@
-"""NumPy array types for signatures; the comment or docstring beside them gives the shape."""
+"""NumPy array types for signatures; comments and docstrings give the shapes."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -42,7 +42,7 @@ def write_json(content: Mapping[str, Any], path: str) -> None:
 
 
 def replace_folder(temporary: str, target: str, is_ours: Callable[[str], bool]) -> None:
-    """Rename a finished folder to `target`; a folder of that name is kept until the new one is there.
+    """Rename a finished folder to `target`; an existing folder is kept until the new one is in place.
 
     The leftover of a killed process is removed if `is_ours` returns true for it.
     """

@@ -96,7 +96,7 @@ def parse_duration(text: str) -> float:
 
 
 def check_share(name: str, value: object) -> None:
-    """Raise ConfigError unless a value, also a NumPy number, lies between 0 and 1, both excluded."""
+    """Raise ConfigError unless a Python or NumPy number lies between 0 and 1, both excluded."""
     SHARE.check(name, float(value) if isinstance(value, numbers.Real) else value)
 
 
@@ -185,7 +185,7 @@ class ComputeConfig:
     device: Annotated[Device, metavar("DEVICE")] = "auto"
     """Device to run on: auto (the first available of cuda, mps, cpu), cpu, cuda, mps."""
     precision: Annotated[Precision, metavar("DTYPE")] = "auto"
-    """Number format: auto (bf16 where the device supports it natively), fp32, bf16."""
+    """Precision: auto (bf16 where the device supports it natively), fp32, bf16."""
     batch_size: Annotated[int | None, metavar("N"), Range(1, 4096)] = None
     """Batch size outside training, per core on a CPU (default: 32; 8 on a CPU with 224 px)."""
     num_workers: Annotated[int | None, metavar("N"), Range(1, 256)] = None
@@ -200,7 +200,7 @@ class UncertaintyConfig:
     """Prediction sets and abstention; each adds a column to the table of predictions."""
 
     coverage: Annotated[float | None, metavar("SHARE"), SHARE] = None
-    """Add prediction_set: classes that contain the truth for this share of images."""
+    """Add prediction_set: classes that include the true one for this fraction of images."""
     conformal_score: Annotated[ConformalScore, metavar("SCORE")] = "lac"
     """Score behind prediction sets: lac (smallest on average), aps (larger for harder images)."""
     min_confidence: Annotated[float | None, metavar("PROB"), FRACTION] = None
@@ -219,7 +219,7 @@ class UncertaintyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How partial and full fine-tuning train; a linear probe uses none of it."""
+    """Settings of partial and full fine-tuning; none of them affects a linear probe."""
 
     head_init: Annotated[HeadInit, metavar("INIT")] = "probe"
     """Initial weights of a linear head: probe (the linear probe), random; an mlp head starts random."""
@@ -244,7 +244,7 @@ class FinetuneConfig:
     warmup_frac: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.1
     """Fraction of the steps with linear warm-up; cosine decay to 0 follows."""
     label_smoothing: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.0
-    """Share of each label that is spread over all classes by their frequency in training."""
+    """Fraction of each label that is spread over all classes by their frequency in training."""
     dropout: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.0
     """Dropout rate on the features before the head."""
     drop_path: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.0
@@ -266,7 +266,7 @@ class FinetuneConfig:
     compile: Annotated[Switch, metavar("MODE")] = "auto"
     """Use torch.compile: auto (with CUDA, if training is long enough to gain from it), on, off."""
     deterministic: Flag = False
-    """Reproducible weights with CUDA, at some cost in speed; on a CPU they always are."""
+    """Reproducible weights with CUDA, at some cost in speed; always on with a CPU."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -284,12 +284,12 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training images are augmented; `hflip` decides about horizontal flips."""
+    """Augmentation of training images; `hflip` of TrainConfig controls horizontal flips."""
 
     augment: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = ("crop",)
-    """Any of crop, rotation, erasing, mixup, cutmix; none listed switches augmentation off."""
+    """Any of crop, rotation, erasing, mixup, cutmix; an empty list switches augmentation off."""
     crop_scale: Annotated[float, metavar("FRACTION"), Range(0.01, 1)] = 0.7
-    """crop: smallest share of the image area that a crop covers."""
+    """crop: smallest fraction of the image area that a crop covers."""
     rotation_deg: Annotated[float, metavar("DEGREES"), Range(0, 180)] = 15.0
     """rotation: largest angle in either direction."""
     erasing_prob: Annotated[float, metavar("FRACTION"), FRACTION] = 0.25
@@ -299,7 +299,7 @@ class AugmentConfig:
     cutmix_alpha: Annotated[float, metavar("ALPHA"), Range(0.01, 100)] = 1.0
     """cutmix: parameter of the Beta distribution of the patch area."""
     mix_prob: Annotated[float, metavar("FRACTION"), FRACTION] = 0.5
-    """mixup and cutmix: share of the batches that are mixed."""
+    """mixup and cutmix: fraction of the batches that are mixed."""
     mix_off_frac: Annotated[float, metavar("FRACTION"), FRACTION] = 0.2
     """mixup and cutmix: fraction of the steps at the end without mixing."""
 
@@ -313,7 +313,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a classifier is trained."""
+    """Settings for training a classifier."""
 
     metric: Annotated[Metric, metavar("METRIC")] = "accuracy"
     """Metric to optimise: accuracy, balanced_accuracy, macro_f1."""

@@ -1,6 +1,6 @@
 """Run log: notes that go into the records of a run, and progress on stderr.
 
-A closed stderr stops neither.
+A closed stderr does not stop the run.
 """
 
 import json
@@ -21,7 +21,7 @@ class RunLog:
     """Collect notes on what was skipped, repaired, assumed or ignored, and show them on stderr.
 
     Args:
-        quiet: print nothing; notes are collected all the same.
+        quiet: print nothing; notes are still collected.
         json_progress: print JSON for programs, one object per line.
 
     Attributes:

@@ -20,7 +20,7 @@ MAX_WORKERS = 16
 class Future(Generic[Result]):
     """The result of a call that a thread makes or has made.
 
-    Like `concurrent.futures.Future`, but without a lock taken in Python code: see `ThreadPool`.
+    Like `concurrent.futures.Future`, but without locks acquired in Python code: see `ThreadPool`.
     """
 
     def __init__(self, call: Callable[[], Result]) -> None:
@@ -58,12 +58,12 @@ class ThreadPool:
     """Run calls in at most `n_threads` threads, in the order of submission.
 
     The interface follows `concurrent.futures.ThreadPoolExecutor`. That class and its futures guard their
-    state with locks taken in Python code: a Ctrl-C between taking one and entering the block that releases
-    it leaves the lock taken forever, or released twice, and the program hangs (measured; see
-    benchmarks/DECISIONS.md). Here threads share nothing but `SimpleQueue`s, which have no such moment, and
-    are started bare.
+    state with locks acquired in Python code: a Ctrl-C between acquiring one and entering the block that
+    releases it leaves the lock held forever, or released twice, and the program hangs (measured; see
+    benchmarks/DECISIONS.md). Here threads share nothing but `SimpleQueue`s, which have no such gap, and
+    are started with `_thread`.
 
-    `initializer` is called first in each thread; if it raises, so do the calls that this thread takes.
+    `initializer` is called first in each thread; if it raises, so do the calls that this thread runs.
     """
 
     def __init__(self, n_threads: int, initializer: Callable[[], object] | None = None) -> None:
@@ -140,7 +140,7 @@ def prefetch_map(
 ) -> Iterator[Result]:
     """Yield function(item) for each item in order, computing at most `ahead` results in advance.
 
-    Items are consumed one by one as results are taken; a generator is closed at the end. `initializer` is
+    Items are consumed one by one as results are consumed; a generator is closed at the end. `initializer` is
     called first in each thread.
     """
     pending: deque[Future[Result]] = deque()

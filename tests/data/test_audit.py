@@ -32,7 +32,7 @@ from pixelplay.data.storage import FolderStorage, ImageStorage
 def measure_coverage(
     classes: Sequence[str], counts: list[int], expected: Mapping[str, int | None]
 ) -> ClassCoverage:
-    """Find the coverage of a data set with these classes, (K,) training images and expected classes."""
+    """Find the coverage of a dataset with these classes, (K,) training images and expected classes."""
     dataset = make_dataset("", FolderStorage(""), classes, classes, [None] * len(classes))
     return find_coverage(replace(dataset, expected=expected), np.array(counts))
 
@@ -199,7 +199,7 @@ def test_progress_counts_every_image_once(tmp_path: Path, decode: bool) -> None:
     assert len(counts) > 2
 
 
-def test_empty_data_set_can_be_audited() -> None:
+def test_empty_dataset_can_be_audited() -> None:
     dataset = make_dataset("none", FolderStorage("nowhere"), [], [], [])
     audit = audit_images(dataset)
     assert (audit.errors, audit.duplicates.sets, audit.infos) == ({}, (), {})

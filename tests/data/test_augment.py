@@ -67,7 +67,7 @@ def is_mirrored(view: Pixels) -> bool:
     return float(np.linalg.det(axes)) < -0.05
 
 
-def test_without_augmentation_the_view_is_the_evaluation_view() -> None:
+def test_without_augmentation_the_view_equals_preprocessing() -> None:
     for interpolation in FILTERS:
         preprocessing = settings(32, interpolation)
         config, rng = AugmentConfig(augment=()), np.random.default_rng(0)

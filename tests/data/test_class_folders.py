@@ -97,7 +97,7 @@ def test_labelled_test_split_may_have_classes_without_training_images(make: Make
 
 @ALL
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_held_out_folder_beside_class_folders_is_a_split(make: Maker, split: str, tmp_path: Path) -> None:
+def test_held_out_folder_next_to_class_folders_is_a_split(make: Maker, split: str, tmp_path: Path) -> None:
     dataset = open_dataset(make(tmp_path, ["cat/1", "dog/1", f"{split}/cat/1", f"{split}/dog/1"]))
     assert rows(dataset) == [
         ("cat/1", "cat", None),
@@ -109,7 +109,7 @@ def test_held_out_folder_beside_class_folders_is_a_split(make: Maker, split: str
 
 
 @ALL
-def test_flat_test_folder_beside_class_folders_is_a_split(make: Maker, tmp_path: Path) -> None:
+def test_flat_test_folder_next_to_class_folders_is_a_split(make: Maker, tmp_path: Path) -> None:
     dataset = open_dataset(make(tmp_path, ["cat/1", "dog/1", "test/1"]))
     assert rows(dataset) == [("cat/1", "cat", None), ("dog/1", "dog", None), ("test/1", None, "test")]
 
@@ -126,7 +126,7 @@ def test_single_test_folder_is_labelled_by_its_subfolders(make: Maker, tmp_path:
 
 
 @ALL
-def test_files_beside_split_folders_are_skipped_and_counted(make: Maker, tmp_path: Path) -> None:
+def test_files_next_to_split_folders_are_skipped_and_counted(make: Maker, tmp_path: Path) -> None:
     names = ["train/cat/1", "train/dog/1", "test/cat/1", "masks/1", "masks/2", "train/stray", "top.jpg"]
     dataset = open_dataset(make(tmp_path, names))
     assert [path for path, _, _ in rows(dataset)] == ["test/cat/1", "train/cat/1", "train/dog/1"]
@@ -179,7 +179,7 @@ def test_class_folders_without_an_image_are_named(is_zipped: bool, tmp_path: Pat
     assert_notes(list_images(source))
 
 
-def test_empty_folders_beside_class_folders_are_named(tmp_path: Path) -> None:
+def test_empty_folders_next_to_class_folders_are_named(tmp_path: Path) -> None:
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     for folder in ("emu/deep", "cat/deep", "lost+found"):
         os.makedirs(f"{source}/{folder}")

@@ -93,7 +93,7 @@ def test_group_by_folder_uses_the_folder_below_the_class_folder_of_a_split(tmp_p
 
 @BOTH
 @pytest.mark.parametrize("pattern", [r"cam\d+", r"(cam\d+)_\d"])
-def test_group_regex_uses_its_first_bracket_or_the_whole_match(
+def test_group_regex_uses_its_first_parenthesis_or_the_whole_match(
     make: Maker, pattern: str, tmp_path: Path
 ) -> None:
     names = ["cat/cam1_1", "cat/cam2_1", "dog/cam1_2", "dog/other"]

@@ -63,7 +63,7 @@ def assert_close(left: Pixels, right: Pixels, levels: int) -> None:
 def turned(pixels: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation as its standard describes it: where row 0 and column 0 of the file lie."""
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)  # rows of the file are columns of the picture
+        pixels = pixels.transpose(1, 0, 2)  # rows of the file are columns of the image
     top_down = orientation in (1, 2, 5, 6)
     left_right = orientation in (1, 4, 5, 8)
     return pixels[:: 1 if top_down else -1, :: 1 if left_right else -1]
@@ -255,7 +255,7 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "AVIF", "HEIC"])
 def test_exif_orientation_of_lossy_formats_is_applied(format: str) -> None:
     image = Image.new("RGB", (64, 32), "white")
-    image.paste("black", (0, 0, 16, 32))  # orientation 6: the left of the file is the top of the picture
+    image.paste("black", (0, 0, 16, 32))  # orientation 6: the left of the file is the top of the image
     data = encode(image, format, exif=exif(6))
     pixels = decode_image(data, path="a")
     assert pixels.shape == (64, 32, 3)
@@ -472,7 +472,7 @@ def test_mangled_files_never_crash_hang_or_decode_wrongly(format: str) -> None:
             assert decoded.dtype == np.uint8
             assert decoded.ndim == 3
             assert decoded.shape[2] == 3
-            if kind == "cut":  # only what stands behind the pixels may be missing
+            if kind == "cut":  # only bytes after the pixels may be missing
                 np.testing.assert_array_equal(decoded, pixels)
         assert time.monotonic() - started < 2
 

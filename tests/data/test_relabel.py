@@ -1,4 +1,4 @@
-"""Tests of corrected labels: they are trained on, and metrics use the labels as given."""
+"""Tests of corrected labels: they are trained on, and metrics use the original labels."""
 
 import csv
 import re
@@ -44,13 +44,13 @@ def mislabelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("command", ["train", "crossval"])
-def test_relabel_keeps_metrics_on_the_given_labels(
+def test_relabel_keeps_metrics_on_the_original_labels(
     command: str, mislabelled: tuple[Path, Path], tiny: list[str], tmp_path: Path
 ) -> None:
     photos, table = mislabelled
-    given, corrected = tmp_path / "given", tmp_path / "corrected"
+    original, corrected = tmp_path / "original", tmp_path / "corrected"
     options = ["--n-folds", "4", *(["--test-frac", "0"] if command == "train" else []), *tiny]
-    assert main([command, str(photos), "--out", str(given), *options]) == 0
+    assert main([command, str(photos), "--out", str(original), *options]) == 0
     assert main([command, str(photos), "--out", str(corrected), "--relabel", str(table), *options]) == 0
     metrics = read_json(corrected / "metrics.json")
     assert metrics["oof"]["n"] == N  # excluded images are still measured
@@ -64,7 +64,7 @@ def test_relabel_keeps_metrics_on_the_given_labels(
     corrections = {c["path"]: (c["label"], c["corrected"]) for c in metrics["data"]["corrections"]}
     assert corrections["bars/dot3.png"] == ("bars", "dots")
     assert corrections["rings/000.jpg"] == ("rings", None)
-    assert "oof_corrected" not in read_json(given / "metrics.json")
+    assert "oof_corrected" not in read_json(original / "metrics.json")
     assert any(re.search(r"corrected\.csv: 4 .* 1 image ", note) for note in metrics["notes"])
 
 
@@ -75,8 +75,8 @@ def test_excluded_training_images_do_not_join_val(
     options = [*tiny_settings, "--quiet", "--test-frac", "0"]
     options += ["--finetune", "partial", "--epochs", "1", "--unfreeze-stages", "1"]
     options += ["--head-init", "random", "--ensemble-probe", "off"]  # otherwise the probe may be selected
-    assert main(["train", str(photos), "--out", str(tmp_path / "given"), *options]) == 0
-    split = read_json(tmp_path / "given/split.json")
+    assert main(["train", str(photos), "--out", str(tmp_path / "original"), *options]) == 0
+    split = read_json(tmp_path / "original/split.json")
     excluded = {*split["train"][:5], *split["val"][:2]}
     (tmp_path / "out.csv").write_text("".join(["path,label\n", *(f"{path},\n" for path in sorted(excluded))]))
     relabel = ["--relabel", str(tmp_path / "out.csv")]
@@ -106,7 +106,7 @@ def test_dropped_label_issues_are_recorded_and_still_measured(
     options = ["--test-frac", "0"] if command == "train" else []
     assert main([command, str(photos), "--out", str(run), "--drop-label-issues", *options, *tiny]) == 0
     metrics = read_json(run / "metrics.json")
-    assert metrics["oof"]["n"] == N  # on the given labels
+    assert metrics["oof"]["n"] == N  # on the original labels
     assert read_json(run / "config.json")["drop_label_issues"] is True
     listed = {issue.path for issue in pixelplay.read_label_issues(str(run)).label_issues}
     if command == "train":
@@ -146,7 +146,7 @@ def test_relabel_accepts_label_issues_csv_of_a_run(
     assert (tmp_path / "first/oof.csv").read_bytes() == (tmp_path / "again/oof.csv").read_bytes()
 
 
-def test_relabel_does_not_change_a_given_test_split(tmp_path: Path) -> None:
+def test_relabel_does_not_change_a_predefined_test_split(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     draw_folder(root / "train", {"bars": 4, "dots": 4})
     draw_folder(root / "test", {"bars": 2, "dots": 2}, first_seed=50)

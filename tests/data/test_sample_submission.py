@@ -9,7 +9,7 @@ from pixelplay.data.sources import open_dataset
 
 
 @pytest.mark.parametrize("place", ["data", "."])
-def test_sample_submission_in_or_beside_the_data_gives_expected_classes(place: str, tmp_path: Path) -> None:
+def test_sample_submission_in_or_next_to_the_data_gives_expected_classes(place: str, tmp_path: Path) -> None:
     source = make_folder(tmp_path, ["cat/1", "dog/1"])
     path = tmp_path / place / "Sample_Submission.csv"
     path.write_text("id,cat,dog,emu\n1,0.1,0.2,0.7\n")

@@ -91,7 +91,9 @@ def test_sampler_favours_no_class_over_many_epochs() -> None:
 @pytest.mark.parametrize(
     ("oversample_to", "sizes"), [(1, COUNTS), (7, [40, 7, 10, 7]), (55, [55] * 4), ("largest", [40] * 4)]
 )
-def test_oversampling_reaches_exactly_the_given_size(oversample_to: OversampleTo, sizes: list[int]) -> None:
+def test_oversampling_reaches_exactly_the_requested_size(
+    oversample_to: OversampleTo, sizes: list[int]
+) -> None:
     np.testing.assert_array_equal(np.bincount(LABELS[draw("none", oversample_to)]), sizes)
 
 

@@ -231,13 +231,13 @@ def test_splits_of_200_000_images_take_seconds(group_size: int) -> None:
     assert min(times) < 5
 
 
-# Splits of data sets
+# Splits of datasets
 
 
 def dataset_of(
     labels: str, splits: str | None = None, groups: Sequence[str] | None = None, name: str = "photos"
 ) -> ImageDataset:
-    """Build a data set with an image per letter of labels; splits: t, v, s (test), or - for none."""
+    """Build a dataset with an image per letter of labels; splits: t, v, s (test), or - for none."""
     named: dict[str, SplitName | None] = {"t": "train", "v": "val", "s": "test", "-": None}
     return make_dataset(
         name,
@@ -250,7 +250,7 @@ def dataset_of(
 
 
 def duplicates_of(dataset: ImageDataset, *sets: tuple[int, ...]) -> Duplicates:
-    """Build exact duplicates of the given positions only."""
+    """Build exact duplicates of these positions only."""
     digests = [f"only {i}".encode() for i in range(len(dataset))]
     for number, members in enumerate(sets):
         for i in members:
@@ -265,7 +265,7 @@ def message(dataset: ImageDataset, duplicates: Duplicates | None = None, config:
     return str(caught.value)
 
 
-def test_given_splits_are_kept_and_other_images_train() -> None:
+def test_predefined_splits_are_kept_and_other_images_train() -> None:
     dataset = dataset_of("aabbaabb", "tvs-tvs-")
     split = make_split(dataset, duplicates_of(dataset), CONFIG)
     np.testing.assert_array_equal(split.train, [0, 3, 4, 7])
@@ -283,7 +283,7 @@ def test_test_split_is_stratified() -> None:
     assert split.notes == ()
 
 
-def test_given_val_split_keeps_its_groups_and_duplicates_out_of_test() -> None:
+def test_predefined_val_split_keeps_its_groups_and_duplicates_out_of_test() -> None:
     groups = ["p"] * 5 + ["q"] * 5 + ["r"] * 5 + ["s"] * 5
     dataset = dataset_of("aaaaabbbbb" * 2, "vv---" + "-" * 15, groups)
     split = make_split(dataset, duplicates_of(dataset, (0, 12)), CONFIG)
@@ -367,7 +367,7 @@ def test_join_groups_finds_connected_components() -> None:
     np.testing.assert_array_equal(same, expected)
 
 
-def test_groups_divided_by_a_given_test_split_are_noted() -> None:
+def test_groups_divided_by_a_predefined_test_split_are_noted() -> None:
     dataset = dataset_of("aabbaabb", "ttttssss", ["p", "q", "r", "", "q", "r", "x", "y"])
     split = make_split(dataset, duplicates_of(dataset), CONFIG)
     (note,) = split.notes
@@ -436,7 +436,7 @@ def test_class_without_readable_images_is_rejected() -> None:
     assert untrainable(dataset_of("aabba", "ttsts"), [3]).startswith("class 'b' has 1 training image ")
 
 
-def test_given_test_split_without_readable_images_is_rejected() -> None:
+def test_predefined_test_split_without_readable_images_is_rejected() -> None:
     error = untrainable(dataset_of("aabbab", "ttttss"), [4, 5])
     assert "test split has 2 images" in error
     assert "pixelplay scan" in error
@@ -461,18 +461,18 @@ def test_folder_groups_stay_in_one_split(tmp_path: Path) -> None:
     assert {folder.split("/")[0] for folder in test} == {"cat", "dog"}
 
 
-def test_groups_divided_by_a_given_val_split_are_noted_for_finetuning() -> None:
+def test_groups_divided_by_a_predefined_val_split_are_noted_for_finetuning() -> None:
     dataset = dataset_of("aaabbb" * 2, "tvstvs" * 2, [f"camera {i // 2}" for i in range(12)])
     notes = make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="partial")).notes
-    assert [note for note in notes if "given val split divides" in note]
-    assert not [n for n in make_split(dataset, duplicates_of(dataset), CONFIG).notes if "given val" in n]
+    assert [note for note in notes if "predefined val split divides" in note]
+    assert not [n for n in make_split(dataset, duplicates_of(dataset), CONFIG).notes if "predefined val" in n]
 
 
-def test_fractions_are_ignored_with_given_splits() -> None:
+def test_fractions_are_ignored_with_predefined_splits() -> None:
     dataset = dataset_of("aaabbb" * 2, "tvstvs" * 2)
     config = TrainConfig(finetune="partial", test_frac=0.3, val_frac=0.4)
     assert make_split(dataset, duplicates_of(dataset), config).notes[:2] == (
-        "--test-frac 0.3 is ignored with a given test split",
-        "--val-frac 0.4 is ignored with a given validation split",
+        "--test-frac 0.3 is ignored with a predefined test split",
+        "--val-frac 0.4 is ignored with a predefined validation split",
     )
     assert make_split(dataset, duplicates_of(dataset), TrainConfig(finetune="partial")).notes == ()

@@ -35,7 +35,7 @@ def test_novelty_of_images_like_the_training_data_is_uniform(scale: Novelty) -> 
     np.testing.assert_allclose(counts / 4000, 0.1, atol=0.035)
 
 
-def test_novelty_of_images_unlike_the_training_data_is_near_one(scale: Novelty) -> None:
+def test_novelty_of_out_of_distribution_images_is_near_one(scale: Novelty) -> None:
     near, far, farther = (scale.measure(*images(200, 2, shift=shift)) for shift in (0.0, 4.0, 8.0))
     assert (far > 0.97).mean() > 0.95
     # the order continues beyond the most novel held-out image
@@ -99,9 +99,9 @@ def test_references_are_balanced_over_the_classes(labels: list[int], n: int, see
     chosen = choose_references(own, n, seed)
     assert len(chosen) == len(set(chosen)) == min(n, len(own))
     assert (np.diff(chosen) > 0).all()
-    available, taken = np.bincount(own, minlength=5), np.bincount(own[chosen], minlength=5)
+    available, selected = np.bincount(own, minlength=5), np.bincount(own[chosen], minlength=5)
     # a class with images to spare has as many references as any other, or one fewer
-    assert all(taken[k] >= taken.max() - 1 for k in range(5) if taken[k] < available[k])
+    assert all(selected[k] >= selected.max() - 1 for k in range(5) if selected[k] < available[k])
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4])

@@ -227,7 +227,7 @@ def test_bundle_with_another_backbone_is_refused(folder: Path) -> None:
     assert "does not fit test_resnet: it lacks" in refused(folder)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory use from /proc")
 def test_name_of_an_enormous_network_allocates_no_memory(folder: Path) -> None:
     change(folder, lambda content: content["backbone"].update(name="vit_huge_patch14_clip_224"))
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

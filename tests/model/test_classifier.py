@@ -94,7 +94,7 @@ def test_head_started_from_another_has_its_logits() -> None:
     np.testing.assert_allclose(found / scale, start.logits(features) / scale, atol=1e-6)
 
 
-def test_head_started_from_another_exports_as_that() -> None:
+def test_head_started_from_another_exports_an_equal_head() -> None:
     features, start = draw_features(), draw_head()
     exported = make_linear(features, start).export()
     np.testing.assert_allclose(exported.weight, start.weight, rtol=1e-6)
@@ -362,7 +362,7 @@ def test_distances_of_tokens_and_positions_are_those_of_the_first_layer() -> Non
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet"])
-def test_distances_of_trainable_stages_are_those_of_the_whole(name: str) -> None:
+def test_distances_of_trainable_stages_are_those_of_the_whole_network(name: str) -> None:
     whole = {key: distance for key, _, distance in make_classifier(name).distances()}
     n_stages = len(stage_modules(shared_backbone(name).network))
     for n_frozen in range(1, n_stages):

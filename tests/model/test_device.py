@@ -48,10 +48,10 @@ def test_error_on_one_core_stops_the_work() -> None:
         done.append(i)
         return i
 
-    seen = map_on_cores(work, items(), "cpu")
-    assert [next(seen) for _ in range(3)] == [0, 1, 2]
+    results = map_on_cores(work, items(), "cpu")
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ConfigError, match="three"):
-        next(seen)
+        next(results)
     assert len(done) < 20
     assert closed
 
@@ -65,16 +65,16 @@ def test_threads_started_later_have_all_cores(end: str) -> None:
             raise ConfigError("five")
         return i
 
-    seen = map_on_cores(work, range(10), "cpu")
-    assert next(seen) == 0
+    results = map_on_cores(work, range(10), "cpu")
+    assert next(results) == 0
     assert threads_of_a_new_thread() == 1
     if end == "all":
-        list(seen)
+        list(results)
     elif end == "early":
-        seen.close()  # type: ignore[attr-defined]
+        results.close()  # type: ignore[attr-defined]
     else:
         with pytest.raises(ConfigError):
-            list(seen)
+            list(results)
     assert threads_of_a_new_thread() == torch.get_num_threads() == 4
 
 

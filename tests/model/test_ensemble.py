@@ -45,9 +45,9 @@ def _logits(backbone: Backbone, head: LinearHead) -> np.ndarray:
 @pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0"])
 def test_ensemble_of_every_kind_of_member_averages_logits(name: str) -> None:
     frozen = draw_backbone(name).eval()
-    beside = BranchedBackbone(frozen, [TrainableStages(_tuned(frozen, 2, 1.2), 2)]).eval()
+    added = BranchedBackbone(frozen, [TrainableStages(_tuned(frozen, 2, 1.2), 2)]).eval()
     tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
-    kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (beside, None), (tuned, 3), (full, 0)]
+    kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (added, None), (tuned, 3), (full, 0)]
     heads = [_head(backbone, i) for i, (backbone, _) in enumerate(kinds)]
     members = [ensemble_member(b, head, n) for (b, n), head in zip(kinds, heads, strict=True)]
     temperatures = [1.0, 0.5, 2.0, 1.5]

@@ -239,13 +239,13 @@ def test_fp32_prediction_rounds_weights_of_a_bf16_model(
     loaded: PretrainedBackbone, make_extractor: MakeExtractor, pixels: NDArray[np.uint8]
 ) -> None:
     before = {key: value.clone() for key, value in loaded.backbone.state_dict().items()}
-    learned = make_extractor(batch_size=7, precision="bf16")(pixels)
+    trained = make_extractor(batch_size=7, precision="bf16")(pixels)
     plain = make_extractor(batch_size=7)(pixels)
     following = make_extractor(batch_size=7, training_precision="bf16")(pixels)
-    assert np.square(following - learned).mean() < 0.5 * np.square(plain - learned).mean()
+    assert np.square(following - trained).mean() < 0.5 * np.square(plain - trained).mean()
     assert all(torch.equal(value, before[key]) for key, value in loaded.backbone.state_dict().items())
     same = make_extractor(batch_size=7, precision="bf16", training_precision="bf16")(pixels)
-    np.testing.assert_array_equal(same, learned)
+    np.testing.assert_array_equal(same, trained)
 
 
 def test_normalization_equals_timm(

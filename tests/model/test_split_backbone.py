@@ -52,7 +52,7 @@ def change_weights(trainable: TrainableStages) -> None:
 
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_trainable"), SPLITS)
-def test_split_backbone_has_the_features_of_the_whole(
+def test_split_backbone_has_the_features_of_the_whole_backbone(
     name: str, n_trainable: int, features: FeatureKind
 ) -> None:
     backbone, images = shared_backbone(name, features), draw_images(3)
@@ -215,7 +215,7 @@ def test_gradients_reach_every_trainable_weight() -> None:
 
 @pytest.mark.parametrize("features", KINDS)
 @pytest.mark.parametrize(("name", "n_frozen"), [(name, n) for name in N_STAGES for n in (0, 2)])
-def test_branched_backbone_concatenates_frozen_and_tuned_features(
+def test_branched_backbone_concatenates_frozen_and_fine_tuned_features(
     name: str, n_frozen: int, features: FeatureKind
 ) -> None:
     backbone, images = draw_backbone(name, features).eval(), draw_images(3)

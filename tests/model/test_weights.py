@@ -295,7 +295,7 @@ def classifier_of(loaded: PretrainedBackbone) -> tuple[NDArray[np.float32], NDAr
     return state["classifier.weight"].numpy(), state["classifier.bias"].numpy()
 
 
-def test_embedded_weights_classify_real_photographs(
+def test_embedded_weights_classify_real_photos(
     loaded: PretrainedBackbone, images: dict[str, NDArray[np.uint8]]
 ) -> None:
     # the same steps as in prediction: transform, mean and std, fused network, pooled features
@@ -324,8 +324,8 @@ def distance_from_training(
     batch = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     distances: list[float] = []
 
-    def compare(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(given[0], dim=(0, 2, 3))
+    def compare(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
         was, floor = norm.running_var, 1e-3  # of channels that hardly vary
         off = (mean - norm.running_mean).abs() / (was + floor).sqrt()
         spread = ((variance + floor) / (was + floor)).log().abs() / 2

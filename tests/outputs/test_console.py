@@ -24,7 +24,7 @@ from pixelplay.outputs.label_issues import LabelIssue, LabelIssueReport
 
 @pytest.fixture(scope="module")
 def split_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only: images with given splits, of which a test image has a duplicate in training."""
+    """Read-only: images with predefined splits, of which a test image has a duplicate in training."""
     root = tmp_path_factory.mktemp("console") / "photos"
     draw_folder(root / "train", TINY_COUNTS)
     draw_folder(root / "test", {"bars": 5, "dots": 5, "rings": 5}, first_seed=700)
@@ -43,7 +43,7 @@ def other_run(drawn_images: Path, tiny_probe: TrainConfig, tmp_path_factory: pyt
 
 
 def section(text: str, title: str) -> list[str]:
-    """The items of a section: the text beside its title and in the indented lines below."""
+    """The items of a section: the text after its title and in the indented lines below."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{title} "))
     items = [lines[start][len(title) :].strip()]
@@ -207,7 +207,7 @@ def test_scan_shows_classes_by_split_and_at_most_three_examples(split_images: Pa
     shutil.copy(root / "train/dots/000.jpg", root / "train/bars/doubt.jpg")
     dataset, audit = scan(root)
     text = format_scan(dataset, audit)
-    assert text.startswith(f"{root}: 70 images, 3 classes, splits given (train 54 · test 16)\n")
+    assert text.startswith(f"{root}: 70 images, 3 classes, predefined splits (train 54 · test 16)\n")
     assert "\nclass  train  test\nbars      30     6\n" in text
     assert re.search(r"\nimbalance 2\.6 : 1 · JPEG \d+, PNG \d+ · 80×64 px\n", text)
     assert "  unreadable images: 5\n     train/bars/broken0.jpg: empty file\n" in text
@@ -219,7 +219,7 @@ def test_scan_shows_classes_by_split_and_at_most_three_examples(split_images: Pa
     assert "near-duplicates" not in format_scan(dataset, audit, near_duplicates=True).lower()
 
 
-def test_scan_json_counts_the_given_splits(split_images: Path) -> None:
+def test_scan_json_counts_predefined_splits(split_images: Path) -> None:
     found = scan_to_json(*scan(split_images))
     assert found["splits"] == {"train": 48, "test": 16}
     assert "parts" not in found

@@ -35,7 +35,7 @@ def test_label_issues_table_has_the_documented_columns(run: Path) -> None:
 
 def test_planted_wrong_labels_become_label_issues(run: Path) -> None:
     wrong = [row for row in read_rows(run / "label_issues.csv") if "wrong" in row["path"]]
-    assert wrong  # random layers tell few of them
+    assert wrong  # random layers separate few of them
     assert read_rows(run / "label_issues.csv")[0] == wrong[0]
     for row in wrong:
         assert (row["label"], row["suggested"]) == ("bars", "'=dots")

@@ -27,7 +27,7 @@ CLASSES = ("cat", "dog")
 def make_predictions(
     paths: Sequence[str], probs: Sequence[float | None], classes: tuple[str, ...] = CLASSES
 ) -> Predictions:
-    """Make rows of two classes; None stands for an unreadable image."""
+    """Make rows of two classes; None is an unreadable image."""
     rows = np.array([[np.nan, np.nan] if p is None else [p, 1 - p] for p in probs])
     return Predictions(
         paths=tuple(paths),
@@ -276,15 +276,15 @@ def test_numbers_are_plain_decimals(tmp_path: Path) -> None:
 
 def test_csv_rows_are_flushed_after_each_chunk(tmp_path: Path) -> None:
     partial = tmp_path / "p.csv.partial"
-    seen: list[int] = []
+    line_counts: list[int] = []
 
     def chunks() -> Iterator[Predictions]:
         for name in "abc":
-            seen.append(len(io.StringIO(partial.read_text("utf-8")).readlines()))
+            line_counts.append(len(io.StringIO(partial.read_text("utf-8")).readlines()))
             yield make_predictions([name], [0.5])
 
     write_predictions(chunks(), CLASSES, str(tmp_path / "p.csv"))
-    assert seen[1:] == [2, 3]
+    assert line_counts[1:] == [2, 3]
 
 
 LETTERS = tuple("abcdefghij")

@@ -337,7 +337,9 @@ def make_rows(*rows: tuple[str, str, float]) -> list[PredictionRow]:
 
 
 @pytest.mark.parametrize("is_before_refit", [True, False])
-def test_heat_maps_of_images_trained_on_say_so(is_before_refit: bool, all_run: Path, tmp_path: Path) -> None:
+def test_heat_maps_of_training_images_are_marked(
+    is_before_refit: bool, all_run: Path, tmp_path: Path
+) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["val"], metrics["val_is_before_refit"] = metrics.pop("oof"), is_before_refit

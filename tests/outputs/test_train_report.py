@@ -20,7 +20,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ro
 
 @pytest.fixture(scope="module")
 def odd(tiny_probe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunReport, Path, RunLog]:
-    """A run on given splits with every problem that data can have.
+    """A run on predefined splits with every problem that data can have.
 
     Duplicates across splits, unreadable and conflicting files, a class with one image, one that only
     the test split has, a hidden file.

@@ -1,7 +1,7 @@
 """One function per command: parse, call, print.
 
 Signatures and docstrings define the arguments and their help. Heavy modules are imported inside the
-commands, because help must answer at once.
+commands, because help must start fast.
 """
 
 import json

@@ -121,7 +121,7 @@ def list_options(owner: Any, values: Mapping[str, Any], heading: str = "Options"
 def _make_option(
     name: str, annotation: tuple[tuple[Any, ...], tuple[Any, ...]], default: Any, text: str, heading: str
 ) -> Option:
-    """Combine annotation, default and description, in which "(default: …)" says what None stands for."""
+    """Combine annotation, default and description, in which "(default: …)" explains None."""
     allowed, metadata = annotation
     shown = next((each for each in metadata if hasattr(each, "metavar")), None)
     flag = (getattr(shown, "name", None) or name).replace("_", "-")

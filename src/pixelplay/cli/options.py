@@ -36,7 +36,7 @@ words_typed: ContextVar[Sequence[str]] = ContextVar("words_typed", default=())  
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What a command prints to stderr."""
+    """Options for progress and notes on stderr."""
 
     quiet: Flag = False
     """Only print errors."""
@@ -50,7 +50,7 @@ class LogOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(LogOptions):
-    """What a command prints to stdout and stderr."""
+    """Options for output to stdout and stderr."""
 
     json: Flag = False
     """Print the result to stdout as JSON."""

@@ -1,4 +1,4 @@
-"""Problems of a data set: unreadable files, duplicates, conflicting labels, leaks, missing classes."""
+"""Problems of a dataset: unreadable files, duplicates, conflicting labels, leaks, missing classes."""
 
 import hashlib
 from collections import Counter
@@ -22,7 +22,7 @@ from pixelplay.thread_pool import prefetch_map
 FEW_IMAGES = 10  # per class: with fewer, neither a classifier nor its metrics are reliable
 GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size, which still reads every byte
 BLOCK = 64  # small files per task: scheduling each one takes longer than reading it
-Sets = tuple[tuple[int, ...], ...]  # of images, by position in the data set
+Sets = tuple[tuple[int, ...], ...]  # of images, by position in the dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Duplicates:
 
     sets: Sets  # exact duplicates
     near: Sets  # near-duplicates; an image can be in several of these sets
-    large: Sets  # apparent near-duplicates that are too many to be any; only reported
+    large: Sets  # apparent near-duplicates in sets too large to be real; only reported
     conflicts: Sets  # those of `exact_and_near` with different labels
-    leaks: Sets  # those of `exact_and_near` in more than one given split
+    leaks: Sets  # those of `exact_and_near` in more than one predefined split
 
     @property
     def exact_and_near(self) -> Sets:
@@ -46,7 +46,7 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Result of reading every image once; keys are positions in the data set."""
+    """Result of reading every image once; keys are positions in the dataset."""
 
     errors: Mapping[int, ImageError]
     duplicates: Duplicates
@@ -150,10 +150,10 @@ class ClassCoverage:
 def find_coverage(dataset: ImageDataset, train_counts: IntArray | None = None) -> ClassCoverage:
     """Find expected classes with no or too few training images.
 
-    Expected are the classes of a class list or sample submission, otherwise those of a given test split.
+    The expected classes come from a class list or sample submission, else from a predefined test split.
 
     Args:
-        train_counts: (K,) training images of each class; None: all outside the given test split.
+        train_counts: (K,) training images of each class; None: all outside a predefined test split.
     """
     is_test = dataset.in_split("test")
     counts = dataset.class_counts(~is_test) if train_counts is None else train_counts
@@ -198,7 +198,7 @@ def describe_findings(
 
 
 def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str, str | None]]:
-    """List path, label and given split of each image of a set for JSON."""
+    """List path, label and predefined split of each image of a set for JSON."""
     return [
         {
             "path": dataset.paths[i],
@@ -238,5 +238,5 @@ def _find_equal_sizes(dataset: ImageDataset, errors: dict[int, ImageError]) -> l
 
 
 def _count_distinct(values: NDArray[Any], members: Sequence[int]) -> int:
-    """Count distinct labels or splits in a set; -1 stands for none."""
+    """Count distinct labels or splits in a set; -1 means none."""
     return len({int(values[i]) for i in members if values[i] >= 0})

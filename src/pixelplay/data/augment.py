@@ -84,7 +84,7 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
     """Rotate a square about its centre; the corners are filled by reflection at the edges."""
     size = image.width
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # half of what the bounding box of the rotated square is larger, and a pixel to interpolate from
+    # half the extra width of the rotated square's bounding box, plus a pixel for interpolation
     pad = math.ceil((abs(cos) + abs(sin) - 1) * size / 2) + 1
     padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="symmetric")
     middle, half = size / 2 + pad, size / 2

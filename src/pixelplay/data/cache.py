@@ -20,7 +20,7 @@ from platformdirs import user_cache_dir
 from pixelplay.atomic import atomic_write
 
 DIGEST_BYTES = 16
-SHARD_ROWS, SHARD_BYTES = 1024, 64 << 20  # what an interruption can lose, and what is held in memory
+SHARD_ROWS, SHARD_BYTES = 1024, 64 << 20  # the most that an interruption loses and that is held in memory
 Kind = Literal["features", "pixels", "thumbs", "views"]
 _KEY_FOLDER = re.compile(r"(features|pixels|thumbs|views)-.*")
 _SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
@@ -41,9 +41,9 @@ class ArrayCache:
     A cache that cannot be written is not an error: the run continues without it.
 
     Args:
-        folder: of the whole cache.
+        folder: root of the cache, shared by all keys.
         key: identifies everything the arrays depend on besides the image.
-        max_bytes: size limit of the whole cache; 0 neither reads nor writes it.
+        max_bytes: size limit of the cache over all keys; 0 neither reads nor writes it.
 
     Attributes:
         failure: why nothing more is cached; "" if nothing went wrong.

@@ -105,7 +105,7 @@ def _find_split_folders(subfolders: Mapping[str, set[str]]) -> tuple[dict[str, S
     A folder named train may also be a class of vehicles. It is a split if all top folders have names
     of splits, if two of those share a class folder, or if one of them has more subfolders than there
     are other top folders. Otherwise the top folders are classes, except a val or test folder that
-    repeats some of them and a test folder without subfolders beside at least two other folders.
+    repeats some of them and a test folder without subfolders next to at least two other folders.
     """
     named = {top: split for top in subfolders if (split := split_from_name(top))}
     others = subfolders.keys() - named.keys()

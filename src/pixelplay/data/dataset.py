@@ -1,4 +1,4 @@
-"""ImageDataset: paths, labels, groups and given splits of images, before any image is opened."""
+"""ImageDataset: paths, labels, groups and predefined splits of images, before any image is opened."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
-    """N images in a fixed order, with their labels, groups and given splits.
+    """N images in a fixed order, with their labels, groups and predefined splits.
 
     Attributes:
         source: the folder, table or archive, as the user named it.

@@ -1,4 +1,4 @@
-"""List the files of a folder or archive that may be images, judged by name alone."""
+"""List the files of a folder or archive that may be images, by name alone."""
 
 import os
 from collections import Counter
@@ -32,7 +32,7 @@ class FileListing:
 
 
 def list_image_files(storage: FileStorage, *, skip_unreadable: bool = False) -> FileListing:
-    """List all files of a folder or archive by what their names say.
+    """Sort the files of a folder or archive into images and others by name.
 
     Links to folders are followed, except loops. Archive members that point outside the archive are skipped.
 
@@ -89,7 +89,7 @@ def _hidden(name: str) -> str:
 
 
 def _parent_folders(names: Iterable[str]) -> set[str]:
-    """Return all folders, at any depth, that contain the given files."""
+    """Return all folders, at any depth, that contain these files."""
     folders: set[str] = set()
     for name in names:
         while (name := name.rpartition("/")[0]) and name not in folders:

@@ -11,7 +11,7 @@ from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # stored side over input side, so that a crop still has enough pixels
-MAX_SHARE = 0.5  # of the cache; larger data sets are decoded in every epoch
+MAX_SHARE = 0.5  # of the cache; larger datasets are decoded in every epoch
 
 
 class PixelCache:
@@ -24,8 +24,8 @@ class PixelCache:
         dataset: N readable images.
         digests: (N,) of the files.
         preprocessing: input size and filter of the network; crop mode, mean and std are ignored.
-        cache_dir: folder of the whole cache.
-        max_bytes: size limit of the whole cache.
+        cache_dir: root folder of the cache.
+        max_bytes: size limit of the cache.
     """
 
     def __init__(

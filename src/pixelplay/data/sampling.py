@@ -12,7 +12,7 @@ from pixelplay.arrays import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None
-HINT_RATIO = 5.0  # imbalance from which the user is told about it
+HINT_RATIO = 5.0  # class ratio from which imbalance is noted and class weights are tried
 MOST_DRAWS = 2.0  # per image and epoch
 LEAST_MISS = 1e-4  # keeps shares defined if every prediction was right
 
@@ -73,7 +73,7 @@ def epoch_length(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
 
 
 def effective_prior(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> Float64Array:
-    """Compute the priors π_eff (K,) that a plain loss sees, from class sizes (K,) >= 1."""
+    """Compute the priors π_eff (K,) that a plain loss is fitted to, from class sizes (K,) >= 1."""
     assert imbalance != "auto", "auto is resolved before training"
     if imbalance in ("sampler", "class_weights", "crt"):
         return np.full(len(counts), 1 / len(counts))
@@ -120,9 +120,9 @@ def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
 def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
     """Compute how often each of n images is drawn in an epoch of n draws, on average.
 
-    A fraction of the epoch is drawn in proportion to the error of the network, which stands for the gradient
-    of cross entropy: its norm at the logits is 1 to √2 times the error. The rest is drawn uniformly. The
-    weight 1 / draws keeps the expected gradient unchanged.
+    A fraction of the epoch is drawn in proportion to the error of the network, which approximates the
+    gradient of cross entropy: its norm at the logits is 1 to √2 times the error. The rest is drawn uniformly.
+    The weight 1 / draws keeps the expected gradient unchanged.
 
     Args:
         misses: (n,) in [0, 1], error on each image: 1 − probability of its label.

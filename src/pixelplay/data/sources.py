@@ -63,7 +63,7 @@ def open_dataset(source: str, config: DataConfig | None = None, classes: str | N
 
     Args:
         classes: file with the expected classes of the test set; by default a sample submission in or
-            beside the data is used.
+            next to the data is used.
 
     Raises:
         DataError: the source does not exist, cannot be read, or has no labelled image.
@@ -90,7 +90,7 @@ def list_all_images(
 ) -> list[ImageDataset]:
     """List the images to predict, in order and without labels.
 
-    Neighbouring single files become one dataset, so that they share batches.
+    Consecutive single files become one dataset, so that they share batches.
 
     Raises:
         DataError: there are no images, or the only source does not exist and does not look like an image.
@@ -134,7 +134,7 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
 
 
 def list_files(paths: Iterable[str]) -> ImageDataset:
-    """Make a dataset of single files, unlabelled and in the given order; `source` is ""."""
+    """Make a dataset of single files, unlabelled and in this order; `source` is ""."""
     files = list(paths)
     nothing = [None] * len(files)
     return make_dataset("", FolderStorage(""), files, nothing, nothing)
@@ -229,7 +229,9 @@ def _find_label_table(
         except DataError as error:
             problems.append(str(error))
             continue
-        used = [find_column(table, role, None) if given is None else given for role, given in columns.items()]
+        used = [
+            find_column(table, role, None) if column is None else column for role, column in columns.items()
+        ]
         if all(column in table.columns for column in used):
             found[name] = table
     if problems and not found and required:

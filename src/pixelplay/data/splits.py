@@ -17,13 +17,13 @@ NEVER_HELD_OUT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Training, validation and test images, by ascending and disjoint positions in the data set."""
+    """Training, validation and test images, by ascending and disjoint positions in the dataset."""
 
     train: IntArray
     val: IntArray
     test: IntArray
     groups: IntArray  # (N,) int64, equal for images that must stay in one split
-    removed: IntArray  # training and validation images that duplicate given test images
+    removed: IntArray  # training and validation images that duplicate predefined test images
     duplicated: IntArray  # the test images that they duplicate
     notes: tuple[str, ...]  # one sentence per assumption or warning
 
@@ -168,9 +168,9 @@ def _members(group_of: IntArray, wanted: IntArray) -> list[IntArray]:
 
 
 def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfig) -> Split:
-    """Keep given splits; hold out a test split, and for fine-tuning a validation split, if there is none.
+    """Keep predefined splits; otherwise hold out a test split and, for fine-tuning, a validation split.
 
-    Duplicates never lie on both sides of a split made here. With a given test split, its duplicates are
+    Duplicates never lie on both sides of a split made here. With a predefined test split, its duplicates are
     removed from training and validation.
 
     Args:
@@ -184,11 +184,11 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
     has_finetuning = config.finetune != "none"
     default, notes = TrainConfig(), []
     if test.any() and config.test_frac not in (0, default.test_frac):
-        notes.append(f"--test-frac {config.test_frac} is ignored with a given test split")
+        notes.append(f"--test-frac {config.test_frac} is ignored with a predefined test split")
     if has_finetuning and val.any() and config.val_frac != default.val_frac:
-        notes.append(f"--val-frac {config.val_frac} is ignored with a given validation split")
+        notes.append(f"--val-frac {config.val_frac} is ignored with a predefined validation split")
     if not test.any():
-        free = ~np.isin(groups, groups[val])  # groups and duplicates of given validation images stay out
+        free = ~np.isin(groups, groups[val])  # groups and duplicates of predefined validation images stay out
         test = np.zeros(len(dataset), dtype=np.bool_)
         test[free] = hold_out(dataset.labels[free], groups[free], config.test_frac, config.seed)
         if config.test_frac > 0 and not test.any():
@@ -198,7 +198,7 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
     if has_finetuning and not val.any():
         free = ~np.isin(groups, groups[test])
         val[free] = hold_out(dataset.labels[free], groups[free], config.val_frac, config.seed)
-    train = ~test & ~val  # images without a given split included
+    train = ~test & ~val  # including images without a predefined split
     removed = _duplicates_of(duplicates, test, train | val)
     duplicated = _duplicates_of(duplicates, train | val, test)
     notes += _note_removed(dataset, ~test, removed)
@@ -216,19 +216,19 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
 
 def join_groups(dataset: ImageDataset, duplicates: Duplicates) -> IntArray:
     """Number (N,) the sets of images that must stay together: the user's groups joined by duplicates."""
-    given: list[list[int]] = []
+    user_groups: list[list[int]] = []
     if dataset.groups is not None:
         _, group_of, sizes = np.unique(dataset.groups, return_inverse=True, return_counts=True)
-        given = [rows.tolist() for rows in _members(group_of, np.flatnonzero(sizes > 1))]
-    return merge_groups(len(dataset), duplicates.exact_and_near, given)
+        user_groups = [rows.tolist() for rows in _members(group_of, np.flatnonzero(sizes > 1))]
+    return merge_groups(len(dataset), duplicates.exact_and_near, user_groups)
 
 
 def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
     """Check that a classifier can be trained on labelled images, of which those of a mask (N,) are readable.
 
     Raises:
-        DataError: fewer than two classes to train on, or no readable image of a class or of a given test
-            split.
+        DataError: fewer than two classes to train on, or no readable image of a class or of a predefined
+            test split.
     """
     test = dataset.in_split("test")
     counts, readable = dataset.class_counts(~test), dataset.class_counts(is_readable & ~test)
@@ -237,7 +237,7 @@ def check_trainable(dataset: ImageDataset, is_readable: BoolArray) -> None:
         n = counted(int(counts[k]), "training image")
         raise DataError(f"class {dataset.classes[k]!r} has {n} and {remedy}")
     if test.any() and not (test & is_readable).any():
-        raise DataError(f"the given test split has {counted(int(test.sum()), 'image')} and {remedy}")
+        raise DataError(f"the predefined test split has {counted(int(test.sum()), 'image')} and {remedy}")
     check_two_classes(dataset, readable)
 
 
@@ -272,14 +272,14 @@ def _note_removed(dataset: ImageDataset, is_training: BoolArray, removed: IntArr
     return notes
 
 
-def _duplicates_of(duplicates: Duplicates, those: BoolArray, among: BoolArray) -> IntArray:
-    """Find the positions in `among` that duplicate an image of `those`."""
-    sets = [members for members in duplicates.exact_and_near if any(those[j] for j in members)]
+def _duplicates_of(duplicates: Duplicates, images: BoolArray, among: BoolArray) -> IntArray:
+    """Find the positions in `among` that duplicate one of `images`."""
+    sets = [members for members in duplicates.exact_and_near if any(images[j] for j in members)]
     return np.array(sorted({i for members in sets for i in members if among[i]}), dtype=np.int64)
 
 
 def _note_divided_groups(dataset: ImageDataset, test: BoolArray, val: BoolArray | None) -> list[str]:
-    """List the groups that given splits divide; `val` is None if no validation split is used."""
+    """List the groups that predefined splits divide; `val` is None if no validation split is used."""
     if dataset.groups is None:
         return []
     cuts = [("test", test, ~test, "its metrics are")]
@@ -291,5 +291,5 @@ def _note_divided_groups(dataset: ImageDataset, test: BoolArray, val: BoolArray 
         if len(divided):
             first = dataset.paths[np.flatnonzero(dataset.groups == divided[0])[0]]
             groups = f"{counted(len(divided), 'group')}, for example that of {first}"
-            notes.append(f"the given {split} split divides {groups}; {what} optimistic")
+            notes.append(f"the predefined {split} split divides {groups}; {what} optimistic")
     return notes

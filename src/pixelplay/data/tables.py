@@ -153,7 +153,7 @@ def find_column(table: Table, role: str, name: str | None) -> str | None:
     """Find the path, label, split or group column by the name the user gave, or by its usual names.
 
     Raises:
-        DataError: the table has no column of the given name.
+        DataError: the table has no column of this name.
     """
     if name is not None and name not in table.columns:
         hint = suggest(name, list(table.columns))
@@ -337,7 +337,7 @@ def _read_splits(table: Table, config: DataConfig, notes: list[str]) -> list[Spl
         return [None] * len(table)
     cells = table.columns[column]
     splits = [split_from_name(cell) for cell in cells]
-    if config.split_column is None and not any(splits):  # such as a part of the body
+    if config.split_column is None and not any(splits):  # for example one of body parts
         notes.append(f"{table.name}: column {column!r} is ignored, it contains none of {', '.join(SPLITS)}")
         return splits
     for row, (cell, split) in enumerate(zip(cells, splits, strict=True), start=FIRST_ROW):

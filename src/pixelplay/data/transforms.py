@@ -37,7 +37,7 @@ def eval_transform(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Arr
 
 
 def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """Return the part, in px, of an image of this (width, height) that the network sees."""
+    """Return the box, in px, that is resized for the network, of an image (width, height)."""
     width, height = size
     if preprocessing.crop_mode != "center":
         return 0, 0, width, height

@@ -66,10 +66,10 @@ def fit_tau(
 ) -> tuple[float, dict[str, Any]]:
     """Choose tau from a grid on held-out images.
 
-    If the probabilities were calibrated, they alone would tell which tau maximises the expected metric: 1 for
-    balanced accuracy, less for macro F1. A few images of a rare class say little about it, so the labels
-    only override it when they are clear: of all tau within one standard error (by bootstrap) of the best
-    held-out value, the nearest to the expected one is chosen. For accuracy tau is 0.
+    If the probabilities were calibrated, they alone would determine which tau maximises the expected metric:
+    1 for balanced accuracy, less for macro F1. A few images of a rare class provide little evidence, so the
+    labels only override it when they are clear: of all tau within one standard error (by bootstrap) of the
+    best held-out value, the nearest to the expected one is chosen. For accuracy tau is 0.
 
     Args:
         probs: (N, K) with natural class priors, at the model's temperature.
@@ -183,9 +183,9 @@ def compare_logits(
 def calibrated_nll(logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric) -> float:
     """Compute the NLL at the best temperature, in nats, for model selection; lower is better.
 
-    It responds to every image, where accuracy only responds to those that change sides, and unlike the plain
-    NLL it does not punish over-confidence, which the temperature corrects anyway. For balanced accuracy and
-    macro F1 it is the mean over classes under uniform priors; otherwise it would prefer logits biased
+    It responds to every image, where accuracy only responds to those whose prediction changes, and unlike the
+    plain NLL it does not punish over-confidence, which the temperature corrects anyway. For balanced accuracy
+    and macro F1 it is the mean over classes under uniform priors; otherwise it would prefer logits biased
     towards rare classes. It is infinite if a logit is not finite. The arguments are those of
     `fit_decision_rule`.
     """

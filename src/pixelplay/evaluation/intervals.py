@@ -69,7 +69,7 @@ def wilson(successes: int, n: int) -> Estimate:
     half = z / (1 + z * z / n) * float(np.sqrt(value * (1 - value) / n + z * z / (4 * n * n)))
     return Estimate(
         value=value,
-        low=min(max(centre - half, 0.0), value),  # rounding can leave 1e-17 beside 0 and 1
+        low=min(max(centre - half, 0.0), value),  # rounding can miss 0 and 1 by 1e-17
         high=max(min(centre + half, 1.0), value),
         n=n,
         reliable=True,

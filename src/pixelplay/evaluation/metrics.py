@@ -62,7 +62,7 @@ def count_labels(
 ) -> ClassCounts:
     """Count correct, true and predicted images per class: (K,), or (R, K) with multiplicities (R, N).
 
-    A negative value in `pred` (N,) stands for no prediction, which is never correct.
+    A negative value in `pred` (N,) means no prediction, which is never correct.
     """
     correct, predicted = np.flatnonzero(pred == labels), np.flatnonzero(pred >= 0)
     # rows 0 to K-1 count correct images, K to 2K-1 true ones, 2K to 3K-1 predicted ones

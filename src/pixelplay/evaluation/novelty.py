@@ -1,7 +1,7 @@
 """Novelty (out-of-distribution score) of an image.
 
 Two signals are added: the distance of its features from those of the nearest training image, and the energy
-of its logits. Neither is the better one on all data; their sum is on most (benchmarks/DECISIONS.md).
+of its logits. Neither is better on all datasets; their sum is best on most (benchmarks/DECISIONS.md).
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def fit_novelty(
 
 
 def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:
-    """Choose up to n positions, ascending, balanced over the classes (N,); rare classes are kept whole."""
+    """Choose up to n positions, ascending, balanced over the classes (N,); rare classes are complete."""
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.searchsorted(labels[by_class], labels[by_class])

@@ -24,7 +24,7 @@ def risk_coverage(
 
     Returns:
         (coverage, risk) at the first coverage to reach each further 5 % of the images, where images of equal
-        confidence are predicted together; and the area under the whole curve (AURC), the mean risk over all
+        confidence are predicted together; and the area under the entire curve (AURC), the mean risk over all
         coverages; lower is better.
 
     Source: Geifman, Uziel and El-Yaniv, "Bias-reduced uncertainty estimation for deep neural classifiers",

@@ -1,6 +1,6 @@
 """Class activation maps from a stage's feature maps and gradients.
 
-All maps are densities in units of the logit: the mean of a Grad-CAM map over the image is the stage's
+All these maps are densities in units of the logit: the mean of a Grad-CAM map over the image is the stage's
 contribution to the logit, to first order. Maps of stages with different resolutions, and of several models,
 can therefore be added.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pixelplay.config import CamName
 
-CamMethod = Callable[[Tensor, Tensor], Tensor]  # maps and gradients (B, C, H, W) → (B, H, W)
+CamMethod = Callable[[Tensor, Tensor], Tensor]  # feature maps and gradients (B, C, H, W) → (B, H, W)
 
 
 def gradcam(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Weight each channel of maps (B, C, H, W) by its summed gradient: (B, H, W).
+    """Weight each channel of feature maps (B, C, H, W) by its summed gradient: (B, H, W).
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391, equations 1 and 2.
     """
@@ -52,6 +52,6 @@ CAM_METHODS: dict[CamName, CamMethod] = {
 
 
 def sum_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Resize maps (B, H_s, W_s) of several stages to one size and add them."""
+    """Resize class activation maps (B, H_s, W_s) of several stages to one size and add them."""
     resized = [F.interpolate(m[:, None], size=size, mode="bilinear", antialias=True)[:, 0] for m in maps]
     return reduce(torch.add, resized)

@@ -33,9 +33,9 @@ class Explanation:
     """Evidence for a class in one image.
 
     Attributes:
-        heat: (h, w) float32 >= 0, evidence over the whole upright image in its proportions; the long side
+        heat: (h, w) float32 >= 0, evidence over the upright image, with its aspect ratio; the long side
             is at most the network's input size. In units of the calibrated logit, comparable within one
-            method. All 0 if no place speaks for the class.
+            method. All 0 if no region supports the class.
         prediction, probability: the predicted class and its probability.
         explained, explained_probability: the class the heat is about and its probability.
     """
@@ -48,7 +48,7 @@ class Explanation:
 
 
 class Explainer:
-    """Shows where in an image one classifier or an ensemble sees a class.
+    """Shows which regions of an image support a class, for one classifier or an ensemble.
 
     It computes in fp32 whatever the models' precision; probabilities are within 0.02 of `Predictor`'s.
 
@@ -172,8 +172,8 @@ def _map_to_image(heat: Tensor, shape: tuple[int, ...], preprocessing: Preproces
     height, width = shape
     scale = min(1.0, preprocessing.input_size / max(height, width))
     left, top, right, bottom = (round(x * scale) for x in crop_box((width, height), preprocessing))
-    whole = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.float32)  # (h, w)
+    canvas = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.float32)  # (h, w)
     bottom, right = max(bottom, top + 1), max(right, left + 1)
     visible = sum_maps([heat[None]], (bottom - top, right - left))[0]
-    whole[top:bottom, left:right] = visible.clamp(min=0).cpu().numpy()
-    return whole
+    canvas[top:bottom, left:right] = visible.clamp(min=0).cpu().numpy()
+    return canvas

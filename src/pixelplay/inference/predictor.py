@@ -48,7 +48,8 @@ class Predictions:
         novelty: (N,) in [0, 1], fraction of held-out images that are less unusual; NaN in a row without
             prediction, None if not measured.
         abstained: (N,) True where the model is not confident enough to predict; None if not requested.
-        sets: (N, K) prediction sets: the true class is in them as often as requested; None if not requested.
+        sets: (N, K) prediction sets, which contain the true class with the requested coverage; None if
+            not requested.
     """
 
     paths: tuple[str, ...]

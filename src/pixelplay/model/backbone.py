@@ -90,7 +90,7 @@ def compute_features(network: Any, stages: Sequence[int], inputs: Tensor) -> Ten
 def compute_features_and_maps(
     network: Any, stages: Sequence[int], inputs: Tensor, map_stages: Iterable[int]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Compute features (B, D) and the maps (B, C_s, H_s, W_s) of `map_stages`."""
+    """Compute features (B, D) and the feature maps (B, C_s, H_s, W_s) of `map_stages`."""
     wanted = sorted({*stages, *map_stages}) or [-1]
     last, found = network.forward_intermediates(inputs, **_select_stages(network, wanted))
     maps = dict(zip(wanted, found, strict=True))
@@ -99,14 +99,14 @@ def compute_features_and_maps(
 
 
 def compute_maps(network: Any, stages: Sequence[int], images: Tensor) -> list[Tensor]:
-    """Compute maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
+    """Compute feature maps (B, C_s, H_s, W_s) of some stages; later ones do not run."""
     options = {"intermediates_only": True, "stop_early": True, **_select_stages(network, stages)}
     maps: list[Tensor] = network.forward_intermediates(images, **options)
     return maps
 
 
 def channel_stats(maps: Iterable[Tensor]) -> list[Tensor]:
-    """Compute channel mean and deviation, (B, C_s) float32 each, of maps (B, C_s, H_s, W_s)."""
+    """Compute channel mean and deviation, (B, C_s) float32 each, of feature maps (B, C_s, H_s, W_s)."""
     stats = []
     for stage in maps:
         values = stage.float()
@@ -189,7 +189,7 @@ def load_backbone(
         input_size=input_size or int(trained["input_size"][-1]),
         mean=tuple(trained["mean"]),
         std=tuple(trained["std"]),
-        # timm's "random" stands for any filter, drawn in training
+        # timm's "random" means a randomly drawn filter in training
         interpolation=trained["interpolation"] if trained["interpolation"] in FILTERS else "bicubic",
     )
     return PretrainedBackbone(

@@ -52,7 +52,7 @@ MAX_BRANCHES = 100  # two digits in a file name
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
-    """Everything prediction needs."""
+    """Everything that prediction needs."""
 
     backbone: Backbone
     classes: tuple[str, ...]  # (K,) in the order of the logits
@@ -121,7 +121,7 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
 
 
 def read_bundle(folder: str) -> ModelBundle:
-    """Read and verify a bundle, given its own folder or that of its run.
+    """Read and verify a bundle from its own folder or that of its run.
 
     Raises:
         BundleError: missing, damaged, from another version, or not a bundle of PixelPlay.

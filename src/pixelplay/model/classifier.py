@@ -56,7 +56,7 @@ def average_heads(
 
     Args:
         columns: for each head, the columns (D_m,) of its features among all D = `n_features`.
-        temperatures: (M,) > 0; None stands for 1.
+        temperatures: (M,) > 0; None means 1.
     """
     n_hidden = [0 if head.hidden_weight is None else len(head.hidden_weight) for head in heads]
     assert all(n_hidden) or not any(n_hidden), "heads with and without hidden layer cannot be averaged"
@@ -199,7 +199,7 @@ class Classifier(nn.Module):
             _set_drop_path(stages, drop_path)
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Compute logits (B, K) of maps (B, C, H, W) and statistics (B, D_frozen)."""
+        """Compute logits (B, K) of feature maps (B, C, H, W) and statistics (B, D_frozen)."""
         features: Tensor = self.stages(maps, stats)  # (B, D)
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())

@@ -111,7 +111,7 @@ def _rectifier_of(norm: Any) -> nn.Module | None:
 
 
 def _forward_rest(norm: Any, rectified: bool, x: Tensor) -> Tensor:
-    """Apply what is left of timm's batch norm: dropout and activation."""
+    """Apply the rest of timm's batch norm layer: dropout and activation."""
     if rectified or not hasattr(norm, "act"):
         return x
     activated: Tensor = norm.act(norm.drop(x))
@@ -178,7 +178,7 @@ class _FrozenDepthwise(torch.autograd.Function):
         padding: int,
         rectifier: nn.Module | None,
     ) -> Tensor:
-        """Turn maps (B, C, H, W) into maps (B, C, H', W')."""
+        """Turn feature maps (B, C, H, W) into (B, C, H', W')."""
         output = convolve(x, weight, bias, (stride,) * 2, (padding,) * 2, len(weight), rectifier)
         ctx.save_for_backward(weight, output if rectifier else None)
         ctx.sides, ctx.stride, ctx.rectifier = x.shape[2:], stride, rectifier
@@ -210,7 +210,7 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rectifier: nn.Module | None) -> Tensor:
-        """Turn maps (B, C, H, W) into maps (B, C', H, W)."""
+        """Turn feature maps (B, C, H, W) into (B, C', H, W)."""
         output = convolve(x, weight, bias, (1, 1), (0, 0), 1, rectifier)
         ctx.save_for_backward(x, weight, output if rectifier else None)
         ctx.rectifier = rectifier
@@ -237,5 +237,5 @@ def _rectifier_gradient(grad: Tensor, output: Tensor | None, rectifier: nn.Modul
 
 
 def _pixel_rows(maps: Tensor) -> Tensor:
-    """Reshape maps (B, C, H, W) to one row per pixel (B·H·W, C)."""
+    """Reshape feature maps (B, C, H, W) to one row per pixel (B·H·W, C)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])

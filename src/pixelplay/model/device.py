@@ -136,7 +136,7 @@ def translate_memory_errors(replacement: InsufficientMemoryError) -> Iterator[No
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Recognise out-of-memory errors; on a CPU and with MPS only the message tells."""
+    """Recognise out-of-memory errors; on a CPU and with MPS only the message identifies them."""
     phrases = ("can't allocate memory", "not enough memory", "out of memory")
     is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_typed or any(phrase in str(error) for phrase in phrases)

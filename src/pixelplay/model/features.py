@@ -234,7 +234,7 @@ def _merge_cached(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """Features of N images and what else reading them yields."""
+    """Features of N images, and their digests, errors and thumbnails."""
 
     values: Float32Array  # (N, D); NaN for images that could not be read
     digests: list[bytes]  # (N,) 16-byte content hashes; b"" for files that could not be read

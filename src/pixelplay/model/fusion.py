@@ -53,7 +53,7 @@ def convolve(
     groups: int,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Convolve maps (B, C, H, W) and apply an activation on a CPU."""
+    """Convolve feature maps (B, C, H, W) and apply an activation on a CPU."""
     if is_fusible(activation) and _has_fused_convolution(x.dtype):
         name, parameters = _ONEDNN_NAMES[type(activation)]  # type: ignore[index]
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -78,7 +78,7 @@ def _has_fused_convolution(dtype: torch.dtype) -> bool:
 
 
 def apply_autocast(x: Tensor) -> Tensor:
-    """Convert maps to the active autocast dtype and channels-last layout."""
+    """Convert feature maps to the active autocast dtype and channels-last layout."""
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
     return x.contiguous(memory_format=torch.channels_last)
@@ -92,7 +92,7 @@ class ActivatedConv2d(nn.Module):
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn maps (B, C, H, W) into maps (B, C', H', W')."""
+        """Turn feature maps (B, C, H, W) into (B, C', H', W')."""
         conv = self.conv
         assert not isinstance(conv.padding, str)
         if x.device.type != "cpu" or torch.is_grad_enabled():

@@ -40,7 +40,7 @@ class FrozenStages(nn.Module):
         self.n_stats = int(stats.shape[1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn images (B, 3, H, W) into maps (B, C, H', W') and statistics."""
+        """Turn images (B, 3, H, W) into feature maps (B, C, H', W') and statistics."""
         maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
         no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
         return maps[-1], torch.cat([no_stats, *channel_stats(maps if self._stats_stages else [])], dim=1)
@@ -58,7 +58,7 @@ class TrainableStages(nn.Module):
             _remove_modules_until(self.network, stage_modules(self.network)[n_frozen - 1].split("."))
 
     def forward(self, maps: Tensor, stats: Tensor) -> Tensor:
-        """Turn maps (B, C, H, W) and statistics (B, D_frozen) into features (B, D)."""
+        """Turn feature maps (B, C, H, W) and statistics (B, D_frozen) into features (B, D)."""
         return torch.cat([stats, compute_features(self.network, self._stats_stages, maps)], dim=1)
 
     def write_into(self, backbone: Backbone) -> None:
@@ -138,7 +138,7 @@ def split_backbone(
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
         raise _split_error(backbone, str(error)) from None
     if not is_equal:
-        raise _split_error(backbone, "its parts compute other features than the whole")
+        raise _split_error(backbone, "the split network computes different features")
     return frozen, trainable
 
 

@@ -271,7 +271,9 @@ def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = 
     splits = _given_splits(dataset)
     title = f"{printable(dataset.source)}: {counted(len(dataset), 'image')}, {len(dataset.classes)} classes"
     if splits:
-        title += f", splits given ({' · '.join(f'{name} {where.sum():,}' for name, where in splits.items())})"
+        title += (
+            f", predefined splits ({' · '.join(f'{name} {where.sum():,}' for name, where in splits.items())})"
+        )
     if n_unlabelled := int((dataset.labels < 0).sum()):
         title += f", {n_unlabelled:,} without a label"
     if splits and (dataset.splits < 0).any():
@@ -361,7 +363,7 @@ def _join_blocks(*blocks: Sequence[str]) -> str:
 
 
 def _format_sections(sections: Mapping[str, Sequence[str]]) -> list[str]:
-    """Put each title beside its first item, one item per line; a section without items is not shown."""
+    """Put each title in front of its first item, one item per line; a section without items is not shown."""
     return [
         f"{'' if i else title:<{TITLE_WIDTH}}{printable(item)}"
         for title, items in sections.items()

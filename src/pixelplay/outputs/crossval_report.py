@@ -39,7 +39,7 @@ def make_crossval_report(
     Args:
         out_dir: final folder of the run.
         classifier: the deployed classifier.
-        test: the given test split as the deployed classifier predicts it; None where there is none.
+        test: evaluation of the deployed classifier on a predefined test split; None if there is none.
         command: the command as typed; None where Python was used.
         single: one classifier is deployed instead of the ensemble.
     """

@@ -29,7 +29,7 @@ class EvaluatedSplit:
 
     Attributes:
         rows: (N,) positions of the images.
-        evaluation: metrics on the given labels.
+        evaluation: metrics on the original labels.
         corrected: metrics on the user's corrected labels, without excluded images; None where they are equal.
     """
 
@@ -160,7 +160,7 @@ class EvaluationReport:
 
     Attributes:
         evaluation: metrics of all readable labelled images.
-        split: the given split that was scored, or "all".
+        split: predefined split that was evaluated, or "all".
         unreadable: path, status and reason of labelled images that were skipped.
         n_trained_on: scored images that the model was trained on.
         unseen: metrics without those; None where there are none, or no others.
@@ -174,7 +174,7 @@ class EvaluationReport:
     against: RunComparison | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the metrics at the top level, beside the counts of images they depend on."""
+        """Return the metrics at the top level, with the counts of images they depend on."""
         return {
             **self.evaluation.to_json(),
             "split": self.split,
@@ -187,7 +187,7 @@ class EvaluationReport:
 
 
 def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -> tuple[ImageDataset, str]:
-    """Select the labelled images to score: the split asked for, else test where given, else all.
+    """Select the labelled images to score: the requested split, else test if there is one, else all.
 
     Raises:
         ConfigError: unknown split.
@@ -211,9 +211,9 @@ def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
 
 
 def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
-    """Write each prediction beside its label, and whether the model was trained on the image."""
+    """Write each prediction with its label and the column `trained_on`."""
     labelled = replace(predictions, label=tuple(dataset.classes[k] for k in dataset.labels))
-    columns = {"trained_on": ["true" if seen else "false" for seen in _was_trained_on(predictions, bundle)]}
+    columns = {"trained_on": ["true" if known else "false" for known in _was_trained_on(predictions, bundle)]}
     write_predictions([labelled], predictions.classes, path, columns)
 
 
@@ -259,21 +259,21 @@ def evaluate_predictions(
             positive=None if precision is None else positive,
         )
 
-    is_seen = _was_trained_on(predictions, bundle) & is_ok
-    if is_seen.any():
+    is_trained_on = _was_trained_on(predictions, bundle) & is_ok
+    if is_trained_on.any():
         log.note(
-            f"the model was trained on {is_seen.sum()} of the {is_ok.sum()} scored images: metrics are "
+            f"the model was trained on {is_trained_on.sum()} of the {is_ok.sum()} scored images: metrics are "
             "optimistic; see `unseen` for metrics without them"
         )
-    rest, unseen = is_ok & ~is_seen, None
-    if is_seen.any() and rest.any():
+    rest, unseen = is_ok & ~is_trained_on, None
+    if is_trained_on.any() and rest.any():
         column = 1 if positive is None else bundle.classes.index(positive)
         unseen = evaluate(rest, at_precision if (labels[rest] == column).any() else None)
     return EvaluationReport(
         evaluation=evaluate(is_ok, at_precision),
         split=split,
         unreadable=unreadable,
-        n_trained_on=int(is_seen.sum()),
+        n_trained_on=int(is_trained_on.sum()),
         unseen=unseen,
     )
 
@@ -298,8 +298,8 @@ def compare_runs(
     preds = [own_columns[each.pred] for own_columns, each in zip(columns, predictions, strict=True)]
     is_known = np.isin(labels, columns[0]) & np.isin(labels, columns[1])
     is_ok = (predictions[0].pred >= 0) & (predictions[1].pred >= 0)
-    seen = [_was_trained_on(each, bundle) for each, bundle in zip(predictions, bundles, strict=True)]
-    is_seen = (seen[0] | seen[1]) & is_ok
+    trained_on = [_was_trained_on(each, bundle) for each, bundle in zip(predictions, bundles, strict=True)]
+    is_trained_on = (trained_on[0] | trained_on[1]) & is_ok
 
     def compare(keep: BoolArray) -> PairedComparison:
         return compare_models(
@@ -310,11 +310,13 @@ def compare_runs(
             is_known=is_known[keep],
         )
 
-    n_unseen = int((is_ok & ~is_seen).sum())
-    if is_seen.any() and n_unseen:
+    n_unseen = int((is_ok & ~is_trained_on).sum())
+    if is_trained_on.any() and n_unseen:
         log.note(f"comparing on the {n_unseen} images that neither model was trained on")
-    elif is_seen.any():
-        trained = " and ".join(f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, seen, strict=True))
+    elif is_trained_on.any():
+        trained = " and ".join(
+            f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, trained_on, strict=True)
+        )
         log.note(
             f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference "
             "may not hold for new images"
@@ -323,8 +325,8 @@ def compare_runs(
         runs=runs,
         metric=bundles[0].metric,
         everything=compare(is_ok),
-        n_trained_on=int(is_seen.sum()),
-        unseen=compare(is_ok & ~is_seen) if is_seen.any() and n_unseen else None,
+        n_trained_on=int(is_trained_on.sum()),
+        unseen=compare(is_ok & ~is_trained_on) if is_trained_on.any() and n_unseen else None,
     )
 
 

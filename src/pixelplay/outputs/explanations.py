@@ -142,8 +142,8 @@ def _explain_file(
     explanation = explainer.explain(pixels, class_name)
     stem = file_stem(number, name, explanation.explained)
     overlay_name, map_name = f"{stem}.overlay.png", f"{stem}.map.npy"
-    picture = overlay(pixels, explanation.heat, max_px=OVERLAY_PX)
-    Image.fromarray(picture).save(os.path.join(folder, overlay_name), format="PNG")
+    overlaid = overlay(pixels, explanation.heat, max_px=OVERLAY_PX)
+    Image.fromarray(overlaid).save(os.path.join(folder, overlay_name), format="PNG")
     with open(os.path.join(folder, map_name), "wb") as file:
         np.save(file, explanation.heat, allow_pickle=False)
     return ExplainedImage(

@@ -118,7 +118,7 @@ def collect_label_issues(
 def _find_conflicting_duplicates(data: TrainingData) -> dict[int, int]:
     """Map the position of an image to that of an identical file with another label.
 
-    Near-duplicates are no such evidence: slices of one block of silicon look the same, and one may be broken.
+    Near-duplicates are not compared: slices of one block of silicon look the same, and one may be broken.
     """
     labels, conflicting = data.corrected_labels, {}
     for members in data.duplicates.sets:
@@ -146,12 +146,12 @@ def read_label_issues(run: str) -> LabelIssueReport:
     """Read the label issues of a run of train or crossval.
 
     Raises:
-        BundleError: `run` is no run, or its records are missing or damaged.
+        BundleError: `run` is not a run, or its records are missing or damaged.
     """
     table, metrics = os.path.join(run, LABEL_ISSUES), os.path.join(run, "metrics.json")
     if not os.path.isfile(table):
         problem = f"has no {LABEL_ISSUES}" if os.path.isdir(run) else "does not exist"
-        raise BundleError(f"{run} {problem}; give the output folder of pixelplay train or crossval")
+        raise BundleError(f"{run} {problem}; pass the output folder of pixelplay train or crossval")
     try:
         with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
             label_issues = tuple(_parse_row(row) for row in csv.DictReader(file, strict=True))

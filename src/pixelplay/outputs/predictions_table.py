@@ -207,11 +207,11 @@ def check_new_file(path: str, *, force: bool) -> None:
     """
     if is_record(path):
         raise ConfigError(f"{path} is or looks like a record of the run; choose another --out")
-    for taken in (path, f"{path}.partial"):
-        if os.path.isdir(taken):
-            raise ConfigError(f"{taken} is a folder; choose another --out")
-        if os.path.lexists(taken) and not force:
-            raise ConfigError(f"{taken} already exists; choose another --out or use --force to replace it")
+    for existing in (path, f"{path}.partial"):
+        if os.path.isdir(existing):
+            raise ConfigError(f"{existing} is a folder; choose another --out")
+        if os.path.lexists(existing) and not force:
+            raise ConfigError(f"{existing} already exists; choose another --out or use --force to replace it")
     if not path.lower().endswith((".csv", ".parquet")):
         raise ConfigError(f"--out {path} must end in .csv or .parquet")
     folder = os.path.dirname(path) or "."

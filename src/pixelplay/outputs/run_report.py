@@ -58,7 +58,7 @@ class RunReport:
         splits: name → metrics of "test", "test_without_duplicates", "oof" or "val", and of these on the
             user's corrected labels ("test_corrected", …); only those that exist.
         held_out_split: "oof" or "val", the images that selected settings.
-        baseline: what always predicting the majority class scores on the headline's split.
+        baseline: metrics of always predicting the majority class on the headline's split.
         train_counts: class → training images.
         chosen: setting → its value and what selected it.
         data: unreadable files, duplicates and other findings.
@@ -205,7 +205,7 @@ def write_history(history: Sequence[Mapping[str, float]], folder: str) -> None:
 def write_table(
     name: str, evaluated: EvaluatedSplit, folder: str, extra: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Write the predictions of a split beside its labels."""
+    """Write the predictions of a split with its labels."""
     predictions = evaluated.predictions
     write_predictions([predictions], predictions.classes, os.path.join(folder, name), extra)
 

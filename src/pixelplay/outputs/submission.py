@@ -86,7 +86,7 @@ def write_submission(
     if not matched:
         raise DataError(
             f"no id of {sample.name} matches an image: ids such as {ids[0]!r}, images such as "
-            f"{predictions.paths[0]!r}; give the folder of the images that the sample lists"
+            f"{predictions.paths[0]!r}; pass the folder of the images that the sample lists"
         )
     row_of = [None if row is None or predictions.status[row] != "ok" else row for row in row_of]
     if all(row is None for row in row_of):

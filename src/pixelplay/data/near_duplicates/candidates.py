@@ -1,6 +1,6 @@
 """Find pairs of images that may be near-duplicates, by thumbnails and features.
 
-In data sets of similar things every image has close neighbors. The distance of a candidate is therefore
+In datasets of similar things every image has close neighbors. The distance of a candidate is therefore
 compared with that of the nearest images that cannot all be duplicates.
 """
 
@@ -21,11 +21,11 @@ from pixelplay.run_log import RunLog
 MAX_DUPLICATES, MAX_DUPLICATES_FRAC = 10, 0.01  # sets larger than both are reported, not kept in one split
 N_BY_FINGERPRINT, N_BY_FEATURES, N_BY_CROP = 2, 4, 1  # candidates per image and search
 CROP_SIDE = 0.9  # side of a corner crop, in fractions
-# Limits relative to the distance of a neighbor: duplicates of solar cells and in TrashNet meet one of them.
+# Limits relative to the distance of a neighbor: duplicates in TrashNet and the solar cells meet one of them.
 MAX_DISTANCE_RATIO, FEATURES_MAX_DISTANCE_RATIO = 0.8, 0.7
 N_NEIGHBORS = 4
 N_GROUPS = 2048  # of other images, to find the nearest few quickly
-DIRECTIONS = 256  # of the random projection of features, which changes near neighbors little
+DIRECTIONS = 256  # of the random projection of features, which hardly changes near neighbors
 SAME_COSINE = 0.995  # fingerprints above it are duplicates, however many there are
 BLOCK_BYTES = 64 << 20  # of cosines held at once
 AT_ONCE = 1024  # thumbnails or rows of features per block

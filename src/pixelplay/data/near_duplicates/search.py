@@ -125,7 +125,7 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple
     """Align candidates: alignments (P, 4), and a mask (P,) of those that agree at every resolution."""
     n = len(candidates.pairs)
     alignments, is_kept = np.zeros((n, 4), np.float32), np.zeros(n, bool)
-    for what, is_dark in (("aligning", False), ("aligning dark parts", True)):
+    for what, is_dark in (("aligning", False), ("aligning dark regions", True)):
         # clipped highlights mislead the coarse alignment of whole images
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
         blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
@@ -224,7 +224,7 @@ def _unmirror(
 def connected_sets(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
     """Combine pairs into sets whose members are all duplicates of the first one.
 
-    The image with the most duplicates comes first. The rest of a chain forms sets of its own, so that every
+    The image with the most duplicates comes first. The rest of a chain forms further sets, so that every
     pair is in some set and an image can be in several.
     """
     duplicates: dict[int, set[int]] = {}

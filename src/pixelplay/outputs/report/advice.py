@@ -87,9 +87,9 @@ def _describe_learning_curve(records: RunRecords, name: str) -> tuple[bool, str]
     by_class = (records.metrics.get("learning_curve") or {}).get("by_class", {})
     if (found := by_class.get(name)) is None:
         return False, ""
-    _, half, whole = found["points"]
+    _, half, full = found["points"]
     gain = found["gain"]
-    before, after = percent(half["value"], 0), percent(whole["value"], 0)
+    before, after = percent(half["value"], 0), percent(full["value"], 0)
     if gain["low"] > 0:
         return True, f"Doubling the training data raised its recall from {before} to {after}. "
     low, high = (f"{100 * gain[end]:+.0f}".replace("-", "−") for end in ("low", "high"))
@@ -105,10 +105,10 @@ def _advise_probe(records: RunRecords) -> list[dict[str, Any]]:
     if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_takes") != "none":
         return []
     needs_finetuning = bool({"--recipe", "--plan"} & {*(records.command or ())})
-    probe, tuned = (
+    probe, finetuned = (
         f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
         for model in ("probe", "tuned")
     )
-    reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {tuned}."
+    reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {finetuned}."
     command = None if needs_finetuning else rerun_command(records, "--finetune", "auto")
     return [_advise("Use the linear probe, as --finetune auto would", reason, command)]

@@ -65,7 +65,7 @@ def check_target(path: str, *, force: bool) -> None:
     """Raise ConfigError unless a report may be written to a path."""
     parent, temporary = os.path.dirname(os.path.abspath(path)), f"{path}.tmp"
     if os.path.isdir(path):
-        raise ConfigError(f"{path} is a folder; give a file, as in --out report.html")
+        raise ConfigError(f"{path} is a folder; pass a file, as in --out report.html")
     if os.path.basename(path) != REPORT and is_record(path):
         raise ConfigError(f"{path} is a file of the run; choose another --out")
     for existing in (path, temporary):
@@ -84,7 +84,7 @@ def _render_run(
 ) -> str:
     """Render the page of a run, unless `source` has no images or an existing report would lose its own."""
     if source is not None and not os.path.exists(source):
-        raise DataError(f"{source} does not exist; give the folder, table or archive of the images")
+        raise DataError(f"{source} does not exist; pass the folder, table or archive of the images")
     try:
         reading = dict(records.config["reading"])
         if source is not None and not source.lower().endswith(".zip"):

@@ -94,14 +94,14 @@ def _rows(photos: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", ["scan", "train"])
-def test_empty_folder(command: str, tmp_path: Path, refuse: Refusal) -> None:
+def test_empty_folder_is_refused(command: str, tmp_path: Path, refuse: Refusal) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     line = refuse(command, empty, *(["--out", "run"] if command == "train" else []))
     _assert_names(line, empty, f"{empty}/<class>/", "table")
 
 
-def test_folder_that_does_not_exist(refuse: Refusal) -> None:
+def test_folder_that_does_not_exist_is_refused(refuse: Refusal) -> None:
     line = refuse("scan", "nowhere")
     _assert_names(line, "nowhere", "folder", "table", "zip archive")
 
@@ -115,13 +115,13 @@ def test_folder_without_class_folders_names_the_table_in_it(tmp_path: Path, refu
     _assert_names(line, photos, "<class>", f"{photos}/labels.csv")
 
 
-def test_file_of_unknown_kind(tmp_path: Path, refuse: Refusal) -> None:
+def test_file_of_unknown_kind_is_refused(tmp_path: Path, refuse: Refusal) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("a")
     _assert_names(refuse("scan", path), path, ".csv, .tsv, .parquet", "zip archive")
 
 
-def test_damaged_archive(tmp_path: Path, drawn_images: Path, refuse: Refusal) -> None:
+def test_damaged_archive_is_refused(tmp_path: Path, drawn_images: Path, refuse: Refusal) -> None:
     archive = tmp_path / "photos.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.write(drawn_images / "bars" / "000.jpg", "bars/000.jpg")
@@ -131,32 +131,32 @@ def test_damaged_archive(tmp_path: Path, drawn_images: Path, refuse: Refusal) ->
     assert "zip archive" in line
 
 
-def test_one_class(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_a_single_class_is_refused(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3})
     line = refuse("train", photos, *train_tiny)
     _assert_names(line, photos, "1 class", "'bars'", "at least 2")
 
 
-def test_class_without_readable_image(drawn_classes: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_class_without_readable_image_is_refused(drawn_classes: Path, refuse: Refusal, train_tiny: list[str]) -> None:
     for path in (drawn_classes / "rings").iterdir():
         path.write_bytes(b"no image")
     line = refuse("train", drawn_classes, *train_tiny)
     _assert_names(line, "'rings'", "9 ")
 
 
-def test_too_few_images_to_hold_out(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_too_few_images_to_hold_out_are_refused(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 1, "dots": 1})
     line = refuse("train", photos, *train_tiny)
     _assert_names(line, photos, "2 images", "--test-frac 0")
 
 
-def test_split_without_labelled_images(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_split_without_labelled_images_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--split", "val")
     _assert_names(line, drawn_images, "val")
 
 
 @pytest.mark.parametrize("content", [[], [b""], [b"", b"Dear Sir or Madam"]])
-def test_predict_without_readable_images(
+def test_predict_without_readable_images_is_an_error(
     content: list[bytes],
     tmp_path: Path,
     tiny_run: Path,
@@ -181,7 +181,7 @@ def test_predict_without_readable_images(
     assert {row["status"] for row in rows} == {"unreadable"}
 
 
-def test_predict_of_a_missing_file(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_of_a_missing_file_is_an_error(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(tiny_run), "nowhere.jpg", "--out", "p.csv", "--quiet"]) == 1
     _assert_names(capsys.readouterr().err, "1 image", "nowhere.jpg: ")
     (row,) = read_rows("p.csv")
@@ -189,7 +189,7 @@ def test_predict_of_a_missing_file(tiny_run: Path, capsys: pytest.CaptureFixture
     assert row["error"]
 
 
-def test_predict_of_a_missing_folder(tiny_run: Path, refuse: Refusal) -> None:
+def test_predict_of_a_missing_folder_is_refused(tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("predict", tiny_run, "fotos/new", "--out", "p.csv")
     _assert_names(line, "fotos/new")
     assert not Path("p.csv").exists()
@@ -198,7 +198,7 @@ def test_predict_of_a_missing_folder(tiny_run: Path, refuse: Refusal) -> None:
 # --- outputs ---
 
 
-def test_run_that_exists(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_existing_run_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     shutil.copytree(tiny_run, "run")
     line = refuse("train", drawn_images, "--out", "run")
     _assert_names(line, "run", "--force")
@@ -212,29 +212,29 @@ def test_force_does_not_replace_a_folder_that_is_not_a_run(drawn_images: Path, r
     assert Path("run/thesis.txt").read_text() == "years of work"
 
 
-def test_table_of_predictions_that_exists(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_existing_table_of_predictions_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("p.csv").write_text("precious")
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv")
     _assert_names(line, "p.csv", "--force")
 
 
-def test_table_of_unknown_kind(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_table_of_unknown_kind_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.xlsx")
     _assert_names(line, "p.xlsx", ".csv", ".parquet")
 
 
-def test_submission_of_another_kind(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_submission_of_another_kind_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("sample.csv").write_text("id,label\n000,bars\n")
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.parquet", "--submission", "sample.csv")
     _assert_names(line, "p.parquet", "CSV")
 
 
-def test_table_in_a_folder_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_table_in_a_folder_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--out", "no/such/p.csv")
     _assert_names(line, "no/such", "--out")
 
 
-def test_run_below_a_file(drawn_images: Path, refuse: Refusal) -> None:
+def test_run_below_a_file_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     Path("notes.txt").write_text("a")
     line = refuse("train", drawn_images, "--out", "notes.txt/run")
     _assert_names(line, "notes.txt/run", "--out")
@@ -242,7 +242,7 @@ def test_run_below_a_file(drawn_images: Path, refuse: Refusal) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_read_only_folder(command: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_read_only_folder_is_refused(command: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("locked").mkdir(mode=0o555)
     if command == "train":
         line = refuse("train", drawn_images, "--out", "locked/run")
@@ -251,7 +251,7 @@ def test_read_only_folder(command: str, drawn_images: Path, tiny_run: Path, refu
     _assert_names(line, "locked")
 
 
-def test_disk_without_space_for_a_run(
+def test_disk_without_space_for_a_run_is_an_error(
     drawn_images: Path, refuse: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -270,7 +270,7 @@ def no_large_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_large_files")
-def test_disk_fills_up_while_a_run_is_written(
+def test_disk_that_fills_up_during_a_run_is_an_error(
     drawn_images: Path, refuse: Refusal, train_tiny: list[str]
 ) -> None:
     line = refuse("train", drawn_images, *train_tiny, "--cache-gb", "0")
@@ -279,7 +279,7 @@ def test_disk_fills_up_while_a_run_is_written(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_disk_is_full_for_predictions(
+def test_full_disk_for_predictions_is_an_error(
     ending: str, drawn_images: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.symlink("/dev/full", f"p.{ending}.partial")
@@ -295,33 +295,33 @@ def test_disk_is_full_for_predictions(
 # --- tables ---
 
 
-def test_table_without_a_label_column(tmp_path: Path, refuse: Refusal) -> None:
+def test_table_without_a_label_column_is_refused(tmp_path: Path, refuse: Refusal) -> None:
     table = _write_table(tmp_path / "t.csv", [["path", "colour"], ["a.jpg", "red"]])
     line = refuse("scan", table)
     _assert_names(line, table, "label", "path, colour", "--label-column")
 
 
-def test_table_without_the_named_column(tmp_path: Path, refuse: Refusal) -> None:
+def test_table_without_the_named_column_is_refused(tmp_path: Path, refuse: Refusal) -> None:
     table = _write_table(tmp_path / "t.csv", [["path", "grade"], ["a.jpg", "1"]])
     line = refuse("scan", table, "--label-column", "grad")
     _assert_names(line, table, "'grad'", "path, grade", "'grade'?")
 
 
-def test_table_that_names_missing_files(drawn_images: Path, refuse: Refusal) -> None:
+def test_table_that_names_missing_files_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     gone = [[f"gone/{i}.jpg", "bars"] for i in range(63)]
     table = _write_table(Path("t.csv"), [*_rows(drawn_images), *gone])
     line = refuse("scan", table, "--images-dir", drawn_images)
     _assert_names(line, table, "63 ", drawn_images, "gone/0.jpg, ", " more", "--images-dir")
 
 
-def test_table_with_a_repeated_row(drawn_images: Path, refuse: Refusal) -> None:
+def test_table_with_a_repeated_row_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     rows = _rows(drawn_images)
     table = _write_table(Path("t.csv"), [*rows, rows[1]])
     line = refuse("scan", table, "--images-dir", drawn_images)
     _assert_names(line, table, "row 50", "bars/000.jpg", "row 2")
 
 
-def test_table_with_an_unknown_split(drawn_images: Path, refuse: Refusal) -> None:
+def test_table_with_an_unknown_split_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     header, *rows = _rows(drawn_images)
     splits = ["train"] * (len(rows) - 1) + ["tset"]
     table = _write_table(
@@ -331,18 +331,18 @@ def test_table_with_an_unknown_split(drawn_images: Path, refuse: Refusal) -> Non
     _assert_names(line, table, "row 49", "'tset'", "'split'", "train, val, test", "'test'?")
 
 
-def test_table_with_a_short_row(tmp_path: Path, refuse: Refusal) -> None:
+def test_table_with_a_short_row_is_refused(tmp_path: Path, refuse: Refusal) -> None:
     table = tmp_path / "t.csv"
     table.write_text("path,label\na.jpg,bars\nb.jpg\n")
     _assert_names(refuse("scan", table), table, " 3 ", " 1 cell", " 2")
 
 
-def test_sample_submission_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_sample_submission_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv", "--submission", "sample.csv")
     _assert_names(line, "sample.csv", "No such file or directory")
 
 
-def test_sample_submission_of_other_classes(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_sample_submission_of_other_classes_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     Path("sample.csv").write_text("id,cat,dog\n000,0,0\n")
     line = refuse("predict", tiny_run, drawn_images / "bars", "--out", "p.csv", "--submission", "sample.csv")
     _assert_names(line, "sample.csv", "cat, dog", "bars, dots, rings")
@@ -351,34 +351,34 @@ def test_sample_submission_of_other_classes(drawn_images: Path, tiny_run: Path, 
 # --- backbones and weights ---
 
 
-def test_unknown_backbone(drawn_images: Path, refuse: Refusal) -> None:
+def test_unknown_backbone_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "resnet5O")
     _assert_names(line, "'resnet5O'", "'resnet5")
 
 
-def test_backbone_from_a_hub(drawn_images: Path, refuse: Refusal) -> None:
+def test_backbone_from_a_hub_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "hf-hub:someone/network")
     _assert_names(line, "'hf-hub:someone/network'")
 
 
-def test_backbone_without_weights_offline(drawn_images: Path, refuse: Refusal) -> None:
+def test_backbone_without_weights_offline_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "resnet18", "--offline")
     _assert_names(line, "'resnet18'", "--offline", "lite0", "--weights")
 
 
-def test_weights_of_another_network(drawn_images: Path, tiny_weights: Path, refuse: Refusal) -> None:
+def test_weights_of_another_network_are_refused(drawn_images: Path, tiny_weights: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "test_vit", "--weights", tiny_weights)
     # ten keys are named, the rest is counted
     _assert_names(line, tiny_weights, "test_vit", "cls_token", " more")
 
 
-def test_weights_file_missing(drawn_images: Path, refuse: Refusal) -> None:
+def test_missing_weights_file_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", TINY, "--weights", "none.safetensors")
     _assert_names(line, "none.safetensors", ".pth")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_weights_file_without_tensors(name: str, drawn_images: Path, refuse: Refusal) -> None:
+def test_weights_file_without_tensors_is_refused(name: str, drawn_images: Path, refuse: Refusal) -> None:
     Path(name).write_bytes(b"no tensors at all")
     line = refuse("train", drawn_images, "--out", "run", "--backbone", TINY, "--weights", name)
     _assert_names(line, name, ".safetensors", ".pth")
@@ -412,7 +412,7 @@ def _change_json(path: Path, **values: object) -> None:
     ids=["head", "backbone", "missing file", "no json", "foreign", "no bundle", "wrong content", "newer"],
 )
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_damaged_bundle(
+def test_damaged_bundle_is_refused(
     command: str,
     damage: Callable[[Path], object],
     words: tuple[str, ...],
@@ -426,12 +426,12 @@ def test_damaged_bundle(
     _assert_names(line, *words)
 
 
-def test_run_that_does_not_exist(drawn_images: Path, refuse: Refusal) -> None:
+def test_run_that_does_not_exist_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", "nowhere", drawn_images)
     _assert_names(line, "nowhere", "pixelplay train")
 
 
-def test_other_run_that_does_not_exist(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_other_run_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--against", "nowhere")
     _assert_names(line, "nowhere", "pixelplay train")
 
@@ -446,7 +446,7 @@ def test_other_run_that_does_not_exist(drawn_images: Path, tiny_run: Path, refus
     ],
     ids=["no run", "no table", "foreign table", "no metrics"],
 )
-def test_label_issues_of_a_damaged_run(
+def test_label_issues_of_a_damaged_run_are_refused(
     damage: Callable[[Path], object],
     words: str,
     tiny_run: Path,
@@ -473,12 +473,12 @@ def refuse_crossval(tiny_weights: Path, refuse: Refusal) -> Refusal:
     return run
 
 
-def test_more_folds_than_images_of_a_class(drawn_images: Path, refuse_crossval: Refusal) -> None:
+def test_more_folds_than_images_of_a_class_are_refused(drawn_images: Path, refuse_crossval: Refusal) -> None:
     line = refuse_crossval(drawn_images, "--n-folds", "10")
     _assert_names(line, "'rings'", "9 images", "10", "--n-folds 9")
 
 
-def test_more_folds_than_groups_of_a_class(tmp_path: Path, refuse_crossval: Refusal) -> None:
+def test_more_folds_than_groups_of_a_class_are_refused(tmp_path: Path, refuse_crossval: Refusal) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12})
     for name in ("bars", "dots"):
         for i, path in enumerate(sorted((photos / name).iterdir())):
@@ -488,12 +488,12 @@ def test_more_folds_than_groups_of_a_class(tmp_path: Path, refuse_crossval: Refu
 
 
 @pytest.mark.parametrize("repeats", ["0", "21"])
-def test_repeats_out_of_range(repeats: str, drawn_images: Path, refuse_crossval: Refusal) -> None:
+def test_repeats_out_of_range_are_refused(repeats: str, drawn_images: Path, refuse_crossval: Refusal) -> None:
     line = refuse_crossval(drawn_images, "--repeats", repeats)
     assert line == f"repeats={repeats} is outside its range 1 to 20"
 
 
-def test_groups_that_leave_a_fold_empty(tmp_path: Path, refuse_crossval: Refusal) -> None:
+def test_groups_that_leave_a_fold_empty_are_refused(tmp_path: Path, refuse_crossval: Refusal) -> None:
     photos = tmp_path / "photos"
     for camera in range(5):  # three of which have each a class that is nowhere else
         draw_folder(photos, {"bars": 4, "dots": 4}, first_seed=10 * camera)
@@ -510,7 +510,7 @@ def test_groups_that_leave_a_fold_empty(tmp_path: Path, refuse_crossval: Refusal
     _assert_names(line, "--n-folds 2", "groups")
 
 
-def test_more_networks_than_a_model_holds(drawn_images: Path, refuse: Refusal) -> None:
+def test_more_networks_than_a_model_holds_are_refused(drawn_images: Path, refuse: Refusal) -> None:
     line = refuse(
         "crossval",
         drawn_images,
@@ -546,22 +546,22 @@ def test_more_networks_than_a_model_holds(drawn_images: Path, refuse: Refusal) -
         ),
     ],
 )
-def test_invalid_setting(options: list[str], words: str, drawn_images: Path, refuse: Refusal) -> None:
+def test_invalid_setting_is_refused(options: list[str], words: str, drawn_images: Path, refuse: Refusal) -> None:
     _assert_names(refuse("train", drawn_images, "--out", "run", *options), words)
 
 
 @pytest.mark.parametrize("precision", ["0", "1.5", "-1", "nan"])
-def test_precision_out_of_range(precision: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_precision_out_of_range_is_refused(precision: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, f"--at-precision={precision}")
     _assert_names(line, float(precision), "0", "1")
 
 
-def test_precision_of_three_classes(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_precision_of_three_classes_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--at-precision", "0.9")
     _assert_names(line, "3 classes", "2")
 
 
-def test_positive_class_without_a_precision(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_positive_class_without_a_precision_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--positive", "bars")
     _assert_names(line, "'bars'", "--at-precision")
 
@@ -632,17 +632,17 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
 )
-def test_invalid_finetuning(options: tuple[str, ...], words: list[str], refuse_finetuning: Refusal) -> None:
+def test_invalid_finetuning_is_refused(options: tuple[str, ...], words: list[str], refuse_finetuning: Refusal) -> None:
     _assert_names(refuse_finetuning(*options), *words)
 
 
 @pytest.mark.parametrize("method", [PARTIAL, FULL])
-def test_time_budget_is_too_short(method: tuple[str, str], refuse_finetuning: Refusal) -> None:
+def test_time_budget_that_is_too_short_is_refused(method: tuple[str, str], refuse_finetuning: Refusal) -> None:
     line = refuse_finetuning(*method, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
     _assert_names(line, "--time-budget 0.1s", method[1], "32 images", "--finetune none")
 
 
-def test_plan_for_another_backbone(refuse_finetuning: Refusal) -> None:
+def test_plan_for_another_backbone_is_refused(refuse_finetuning: Refusal) -> None:
     plan = {"finetune": "partial", "unfreeze_stages": 7, "cached_views": 1, "epochs": 1, "batch_size": 8}
     Path("plan.json").write_text(json.dumps({**plan, "compile": False, "seconds": {}}))
     line = refuse_finetuning(*PARTIAL, "--plan", "plan.json")
@@ -705,7 +705,7 @@ def test_nan_loss_falls_back_to_the_linear_probe(
     ],
     ids=["growing", "another"],
 )
-def test_backbone_with_fixed_input_size(
+def test_backbone_with_fixed_input_size_is_refused(
     options: tuple[str, ...], words: list[str], drawn_images: Path, tmp_path: Path, refuse: Refusal
 ) -> None:
     import timm
@@ -723,7 +723,7 @@ def test_backbone_with_fixed_input_size(
     _assert_names(line, *words)
 
 
-def test_resume_with_other_settings(
+def test_resume_with_other_settings_is_refused(
     drawn_images: Path, tiny_probe: TrainConfig, refuse_finetuning: Refusal
 ) -> None:
     config = replace(tiny_probe, finetune="partial")
@@ -746,21 +746,21 @@ def test_interrupted_run_needs_resume_or_force(refuse_finetuning: Refusal) -> No
     _assert_names(line, "run.partial", "--resume", "--force")
 
 
-def test_foreign_folder_in_place_of_an_interrupted_run(refuse_finetuning: Refusal) -> None:
+def test_foreign_folder_in_place_of_an_interrupted_run_is_refused(refuse_finetuning: Refusal) -> None:
     Path("run.partial").mkdir()
     Path("run.partial/thesis.txt").write_text("years of work")
     line = refuse_finetuning(*PARTIAL, "--force")
     _assert_names(line, "run.partial", "--out")
 
 
-def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian", "photos"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     _assert_names(line, "'trian'", "'train'?", "pixelplay --help")
 
 
-def test_labels_in_another_encoding(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_labels_in_another_encoding_are_refused(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 3})
     rows = [f"bars/{i:03}.{end},m\xe9tal" for i, end in enumerate(("jpg", "png", "jpg"))]
     (photos / "labels.csv").write_bytes("\n".join(["path,label", *rows, ""]).encode("cp1252"))
@@ -768,7 +768,7 @@ def test_labels_in_another_encoding(tmp_path: Path, refuse: Refusal, train_tiny:
     _assert_names(line, "row 2", "'métal'", "UTF-8")
 
 
-def test_classes_too_small_for_two_folds(tmp_path: Path, refuse_crossval: Refusal) -> None:
+def test_classes_too_small_for_two_folds_are_refused(tmp_path: Path, refuse_crossval: Refusal) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
     line = refuse_crossval(photos, "--n-folds", "2")
     _assert_names(line, "2 images", "3")
@@ -780,6 +780,6 @@ def test_report_does_not_replace_a_foreign_temporary_file(tiny_run: Path, refuse
     _assert_names(line, "notes.html.tmp", "--out", "--force")
 
 
-def test_images_dir_without_a_table(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_images_dir_without_a_table_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--images-dir", "there", "--out", "p.csv")
     _assert_names(line, "--images-dir", drawn_images)

@@ -115,7 +115,7 @@ def test_thread_pool_starts_as_many_threads_as_needed(n_threads: int, n_futures:
         assert len({future.result() for future in futures}) == n_at_work == pool._n_started
 
 
-def test_each_thread_is_prepared_before_its_first_call() -> None:
+def test_each_thread_is_initialized_before_its_first_call() -> None:
     prepared: list[int] = []
     with ThreadPool(2, initializer=lambda: prepared.append(threading.get_ident())) as pool:
         futures = [pool.submit(lambda: threading.get_ident() in prepared) for _ in range(20)]
@@ -136,7 +136,7 @@ def test_future_raises_the_error_of_its_call(error: BaseException) -> None:
         assert other.result() == 7
 
 
-def test_calls_fail_if_the_thread_cannot_be_prepared() -> None:
+def test_calls_raise_the_error_of_the_initializer() -> None:
     def fail() -> None:
         raise OSError("no room")
 

@@ -248,7 +248,7 @@ def plant_logits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0, 8.0])
-def test_the_planted_score_is_found_at_any_temperature(temperature: float, metric: Metric) -> None:
+def test_calibrated_nll_equals_a_hand_computed_case(temperature: float, metric: Metric) -> None:
     logits, labels = plant_logits()
     first = 2 * np.log(2) - 8 * np.log(0.8)  # of the ten images of the first class
     others = np.log(4) + np.log(10)  # of the two of each other class
@@ -258,7 +258,7 @@ def test_the_planted_score_is_found_at_any_temperature(temperature: float, metri
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_score_does_not_depend_on_the_temperature_of_logits(metric: Metric) -> None:
+def test_calibrated_nll_does_not_depend_on_the_temperature_of_logits(metric: Metric) -> None:
     logits, labels = draw_logits(2000, 1.0)
     scores = [score(logits * np.float32(t), labels, metric) for t in (0.25, 1, 2, 6)]
     np.testing.assert_allclose(scores, scores[1], atol=1e-5)
@@ -266,7 +266,7 @@ def test_the_score_does_not_depend_on_the_temperature_of_logits(metric: Metric) 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_score_does_not_depend_on_order_or_on_a_shift_of_all_logits(metric: Metric) -> None:
+def test_calibrated_nll_does_not_depend_on_order_or_on_a_shift_of_all_logits(metric: Metric) -> None:
     logits, labels = draw_logits(500, 1.0)
     expected = score(logits, labels, metric)
     order = np.random.default_rng(0).permutation(500)
@@ -274,7 +274,7 @@ def test_the_score_does_not_depend_on_order_or_on_a_shift_of_all_logits(metric: 
     assert score(logits + np.float32(7), labels, metric) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_score_for_accuracy_is_the_nll_at_the_fitted_temperature() -> None:
+def test_calibrated_nll_for_accuracy_is_the_nll_at_the_fitted_temperature() -> None:
     logits, labels = draw_logits(2000, 3.0)
     found = score(logits, labels, "accuracy")
     assert found == pytest.approx(fit_temperature(logits, labels)[1]["nll_after"], abs=1e-6)
@@ -282,7 +282,7 @@ def test_the_score_for_accuracy_is_the_nll_at_the_fitted_temperature() -> None:
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
-def test_the_score_for_balanced_metrics_is_the_mean_over_classes(metric: Metric) -> None:
+def test_calibrated_nll_for_balanced_metrics_is_the_mean_over_classes(metric: Metric) -> None:
     logits, labels = draw_logits(2000, 2.0)
     scaled = logits / fit_temperature(logits, labels)[0]
     expected = np.mean([mean_nll(scaled[labels == k], labels[labels == k]) for k in range(3)])
@@ -292,7 +292,7 @@ def test_the_score_for_balanced_metrics_is_the_mean_over_classes(metric: Metric)
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("bias", [-0.7, 0.7])
-def test_the_score_does_not_prefer_logits_biased_towards_rare_or_common_classes(
+def test_calibrated_nll_does_not_prefer_logits_biased_towards_rare_or_common_classes(
     bias: float, metric: Metric
 ) -> None:
     logits, labels = draw_logits(4000, 1.0)
@@ -302,7 +302,7 @@ def test_the_score_does_not_prefer_logits_biased_towards_rare_or_common_classes(
     assert calibrated_nll(biased, labels, priors, metric) > natural + 0.01
 
 
-def test_the_score_ignores_a_class_without_images() -> None:
+def test_calibrated_nll_ignores_a_class_without_images() -> None:
     logits, labels = plant_logits()
     with_another = np.hstack([logits, np.full((14, 1), -100, np.float32)])
     found = score(with_another, labels, "macro_f1")
@@ -311,20 +311,20 @@ def test_the_score_ignores_a_class_without_images() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_the_score_of_logits_that_are_not_finite_is_infinite(broken: float, metric: Metric) -> None:
+def test_calibrated_nll_of_logits_that_are_not_finite_is_infinite(broken: float, metric: Metric) -> None:
     logits, labels = draw_logits(100, 1.0)
     logits[17, 1] = broken
     assert score(logits, labels, metric) == float("inf")
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_better_logits_have_a_lower_score(metric: Metric) -> None:
+def test_better_logits_have_a_lower_calibrated_nll(metric: Metric) -> None:
     logits, labels = draw_logits(1000, 1.0)
     better = logits + 0.5 * np.eye(3, dtype=np.float32)[labels]
     assert score(better, labels, metric) < score(logits, labels, metric)
 
 
-def test_the_score_of_perfect_logits_is_nearly_zero() -> None:
+def test_calibrated_nll_of_perfect_logits_is_nearly_zero() -> None:
     labels = np.arange(90) % 3
     logits = (np.eye(3)[labels] * 50).astype(np.float32)
     assert score(logits, labels, "macro_f1") == pytest.approx(0, abs=1e-12)

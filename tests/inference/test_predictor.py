@@ -80,7 +80,7 @@ def test_predictions_have_one_row_per_input_in_order(
     assert [label is None for label in found.prediction] == (~is_ok).tolist()
 
 
-def test_predictions_are_not_mixed_up(predictor: Predictor, mixed: tuple[Path, dict[str, str]]) -> None:
+def test_each_prediction_belongs_to_its_image(predictor: Predictor, mixed: tuple[Path, dict[str, str]]) -> None:
     found = predictor.predict(mixed[0])
     for i in np.flatnonzero(found.pred >= 0):
         assert_equal(predictor.predict([found.paths[i]]), found, [int(i)])
@@ -224,7 +224,7 @@ def test_folder_table_archive_and_list_have_equal_predictions(
     assert predictor.predict(archive).paths == tuple(f"{archive}/{name}" for name in names)
 
 
-def test_predict_stream_reads_ahead_only_so_far(tiny_run: Path, tmp_path: Path) -> None:
+def test_predict_stream_reads_a_bounded_number_of_images_ahead(tiny_run: Path, tmp_path: Path) -> None:
     # memory is constant: files that were not read ahead may still change
     for i in range(400):
         (tmp_path / f"{i}.png").write_bytes(encode(Image.new("RGB", (16, 16), (i % 256, 0, 0)), "PNG"))

@@ -269,15 +269,15 @@ def predict(
     else:
         predictor = Predictor(run, compute, tta=tta)
     check_submission(sample, predictor.classes, out, probability_of=probability_of, uncertainty=uncertainty)
-    careful = Uncertainty(uncertainty, predictor.held_out)
-    for note in careful.notes:
+    thresholds = Uncertainty(uncertainty, predictor.held_out)
+    for note in thresholds.notes:
         log.note(note)
     summary, chunks = PredictionSummary(), []
     new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
     with new_table as table, log.progress("predicting", sum(map(len, datasets))) as bar:
         for dataset in datasets:
             for predictions in predictor.predict_stream(dataset):
-                chunk = careful.apply(predictions)
+                chunk = thresholds.apply(predictions)
                 bar.update(len(chunk))
                 summary.add(chunk)
                 if table is not None:

@@ -95,7 +95,7 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def check_share(name: str, value: object) -> None:
+def check_fraction(name: str, value: object) -> None:
     """Raise ConfigError unless a Python or NumPy number lies between 0 and 1, both excluded."""
     SHARE.check(name, float(value) if isinstance(value, numbers.Real) else value)
 

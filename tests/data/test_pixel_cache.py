@@ -13,7 +13,7 @@ from images import draw, encode
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import decode_image
-from pixelplay.data.pixel_cache import MARGIN, MAX_SHARE, PixelCache
+from pixelplay.data.pixel_cache import MARGIN, MAX_FRACTION, PixelCache
 from pixelplay.data.storage import FolderStorage
 from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
@@ -110,7 +110,7 @@ def test_uncached_images_are_read_again(folder: Path, tmp_path: Path) -> None:
 def test_images_above_half_of_the_cache_are_not_cached(
     max_bytes: int, is_kept: bool, folder: Path, tmp_path: Path
 ) -> None:
-    assert MAX_SHARE == 0.5
+    assert MAX_FRACTION == 0.5
     cache = open_cache(folder, tmp_path / "cache", max_bytes)
     fill(cache)
     assert (tmp_path / "cache").exists() == is_kept
@@ -196,7 +196,7 @@ def test_image_changed_during_the_run_raises(folder: Path, tmp_path: Path) -> No
 
 
 def test_images_too_large_for_the_cache_are_a_failure(folder: Path, tmp_path: Path) -> None:
-    limit = round(SET_BYTES / MAX_SHARE)
+    limit = round(SET_BYTES / MAX_FRACTION)
     assert open_cache(folder, tmp_path / "cache", limit).failure == ""
     assert open_cache(folder, tmp_path / "cache", limit - 1).failure == (
         "they need 0.1 MB but can use 0.1 MB; raise --cache-gb"

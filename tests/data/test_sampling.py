@@ -175,24 +175,24 @@ def test_natural_offset_of_adjusted_losses_is_their_adjustment() -> None:
 
 # Hard examples
 
-MISSES = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
+ERRORS = st.lists(st.floats(0, 1), min_size=1, max_size=60).map(np.array)
 FRACTIONS = st.floats(0, 0.99)
 
 
-@given(misses=MISSES, hard_example_frac=FRACTIONS)
+@given(errors=ERRORS, hard_example_frac=FRACTIONS)
 def test_hard_example_draws_sum_up_and_stay_within_bounds(
-    misses: np.ndarray, hard_example_frac: float
+    errors: np.ndarray, hard_example_frac: float
 ) -> None:
-    draws = expected_draws(misses, hard_example_frac)
-    assert draws.sum() == pytest.approx(len(misses))
+    draws = expected_draws(errors, hard_example_frac)
+    assert draws.sum() == pytest.approx(len(errors))
     assert draws.min() >= 1 - hard_example_frac - 1e-9
     assert draws.max() <= MOST_DRAWS + 1e-9
 
 
-@given(misses=MISSES, hard_example_frac=FRACTIONS)
-def test_hard_example_draws_increase_with_the_error(misses: np.ndarray, hard_example_frac: float) -> None:
-    order = np.argsort(misses, kind="stable")
-    assert (np.diff(expected_draws(misses, hard_example_frac)[order]) >= -1e-9).all()
+@given(errors=ERRORS, hard_example_frac=FRACTIONS)
+def test_hard_example_draws_increase_with_the_error(errors: np.ndarray, hard_example_frac: float) -> None:
+    order = np.argsort(errors, kind="stable")
+    assert (np.diff(expected_draws(errors, hard_example_frac)[order]) >= -1e-9).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-9, 0.3, 1.0])
@@ -201,8 +201,8 @@ def test_hard_example_draws_are_uniform_for_equal_errors(level: float) -> None:
 
 
 def test_hard_example_fraction_is_drawn_in_proportion_to_the_error() -> None:
-    misses = np.array([0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_allclose(expected_draws(misses, 0.5), 0.5 + 0.5 * 4 * misses / misses.sum())
+    errors = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(expected_draws(errors, 0.5), 0.5 + 0.5 * 4 * errors / errors.sum())
 
 
 def test_draws_above_the_limit_go_to_other_hard_examples() -> None:
@@ -212,13 +212,13 @@ def test_draws_above_the_limit_go_to_other_hard_examples() -> None:
     assert draws.sum() == pytest.approx(6)
 
 
-@given(misses=MISSES, hard_example_frac=FRACTIONS, seed=st.integers(0, 1000))
+@given(errors=ERRORS, hard_example_frac=FRACTIONS, seed=st.integers(0, 1000))
 def test_rounded_draws_are_close_and_keep_their_sum(
-    misses: np.ndarray, hard_example_frac: float, seed: int
+    errors: np.ndarray, hard_example_frac: float, seed: int
 ) -> None:
-    draws = expected_draws(misses, hard_example_frac)
+    draws = expected_draws(errors, hard_example_frac)
     drawn = round_draws(draws, np.random.default_rng(seed))
-    assert drawn.sum() == len(misses)
+    assert drawn.sum() == len(errors)
     assert (np.abs(drawn - draws) < 1 + 1e-9).all()
 
 

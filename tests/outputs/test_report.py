@@ -220,7 +220,7 @@ def test_missing_images_are_noted_and_the_rest_is_shown(tiny_run: Path, tmp_path
     assert any("lacks images" in note and "--data" in note for note in log.notes)
     assert "Accuracy" in page
     assert not Reader(page).all("img")
-    with pytest.raises(DataError, match="does not exist; give the folder, table or archive"):
+    with pytest.raises(DataError, match="does not exist; pass the folder, table or archive"):
         report(run, tmp_path / "gone", log=log)
 
 

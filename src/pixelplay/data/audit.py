@@ -20,7 +20,7 @@ from pixelplay.errors import ImageError
 from pixelplay.thread_pool import prefetch_map
 
 FEW_IMAGES = 10  # per class: with fewer, neither a classifier nor its metrics are reliable
-GLANCE_PX = 32  # JPEGs are decoded at 1/8 of their size, which still reads every byte
+AUDIT_PX = 32  # JPEGs are decoded at 1/8 of their size, which still reads every byte
 BLOCK = 64  # small files per task: scheduling each one takes longer than reading it
 Sets = tuple[tuple[int, ...], ...]  # of images, by position in the dataset
 
@@ -216,7 +216,7 @@ def _read_file(dataset: ImageDataset, i: int, decode: bool) -> tuple[bytes, Imag
         if not decode:
             return digest_bytes(data), None
         info = probe_image(data, path=path)
-        decode_image(data, path=path, target_px=GLANCE_PX)
+        decode_image(data, path=path, target_px=AUDIT_PX)
         return digest_bytes(data), info
     except ImageError as error:
         # a new error, because the traceback of a raised one keeps the bytes of the image alive

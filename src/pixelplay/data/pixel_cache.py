@@ -11,7 +11,7 @@ from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # stored side over input side, so that a crop still has enough pixels
-MAX_SHARE = 0.5  # of the cache; larger datasets are decoded in every epoch
+MAX_FRACTION = 0.5  # of the cache; larger datasets are decoded in every epoch
 
 
 class PixelCache:
@@ -40,7 +40,7 @@ class PixelCache:
         self.side_px = round(MARGIN * preprocessing.input_size)
         self._dataset, self._digests = dataset, digests
         self._view = replace(preprocessing, input_size=self.side_px, crop_mode="squash")
-        n_bytes, limit = len(dataset) * 3 * self.side_px**2, MAX_SHARE * max_bytes
+        n_bytes, limit = len(dataset) * 3 * self.side_px**2, MAX_FRACTION * max_bytes
         sizes = f"they need {n_bytes / 1e6:,.1f} MB but can use {limit / 1e6:,.1f} MB"
         self._too_large = f"{sizes}; raise --cache-gb" if 0 < limit < n_bytes else ""
         key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"

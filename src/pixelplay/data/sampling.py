@@ -14,7 +14,7 @@ from pixelplay.config import Imbalance
 OversampleTo = int | Literal["largest"] | None
 HINT_RATIO = 5.0  # class ratio from which imbalance is noted and class weights are tried
 MOST_DRAWS = 2.0  # per image and epoch
-LEAST_MISS = 1e-4  # keeps shares defined if every prediction was right
+MIN_ERROR = 1e-4  # keeps the draws defined if every error is 0
 
 
 def imbalance_ratio(counts: IntArray) -> float:
@@ -117,7 +117,7 @@ def _times_drawn(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
     return each + (np.arange(len(counts)) < left)
 
 
-def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
+def expected_draws(errors: NDArray[np.floating], hard_example_frac: float) -> Float64Array:
     """Compute how often each of n images is drawn in an epoch of n draws, on average.
 
     A fraction of the epoch is drawn in proportion to the error of the network, which approximates the
@@ -125,7 +125,7 @@ def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Fl
     The weight 1 / draws keeps the expected gradient unchanged.
 
     Args:
-        misses: (n,) in [0, 1], error on each image: 1 − probability of its label.
+        errors: (n,) in [0, 1], error on each image: 1 − probability of its label.
         hard_example_frac: fraction drawn by error, in [0, 1).
 
     Returns:
@@ -135,19 +135,19 @@ def expected_draws(misses: NDArray[np.floating], hard_example_frac: float) -> Fl
     Sampling", ICML 2018, arXiv:1803.00942, section 3; errors are remembered from the last visit as in Schaul
     et al., "Prioritized Experience Replay", ICLR 2016, arXiv:1511.05952.
     """
-    least, n = 1.0 - hard_example_frac, len(misses)
-    weights = np.maximum(misses.astype(np.float64), LEAST_MISS)
+    least, n = 1.0 - hard_example_frac, len(errors)
+    weights = np.maximum(errors.astype(np.float64), MIN_ERROR)
     draws = np.full(n, MOST_DRAWS)
-    is_open = np.ones(n, dtype=np.bool_)  # images below the limit
-    while is_open.any():
+    is_below = np.ones(n, dtype=np.bool_)  # images below the limit
+    while is_below.any():
         # draws left after the uniform part and the images at the limit, shared by error
-        left = n - MOST_DRAWS * (n - is_open.sum()) - least * is_open.sum()
-        draws[is_open] = least + weights[is_open] * left / weights[is_open].sum()
-        is_over = is_open & (draws > MOST_DRAWS)
-        if not is_over.any():
+        left = n - MOST_DRAWS * (n - is_below.sum()) - least * is_below.sum()
+        draws[is_below] = least + weights[is_below] * left / weights[is_below].sum()
+        is_above = is_below & (draws > MOST_DRAWS)
+        if not is_above.any():
             break
-        draws[is_over] = MOST_DRAWS
-        is_open &= ~is_over
+        draws[is_above] = MOST_DRAWS
+        is_below &= ~is_above
     return draws
 
 
@@ -157,6 +157,6 @@ def round_draws(expected: Float64Array, rng: np.random.Generator) -> IntArray:
     Source: Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics 20(3), 1949.
     """
     n = round(expected.sum())
-    marks = np.floor(np.cumsum(expected) + rng.random()).astype(np.int64)
-    marks[-1] = n  # floating-point rounding could lose one
-    return np.asarray(np.diff(np.minimum(marks, n), prepend=0), dtype=np.int64)
+    ends = np.floor(np.cumsum(expected) + rng.random()).astype(np.int64)
+    ends[-1] = n  # floating-point rounding could lose one
+    return np.asarray(np.diff(np.minimum(ends, n), prepend=0), dtype=np.int64)

@@ -69,93 +69,95 @@ def check_any_held_out(folds: IntArray, source: str) -> None:
 
 
 def _assign(labels: IntArray, groups: IntArray, shares: Float64Array, seed: int) -> IntArray:
-    """Assign images to sides so that each class meets its shares as closely as groups allow.
+    """Assign images to splits so that each class meets its shares as closely as groups allow.
 
-    Groups of several images come first, the largest first, each on the side where it fits the shares best;
+    Groups of several images come first, the largest first, each in the split where it fits the shares best;
     single images then fill every class up to its exact quota.
 
     Args:
-        shares: (S,) of each side, summing to 1.
+        shares: (S,) of each split, summing to 1.
 
     Returns:
-        (N,) int64 side of each image; NEVER_HELD_OUT for groups with a class that has no other group.
+        (N,) int64 split of each image; NEVER_HELD_OUT for groups with a class that has no other group.
     """
     rng = np.random.default_rng(seed)
-    n_classes, n_sides = int(labels.max(initial=-1)) + 1, len(shares)
+    n_classes, n_splits = int(labels.max(initial=-1)) + 1, len(shares)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     pairs = np.unique(np.stack([labels, group_of], axis=1), axis=0)
     n_groups = np.bincount(pairs[:, 0], minlength=n_classes)  # (K,)
     is_fixed = np.zeros(len(sizes), dtype=np.bool_)
     is_fixed[group_of[n_groups[labels] < 2]] = True
     free = ~is_fixed[group_of]  # (N,)
-    room = _quotas(np.bincount(labels[free], minlength=n_classes), shares, rng)  # (K, S)
-    filled = np.zeros(n_sides, dtype=np.int64)
-    sides = np.full(len(labels), NEVER_HELD_OUT, dtype=np.int64)
+    remaining = _quotas(np.bincount(labels[free], minlength=n_classes), shares, rng)  # (K, S)
+    filled = np.zeros(n_splits, dtype=np.int64)
+    assigned = np.full(len(labels), NEVER_HELD_OUT, dtype=np.int64)
     members = _members(group_of, np.flatnonzero((sizes > 1) & ~is_fixed))
     single = (sizes[group_of] == 1) & free
     has_single = bool(single.any())
     by_size = sorted(members, key=lambda rows: (-len(rows), rng.random()))
     for n_done, group in enumerate(by_size):
-        # The squared distance from the quotas falls most where the classes of the group have most room.
-        # Ties go to the emptiest side, and the last groups to sides that are still empty.
+        # The squared distance from the quotas falls most where the group's classes have most room left.
+        # Ties go to the emptiest split, and the last groups to splits that are still empty.
         n_empty = np.count_nonzero(filled == 0)
-        is_barred = (filled > 0) & (not has_single and len(by_size) - n_done <= n_empty)
-        need = labels[group]
-        side = int(np.lexsort((rng.random(n_sides), filled, -room[need].sum(0), is_barred))[0])
-        sides[group] = side
-        for k in need.tolist():  # groups are small: faster than numpy
-            room[k, side] -= 1
-        filled[side] += len(group)
+        is_excluded = (filled > 0) & (not has_single and len(by_size) - n_done <= n_empty)
+        group_labels = labels[group]
+        split = int(
+            np.lexsort((rng.random(n_splits), filled, -remaining[group_labels].sum(0), is_excluded))[0]
+        )
+        assigned[group] = split
+        for k in group_labels.tolist():  # groups are small: faster than numpy
+            remaining[k, split] -= 1
+        filled[split] += len(group)
     for k in np.unique(labels[single]):
         rows = rng.permutation(np.flatnonzero(single & (labels == k)))
-        left = np.maximum(room[k], 0)
-        while left.sum() > len(rows):  # groups have overfilled another side
+        left = np.maximum(remaining[k], 0)
+        while left.sum() > len(rows):  # groups have overfilled another split
             left[left.argmax()] -= 1
-        sides[rows] = np.repeat(np.arange(n_sides), left)
-    _spread(sides, labels, group_of, n_sides)
-    return sides
+        assigned[rows] = np.repeat(np.arange(n_splits), left)
+    _spread(assigned, labels, group_of, n_splits)
+    return assigned
 
 
 def _quotas(counts: IntArray, shares: Float64Array, rng: np.random.Generator) -> IntArray:
     """Compute integers (K, S) that sum to the class counts and are within one of the exact shares.
 
-    The remainders of a class go to the sides that earlier classes left short, so that sides stay balanced.
-    With two sides both get at least one image of every class.
+    The remainders of a class go to the splits that earlier classes left short, so that splits stay balanced.
+    With two splits, both get at least one image of every class.
     """
     quota = np.zeros((len(counts), len(shares)), dtype=np.int64)
-    owed = np.zeros(len(shares))
+    deficit = np.zeros(len(shares))
     for k in np.argsort(counts, kind="stable"):
         exact = counts[k] * shares
         quota[k] = np.floor(exact + 1e-9)  # 0.7 * 10 must not lose one to rounding
         left = int(counts[k] - quota[k].sum())
-        first = np.lexsort((rng.random(len(shares)), -(owed + exact - quota[k])))[:left]
+        first = np.lexsort((rng.random(len(shares)), -(deficit + exact - quota[k])))[:left]
         quota[k, first] += 1
         if len(shares) == 2 and counts[k] >= 2 and quota[k].min() == 0:
             quota[k] += np.where(quota[k] == 0, 1, -1)
-        owed += exact - quota[k]
+        deficit += exact - quota[k]
     return quota
 
 
-def _spread(sides: IntArray, labels: IntArray, group_of: IntArray, n_sides: int) -> None:
-    """Move a group of each class that lies on one side only, if no other class loses a side by it."""
+def _spread(assigned: IntArray, labels: IntArray, group_of: IntArray, n_splits: int) -> None:
+    """Move a group of each class that lies in one split only, if no other class loses a split by it."""
     n_classes = int(labels.max(initial=-1)) + 1
-    free = sides != NEVER_HELD_OUT
-    places = labels[free] * n_sides + sides[free]
-    table = np.bincount(places, minlength=n_classes * n_sides).reshape(n_classes, n_sides)
+    free = assigned != NEVER_HELD_OUT
+    cells = labels[free] * n_splits + assigned[free]
+    table = np.bincount(cells, minlength=n_classes * n_splits).reshape(n_classes, n_splits)
     for k in np.flatnonzero((table > 0).sum(1) == 1):
         if (table[k] > 0).sum() > 1:  # a group moved for another class has already helped this one
             continue
         start = int(table[k].argmax())
-        target = min(set(range(n_sides)) - {start}, key=lambda side: (table[:, side].sum(), side))
+        target = min(set(range(n_splits)) - {start}, key=lambda split: (table[:, split].sum(), split))
         groups, sizes = np.unique(group_of[free & (labels == k)], return_counts=True)
         for group in groups[sizes.argsort(kind="stable")]:
             rows = group_of == group
-            need = np.bincount(labels[rows], minlength=n_classes)
+            counts = np.bincount(labels[rows], minlength=n_classes)
             moved = table.copy()
-            moved[:, [start, target]] += np.stack([-need, need], axis=1)
-            # moving all images of the class would only change the side
+            moved[:, [start, target]] += np.stack([-counts, counts], axis=1)
+            # moving all images of the class would only change the split
             if moved[k, start] > 0 and ((moved > 0).sum(1) >= (table > 0).sum(1)).all():
-                sides[rows], table = target, moved
+                assigned[rows], table = target, moved
                 break
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.config import ConformalScore, check_share
+from pixelplay.config import ConformalScore, check_fraction
 from pixelplay.errors import DataError
 
 
@@ -90,7 +90,7 @@ def fit_conformal_threshold(scores: Float64Array, coverage: float) -> float:
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), split conformal
     prediction: the ⌈(n + 1) coverage⌉-th smallest score.
     """
-    check_share("coverage", coverage)
+    check_fraction("coverage", coverage)
     n = len(scores)
     rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 × 10 must not round up to 10
     if rank > n:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float64Array, IntArray
-from pixelplay.config import check_share
+from pixelplay.config import check_fraction
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate, plain_fields
@@ -69,7 +69,7 @@ def fit_confidence_threshold(
     """
     from scipy.special import betaincinv
 
-    check_share("target_accuracy", target_accuracy)
+    check_fraction("target_accuracy", target_accuracy)
     n = len(confidence)
     if n == 0:
         raise DataError("no held-out images to fit a confidence threshold on; at least 1 is needed")

@@ -193,23 +193,23 @@ def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
     """Show the metrics of both runs with their differences, and how often only one run is right."""
     first, second = comparison.runs
     paired = comparison.fairest
-    rows, verdicts, warnings = [], [""], []
+    rows, significances, warnings = [], [""], []
     for name, difference in paired.differences.items():
         values = (f"{value:.3f}" for value in paired.values[name])
         rough = "" if difference.reliable else " ?"
         interval = f"({difference.low:+.3f} to {difference.high:+.3f})"
         rows.append([_title(name, comparison.metric), *values, f"{difference.value:+.3f} {interval}{rough}"])
-        verdict = "not significant"
+        significance = "not significant"
         if not difference.low <= 0 <= difference.high:
             # the higher value is better, except for the log loss
             better = comparison.runs[(difference.low > 0) == (name == "log_loss")]
-            verdict = f"{better} {'is better' if difference.reliable else 'seems better, on few images'}"
+            significance = f"{better} {'is better' if difference.reliable else 'seems better, on few images'}"
         if name == "accuracy" and paired.p_value is not None:
-            verdict += f" (McNemar p = {paired.p_value:.2g})"
-        verdicts.append(verdict)
+            significance += f" (McNemar p = {paired.p_value:.2g})"
+        significances.append(significance)
     images = f"{counted(paired.n, 'image')}{' unseen by both' if comparison.unseen else ''}"
     header = [f"Comparison ({images})", first, second, "difference (95 % CI)"]
-    table = zip(align(header, rows), verdicts, strict=True)
+    table = zip(align(header, rows), significances, strict=True)
     n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
     only_right = f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"
     if comparison.n_trained_on and not comparison.unseen:
@@ -251,7 +251,7 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
         "n": len(dataset),
         "n_unlabelled": int((dataset.labels < 0).sum()),
         "classes": {name: int(n) for name, n in zip(dataset.classes, counts, strict=True)},
-        "splits": {name: int(where.sum()) for name, where in _given_splits(dataset).items()},
+        "splits": {name: int(where.sum()) for name, where in _predefined_splits(dataset).items()},
         "imbalance_ratio": imbalance_ratio(counts),
         "formats": dict(formats.most_common()),
         "smallest_px": smallest,
@@ -268,7 +268,7 @@ def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:
 
 def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = False) -> str:
     """Format what a scan found, which includes `near_duplicates` only on request."""
-    splits = _given_splits(dataset)
+    splits = _predefined_splits(dataset)
     title = f"{printable(dataset.source)}: {counted(len(dataset), 'image')}, {len(dataset.classes)} classes"
     if splits:
         title += (
@@ -297,8 +297,8 @@ def format_scan(dataset: ImageDataset, audit: Audit, *, near_duplicates: bool = 
     return _join_blocks([title], [*align(["class", *columns], rows), " · ".join(summary)], end)
 
 
-def _given_splits(dataset: ImageDataset) -> dict[str, Any]:
-    """Map each split that the data gives to its mask (N,)."""
+def _predefined_splits(dataset: ImageDataset) -> dict[str, Any]:
+    """Map each predefined split to its mask (N,)."""
     masks = {name: dataset.in_split(name) for name in SPLITS}
     return {name: where for name, where in masks.items() if where.any()}
 

@@ -28,7 +28,7 @@ N_GROUPS = 2048  # of other images, to find the nearest few quickly
 DIRECTIONS = 256  # of the random projection of features, which hardly changes near neighbors
 SAME_COSINE = 0.995  # fingerprints above it are duplicates, however many there are
 BLOCK_BYTES = 64 << 20  # of cosines held at once
-AT_ONCE = 1024  # thumbnails or rows of features per block
+BLOCK_ROWS = 1024  # thumbnails or rows of features per block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def _fingerprints(
     """Average a window of thumbnails (N, S, S) to fingerprints (N, s, s); corner and side are fractions."""
     transform = darker_half if is_dark else np.float32
     to_y, to_x = (_average(start, share, thumbnails.shape[-1]) for start in (top, left))
-    blocks = (thumbnails[i : i + AT_ONCE] for i in range(0, len(thumbnails), AT_ONCE))
+    blocks = (thumbnails[i : i + BLOCK_ROWS] for i in range(0, len(thumbnails), BLOCK_ROWS))
     return np.concatenate([to_y @ transform(block) @ to_x.T for block in blocks])
 
 
@@ -199,5 +199,5 @@ def _project(features: Float32Array) -> Float32Array:
     if len(mean) > DIRECTIONS:
         rng = np.random.default_rng(0)
         directions = rng.standard_normal((len(mean), DIRECTIONS), dtype=np.float32)
-    blocks = (features[i : i + AT_ONCE] for i in range(0, len(features), AT_ONCE))
+    blocks = (features[i : i + BLOCK_ROWS] for i in range(0, len(features), BLOCK_ROWS))
     return unit_rows(np.concatenate([((block - mean) / std) @ directions for block in blocks]))

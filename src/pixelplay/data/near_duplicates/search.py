@@ -46,7 +46,7 @@ from pixelplay.thread_pool import prefetch_map
 MIN_COARSE_CORRELATION, MIN_FINE_CORRELATION = 0.75, 0.7  # of thumbnails, to stay a candidate
 MIN_AGREEMENT = 0.7
 MIN_COLOR_CORRELATION = 0.75
-AT_ONCE = 256  # pairs per block
+BLOCK_PAIRS = 256  # pairs per block
 CLOSE_PX = 192  # side at which candidates are decided
 # relative to the difference of similar images, at CLOSE_PX and by thumbnails
 MAX_RELATIVE_DIFFERENCE, ROUGH_MAX_RELATIVE_DIFFERENCE = 0.2, 0.4
@@ -128,7 +128,7 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple
     for what, is_dark in (("aligning", False), ("aligning dark regions", True)):
         # clipped highlights mislead the coarse alignment of whole images
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
-        blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
+        blocks = [rows[start : start + BLOCK_PAIRS] for start in range(0, len(rows), BLOCK_PAIRS)]
         for block in log.track(what, blocks, len(rows), "pairs") if blocks else []:
             i, j = candidates.pairs[block].T
             images = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
@@ -158,8 +158,8 @@ def _find_close_pairs(
 ) -> BoolArray:
     """Find the pairs (P,) whose thumbnails (N, S, S) differ by less than different images do."""
     is_close = np.zeros(len(alignments), bool)
-    for start in range(0, len(alignments), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
+    for start in range(0, len(alignments), BLOCK_PAIRS):
+        rows = slice(start, start + BLOCK_PAIRS)
         block = candidates.select(rows)
         i, j = block.pairs.T
         images = _unmirror(thumbnails[i], thumbnails[j], block.is_mirrored)
@@ -207,10 +207,10 @@ def _relative_differences(
     """Divide the difference of images (P, n, n) by the typical ones of both; the larger ratio (P,)."""
     first, second = images
     i, j = candidates.pairs.T
-    there = tile_differences(differences(first, second, alignments))
-    back = tile_differences(differences(second, first, invert(alignments)))
+    forward = tile_differences(differences(first, second, alignments))
+    backward = tile_differences(differences(second, first, invert(alignments)))
     unmirrored = np.where(candidates.is_mirrored[:, None, None], typical[j][..., ::-1], typical[j])
-    return np.maximum(relative_difference(there, typical[i]), relative_difference(back, unmirrored))
+    return np.maximum(relative_difference(forward, typical[i]), relative_difference(backward, unmirrored))
 
 
 def _unmirror(

@@ -14,7 +14,7 @@ IDENTITY = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: a change of brightness may have clipped values outside
 MIN_KNOWN_TILES = 16  # to compare images by
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness; pixels with more than OUTLIER median differences are left out
-AT_ONCE = 256  # images per block
+BLOCK_IMAGES = 256  # images per block
 
 
 def differences(first: Float32Array, second: Float32Array, alignments: Float32Array) -> Float32Array:
@@ -38,8 +38,8 @@ def differences(first: Float32Array, second: Float32Array, alignments: Float32Ar
         )
         centred = np.where(used, warped - mean_warped, 0)
         spread = np.square(centred).sum((1, 2), keepdims=True)
-        slope = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
-        gain = np.where(spread > n_used, slope, 1)  # flat images do not determine the contrast
+        contrast = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        gain = np.where(spread > n_used, contrast, 1)  # flat images do not determine the contrast
         left = first - mean_first - gain * (warped - mean_warped)
         size = np.where(fitted, np.abs(left), np.inf)
         used = fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
@@ -73,8 +73,8 @@ def typical_differences(thumbnails: UInt8Array, neighbors: IntArray, rows: IntAr
     """
     n_each = neighbors.shape[1]
     typical = np.full((len(thumbnails), N_TILES, N_TILES), np.nan, np.float32)
-    for start in range(0, len(rows), AT_ONCE // n_each):
-        block = rows[start : start + AT_ONCE // n_each]
+    for start in range(0, len(rows), BLOCK_IMAGES // n_each):
+        block = rows[start : start + BLOCK_IMAGES // n_each]
         first = np.repeat(thumbnails[block], n_each, axis=0)
         second = thumbnails[neighbors[block].ravel()]
         upright = np.repeat(IDENTITY[None], len(first), axis=0)

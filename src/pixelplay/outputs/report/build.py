@@ -70,8 +70,8 @@ def check_target(path: str, *, force: bool) -> None:
         raise ConfigError(f"{path} is a file of the run; choose another --out")
     for existing in (path, temporary):
         # an interrupted write may leave an empty temporary file
-        is_taken = os.path.lexists(existing) and (existing == path or os.path.getsize(existing))
-        if is_taken and not force and not is_report(existing):
+        is_file = os.path.lexists(existing) and (existing == path or os.path.getsize(existing))
+        if is_file and not force and not is_report(existing):
             raise ConfigError(
                 f"{existing} exists and is not a report; choose another --out, or replace it with --force"
             )

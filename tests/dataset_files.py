@@ -33,7 +33,7 @@ def make_zip(root: Path, names: Iterable[str]) -> str:
 
 
 def pack(root: Path, members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> str:
-    """Write an archive with the given members; returns its path."""
+    """Write an archive with these members; returns its path."""
     path = root / "data.zip"
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in members.items():

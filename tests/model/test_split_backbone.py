@@ -157,7 +157,7 @@ class Doubling(nn.Module):
 
 
 def test_split_with_different_features_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"doubling .* other features"):
+    with pytest.raises(ConfigError, match=r"doubling .* different features"):
         split_backbone(Backbone("doubling", Doubling()), 1, 16)
 
 

@@ -238,7 +238,7 @@ def test_repeats_assign_new_folds_and_count_each_image_once(
     assert load_file(run / "oof.safetensors")["logits"].shape == (2 * N, 3)
 
 
-def test_given_test_split_is_measured_and_in_no_fold(
+def test_predefined_test_split_is_evaluated_and_in_no_fold(
     drawn_images: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -341,7 +341,7 @@ def test_auto_uses_linear_probe_with_few_validation_images_per_fold(
     assert metrics["chosen"]["C"]["value"] > 0
 
 
-def test_given_val_split_joins_the_folds_and_is_noted(
+def test_predefined_val_split_joins_the_folds_and_is_noted(
     drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"

@@ -104,7 +104,7 @@ def test_plan_records_what_was_done(tuned: Path) -> None:
     assert plan.finetune == ("full" if tuned.name == "full" else "partial")
     assert (plan.epochs, plan.batch_size, plan.compile) == (2, 8, False)
     assert (plan.cached_views, plan.unfreeze_stages) == ((None, None) if plan.finetune == "full" else (1, 3))
-    assert plan.seconds == {}  # epochs were given, so nothing was measured
+    assert plan.seconds == {}  # epochs are set, so nothing was measured
 
 
 def test_history_has_the_metrics_of_each_epoch(tuned: Path) -> None:
@@ -142,11 +142,11 @@ def test_every_metric_records_what_selected_and_what_measured(tuned: Path) -> No
     assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
     chosen = metrics["chosen"]
     assert {name: value["chosen_on"] for name, value in chosen.items()} == {
-        "finetune": None,  # given
+        "finetune": None,  # set by the user
         "epoch": "val",
         "ensemble_probe": None if tuned.name == "mlp" else "val",  # only linear heads are averaged
         "refit_epochs": None,
-        "imbalance": None,  # given, or balanced
+        "imbalance": None,  # set by the user, or balanced
         "temperature": "val",
         "tau": "val",
     }
@@ -276,7 +276,7 @@ def test_groups_and_duplicates_stay_in_one_split(seed: int, drawn_classes: Path,
     assert len({split_of[f"bars/2{i}_copy.png"] for i in range(3)} | bursts["bars/1"]) == 1
 
 
-def test_duplicates_of_given_val_images_wait_for_the_refit(train: Train, tmp_path: Path) -> None:
+def test_duplicates_of_predefined_val_images_wait_for_the_refit(train: Train, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     seed = 0
     for part, n in (("train", 8), ("val", 4), ("test", 2)):

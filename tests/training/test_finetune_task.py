@@ -51,7 +51,7 @@ def test_time_limit_leaves_time_for_the_refit_and_evaluation(tmp_path: Path, tin
 
 
 @pytest.mark.parametrize("is_repeated", [True, False])
-def test_no_time_limit_with_given_epochs_or_a_repeated_plan(
+def test_no_time_limit_with_fixed_epochs_or_a_repeated_plan(
     is_repeated: bool, tmp_path: Path, tiny_weights: Path
 ) -> None:
     settings = FinetuneConfig(epochs=None if is_repeated else 3)

@@ -197,7 +197,7 @@ def test_resume_accepts_changed_settings_that_do_not_affect_weights(tmp_path: Pa
         cache_gb=0.0,
         cache_dir=str(tmp_path / "elsewhere"),
         offline=True,
-        time_budget="2h",  # ignored, since the number of epochs is given
+        time_budget="2h",  # ignored, since the number of epochs is set
         compute=ComputeConfig(num_workers=3),
     )
     check_settings(str(tmp_path), free, CPU, None, QUIET)
@@ -239,7 +239,7 @@ def test_resume_accepts_the_same_images(drawn_images: Path, tmp_path: Path) -> N
 
 
 def test_resume_counts_and_names_other_images(drawn_classes: Path, tmp_path: Path) -> None:
-    # given splits, so that an additional image moves no other
+    # predefined splits, so that an additional image moves no other
     for split, names in (("test", ("000", "001")), ("val", ("002", "003"))):
         for path in [path for path in drawn_classes.glob("*/*") if path.stem in names]:
             moved = drawn_classes / split / path.parent.name / path.name

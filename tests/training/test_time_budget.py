@@ -122,7 +122,7 @@ def test_cached_views_fit_the_disk() -> None:
     assert none.cached_views == 1
 
 
-def test_given_epochs_and_cached_views_are_kept() -> None:
+def test_epochs_and_cached_views_from_settings_are_kept() -> None:
     fixed = partial(None, throughputs=THROUGHPUTS[1:2], epochs=5)
     assert fixed is not None
     assert (fixed.unfreeze_stages, fixed.epochs, fixed.cached_views) == (2, 5, 2)
@@ -209,7 +209,7 @@ def test_full_plan_has_as_many_epochs_as_the_time_budget_allows(
     assert plan.epochs == MAX_EPOCHS or cost_s(longer, throughput, work) > left_s * (1 - 1e-9)
 
 
-def test_full_plan_keeps_given_epochs() -> None:
+def test_full_plan_keeps_epochs_from_settings() -> None:
     plans = [full(left_s, epochs=epochs) for left_s, epochs in ((0, 1), (-9, 50), (10**6, 2))]
     assert [plan and plan.epochs for plan in plans] == [1, 50, 2]
     assert full(60) is None
@@ -266,7 +266,7 @@ def test_cached_views_without_room_name_the_space_they_need(tmp_path: Path, tiny
         make_plan(task, "partial")
 
 
-def test_given_epochs_are_planned_without_measuring(tmp_path: Path, tiny_weights: Path) -> None:
+def test_epochs_from_settings_are_planned_without_measuring(tmp_path: Path, tiny_weights: Path) -> None:
     config = TrainConfig(finetune="partial", time_budget="0.1s", finetuning=FinetuneConfig(epochs=5))
     plan = make_plan(make_task(config, tmp_path, tiny_weights), "partial")
     assert (plan.epochs, plan.unfreeze_stages, plan.cached_views, plan.seconds) == (5, 3, 2, {})

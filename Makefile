@@ -1,4 +1,4 @@
-# make demo   train on real solar cells and print what it is worth
+# make demo   train on real solar cells and print the metrics
 # make test   format, lint, types, tests
 # make docs   build the documentation in build/site; broken links are errors
 # Each makes .venv on first use, in any order.
@@ -29,7 +29,7 @@ docs: .venv/with-docs
 .venv/with-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "PixelPlay needs Python 3.11 to 3.13: make PYTHON=python3.11 ..."; exit 1; }
-	@echo "installing into .venv (once; PyTorch alone is some gigabytes)"
+	@echo "installing into .venv (once; PyTorch alone takes several gigabytes)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --editable '.[$*]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Draw the output of a command as an SVG picture of a terminal, for the README.
+"""Draw the output of a command as an SVG image of a terminal.
 
 Usage: make demo 2>/dev/null | python demo/picture.py docs/demo.svg
 """
@@ -11,7 +11,7 @@ CHAR_PX = 8.4
 
 
 def main(path: str) -> None:
-    """Read the output from stdin and write the picture."""
+    """Read the output from stdin and write the image."""
     lines = [line.rstrip() for line in sys.stdin.read().splitlines()]
     width = int(max(map(len, lines)) * CHAR_PX) + 40
     height = len(lines) * LINE_PX + 40

@@ -423,7 +423,7 @@ def _is_finished(
     *,
     plan: str | None = None,
 ) -> bool:
-    """Return True and print its result if exactly this run is finished, so that nothing can be resumed."""
+    """Print the result and return True if this run is already finished with the same settings."""
     from pixelplay.training.run_dir import is_finished
 
     if plan is not None:

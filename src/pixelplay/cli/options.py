@@ -90,10 +90,10 @@ def find_repeated(argv: Sequence[str]) -> str | None:
 
 
 def settings_registry(recipe: Recipe) -> ConstructorRegistry:
-    """Make tyro build settings with the defaults of a recipe and pass their errors on.
+    """Make tyro build settings with the defaults of a recipe and pass on their errors.
 
-    tyro would report a ConfigError, which is a ValueError, as wrong usage of an argument whose name
-    no user has seen.
+    tyro would report a ConfigError, which is a ValueError, as wrong usage of an argument with an
+    internal name.
     """
     registry = ConstructorRegistry()
     in_progress: set[type] = set()

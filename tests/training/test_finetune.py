@@ -529,7 +529,6 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
         best_epoch=1,
         ensemble_probe=False,
         plan=PLAN,
-        trainable=trainable,
         classifier=task.classifier(frozen, trainable, use_compile=False),
         inputs=task.pixels,
         schedule=schedule,
@@ -541,7 +540,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
     assert len(trainer.validation.rows) == 0
     assert found.config.augmenting.mix_prob == 0.0
     assert (settings.initial_size_frac, settings.patience) == (1.0, None)
-    top_lr, _ = settings.rates(is_full=False)
+    top_lr, _ = settings.rates(full=False)
     lrs = [group["peak_lr"] for group in trainer.state.optimizer.param_groups]
     assert max(lrs) == pytest.approx(REFIT_LR_FRAC * top_lr * (found.images_per_step / 32) ** 0.5)
     assert trainer.ctx.checkpoint_dir != task.ctx.checkpoint_dir

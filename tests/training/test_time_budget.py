@@ -21,9 +21,8 @@ from pixelplay.training.time_budget import (
     Throughput,
     TimeBudgetError,
     Workload,
+    fit_plan,
     make_plan,
-    plan_full,
-    plan_partial,
     shortest_training_s,
     time_per_image,
 )
@@ -46,13 +45,14 @@ def partial(
     epochs: int | None = None,
     cached_views: int | None = None,
 ) -> FinetunePlan | None:
-    return plan_partial(throughputs, work, left_s, epochs, cached_views, batch_size=32)
+    settings = FinetuneConfig(epochs=epochs, cached_views=cached_views)
+    return fit_plan(throughputs, work, left_s, settings, batch_size=32)
 
 
 def full(
     left_s: float | None, throughput: Throughput = FULL, work: Workload = WORK, epochs: int | None = None
 ) -> FinetunePlan | None:
-    return plan_full(throughput, work, left_s, epochs, batch_size=64)
+    return fit_plan([throughput], work, left_s, FinetuneConfig(epochs=epochs), batch_size=64)
 
 
 def cost_s(plan: FinetunePlan, throughput: Throughput, work: Workload) -> float:

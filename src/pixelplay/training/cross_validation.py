@@ -18,11 +18,7 @@ from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_o
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.conformal import score_held_out
-from pixelplay.evaluation.decision_rule import (
-    DecisionRule,
-    cross_fit_rule,
-    fit_decision_rule,
-)
+from pixelplay.evaluation.decision_rule import DecisionRule, cross_fit_rule, fit_decision_rule
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES, ModelBundle
 from pixelplay.model.ensemble import average_members, ensemble_member
@@ -42,24 +38,14 @@ from pixelplay.training.training_data import TrainingData
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidation:
-    """All folds of all repetitions.
+    """All folds of all repetitions."""
 
-    Attributes:
-        rows: (N,) positions of the images that take part, ascending.
-        folds: (R, N) fold in which each was held out; -1 for never.
-        logits: (R, N, K) from the classifier that was not trained on the image; NaN for never.
-        probs: (R, N, K) calibrated with the rule of the other folds; NaN for never.
-        pred: (R, N) predicted classes; -1 for never.
-        rules: (R) fold → the rule fitted on the other folds.
-        results: the folds, repetition by repetition.
-    """
-
-    rows: IntArray
-    folds: IntArray
-    logits: Float32Array
-    probs: Float64Array
-    pred: IntArray
-    rules: Sequence[Mapping[int, DecisionRule]]
+    rows: IntArray  # (N,) positions of the images that take part, ascending
+    folds: IntArray  # (R, N) fold in which each was held out; -1 for never
+    logits: Float32Array  # (R, N, K) of the classifier that was not trained on the image; NaN for never
+    probs: Float64Array  # (R, N, K) calibrated with the rule of the other folds; NaN for never
+    pred: IntArray  # (R, N) predicted classes; -1 for never
+    rules: Sequence[Mapping[int, DecisionRule]]  # (R) fold → the rule fitted on the other folds
     results: list[FoldResult]
 
 
@@ -104,20 +90,17 @@ def check_fold_sizes(dataset: ImageDataset, n_folds: int) -> None:
 
 
 def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValidation:
-    """Train a classifier without each fold in turn.
+    """Train a classifier without each fold of train and val in turn.
 
     Folds that an interrupted run has finished are read. The first fine-tuned fold makes a plan that the
     others repeat, so that all are trained alike.
-
-    Args:
-        data: its train and val splits take part; its test split does not.
 
     Raises:
         DataError: a class has fewer images or groups than there are folds.
     """
     rows, config, log = data.fit_rows, ctx.config, ctx.log
     configs = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
-    folds = np.stack([assign_cv_folds(data, each) for each in configs])  # (R, N)
+    folds = np.stack([_assign_cv_folds(data, each) for each in configs])  # (R, N)
     if n_never := int((folds[0] == NEVER_HELD_OUT).sum()):
         log.note(f"{counted(n_never, 'image')} never held out: no other image of the class would be left")
     results: list[FoldResult] = []
@@ -153,9 +136,6 @@ def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContex
     """Train one classifier on everything, with the method and plan of most folds.
 
     Its held-out logits are those of the folds.
-
-    Raises:
-        ConfigError: training failed.
     """
     config, results = ctx.config, validation.results
     method = _most_common(result.finetune for result in results)
@@ -177,7 +157,9 @@ def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContex
     with ctx.log.section("all images"):
         everything = _hold_out_fold(data, np.empty(0, dtype=np.int64), own)
         classifier = fit_probe_or_finetune(everything, own)
-    return _with_folds(classifier, validation, validation.logits)
+    return replace(
+        classifier, held_out=validation.rows, logits=validation.logits[0], folds=validation.folds[0]
+    )
 
 
 def average_folds(
@@ -246,12 +228,7 @@ def finalize_folds(
 def with_excluded(
     validation: CrossValidation, excluded: IntArray, logits: Float32Array, rule: DecisionRule
 ) -> CrossValidation:
-    """Add images that no fold was trained on, as the deployed model predicts them; they are in no fold.
-
-    Args:
-        excluded: (n,) positions.
-        logits: (n, K).
-    """
+    """Add the images (n,) that no fold was trained on, with the deployed model's logits (n, K)."""
     if not len(excluded):
         return validation
     rows = np.union1d(validation.rows, excluded)
@@ -267,21 +244,17 @@ def with_excluded(
     return replace(validation, rows=rows, folds=folds, logits=all_logits, probs=probs, pred=pred)
 
 
-def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
-    """Assign each image that takes part to a fold, (N,); -1 for a class's only image.
-
-    Raises:
-        DataError: a class has fewer images or groups than folds, or groups leave a fold without a class.
-    """
+def _assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
+    """Assign each image that takes part to a fold, (N,); -1 for a class's only image."""
     rows, n_folds = data.fit_rows, config.n_folds
     labels, groups = data.labels[rows], data.split.groups[rows]
     _check_class_sizes(labels, groups, data.known_classes, n_folds)
     folds = assign_folds(labels, groups, n_folds, config.seed)
     check_any_held_out(folds, data.dataset.source)
-    if empty := [fold for fold in range(n_folds) if not (folds == fold).any()]:
+    if n_empty := n_folds - len(np.intersect1d(folds, np.arange(n_folds))):
         raise DataError(
-            f"groups leave {len(empty)} of {n_folds} folds empty; use --n-folds "
-            f"{max(2, n_folds - len(empty))} or smaller groups"
+            f"groups leave {n_empty} of {n_folds} folds empty; use --n-folds {max(2, n_folds - n_empty)} or "
+            "smaller groups"
         )
     for fold in range(n_folds):
         left = np.bincount(labels[folds != fold], minlength=data.n_known)
@@ -356,10 +329,7 @@ def _train_fold(
 
 
 def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> TrainingData:
-    """Put one fold in place of the test split, and hold out a validation split from the rest.
-
-    Label issues are also found without the fold.
-    """
+    """Put one fold in place of the test split; val and label issues are chosen from the rest."""
     rest, config = np.setdiff1d(data.fit_rows, held_out), ctx.config
     is_val = np.zeros(len(rest), dtype=np.bool_)
     if config.finetune != "none":
@@ -367,13 +337,6 @@ def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> T
     split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
     without = replace(data, split=split, fit_rows=rest)
     return remove_label_issues(without, ctx) if config.drop_label_issues else without
-
-
-def _with_folds(
-    classifier: TrainedClassifier, validation: CrossValidation, logits: Float32Array
-) -> TrainedClassifier:
-    """Replace the held-out logits of a classifier by those of the first repetition of the folds."""
-    return replace(classifier, held_out=validation.rows, logits=logits[0], folds=validation.folds[0])
 
 
 def _copy_plan(source: str, target: str) -> None:
@@ -389,8 +352,7 @@ def _most_common(values: Iterable[Any]) -> Any:
 
 def _n_frozen(classifier: TrainedClassifier) -> int | None:
     """Return the number of stages in front of the trained ones; None where none was replaced."""
-    if classifier.plan is None or isinstance(classifier.backbone, BranchedBackbone):
+    plan, backbone = classifier.plan, classifier.backbone
+    if plan is None or isinstance(backbone, BranchedBackbone):
         return None
-    if classifier.plan.unfreeze_stages is None:
-        return 0
-    return len(stage_modules(classifier.backbone.network)) - classifier.plan.unfreeze_stages
+    return len(stage_modules(backbone.network)) - plan.unfreeze_stages if plan.unfreeze_stages else 0

@@ -15,25 +15,15 @@ from pixelplay.training.compatibility import FinetunedMethod
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan:
-    """Everything about a fine-tuning that the time budget decides.
-
-    Attributes:
-        finetune: "partial" or "full".
-        unfreeze_stages: last stages that partial fine-tuning trains; None for full.
-        cached_views: augmented views cached per image for partial fine-tuning; None for full.
-        epochs: passes over the images that an epoch draws.
-        batch_size: images per batch.
-        compile: whether to use torch.compile.
-        seconds: estimated time of each piece of work; empty where nothing was measured.
-    """
+    """Everything about a fine-tuning that the time budget decides."""
 
     finetune: FinetunedMethod
-    unfreeze_stages: int | None
-    cached_views: int | None
+    unfreeze_stages: int | None  # last stages that are trained; None for all
+    cached_views: int | None  # augmented views cached per image; None for full fine-tuning
     epochs: int
     batch_size: int
     compile: bool
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # estimated, by piece of work; empty where nothing was measured
 
     def describe(self, n_train: int) -> str:
         """Summarise the plan in one line."""

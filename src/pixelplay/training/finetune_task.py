@@ -41,14 +41,10 @@ class FinetuneTask:
     """One fine-tuning: its data, the linear probe it starts from, and its settings.
 
     Attributes:
-        data: images, labels and split.
-        probe: linear probe fitted on the training images.
-        ctx: settings, with "auto" imbalance resolved by the probe.
+        ctx: "auto" imbalance is resolved by the probe.
         train: positions of the training images that duplicate no validation image.
-        val: positions of the validation images.
         counts: (K,) images per class in train.
         imbalance: how rare classes are corrected for while training; with crt the head is refitted later.
-        pixels: provides augmented pixels.
     """
 
     def __init__(self, data: TrainingData, probe: LinearProbe, ctx: RunContext) -> None:
@@ -107,22 +103,16 @@ class FinetuneTask:
     ) -> Classifier:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
-        features = self.data.features[self.train]
+        features, dropout = self.data.features[self.train], settings.dropout
+        # the training loss takes logits before the natural-prior offset
+        start = self.probe.head.shifted(-self.offset(self.train)) if settings.head_init == "probe" else None
         with torch.random.fork_rng(devices=self.ctx.device.rng_devices()):
             torch.manual_seed(self.ctx.config.seed)
             head: TrainableLinearHead | TrainableMlpHead
             if settings.head == "mlp":
-                head = TrainableMlpHead(features.shape[1], n_classes, dropout=settings.dropout)
+                head = TrainableMlpHead(features.shape[1], n_classes, dropout=dropout)
             else:
-                head = TrainableLinearHead(
-                    *feature_scale(features),
-                    n_classes,
-                    # the training loss takes logits before the natural-prior offset
-                    start=self.probe.head.shifted(-self.offset(self.train))
-                    if settings.head_init == "probe"
-                    else None,
-                    dropout=settings.dropout,
-                )
+                head = TrainableLinearHead(*feature_scale(features), n_classes, start=start, dropout=dropout)
         if frozen is not None:
             # the compiler optimises these layers in its own way
             fast = self.ctx.device.name == "cpu" and not use_compile
@@ -145,7 +135,6 @@ class FinetuneTask:
     def validation(self) -> Validation:
         """Describe how the validation split selects the epoch."""
         config = self.ctx.config
-        can_average = can_average_with_probe(config)
         return Validation(
             rows=self.val,
             labels=self.data.labels[self.val],
@@ -153,7 +142,9 @@ class FinetuneTask:
             priors=class_priors(self.counts),
             metric=config.metric,
             ensemble_probe=config.finetuning.ensemble_probe,
-            probe_logits=self.probe.head.logits(self.data.features[self.val]) if can_average else None,
+            probe_logits=self.probe.head.logits(self.data.features[self.val])
+            if can_average_with_probe(config)
+            else None,
         )
 
     def loss(self, rows: IntArray) -> LossFunction:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray
+from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, Metric, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
 from pixelplay.evaluation.comparison import N_RESAMPLES
@@ -28,17 +28,6 @@ from pixelplay.training.linear_probe import (
     fit_probe,
     fit_subset,
 )
-
-WEIGHTING_OF: dict[Imbalance, Weighting] = {
-    "auto": "none",  # for classes balanced enough that the two are not compared
-    "none": "none",
-    "balanced_softmax": "none",
-    "logit_adjusted": "none",
-    "focal": "none",
-    "sampler": "class_weights",
-    "class_weights": "class_weights",
-    "crt": "class_weights",
-}
 
 
 def fit_probe_for_imbalance(
@@ -57,12 +46,10 @@ def fit_probe_for_imbalance(
     decisions is better out of fold by more than one standard error of the paired difference.
 
     Args:
-        features: (N, D), finite.
-        labels: (N,) in [0, K), every class present outside every fold.
         groups: (N,) resampled as a whole by the bootstrap behind the standard error.
-        folds: (N,) fold in which an image is held out, -1 for never.
         head_only: `oof_logits` only serve for selection, so they may be imprecise.
-        on_progress: called with 1 for each value of C tried, of either weighting.
+        on_progress: called for each value of C tried, of either weighting; like the other arguments, see
+            `fit_probe`.
     """
     start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
     tolerance = SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
@@ -75,7 +62,8 @@ def fit_probe_for_imbalance(
         evidence |= _compare(plain, weighted, labels, groups, config.metric, config.seed)
         probe = weighted if evidence["difference"] > evidence["standard_error"] else plain
     else:
-        weighting = WEIGHTING_OF[config.imbalance]
+        weighted_loss = config.imbalance in ("sampler", "class_weights", "crt")
+        weighting: Weighting = "class_weights" if weighted_loss else "none"
         probe = _fit_weighting(weighting, features, labels, folds, tolerance, on_progress)
     evidence = {"value": probe.weighting, **evidence}
     return replace(probe, evidence=evidence, seconds=time.monotonic() - start)
@@ -97,12 +85,8 @@ def note_on_imbalance(imbalance: Imbalance) -> str | None:
 
 def refit_probe_head(probe: LinearProbe, features: Float32Array, labels: IntArray) -> LinearHead:
     """Fit a probe's head on other images with the same C and weighting."""
-    if probe.weighting == "none":
-        return fit_head(features, labels, probe.C)
-    counts = np.bincount(labels)
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
-    head = fit_head(features, labels, probe.C, weights=weights)
-    return head.shifted(natural_offset(counts, probe.weighting, None, 0.0))
+    weights, offset = _weights_and_offset(probe.weighting, labels, np.bincount(labels))
+    return fit_head(features, labels, probe.C, weights=weights).shifted(offset)
 
 
 def fit_probe_on_subset(
@@ -114,12 +98,21 @@ def fit_probe_on_subset(
     is_fitted: BoolArray,
 ) -> Float32Array:
     """Return natural-prior out-of-fold logits (N, K) of probes fitted on a subset (N,) of the rows."""
-    if weighting == "none":
-        return fit_subset(features, labels, folds, C, is_fitted)
-    counts = np.bincount(labels[is_fitted])
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    weights, offset = _weights_and_offset(weighting, labels, np.bincount(labels[is_fitted]))
     logits = fit_subset(features, labels, folds, C, is_fitted, weights=weights)
-    return np.asarray(logits + natural_offset(counts, weighting, None, 0.0), dtype=np.float32)
+    return np.asarray(logits + offset, dtype=np.float32)
+
+
+def _weights_and_offset(
+    weighting: Weighting, labels: IntArray, counts: IntArray
+) -> tuple[Float32Array | None, Float64Array]:
+    """Return the sample weights (N,) of a fit, and what gives its logits natural priors, (K,).
+
+    The offset is right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same.
+    """
+    if weighting == "none":
+        return None, np.zeros(len(counts))
+    return class_weights(counts)[labels].astype(np.float32), natural_offset(counts, weighting, None, 0.0)
 
 
 def _fit_weighting(
@@ -130,16 +123,10 @@ def _fit_weighting(
     oof_tolerance: float,
     on_progress: Callable[[int], object],
 ) -> LinearProbe:
-    """Fit one weighting and give its logits natural priors."""
-    if weighting == "none":
-        return fit_probe(features, labels, folds, oof_tolerance=oof_tolerance, on_progress=on_progress)
-    counts = np.bincount(labels)
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    weights, offset = _weights_and_offset(weighting, labels, np.bincount(labels))
     probe = fit_probe(
         features, labels, folds, weights=weights, oof_tolerance=oof_tolerance, on_progress=on_progress
     )
-    # right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same
-    offset = natural_offset(counts, weighting, None, 0.0)  # (K,)
     oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
     return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
 

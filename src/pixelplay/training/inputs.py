@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,19 +43,12 @@ MIXING = ("mixup", "cutmix")
 VIEWS_VERSION = 1  # increase when the same pixels yield views that differ by more than rounding
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images of one training batch.
+class Batch(NamedTuple):
+    """Images of one training batch."""
 
-    Attributes:
-        rows: (B,) positions in the training data.
-        times: (B,) how often each has been drawn before in the same epoch.
-        weights: (B,) loss weights.
-    """
-
-    rows: IntArray
-    times: IntArray
-    weights: Float32Array
+    rows: IntArray  # (B,) positions in the training data
+    times: IntArray  # (B,) how often each has been drawn before in the same epoch
+    weights: Float32Array  # (B,) loss weights
 
 
 class InputSource(Protocol):
@@ -140,11 +134,9 @@ class CachedViews:
     """Feature maps of augmented views at the cut, kept on disk.
 
     Args:
-        stages: the split backbone.
         digests: (N,) content hash of each image.
         network: architecture and feature kind of the backbone.
         cached_views: V, augmented views per training image.
-        weights_id: identifies the backbone's weights.
         cache_dir: folder; views are reused as long as nothing they depend on changes.
     """
 
@@ -206,7 +198,7 @@ class CachedViews:
         """Compute what is not cached yet: V views of each `train` row, the plain view of each `plain` row.
 
         Returns:
-            Why they could not be stored; None on success.
+            The reason why they could not be stored; None on success.
         """
         for cache, rows, view in [
             (self._plain, plain, None),
@@ -256,23 +248,13 @@ class CachedViews:
         return self._bring([self._plain.get(self._digests[i]) for i in rows])
 
     def flush(self) -> None:
-        """See `InputSource`; all views are there already."""
+        """Do nothing; all views are there already."""
 
     def _make(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
     ) -> Iterator[LoadedRows]:
         """Yield rows, decoded squares, and bytes (n, …) of one view's feature maps and statistics."""
 
-        def work(read: LoadedRows) -> LoadedRows:
-            chunk, wholes, pixels = read
-            return chunk, wholes, self._run_front(pixels, batch_size)
-
-        return map_on_cores(work, self._read(rows, view, batch_size, num_workers), self._pixels.device.name)
-
-    def _read(
-        self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[LoadedRows]:
-        """Yield rows, decoded squares, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
         def load(i: int) -> tuple[UInt8Array, UInt8Array]:
@@ -281,18 +263,21 @@ class CachedViews:
                 return whole, eval_transform(whole, source.preprocessing)
             digest = self._digests[i]
             rng = np.random.default_rng([source.seed, view, int.from_bytes(digest)])
-            view_pixels = augment_view(
+            return whole, augment_view(
                 whole, source.augmenting, source.preprocessing, rng, hflip=source.hflip
             )
-            return whole, view_pixels
 
-        pending = []
-        for n, loaded in enumerate(prefetch_map(load, rows, num_workers=num_workers)):
-            pending.append(loaded)
-            if len(pending) == batch_size or n + 1 == len(rows):
-                wholes, views = zip(*pending, strict=True)
-                yield rows[n + 1 - len(pending) : n + 1], list(wholes), np.stack(views)
-                pending = []
+        def read() -> Iterator[LoadedRows]:
+            loaded = iter(prefetch_map(load, rows, num_workers=num_workers))
+            for start in range(0, len(rows), batch_size):
+                wholes, views = zip(*islice(loaded, batch_size), strict=True)
+                yield rows[start : start + batch_size], list(wholes), np.stack(views)
+
+        def work(read: LoadedRows) -> LoadedRows:
+            chunk, wholes, pixels = read
+            return chunk, wholes, self._run_front(pixels, batch_size)
+
+        return map_on_cores(work, read(), source.device.name)
 
     @torch.inference_mode()
     def _run_front(self, pixels: UInt8Array, batch_size: int) -> UInt8Array:
@@ -311,10 +296,9 @@ class CachedViews:
     def _bring(self, rows: Sequence[UInt8Array]) -> Callable[[], Inputs]:
         raw = np.stack(rows)
         maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
-        maps = maps.view(len(rows), *self._shape)
+        maps = maps.view(len(rows), *self._shape).contiguous(memory_format=torch.channels_last)
         # a copy: after an odd number of bf16 values, float32 values would be misaligned
         stats = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
-        maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name
         if device == "cuda":
             maps, stats = maps.pin_memory(), stats.pin_memory()

@@ -28,25 +28,15 @@ Weighting = Literal["none", "class_weights"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
-    """A fitted linear head and the evidence for its settings.
+    """A fitted linear head and the evidence for its settings."""
 
-    Attributes:
-        head: fitted on all images given; its logits have natural priors.
-        C: inverse regularisation strength as scikit-learn defines it, on scaled features.
-        nll_by_C: C → mean out-of-fold negative log-likelihood in the search, nats, weighted as in the fit.
-        oof_logits: (N, K) from the head that was fitted without the image; NaN where there is none.
-        weighting: whether the loss was class-weighted.
-        evidence: JSON-ready reasons for the weighting.
-        seconds: time the fit took.
-    """
-
-    head: LinearHead
-    C: float
-    nll_by_C: dict[float, float]
-    oof_logits: Float32Array
+    head: LinearHead  # fitted on all images; its logits have natural priors
+    C: float  # inverse regularisation strength as in scikit-learn, on scaled features
+    nll_by_C: dict[float, float]  # C → mean out-of-fold NLL in the search, nats, weighted as in the fit
+    oof_logits: Float32Array  # (N, K) from the head fitted without the image; NaN where there is none
     weighting: Weighting = "none"
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready reasons for the weighting
+    seconds: float = 0.0  # that the fit took
 
     @property
     def was_compared(self) -> bool:

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate per stage; linear warm-up, then a cosine schedule."""
+"""AdamW with a learning rate per stage."""
 
 import math
 
@@ -23,7 +23,6 @@ def make_optimizer(
     whole network.
 
     Args:
-        images_per_step: images behind an optimizer step.
         lr_frac: factor on all learning rates.
 
     Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022,
@@ -44,14 +43,3 @@ def make_optimizer(
         ],
         fused=True,  # a quarter of the time on a CPU, where the default makes ten passes over every tensor
     )
-
-
-def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
-    """Return the fraction of the peak learning rate at a step counted from 0.
-
-    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
-    """
-    n_warmup = round(warmup_frac * n_steps)
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def fit_probe_or_finetune(
     """Train with the method asked for; with auto, fine-tune if time allows and keep it if it is better.
 
     Args:
-        needs_oof: whether a linear probe's out-of-fold logits must be precise.
+        needs_oof: the out-of-fold logits of a linear probe must be precise.
 
     Raises:
         ConfigError: the time budget is too short for the method that was asked for.
@@ -44,7 +45,7 @@ def fit_probe_or_finetune(
     method = _choose_method(data, ctx)
     _note_ineffective_settings(method, ctx)
     if method == "none":
-        return train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
     train, val = data.train_without_val_duplicates(), data.split.val
     if reason := _obstacle_to_finetuning(data, train):
         raise DataError(f"{reason}; add images or use --finetune none")
@@ -60,20 +61,20 @@ def fit_probe_or_finetune(
             raise ConfigError(str(error)) from None
         log.note(f"{error}; using the linear probe")
         _note_unused_by_probe(ctx)
-        return train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
     if not tuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
         initial, *scores = [row["val_score"] for row in tuned.history]
         best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
         log.note(f"selected the linear probe: no epoch improved on it on {len(val)} validation images{best}")
-        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
     is_better, evidence = compare_methods(probe.head.logits(data.features[val]), tuned.logits, data, config)
     _note_comparison(method, is_better, evidence, len(val), ctx)
     if config.finetune == "auto" and not is_better:
-        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
     return _finish(task, tuned, {**evidence, "auto_takes": method if is_better else "none"})
 
 
-def train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool = True) -> TrainedClassifier:
+def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool) -> TrainedClassifier:
     """Fit a linear head on frozen features; folds of train and val select its settings."""
     rows, log = data.fit_rows, ctx.log
     if n := len(data.split.val):
@@ -112,7 +113,7 @@ def compare_methods(
         tuned: (n, K) logits of the fine-tuned network.
 
     Returns:
-        Whether the fine-tuned network is better, and the evidence.
+        True where the fine-tuned network is better, and the evidence.
     """
     val = data.split.val
     labels, groups = data.labels[val], data.split.groups[val]
@@ -177,15 +178,8 @@ def _fit_probe(
     folds = assign_folds(labels, groups, ctx.config.n_folds, ctx.config.seed)
     check_any_held_out(folds, data.dataset.source)
     with ctx.log.progress("linear probe", None, "values of C") as bar:
-        probe = fit_probe_for_imbalance(
-            data.features[rows],
-            labels,
-            groups,
-            folds,
-            ctx.config,
-            head_only=head_only,
-            on_progress=bar.update,
-        )
+        fit = partial(fit_probe_for_imbalance, head_only=head_only, on_progress=bar.update)
+        probe = fit(data.features[rows], labels, groups, folds, ctx.config)
     return probe, folds
 
 

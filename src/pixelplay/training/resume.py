@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -24,14 +24,8 @@ SETTINGS_FILE, IMAGES_FILE = "settings.json", "images.json"
 THREADS = "threads"
 # settings that do not affect the weights: what a cache holds can be recomputed
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
-# settings that a plan contains or replaces
-IN_PLAN = frozenset(
-    {"finetune", "time_budget"}
-    | {
-        f"finetuning.{name}"
-        for name in ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
-    }
-)
+PLANNED = ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
+IN_PLAN = frozenset({"finetune", "time_budget", *(f"finetuning.{name}" for name in PLANNED)})
 
 
 def check_settings(
@@ -56,8 +50,8 @@ def check_settings(
     """
     own = dict(flatten(to_json(config)))
     own |= {"compute.device": device.name, "compute.precision": device.precision}
-    repeated = {} if plan is None else asdict(plan)
-    own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
+    if plan is not None:
+        own |= {f"plan.{name}": value for name, value in asdict(plan).items() if name != "seconds"}
     own |= {"pixelplay": __version__, "torch": torch.__version__, **(options or {})}
     own[THREADS] = torch.get_num_threads()
     kept = _read_or_write(folder, SETTINGS_FILE, own)
@@ -92,7 +86,10 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
         raise ConfigError(f"the interrupted run had other backbone weights; use the same, or {START_OVER}")
     then = kept["images"]
     both = [path for path in own if path in then]
-    moved = _regrouped([own[path][-1] for path in both], [then[path][-1] for path in both], both)
+    # a group is identified by its first path
+    first_own = {own[path][-1]: path for path in reversed(both)}
+    first_then = {then[path][-1]: path for path in reversed(both)}
+    moved = {path for path in both if first_own[own[path][-1]] != first_then[then[path][-1]]}
     found = {
         "new": [path for path in own if path not in then],
         "missing": [path for path in then if path not in own],
@@ -103,17 +100,6 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
             f"the images differ from those of the interrupted run: {', '.join(told)}; restore them, or "
             f"{START_OVER}"
         )
-
-
-def _regrouped(own: Sequence[int], then: Sequence[int], paths: Sequence[str]) -> set[str]:
-    """Return the paths whose group, identified by its first path, has changed."""
-    first_own: dict[int, str] = {}
-    first_then: dict[int, str] = {}
-    found = set()
-    for path, group, old in zip(paths, own, then, strict=True):
-        if first_own.setdefault(group, path) != first_then.setdefault(old, path):
-            found.add(path)
-    return found
 
 
 def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:

@@ -22,23 +22,14 @@ from pixelplay.training.run_dir import new_run_dir
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What every stage of a training needs besides the data.
-
-    Attributes:
-        config: all settings.
-        device: where the network runs.
-        run_dir: folder of the run while it is written.
-        log: notes and progress.
-        started: monotonic clock time from which the time budget counts.
-        plan: plan to repeat; None to make one.
-    """
+    """What every stage of a training needs besides the data."""
 
     config: TrainConfig
     device: Device
-    run_dir: str
+    run_dir: str  # folder of the run while it is written
     log: RunLog
-    started: float
-    plan: FinetunePlan | None = None
+    started: float  # monotonic clock time from which the time budget counts
+    plan: FinetunePlan | None = None  # to repeat; None to make one
 
     @classmethod
     @contextmanager

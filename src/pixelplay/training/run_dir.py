@@ -130,7 +130,7 @@ def _remove_temporary(run: str) -> None:
 
 
 def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder is a finished run with the given settings.
+    """Return True if a folder is a finished run with the given settings, False if it is no run.
 
     Raises:
         ConfigError: its config.json has other values; they are named.
@@ -148,18 +148,17 @@ def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
 
 
 def is_record(path: str) -> bool:
-    """Whether a path is, or would be, one of the files of a run."""
+    """Return True if a path is, or would be, one of the files of a run."""
     folder, name = os.path.split(os.path.abspath(path))
     return name.lower() in {each.lower() for each in RUN_FILES} and "pixelplay" in _read_config(folder)
 
 
 def _is_run(folder: str, names: frozenset[str] = RUN_FILES) -> bool:
-    """Whether a folder is a run and holds nothing else, so that it can be replaced without loss."""
+    """Return True if a folder is a run and holds nothing else: it can be replaced without loss."""
     return "pixelplay" in _read_config(folder) and set(os.listdir(folder)) <= names
 
 
 def _read_config(folder: str) -> dict[str, Any]:
-    """Return a run's settings; empty where the folder is not a run."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)

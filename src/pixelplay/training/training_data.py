@@ -17,45 +17,25 @@ from pixelplay.model.features import ImageFeatures
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """N labelled, readable images, split into train, val and test.
+    """N labelled, readable images, split into train, val and test."""
 
-    Attributes:
-        all_images: all labelled images, unreadable ones included.
-        errors: position in `all_images` → why the image cannot be read.
-        dataset: the N readable images.
-        features: (N, D) float32.
-        digests: (N,) content hash of each file.
-        duplicates: sets of images with the same content.
-        split: which images train, choose and measure.
-        classes: names; first the K classes that are trained, then those that only other splits contain.
-        n_known: K.
-        given_labels: (N,) int64 positions in `classes`, as the data has them: metrics are computed on these.
-        corrected_labels: (N,) the same after the user's corrections; -1 where an image is to be excluded.
-        reviewed: (N,) images that the user's corrections name, whether changed or confirmed.
-        labels: (N,) training labels: corrected in train and val, as given in test.
-        fit_rows: positions of all images the final model is fitted on, train and val together, ascending.
-        excluded: positions in train and val that a correction excludes.
-        excluded_from_val: those of them that were in val.
-        dropped: positions in train and val that are not trained on because their labels look wrong.
-    """
-
-    all_images: ImageDataset
-    errors: Mapping[int, ImageError]
-    dataset: ImageDataset
-    features: Float32Array
-    digests: tuple[bytes, ...]
+    all_images: ImageDataset  # unreadable ones included
+    errors: Mapping[int, ImageError]  # position in `all_images` → why it cannot be read
+    dataset: ImageDataset  # the N readable images
+    features: Float32Array  # (N, D) float32
+    digests: tuple[bytes, ...]  # (N,) content hash of each file
     duplicates: Duplicates
     split: Split
-    classes: tuple[str, ...]
-    n_known: int
-    given_labels: IntArray
-    corrected_labels: IntArray
-    reviewed: BoolArray
-    labels: IntArray
-    fit_rows: IntArray
-    excluded: IntArray
-    excluded_from_val: IntArray
-    dropped: IntArray
+    classes: tuple[str, ...]  # first the K that are trained, then those that only other splits contain
+    n_known: int  # K
+    given_labels: IntArray  # (N,) positions in `classes`, as the data has them: for metrics
+    corrected_labels: IntArray  # (N,) after the user's corrections; -1 where an image is to be excluded
+    reviewed: BoolArray  # (N,) images that the user's corrections name, changed or confirmed
+    labels: IntArray  # (N,) for training: corrected in train and val, as given in test
+    fit_rows: IntArray  # positions that the final model is fitted on: train and val, ascending
+    excluded: IntArray  # positions in train and val that a correction excludes
+    excluded_from_val: IntArray  # those of them that were in val
+    dropped: IntArray  # positions in train and val whose labels look wrong
 
     @property
     def known_classes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import pixelplay
 from conftest import TINY, draw_folder, draw_of_class
+from contexts import PLAN
 from images import encode
 from pixelplay.cli.main import main
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
@@ -26,7 +27,7 @@ from pixelplay.training.finetune import REFIT_LR_FRAC, Finetuned, _refit_trainer
 from pixelplay.training.finetune_plan import read_plan
 from pixelplay.training.time_budget import MAX_EPOCHS, MIN_EPOCHS
 from tables import read_json, read_rows
-from trainers import PLAN, make_task
+from trainers import make_task
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.training.finetune_plan import (
@@ -16,7 +17,6 @@ from pixelplay.training.finetune_plan import (
     read_plan,
     write_plan,
 )
-from trainers import PLAN
 
 
 def write(path: Path, content: object) -> str:

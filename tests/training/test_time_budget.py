@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.run_log import RunLog
 from pixelplay.training.finetune_plan import FinetunePlan, write_plan
@@ -26,7 +27,7 @@ from pixelplay.training.time_budget import (
     shortest_training_s,
     time_per_image,
 )
-from trainers import PLAN, make_task
+from trainers import make_task
 
 WORK = Workload(n_train=1000, n_drawn=1200, n_refit=0, n_val=150, n_eval=800, max_view_bytes=10**12)
 # one more stage costs more behind the cut, and less in front of it

@@ -64,9 +64,9 @@ def write_checkpoint(state: TrainState, folder: str) -> None:
     write_bytes(content, os.path.join(folder, CHECKPOINT))
 
 
-def has_checkpoint(folder: str) -> bool:
-    """Return True if a training can be resumed from a folder."""
-    return os.path.isfile(os.path.join(folder, CHECKPOINT))
+def has_checkpoint(folder: str, name: str = CHECKPOINT) -> bool:
+    """Return True if a folder holds a checkpoint, or a finished fold."""
+    return os.path.isfile(os.path.join(folder, name))
 
 
 def has_progress(folder: str) -> bool:
@@ -103,10 +103,8 @@ def _explain_damage(path: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"could not resume from {path} ({type(error).__name__}: {error}); "
-            "use --force instead of --resume to start over"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"could not read {path} ({reason}); use --force instead of --resume") from None
 
 
 def _read_safetensors(path: str) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -176,11 +174,6 @@ class FoldResult:
     chosen: dict[str, dict[str, Any]]  # setting → its value and the evidence for it
     history: list[dict[str, float]]  # rows of history.csv; empty for a linear probe
     notes: list[str]  # logged meanwhile
-
-
-def has_fold(folder: str) -> bool:
-    """Return True if a folder holds a finished fold."""
-    return os.path.isfile(os.path.join(folder, FOLD))
 
 
 def write_fold(folder: str, result: FoldResult) -> None:

@@ -25,7 +25,7 @@ from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import BranchedBackbone
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
-from pixelplay.training.checkpoint import FoldResult, has_fold, read_fold, write_fold
+from pixelplay.training.checkpoint import FOLD, FoldResult, has_checkpoint, read_fold, write_fold
 from pixelplay.training.finalize import build_bundle
 from pixelplay.training.finetune_plan import read_plan, write_plan
 from pixelplay.training.label_cleaning import remove_label_issues
@@ -33,7 +33,7 @@ from pixelplay.training.prepare import read_rows
 from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
-from pixelplay.training.training_data import TrainingData
+from pixelplay.training.training_data import TrainingData, count_groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,11 +50,7 @@ class CrossValidation:
 
 
 def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
-    """Check that the model can hold the classifiers of all folds.
-
-    Raises:
-        ConfigError: it cannot, or `repeats` is out of range.
-    """
+    """Raise ConfigError if `repeats` is out of range, or a model cannot hold the networks of all folds."""
     REPEATS.check("repeats", repeats, whole=True)
     n_members = config.n_folds * repeats
     if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
@@ -80,11 +76,7 @@ def without_val_split(dataset: ImageDataset, log: RunLog) -> ImageDataset:
 
 
 def check_fold_sizes(dataset: ImageDataset, n_folds: int) -> None:
-    """Check, before anything is decoded, that every class has enough images for the folds.
-
-    Raises:
-        DataError: a class has fewer images or groups than folds; the largest possible number is named.
-    """
+    """Raise DataError, before anything is decoded, if a class has fewer images or groups than folds."""
     groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
     _check_class_sizes(dataset.labels, groups, dataset.classes, n_folds)
 
@@ -175,10 +167,8 @@ def average_folds(
     default = float(np.median(fitted)) if fitted else 1.0  # for folds without errors
     temperatures = [default if evidence["at_bound"] else T for T, evidence in fits]
     if n_unfitted := len(fits) - len(fitted):
-        ctx.log.note(
-            f"{counted(n_unfitted, 'fold')} all correct, or no better than chance; using the temperature "
-            f"{default:.2f} of the others"
-        )
+        reason = f"{counted(n_unfitted, 'fold')} all correct, or no better than chance"
+        ctx.log.note(f"{reason}; using the temperature {default:.2f} of the others")
     scaled = validation.logits.copy()
     for result, temperature in zip(validation.results, temperatures, strict=True):
         scaled[result.repeat, np.searchsorted(validation.rows, result.rows)] /= np.float32(temperature)
@@ -252,31 +242,25 @@ def _assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
     folds = assign_folds(labels, groups, n_folds, config.seed)
     check_any_held_out(folds, data.dataset.source)
     if n_empty := n_folds - len(np.intersect1d(folds, np.arange(n_folds))):
-        raise DataError(
-            f"groups leave {n_empty} of {n_folds} folds empty; use --n-folds {max(2, n_folds - n_empty)} or "
-            "smaller groups"
-        )
+        remedy = f"use --n-folds {max(2, n_folds - n_empty)} or smaller groups"
+        raise DataError(f"groups leave {n_empty} of {n_folds} folds empty; {remedy}")
     for fold in range(n_folds):
         left = np.bincount(labels[folds != fold], minlength=data.n_known)
         if (left == 0).any():
             name = data.classes[int((left == 0).argmax())]
             raise DataError(
-                f"groups put all images of class {name!r} into one of {n_folds} folds, which leaves none to "
-                "train on; use a smaller --n-folds or smaller groups"
+                f"groups put class {name!r} in one of {n_folds} folds; lower --n-folds or use smaller groups"
             )
     return folds
 
 
 def _check_class_sizes(labels: IntArray, groups: IntArray, classes: Sequence[str], n_folds: int) -> None:
     """Check classes by labels (N,) and groups (N,); a class of one image is in no fold."""
-    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=len(classes))  # (K,)
+    n_groups = count_groups(labels, groups, len(classes))  # (K,)
     short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
+    if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
+        raise DataError("no class has 3 images or groups but --n-folds 2 needs one; add images")
     if not len(short):
-        if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
-            raise DataError(
-                "no class has more than 2 images or groups but --n-folds 2 needs a class with 3; add images"
-            )
         return
     k = int(short[n_groups[short].argmin()])
     n = int((labels == k).sum())
@@ -292,7 +276,7 @@ def _train_fold(
 ) -> FoldResult:
     """Train without one fold and predict it; read the result where an interrupted run has finished it."""
     folder = os.path.join(ctx.checkpoint_dir, f"fold-{place[0]:02}-{place[1]:02}")
-    if has_fold(folder):
+    if has_checkpoint(folder, FOLD):
         _copy_plan(folder, ctx.run_dir)
         finished = read_fold(folder, held_out, place, ctx.backbone.backbone)
         ctx.log.replay(finished.notes)

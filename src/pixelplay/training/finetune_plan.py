@@ -54,9 +54,7 @@ def read_plan(path: str) -> FinetunePlan:
         with open(path, encoding="utf-8") as file:
             content: Any = json.load(file)
     except OSError as error:
-        hint = (
-            "; a run that kept the linear probe has no plan" if isinstance(error, FileNotFoundError) else ""
-        )
+        hint = "; a linear probe has no plan" if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"could not read plan {path}: {error.strerror}{hint}") from None
     except ValueError as error:
         raise ConfigError(f"plan {path} is not valid JSON: {error}") from None
@@ -73,11 +71,7 @@ def read_plan(path: str) -> FinetunePlan:
 
 
 def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
-    """Return the settings under which a plan is repeated.
-
-    Raises:
-        ConfigError: a setting contradicts the plan.
-    """
+    """Return the settings that repeat a plan; raise ConfigError where one contradicts it."""
     asked = config.finetuning
     settings = {
         "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
@@ -89,9 +83,7 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
     }
     for name, (value, planned) in settings.items():
         if value is not None and value != planned:
-            raise ConfigError(
-                f"{name}={value!r} contradicts the plan, which has {planned!r}; omit one of them"
-            )
+            raise ConfigError(f"{name}={value!r} contradicts {planned!r} in the plan; omit one of them")
     if asked.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
             f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
@@ -101,7 +93,7 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
 
 
 def has_same_plan(run_dir: str, plan: FinetunePlan) -> bool:
-    """Whether a run followed a plan, apart from the estimated times."""
+    """Return True if a run followed a plan, apart from the estimated times."""
     path = os.path.join(run_dir, "plan.json")
     return os.path.isfile(path) and replace(read_plan(path), seconds={}) == replace(plan, seconds={})
 

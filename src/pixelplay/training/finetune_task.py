@@ -9,7 +9,7 @@ from pixelplay.arrays import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.cache import default_cache_dir
 from pixelplay.data.pixel_cache import PixelCache
-from pixelplay.data.sampling import class_priors, epoch_length, natural_offset
+from pixelplay.data.sampling import class_priors, natural_offset
 from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import (
@@ -208,10 +208,6 @@ class FinetuneTask:
         """Estimate the seconds of fitting heads after training; crt searches for C twice."""
         return self.probe.seconds * (2.0 if self.ctx.config.imbalance == "crt" else PROBE_REFIT_FRAC)
 
-    def n_drawn(self) -> int:
-        """Return the number of images drawn per epoch."""
-        return epoch_length(self.counts, self.imbalance, self.ctx.config.oversample_to)
-
     @property
     def max_view_bytes(self) -> int:
         """Room for cached views on disk."""
@@ -219,5 +215,5 @@ class FinetuneTask:
 
 
 def can_average_with_probe(config: TrainConfig) -> bool:
-    """Whether the linear probe may be averaged in: both heads are linear then."""
+    """Return True if the linear probe may be averaged in: both heads are linear then."""
     return config.finetuning.head == "linear" and config.finetuning.ensemble_probe != "off"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
-from pixelplay.config import Imbalance, Metric, TrainConfig
+from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
@@ -51,20 +51,25 @@ def fit_probe_for_imbalance(
         on_progress: called for each value of C tried, of either weighting; like the other arguments, see
             `fit_probe`.
     """
-    start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
-    tolerance = SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
+    start, counts = time.monotonic(), np.bincount(labels)
+    ratio, tolerance = imbalance_ratio(counts), SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
     evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
-    if config.imbalance == "auto" and ratio > HINT_RATIO:
-        plain, weighted = (
-            _fit_weighting(name, features, labels, folds, tolerance, on_progress)
-            for name in ("none", "class_weights")
+
+    def fit(weighting: Weighting) -> LinearProbe:
+        weights, offset = _weights_and_offset(weighting, labels, counts)
+        probe = fit_probe(
+            features, labels, folds, weights=weights, oof_tolerance=tolerance, on_progress=on_progress
         )
-        evidence |= _compare(plain, weighted, labels, groups, config.metric, config.seed)
+        oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
+        return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
+
+    if config.imbalance == "auto" and ratio > HINT_RATIO:
+        plain, weighted = fit("none"), fit("class_weights")
+        evidence |= _compare(plain, weighted, labels, groups, config)
         probe = weighted if evidence["difference"] > evidence["standard_error"] else plain
     else:
-        weighted_loss = config.imbalance in ("sampler", "class_weights", "crt")
-        weighting: Weighting = "class_weights" if weighted_loss else "none"
-        probe = _fit_weighting(weighting, features, labels, folds, tolerance, on_progress)
+        is_weighted = config.imbalance in ("sampler", "class_weights", "crt")
+        probe = fit("class_weights" if is_weighted else "none")
     evidence = {"value": probe.weighting, **evidence}
     return replace(probe, evidence=evidence, seconds=time.monotonic() - start)
 
@@ -115,38 +120,19 @@ def _weights_and_offset(
     return class_weights(counts)[labels].astype(np.float32), natural_offset(counts, weighting, None, 0.0)
 
 
-def _fit_weighting(
-    weighting: Weighting,
-    features: Float32Array,
-    labels: IntArray,
-    folds: IntArray,
-    oof_tolerance: float,
-    on_progress: Callable[[int], object],
-) -> LinearProbe:
-    weights, offset = _weights_and_offset(weighting, labels, np.bincount(labels))
-    probe = fit_probe(
-        features, labels, folds, weights=weights, oof_tolerance=oof_tolerance, on_progress=on_progress
-    )
-    oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
-    return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
-
-
 def _compare(
-    plain: LinearProbe,
-    weighted: LinearProbe,
-    labels: IntArray,
-    groups: IntArray,
-    metric: Metric,
-    seed: int,
+    plain: LinearProbe, weighted: LinearProbe, labels: IntArray, groups: IntArray, config: TrainConfig
 ) -> dict[str, Any]:
     """Compare the out-of-fold decisions of both weightings."""
     priors = class_priors(np.bincount(labels))
     held_out = ~np.isnan(plain.oof_logits).any(1)
     labels, groups = labels[held_out], groups[held_out]
     logits = plain.oof_logits[held_out], weighted.oof_logits[held_out]
-    values, standard_error = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
+    values, standard_error = compare_logits(
+        logits, labels, groups, priors, metric=config.metric, seed=config.seed
+    )
     return {
-        "metric": metric,
+        "metric": config.metric,
         "metric_by_value": dict(zip(("none", "class_weights"), values, strict=True)),
         "difference": values[1] - values[0],
         "standard_error": standard_error,

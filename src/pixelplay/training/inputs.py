@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -51,19 +51,6 @@ class Batch(NamedTuple):
     weights: Float32Array  # (B,) loss weights
 
 
-class InputSource(Protocol):
-    """Provides the inputs of images by their position in the training data."""
-
-    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """Load one augmented view of each row, in a thread; the result moves them to the device."""
-
-    def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """Load each row as prediction sees it, without the mirror image."""
-
-    def flush(self) -> None:
-        """Write loaded images to the cache."""
-
-
 def stream(
     batches: Sequence[AnyBatch], load: Callable[[AnyBatch], Callable[[], Inputs]], num_workers: int | None
 ) -> Iterator[tuple[AnyBatch, Inputs]]:
@@ -86,7 +73,7 @@ class AugmentedPixels:
     seed: int
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load one augmented view of each row, in a thread; the result moves them to the device."""
         wholes = [self.pixels[i] for i in batch.rows]
         views = [
             augment_view(
@@ -102,12 +89,12 @@ class AugmentedPixels:
         return self._bring(views, batch.rows, wholes)
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load each row as prediction sees it, without the mirror image."""
         wholes = [self.pixels[i] for i in rows]
         return self._bring([eval_transform(whole, self.preprocessing) for whole in wholes], rows, wholes)
 
     def flush(self) -> None:
-        """See `InputSource`."""
+        """Write loaded images to the cache."""
         self.pixels.flush()
 
     @cached_property
@@ -223,11 +210,7 @@ class CachedViews:
             cache.drop()
 
     def measure_s(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_warmup: int) -> float:
-        """Measure the seconds per augmented view; nothing is stored.
-
-        Args:
-            n_warmup: batches until all cores are busy, not counted if more follow.
-        """
+        """Measure the seconds per augmented view after `n_warmup` batches, if more follow; store nothing."""
         ends, sizes = [time.perf_counter()], [0]
         for chunk, _, _ in self._make(rows, 0, batch_size, num_workers):
             ends.append(time.perf_counter())
@@ -236,7 +219,7 @@ class CachedViews:
         return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `InputSource`; each time an image shows its next view, and each starts with another."""
+        """Load the next view of each row; images start with different views."""
         chosen = [
             self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.cached_views]
             for i, time in zip(batch.rows, batch.times, strict=True)
@@ -244,7 +227,7 @@ class CachedViews:
         return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load the plain view of each row."""
         return self._bring([self._plain.get(self._digests[i]) for i in rows])
 
     def flush(self) -> None:
@@ -303,6 +286,9 @@ class CachedViews:
         if device == "cuda":
             maps, stats = maps.pin_memory(), stats.pin_memory()
         return lambda: (to_device(maps, device), to_device(stats, device))
+
+
+InputSource = AugmentedPixels | CachedViews
 
 
 def _digest_of(content: object) -> str:

@@ -24,9 +24,6 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     Images that select or measure stay, with their labels: metrics without the doubtful ones would be
     optimistic. So label issues in a validation split still select, but are not trained on in the refit.
     Labels that the user has reviewed are kept.
-
-    Raises:
-        DataError: no image can be held out.
     """
     rows, config = data.fit_rows, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
@@ -46,7 +43,9 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     if len(dropped):
         n = counted(len(dropped), "image")
         ctx.log.note(f"dropped {n} of {len(rows):,} with label issues: {examples(data.paths_of(dropped))}")
-    return _drop(data, dropped, val_selects=config.finetune != "none")
+    kept_val = data.split.val if config.finetune != "none" else np.setdiff1d(data.split.val, dropped)
+    split = replace(data.split, train=np.setdiff1d(data.split.train, dropped), val=kept_val)
+    return replace(data, split=split, fit_rows=np.setdiff1d(rows, dropped), dropped=dropped)
 
 
 def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
@@ -57,11 +56,3 @@ def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
         limits = (MAX_DROPPED * data.counts_of(split)).astype(np.int64)  # (K,)
         dropped += [own[data.labels[own] == k][: limits[k]] for k in range(data.n_known)]
     return np.sort(np.concatenate(dropped))
-
-
-def _drop(data: TrainingData, dropped: IntArray, *, val_selects: bool) -> TrainingData:
-    """Remove images from training; a validation split that selects keeps them."""
-    val = data.split.val if val_selects else np.setdiff1d(data.split.val, dropped)
-    split = replace(data.split, train=np.setdiff1d(data.split.train, dropped), val=val)
-    fit_rows = np.setdiff1d(data.fit_rows, dropped)
-    return replace(data, split=split, fit_rows=fit_rows, dropped=dropped)

@@ -40,7 +40,7 @@ class LinearProbe:
 
     @property
     def was_compared(self) -> bool:
-        """Whether held-out images selected the weighting."""
+        """True if held-out images selected the weighting."""
         return "difference" in self.evidence
 
 
@@ -59,8 +59,7 @@ def fit_probe(
         features: (N, D), finite.
         labels: (N,) in [0, K), every class present outside every fold.
         folds: (N,) fold in which an image is held out, -1 for never.
-        weights: (N,) positive sample weights for the fits and the NLL; None for equal weights. Only
-            ratios matter: in each fit the mean weight is 1, so C means the same as without.
+        weights: (N,) positive, for the fits and the NLL; only ratios matter, so C means the same as without.
         oof_tolerance: SEARCH_TOLERANCE saves most of the time where `oof_logits` need not be precise.
         on_progress: called with 1 for each value of C tried.
     """
@@ -78,7 +77,8 @@ def fit_probe(
         on_progress(1)
         if nll_by_C[C] == min(nll_by_C.values()):
             best_heads = heads
-        if _has_risen(list(nll_by_C.values())):
+        nlls = list(nll_by_C.values())
+        if len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES]):
             break
     C = min(nll_by_C, key=lambda c: nll_by_C[c])
     if oof_tolerance < SEARCH_TOLERANCE:
@@ -210,8 +210,3 @@ def _nll(oof: Float32Array, labels: IntArray, folds: IntArray, weights: Float64A
     log_probs = log_softmax(oof[held_out].astype(np.float64))
     true = log_probs[np.arange(len(log_probs)), labels[held_out]]  # (n,)
     return float(-(true * weights[held_out]).sum() / weights[held_out].sum())
-
-
-def _has_risen(nlls: list[float]) -> bool:
-    """Whether the last MAX_RISES values all exceed the best before them."""
-    return len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES])

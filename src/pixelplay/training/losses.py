@@ -35,19 +35,14 @@ def make_loss(
     Args:
         counts: (K,) training images per class, all >= 1.
         logit_tau: τ of logit_adjusted.
-        focal_gamma: γ of focal.
+        focal_gamma: γ of focal, which raises ConfigError for smoothed or mixed labels.
         label_smoothing: fraction of each label that is spread, in [0, 1).
-
-    Raises:
-        ConfigError: focal with smoothed labels; its loss raises the same for mixed ones.
     """
     assert imbalance != "auto", "auto is resolved before training"
     if imbalance == "focal":
         if label_smoothing > 0:
-            raise ConfigError(
-                f"label_smoothing={label_smoothing} makes soft labels, which --imbalance focal does not "
-                "support; set it to 0 or use another --imbalance"
-            )
+            conflict = f"label_smoothing={label_smoothing} is not supported by --imbalance focal"
+            raise ConfigError(f"{conflict}; set it to 0 or use another --imbalance")
         return partial(_focal_loss, focal_gamma)
     shift, weights = np.zeros(len(counts)), np.ones(len(counts))
     if imbalance in ("balanced_softmax", "logit_adjusted"):
@@ -95,10 +90,7 @@ def _focal_loss(gamma: float, logits: Tensor, targets: Tensor) -> Tensor:
     """
     is_true = targets > 0
     if not (is_true.sum(1) == 1).all():
-        raise ConfigError(
-            "--imbalance focal does not support soft labels; omit mixup, cutmix and label_smoothing, or "
-            "use another --imbalance"
-        )
+        raise ConfigError("--imbalance focal does not support mixup, cutmix and label_smoothing; omit them")
     log_probs = torch.log_softmax(logits.float(), dim=1)  # (B, K)
     # 1 − p as a sum over the other classes: a difference would underflow for confident predictions
     log_rest = log_probs.masked_fill(is_true, -torch.inf).logsumexp(1)  # (B,)

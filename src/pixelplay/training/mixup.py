@@ -10,11 +10,7 @@ from pixelplay.config import AugmentConfig
 
 
 def mix_batch(
-    inputs: Tensor,
-    extras: Tensor,
-    targets: Tensor,
-    config: AugmentConfig,
-    rng: np.random.Generator,
+    inputs: Tensor, extras: Tensor, targets: Tensor, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each image of a batch with a partner by MixUp or CutMix.
 
@@ -25,11 +21,6 @@ def mix_batch(
         inputs: (B, C, H, W) images or feature maps; memory format and dtype are kept.
         extras: (B, D) further inputs, mixed with the ratio of the labels.
         targets: (B, K) float, rows sum to 1, and still do afterwards.
-        config: which methods, and their α.
-        rng: the only source of randomness.
-
-    Returns:
-        `inputs`, `extras` and `targets`, mixed, in the same shapes.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412, section 2;
     between feature maps: Verma et al., "Manifold Mixup", ICML 2019, arXiv:1806.05236, section 2.

@@ -16,14 +16,9 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Create AdamW with a learning rate per stage and no decay on norms, biases and layer scales.
 
-    Each parameter group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the
-    gradient, so the learning rate scales with the square root of the images per step.
-
-    timm's `param_groups_layer_decay` does not fit: it decays per layer instead of per stage, and needs the
-    whole network.
-
-    Args:
-        lr_frac: factor on all learning rates.
+    Each parameter group keeps its peak learning rate, times `lr_frac`, as "peak_lr". Adam's step does not
+    grow with the gradient, so it scales with the square root of the images per step. timm's
+    `param_groups_layer_decay` decays per layer instead of per stage and needs the whole network.
 
     Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022,
     arXiv:2205.10287.

@@ -19,7 +19,7 @@ from pixelplay.training.checkpoint import has_progress
 from pixelplay.training.finetune_plan import FinetunePlan, apply_plan, read_plan
 from pixelplay.training.training_data import TrainingData
 
-START_OVER = "use --force instead of --resume to start over"
+START_OVER = "restore them, or use --force instead of --resume"
 SETTINGS_FILE, IMAGES_FILE = "settings.json", "images.json"
 THREADS = "threads"
 # settings that do not affect the weights: what a cache holds can be recomputed
@@ -41,8 +41,7 @@ def check_settings(
     A different number of threads is only noted: rounding depends on it.
 
     Args:
-        device: "auto" resolved.
-        plan: plan to repeat; None where the run makes its own.
+        plan: to repeat; None where the run makes its own.
         options: settings of the command that are not part of `config`.
 
     Raises:
@@ -58,14 +57,9 @@ def check_settings(
     # the number of refit epochs depends on the time left
     depends_on_time = plan is None and config.finetuning.epochs is None and config.finetune != "none"
     if changed := differences(kept, own, FREE if depends_on_time else FREE | {"time_budget"}):
-        raise ConfigError(
-            f"the interrupted run had other settings: {name_some(changed)}; use the same, or {START_OVER}"
-        )
+        raise ConfigError(f"the interrupted run had other settings: {name_some(changed)}; {START_OVER}")
     if device.name == "cpu" and (before := kept.get(THREADS, own[THREADS])) != own[THREADS]:
-        log.note(
-            f"resuming with {own[THREADS]} threads instead of {before}: weights may differ by rounding from "
-            "an uninterrupted run"
-        )
+        log.note(f"resuming with {own[THREADS]} threads instead of {before}: weights may differ by rounding")
 
 
 def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
@@ -83,7 +77,7 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
     }
     kept = _read_or_write(folder, IMAGES_FILE, {"weights": weights_id, "images": own})
     if kept["weights"] != weights_id:
-        raise ConfigError(f"the interrupted run had other backbone weights; use the same, or {START_OVER}")
+        raise ConfigError(f"the interrupted run had other backbone weights; {START_OVER}")
     then = kept["images"]
     both = [path for path in own if path in then]
     # a group is identified by its first path
@@ -96,10 +90,7 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
         "changed": [path for path in both if own[path][:-1] != then[path][:-1] or path in moved],
     }
     if told := [f"{len(paths)} {kind} ({name_some(paths[:3])})" for kind, paths in found.items() if paths]:
-        raise DataError(
-            f"the images differ from those of the interrupted run: {', '.join(told)}; restore them, or "
-            f"{START_OVER}"
-        )
+        raise DataError(f"the interrupted run had other images: {', '.join(told)}; {START_OVER}")
 
 
 def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:
@@ -141,7 +132,7 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
                 kept: dict[str, Any] = json.load(file)
             return kept
         except (OSError, ValueError) as error:
-            raise DataError(f"could not read {path} ({error}); {START_OVER}") from None
+            raise DataError(f"could not read {path} ({error}); use --force instead of --resume") from None
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(content)
     write_bytes(text.encode(), path)

@@ -50,27 +50,22 @@ class RunContext:
         Args:
             plan: plan.json of another run to repeat.
             options: settings of the command that are not part of `config`; a resumed run must repeat them.
-
-        Raises:
-            ConfigError: a setting, the output folder or the device cannot be used.
         """
         started = time.monotonic() if started is None else started
         repeated, config = (None, config) if plan is None else load_plan(os.fspath(plan), config, log)
         check_compatible(config)
         with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as run_dir:
             device = resolve_device(config.compute)
-            _set_cublas_workspace(config, device)
+            if config.finetuning.deterministic and device.name == "cuda":
+                # before the first matrix product; see cuBLAS documentation, "Results reproducibility"
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             ctx = cls(config=config, device=device, run_dir=run_dir, log=log, started=started, plan=repeated)
             check_settings(ctx.checkpoint_dir, config, device, repeated, log, options)
             yield ctx
 
     @cached_property
     def backbone(self) -> PretrainedBackbone:
-        """The pretrained backbone, loaded on first use.
-
-        Raises:
-            ConfigError: the backbone or its weights cannot be used.
-        """
+        """The pretrained backbone, loaded on first use."""
         return load_backbone(
             resolve_backbone_name(self.config.backbone, self.device.name),
             self.config.weights,
@@ -102,12 +97,3 @@ class RunContext:
     def budget_s(self) -> float:
         """The time budget in seconds."""
         return parse_duration(self.config.time_budget)
-
-
-def _set_cublas_workspace(config: TrainConfig, device: Device) -> None:
-    """Let a GPU's matrix products be reproducible on request; must precede the first of them.
-
-    Source: cuBLAS documentation, "Results reproducibility".
-    """
-    if config.finetuning.deterministic and device.name == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -8,9 +8,9 @@ from itertools import count
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
-from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, round_draws
+from pixelplay.data.sampling import draw_epoch, epoch_length, expected_draws, round_draws
 from pixelplay.training.compatibility import can_repeat_hard_examples
 from pixelplay.training.inputs import Batch
 
@@ -35,18 +35,10 @@ class Schedule:
     epochs_before: int = 0  # of an earlier schedule, so that random draws are not repeated
 
     @cached_property
-    def priors(self) -> Float64Array:
-        """Class frequencies (K,) of the images trained on."""
-        return class_priors(self._counts)
-
-    @cached_property
-    def _counts(self) -> IntArray:
-        return np.bincount(self.labels[self.rows], minlength=self.n_classes)
-
-    @cached_property
     def n_drawn(self) -> int:
         """Images drawn per epoch."""
-        return epoch_length(self._counts, self.imbalance, self.config.oversample_to)
+        counts = np.bincount(self.labels[self.rows], minlength=self.n_classes)
+        return epoch_length(counts, self.imbalance, self.config.oversample_to)
 
     @property
     def batches_per_epoch(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pixelplay.config import FinetuneConfig
+from pixelplay.data.sampling import epoch_length
 from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.device import is_out_of_memory
@@ -48,14 +49,6 @@ class Throughput:
     step_s: float  # seconds for forward, backward and update behind the cut
     bytes_per_view: int  # on disk
 
-    def train_s(self, n: int) -> float:
-        """Seconds to train on n images; without a cut they are decoded and augmented each time."""
-        return (self.step_s if self.unfreeze_stages else self.view_s + self.step_s) * n
-
-    def predict_s(self, n: int) -> float:
-        """Seconds to predict n images; a forward pass costs a third of a step, in both halves."""
-        return (self.view_s + 2 * self.step_s / 3) * n
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -75,7 +68,8 @@ class Workload:
         n_eval = len(task.val) + len(data.split.test)
         if config.imbalance == "crt":  # the head is refitted before and after the refit epochs
             n_eval += len(task.train) + len(data.fit_rows)
-        n_drawn, refit_epochs = task.n_drawn(), config.finetuning.refit_epochs
+        n_drawn = epoch_length(task.counts, task.imbalance, config.oversample_to)
+        refit_epochs = config.finetuning.refit_epochs
         return cls(
             n_train=len(data.fit_rows if refit_epochs else task.train),
             n_drawn=n_drawn,
@@ -165,13 +159,15 @@ def shortest_training_s(throughput: Throughput, work: Workload, task_views: int 
 
 def _cost_s(throughput: Throughput, work: Workload, epochs: int, n_views: int | None) -> dict[str, float]:
     """Return the seconds of each piece of work; without views all layers are trained."""
-    views_s = 0.0 if n_views is None else throughput.view_s * (n_views * work.n_train + work.n_val)
-    epoch_s = throughput.train_s(work.n_drawn) + throughput.step_s / 3 * work.n_val
+    view_s, step_s = throughput.view_s, throughput.step_s
+    # without a cut images are decoded and augmented each time
+    train_s = step_s if throughput.unfreeze_stages else view_s + step_s
+    # a forward pass costs a third of a step, in both halves
     return {
-        "views": views_s,
-        "training": epochs * epoch_s,
-        "refit": throughput.train_s(work.n_refit),
-        "evaluation": throughput.predict_s(work.n_eval),
+        "views": 0.0 if n_views is None else view_s * (n_views * work.n_train + work.n_val),
+        "training": epochs * (train_s * work.n_drawn + step_s / 3 * work.n_val),
+        "refit": train_s * work.n_refit,
+        "evaluation": (view_s + 2 * step_s / 3) * work.n_eval,
     }
 
 
@@ -202,8 +198,8 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
     plan = None
     for n_stages in choices:
         batch_size, throughput = _measure(task, n_stages, batch_size)
-        if not throughputs and not _has_room(task, throughput):
-            raise _no_room(task, throughput)
+        if not throughputs and (error := _lack_of_room(task, throughput)):
+            raise error
         throughputs.append(throughput)
         # measuring takes time too, so the plan is made again each time
         plan = fit_plan(throughputs, Workload.of(task), _left_s(task), settings, batch_size) or plan
@@ -223,10 +219,11 @@ def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) 
         assert frozen is not None
         n_bytes = CachedViews.bytes_per_view(frozen, device)
         throughput = Throughput(unfreeze_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
-        if _has_room(task, throughput):
+        if not (error := _lack_of_room(task, throughput)):
             break
     else:
-        raise _no_room(task, throughput)
+        assert error is not None
+        raise error
     if device.name == "cuda":  # only a trial shows which batch fits and whether compiling pays off
         batch_size, throughput = _measure(task, n_stages, batch_size)
     plan = fit_plan([throughput], Workload.of(task), None, settings, batch_size)
@@ -246,12 +243,11 @@ def _plan_full(task: FinetuneTask) -> FinetunePlan:
     return _complete(task, plan, is_measured=is_measured)
 
 
-def _has_room(task: FinetuneTask, throughput: Throughput) -> bool:
-    return Workload.of(task).max_views(throughput) >= (task.ctx.config.finetuning.cached_views or 1)
-
-
-def _no_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError:
+def _lack_of_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError | None:
+    """Return the error for cached views that do not fit; None where they do."""
     work, asked = Workload.of(task), task.ctx.config.finetuning.cached_views
+    if work.max_views(throughput) >= (asked or 1):
+        return None
     needed = (asked or 1) * throughput.bytes_per_view * work.n_train
     return TimeBudgetError(
         f"{asked or 1} cached views of {work.n_train:,} images need {needed / 1e6:,.1f} MB but there is room "

@@ -179,23 +179,20 @@ class Trainer:
                 self.log.progress("training", self.schedule.epochs * per_epoch, "batches") as bar,
             ):
                 if self.use_compile:
-                    self._compile()
+                    first, *_ = self.schedule.batches(1, np.ones(len(self.schedule.labels), np.float32))
+                    epoch, size = self.schedule.epochs_before + 1, self.schedule.size_px(0)
+                    sample, required = (
+                        self.inputs.train_batch(first, epoch, size)(),
+                        self.settings.compile == "on",
+                    )
+                    self.forward = compile_forward(
+                        self.classifier, self.forward, sample, self.device, self.log, required=required
+                    )
                 bar.update(max(0, self.state.epoch - 1) * per_epoch + self.state.n_batches)
                 yield bar
         if (n := self.state.epochs) < self._n_planned:
             what = "training" if len(self.validation.rows) else "refit on train and val"
-            self.log.note(
-                f"{what} is slower than planned: {n} of {self._n_planned} epochs fit the time budget"
-            )
-
-    def _compile(self) -> None:
-        schedule = self.schedule
-        first, *_ = schedule.batches(1, np.ones(len(schedule.labels), np.float32))
-        sample = self.inputs.train_batch(first, schedule.epochs_before + 1, schedule.size_px(0))()
-        required = self.settings.compile == "on"
-        self.forward = compile_forward(
-            self.classifier, self.forward, sample, self.device, self.log, required=required
-        )
+            self.log.note(f"{what}: only {n} of {self._n_planned} planned epochs fit the time budget")
 
     def _remaining_batches(self) -> Iterator[tuple[Batch, Inputs]]:
         """Yield the batches of the current epoch that are not done yet, with their inputs."""

@@ -66,6 +66,12 @@ class TrainingData:
         return np.setdiff1d(self.split.train, [i for members in sets for i in members])
 
 
+def count_groups(labels: IntArray, groups: IntArray, n_classes: int) -> IntArray:
+    """Count the groups of each class, (K,), from labels (N,) and groups (N,)."""
+    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
+    return np.bincount(pairs[:, 0], minlength=n_classes)
+
+
 def build_training_data(
     dataset: ImageDataset,
     features: ImageFeatures,
@@ -77,8 +83,7 @@ def build_training_data(
 
     Args:
         dataset: all labelled images.
-        features: of all of them.
-        corrections: of all of them; None for none. The split is made by the given labels.
+        corrections: None for none; the split is made by the given labels.
         near_duplicates: pairs of positions in `dataset`.
 
     Raises:
@@ -94,8 +99,9 @@ def build_training_data(
     given_split = make_split(usable, duplicates, config)
     corrections = corrections or uncorrected_labels(dataset)
     corrected = corrections.labels[is_readable]
-    split, excluded = _exclude(given_split, corrected)
-    fit_rows = np.union1d(split.train, split.val)
+    fit_rows = np.union1d(given_split.train, given_split.val)
+    excluded = fit_rows[corrected[fit_rows] == NO_LABEL]
+    train, val, fit_rows = (np.setdiff1d(a, excluded) for a in (given_split.train, given_split.val, fit_rows))
     labels = usable.labels.copy()
     labels[fit_rows] = corrected[fit_rows]
     counts = np.bincount(labels[fit_rows], minlength=len(usable.classes))
@@ -110,7 +116,7 @@ def build_training_data(
         features=features.values[is_readable],
         digests=digests,
         duplicates=duplicates,
-        split=split,
+        split=replace(given_split, train=train, val=val),
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
         given_labels=rank[usable.labels],
@@ -122,11 +128,3 @@ def build_training_data(
         excluded_from_val=np.intersect1d(excluded, given_split.val),
         dropped=np.empty(0, dtype=np.int64),
     )
-
-
-def _exclude(split: Split, corrected: IntArray) -> tuple[Split, IntArray]:
-    """Take images whose corrected label is empty out of train and val; also return their positions."""
-    rows = np.union1d(split.train, split.val)
-    excluded = rows[corrected[rows] == NO_LABEL]
-    train, val = np.setdiff1d(split.train, excluded), np.setdiff1d(split.val, excluded)
-    return replace(split, train=train, val=val), excluded

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -96,21 +97,18 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
     if n_never := int((folds[0] == NEVER_HELD_OUT).sum()):
         log.note(f"{counted(n_never, 'image')} never held out: no other image of the class would be left")
     results: list[FoldResult] = []
-    for repeat, each in enumerate(configs):
-        for fold in range(config.n_folds):
-            name = f"fold {fold + 1}/{config.n_folds}"
-            if repeats > 1:
-                name += f", repeat {repeat + 1}/{repeats}"
-            with log.section(name):
-                held_out = rows[folds[repeat] == fold]
-                results.append(_train_fold(data, held_out, ctx.derive(config=each), (repeat, fold)))
+    for repeat, fold in product(range(repeats), range(config.n_folds)):
+        suffix = f", repeat {repeat + 1}/{repeats}" if repeats > 1 else ""
+        with log.section(f"fold {fold + 1}/{config.n_folds}{suffix}"):
+            held_out, own = rows[folds[repeat] == fold], ctx.derive(config=configs[repeat])
+            results.append(_train_fold(data, held_out, own, (repeat, fold)))
     logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
     for result in results:
         logits[result.repeat, np.searchsorted(rows, result.rows)] = result.logits
     labels, groups, priors = data.labels[rows], data.split.groups[rows], class_priors(data.fit_counts)
     fits = [
-        cross_fit_rule(each, labels, groups, own, priors, metric=config.metric, seed=config.seed)
-        for each, own in zip(logits, folds, strict=True)
+        cross_fit_rule(each, labels, groups, of_each, priors, metric=config.metric, seed=config.seed)
+        for each, of_each in zip(logits, folds, strict=True)
     ]
     probs, pred, rules = zip(*fits, strict=True)
     return CrossValidation(

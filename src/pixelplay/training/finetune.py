@@ -71,17 +71,10 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     for note in _ineffective_settings(plan, schedule):
         ctx.log.note_for_run(note)
     _note_uncached_pixels(task, plan)
-    trainer = Trainer(
-        classifier,
-        inputs,
-        schedule,
-        validation,
-        task.loss(task.train),
-        ctx,
-        time_limit_s=task.time_limit_s(plan),
-        use_compile=plan.compile,
-    )
-    state = trainer.fit()
+    loss, limit_s = task.loss(task.train), task.time_limit_s(plan)
+    state = Trainer(
+        classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s, use_compile=plan.compile
+    ).fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
     _check_stopped(task, state.stopped, state.best_epoch)
     backbone, head = _assemble(task, classifier, task.train, validation.offset)
@@ -119,8 +112,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
     epochs = ctx.config.finetuning.refit_epochs if tuned.best_epoch else 0
     if epochs:
         before = copy_weights(classifier)
-        trainer = _refit_trainer(task, tuned, epochs)
-        state = trainer.fit()
+        state = _refit_trainer(task, tuned, epochs).fit()
         if state.stopped:
             ctx.log.note(f"skipped the refit on train and val: {state.stopped}")
             epochs = 0

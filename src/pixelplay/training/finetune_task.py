@@ -62,14 +62,11 @@ class FinetuneTask:
         self._cache_dir = config.cache_dir or default_cache_dir()
         self._max_bytes = int(config.cache_gb * 1e9)
         preprocessing = ctx.backbone.preprocessing
+        pixels = PixelCache(
+            data.dataset, data.digests, preprocessing, cache_dir=self._cache_dir, max_bytes=self._max_bytes
+        )
         self.pixels = AugmentedPixels(
-            pixels=PixelCache(
-                data.dataset,
-                data.digests,
-                preprocessing,
-                cache_dir=self._cache_dir,
-                max_bytes=self._max_bytes,
-            ),
+            pixels=pixels,
             preprocessing=preprocessing,
             augmenting=config.augmenting,
             hflip=config.hflip,

@@ -9,6 +9,7 @@ candidates, the plain and the class-weighted head, both with natural-prior logit
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
+from pixelplay.data.splits import assign_folds, check_any_held_out
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
 from pixelplay.model.classifier import LinearHead
@@ -28,6 +30,8 @@ from pixelplay.training.linear_probe import (
     fit_probe,
     fit_subset,
 )
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.training_data import TrainingData
 
 
 def fit_probe_for_imbalance(
@@ -74,14 +78,29 @@ def fit_probe_for_imbalance(
     return replace(probe, evidence=evidence, seconds=time.monotonic() - start)
 
 
+def fit_probe_on_rows(
+    data: TrainingData, rows: IntArray, ctx: RunContext, *, head_only: bool = False, title: str
+) -> tuple[LinearProbe, IntArray]:
+    """Fit the linear probe on some images; also return the fold (n,) in which each was held out.
+
+    Raises:
+        DataError: no image can be held out.
+    """
+    labels, groups, config = data.labels[rows], data.split.groups[rows], ctx.config
+    folds = assign_folds(labels, groups, config.n_folds, config.seed)
+    check_any_held_out(folds, data.dataset.source)
+    with ctx.log.progress(title, None, "values of C") as bar:
+        fit = partial(fit_probe_for_imbalance, head_only=head_only, on_progress=bar.update)
+        return fit(data.features[rows], labels, groups, folds, config), folds
+
+
 def note_on_imbalance(imbalance: Imbalance) -> str | None:
     """Explain what an imbalance setting means for a linear probe; None where it means what it says."""
     if imbalance == "focal":
         return "--imbalance focal is ignored with --finetune none: it needs trained layers"
     if imbalance in ("balanced_softmax", "logit_adjusted"):
         return (
-            f"--imbalance {imbalance} has no effect with --finetune none: it only shifts logits, which "
-            "natural priors undo; use --metric to favour rare classes"
+            f"--imbalance {imbalance} has no effect with --finetune none; use --metric to favour rare classes"
         )
     if imbalance in ("sampler", "crt"):
         return f"--imbalance {imbalance} is class_weights with --finetune none"

@@ -6,11 +6,11 @@ import numpy as np
 
 from pixelplay.arrays import IntArray
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.label_issues import find_label_issues
 from pixelplay.text import counted
-from pixelplay.training.imbalance import fit_probe_for_imbalance
+from pixelplay.training.imbalance import fit_probe_on_rows
 from pixelplay.training.prepare import examples
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData
@@ -27,12 +27,7 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     """
     rows, config = data.fit_rows, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
-    folds = assign_folds(labels, groups, config.n_folds, config.seed)
-    check_any_held_out(folds, data.dataset.source)
-    with ctx.log.progress("finding label issues", None, "values of C") as bar:
-        probe = fit_probe_for_imbalance(
-            data.features[rows], labels, groups, folds, config, on_progress=bar.update
-        )
+    probe, folds = fit_probe_on_rows(data, rows, ctx, title="finding label issues")
     priors = class_priors(data.fit_counts)
     rule = fit_decision_rule(probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed)
     is_judged = folds != NEVER_HELD_OUT

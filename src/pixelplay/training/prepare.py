@@ -87,11 +87,8 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
         log.note(note)
     if config.relabel is not None:
         n_changed = int((data.labels != data.given_labels).sum())
-        log.note(
-            f"{config.relabel}: {counted(n_changed, 'training label')} changed, "
-            f"{counted(len(data.excluded), 'image')} excluded; metrics use the labels as given, and "
-            "metrics.json also has those on the corrected labels"
-        )
+        n = f"{counted(n_changed, 'training label')} changed, {counted(len(data.excluded), 'image')} excluded"
+        log.note(f"{config.relabel}: {n}; metrics use the labels as given (metrics.json has both)")
     _log_never_held_out(data, log)
     _log_coverage(data, log)
     ratio = imbalance_ratio(data.fit_counts)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from pixelplay.arrays import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision_rule import calibrated_nll, compare_logits
 from pixelplay.model.device import InsufficientMemoryError
@@ -18,8 +17,7 @@ from pixelplay.text import counted, name_some
 from pixelplay.training.compatibility import TrainedMethod, can_repeat_hard_examples, unused_settings
 from pixelplay.training.finetune import Finetuned, finetune, refit, starts_at_probe
 from pixelplay.training.finetune_task import FinetuneTask, can_average_with_probe
-from pixelplay.training.imbalance import fit_probe_for_imbalance, note_on_imbalance
-from pixelplay.training.linear_probe import LinearProbe
+from pixelplay.training.imbalance import fit_probe_on_rows, note_on_imbalance
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
@@ -52,7 +50,7 @@ def fit_probe_or_finetune(
     if n_duplicates := len(data.split.train) - len(train):
         n = counted(n_duplicates, "training image")
         log.note(f"{n} not used until the refit, as duplicates of validation images")
-    probe, _ = _fit_probe(data, train, ctx, head_only=True)
+    probe, _ = fit_probe_on_rows(data, train, ctx, head_only=True, title="linear probe")
     task = FinetuneTask(data, probe, ctx)
     try:
         tuned = finetune(task, method)
@@ -79,7 +77,7 @@ def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool)
     rows, log = data.fit_rows, ctx.log
     if n := len(data.split.val):
         log.note(f"the linear probe selects by cross-validation; the {n} validation images join training")
-    probe, folds = _fit_probe(data, rows, ctx, head_only=not needs_oof)
+    probe, folds = fit_probe_on_rows(data, rows, ctx, head_only=not needs_oof, title="linear probe")
     if note := note_on_imbalance(ctx.config.imbalance):
         log.note(note)
     if ctx.config.oversample_to is not None:
@@ -169,18 +167,6 @@ def _keep_probe(
     """Record that the linear probe was selected over a fine-tuned network."""
     selected = {"value": "none", "chosen_on": "val", "n": n_val, **evidence}
     return replace(probe, history=tuned.history, chosen={"finetune": selected, **probe.chosen})
-
-
-def _fit_probe(
-    data: TrainingData, rows: IntArray, ctx: RunContext, *, head_only: bool
-) -> tuple[LinearProbe, IntArray]:
-    labels, groups = data.labels[rows], data.split.groups[rows]
-    folds = assign_folds(labels, groups, ctx.config.n_folds, ctx.config.seed)
-    check_any_held_out(folds, data.dataset.source)
-    with ctx.log.progress("linear probe", None, "values of C") as bar:
-        fit = partial(fit_probe_for_imbalance, head_only=head_only, on_progress=bar.update)
-        probe = fit(data.features[rows], labels, groups, folds, ctx.config)
-    return probe, folds
 
 
 def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:

@@ -181,10 +181,8 @@ class Trainer:
                 if self.use_compile:
                     first, *_ = self.schedule.batches(1, np.ones(len(self.schedule.labels), np.float32))
                     epoch, size = self.schedule.epochs_before + 1, self.schedule.size_px(0)
-                    sample, required = (
-                        self.inputs.train_batch(first, epoch, size)(),
-                        self.settings.compile == "on",
-                    )
+                    sample = self.inputs.train_batch(first, epoch, size)()
+                    required = self.settings.compile == "on"
                     self.forward = compile_forward(
                         self.classifier, self.forward, sample, self.device, self.log, required=required
                     )

@@ -56,9 +56,7 @@ class RunContext:
         check_compatible(config)
         with new_run_dir(os.fspath(out_dir), force=force, resume=resume) as run_dir:
             device = resolve_device(config.compute)
-            if config.finetuning.deterministic and device.name == "cuda":
-                # before the first matrix product; see cuBLAS documentation, "Results reproducibility"
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            _set_cublas_workspace(config, device)
             ctx = cls(config=config, device=device, run_dir=run_dir, log=log, started=started, plan=repeated)
             check_settings(ctx.checkpoint_dir, config, device, repeated, log, options)
             yield ctx
@@ -97,3 +95,9 @@ class RunContext:
     def budget_s(self) -> float:
         """The time budget in seconds."""
         return parse_duration(self.config.time_budget)
+
+
+def _set_cublas_workspace(config: TrainConfig, device: Device) -> None:
+    """Allow reproducible matrix products before the first; see cuBLAS, "Results reproducibility"."""
+    if config.finetuning.deterministic and device.name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

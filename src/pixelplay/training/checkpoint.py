@@ -194,11 +194,7 @@ def write_fold(folder: str, result: FoldResult) -> None:
 
 
 def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> FoldResult:
-    """Read a finished fold.
-
-    Args:
-        held_out: (n,) positions of its held-out images.
-        place: its repetition and fold.
+    """Read the finished fold that held out some positions (n,); `place` is its repetition and fold.
 
     Raises:
         DataError: the file is damaged.

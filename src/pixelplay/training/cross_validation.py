@@ -53,12 +53,11 @@ class CrossValidation:
 def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
     """Raise ConfigError if `repeats` is out of range, or a model cannot hold the networks of all folds."""
     REPEATS.check("repeats", repeats, whole=True)
-    n_members = config.n_folds * repeats
-    if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
-        raise ConfigError(
-            f"{config.n_folds} folds × {repeats} repeats are {n_members} networks but a model holds "
-            f"{MAX_BRANCHES}; lower --repeats, or use --single or --finetune none"
+    if config.finetune != "none" and not single and config.n_folds * repeats > MAX_BRANCHES:
+        conflict = (
+            f"{config.n_folds} folds × {repeats} repeats are more than the {MAX_BRANCHES} networks of a model"
         )
+        raise ConfigError(f"{conflict}; lower --repeats, or use --single or --finetune none")
 
 
 def without_test_split(config: TrainConfig, log: RunLog) -> TrainConfig:
@@ -86,10 +85,7 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
     """Train a classifier without each fold of train and val in turn.
 
     Folds that an interrupted run has finished are read. The first fine-tuned fold makes a plan that the
-    others repeat, so that all are trained alike.
-
-    Raises:
-        DataError: a class has fewer images or groups than there are folds.
+    others repeat, so that all are trained alike. DataError where a class has too few images for the folds.
     """
     rows, config, log = data.fit_rows, ctx.config, ctx.log
     configs = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
@@ -123,10 +119,7 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
 
 
 def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContext) -> TrainedClassifier:
-    """Train one classifier on everything, with the method and plan of most folds.
-
-    Its held-out logits are those of the folds.
-    """
+    """Train on everything, with the method and plan of most folds; held-out logits are those of the folds."""
     config, results = ctx.config, validation.results
     method = _most_common(result.finetune for result in results)
     settings, plan = config.finetuning, None

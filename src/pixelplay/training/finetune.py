@@ -103,8 +103,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
     not trained on the validation images.
 
     Returns:
-        The classifier, with the linear probe averaged in if selected, and the number of refit epochs; 0
-        where it was not trained on the validation images.
+        The classifier, with the linear probe averaged in if selected, and the number of refit epochs, if any.
 
     Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
     """

@@ -27,11 +27,9 @@ class FinetunePlan:
 
     def describe(self, n_train: int) -> str:
         """Summarise the plan in one line."""
-        n = self.unfreeze_stages
+        n, n_views = self.unfreeze_stages, self.cached_views
         layers = "all layers" if n is None else "last stage" if n == 1 else f"last {n} stages"
-        views = ""
-        if self.cached_views is not None:
-            views = f", {counted(self.cached_views, 'cached view')} per image"
+        views = "" if n_views is None else f", {counted(n_views, 'cached view')} per image"
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if seconds)
         return (
             f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, "

@@ -52,8 +52,7 @@ def fit_probe_for_imbalance(
     Args:
         groups: (N,) resampled as a whole by the bootstrap behind the standard error.
         head_only: `oof_logits` only serve for selection, so they may be imprecise.
-        on_progress: called for each value of C tried, of either weighting; like the other arguments, see
-            `fit_probe`.
+        on_progress: as in `fit_probe`, like the other arguments.
     """
     start, counts = time.monotonic(), np.bincount(labels)
     ratio, tolerance = imbalance_ratio(counts), SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE

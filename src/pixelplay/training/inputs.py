@@ -182,11 +182,7 @@ class CachedViews:
         num_workers: int | None,
         on_progress: Callable[[int], object] = lambda n: None,
     ) -> str | None:
-        """Compute what is not cached yet: V views of each `train` row, the plain view of each `plain` row.
-
-        Returns:
-            The reason why they could not be stored; None on success.
-        """
+        """Cache V views of each `train` row, the plain view of each `plain` row; return why not, or None."""
         for cache, rows, view in [
             (self._plain, plain, None),
             *((cache, train, view) for view, cache in enumerate(self._varied)),

@@ -158,10 +158,8 @@ def _fit_heads(
 
     Args:
         rows: (N, D+1) scaled features and a column of ones.
-        labels: (N,) in [0, K).
         shares: (N, F) >= 0, weight of each row in each regression; 0 leaves the row out.
         start: (F, D+1, K) initial heads; None for zeros.
-        tolerance: relative decrease of the objective at which to stop.
 
     Returns:
         (F, D+1, K) float32; the last row holds the biases.

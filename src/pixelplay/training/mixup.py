@@ -47,8 +47,7 @@ def _blend(values: Tensor, partner: Tensor, partner_share: float) -> Tensor:
 def _paste(inputs: Tensor, partner: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, float]:
     """Paste the same patch of each partner; also return the fraction of the area it covers.
 
-    The patch covers 1 − λ of the area, λ ~ Beta(α, α), and is clipped at the edges, so the fraction is
-    computed from whole pixels.
+    The patch covers 1 − λ of the area, λ ~ Beta(α, α), and is clipped at the edges.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
     Features", ICCV 2019, arXiv:1905.04899, equations 1 and 2.

@@ -104,11 +104,7 @@ def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool)
 def compare_methods(
     probe: Float32Array, tuned: Float32Array, data: TrainingData, config: TrainConfig
 ) -> tuple[bool, dict[str, float]]:
-    """Compare the metric of both on the validation images, and where it is not clear their held-out score.
-
-    Args:
-        probe: (n, K) logits of the linear probe fitted on train only.
-        tuned: (n, K) logits of the fine-tuned network.
+    """Compare the metric of two logits (n, K) on val, and where it is not clear their held-out score.
 
     Returns:
         True where the fine-tuned network is better, and the evidence.

@@ -96,9 +96,7 @@ def _clear(partial: str, *, force: bool, resume: bool) -> None:
         if resume:
             return
         if not force:
-            raise ConfigError(
-                f"{partial} is an interrupted run; use --resume to continue or --force to restart"
-            )
+            raise ConfigError(f"{partial} is an interrupted run; use --resume, or --force to start over")
     for name in set(os.listdir(partial)) - {LOCK}:
         path = os.path.join(partial, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)

@@ -115,8 +115,7 @@ def fit_plan(
 
     Args:
         throughputs: with one trained stage, with two, and so on; or of training all layers.
-        left_s: seconds available; None where the number of epochs is given.
-        settings: epochs and cached views, if given.
+        left_s: seconds available; None where `settings` has the number of epochs.
     """
     best = None
     for each in throughputs:

@@ -81,9 +81,9 @@ def build_training_data(
 ) -> TrainingData:
     """Leave out unreadable images and split the rest.
 
+    The split is made by the given labels, not the corrected ones.
+
     Args:
-        dataset: all labelled images.
-        corrections: None for none; the split is made by the given labels.
         near_duplicates: pairs of positions in `dataset`.
 
     Raises:

@@ -76,7 +76,7 @@ def _locked(partial: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"{partial} is in use by another process; choose another --out") from None
+        raise ConfigError(f"{partial} is in use by another process; wait, or choose another --out") from None
     except OSError as error:
         raise _not_writable(partial, error) from None
     try:

@@ -21,7 +21,6 @@ from pixelplay.training.checkpoint import CHECKPOINT
 from pixelplay.training.finetune_plan import write_plan
 from pixelplay.training.resume import check_images, check_settings, load_plan
 from pixelplay.training.training_data import TrainingData, build_training_data
-from trainers import PLAN
 
 QUIET = RunLog(quiet=True)
 CPU = Device(name="cpu", precision="bf16")

@@ -42,11 +42,7 @@ def build_bundle(
     data: TrainingData,
     ctx: RunContext,
 ) -> ModelBundle:
-    """Collect everything that prediction needs.
-
-    Args:
-        scores: of held-out images, for prediction sets and abstention.
-    """
+    """Collect everything that prediction needs; `scores` serve prediction sets and abstention."""
     if rule.evidence["temperature"]["at_bound"]:
         ctx.log.note("temperature is 1: held-out images are all correct, or no better than chance")
     pretrained = ctx.backbone

@@ -8,13 +8,13 @@ import numpy as np
 
 from conftest import TINY, draw_folder
 from contexts import context_of, training_data_of
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.model.classifier import Classifier, LinearHead
 from pixelplay.run_log import RunLog
+from pixelplay.training.batch_inputs import InputSource
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import InputSource
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
 from pixelplay.training.schedule import Schedule

@@ -24,7 +24,7 @@ from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.cpu_parallel import _ShardedForward
 from pixelplay.training.finetune import REFIT_LR_FRAC, Finetuned, _refit_trainer
-from pixelplay.training.finetune_plan import read_plan
+from pixelplay.training.plan_file import read_plan
 from pixelplay.training.time_budget import MAX_EPOCHS, MIN_EPOCHS
 from tables import read_json, read_rows
 from trainers import make_task

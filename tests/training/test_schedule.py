@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MOST_DRAWS
-from pixelplay.training.inputs import Batch
+from pixelplay.training.batch_inputs import Batch
 from pixelplay.training.schedule import SIZE_STEP_PX, Schedule, lr_factor
 from trainers import make_schedule
 

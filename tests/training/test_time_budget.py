@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.run_log import RunLog
-from pixelplay.training.finetune_plan import FinetunePlan, write_plan
+from pixelplay.training.plan_file import FinetunePlan, write_plan
 from pixelplay.training.time_budget import (
     ENOUGH_EPOCHS,
     EPOCHS_PER_VIEW,

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from networks import shared_backbone
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.device import translate_memory_errors
 from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.run_log import RunLog
+from pixelplay.training.batch_inputs import Batch, Inputs
 from pixelplay.training.checkpoint import TrainState, has_checkpoint
-from pixelplay.training.inputs import Batch, Inputs
 from pixelplay.training.losses import make_loss
 from pixelplay.training.schedule import Schedule
 from pixelplay.training.trainer import OUT_OF_TIME, Trainer, _describe_epoch, training_memory_error

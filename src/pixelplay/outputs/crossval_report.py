@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.evaluation.calibration import compare_reliability, temperature_softmax
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs import run_report
+from pixelplay.outputs import metrics_json as run_report
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
 from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof

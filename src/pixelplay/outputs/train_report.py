@@ -6,7 +6,7 @@ from typing import Any
 from pixelplay.evaluation.calibration import compare_reliability, remove_temperature
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import majority_baseline
-from pixelplay.outputs import run_report
+from pixelplay.outputs import metrics_json as run_report
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.training.run_context import RunContext

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.atomic import write_bytes
 from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone

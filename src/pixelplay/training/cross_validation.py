@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
@@ -28,8 +28,8 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 from pixelplay.training.checkpoint import FOLD, FoldResult, has_checkpoint, read_fold, write_fold
 from pixelplay.training.finalize import build_bundle
-from pixelplay.training.finetune_plan import read_plan, write_plan
 from pixelplay.training.label_cleaning import remove_label_issues
+from pixelplay.training.plan_file import read_plan, write_plan
 from pixelplay.training.prepare import read_rows
 from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
 from pixelplay.training.run_context import RunContext

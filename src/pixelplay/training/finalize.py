@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from pixelplay import __version__
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.data.sampling import class_priors
 from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
 from pixelplay.evaluation.decision_rule import DecisionRule, fit_decision_rule

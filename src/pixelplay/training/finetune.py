@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
 from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import FrozenStages, split_backbone
+from pixelplay.training.batch_inputs import CachedViews, InputSource
 from pixelplay.training.checkpoint import copy_weights, restore_weights
-from pixelplay.training.compatibility import FinetunedMethod
-from pixelplay.training.finetune_plan import FinetunePlan, write_plan
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import CachedViews, InputSource
+from pixelplay.training.plan_file import FinetunePlan, write_plan
 from pixelplay.training.schedule import Schedule
+from pixelplay.training.settings_conflicts import FinetunedMethod
 from pixelplay.training.time_budget import TimeBudgetError, make_plan
 from pixelplay.training.trainer import OUT_OF_TIME, Trainer, Validation
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.cache import default_cache_dir
 from pixelplay.data.pixel_cache import PixelCache
@@ -22,11 +22,11 @@ from pixelplay.model.classifier import (
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.features import resolve_batch_size
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.batch_inputs import AugmentedPixels, CachedViews
 from pixelplay.training.imbalance import fit_probe_for_imbalance, refit_probe_head
-from pixelplay.training.inputs import AugmentedPixels, CachedViews
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
+from pixelplay.training.plan_file import FinetunePlan
 from pixelplay.training.prepare import read_rows
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.schedule import Schedule

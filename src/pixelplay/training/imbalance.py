@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
 from pixelplay.data.splits import assign_folds, check_any_held_out

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.decision_rule import fit_decision_rule

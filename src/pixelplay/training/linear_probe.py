@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.classifier import LinearHead, feature_scale

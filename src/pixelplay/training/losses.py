@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.config import Imbalance
 from pixelplay.data.sampling import OversampleTo, class_priors, class_weights, effective_prior, natural_offset
 from pixelplay.errors import ConfigError

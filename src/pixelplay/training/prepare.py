@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW_IMAGES, find_coverage
 from pixelplay.data.cache import ArrayCache

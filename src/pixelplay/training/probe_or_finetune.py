@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds
@@ -14,11 +14,11 @@ from pixelplay.evaluation.decision_rule import calibrated_nll, compare_logits
 from pixelplay.model.device import InsufficientMemoryError
 from pixelplay.model.split_backbone import BackboneSplitError
 from pixelplay.text import counted, name_some
-from pixelplay.training.compatibility import TrainedMethod, can_repeat_hard_examples, unused_settings
 from pixelplay.training.finetune import Finetuned, finetune, refit, starts_at_probe
 from pixelplay.training.finetune_task import FinetuneTask, can_average_with_probe
 from pixelplay.training.imbalance import fit_probe_on_rows, note_on_imbalance
 from pixelplay.training.run_context import RunContext
+from pixelplay.training.settings_conflicts import TrainedMethod, can_repeat_hard_examples, unused_settings
 from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData

@@ -16,7 +16,7 @@ from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.finetune_plan import FinetunePlan, apply_plan, read_plan
+from pixelplay.training.plan_file import FinetunePlan, apply_plan, read_plan
 from pixelplay.training.training_data import TrainingData
 
 START_OVER = "restore them, or use --force instead of --resume"

@@ -14,10 +14,10 @@ from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone
 from pixelplay.model.device import Device, resolve_device
 from pixelplay.model.features import FeatureExtractor, make_extractor
 from pixelplay.run_log import RunLog
-from pixelplay.training.compatibility import check_compatible
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.plan_file import FinetunePlan
 from pixelplay.training.resume import check_settings, load_plan
 from pixelplay.training.run_dir import new_run_dir
+from pixelplay.training.settings_conflicts import check_compatible
 
 
 @dataclass(kw_only=True)

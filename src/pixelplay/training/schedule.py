@@ -8,11 +8,11 @@ from itertools import count
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import draw_epoch, epoch_length, expected_draws, round_draws
-from pixelplay.training.compatibility import can_repeat_hard_examples
-from pixelplay.training.inputs import Batch
+from pixelplay.training.batch_inputs import Batch
+from pixelplay.training.settings_conflicts import can_repeat_hard_examples
 
 SIZE_STEP_PX = 32  # networks halve their feature maps five times
 

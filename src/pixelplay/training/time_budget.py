@@ -16,12 +16,12 @@ from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.device import is_out_of_memory
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
-from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.batch_inputs import Batch, CachedViews, stream
 from pixelplay.training.cpu_parallel import parallel_forward
-from pixelplay.training.finetune_plan import FinetunePlan, read_plan
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import Batch, CachedViews, stream
 from pixelplay.training.optim import make_optimizer
+from pixelplay.training.plan_file import FinetunePlan, read_plan
+from pixelplay.training.settings_conflicts import FinetunedMethod
 from pixelplay.training.trainer import training_memory_error
 
 AIM = 0.85  # fraction of the budget to plan for; the rest covers a machine that slows down

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead
-from pixelplay.training.compatibility import TrainedMethod
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.plan_file import FinetunePlan
+from pixelplay.training.settings_conflicts import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

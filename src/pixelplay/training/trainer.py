@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric, Switch
 from pixelplay.evaluation.calibration import mean_nll
 from pixelplay.evaluation.decision_rule import calibrated_nll
@@ -28,6 +28,7 @@ from pixelplay.model.device import (
     translate_memory_errors,
 )
 from pixelplay.run_log import Progress
+from pixelplay.training.batch_inputs import Batch, Inputs, InputSource, stream
 from pixelplay.training.checkpoint import (
     TrainState,
     copy_weights,
@@ -37,7 +38,6 @@ from pixelplay.training.checkpoint import (
     write_checkpoint,
 )
 from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
-from pixelplay.training.inputs import Batch, Inputs, InputSource, stream
 from pixelplay.training.losses import LossFunction
 from pixelplay.training.mixup import mix_batch
 from pixelplay.training.optim import make_optimizer

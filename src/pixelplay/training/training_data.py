@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.dataset import NO_LABEL, ImageDataset

@@ -10,7 +10,7 @@ from pixelplay.atomic import write_json
 from pixelplay.config import MIN_MLP_BATCH, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.text import counted, name_some, suggest
-from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.settings_conflicts import FinetunedMethod
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_files import assert_words, pack
-from pixelplay.data import storage
-from pixelplay.data.storage import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
+from pixelplay.data import file_access as storage
+from pixelplay.data.file_access import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
 

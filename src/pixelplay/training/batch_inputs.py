@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, IntArray, UInt8Array
+from pixelplay.array_types import Float32Array, IntArray, UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import SETTING_USED_BY, augment_view
 from pixelplay.data.cache import ArrayCache

@@ -10,7 +10,7 @@ import pytest
 from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.training.finetune_plan import (
+from pixelplay.training.plan_file import (
     FinetunePlan,
     apply_plan,
     has_same_plan,

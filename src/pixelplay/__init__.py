@@ -59,9 +59,9 @@ _MODULES = {
     "inference.predictor": "EnsemblePredictor Predictions Predictor",
     "outputs.evaluation_report": "EvaluationReport",
     "outputs.label_issues": "LabelIssue LabelIssueReport read_label_issues",
+    "outputs.metrics_json": "RunReport",
     "outputs.predictions_table": "PredictionSummary",
     "outputs.report.build": "report",
-    "outputs.run_report": "RunReport",
 }
 __all__ = [name for names in _MODULES.values() for name in names.split()]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.evaluation.calibration import fit_temperature, temperature_softmax
 from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate

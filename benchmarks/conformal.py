@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray
+from pixelplay.array_types import BoolArray
 from pixelplay.config import ConformalScore, TrainConfig
 from pixelplay.data.sampling import class_priors
 from pixelplay.data.splits import assign_folds, hold_out

@@ -37,7 +37,7 @@ from scipy.stats import spearmanr
 
 from make_results import format_metric
 from pixelplay.api import train
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, TrainConfig
 from pixelplay.data.decode import decode_image
 from pixelplay.data.transforms import eval_transform

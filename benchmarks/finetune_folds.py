@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from commands import run_pixelplay, write_split_table
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.data.audit import digest_bytes, find_duplicates
 from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import assign_folds, join_groups

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from commands import run_pixelplay, write_table
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sources import open_dataset
 from pixelplay.evaluation.label_issues import find_label_issues

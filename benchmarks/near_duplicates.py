@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.fft import dctn
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.array_types import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.data.audit import find_duplicates, first_occurrences
 from pixelplay.data.decode import decode_image

@@ -15,7 +15,7 @@ For the solar cells use the table that demo/solar_cells.py writes.
 import numpy as np
 from scipy.stats import rankdata
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.splits import assign_folds
 from pixelplay.evaluation.calibration import temperature_softmax

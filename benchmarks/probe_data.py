@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import find_duplicates
 from pixelplay.data.dataset import ImageDataset

@@ -12,7 +12,7 @@ from pixelplay.data.sources import open_dataset
 from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
 from pixelplay.run_log import RunLog
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.plan_file import FinetunePlan
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data
 

@@ -311,7 +311,7 @@ def test_running_and_interrupted_runs_are_protected(
     while not (partial / "checkpoint" / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     for argv in ([], ["--force"], ["--resume"]):
-        assert f"another process is training into {partial};" in refusal(*argv, epochs="9999")
+        assert f"{partial} is in use by another process;" in refusal(*argv, epochs="9999")
     _kill_once(process, lambda: True)
 
     left = (partial / "checkpoint" / CHECKPOINT).read_bytes()

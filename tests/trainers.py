@@ -1,4 +1,4 @@
-"""A small plan, schedule, trainer and fine-tuning for tests to change."""
+"""A small schedule, trainer and fine-tuning for tests to change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,27 +8,17 @@ import numpy as np
 
 from conftest import TINY, draw_folder
 from contexts import context_of, training_data_of
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.config import TrainConfig
+from pixelplay.data.sampling import class_priors
 from pixelplay.model.classifier import Classifier, LinearHead
 from pixelplay.run_log import RunLog
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.batch_inputs import InputSource
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import InputSource
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
 from pixelplay.training.schedule import Schedule
 from pixelplay.training.trainer import Trainer, Validation
-
-PLAN = FinetunePlan(
-    finetune="partial",
-    unfreeze_stages=2,
-    cached_views=4,
-    epochs=8,
-    batch_size=32,
-    compile=False,
-    seconds={"views": 32.5, "training": 150.0, "evaluation": 9.1},
-)
 
 
 def make_schedule(labels: IntArray, n_val: int, config: TrainConfig, **changes: Any) -> Schedule:
@@ -67,7 +57,7 @@ def make_trainer(
         rows=val,
         labels=schedule.labels[val],
         offset=np.zeros(schedule.n_classes),
-        priors=schedule.priors,
+        priors=class_priors(counts),
         metric=schedule.config.metric,
     )
     return Trainer(

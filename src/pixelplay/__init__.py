@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from pixelplay.outputs.label_issues import LabelIssue as LabelIssue
     from pixelplay.outputs.label_issues import LabelIssueReport as LabelIssueReport
     from pixelplay.outputs.label_issues import read_label_issues as read_label_issues
+    from pixelplay.outputs.metrics_json import RunReport as RunReport
     from pixelplay.outputs.predictions_table import PredictionSummary as PredictionSummary
     from pixelplay.outputs.report.build import report as report
-    from pixelplay.outputs.run_report import RunReport as RunReport
 
 # imported on first use, so that `import pixelplay` and `pixelplay --help` load no PyTorch
 _MODULES = {
@@ -59,9 +59,9 @@ _MODULES = {
     "inference.predictor": "EnsemblePredictor Predictions Predictor",
     "outputs.evaluation_report": "EvaluationReport",
     "outputs.label_issues": "LabelIssue LabelIssueReport read_label_issues",
+    "outputs.metrics_json": "RunReport",
     "outputs.predictions_table": "PredictionSummary",
     "outputs.report.build": "report",
-    "outputs.run_report": "RunReport",
 }
 __all__ = [name for names in _MODULES.values() for name in names.split()]
 

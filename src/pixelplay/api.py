@@ -31,7 +31,7 @@ from pixelplay.inference.predictor import (
     collect_predictions,
     join_predictions,
 )
-from pixelplay.inference.uncertainty import Uncertainty
+from pixelplay.inference.sets_and_abstention import Uncertainty
 from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.outputs.crossval_report import make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
@@ -45,8 +45,8 @@ from pixelplay.outputs.evaluation_report import (
     write_evaluated,
 )
 from pixelplay.outputs.explanations import ExplainedImage, new_explanations_dir, write_explanations
+from pixelplay.outputs.metrics_json import RunReport
 from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, open_predictions_table
-from pixelplay.outputs.run_report import RunReport
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog

@@ -24,9 +24,9 @@ from pixelplay.data.audit import (
 )
 from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import ImageInfo
+from pixelplay.data.file_access import FolderStorage, ImageStorage
 from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.data.sources import open_dataset
-from pixelplay.data.storage import FolderStorage, ImageStorage
 
 
 def measure_coverage(

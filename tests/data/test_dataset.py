@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from dataset_files import ALL, BOTH, Maker, assert_notes, assert_refused, make_folder
 from pixelplay.config import DataConfig
 from pixelplay.data.dataset import ImageDataset, make_dataset, natural_key
+from pixelplay.data.file_access import FolderStorage
 from pixelplay.data.sources import open_dataset
-from pixelplay.data.storage import FolderStorage
 
 
 def example() -> ImageDataset:

@@ -16,9 +16,9 @@ from dataset_files import (
     pack,
     rows,
 )
+from pixelplay.data.file_access import FolderStorage
 from pixelplay.data.file_listing import list_image_files
 from pixelplay.data.sources import list_images, open_dataset
-from pixelplay.data.storage import FolderStorage
 from pixelplay.errors import DataError, ImageError
 
 

@@ -13,8 +13,8 @@ from images import draw, encode
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import decode_image
+from pixelplay.data.file_access import FolderStorage
 from pixelplay.data.pixel_cache import MARGIN, MAX_FRACTION, PixelCache
-from pixelplay.data.storage import FolderStorage
 from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pixelplay.config import DataConfig, SplitName, TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.dataset import ImageDataset, make_dataset, merge_groups
+from pixelplay.data.file_access import FolderStorage
 from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import (
     NEVER_HELD_OUT,
@@ -23,7 +24,6 @@ from pixelplay.data.splits import (
     join_groups,
     make_split,
 )
-from pixelplay.data.storage import FolderStorage
 from pixelplay.errors import DataError
 
 Ints = NDArray[np.int64]

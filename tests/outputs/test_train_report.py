@@ -11,7 +11,7 @@ from conftest import TINY, draw_folder, draw_of_class
 from images import damaged_files, encode
 from pixelplay.api import train
 from pixelplay.config import TrainConfig
-from pixelplay.outputs.run_report import RunReport
+from pixelplay.outputs.metrics_json import RunReport
 from pixelplay.run_log import RunLog
 from tables import read_json, read_rows
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import pixelplay
 from conftest import TINY, draw_folder, draw_of_class
+from contexts import PLAN
 from images import encode
 from pixelplay.cli.main import main
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance
@@ -23,10 +24,10 @@ from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.cpu_parallel import _ShardedForward
 from pixelplay.training.finetune import REFIT_LR_FRAC, Finetuned, _refit_trainer
-from pixelplay.training.finetune_plan import read_plan
+from pixelplay.training.plan_file import read_plan
 from pixelplay.training.time_budget import MAX_EPOCHS, MIN_EPOCHS
 from tables import read_json, read_rows
-from trainers import PLAN, make_task
+from trainers import make_task
 
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}
@@ -529,7 +530,6 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
         best_epoch=1,
         ensemble_probe=False,
         plan=PLAN,
-        trainable=trainable,
         classifier=task.classifier(frozen, trainable, use_compile=False),
         inputs=task.pixels,
         schedule=schedule,
@@ -541,7 +541,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
     assert len(trainer.validation.rows) == 0
     assert found.config.augmenting.mix_prob == 0.0
     assert (settings.initial_size_frac, settings.patience) == (1.0, None)
-    top_lr, _ = settings.rates(is_full=False)
+    top_lr, _ = settings.rates(full=False)
     lrs = [group["peak_lr"] for group in trainer.state.optimizer.param_groups]
     assert max(lrs) == pytest.approx(REFIT_LR_FRAC * top_lr * (found.images_per_step / 32) ** 0.5)
     assert trainer.ctx.checkpoint_dir != task.ctx.checkpoint_dir
@@ -565,13 +565,13 @@ def test_recipe_pixelplay25_changes_backbone_and_settings(train: Train) -> None:
 
 def test_recipe_shows_its_defaults_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     def defaults(*argv: str) -> dict[str, str]:
-        assert main(["train", *argv, "--help"]) == 0
+        assert main(["train", *argv, "--help-all"]) == 0
         shown = re.sub(r"[^\S\n]*│[^\S\n]*|\s+", " ", capsys.readouterr().out)
         found: dict[str, str] = {}
         for entry in re.split(r" (?=--[a-z])", shown):
-            matched = re.match(r"--(\S+).*\(default: ([^)]*)\)", entry)
+            matched = re.match(r"--(\S+).* \[([^\]]*)\]", entry)
             if matched:
-                found[matched[1]] = matched[2]
+                found.setdefault(matched[1], matched[2])  # later ones only mention the flag
         return found
 
     ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
@@ -581,5 +581,4 @@ def test_recipe_shows_its_defaults_in_help(capsys: pytest.CaptureFixture[str]) -
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
     ]  # fmt: skip
     assert (theirs["epochs"], theirs["patience"]) == ("30", "3")
-    assert ours["epochs"] == "by time budget"
-    assert ours["patience"] == "never"
+    assert (ours["epochs"], ours["patience"]) == ("as many as it allows", "off")

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contexts import PLAN
 from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import natural_offset
 from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.imbalance import refit_probe_head
 from pixelplay.training.time_budget import _left_s
-from trainers import PLAN, make_task
+from trainers import make_task
 
 
 @pytest.mark.parametrize("imbalance", ["none", "balanced_softmax", "sampler"])

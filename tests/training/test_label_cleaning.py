@@ -9,7 +9,7 @@ import pytest
 from contexts import context_of
 from pixelplay.config import SplitName, TrainConfig
 from pixelplay.data.dataset import make_dataset
-from pixelplay.data.storage import FolderStorage
+from pixelplay.data.file_access import FolderStorage
 from pixelplay.model.features import ImageFeatures
 from pixelplay.run_log import RunLog
 from pixelplay.training.label_cleaning import remove_label_issues

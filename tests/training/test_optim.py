@@ -1,4 +1,4 @@
-"""AdamW: learning rates by stage and batch size, weight decay, warm-up and cosine schedule."""
+"""AdamW: learning rates by stage and batch size, and weight decay."""
 
 import math
 
@@ -12,7 +12,7 @@ from pixelplay.config import FinetuneConfig
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.split_backbone import TrainableStages
-from pixelplay.training.optim import REFERENCE_BATCH, lr_factor, make_optimizer
+from pixelplay.training.optim import REFERENCE_BATCH, make_optimizer
 
 N_STAGES = {"test_convnext": 4, "test_resnet": 5}
 
@@ -96,33 +96,3 @@ def test_optimizer_starts_with_a_learning_rate_of_zero() -> None:
     optimizer.step()
     for key, value in classifier.named_parameters():
         assert torch.equal(value, before[key])
-
-
-SCHEDULES = [(1, 0.1), (3, 0.5), (10, 0.1), (37, 0.25), (200, 0.1), (200, 0.0), (1, 0.0)]
-
-
-@pytest.mark.parametrize(("n_steps", "warmup_frac"), SCHEDULES)
-def test_learning_rate_rises_in_warmup_then_decays_to_almost_zero(n_steps: int, warmup_frac: float) -> None:
-    factors = np.array([lr_factor(step, n_steps, warmup_frac) for step in range(n_steps)])
-    assert ((factors > 0) & (factors <= 1)).all()
-    n_warmup = round(warmup_frac * n_steps)
-    assert (np.diff(factors[n_warmup:]) < 0).all()
-    if warmup_frac <= 0.25:
-        assert (np.diff(factors[:n_warmup]) > 0).all()
-    if n_steps >= 10:
-        assert factors[-1] < 0.04
-    assert factors.max() == 1
-
-
-@pytest.mark.parametrize("n_steps", [1, 7, 100])
-def test_learning_rate_without_warmup_is_half_a_cosine(n_steps: int) -> None:
-    steps = np.arange(n_steps)
-    found = [lr_factor(int(step), n_steps, 0.0) for step in steps]
-    np.testing.assert_allclose(found, np.cos(np.pi / 2 * steps / n_steps) ** 2, atol=1e-12)
-    assert found[0] == 1
-
-
-def test_warmup_is_linear_and_starts_above_zero() -> None:
-    n_steps = 10_000  # so that the cosine is still near 1
-    found = [lr_factor(step, n_steps, 0.01) for step in range(100)]
-    np.testing.assert_allclose(found, np.arange(1, 101) / 100, atol=1e-3)

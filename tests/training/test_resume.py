@@ -18,10 +18,9 @@ from pixelplay.model.device import Device
 from pixelplay.model.features import ImageFeatures
 from pixelplay.run_log import RunLog
 from pixelplay.training.checkpoint import CHECKPOINT
-from pixelplay.training.finetune_plan import write_plan
+from pixelplay.training.plan_file import write_plan
 from pixelplay.training.resume import check_images, check_settings, load_plan
 from pixelplay.training.training_data import TrainingData, build_training_data
-from trainers import PLAN
 
 QUIET = RunLog(quiet=True)
 CPU = Device(name="cpu", precision="bf16")

@@ -199,7 +199,7 @@ def test_failed_run_without_checkpoint_is_removed(tmp_path: Path) -> None:
 
 def test_interrupted_run_needs_resume_or_force(tmp_path: Path) -> None:
     checkpoint_in(make_folder(tmp_path / "run.partial"))
-    check_refused(tmp_path / "run", r"/run\.partial .*--resume .*--force")
+    check_refused(tmp_path / "run", r"/run\.partial .*--resume.* --force")
     assert (tmp_path / "run.partial/checkpoint/checkpoint.safetensors").read_text() == "weights"
 
 
@@ -272,7 +272,7 @@ def test_run_dir_is_locked_while_training(tmp_path: Path) -> None:
     with new_run_dir(str(tmp_path / "run"), force=False) as folder:
         fill(folder, "first")
         for force, resume in ((False, False), (True, False), (False, True)):
-            check_refused(tmp_path / "run", r"/run\.partial; .*--out$", force=force, resume=resume)
+            check_refused(tmp_path / "run", r"/run\.partial .*--out$", force=force, resume=resume)
     assert content_of(tmp_path / "run") == "first"
     assert os.listdir(tmp_path) == ["run"]
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MOST_DRAWS
-from pixelplay.training.inputs import Batch
-from pixelplay.training.schedule import SIZE_STEP_PX, Schedule
+from pixelplay.training.batch_inputs import Batch
+from pixelplay.training.schedule import SIZE_STEP_PX, Schedule, lr_factor
 from trainers import make_schedule
 
 CLASS_SIZES = (23, 11, 4)
@@ -257,3 +257,36 @@ def test_image_size_grows_to_full_in_the_first_half(input_size: int, epochs: int
         assert abs(sizes[0] - frac * input_size) <= SIZE_STEP_PX / 2
         assert sizes.min() >= SIZE_STEP_PX
         assert ((sizes % SIZE_STEP_PX == 0) | (sizes == input_size)).all()
+
+
+# --- learning rate ---
+
+
+SCHEDULES = [(1, 0.1), (3, 0.5), (10, 0.1), (37, 0.25), (200, 0.1), (200, 0.0), (1, 0.0)]
+
+
+@pytest.mark.parametrize(("n_steps", "warmup_frac"), SCHEDULES)
+def test_learning_rate_rises_in_warmup_then_decays_to_almost_zero(n_steps: int, warmup_frac: float) -> None:
+    factors = np.array([lr_factor(step, n_steps, warmup_frac) for step in range(n_steps)])
+    assert ((factors > 0) & (factors <= 1)).all()
+    n_warmup = round(warmup_frac * n_steps)
+    assert (np.diff(factors[n_warmup:]) < 0).all()
+    if warmup_frac <= 0.25:
+        assert (np.diff(factors[:n_warmup]) > 0).all()
+    if n_steps >= 10:
+        assert factors[-1] < 0.04
+    assert factors.max() == 1
+
+
+@pytest.mark.parametrize("n_steps", [1, 7, 100])
+def test_learning_rate_without_warmup_is_half_a_cosine(n_steps: int) -> None:
+    steps = np.arange(n_steps)
+    found = [lr_factor(int(step), n_steps, 0.0) for step in steps]
+    np.testing.assert_allclose(found, np.cos(np.pi / 2 * steps / n_steps) ** 2, atol=1e-12)
+    assert found[0] == 1
+
+
+def test_warmup_is_linear_and_starts_above_zero() -> None:
+    n_steps = 10_000  # so that the cosine is still near 1
+    found = [lr_factor(step, n_steps, 0.01) for step in range(100)]
+    np.testing.assert_allclose(found, np.arange(1, 101) / 100, atol=1e-3)

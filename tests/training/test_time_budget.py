@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.run_log import RunLog
-from pixelplay.training.finetune_plan import FinetunePlan, write_plan
+from pixelplay.training.plan_file import FinetunePlan, write_plan
 from pixelplay.training.time_budget import (
     ENOUGH_EPOCHS,
     EPOCHS_PER_VIEW,
@@ -21,13 +22,12 @@ from pixelplay.training.time_budget import (
     Throughput,
     TimeBudgetError,
     Workload,
+    fit_plan,
     make_plan,
-    plan_full,
-    plan_partial,
     shortest_training_s,
     time_per_image,
 )
-from trainers import PLAN, make_task
+from trainers import make_task
 
 WORK = Workload(n_train=1000, n_drawn=1200, n_refit=0, n_val=150, n_eval=800, max_view_bytes=10**12)
 # one more stage costs more behind the cut, and less in front of it
@@ -46,13 +46,14 @@ def partial(
     epochs: int | None = None,
     cached_views: int | None = None,
 ) -> FinetunePlan | None:
-    return plan_partial(throughputs, work, left_s, epochs, cached_views, batch_size=32)
+    settings = FinetuneConfig(epochs=epochs, cached_views=cached_views)
+    return fit_plan(throughputs, work, left_s, settings, batch_size=32)
 
 
 def full(
     left_s: float | None, throughput: Throughput = FULL, work: Workload = WORK, epochs: int | None = None
 ) -> FinetunePlan | None:
-    return plan_full(throughput, work, left_s, epochs, batch_size=64)
+    return fit_plan([throughput], work, left_s, FinetuneConfig(epochs=epochs), batch_size=64)
 
 
 def cost_s(plan: FinetunePlan, throughput: Throughput, work: Workload) -> float:

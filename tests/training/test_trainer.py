@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from networks import shared_backbone
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
 from pixelplay.model.device import translate_memory_errors
 from pixelplay.model.split_backbone import TrainableStages
 from pixelplay.run_log import RunLog
+from pixelplay.training.batch_inputs import Batch, Inputs
 from pixelplay.training.checkpoint import TrainState, has_checkpoint
-from pixelplay.training.inputs import Batch, Inputs
 from pixelplay.training.losses import make_loss
 from pixelplay.training.schedule import Schedule
 from pixelplay.training.trainer import OUT_OF_TIME, Trainer, _describe_epoch, training_memory_error
@@ -243,7 +243,7 @@ def test_time_limit_on_a_slow_machine_still_decays_the_learning_rate(
         tmp_path, schedule, val=VAL[:n_val], inputs=Slow(), log=log, time_limit_s=1.5
     ).fit()
     assert 2 <= state.epochs < 15
-    assert log.notes == [f"{what} is slower than planned: {state.epochs} of 30 epochs fit the time budget"]
+    assert log.notes == [f"{what}: only {state.epochs} of 30 planned epochs fit the time budget"]
     lrs = [row["lr"] for row in state.history]
     assert lrs[-1] < 0.1 * max(lrs)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

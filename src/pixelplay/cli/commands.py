@@ -54,7 +54,7 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import counted, printable
 
 if TYPE_CHECKING:
-    from pixelplay.outputs.run_report import RunReport
+    from pixelplay.outputs.metrics_json import RunReport
 
 # ruff: noqa: B008 - the settings classes are frozen
 
@@ -427,7 +427,7 @@ def _is_finished(
     from pixelplay.training.run_dir import is_finished
 
     if plan is not None:
-        from pixelplay.training.finetune_plan import apply_plan, has_same_plan, read_plan
+        from pixelplay.training.plan_file import apply_plan, has_same_plan, read_plan
 
         repeated = read_plan(plan)
         config = apply_plan(repeated, config)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.config import SPLITS
 from pixelplay.data.cache import DIGEST_BYTES
 from pixelplay.data.dataset import ImageDataset, merge_groups

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.transforms import FILTERS, Box, Preprocessing
 

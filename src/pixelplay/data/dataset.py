@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, IntArray
+from pixelplay.array_types import BoolArray, IntArray
 from pixelplay.config import SPLITS, DataConfig, SplitName
-from pixelplay.data.storage import ImageStorage
+from pixelplay.data.file_access import ImageStorage
 from pixelplay.errors import DataError
 from pixelplay.text import counted
 

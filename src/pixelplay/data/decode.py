@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 from pixelplay.errors import ImageError
 
 IMAGE_EXTENSIONS = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pixelplay.data.dataset import natural_key
-from pixelplay.data.storage import FileStorage, FolderStorage, is_unsafe_member
+from pixelplay.data.file_access import FileStorage, FolderStorage, is_unsafe_member
 from pixelplay.errors import DataError
 
 # Files that are never images. With any other extension, or none, the content decides.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import ArrayCache
 from pixelplay.data.dataset import ImageDataset

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, IntArray
+from pixelplay.array_types import BoolArray, IntArray
 from pixelplay.data.dataset import NO_LABEL, ImageDataset
 from pixelplay.data.tables import read_table, require_column, unescape_label, unescape_path
 from pixelplay.errors import DataError

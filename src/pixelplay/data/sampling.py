@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None

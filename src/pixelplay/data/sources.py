@@ -18,6 +18,7 @@ from pixelplay.data.class_folders import (
 )
 from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset
 from pixelplay.data.decode import IMAGE_EXTENSIONS, name_format
+from pixelplay.data.file_access import FileStorage, FolderStorage, ZipStorage
 from pixelplay.data.file_listing import list_image_files
 from pixelplay.data.sample_submission import (
     is_sample_submission,
@@ -25,7 +26,6 @@ from pixelplay.data.sample_submission import (
     read_expected_classes,
 )
 from pixelplay.data.splits import check_trainable
-from pixelplay.data.storage import FileStorage, FolderStorage, ZipStorage
 from pixelplay.data.tables import (
     Table,
     dataset_from_table,

@@ -10,8 +10,8 @@ from typing import IO, Any
 from pixelplay.config import SPLITS, DataConfig, SplitName
 from pixelplay.data.class_folders import split_from_name
 from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset, normalize_unicode
+from pixelplay.data.file_access import FileStorage, FolderStorage
 from pixelplay.data.file_listing import list_image_files
-from pixelplay.data.storage import FileStorage, FolderStorage
 from pixelplay.errors import DataError
 from pixelplay.text import EXAMPLES, counted, name_some, suggest
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,

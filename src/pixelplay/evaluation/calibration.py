@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.errors import DataError
 from pixelplay.evaluation.metrics import (
     ECE_BINS,

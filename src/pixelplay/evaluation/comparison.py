@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, bootstrap_weights, wilson
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, log_losses

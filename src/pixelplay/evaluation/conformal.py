@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import ConformalScore, check_fraction
 from pixelplay.errors import DataError
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, macro_average, wilson
 from pixelplay.evaluation.metrics import (
     LABEL_METRICS,

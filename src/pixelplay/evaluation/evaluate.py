@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.errors import DataError
 from pixelplay.evaluation.estimates import estimate_label_metrics, estimate_prob_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate, plain_fields, wilson

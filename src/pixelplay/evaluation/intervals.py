@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.errors import DataError
 
 CONFIDENCE = 0.95

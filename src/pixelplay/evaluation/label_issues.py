@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 
 MAX_SCORE = 0.1  # of a label issue: the best other class is nine times as probable (benchmarks/DECISIONS.md)
 

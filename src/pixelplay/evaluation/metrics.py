@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.errors import DataError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 
 MAX_REFERENCES = 1000
 _MIN_DISTANCE = 1e-3  # nearer images are duplicates

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import check_fraction
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.estimates import estimate_label_metrics

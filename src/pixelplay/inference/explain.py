@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, Float64Array, UInt8Array
+from pixelplay.array_types import Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, check_choice
 from pixelplay.data.transforms import Preprocessing, crop_box, eval_transform
 from pixelplay.errors import ConfigError

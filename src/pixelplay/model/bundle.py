@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import Float64Array
+from pixelplay.array_types import Float64Array
 from pixelplay.atomic import write_json
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
 from pixelplay.data.transforms import FILTERS, Preprocessing

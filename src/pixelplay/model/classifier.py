@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.split_backbone import TrainableStages

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import LinearHead, average_heads
 from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages

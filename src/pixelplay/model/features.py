@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from pixelplay.arrays import Float32Array, UInt8Array
+from pixelplay.array_types import Float32Array, UInt8Array
 from pixelplay.config import Precision, TrainConfig
 from pixelplay.data.audit import digest_bytes, first_occurrences
 from pixelplay.data.cache import ArrayCache, default_cache_dir

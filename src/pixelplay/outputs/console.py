@@ -24,7 +24,7 @@ from pixelplay.text import EXAMPLES, align, counted, name_some, percent, printab
 if TYPE_CHECKING:  # these import torch, which a scan does not need
     from pixelplay.outputs.evaluation_report import EvaluationReport, RunComparison
     from pixelplay.outputs.label_issues import LabelIssueReport
-    from pixelplay.outputs.run_report import RunReport
+    from pixelplay.outputs.metrics_json import RunReport
 
 METRIC_TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.evaluation.calibration import compare_reliability, temperature_softmax
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, average_evaluations, majority_baseline
 from pixelplay.evaluation.metrics import label_metric
-from pixelplay.outputs import run_report
+from pixelplay.outputs import metrics_json
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
 from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.outputs.predictions_table import write_oof
@@ -33,7 +33,7 @@ def make_crossval_report(
     command: str | None,
     *,
     single: bool,
-) -> run_report.RunReport:
+) -> metrics_json.RunReport:
     """Build the report of a cross-validation.
 
     Args:
@@ -57,7 +57,7 @@ def make_crossval_report(
     # without excluded images, which have the deployed temperature, and repetitions, which add no evidence
     in_fold = validation.folds[0] >= 0
     before = temperature_softmax(validation.logits[0][in_fold], 1.0)
-    return run_report.RunReport(
+    return metrics_json.RunReport(
         run_dir=out_dir,
         metric=config.metric,
         finetune=Counter(result.finetune for result in validation.results),
@@ -65,13 +65,13 @@ def make_crossval_report(
         held_out_split="oof",
         baseline=majority_baseline(counts, labels[held_out], splits["oof"].classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **run_report.describe_rule(rule, "oof")},
-        data=run_report.describe_data(data),
+        chosen={**classifier.chosen, **metrics_json.describe_rule(rule, "oof")},
+        data=metrics_json.describe_data(data),
         notes=tuple(ctx.log.notes),
         command=command,
         label_issues=collect_label_issues(out_dir, data, checked),
         calibration=compare_reliability(before, validation.probs[0][in_fold], labels[in_fold], "oof"),
-        by_fold=run_report.FoldMetrics(
+        by_fold=metrics_json.FoldMetrics(
             n_folds=config.n_folds,
             repeats=len(validation.folds),
             values=tuple(
@@ -86,7 +86,7 @@ def make_crossval_report(
 
 
 def write_crossval_records(
-    report: run_report.RunReport,
+    report: metrics_json.RunReport,
     validation: CrossValidation,
     classifier: TrainedClassifier,
     test: EvaluatedSplit | None,
@@ -96,12 +96,12 @@ def write_crossval_records(
     """Write config.json, split.json, history.csv, the tables and logits and, last, metrics.json."""
     assert report.by_fold is not None
     folder, folds = ctx.run_dir, report.by_fold
-    run_report.write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
+    metrics_json.write_config("crossval", report, data, ctx, repeats=folds.repeats, deployed=folds.deployed)
     rows = {f"repeat {each.repeat}, fold {each.fold}": each.rows for each in validation.results}
     never = np.setdiff1d(validation.rows[validation.folds[0] < 0], data.excluded)
     others = {"never_held_out": never, "excluded": data.excluded}
     others |= {"test": data.split.test, "removed": data.split.removed}
-    run_report.write_split({**rows, **others}, data, folder)
+    metrics_json.write_split({**rows, **others}, data, folder)
     history: list[Mapping[str, float]] = [
         {"repeat": result.repeat, "fold": result.fold, **row}
         for result in validation.results
@@ -109,11 +109,11 @@ def write_crossval_records(
     ]
     # a single classifier is in no fold; an ensemble has no history of its own
     history += [{"repeat": np.nan, "fold": np.nan, **row} for row in classifier.history]
-    run_report.write_history(history, folder)
+    metrics_json.write_history(history, folder)
     write_oof(folder, data, validation)
     if test is not None:
-        run_report.write_table("predictions.csv", test, folder)
-    run_report.write_metrics(report, folder)
+        metrics_json.write_table("predictions.csv", test, folder)
+    metrics_json.write_metrics(report, folder)
 
 
 def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray, seed: int) -> Evaluation:
@@ -132,7 +132,7 @@ def _evaluate(validation: CrossValidation, data: TrainingData, labels: IntArray,
 
 def _describe_fold(result: FoldResult, validation: CrossValidation) -> dict[str, Any]:
     rule = validation.rules[result.repeat].get(result.fold)
-    by_rule = {} if rule is None else run_report.describe_rule(rule, run_report.OTHER_FOLDS)
+    by_rule = {} if rule is None else metrics_json.describe_rule(rule, metrics_json.OTHER_FOLDS)
     return {
         "repeat": result.repeat,
         "fold": result.fold,

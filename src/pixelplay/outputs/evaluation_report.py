@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import SPLITS, SplitName, check_choice
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.errors import DataError

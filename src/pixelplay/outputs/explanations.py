@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from pixelplay.arrays import Float32Array, UInt8Array
+from pixelplay.array_types import Float32Array, UInt8Array
 from pixelplay.atomic import replace_folder, restore_folder
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import Float64Array, IntArray
+from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.atomic import write_bytes
 from pixelplay.data.tables import csv_writer, escape_label, escape_path, unescape_label, unescape_path
 from pixelplay.errors import BundleError

@@ -6,7 +6,7 @@ from typing import Any
 from pixelplay.evaluation.calibration import compare_reliability, remove_temperature
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import majority_baseline
-from pixelplay.outputs import run_report
+from pixelplay.outputs import metrics_json
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import collect_label_issues
 from pixelplay.training.run_context import RunContext
@@ -24,7 +24,7 @@ def make_train_report(
     data: TrainingData,
     ctx: RunContext,
     command: str | None,
-) -> run_report.RunReport:
+) -> metrics_json.RunReport:
     """Build the report of a run.
 
     Args:
@@ -48,7 +48,7 @@ def make_train_report(
     if test is not None:
         checked["test"] = (test.rows, test.predictions.probs)
     headline, counts = test or held_out, data.counts_of(classifier.trained_on)
-    return run_report.RunReport(
+    return metrics_json.RunReport(
         run_dir=out_dir,
         metric=ctx.config.metric,
         finetune=classifier.finetune,
@@ -56,8 +56,8 @@ def make_train_report(
         held_out_split=split,
         baseline=majority_baseline(counts, data.given_labels[headline.rows], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **run_report.describe_rule(rule, run_report.SELECTED_ON[split])},
-        data={**run_report.describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
+        chosen={**classifier.chosen, **metrics_json.describe_rule(rule, metrics_json.SELECTED_ON[split])},
+        data={**metrics_json.describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
         notes=tuple(ctx.log.notes),
         command=command,
         label_issues=collect_label_issues(out_dir, data, checked),
@@ -67,7 +67,7 @@ def make_train_report(
 
 
 def write_train_records(
-    report: run_report.RunReport,
+    report: metrics_json.RunReport,
     classifier: TrainedClassifier,
     held_out: EvaluatedSplit,
     test: EvaluatedSplit | None,
@@ -76,15 +76,15 @@ def write_train_records(
 ) -> None:
     """Write config.json, split.json, history.csv, the tables of each split and, last, metrics.json."""
     folder = ctx.run_dir
-    run_report.write_config("train", report, data, ctx)
+    metrics_json.write_config("train", report, data, ctx)
     others = {"removed": data.split.removed, "dropped": data.dropped, "excluded": data.excluded}
-    run_report.write_split({**dict(data.split.items()), **others}, data, folder)
-    run_report.write_history(classifier.history, folder)
+    metrics_json.write_split({**dict(data.split.items()), **others}, data, folder)
+    metrics_json.write_history(classifier.history, folder)
     folds: dict[str, Sequence[str]] = {}
     if classifier.folds is not None:
         fold_of = dict(zip(classifier.held_out, classifier.folds, strict=True))
         folds = {"fold": [str(fold_of.get(i, "")) for i in held_out.rows]}  # excluded images are in no fold
-    run_report.write_table(f"{classifier.held_out_split}.csv", held_out, folder, folds)
+    metrics_json.write_table(f"{classifier.held_out_split}.csv", held_out, folder, folds)
     if test is not None:
-        run_report.write_table("predictions.csv", test, folder)
-    run_report.write_metrics(report, folder)
+        metrics_json.write_table("predictions.csv", test, folder)
+    metrics_json.write_metrics(report, folder)

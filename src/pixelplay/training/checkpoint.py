@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.atomic import write_bytes
 from pixelplay.errors import DataError
 from pixelplay.model.backbone import Backbone
@@ -25,51 +25,28 @@ CHECKPOINT, FOLD = f"checkpoint{SUFFIX}", f"fold{SUFFIX}"
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that changes during a training; random numbers derive from seed, epoch and batch.
-
-    Attributes:
-        network: the network in training.
-        optimizer: its optimizer.
-        best: weights of the best epoch.
-        errors: (N,) 1 minus the probability of its label when each image was last trained on; 1 before.
-        errors_before: (N,) the same at the start of the current epoch; they decide what it draws.
-        epochs: planned epochs, fewer where the time budget turns out too short.
-        epoch: current epoch; 0 evaluates the initial weights.
-        n_batches: finished batches of the current epoch.
-        step: optimizer steps so far.
-        seconds: time so far, including earlier processes.
-        epoch_s: time spent on the batches of this epoch.
-        epoch_start_s: `seconds` at the start of this epoch.
-        loss_sum: sum of the batch losses of this epoch, each times its number of images.
-        n_seen: number of images in `loss_sum`.
-        counts: (3, K) weighted counts of correct, labelled and predicted images per class in this epoch.
-        history: one row per finished epoch.
-        best_epoch: index of the best epoch in `history`.
-        best_score: its validation score; lower is better.
-        time_limit_s: value of `seconds` at which training ends early; set by the first process.
-        stopped: why training ended early; "" while it has not.
-    """
+    """Everything that changes during a training; random numbers derive from seed, epoch and batch."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    best: dict[str, Tensor]
-    errors: Tensor
-    errors_before: Tensor
-    epochs: int
-    counts: list[list[float]]
-    time_limit_s: float | None
-    epoch: int = 0
-    n_batches: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    epoch_s: float = 0.0
-    epoch_start_s: float = 0.0
-    loss_sum: float = 0.0
-    n_seen: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_score: float = float("inf")
-    stopped: str = ""
+    best: dict[str, Tensor]  # weights of the best epoch
+    errors: Tensor  # (N,) 1 minus the probability of its label when last trained on; 1 before
+    errors_before: Tensor  # (N,) the same at the start of the epoch; they decide what it draws
+    epochs: int  # planned; fewer where the time budget turns out too short
+    counts: list[list[float]]  # (3, K) weighted correct, labelled and predicted images of this epoch
+    time_limit_s: float | None  # value of `seconds` at which training ends early
+    epoch: int = 0  # current; 0 evaluates the initial weights
+    n_batches: int = 0  # finished in the current epoch
+    step: int = 0  # optimizer steps so far
+    seconds: float = 0.0  # time so far, including earlier processes
+    epoch_s: float = 0.0  # of it on the batches of this epoch
+    epoch_start_s: float = 0.0  # `seconds` at the start of this epoch
+    loss_sum: float = 0.0  # of this epoch: batch loss times number of images
+    n_seen: int = 0  # images in `loss_sum`
+    history: list[dict[str, float]] = field(default_factory=list)  # one row per finished epoch
+    best_epoch: int = 0  # index in `history`
+    best_score: float = float("inf")  # its validation score; lower is better
+    stopped: str = ""  # why training ended early; "" while it has not
 
     def progress(self) -> dict[str, Any]:
         """Return the attributes that are plain values, JSON-ready."""
@@ -87,13 +64,13 @@ def write_checkpoint(state: TrainState, folder: str) -> None:
     write_bytes(content, os.path.join(folder, CHECKPOINT))
 
 
-def has_checkpoint(folder: str) -> bool:
-    """Whether a training can be resumed from a folder."""
-    return os.path.isfile(os.path.join(folder, CHECKPOINT))
+def has_checkpoint(folder: str, name: str = CHECKPOINT) -> bool:
+    """Return True if a folder holds a checkpoint, or a finished fold."""
+    return os.path.isfile(os.path.join(folder, name))
 
 
 def has_progress(folder: str) -> bool:
-    """Whether a folder or one below it holds a checkpoint or a finished fold."""
+    """Return True if a folder or one below it holds a checkpoint or a finished fold."""
     return any(name.endswith(SUFFIX) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -126,14 +103,11 @@ def _explain_damage(path: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"could not resume from {path} ({type(error).__name__}: {error}); "
-            "use --force instead of --resume to start over"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"could not read {path} ({reason}); use --force instead of --resume") from None
 
 
 def _read_safetensors(path: str) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    """Read metadata and tensors of a file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -189,34 +163,17 @@ def restore_weights(network: nn.Module, kept: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoldResult:
-    """A classifier trained without one fold, and its predictions for it.
-
-    Attributes:
-        repeat: repetition of the cross-validation, from 0.
-        fold: fold of that repetition, from 0.
-        rows: (n,) positions of the held-out images.
-        logits: (n, K) of those images, with natural priors.
-        member: the classifier.
-        finetune: how it was trained: "none", "partial" or "full".
-        chosen: setting → its value and the evidence for it.
-        history: rows of history.csv; empty for a linear probe.
-        notes: what was logged meanwhile.
-    """
+    """A classifier trained without one fold, and its predictions for it."""
 
     repeat: int
     fold: int
-    rows: IntArray
-    logits: Float32Array
+    rows: IntArray  # (n,) positions of the held-out images
+    logits: Float32Array  # (n, K), with natural priors
     member: EnsembleMember
-    finetune: str
-    chosen: dict[str, dict[str, Any]]
-    history: list[dict[str, float]]
-    notes: list[str]
-
-
-def has_fold(folder: str) -> bool:
-    """Whether a folder holds a finished fold."""
-    return os.path.isfile(os.path.join(folder, FOLD))
+    finetune: str  # "none", "partial" or "full"
+    chosen: dict[str, dict[str, Any]]  # setting → its value and the evidence for it
+    history: list[dict[str, float]]  # rows of history.csv; empty for a linear probe
+    notes: list[str]  # logged meanwhile
 
 
 def write_fold(folder: str, result: FoldResult) -> None:
@@ -237,12 +194,7 @@ def write_fold(folder: str, result: FoldResult) -> None:
 
 
 def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: Backbone) -> FoldResult:
-    """Read a finished fold.
-
-    Args:
-        held_out: (n,) positions of its held-out images.
-        place: its repetition and fold.
-        frozen: the pretrained backbone.
+    """Read the finished fold that held out some positions (n,); `place` is its repetition and fold.
 
     Raises:
         DataError: the file is damaged.
@@ -259,11 +211,9 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
         if len(logits) != len(held_out):
             raise ValueError(f"{len(logits)} images, not {len(held_out)}")
         member = EnsembleMember(branches=branches, head=head, keeps_frozen=about.pop("is_beside"))
-        return FoldResult(
-            repeat=place[0], fold=place[1], rows=held_out, logits=logits, member=member, **about
-        )
+        repeat, fold = place
+        return FoldResult(repeat=repeat, fold=fold, rows=held_out, logits=logits, member=member, **about)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Select the tensors whose name has a prefix, and remove it."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

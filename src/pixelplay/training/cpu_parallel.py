@@ -26,12 +26,9 @@ def parallel_forward(classifier: Classifier, device: Device, batch_size: int) ->
 
     Cores that share every layer synchronise after every layer, forward and backward, which is slower (see
     benchmarks/DECISIONS.md). Splitting changes the logits only by rounding, which depends on the number of
-    cores and, over time, affects which hard examples are drawn. It requires that an image's output does
-    not depend on the rest of the batch: with a batch norm in the head, with dropout or stochastic depth
-    (whose random order threads would not keep), and on a GPU, the plain classifier is provided.
-
-    Args:
-        batch_size: images per batch, at most.
+    cores and, over time, affects which hard examples are drawn. With a batch norm in the head, with dropout
+    or stochastic depth (whose random order threads would not keep), and on a GPU, the plain classifier is
+    provided.
     """
     with share_cores() as n_cores:
         limit = min(MAX_SHARDS, batch_size // MIN_SHARD)
@@ -50,12 +47,8 @@ def compile_forward(
     """Compile a classifier and try one forward and backward pass.
 
     Args:
-        fallback: used, with a note, where compilation fails.
+        fallback: used, with a note, where compilation fails; with `required` ConfigError is raised instead.
         sample: inputs of one batch.
-        required: fail instead.
-
-    Raises:
-        ConfigError: compilation fails and is required.
     """
     compiled: Forward = torch.compile(classifier.train())
     buffers = dict(classifier.named_buffers())
@@ -81,12 +74,9 @@ def compile_forward(
 
 
 def _has_dropout(classifier: Classifier) -> bool:
-    """Whether dropout or stochastic depth is active, including the backbone's own."""
-    rates = [
-        getattr(layer, name, None)
-        for layer in classifier.modules()
-        for name in ("p", "drop_prob", "drop_rate")
-    ]
+    """Return True if dropout or stochastic depth is active, including the backbone's own."""
+    names = ("p", "drop_prob", "drop_rate")
+    rates = [getattr(layer, name, None) for layer in classifier.modules() for name in names]
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
@@ -106,7 +96,13 @@ class _ShardedForward:
 
     def forward_shards(self, shards: Sequence[Shard]) -> list[Tensor]:
         """Return the logits of each shard, with their graphs."""
-        futures = [self._pool.submit(self._forward_shard, shard) for shard in shards]
+
+        def forward(shard: Shard) -> Tensor:
+            with self._device.autocast():  # autocast is per thread
+                logits: Tensor = self._classifier(*shard)
+            return logits
+
+        futures = [self._pool.submit(forward, shard) for shard in shards]
         return [future.result() for future in futures]
 
     def backward_shards(self, logits: Sequence[Tensor], gradients: Sequence[Tensor]) -> Gradients:
@@ -115,15 +111,9 @@ class _ShardedForward:
         def backward(logits: Tensor, gradient: Tensor) -> Gradients:
             return torch.autograd.grad(logits, self.parameters, gradient, allow_unused=True)
 
-        pairs = zip(logits, gradients, strict=True)
-        futures = [self._pool.submit(backward, *pair) for pair in pairs]
+        futures = [self._pool.submit(backward, *pair) for pair in zip(logits, gradients, strict=True)]
         found = [future.result() for future in futures]
         return tuple(_sum(parts) for parts in zip(*found, strict=True))
-
-    def _forward_shard(self, shard: Shard) -> Tensor:
-        with self._device.autocast():  # autocast is per thread
-            logits: Tensor = self._classifier(*shard)
-        return logits
 
 
 def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:

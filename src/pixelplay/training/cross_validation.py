@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import REPEATS, SPLITS, TrainConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.sampling import class_priors
@@ -18,64 +19,45 @@ from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_o
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.calibration import fit_temperature
 from pixelplay.evaluation.conformal import score_held_out
-from pixelplay.evaluation.decision_rule import (
-    DecisionRule,
-    cross_fit_rule,
-    fit_decision_rule,
-)
+from pixelplay.evaluation.decision_rule import DecisionRule, cross_fit_rule, fit_decision_rule
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.bundle import MAX_BRANCHES, ModelBundle
 from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import BranchedBackbone
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
-from pixelplay.training.checkpoint import FoldResult, has_fold, read_fold, write_fold
+from pixelplay.training.checkpoint import FOLD, FoldResult, has_checkpoint, read_fold, write_fold
 from pixelplay.training.finalize import build_bundle
-from pixelplay.training.finetune_plan import read_plan, write_plan
 from pixelplay.training.label_cleaning import remove_label_issues
+from pixelplay.training.plan_file import read_plan, write_plan
 from pixelplay.training.prepare import read_rows
 from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
-from pixelplay.training.training_data import TrainingData
+from pixelplay.training.training_data import TrainingData, count_groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidation:
-    """All folds of all repetitions.
+    """All folds of all repetitions."""
 
-    Attributes:
-        rows: (N,) positions of the images that take part, ascending.
-        folds: (R, N) fold in which each was held out; -1 for never.
-        logits: (R, N, K) from the classifier that was not trained on the image; NaN for never.
-        probs: (R, N, K) calibrated with the rule of the other folds; NaN for never.
-        pred: (R, N) predicted classes; -1 for never.
-        rules: (R) fold → the rule fitted on the other folds.
-        results: the folds, repetition by repetition.
-    """
-
-    rows: IntArray
-    folds: IntArray
-    logits: Float32Array
-    probs: Float64Array
-    pred: IntArray
-    rules: Sequence[Mapping[int, DecisionRule]]
+    rows: IntArray  # (N,) positions of the images that take part, ascending
+    folds: IntArray  # (R, N) fold in which each was held out; -1 for never
+    logits: Float32Array  # (R, N, K) of the classifier that was not trained on the image; NaN for never
+    probs: Float64Array  # (R, N, K) calibrated with the rule of the other folds; NaN for never
+    pred: IntArray  # (R, N) predicted classes; -1 for never
+    rules: Sequence[Mapping[int, DecisionRule]]  # (R) fold → the rule fitted on the other folds
     results: list[FoldResult]
 
 
 def check_repeats(config: TrainConfig, repeats: int, *, single: bool) -> None:
-    """Check that the model can hold the classifiers of all folds.
-
-    Raises:
-        ConfigError: it cannot, or `repeats` is out of range.
-    """
+    """Raise ConfigError if `repeats` is out of range, or a model cannot hold the networks of all folds."""
     REPEATS.check("repeats", repeats, whole=True)
-    n_members = config.n_folds * repeats
-    if config.finetune != "none" and not single and n_members > MAX_BRANCHES:
-        raise ConfigError(
-            f"{config.n_folds} folds × {repeats} repeats are {n_members} networks but a model holds "
-            f"{MAX_BRANCHES}; lower --repeats, or use --single or --finetune none"
+    if config.finetune != "none" and not single and config.n_folds * repeats > MAX_BRANCHES:
+        conflict = (
+            f"{config.n_folds} folds × {repeats} repeats are more than the {MAX_BRANCHES} networks of a model"
         )
+        raise ConfigError(f"{conflict}; lower --repeats, or use --single or --finetune none")
 
 
 def without_test_split(config: TrainConfig, log: RunLog) -> TrainConfig:
@@ -94,48 +76,35 @@ def without_val_split(dataset: ImageDataset, log: RunLog) -> ImageDataset:
 
 
 def check_fold_sizes(dataset: ImageDataset, n_folds: int) -> None:
-    """Check, before anything is decoded, that every class has enough images for the folds.
-
-    Raises:
-        DataError: a class has fewer images or groups than folds; the largest possible number is named.
-    """
+    """Raise DataError, before anything is decoded, if a class has fewer images or groups than folds."""
     groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups
     _check_class_sizes(dataset.labels, groups, dataset.classes, n_folds)
 
 
 def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValidation:
-    """Train a classifier without each fold in turn.
+    """Train a classifier without each fold of train and val in turn.
 
     Folds that an interrupted run has finished are read. The first fine-tuned fold makes a plan that the
-    others repeat, so that all are trained alike.
-
-    Args:
-        data: its train and val splits take part; its test split does not.
-
-    Raises:
-        DataError: a class has fewer images or groups than there are folds.
+    others repeat, so that all are trained alike. DataError where a class has too few images for the folds.
     """
     rows, config, log = data.fit_rows, ctx.config, ctx.log
     configs = [replace(config, seed=(config.seed + repeat) % 2**32) for repeat in range(repeats)]
-    folds = np.stack([assign_cv_folds(data, each) for each in configs])  # (R, N)
+    folds = np.stack([_assign_cv_folds(data, each) for each in configs])  # (R, N)
     if n_never := int((folds[0] == NEVER_HELD_OUT).sum()):
         log.note(f"{counted(n_never, 'image')} never held out: no other image of the class would be left")
     results: list[FoldResult] = []
-    for repeat, each in enumerate(configs):
-        for fold in range(config.n_folds):
-            name = f"fold {fold + 1}/{config.n_folds}"
-            if repeats > 1:
-                name += f", repeat {repeat + 1}/{repeats}"
-            with log.section(name):
-                held_out = rows[folds[repeat] == fold]
-                results.append(_train_fold(data, held_out, ctx.derive(config=each), (repeat, fold)))
+    for repeat, fold in product(range(repeats), range(config.n_folds)):
+        suffix = f", repeat {repeat + 1}/{repeats}" if repeats > 1 else ""
+        with log.section(f"fold {fold + 1}/{config.n_folds}{suffix}"):
+            held_out, own = rows[folds[repeat] == fold], ctx.derive(config=configs[repeat])
+            results.append(_train_fold(data, held_out, own, (repeat, fold)))
     logits = np.full((repeats, len(rows), data.n_known), np.nan, np.float32)
     for result in results:
         logits[result.repeat, np.searchsorted(rows, result.rows)] = result.logits
     labels, groups, priors = data.labels[rows], data.split.groups[rows], class_priors(data.fit_counts)
     fits = [
-        cross_fit_rule(each, labels, groups, own, priors, metric=config.metric, seed=config.seed)
-        for each, own in zip(logits, folds, strict=True)
+        cross_fit_rule(each, labels, groups, of_each, priors, metric=config.metric, seed=config.seed)
+        for each, of_each in zip(logits, folds, strict=True)
     ]
     probs, pred, rules = zip(*fits, strict=True)
     return CrossValidation(
@@ -150,13 +119,7 @@ def train_folds(data: TrainingData, ctx: RunContext, repeats: int) -> CrossValid
 
 
 def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContext) -> TrainedClassifier:
-    """Train one classifier on everything, with the method and plan of most folds.
-
-    Its held-out logits are those of the folds.
-
-    Raises:
-        ConfigError: training failed.
-    """
+    """Train on everything, with the method and plan of most folds; held-out logits are those of the folds."""
     config, results = ctx.config, validation.results
     method = _most_common(result.finetune for result in results)
     settings, plan = config.finetuning, None
@@ -177,7 +140,9 @@ def train_single(validation: CrossValidation, data: TrainingData, ctx: RunContex
     with ctx.log.section("all images"):
         everything = _hold_out_fold(data, np.empty(0, dtype=np.int64), own)
         classifier = fit_probe_or_finetune(everything, own)
-    return _with_folds(classifier, validation, validation.logits)
+    return replace(
+        classifier, held_out=validation.rows, logits=validation.logits[0], folds=validation.folds[0]
+    )
 
 
 def average_folds(
@@ -193,10 +158,8 @@ def average_folds(
     default = float(np.median(fitted)) if fitted else 1.0  # for folds without errors
     temperatures = [default if evidence["at_bound"] else T for T, evidence in fits]
     if n_unfitted := len(fits) - len(fitted):
-        ctx.log.note(
-            f"{counted(n_unfitted, 'fold')} all correct, or no better than chance; using the temperature "
-            f"{default:.2f} of the others"
-        )
+        reason = f"{counted(n_unfitted, 'fold')} all correct, or no better than chance"
+        ctx.log.note(f"{reason}; using the temperature {default:.2f} of the others")
     scaled = validation.logits.copy()
     for result, temperature in zip(validation.results, temperatures, strict=True):
         scaled[result.repeat, np.searchsorted(validation.rows, result.rows)] /= np.float32(temperature)
@@ -246,12 +209,7 @@ def finalize_folds(
 def with_excluded(
     validation: CrossValidation, excluded: IntArray, logits: Float32Array, rule: DecisionRule
 ) -> CrossValidation:
-    """Add images that no fold was trained on, as the deployed model predicts them; they are in no fold.
-
-    Args:
-        excluded: (n,) positions.
-        logits: (n, K).
-    """
+    """Add the images (n,) that no fold was trained on, with the deployed model's logits (n, K)."""
     if not len(excluded):
         return validation
     rows = np.union1d(validation.rows, excluded)
@@ -267,43 +225,33 @@ def with_excluded(
     return replace(validation, rows=rows, folds=folds, logits=all_logits, probs=probs, pred=pred)
 
 
-def assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
-    """Assign each image that takes part to a fold, (N,); -1 for a class's only image.
-
-    Raises:
-        DataError: a class has fewer images or groups than folds, or groups leave a fold without a class.
-    """
+def _assign_cv_folds(data: TrainingData, config: TrainConfig) -> IntArray:
+    """Assign each image that takes part to a fold, (N,); -1 for a class's only image."""
     rows, n_folds = data.fit_rows, config.n_folds
     labels, groups = data.labels[rows], data.split.groups[rows]
     _check_class_sizes(labels, groups, data.known_classes, n_folds)
     folds = assign_folds(labels, groups, n_folds, config.seed)
     check_any_held_out(folds, data.dataset.source)
-    if empty := [fold for fold in range(n_folds) if not (folds == fold).any()]:
-        raise DataError(
-            f"groups leave {len(empty)} of {n_folds} folds empty; use --n-folds "
-            f"{max(2, n_folds - len(empty))} or smaller groups"
-        )
+    if n_empty := n_folds - len(np.intersect1d(folds, np.arange(n_folds))):
+        remedy = f"use --n-folds {max(2, n_folds - n_empty)} or smaller groups"
+        raise DataError(f"groups leave {n_empty} of {n_folds} folds empty; {remedy}")
     for fold in range(n_folds):
         left = np.bincount(labels[folds != fold], minlength=data.n_known)
         if (left == 0).any():
             name = data.classes[int((left == 0).argmax())]
             raise DataError(
-                f"groups put all images of class {name!r} into one of {n_folds} folds, which leaves none to "
-                "train on; use a smaller --n-folds or smaller groups"
+                f"groups put class {name!r} in one of {n_folds} folds; lower --n-folds or use smaller groups"
             )
     return folds
 
 
 def _check_class_sizes(labels: IntArray, groups: IntArray, classes: Sequence[str], n_folds: int) -> None:
     """Check classes by labels (N,) and groups (N,); a class of one image is in no fold."""
-    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=len(classes))  # (K,)
+    n_groups = count_groups(labels, groups, len(classes))  # (K,)
     short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
+    if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
+        raise DataError("no class has 3 images or groups but --n-folds 2 needs one; add images")
     if not len(short):
-        if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
-            raise DataError(
-                "no class has more than 2 images or groups but --n-folds 2 needs a class with 3; add images"
-            )
         return
     k = int(short[n_groups[short].argmin()])
     n = int((labels == k).sum())
@@ -319,7 +267,7 @@ def _train_fold(
 ) -> FoldResult:
     """Train without one fold and predict it; read the result where an interrupted run has finished it."""
     folder = os.path.join(ctx.checkpoint_dir, f"fold-{place[0]:02}-{place[1]:02}")
-    if has_fold(folder):
+    if has_checkpoint(folder, FOLD):
         _copy_plan(folder, ctx.run_dir)
         finished = read_fold(folder, held_out, place, ctx.backbone.backbone)
         ctx.log.replay(finished.notes)
@@ -356,10 +304,7 @@ def _train_fold(
 
 
 def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> TrainingData:
-    """Put one fold in place of the test split, and hold out a validation split from the rest.
-
-    Label issues are also found without the fold.
-    """
+    """Put one fold in place of the test split; val and label issues are chosen from the rest."""
     rest, config = np.setdiff1d(data.fit_rows, held_out), ctx.config
     is_val = np.zeros(len(rest), dtype=np.bool_)
     if config.finetune != "none":
@@ -367,13 +312,6 @@ def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> T
     split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
     without = replace(data, split=split, fit_rows=rest)
     return remove_label_issues(without, ctx) if config.drop_label_issues else without
-
-
-def _with_folds(
-    classifier: TrainedClassifier, validation: CrossValidation, logits: Float32Array
-) -> TrainedClassifier:
-    """Replace the held-out logits of a classifier by those of the first repetition of the folds."""
-    return replace(classifier, held_out=validation.rows, logits=logits[0], folds=validation.folds[0])
 
 
 def _copy_plan(source: str, target: str) -> None:
@@ -389,8 +327,7 @@ def _most_common(values: Iterable[Any]) -> Any:
 
 def _n_frozen(classifier: TrainedClassifier) -> int | None:
     """Return the number of stages in front of the trained ones; None where none was replaced."""
-    if classifier.plan is None or isinstance(classifier.backbone, BranchedBackbone):
+    plan, backbone = classifier.plan, classifier.backbone
+    if plan is None or isinstance(backbone, BranchedBackbone):
         return None
-    if classifier.plan.unfreeze_stages is None:
-        return 0
-    return len(stage_modules(classifier.backbone.network)) - classifier.plan.unfreeze_stages
+    return len(stage_modules(backbone.network)) - plan.unfreeze_stages if plan.unfreeze_stages else 0

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from pixelplay import __version__
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.data.sampling import class_priors
 from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
 from pixelplay.evaluation.decision_rule import DecisionRule, fit_decision_rule
@@ -42,11 +42,7 @@ def build_bundle(
     data: TrainingData,
     ctx: RunContext,
 ) -> ModelBundle:
-    """Collect everything that prediction needs.
-
-    Args:
-        scores: of held-out images, for prediction sets and abstention.
-    """
+    """Collect everything that prediction needs; `scores` serve prediction sets and abstention."""
     if rule.evidence["temperature"]["at_bound"]:
         ctx.log.note("temperature is 1: held-out images are all correct, or no better than chance")
     pretrained = ctx.backbone

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
 from pixelplay.model.ensemble import average_members, ensemble_member
-from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
+from pixelplay.model.split_backbone import FrozenStages, split_backbone
+from pixelplay.training.batch_inputs import CachedViews, InputSource
 from pixelplay.training.checkpoint import copy_weights, restore_weights
-from pixelplay.training.compatibility import FinetunedMethod
-from pixelplay.training.finetune_plan import FinetunePlan, write_plan
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import CachedViews, InputSource
+from pixelplay.training.plan_file import FinetunePlan, write_plan
 from pixelplay.training.schedule import Schedule
+from pixelplay.training.settings_conflicts import FinetunedMethod
 from pixelplay.training.time_budget import TimeBudgetError, make_plan
 from pixelplay.training.trainer import OUT_OF_TIME, Trainer, Validation
 
@@ -29,26 +29,15 @@ REFIT_LR_FRAC = 0.25  # of the peak learning rates, in the refit on train and va
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finetuned:
-    """A fine-tuned network as the validation split selected it, and what a refit continues from.
+    """A fine-tuned network as the validation split selected it, and what a refit continues from."""
 
-    Attributes:
-        backbone: the network with its trained layers.
-        head: features → natural-prior logits.
-        logits: (n, K) of the validation images, as prediction computes them.
-        history: one row per epoch, the first before training.
-        best_epoch: epoch that the weights come from.
-        ensemble_probe: whether the linear probe is averaged in.
-        plan: what was done.
-    """
-
-    backbone: Backbone
-    head: LinearHead
-    logits: Float32Array
-    history: list[dict[str, float]]
+    backbone: Backbone  # with its trained layers
+    head: LinearHead  # features → natural-prior logits
+    logits: Float32Array  # (n, K) of the validation images, as prediction computes them
+    history: list[dict[str, float]]  # one row per epoch, the first before training
     best_epoch: int
-    ensemble_probe: bool
+    ensemble_probe: bool  # whether the linear probe is averaged in
     plan: FinetunePlan
-    trainable: TrainableStages
     classifier: Classifier
     inputs: InputSource
     schedule: Schedule
@@ -82,20 +71,13 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     for note in _ineffective_settings(plan, schedule):
         ctx.log.note_for_run(note)
     _note_uncached_pixels(task, plan)
-    trainer = Trainer(
-        classifier,
-        inputs,
-        schedule,
-        validation,
-        task.loss(task.train),
-        ctx,
-        time_limit_s=task.time_limit_s(plan),
-        use_compile=plan.compile,
-    )
-    state = trainer.fit()
+    loss, limit_s = task.loss(task.train), task.time_limit_s(plan)
+    state = Trainer(
+        classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s, use_compile=plan.compile
+    ).fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
     _check_stopped(task, state.stopped, state.best_epoch)
-    backbone, head = _assemble(task, trainable, classifier, task.train, validation.offset)
+    backbone, head = _assemble(task, classifier, task.train, validation.offset)
     logits = head.logits(task.read(backbone, task.val))  # (n, K)
     with_probe, logits, _ = validation.best(logits)
     return Finetuned(
@@ -106,7 +88,6 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
         best_epoch=state.best_epoch,
         ensemble_probe=with_probe,
         plan=plan,
-        trainable=trainable,
         classifier=classifier,
         inputs=inputs,
         schedule=schedule,
@@ -122,8 +103,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
     not trained on the validation images.
 
     Returns:
-        The classifier, with the linear probe averaged in if selected, and the number of refit epochs; 0
-        where it was not trained on the validation images.
+        The classifier, with the linear probe averaged in if selected, and the number of refit epochs, if any.
 
     Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
     """
@@ -131,8 +111,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
     epochs = ctx.config.finetuning.refit_epochs if tuned.best_epoch else 0
     if epochs:
         before = copy_weights(classifier)
-        trainer = _refit_trainer(task, tuned, epochs)
-        state = trainer.fit()
+        state = _refit_trainer(task, tuned, epochs).fit()
         if state.stopped:
             ctx.log.note(f"skipped the refit on train and val: {state.stopped}")
             epochs = 0
@@ -141,7 +120,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
             if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
                 restore_weights(classifier, halfway(before, copy_weights(classifier)))
                 offset = (tuned.validation.offset + offset) / 2
-            backbone, head = _assemble(task, tuned.trainable, classifier, task.data.fit_rows, offset)
+            backbone, head = _assemble(task, classifier, task.data.fit_rows, offset)
             last = tuned.history[-1]
             more = [
                 {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
@@ -150,7 +129,11 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
             tuned = replace(tuned, backbone=backbone, head=head, history=tuned.history + more)
     if tuned.ensemble_probe:
         probe_head = task.refit_probe(task.data.fit_rows) if epochs else task.probe.head
-        backbone, head = _average_with_probe(task, tuned, probe_head)
+        frozen = task.ctx.backbone.backbone
+        probe = ensemble_member(frozen, probe_head, None)
+        # the trained stages beside the frozen ones, under a head that averages both logits
+        network = ensemble_member(tuned.backbone, tuned.head, classifier.stages.n_frozen)
+        backbone, head = average_members(frozen, [probe, network])
         tuned = replace(tuned, backbone=backbone, head=head)
     return tuned, epochs
 
@@ -178,13 +161,9 @@ def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer
         epochs_before=tuned.plan.epochs,
         config=replace(config, finetuning=settings, augmenting=unmixed),
     )
-    no_rows = task.val[:0]
+    empty = task.val[:0]
     validation = replace(
-        tuned.validation,
-        rows=no_rows,
-        labels=task.data.labels[no_rows],
-        offset=task.offset(rows),
-        probe_logits=None,
+        tuned.validation, rows=empty, labels=empty, offset=task.offset(rows), probe_logits=None
     )
     return Trainer(
         tuned.classifier,
@@ -200,11 +179,7 @@ def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer
 
 
 def _cache_views(task: FinetuneTask, frozen: FrozenStages, n_views: int) -> CachedViews:
-    """Compute the feature maps of augmented views up to the cut.
-
-    Raises:
-        TimeBudgetError: neither the cache nor the run's folder has room for them.
-    """
+    """Compute the feature maps of augmented views up to the cut, in the cache or the run's folder."""
     ctx = task.ctx
     rows = task.data.fit_rows if ctx.config.finetuning.refit_epochs else task.train
     for use_cache in (True, False):
@@ -226,57 +201,32 @@ def _cache_views(task: FinetuneTask, frozen: FrozenStages, n_views: int) -> Cach
 
 
 def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
-    """Log that training ended early.
-
-    Raises:
-        ConfigError: it ended before anything was trained.
-    """
+    """Log that training ended early; raise ConfigError if nothing was trained before."""
     if not stopped:
         return
     if best_epoch == 0 and not starts_at_probe(task):
-        remedy = (
-            "use --force instead of --resume and a longer --time-budget"
-            if stopped.startswith(OUT_OF_TIME)
-            else "lower --lr and --head-lr"
-        )
+        remedy = "lower --lr and --head-lr"
+        if stopped.startswith(OUT_OF_TIME):
+            remedy = "use --force instead of --resume and a longer --time-budget"
         raise ConfigError(f"training failed: {stopped} before the first epoch ended; {remedy}")
     task.ctx.log.note(f"training stopped early: {stopped}; using the weights of epoch {best_epoch}")
 
 
 def _assemble(
-    task: FinetuneTask,
-    trainable: TrainableStages,
-    classifier: Classifier,
-    rows: IntArray,
-    offset: Float64Array,
+    task: FinetuneTask, classifier: Classifier, rows: IntArray, offset: Float64Array
 ) -> tuple[Backbone, LinearHead]:
     """Return the whole network and its natural-prior head; with crt the head is trained again on `rows`."""
     backbone = copy.deepcopy(task.ctx.backbone.backbone)
-    trainable.cpu().write_into(backbone)
+    classifier.stages.cpu().write_into(backbone)
     backbone.eval()
     if task.ctx.config.imbalance == "crt":
         return backbone, task.retrain_head(backbone, rows)
     return backbone, classifier.head.cpu().export().shifted(offset)
 
 
-def _average_with_probe(
-    task: FinetuneTask, tuned: Finetuned, probe_head: LinearHead
-) -> tuple[Backbone, LinearHead]:
-    """Put the trained stages beside the frozen ones, under a head that averages both logits."""
-    frozen = task.ctx.backbone.backbone
-    probe = ensemble_member(frozen, probe_head, None)
-    network = ensemble_member(tuned.backbone, tuned.head, tuned.trainable.n_frozen)
-    return average_members(frozen, [probe, network])
-
-
 def _check_sizes(schedule: Schedule, backbone: Backbone) -> None:
-    """Check that the network accepts every image size of the schedule.
-
-    Raises:
-        ConfigError: it does not accept one of them.
-    """
-    sizes = {schedule.size_px(epoch) for epoch in range(schedule.epochs)} - {schedule.input_size}
-    for size in sorted(sizes):
+    """Raise ConfigError where the network does not accept an image size of the schedule."""
+    for size in sorted(schedule.sizes_px() - {schedule.input_size}):
         if reason := input_size_error(backbone, size):
             frac = schedule.config.finetuning.initial_size_frac
             raise ConfigError(
@@ -299,8 +249,7 @@ def _ineffective_settings(plan: FinetunePlan, schedule: Schedule) -> Iterator[st
         yield f"--train-batch-size {batch_size} is reduced to {plan.batch_size}, the training images"
     if plan.unfreeze_stages == 1 and settings.layer_decay not in (None, 1):
         yield f"--layer-decay {settings.layer_decay} has no effect with one trained stage"
-    sizes = {schedule.size_px(epoch) for epoch in range(schedule.epochs)}
-    if settings.initial_size_frac < 1 and sizes == {schedule.input_size}:
+    if settings.initial_size_frac < 1 and schedule.sizes_px() == {schedule.input_size}:
         yield f"--initial-size-frac {settings.initial_size_frac} has no effect: every epoch has the full size"
     is_augmented = bool(augmenting.augment) or schedule.config.hflip
     n_views = plan.cached_views if is_augmented else 1

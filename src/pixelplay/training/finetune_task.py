@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.cache import default_cache_dir
 from pixelplay.data.pixel_cache import PixelCache
-from pixelplay.data.sampling import class_priors, epoch_length, natural_offset
+from pixelplay.data.sampling import class_priors, natural_offset
 from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import (
@@ -22,11 +22,11 @@ from pixelplay.model.classifier import (
 from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.features import resolve_batch_size
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.batch_inputs import AugmentedPixels, CachedViews
 from pixelplay.training.imbalance import fit_probe_for_imbalance, refit_probe_head
-from pixelplay.training.inputs import AugmentedPixels, CachedViews
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
+from pixelplay.training.plan_file import FinetunePlan
 from pixelplay.training.prepare import read_rows
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.schedule import Schedule
@@ -41,14 +41,10 @@ class FinetuneTask:
     """One fine-tuning: its data, the linear probe it starts from, and its settings.
 
     Attributes:
-        data: images, labels and split.
-        probe: linear probe fitted on the training images.
-        ctx: settings, with "auto" imbalance resolved by the probe.
+        ctx: "auto" imbalance is resolved by the probe.
         train: positions of the training images that duplicate no validation image.
-        val: positions of the validation images.
         counts: (K,) images per class in train.
         imbalance: how rare classes are corrected for while training; with crt the head is refitted later.
-        pixels: provides augmented pixels.
     """
 
     def __init__(self, data: TrainingData, probe: LinearProbe, ctx: RunContext) -> None:
@@ -66,14 +62,11 @@ class FinetuneTask:
         self._cache_dir = config.cache_dir or default_cache_dir()
         self._max_bytes = int(config.cache_gb * 1e9)
         preprocessing = ctx.backbone.preprocessing
+        pixels = PixelCache(
+            data.dataset, data.digests, preprocessing, cache_dir=self._cache_dir, max_bytes=self._max_bytes
+        )
         self.pixels = AugmentedPixels(
-            pixels=PixelCache(
-                data.dataset,
-                data.digests,
-                preprocessing,
-                cache_dir=self._cache_dir,
-                max_bytes=self._max_bytes,
-            ),
+            pixels=pixels,
             preprocessing=preprocessing,
             augmenting=config.augmenting,
             hflip=config.hflip,
@@ -107,22 +100,16 @@ class FinetuneTask:
     ) -> Classifier:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
-        features = self.data.features[self.train]
+        features, dropout = self.data.features[self.train], settings.dropout
+        # the training loss takes logits before the natural-prior offset
+        start = self.probe.head.shifted(-self.offset(self.train)) if settings.head_init == "probe" else None
         with torch.random.fork_rng(devices=self.ctx.device.rng_devices()):
             torch.manual_seed(self.ctx.config.seed)
             head: TrainableLinearHead | TrainableMlpHead
             if settings.head == "mlp":
-                head = TrainableMlpHead(features.shape[1], n_classes, dropout=settings.dropout)
+                head = TrainableMlpHead(features.shape[1], n_classes, dropout=dropout)
             else:
-                head = TrainableLinearHead(
-                    *feature_scale(features),
-                    n_classes,
-                    # the training loss takes logits before the natural-prior offset
-                    start=self.probe.head.shifted(-self.offset(self.train))
-                    if settings.head_init == "probe"
-                    else None,
-                    dropout=settings.dropout,
-                )
+                head = TrainableLinearHead(*feature_scale(features), n_classes, start=start, dropout=dropout)
         if frozen is not None:
             # the compiler optimises these layers in its own way
             fast = self.ctx.device.name == "cpu" and not use_compile
@@ -145,7 +132,6 @@ class FinetuneTask:
     def validation(self) -> Validation:
         """Describe how the validation split selects the epoch."""
         config = self.ctx.config
-        can_average = can_average_with_probe(config)
         return Validation(
             rows=self.val,
             labels=self.data.labels[self.val],
@@ -153,7 +139,9 @@ class FinetuneTask:
             priors=class_priors(self.counts),
             metric=config.metric,
             ensemble_probe=config.finetuning.ensemble_probe,
-            probe_logits=self.probe.head.logits(self.data.features[self.val]) if can_average else None,
+            probe_logits=self.probe.head.logits(self.data.features[self.val])
+            if can_average_with_probe(config)
+            else None,
         )
 
     def loss(self, rows: IntArray) -> LossFunction:
@@ -217,10 +205,6 @@ class FinetuneTask:
         """Estimate the seconds of fitting heads after training; crt searches for C twice."""
         return self.probe.seconds * (2.0 if self.ctx.config.imbalance == "crt" else PROBE_REFIT_FRAC)
 
-    def n_drawn(self) -> int:
-        """Return the number of images drawn per epoch."""
-        return epoch_length(self.counts, self.imbalance, self.ctx.config.oversample_to)
-
     @property
     def max_view_bytes(self) -> int:
         """Room for cached views on disk."""
@@ -228,5 +212,5 @@ class FinetuneTask:
 
 
 def can_average_with_probe(config: TrainConfig) -> bool:
-    """Whether the linear probe may be averaged in: both heads are linear then."""
+    """Return True if the linear probe may be averaged in: both heads are linear then."""
     return config.finetuning.head == "linear" and config.finetuning.ensemble_probe != "off"

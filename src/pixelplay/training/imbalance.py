@@ -9,13 +9,15 @@ candidates, the plain and the class-weighted head, both with natural-prior logit
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray
-from pixelplay.config import Imbalance, Metric, TrainConfig
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, IntArray
+from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import HINT_RATIO, class_priors, class_weights, imbalance_ratio, natural_offset
+from pixelplay.data.splits import assign_folds, check_any_held_out
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
 from pixelplay.model.classifier import LinearHead
@@ -28,17 +30,8 @@ from pixelplay.training.linear_probe import (
     fit_probe,
     fit_subset,
 )
-
-WEIGHTING_OF: dict[Imbalance, Weighting] = {
-    "auto": "none",  # for classes balanced enough that the two are not compared
-    "none": "none",
-    "balanced_softmax": "none",
-    "logit_adjusted": "none",
-    "focal": "none",
-    "sampler": "class_weights",
-    "class_weights": "class_weights",
-    "crt": "class_weights",
-}
+from pixelplay.training.run_context import RunContext
+from pixelplay.training.training_data import TrainingData
 
 
 def fit_probe_for_imbalance(
@@ -57,28 +50,47 @@ def fit_probe_for_imbalance(
     decisions is better out of fold by more than one standard error of the paired difference.
 
     Args:
-        features: (N, D), finite.
-        labels: (N,) in [0, K), every class present outside every fold.
         groups: (N,) resampled as a whole by the bootstrap behind the standard error.
-        folds: (N,) fold in which an image is held out, -1 for never.
         head_only: `oof_logits` only serve for selection, so they may be imprecise.
-        on_progress: called with 1 for each value of C tried, of either weighting.
+        on_progress: as in `fit_probe`, like the other arguments.
     """
-    start, ratio = time.monotonic(), imbalance_ratio(np.bincount(labels))
-    tolerance = SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
+    start, counts = time.monotonic(), np.bincount(labels)
+    ratio, tolerance = imbalance_ratio(counts), SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
     evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
-    if config.imbalance == "auto" and ratio > HINT_RATIO:
-        plain, weighted = (
-            _fit_weighting(name, features, labels, folds, tolerance, on_progress)
-            for name in ("none", "class_weights")
+
+    def fit(weighting: Weighting) -> LinearProbe:
+        weights, offset = _weights_and_offset(weighting, labels, counts)
+        probe = fit_probe(
+            features, labels, folds, weights=weights, oof_tolerance=tolerance, on_progress=on_progress
         )
-        evidence |= _compare(plain, weighted, labels, groups, config.metric, config.seed)
+        oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
+        return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
+
+    if config.imbalance == "auto" and ratio > HINT_RATIO:
+        plain, weighted = fit("none"), fit("class_weights")
+        evidence |= _compare(plain, weighted, labels, groups, config)
         probe = weighted if evidence["difference"] > evidence["standard_error"] else plain
     else:
-        weighting = WEIGHTING_OF[config.imbalance]
-        probe = _fit_weighting(weighting, features, labels, folds, tolerance, on_progress)
+        is_weighted = config.imbalance in ("sampler", "class_weights", "crt")
+        probe = fit("class_weights" if is_weighted else "none")
     evidence = {"value": probe.weighting, **evidence}
     return replace(probe, evidence=evidence, seconds=time.monotonic() - start)
+
+
+def fit_probe_on_rows(
+    data: TrainingData, rows: IntArray, ctx: RunContext, *, head_only: bool = False, title: str
+) -> tuple[LinearProbe, IntArray]:
+    """Fit the linear probe on some images; also return the fold (n,) in which each was held out.
+
+    Raises:
+        DataError: no image can be held out.
+    """
+    labels, groups, config = data.labels[rows], data.split.groups[rows], ctx.config
+    folds = assign_folds(labels, groups, config.n_folds, config.seed)
+    check_any_held_out(folds, data.dataset.source)
+    with ctx.log.progress(title, None, "values of C") as bar:
+        fit = partial(fit_probe_for_imbalance, head_only=head_only, on_progress=bar.update)
+        return fit(data.features[rows], labels, groups, folds, config), folds
 
 
 def note_on_imbalance(imbalance: Imbalance) -> str | None:
@@ -87,8 +99,7 @@ def note_on_imbalance(imbalance: Imbalance) -> str | None:
         return "--imbalance focal is ignored with --finetune none: it needs trained layers"
     if imbalance in ("balanced_softmax", "logit_adjusted"):
         return (
-            f"--imbalance {imbalance} has no effect with --finetune none: it only shifts logits, which "
-            "natural priors undo; use --metric to favour rare classes"
+            f"--imbalance {imbalance} has no effect with --finetune none; use --metric to favour rare classes"
         )
     if imbalance in ("sampler", "crt"):
         return f"--imbalance {imbalance} is class_weights with --finetune none"
@@ -97,12 +108,8 @@ def note_on_imbalance(imbalance: Imbalance) -> str | None:
 
 def refit_probe_head(probe: LinearProbe, features: Float32Array, labels: IntArray) -> LinearHead:
     """Fit a probe's head on other images with the same C and weighting."""
-    if probe.weighting == "none":
-        return fit_head(features, labels, probe.C)
-    counts = np.bincount(labels)
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
-    head = fit_head(features, labels, probe.C, weights=weights)
-    return head.shifted(natural_offset(counts, probe.weighting, None, 0.0))
+    weights, offset = _weights_and_offset(probe.weighting, labels, np.bincount(labels))
+    return fit_head(features, labels, probe.C, weights=weights).shifted(offset)
 
 
 def fit_probe_on_subset(
@@ -114,52 +121,36 @@ def fit_probe_on_subset(
     is_fitted: BoolArray,
 ) -> Float32Array:
     """Return natural-prior out-of-fold logits (N, K) of probes fitted on a subset (N,) of the rows."""
-    if weighting == "none":
-        return fit_subset(features, labels, folds, C, is_fitted)
-    counts = np.bincount(labels[is_fitted])
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
+    weights, offset = _weights_and_offset(weighting, labels, np.bincount(labels[is_fitted]))
     logits = fit_subset(features, labels, folds, C, is_fitted, weights=weights)
-    return np.asarray(logits + natural_offset(counts, weighting, None, 0.0), dtype=np.float32)
+    return np.asarray(logits + offset, dtype=np.float32)
 
 
-def _fit_weighting(
-    weighting: Weighting,
-    features: Float32Array,
-    labels: IntArray,
-    folds: IntArray,
-    oof_tolerance: float,
-    on_progress: Callable[[int], object],
-) -> LinearProbe:
-    """Fit one weighting and give its logits natural priors."""
+def _weights_and_offset(
+    weighting: Weighting, labels: IntArray, counts: IntArray
+) -> tuple[Float32Array | None, Float64Array]:
+    """Return the sample weights (N,) of a fit, and what gives its logits natural priors, (K,).
+
+    The offset is right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same.
+    """
     if weighting == "none":
-        return fit_probe(features, labels, folds, oof_tolerance=oof_tolerance, on_progress=on_progress)
-    counts = np.bincount(labels)
-    weights = class_weights(counts)[labels].astype(np.float32)  # (N,)
-    probe = fit_probe(
-        features, labels, folds, weights=weights, oof_tolerance=oof_tolerance, on_progress=on_progress
-    )
-    # right for every fold too: whatever its class sizes n, log n − log(weight·n) is the same
-    offset = natural_offset(counts, weighting, None, 0.0)  # (K,)
-    oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
-    return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
+        return None, np.zeros(len(counts))
+    return class_weights(counts)[labels].astype(np.float32), natural_offset(counts, weighting, None, 0.0)
 
 
 def _compare(
-    plain: LinearProbe,
-    weighted: LinearProbe,
-    labels: IntArray,
-    groups: IntArray,
-    metric: Metric,
-    seed: int,
+    plain: LinearProbe, weighted: LinearProbe, labels: IntArray, groups: IntArray, config: TrainConfig
 ) -> dict[str, Any]:
     """Compare the out-of-fold decisions of both weightings."""
     priors = class_priors(np.bincount(labels))
     held_out = ~np.isnan(plain.oof_logits).any(1)
     labels, groups = labels[held_out], groups[held_out]
     logits = plain.oof_logits[held_out], weighted.oof_logits[held_out]
-    values, standard_error = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
+    values, standard_error = compare_logits(
+        logits, labels, groups, priors, metric=config.metric, seed=config.seed
+    )
     return {
-        "metric": metric,
+        "metric": config.metric,
         "metric_by_value": dict(zip(("none", "class_weights"), values, strict=True)),
         "difference": values[1] - values[0],
         "standard_error": standard_error,

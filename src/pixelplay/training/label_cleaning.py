@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.decision_rule import fit_decision_rule
 from pixelplay.evaluation.label_issues import find_label_issues
 from pixelplay.text import EXAMPLES, counted, name_some
-from pixelplay.training.imbalance import fit_probe_for_imbalance
+from pixelplay.training.imbalance import fit_probe_on_rows
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData
 
@@ -23,18 +23,10 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     Images that select or measure stay, with their labels: metrics without the doubtful ones would be
     optimistic. So label issues in a validation split still select, but are not trained on in the refit.
     Labels that the user has reviewed are kept.
-
-    Raises:
-        DataError: no image can be held out.
     """
     rows, config = data.fit_rows, ctx.config
     labels, groups = data.labels[rows], data.split.groups[rows]
-    folds = assign_folds(labels, groups, config.n_folds, config.seed)
-    check_any_held_out(folds, data.dataset.source)
-    with ctx.log.progress("finding label issues", None, "values of C") as bar:
-        probe = fit_probe_for_imbalance(
-            data.features[rows], labels, groups, folds, config, on_progress=bar.update
-        )
+    probe, folds = fit_probe_on_rows(data, rows, ctx, title="finding label issues")
     priors = class_priors(data.fit_counts)
     rule = fit_decision_rule(probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed)
     is_judged = folds != NEVER_HELD_OUT
@@ -47,7 +39,9 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
         ctx.log.note(
             f"dropped {n} of {len(rows):,} with label issues: {name_some(data.paths_of(dropped), EXAMPLES)}"
         )
-    return _drop(data, dropped, val_selects=config.finetune != "none")
+    kept_val = data.split.val if config.finetune != "none" else np.setdiff1d(data.split.val, dropped)
+    split = replace(data.split, train=np.setdiff1d(data.split.train, dropped), val=kept_val)
+    return replace(data, split=split, fit_rows=np.setdiff1d(rows, dropped), dropped=dropped)
 
 
 def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
@@ -58,11 +52,3 @@ def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
         limits = (MAX_DROPPED * data.counts_of(split)).astype(np.int64)  # (K,)
         dropped += [own[data.labels[own] == k][: limits[k]] for k in range(data.n_known)]
     return np.sort(np.concatenate(dropped))
-
-
-def _drop(data: TrainingData, dropped: IntArray, *, val_selects: bool) -> TrainingData:
-    """Remove images from training; a validation split that selects keeps them."""
-    val = data.split.val if val_selects else np.setdiff1d(data.split.val, dropped)
-    split = replace(data.split, train=np.setdiff1d(data.split.train, dropped), val=val)
-    fit_rows = np.setdiff1d(data.fit_rows, dropped)
-    return replace(data, split=split, fit_rows=fit_rows, dropped=dropped)

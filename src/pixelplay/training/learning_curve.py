@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, IntArray
+from pixelplay.array_types import BoolArray, IntArray
 from pixelplay.evaluation.comparison import newcombe
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.intervals import wilson

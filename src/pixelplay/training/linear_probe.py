@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.evaluation.calibration import log_softmax
 from pixelplay.model.classifier import LinearHead, feature_scale
@@ -28,29 +28,19 @@ Weighting = Literal["none", "class_weights"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
-    """A fitted linear head and the evidence for its settings.
+    """A fitted linear head and the evidence for its settings."""
 
-    Attributes:
-        head: fitted on all images given; its logits have natural priors.
-        C: inverse regularisation strength as scikit-learn defines it, on scaled features.
-        nll_by_C: C → mean out-of-fold negative log-likelihood in the search, nats, weighted as in the fit.
-        oof_logits: (N, K) from the head that was fitted without the image; NaN where there is none.
-        weighting: whether the loss was class-weighted.
-        evidence: JSON-ready reasons for the weighting.
-        seconds: time the fit took.
-    """
-
-    head: LinearHead
-    C: float
-    nll_by_C: dict[float, float]
-    oof_logits: Float32Array
+    head: LinearHead  # fitted on all images; its logits have natural priors
+    C: float  # inverse regularisation strength as in scikit-learn, on scaled features
+    nll_by_C: dict[float, float]  # C → mean out-of-fold NLL in the search, nats, weighted as in the fit
+    oof_logits: Float32Array  # (N, K) from the head fitted without the image; NaN where there is none
     weighting: Weighting = "none"
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready reasons for the weighting
+    seconds: float = 0.0  # that the fit took
 
     @property
     def was_compared(self) -> bool:
-        """Whether held-out images selected the weighting."""
+        """True if held-out images selected the weighting."""
         return "difference" in self.evidence
 
 
@@ -69,8 +59,7 @@ def fit_probe(
         features: (N, D), finite.
         labels: (N,) in [0, K), every class present outside every fold.
         folds: (N,) fold in which an image is held out, -1 for never.
-        weights: (N,) positive sample weights for the fits and the NLL; None for equal weights. Only
-            ratios matter: in each fit the mean weight is 1, so C means the same as without.
+        weights: (N,) positive, for the fits and the NLL; only ratios matter, so C means the same as without.
         oof_tolerance: SEARCH_TOLERANCE saves most of the time where `oof_logits` need not be precise.
         on_progress: called with 1 for each value of C tried.
     """
@@ -88,7 +77,8 @@ def fit_probe(
         on_progress(1)
         if nll_by_C[C] == min(nll_by_C.values()):
             best_heads = heads
-        if _has_risen(list(nll_by_C.values())):
+        nlls = list(nll_by_C.values())
+        if len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES]):
             break
     C = min(nll_by_C, key=lambda c: nll_by_C[c])
     if oof_tolerance < SEARCH_TOLERANCE:
@@ -168,10 +158,8 @@ def _fit_heads(
 
     Args:
         rows: (N, D+1) scaled features and a column of ones.
-        labels: (N,) in [0, K).
         shares: (N, F) >= 0, weight of each row in each regression; 0 leaves the row out.
         start: (F, D+1, K) initial heads; None for zeros.
-        tolerance: relative decrease of the objective at which to stop.
 
     Returns:
         (F, D+1, K) float32; the last row holds the biases.
@@ -220,8 +208,3 @@ def _nll(oof: Float32Array, labels: IntArray, folds: IntArray, weights: Float64A
     log_probs = log_softmax(oof[held_out].astype(np.float64))
     true = log_probs[np.arange(len(log_probs)), labels[held_out]]  # (n,)
     return float(-(true * weights[held_out]).sum() / weights[held_out].sum())
-
-
-def _has_risen(nlls: list[float]) -> bool:
-    """Whether the last MAX_RISES values all exceed the best before them."""
-    return len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES])

@@ -10,11 +10,7 @@ from pixelplay.config import AugmentConfig
 
 
 def mix_batch(
-    inputs: Tensor,
-    extras: Tensor,
-    targets: Tensor,
-    config: AugmentConfig,
-    rng: np.random.Generator,
+    inputs: Tensor, extras: Tensor, targets: Tensor, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each image of a batch with a partner by MixUp or CutMix.
 
@@ -25,11 +21,6 @@ def mix_batch(
         inputs: (B, C, H, W) images or feature maps; memory format and dtype are kept.
         extras: (B, D) further inputs, mixed with the ratio of the labels.
         targets: (B, K) float, rows sum to 1, and still do afterwards.
-        config: which methods, and their α.
-        rng: the only source of randomness.
-
-    Returns:
-        `inputs`, `extras` and `targets`, mixed, in the same shapes.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412, section 2;
     between feature maps: Verma et al., "Manifold Mixup", ICML 2019, arXiv:1806.05236, section 2.
@@ -56,8 +47,7 @@ def _blend(values: Tensor, partner: Tensor, partner_share: float) -> Tensor:
 def _paste(inputs: Tensor, partner: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, float]:
     """Paste the same patch of each partner; also return the fraction of the area it covers.
 
-    The patch covers 1 − λ of the area, λ ~ Beta(α, α), and is clipped at the edges, so the fraction is
-    computed from whole pixels.
+    The patch covers 1 − λ of the area, λ ~ Beta(α, α), and is clipped at the edges.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
     Features", ICCV 2019, arXiv:1905.04899, equations 1 and 2.

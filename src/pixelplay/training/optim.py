@@ -1,4 +1,4 @@
-"""AdamW with a learning rate per stage; linear warm-up, then a cosine schedule."""
+"""AdamW with a learning rate per stage."""
 
 import math
 
@@ -16,15 +16,9 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Create AdamW with a learning rate per stage and no decay on norms, biases and layer scales.
 
-    Each parameter group keeps its peak learning rate as "peak_lr". Adam's step does not grow with the
-    gradient, so the learning rate scales with the square root of the images per step.
-
-    timm's `param_groups_layer_decay` does not fit: it decays per layer instead of per stage, and needs the
-    whole network.
-
-    Args:
-        images_per_step: images behind an optimizer step.
-        lr_frac: factor on all learning rates.
+    Each parameter group keeps its peak learning rate, times `lr_frac`, as "peak_lr". Adam's step does not
+    grow with the gradient, so it scales with the square root of the images per step. timm's
+    `param_groups_layer_decay` decays per layer instead of per stage and needs the whole network.
 
     Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022,
     arXiv:2205.10287.
@@ -44,14 +38,3 @@ def make_optimizer(
         ],
         fused=True,  # a quarter of the time on a CPU, where the default makes ten passes over every tensor
     )
-
-
-def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
-    """Return the fraction of the peak learning rate at a step counted from 0.
-
-    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
-    """
-    n_warmup = round(warmup_frac * n_steps)
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW_IMAGES, find_coverage
 from pixelplay.data.cache import ArrayCache
@@ -21,7 +21,7 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import EXAMPLES, counted, name_some
 from pixelplay.training.resume import check_images
 from pixelplay.training.run_context import RunContext
-from pixelplay.training.training_data import TrainingData, build_training_data
+from pixelplay.training.training_data import TrainingData, build_training_data, count_groups
 
 
 def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
@@ -52,11 +52,7 @@ def read_rows(
     config: TrainConfig,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Float32Array:
-    """Compute features (n, D) of the images at some positions, without the cache.
-
-    Raises:
-        ImageError: one of them can no longer be read.
-    """
+    """Compute features (n, D) of some images without the cache; ImageError where one is unreadable."""
     is_row = np.zeros(len(data.dataset), dtype=np.bool_)
     is_row[rows] = True
     found = extract_cached_features(
@@ -76,29 +72,6 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     if data.errors:
         named = [f"{data.all_images.paths[i]} ({error.reason})" for i, error in data.errors.items()]
         log.note(f"skipped {counted(len(data.errors), 'unreadable image')}: {name_some(named, EXAMPLES)}")
-    _log_duplicates(data, log)
-    for note in data.split.notes:
-        log.note(note)
-    if config.relabel is not None:
-        n_changed = int((data.labels != data.given_labels).sum())
-        log.note(
-            f"{config.relabel}: {counted(n_changed, 'training label')} changed, "
-            f"{counted(len(data.excluded), 'image')} excluded; metrics use the labels as given, and "
-            "metrics.json also has those on the corrected labels"
-        )
-    _log_never_held_out(data, log)
-    _log_coverage(data, log)
-    _log_lost_classes(data, log)
-    ratio = imbalance_ratio(data.fit_counts)
-    if ratio > HINT_RATIO and config.metric == "accuracy":
-        log.note(
-            f"class imbalance is {ratio:.0f} : 1; if rare classes matter, use --metric balanced_accuracy "
-            "or macro_f1"
-        )
-
-
-def _log_duplicates(data: TrainingData, log: RunLog) -> None:
-    """Note near-duplicates, sets too large to be duplicates, and duplicates with different labels."""
     duplicates = data.duplicates
     for text, sets in (
         ("of near-duplicates kept within one split", duplicates.near),
@@ -106,35 +79,30 @@ def _log_duplicates(data: TrainingData, log: RunLog) -> None:
         ("of duplicates with different labels", duplicates.conflicts),
     ):
         if sets:
-            named = [" = ".join(data.dataset.paths[i] for i in members) for members in sets]
+            named = [" = ".join(data.paths_of(members)) for members in sets]
             log.note(f"{counted(len(sets), 'group')} {text}: {name_some(named, EXAMPLES)}")
+    for note in data.split.notes:
+        log.note(note)
+    if config.relabel is not None:
+        n_changed = int((data.labels != data.given_labels).sum())
+        n = f"{counted(n_changed, 'training label')} changed, {counted(len(data.excluded), 'image')} excluded"
+        log.note(f"{config.relabel}: {n}; metrics use the labels as given (metrics.json has both)")
+    _log_never_held_out(data, log)
+    _log_coverage(data, log)
+    ratio = imbalance_ratio(data.fit_counts)
+    if ratio > HINT_RATIO and config.metric == "accuracy":
+        remedy = "if rare classes matter, use --metric balanced_accuracy or macro_f1"
+        log.note(f"class imbalance is {ratio:.0f} : 1; {remedy}")
 
 
 def _log_never_held_out(data: TrainingData, log: RunLog) -> None:
     """Name classes that stay in training as a whole, so that nothing measures them."""
-    rows = data.fit_rows
-    pairs = np.unique(np.stack([data.labels[rows], data.split.groups[rows]], axis=1), axis=0)
-    n_groups = np.bincount(pairs[:, 0], minlength=data.n_known)  # (K,)
-    for text, is_single in (
-        ("one training image", (n_groups == 1) & (data.fit_counts == 1)),
-        ("one training group", (n_groups == 1) & (data.fit_counts > 1)),
-    ):
-        if is_single.any():
-            named = [data.classes[k] for k in np.flatnonzero(is_single)]
+    rows, counts = data.fit_rows, data.fit_counts
+    n_groups = count_groups(data.labels[rows], data.split.groups[rows], data.n_known)  # (K,)
+    for text, is_kind in (("image", counts == 1), ("group", counts > 1)):
+        if named := [data.classes[k] for k in np.flatnonzero((n_groups == 1) & is_kind)]:
             n = f"{len(named)} of {data.n_known} classes"
-            log.note(f"{n} with {text}, never held out: {name_some(named, EXAMPLES)}")
-
-
-def _log_lost_classes(data: TrainingData, log: RunLog) -> None:
-    """Name classes that have images outside a given test split but none left to train on."""
-    outside = ~data.dataset.in_split("test")
-    n_outside = np.bincount(data.given_labels[outside], minlength=len(data.classes))
-    n_removed = np.bincount(data.given_labels[data.split.removed], minlength=len(data.classes))
-    lost = [k for k in range(data.n_known, len(data.classes)) if n_outside[k] > n_removed[k]]
-    if lost:
-        named = [data.classes[k] for k in lost]
-        n = f"{len(named)} of {len(data.classes)} classes"
-        log.note(f"{n} with no training image left, never predicted: {name_some(named, EXAMPLES)}")
+            log.note(f"{n} with one training {text}, never held out: {name_some(named, EXAMPLES)}")
 
 
 def _log_coverage(data: TrainingData, log: RunLog) -> None:
@@ -143,13 +111,19 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
     dataset = data.all_images
     coverage = find_coverage(dataset, np.array([counts.get(name, 0) for name in dataset.classes], np.int64))
     if coverage.absent:
-        bound = (
-            "" if coverage.max_accuracy is None else f"; accuracy cannot exceed {coverage.max_accuracy:.1%}"
-        )
-        named = name_some(coverage.absent, EXAMPLES)
-        log.note(f"{counted(len(coverage.absent), 'expected class')} without training images: {named}{bound}")
+        best, n = coverage.max_accuracy, counted(len(coverage.absent), "expected class")
+        bound = "" if best is None else f"; accuracy cannot exceed {best:.1%}"
+        log.note(f"{n} without training images: {name_some(coverage.absent, EXAMPLES)}{bound}")
     if coverage.few:
         share = "" if coverage.few_share is None else f"; {coverage.few_share:.1%} of the test images"
-        named = name_some([f"{name} ({n})" for name, n in coverage.few.items()], EXAMPLES)
+        named = [f"{name} ({n})" for name, n in coverage.few.items()]
         n = counted(len(coverage.few), "expected class")
-        log.note(f"{n} with fewer than {FEW_IMAGES} training images: {named}{share}")
+        log.note(f"{n} with fewer than {FEW_IMAGES} training images: {name_some(named, EXAMPLES)}{share}")
+    # classes that have images outside a given test split but none left to train on
+    outside = ~data.dataset.in_split("test")
+    n_outside = np.bincount(data.given_labels[outside], minlength=len(data.classes))
+    n_removed = np.bincount(data.given_labels[data.split.removed], minlength=len(data.classes))
+    unknown = range(data.n_known, len(data.classes))
+    if named := [data.classes[k] for k in unknown if n_outside[k] > n_removed[k]]:
+        n = f"{len(named)} of {len(data.classes)} classes"
+        log.note(f"{n} with no training image left, never predicted: {name_some(named, EXAMPLES)}")

@@ -5,21 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.sampling import class_priors
-from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds, check_any_held_out
+from pixelplay.data.splits import NEVER_HELD_OUT, assign_folds
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.decision_rule import calibrated_nll, compare_logits
 from pixelplay.model.device import InsufficientMemoryError
 from pixelplay.model.split_backbone import BackboneSplitError
 from pixelplay.text import counted, name_some
-from pixelplay.training.compatibility import TrainedMethod, can_repeat_hard_examples, unused_settings
 from pixelplay.training.finetune import Finetuned, finetune, refit, starts_at_probe
 from pixelplay.training.finetune_task import FinetuneTask, can_average_with_probe
-from pixelplay.training.imbalance import fit_probe_for_imbalance, note_on_imbalance
-from pixelplay.training.linear_probe import LinearProbe
+from pixelplay.training.imbalance import fit_probe_on_rows, note_on_imbalance
 from pixelplay.training.run_context import RunContext
+from pixelplay.training.settings_conflicts import TrainedMethod, can_repeat_hard_examples, unused_settings
 from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -34,7 +33,7 @@ def fit_probe_or_finetune(
     """Train with the method asked for; with auto, fine-tune if time allows and keep it if it is better.
 
     Args:
-        needs_oof: whether a linear probe's out-of-fold logits must be precise.
+        needs_oof: the out-of-fold logits of a linear probe must be precise.
 
     Raises:
         ConfigError: the time budget is too short for the method that was asked for.
@@ -44,14 +43,14 @@ def fit_probe_or_finetune(
     method = _choose_method(data, ctx)
     _note_ineffective_settings(method, ctx)
     if method == "none":
-        return train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
     train, val = data.train_without_val_duplicates(), data.split.val
     if reason := _obstacle_to_finetuning(data, train):
         raise DataError(f"{reason}; add images or use --finetune none")
     if n_duplicates := len(data.split.train) - len(train):
         n = counted(n_duplicates, "training image")
         log.note(f"{n} not used until the refit, as duplicates of validation images")
-    probe, _ = _fit_probe(data, train, ctx, head_only=True)
+    probe, _ = fit_probe_on_rows(data, train, ctx, head_only=True, title="linear probe")
     task = FinetuneTask(data, probe, ctx)
     try:
         tuned = finetune(task, method)
@@ -60,25 +59,25 @@ def fit_probe_or_finetune(
             raise ConfigError(str(error)) from None
         log.note(f"{error}; using the linear probe")
         _note_unused_by_probe(ctx)
-        return train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
     if not tuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
         initial, *scores = [row["val_score"] for row in tuned.history]
         best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
         log.note(f"selected the linear probe: no epoch improved on it on {len(val)} validation images{best}")
-        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
     is_better, evidence = compare_methods(probe.head.logits(data.features[val]), tuned.logits, data, config)
     _note_comparison(method, is_better, evidence, len(val), ctx)
     if config.finetune == "auto" and not is_better:
-        return _keep_probe(train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
     return _finish(task, tuned, {**evidence, "auto_takes": method if is_better else "none"})
 
 
-def train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool = True) -> TrainedClassifier:
+def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool) -> TrainedClassifier:
     """Fit a linear head on frozen features; folds of train and val select its settings."""
     rows, log = data.fit_rows, ctx.log
     if n := len(data.split.val):
         log.note(f"the linear probe selects by cross-validation; the {n} validation images join training")
-    probe, folds = _fit_probe(data, rows, ctx, head_only=not needs_oof)
+    probe, folds = fit_probe_on_rows(data, rows, ctx, head_only=not needs_oof, title="linear probe")
     if note := note_on_imbalance(ctx.config.imbalance):
         log.note(note)
     if ctx.config.oversample_to is not None:
@@ -105,14 +104,10 @@ def train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool =
 def compare_methods(
     probe: Float32Array, tuned: Float32Array, data: TrainingData, config: TrainConfig
 ) -> tuple[bool, dict[str, float]]:
-    """Compare the metric of both on the validation images, and where it is not clear their held-out score.
-
-    Args:
-        probe: (n, K) logits of the linear probe fitted on train only.
-        tuned: (n, K) logits of the fine-tuned network.
+    """Compare the metric of two logits (n, K) on val, and where it is not clear their held-out score.
 
     Returns:
-        Whether the fine-tuned network is better, and the evidence.
+        True where the fine-tuned network is better, and the evidence.
     """
     val = data.split.val
     labels, groups = data.labels[val], data.split.groups[val]
@@ -168,25 +163,6 @@ def _keep_probe(
     """Record that the linear probe was selected over a fine-tuned network."""
     selected = {"value": "none", "chosen_on": "val", "n": n_val, **evidence}
     return replace(probe, history=tuned.history, chosen={"finetune": selected, **probe.chosen})
-
-
-def _fit_probe(
-    data: TrainingData, rows: IntArray, ctx: RunContext, *, head_only: bool
-) -> tuple[LinearProbe, IntArray]:
-    labels, groups = data.labels[rows], data.split.groups[rows]
-    folds = assign_folds(labels, groups, ctx.config.n_folds, ctx.config.seed)
-    check_any_held_out(folds, data.dataset.source)
-    with ctx.log.progress("linear probe", None, "values of C") as bar:
-        probe = fit_probe_for_imbalance(
-            data.features[rows],
-            labels,
-            groups,
-            folds,
-            ctx.config,
-            head_only=head_only,
-            on_progress=bar.update,
-        )
-    return probe, folds
 
 
 def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:

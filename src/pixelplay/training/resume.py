@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -16,22 +16,16 @@ from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 from pixelplay.training.checkpoint import has_progress
-from pixelplay.training.finetune_plan import FinetunePlan, apply_plan, read_plan
+from pixelplay.training.plan_file import FinetunePlan, apply_plan, read_plan
 from pixelplay.training.training_data import TrainingData
 
-START_OVER = "use --force instead of --resume to start over"
+START_OVER = "restore them, or use --force instead of --resume"
 SETTINGS_FILE, IMAGES_FILE = "settings.json", "images.json"
 THREADS = "threads"
 # settings that do not affect the weights: what a cache holds can be recomputed
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
-# settings that a plan contains or replaces
-IN_PLAN = frozenset(
-    {"finetune", "time_budget"}
-    | {
-        f"finetuning.{name}"
-        for name in ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
-    }
-)
+PLANNED = ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
+IN_PLAN = frozenset({"finetune", "time_budget", *(f"finetuning.{name}" for name in PLANNED)})
 
 
 def check_settings(
@@ -47,8 +41,7 @@ def check_settings(
     A different number of threads is only noted: rounding depends on it.
 
     Args:
-        device: "auto" resolved.
-        plan: plan to repeat; None where the run makes its own.
+        plan: to repeat; None where the run makes its own.
         options: settings of the command that are not part of `config`.
 
     Raises:
@@ -56,22 +49,17 @@ def check_settings(
     """
     own = dict(flatten(to_json(config)))
     own |= {"compute.device": device.name, "compute.precision": device.precision}
-    repeated = {} if plan is None else asdict(plan)
-    own |= {f"plan.{name}": value for name, value in repeated.items() if name != "seconds"}
+    if plan is not None:
+        own |= {f"plan.{name}": value for name, value in asdict(plan).items() if name != "seconds"}
     own |= {"pixelplay": __version__, "torch": torch.__version__, **(options or {})}
     own[THREADS] = torch.get_num_threads()
     kept = _read_or_write(folder, SETTINGS_FILE, own)
     # the number of refit epochs depends on the time left
     depends_on_time = plan is None and config.finetuning.epochs is None and config.finetune != "none"
     if changed := differences(kept, own, FREE if depends_on_time else FREE | {"time_budget"}):
-        raise ConfigError(
-            f"the interrupted run had other settings: {name_some(changed)}; use the same, or {START_OVER}"
-        )
+        raise ConfigError(f"the interrupted run had other settings: {name_some(changed)}; {START_OVER}")
     if device.name == "cpu" and (before := kept.get(THREADS, own[THREADS])) != own[THREADS]:
-        log.note(
-            f"resuming with {own[THREADS]} threads instead of {before}: weights may differ by rounding from "
-            "an uninterrupted run"
-        )
+        log.note(f"resuming with {own[THREADS]} threads instead of {before}: weights may differ by rounding")
 
 
 def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
@@ -89,31 +77,20 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
     }
     kept = _read_or_write(folder, IMAGES_FILE, {"weights": weights_id, "images": own})
     if kept["weights"] != weights_id:
-        raise ConfigError(f"the interrupted run had other backbone weights; use the same, or {START_OVER}")
+        raise ConfigError(f"the interrupted run had other backbone weights; {START_OVER}")
     then = kept["images"]
     both = [path for path in own if path in then]
-    moved = _regrouped([own[path][-1] for path in both], [then[path][-1] for path in both], both)
+    # a group is identified by its first path
+    first_own = {own[path][-1]: path for path in reversed(both)}
+    first_then = {then[path][-1]: path for path in reversed(both)}
+    moved = {path for path in both if first_own[own[path][-1]] != first_then[then[path][-1]]}
     found = {
         "new": [path for path in own if path not in then],
         "missing": [path for path in then if path not in own],
         "changed": [path for path in both if own[path][:-1] != then[path][:-1] or path in moved],
     }
     if told := [f"{len(paths)} {kind} ({name_some(paths[:3])})" for kind, paths in found.items() if paths]:
-        raise DataError(
-            f"the images differ from those of the interrupted run: {', '.join(told)}; restore them, or "
-            f"{START_OVER}"
-        )
-
-
-def _regrouped(own: Sequence[int], then: Sequence[int], paths: Sequence[str]) -> set[str]:
-    """Return the paths whose group, identified by its first path, has changed."""
-    first_own: dict[int, str] = {}
-    first_then: dict[int, str] = {}
-    found = set()
-    for path, group, old in zip(paths, own, then, strict=True):
-        if first_own.setdefault(group, path) != first_then.setdefault(old, path):
-            found.add(path)
-    return found
+        raise DataError(f"the interrupted run had other images: {', '.join(told)}; {START_OVER}")
 
 
 def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:
@@ -155,7 +132,7 @@ def _read_or_write(folder: str, name: str, content: Mapping[str, Any]) -> dict[s
                 kept: dict[str, Any] = json.load(file)
             return kept
         except (OSError, ValueError) as error:
-            raise DataError(f"could not read {path} ({error}); {START_OVER}") from None
+            raise DataError(f"could not read {path} ({error}); use --force instead of --resume") from None
     os.makedirs(folder, exist_ok=True)
     text = json.dumps(content)
     write_bytes(text.encode(), path)

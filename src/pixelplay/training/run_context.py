@@ -14,31 +14,22 @@ from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone
 from pixelplay.model.device import Device, resolve_device
 from pixelplay.model.features import FeatureExtractor, make_extractor
 from pixelplay.run_log import RunLog
-from pixelplay.training.compatibility import check_compatible
-from pixelplay.training.finetune_plan import FinetunePlan
+from pixelplay.training.plan_file import FinetunePlan
 from pixelplay.training.resume import check_settings, load_plan
 from pixelplay.training.run_dir import new_run_dir
+from pixelplay.training.settings_conflicts import check_compatible
 
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What every stage of a training needs besides the data.
-
-    Attributes:
-        config: all settings.
-        device: where the network runs.
-        run_dir: folder of the run while it is written.
-        log: notes and progress.
-        started: monotonic clock time from which the time budget counts.
-        plan: plan to repeat; None to make one.
-    """
+    """What every stage of a training needs besides the data."""
 
     config: TrainConfig
     device: Device
-    run_dir: str
+    run_dir: str  # folder of the run while it is written
     log: RunLog
-    started: float
-    plan: FinetunePlan | None = None
+    started: float  # monotonic clock time from which the time budget counts
+    plan: FinetunePlan | None = None  # to repeat; None to make one
 
     @classmethod
     @contextmanager
@@ -59,9 +50,6 @@ class RunContext:
         Args:
             plan: plan.json of another run to repeat.
             options: settings of the command that are not part of `config`; a resumed run must repeat them.
-
-        Raises:
-            ConfigError: a setting, the output folder or the device cannot be used.
         """
         started = time.monotonic() if started is None else started
         repeated, config = (None, config) if plan is None else load_plan(os.fspath(plan), config, log)
@@ -75,11 +63,7 @@ class RunContext:
 
     @cached_property
     def backbone(self) -> PretrainedBackbone:
-        """The pretrained backbone, loaded on first use.
-
-        Raises:
-            ConfigError: the backbone or its weights cannot be used.
-        """
+        """The pretrained backbone, loaded on first use."""
         return load_backbone(
             resolve_backbone_name(self.config.backbone, self.device.name),
             self.config.weights,
@@ -114,9 +98,6 @@ class RunContext:
 
 
 def _set_cublas_workspace(config: TrainConfig, device: Device) -> None:
-    """Let a GPU's matrix products be reproducible on request; must precede the first of them.
-
-    Source: cuBLAS documentation, "Results reproducibility".
-    """
+    """Allow reproducible matrix products before the first; see cuBLAS, "Results reproducibility"."""
     if config.finetuning.deterministic and device.name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -52,10 +52,8 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
         try:
             _clear(partial, force=force, resume=resume)
             if free < MIN_FREE_BYTES:
-                raise ConfigError(
-                    f"{parent} has {free >> 20} MB free but a run needs {MIN_FREE_BYTES >> 20} MB; free some "
-                    "space or choose another --out"
-                )
+                missing = f"{parent} has {free >> 20} MB free but a run needs {MIN_FREE_BYTES >> 20} MB"
+                raise ConfigError(f"{missing}; free some space or choose another --out")
             yield partial
             _check_target(out_dir, force=force)  # another process may have created it meanwhile
             # with the checkpoint: the process may be killed at any instant
@@ -78,9 +76,7 @@ def _locked(partial: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(
-            f"another process is training into {partial}; wait for it or choose another --out"
-        ) from None
+        raise ConfigError(f"{partial} is in use by another process; wait, or choose another --out") from None
     except OSError as error:
         raise _not_writable(partial, error) from None
     try:
@@ -100,9 +96,7 @@ def _clear(partial: str, *, force: bool, resume: bool) -> None:
         if resume:
             return
         if not force:
-            raise ConfigError(
-                f"{partial} holds an interrupted run; use --resume to continue or --force to start over"
-            )
+            raise ConfigError(f"{partial} is an interrupted run; use --resume, or --force to start over")
     for name in set(os.listdir(partial)) - {LOCK}:
         path = os.path.join(partial, name)
         shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
@@ -130,7 +124,7 @@ def _remove_temporary(run: str) -> None:
 
 
 def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder is a finished run with the given settings.
+    """Return True if a folder is a finished run with the given settings, False if it is no run.
 
     Raises:
         ConfigError: its config.json has other values; they are named.
@@ -140,26 +134,23 @@ def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
     own = dict(flatten(settings))
     had = {name: value for name, value in flatten(_read_config(run)) if name in own}
     if changed := differences(had, own):
-        raise ConfigError(
-            f"{run} is finished and had other settings: {name_some(changed)}; choose another --out, or use "
-            "--force instead of --resume"
-        )
+        remedy = "choose another --out, or use --force instead of --resume"
+        raise ConfigError(f"{run} is finished and had other settings: {name_some(changed)}; {remedy}")
     return True
 
 
 def is_record(path: str) -> bool:
-    """Whether a path is, or would be, one of the files of a run."""
+    """Return True if a path is, or would be, one of the files of a run."""
     folder, name = os.path.split(os.path.abspath(path))
     return name.lower() in {each.lower() for each in RUN_FILES} and "pixelplay" in _read_config(folder)
 
 
 def _is_run(folder: str, names: frozenset[str] = RUN_FILES) -> bool:
-    """Whether a folder is a run and holds nothing else, so that it can be replaced without loss."""
+    """Return True if a folder is a run and holds nothing else: it can be replaced without loss."""
     return "pixelplay" in _read_config(folder) and set(os.listdir(folder)) <= names
 
 
 def _read_config(folder: str) -> dict[str, Any]:
-    """Return a run's settings; empty where the folder is not a run."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
@@ -172,9 +163,6 @@ def _check_target(out_dir: str, *, force: bool) -> None:
     if not os.path.lexists(out_dir) or (os.path.isdir(out_dir) and not os.listdir(out_dir)):
         return
     if not _is_run(out_dir):
-        raise ConfigError(
-            f"{out_dir} exists and is not a run, or holds other files; it is never replaced: choose another "
-            "--out"
-        )
+        raise ConfigError(f"{out_dir} is not a run or holds other files, so it is kept; choose another --out")
     if not force:
         raise ConfigError(f"{out_dir} already exists; use --force to replace it or choose another --out")

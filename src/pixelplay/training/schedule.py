@@ -1,16 +1,18 @@
-"""Schedule: epochs, batches, optimizer steps and image sizes of a training."""
+"""Schedule: epochs, batches, optimizer steps, learning rate and image sizes of a training."""
 
-from collections import Counter
+import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
-from pixelplay.data.sampling import class_priors, draw_epoch, epoch_length, expected_draws, round_draws
-from pixelplay.training.compatibility import can_repeat_hard_examples
-from pixelplay.training.inputs import Batch
+from pixelplay.data.sampling import draw_epoch, epoch_length, expected_draws, round_draws
+from pixelplay.training.batch_inputs import Batch
+from pixelplay.training.settings_conflicts import can_repeat_hard_examples
 
 SIZE_STEP_PX = 32  # networks halve their feature maps five times
 
@@ -20,42 +22,23 @@ class Schedule:
     """Which images are drawn when, and at which size.
 
     Everything follows from the seed, the epoch and the errors before it, so any batch can be reproduced.
-
-    Attributes:
-        labels: (N,) in [0, K), of all images in the training data.
-        rows: positions of the images to train on.
-        n_classes: K.
-        imbalance: how rare classes are corrected for, "auto" resolved.
-        epochs: passes over the images that an epoch draws.
-        batch_size: images per batch, at most.
-        input_size: side of the network's images, px.
-        epochs_before: epochs of an earlier schedule, so that random draws are not repeated.
-        config: seed, oversampling, gradient accumulation and hard examples.
     """
 
-    labels: IntArray
-    rows: IntArray
-    n_classes: int
-    imbalance: Imbalance
+    labels: IntArray  # (N,) in [0, K), of all images in the training data
+    rows: IntArray  # positions of the images to train on
+    n_classes: int  # K
+    imbalance: Imbalance  # "auto" resolved
     epochs: int
-    batch_size: int
-    input_size: int
+    batch_size: int  # at most
+    input_size: int  # side, px
     config: TrainConfig
-    epochs_before: int = 0
-
-    @cached_property
-    def priors(self) -> Float64Array:
-        """Class frequencies (K,) of the images trained on."""
-        return class_priors(self._counts)
-
-    @cached_property
-    def _counts(self) -> IntArray:
-        return np.bincount(self.labels[self.rows], minlength=self.n_classes)
+    epochs_before: int = 0  # of an earlier schedule, so that random draws are not repeated
 
     @cached_property
     def n_drawn(self) -> int:
         """Images drawn per epoch."""
-        return epoch_length(self._counts, self.imbalance, self.config.oversample_to)
+        counts = np.bincount(self.labels[self.rows], minlength=self.n_classes)
+        return epoch_length(counts, self.imbalance, self.config.oversample_to)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -105,11 +88,8 @@ class Schedule:
             expected = expected_draws(errors[self.rows[drawn]], self.hard_example_frac)  # (n,)
             order = rng.permutation(np.repeat(np.arange(len(drawn)), round_draws(expected, rng)))
             drawn, weights = drawn[order], (1 / expected[order]).astype(np.float32)
-        seen: Counter[int] = Counter()
-        times = np.zeros(len(drawn), dtype=np.int64)
-        for n, i in enumerate(drawn.tolist()):
-            times[n] = seen[i]
-            seen[i] += 1
+        counters: defaultdict[int, count[int]] = defaultdict(count)
+        times = np.array([next(counters[i]) for i in drawn.tolist()], dtype=np.int64)
         columns = (self.rows[drawn], times, weights)
         chunks = [np.array_split(values, self.batches_per_epoch) for values in columns]
         return [Batch(*parts) for parts in zip(*chunks, strict=True)]
@@ -125,3 +105,18 @@ class Schedule:
             return full  # need not be a multiple of 32
         size = full * (initial + (1 - initial) * progress)
         return min(full, max(SIZE_STEP_PX, round(size / SIZE_STEP_PX) * SIZE_STEP_PX))
+
+    def sizes_px(self) -> set[int]:
+        """Return the image sizes of all epochs."""
+        return {self.size_px(epoch) for epoch in range(self.epochs)}
+
+
+def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:
+    """Return the fraction of the peak learning rate at a step counted from 0: warm-up, then cosine.
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5.
+    """
+    n_warmup = round(warmup_frac * n_steps)
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))

@@ -3,23 +3,25 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from pixelplay.config import FinetuneConfig
+from pixelplay.data.sampling import epoch_length
 from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
 from pixelplay.model.device import is_out_of_memory
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
-from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.batch_inputs import Batch, CachedViews, stream
 from pixelplay.training.cpu_parallel import parallel_forward
-from pixelplay.training.finetune_plan import FinetunePlan, read_plan
 from pixelplay.training.finetune_task import FinetuneTask
-from pixelplay.training.inputs import Batch, CachedViews, stream
 from pixelplay.training.optim import make_optimizer
+from pixelplay.training.plan_file import FinetunePlan, read_plan
+from pixelplay.training.settings_conflicts import FinetunedMethod
 from pixelplay.training.trainer import training_memory_error
 
 AIM = 0.85  # fraction of the budget to plan for; the rest covers a machine that slows down
@@ -40,48 +42,24 @@ class TimeBudgetError(PixelPlayError):
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Measured cost per image for one number of trained stages.
+    """Measured cost per image for one number of trained stages."""
 
-    Attributes:
-        unfreeze_stages: last stages trained; None for all.
-        view_s: seconds to augment an image and compute its feature maps at the cut.
-        step_s: seconds for forward, backward and update behind the cut.
-        bytes_per_view: size of a cached view on disk.
-    """
-
-    unfreeze_stages: int | None
-    view_s: float
-    step_s: float
-    bytes_per_view: int
-
-    def train_s(self, n: int) -> float:
-        """Seconds to train on n images; without a cut they are decoded and augmented each time."""
-        return (self.step_s if self.unfreeze_stages else self.view_s + self.step_s) * n
-
-    def predict_s(self, n: int) -> float:
-        """Seconds to predict n images; a forward pass costs a third of a step, in both halves."""
-        return (self.view_s + 2 * self.step_s / 3) * n
+    unfreeze_stages: int | None  # None for all
+    view_s: float  # seconds to augment an image and compute its feature maps at the cut
+    step_s: float  # seconds for forward, backward and update behind the cut
+    bytes_per_view: int  # on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Number of images in each piece of work.
+    """Number of images in each piece of work."""
 
-    Attributes:
-        n_train: images of which views are cached.
-        n_drawn: images drawn per epoch.
-        n_refit: images drawn in all refit epochs together.
-        n_val: validation images.
-        n_eval: views evaluated with the finished network.
-        max_view_bytes: room on disk for all cached views.
-    """
-
-    n_train: int
-    n_drawn: int
-    n_refit: int
+    n_train: int  # images of which views are cached
+    n_drawn: int  # per epoch
+    n_refit: int  # drawn in all refit epochs together
     n_val: int
-    n_eval: int
-    max_view_bytes: int
+    n_eval: int  # views evaluated with the finished network
+    max_view_bytes: int  # room on disk for all cached views
 
     @classmethod
     def of(cls, task: FinetuneTask) -> "Workload":
@@ -90,7 +68,8 @@ class Workload:
         n_eval = len(task.val) + len(data.split.test)
         if config.imbalance == "crt":  # the head is refitted before and after the refit epochs
             n_eval += len(task.train) + len(data.fit_rows)
-        n_drawn, refit_epochs = task.n_drawn(), config.finetuning.refit_epochs
+        n_drawn = epoch_length(task.counts, task.imbalance, config.oversample_to)
+        refit_epochs = config.finetuning.refit_epochs
         return cls(
             n_train=len(data.fit_rows if refit_epochs else task.train),
             n_drawn=n_drawn,
@@ -125,69 +104,49 @@ def make_plan(task: FinetuneTask, method: FinetunedMethod) -> FinetunePlan:
     return plan
 
 
-def plan_partial(
-    throughputs: list[Throughput],
+def fit_plan(
+    throughputs: Sequence[Throughput],
     work: Workload,
     left_s: float | None,
-    task_epochs: int | None,
-    task_views: int | None,
+    settings: FinetuneConfig,
     batch_size: int,
 ) -> FinetunePlan | None:
-    """Train as many stages as leave time for enough epochs; None where not even one stage does.
+    """Train as many stages as leave time for enough epochs; None where too few epochs fit with the first.
 
     Args:
-        throughputs: with one trained stage, with two, and so on.
-        left_s: seconds available; None where the number of epochs is given.
-        task_epochs: number of epochs if given.
-        task_views: number of cached views if given.
+        throughputs: with one trained stage, with two, and so on; or of training all layers.
+        left_s: seconds available; None where `settings` has the number of epochs.
     """
     best = None
     for each in throughputs:
         max_views = work.max_views(each)
-        if best is not None and max_views < (task_views or 1):
+        if best is not None and max_views < (settings.cached_views or 1):
             break  # the feature maps at this cut are too large to be cached
 
-        def n_views(epochs: int, max_views: int = max_views) -> int:
-            return task_views or max(1, min(max_views, math.ceil(epochs / EPOCHS_PER_VIEW)))
+        def n_views(epochs: int, each: Throughput = each, max_views: int = max_views) -> int | None:
+            if each.unfreeze_stages is None:
+                return None
+            return settings.cached_views or max(1, min(max_views, math.ceil(epochs / EPOCHS_PER_VIEW)))
 
         def cost_s(epochs: int, each: Throughput = each) -> dict[str, float]:
             return _cost_s(each, work, epochs, n_views(epochs))
 
-        epochs = task_epochs or _max_epochs(cost_s, left_s)
-        if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, task_epochs or ENOUGH_EPOCHS)):
+        fitting = (
+            n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0)
+        )
+        epochs = settings.epochs or next(fitting, 0)
+        if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, settings.epochs or ENOUGH_EPOCHS)):
             break
         best = FinetunePlan(
-            finetune="partial",
+            finetune="partial" if each.unfreeze_stages else "full",
             unfreeze_stages=each.unfreeze_stages,
             cached_views=n_views(epochs),
             epochs=epochs,
             batch_size=batch_size,
             compile=False,
-            seconds=_rounded(cost_s(epochs)),
+            seconds={name: round(value, 1) for name, value in cost_s(epochs).items()},
         )
     return best
-
-
-def plan_full(
-    throughput: Throughput, work: Workload, left_s: float | None, task_epochs: int | None, batch_size: int
-) -> FinetunePlan | None:
-    """Train all layers for as many epochs as fit; None where too few do."""
-
-    def cost_s(epochs: int) -> dict[str, float]:
-        return _cost_s(throughput, work, epochs, None)
-
-    epochs = task_epochs or _max_epochs(cost_s, left_s)
-    if not epochs:
-        return None
-    return FinetunePlan(
-        finetune="full",
-        unfreeze_stages=None,
-        cached_views=None,
-        epochs=epochs,
-        batch_size=batch_size,
-        compile=False,
-        seconds=_rounded(cost_s(epochs)),
-    )
 
 
 def shortest_training_s(throughput: Throughput, work: Workload, task_views: int | None = None) -> float:
@@ -199,24 +158,16 @@ def shortest_training_s(throughput: Throughput, work: Workload, task_views: int 
 
 def _cost_s(throughput: Throughput, work: Workload, epochs: int, n_views: int | None) -> dict[str, float]:
     """Return the seconds of each piece of work; without views all layers are trained."""
-    views_s = 0.0 if n_views is None else throughput.view_s * (n_views * work.n_train + work.n_val)
-    epoch_s = throughput.train_s(work.n_drawn) + throughput.step_s / 3 * work.n_val
+    view_s, step_s = throughput.view_s, throughput.step_s
+    # without a cut images are decoded and augmented each time
+    train_s = step_s if throughput.unfreeze_stages else view_s + step_s
+    # a forward pass costs a third of a step, in both halves
     return {
-        "views": views_s,
-        "training": epochs * epoch_s,
-        "refit": throughput.train_s(work.n_refit),
-        "evaluation": throughput.predict_s(work.n_eval),
+        "views": 0.0 if n_views is None else view_s * (n_views * work.n_train + work.n_val),
+        "training": epochs * (train_s * work.n_drawn + step_s / 3 * work.n_val),
+        "refit": train_s * work.n_refit,
+        "evaluation": (view_s + 2 * step_s / 3) * work.n_eval,
     }
-
-
-def _max_epochs(cost_s: Callable[[int], dict[str, float]], left_s: float | None) -> int:
-    """Return as many epochs as fit; 0 where too few do."""
-    fitting = (n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0))
-    return next(fitting, 0)
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 1) for name, value in seconds.items()}
 
 
 def _left_s(task: FinetuneTask) -> float:
@@ -225,13 +176,13 @@ def _left_s(task: FinetuneTask) -> float:
 
 
 def _too_short(task: FinetuneTask, method: FinetunedMethod, throughput: Throughput) -> TimeBudgetError:
-    """Return the error that names a sufficient time budget."""
     ctx, spent_s = task.ctx, task.ctx.elapsed_s() + task.head_fits_s()
     needed_s = shortest_training_s(throughput, Workload.of(task), ctx.config.finetuning.cached_views)
+    total_s = (spent_s + needed_s) / AIM
+    enough = f"{math.ceil(total_s / 10) * 10}s" if total_s < 100 else f"{math.ceil(total_s / 60)}m"
     return TimeBudgetError(
         f"--time-budget {ctx.config.time_budget} is too short for --finetune {method} on "
-        f"{len(task.train):,} images; use at least {_round_up((spent_s + needed_s) / AIM)} here, or "
-        "--finetune none"
+        f"{len(task.train):,} images; use at least {enough} here, or --finetune none"
     )
 
 
@@ -246,20 +197,17 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
     plan = None
     for n_stages in choices:
         batch_size, throughput = _measure(task, n_stages, batch_size)
-        if not throughputs and not _has_room(task, throughput):
-            raise _no_room(task, throughput)
+        if not throughputs and (error := _lack_of_room(task, throughput)):
+            raise error
         throughputs.append(throughput)
         # measuring takes time too, so the plan is made again each time
-        found = plan_partial(
-            throughputs, Workload.of(task), _left_s(task), settings.epochs, settings.cached_views, batch_size
-        )
-        plan = found or plan
+        plan = fit_plan(throughputs, Workload.of(task), _left_s(task), settings, batch_size) or plan
         if plan is None:
             raise _too_short(task, "partial", throughput)
         if plan.unfreeze_stages != n_stages:
             break
     assert plan is not None
-    return replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
+    return _complete(task, plan)
 
 
 def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
@@ -270,18 +218,16 @@ def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) 
         assert frozen is not None
         n_bytes = CachedViews.bytes_per_view(frozen, device)
         throughput = Throughput(unfreeze_stages=n_stages, view_s=0, step_s=0, bytes_per_view=n_bytes)
-        if _has_room(task, throughput):
+        if not (error := _lack_of_room(task, throughput)):
             break
     else:
-        raise _no_room(task, throughput)
+        assert error is not None
+        raise error
     if device.name == "cuda":  # only a trial shows which batch fits and whether compiling pays off
         batch_size, throughput = _measure(task, n_stages, batch_size)
-    plan = plan_partial(
-        [throughput], Workload.of(task), None, settings.epochs, settings.cached_views, batch_size
-    )
+    plan = fit_plan([throughput], Workload.of(task), None, settings, batch_size)
     assert plan is not None, "a given number of epochs always fits"
-    plan = replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
-    return plan if device.name == "cuda" else replace(plan, seconds={})  # nothing was measured
+    return _complete(task, plan, is_measured=device.name == "cuda")
 
 
 def _plan_full(task: FinetuneTask) -> FinetunePlan:
@@ -290,20 +236,17 @@ def _plan_full(task: FinetuneTask) -> FinetunePlan:
     is_measured = settings.epochs is None or task.ctx.device.name == "cuda"
     if is_measured:
         batch_size, throughput = _measure(task, None, batch_size)
-    plan = plan_full(throughput, Workload.of(task), _left_s(task), settings.epochs, batch_size)
+    plan = fit_plan([throughput], Workload.of(task), _left_s(task), settings, batch_size)
     if plan is None:
         raise _too_short(task, "full", throughput)
-    plan = replace(plan, compile=_uses_compile(task, plan.seconds["training"]))
-    return plan if is_measured else replace(plan, seconds={})
+    return _complete(task, plan, is_measured=is_measured)
 
 
-def _has_room(task: FinetuneTask, throughput: Throughput) -> bool:
-    return Workload.of(task).max_views(throughput) >= (task.ctx.config.finetuning.cached_views or 1)
-
-
-def _no_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError:
-    """Return the error that says how much room cached views need."""
+def _lack_of_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError | None:
+    """Return the error for cached views that do not fit; None where they do."""
     work, asked = Workload.of(task), task.ctx.config.finetuning.cached_views
+    if work.max_views(throughput) >= (asked or 1):
+        return None
     needed = (asked or 1) * throughput.bytes_per_view * work.n_train
     return TimeBudgetError(
         f"{asked or 1} cached views of {work.n_train:,} images need {needed / 1e6:,.1f} MB but there is room "
@@ -402,22 +345,13 @@ def _train_step(
 
 def time_per_image(work: Callable[[], object], n: int, device: str) -> float:
     """Return the seconds per image of some work on n images: the best of REPEATS after a warm-up."""
-    work()
-    best = math.inf
-    for _ in range(REPEATS):
-        _synchronize(device)
-        start = time.perf_counter()
+    ends = []
+    for _ in range(1 + REPEATS):
         work()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best / n
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
+        if device in ("cuda", "mps"):
+            getattr(torch, device).synchronize()
+        ends.append(time.perf_counter())
+    return float(np.diff(ends).min()) / n
 
 
 def _split(task: FinetuneTask, n_stages: int | None) -> tuple[FrozenStages | None, TrainableStages]:
@@ -425,15 +359,13 @@ def _split(task: FinetuneTask, n_stages: int | None) -> tuple[FrozenStages | Non
     return split_backbone(backbone.backbone, n_stages, backbone.preprocessing.input_size)
 
 
-def _uses_compile(task: FinetuneTask, training_s: float) -> bool:
-    asked = task.ctx.config.finetuning.compile
-    if asked != "auto":
-        return asked == "on"
-    return task.ctx.device.name == "cuda" and training_s > COMPILE_FROM_S
-
-
-def _round_up(seconds: float) -> str:
-    return f"{math.ceil(seconds / 10) * 10}s" if seconds < 100 else f"{math.ceil(seconds / 60)}m"
+def _complete(task: FinetuneTask, plan: FinetunePlan, *, is_measured: bool = True) -> FinetunePlan:
+    """Decide whether to compile; without measurements the plan has no times."""
+    asked, seconds = task.ctx.config.finetuning.compile, plan.seconds
+    repays = task.ctx.device.name == "cuda" and seconds["training"] > COMPILE_FROM_S
+    return replace(
+        plan, compile=asked == "on" or (asked == "auto" and repays), seconds=seconds if is_measured else {}
+    )
 
 
 def _default_batch_size(task: FinetuneTask) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric, Switch
 from pixelplay.evaluation.calibration import mean_nll
 from pixelplay.evaluation.decision_rule import calibrated_nll
@@ -28,6 +28,7 @@ from pixelplay.model.device import (
     translate_memory_errors,
 )
 from pixelplay.run_log import Progress
+from pixelplay.training.batch_inputs import Batch, Inputs, InputSource, stream
 from pixelplay.training.checkpoint import (
     TrainState,
     copy_weights,
@@ -37,12 +38,11 @@ from pixelplay.training.checkpoint import (
     write_checkpoint,
 )
 from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
-from pixelplay.training.inputs import Batch, Inputs, InputSource, stream
 from pixelplay.training.losses import LossFunction
 from pixelplay.training.mixup import mix_batch
-from pixelplay.training.optim import lr_factor, make_optimizer
+from pixelplay.training.optim import make_optimizer
 from pixelplay.training.run_context import RunContext
-from pixelplay.training.schedule import Schedule
+from pixelplay.training.schedule import Schedule, lr_factor
 
 NAN = float("nan")
 OUT_OF_TIME = "the time budget was used up"
@@ -52,34 +52,21 @@ READ_LOSSES_EVERY = 50  # batches; on a GPU each read waits for the device
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """The images that select the epoch, and how logits on them are scored.
+    """The images that select the epoch, and how logits on them are scored."""
 
-    Attributes:
-        rows: (n,) positions of the validation images; empty where nothing is left to select.
-        labels: (n,) their labels.
-        offset: (K,) added to the network's logits to give them natural priors.
-        priors: (K,) class frequencies of the training images.
-        metric: metric to optimise.
-        ensemble_probe: whether the linear probe is averaged in; auto selects by score.
-        probe_logits: (n, K) natural logits of the linear probe; None where it cannot be averaged in.
-    """
-
-    rows: IntArray
-    labels: IntArray
-    offset: Float64Array
-    priors: Float64Array
+    rows: IntArray  # (n,) positions; empty where nothing is left to select
+    labels: IntArray  # (n,)
+    offset: Float64Array  # (K,) added to the logits to give them natural priors
+    priors: Float64Array  # (K,) class frequencies of the training images
     metric: Metric
-    ensemble_probe: Switch = "off"
-    probe_logits: Float32Array | None = None
+    ensemble_probe: Switch = "off"  # auto selects by score
+    probe_logits: Float32Array | None = None  # (n, K) natural; None where the probe cannot be averaged in
 
     def best(self, logits: Float32Array) -> tuple[bool, Float32Array, float]:
-        """Select between the network alone and its average with the linear probe.
-
-        Args:
-            logits: (n, K) natural logits of the network.
+        """Select between the network's natural logits (n, K) and their average with the linear probe.
 
         Returns:
-            Whether the probe is averaged in, the logits, and their score (lower is better; NaN for n = 0).
+            True if the probe is averaged in; the logits; their score (lower is better, NaN for n = 0).
         """
         if not len(logits):
             return False, logits, NAN
@@ -88,25 +75,18 @@ class Validation:
             averaged = True, (logits + self.probe_logits) / np.float32(2)
             candidates = [averaged] if self.ensemble_probe == "on" else [*candidates, averaged]
         scored = [
-            (with_probe, each, calibrated_nll(each, self.labels, self.priors, self.metric))
-            for with_probe, each in candidates
+            (*each, calibrated_nll(each[1], self.labels, self.priors, self.metric)) for each in candidates
         ]
         return min(scored, key=lambda candidate: candidate[2])
 
 
 class Trainer:
-    """Trains a classifier in place.
+    """Trains a classifier in place; afterwards it has the weights of the best epoch.
 
     Args:
-        classifier: trainable stages and head; on return it has the weights of the best epoch.
-        inputs: provides the inputs of the batches.
-        schedule: epochs, batches and image sizes.
-        validation: selects the epoch.
         loss: of logits (B, K) and soft targets (B, K).
-        ctx: settings, device, log and the folder of the checkpoint.
         time_limit_s: training time after which it ends early; None for no limit.
         lr_frac: factor on all learning rates.
-        use_compile: use torch.compile.
     """
 
     def __init__(
@@ -168,10 +148,13 @@ class Trainer:
                     bar.update(1)
                     if self._should_interrupt(can_save=is_step):
                         break
-                self._end_batches()
+                self._read_losses()
+                self._add_time()
                 if state.stopped and not state.n_batches:
                     break  # a non-finite loss has spoilt the weights
-                self._end_epoch()
+                self._evaluate_epoch()
+                self._fit_epochs_to_time()
+                self._save()
                 bar.set_total(state.epochs * self.schedule.batches_per_epoch)
         restore_weights(self.classifier, state.best)
         return state
@@ -196,23 +179,18 @@ class Trainer:
                 self.log.progress("training", self.schedule.epochs * per_epoch, "batches") as bar,
             ):
                 if self.use_compile:
-                    self._compile()
+                    first, *_ = self.schedule.batches(1, np.ones(len(self.schedule.labels), np.float32))
+                    epoch, size = self.schedule.epochs_before + 1, self.schedule.size_px(0)
+                    sample = self.inputs.train_batch(first, epoch, size)()
+                    required = self.settings.compile == "on"
+                    self.forward = compile_forward(
+                        self.classifier, self.forward, sample, self.device, self.log, required=required
+                    )
                 bar.update(max(0, self.state.epoch - 1) * per_epoch + self.state.n_batches)
                 yield bar
         if (n := self.state.epochs) < self._n_planned:
             what = "training" if len(self.validation.rows) else "refit on train and val"
-            self.log.note(
-                f"{what} is slower than planned: {n} of {self._n_planned} epochs fit the time budget"
-            )
-
-    def _compile(self) -> None:
-        schedule = self.schedule
-        first, *_ = schedule.batches(1, np.ones(len(schedule.labels), np.float32))
-        sample = self.inputs.train_batch(first, schedule.epochs_before + 1, schedule.size_px(0))()
-        required = self.settings.compile == "on"
-        self.forward = compile_forward(
-            self.classifier, self.forward, sample, self.device, self.log, required=required
-        )
+            self.log.note(f"{what}: only {n} of {self._n_planned} planned epochs fit the time budget")
 
     def _remaining_batches(self) -> Iterator[tuple[Batch, Inputs]]:
         """Yield the batches of the current epoch that are not done yet, with their inputs."""
@@ -228,7 +206,8 @@ class Trainer:
         """Return the loss, the logits (B, K) and the one-hot labels (B, K) of a batch."""
         schedule, state, mixing = self.schedule, self.state, self.schedule.config.augmenting
         position = (schedule.config.seed, schedule.epochs_before + state.epoch, state.n_batches)
-        torch.manual_seed(_seed_of(*position))  # dropout, stochastic depth
+        seed = int(np.random.SeedSequence(position).generate_state(1)[0])
+        torch.manual_seed(seed)  # dropout, stochastic depth
         labels = to_device(torch.from_numpy(schedule.labels[batch.rows]), self.device.name)  # (B,)
         weights = to_device(torch.from_numpy(batch.weights), self.device.name)  # (B,)
         is_label = torch.nn.functional.one_hot(labels, schedule.n_classes)  # (B, K)
@@ -267,8 +246,8 @@ class Trainer:
         limit_s, elapsed_s = state.time_limit_s, state.seconds + now - self._timer
         is_late = limit_s is not None and elapsed_s > limit_s and not is_last
         is_save_due = can_save and now - self._saved_at > CHECKPOINT_EVERY_S
-        is_read_due = len(self._unread) >= READ_LOSSES_EVERY
-        if self.device.name == "cpu" or is_late or is_save_due or is_read_due:
+        is_full = len(self._unread) >= READ_LOSSES_EVERY
+        if self.device.name == "cpu" or is_late or is_save_due or is_full:
             self._read_losses()
         if state.stopped:
             return True  # spoilt weights are neither saved nor evaluated
@@ -280,10 +259,6 @@ class Trainer:
             self._save()
             self._timer = self._saved_at = time.monotonic()
         return False
-
-    def _end_batches(self) -> None:
-        self._read_losses()
-        self._add_time()
 
     def _add_time(self) -> None:
         elapsed = time.monotonic() - self._timer
@@ -306,12 +281,6 @@ class Trainer:
             # numpy: for an image that occurs twice in a batch, the last assignment counts
             state.errors.numpy()[batch.rows] = errors.cpu().nan_to_num(1.0).numpy()
         self._unread = []
-
-    def _end_epoch(self) -> None:
-        """Evaluate, adapt the number of epochs to the time left, and save a checkpoint."""
-        self._evaluate_epoch()
-        self._fit_epochs_to_time()
-        self._save()
 
     def _evaluate_epoch(self) -> None:
         """Evaluate on the validation images, keep the best weights, and append to the history.
@@ -408,7 +377,7 @@ class Trainer:
 
 
 def training_memory_error(device: str, batch_size: int) -> InsufficientMemoryError:
-    """Return the error for a training that runs out of memory."""
+    """Return the error that says what to lower."""
     return InsufficientMemoryError(
         f"{device} has too little memory for batches of {batch_size} images; lower --train-batch-size and "
         "raise --grad-accum-steps by the same factor"
@@ -432,7 +401,6 @@ def _algorithms(device: Device, *, deterministic: bool) -> Iterator[None]:
 
 
 def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> str:
-    """Format a row of the history as one line."""
     if np.isnan(row["val_accuracy"]):  # the loss is NaN for spoilt weights too
         val = "refit on train and val"
     else:
@@ -443,13 +411,8 @@ def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> s
 
 
 def _metrics(split: str, counts: ClassCounts) -> dict[str, float]:
-    """Return label metrics of counts (K,); NaN where nothing was counted."""
     return {f"{split}_{name}": float(metric(counts)) for name, metric in LABEL_METRICS.items()}
 
 
 def _zeros(n_classes: int) -> list[list[float]]:
     return [[0.0] * n_classes for _ in range(3)]
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import Duplicates, find_duplicates
 from pixelplay.data.dataset import NO_LABEL, ImageDataset
@@ -17,45 +17,25 @@ from pixelplay.model.features import ImageFeatures
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """N labelled, readable images, split into train, val and test.
+    """N labelled, readable images, split into train, val and test."""
 
-    Attributes:
-        all_images: all labelled images, unreadable ones included.
-        errors: position in `all_images` → why the image cannot be read.
-        dataset: the N readable images.
-        features: (N, D) float32.
-        digests: (N,) content hash of each file.
-        duplicates: sets of images with the same content.
-        split: which images train, choose and measure.
-        classes: names; first the K classes that are trained, then those that only other splits contain.
-        n_known: K.
-        given_labels: (N,) int64 positions in `classes`, as the data has them: metrics are computed on these.
-        corrected_labels: (N,) the same after the user's corrections; -1 where an image is to be excluded.
-        reviewed: (N,) images that the user's corrections name, whether changed or confirmed.
-        labels: (N,) training labels: corrected in train and val, as given in test.
-        fit_rows: positions of all images the final model is fitted on, train and val together, ascending.
-        excluded: positions in train and val that a correction excludes.
-        excluded_from_val: those of them that were in val.
-        dropped: positions in train and val that are not trained on because their labels look wrong.
-    """
-
-    all_images: ImageDataset
-    errors: Mapping[int, ImageError]
-    dataset: ImageDataset
-    features: Float32Array
-    digests: tuple[bytes, ...]
+    all_images: ImageDataset  # unreadable ones included
+    errors: Mapping[int, ImageError]  # position in `all_images` → why it cannot be read
+    dataset: ImageDataset  # the N readable images
+    features: Float32Array  # (N, D) float32
+    digests: tuple[bytes, ...]  # (N,) content hash of each file
     duplicates: Duplicates
     split: Split
-    classes: tuple[str, ...]
-    n_known: int
-    given_labels: IntArray
-    corrected_labels: IntArray
-    reviewed: BoolArray
-    labels: IntArray
-    fit_rows: IntArray
-    excluded: IntArray
-    excluded_from_val: IntArray
-    dropped: IntArray
+    classes: tuple[str, ...]  # first the K that are trained, then those that only other splits contain
+    n_known: int  # K
+    given_labels: IntArray  # (N,) positions in `classes`, as the data has them: for metrics
+    corrected_labels: IntArray  # (N,) after the user's corrections; -1 where an image is to be excluded
+    reviewed: BoolArray  # (N,) images that the user's corrections name, changed or confirmed
+    labels: IntArray  # (N,) for training: corrected in train and val, as given in test
+    fit_rows: IntArray  # positions that the final model is fitted on: train and val, ascending
+    excluded: IntArray  # positions in train and val that a correction excludes
+    excluded_from_val: IntArray  # those of them that were in val
+    dropped: IntArray  # positions in train and val whose labels look wrong
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -86,6 +66,12 @@ class TrainingData:
         return np.setdiff1d(self.split.train, [i for members in sets for i in members])
 
 
+def count_groups(labels: IntArray, groups: IntArray, n_classes: int) -> IntArray:
+    """Count the groups of each class, (K,), from labels (N,) and groups (N,)."""
+    pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
+    return np.bincount(pairs[:, 0], minlength=n_classes)
+
+
 def build_training_data(
     dataset: ImageDataset,
     features: ImageFeatures,
@@ -95,10 +81,9 @@ def build_training_data(
 ) -> TrainingData:
     """Leave out unreadable images and split the rest.
 
+    The split is made by the given labels, not the corrected ones.
+
     Args:
-        dataset: all labelled images.
-        features: of all of them.
-        corrections: of all of them; None for none. The split is made by the given labels.
         near_duplicates: pairs of positions in `dataset`.
 
     Raises:
@@ -114,8 +99,9 @@ def build_training_data(
     given_split = make_split(usable, duplicates, config)
     corrections = corrections or uncorrected_labels(dataset)
     corrected = corrections.labels[is_readable]
-    split, excluded = _exclude(given_split, corrected)
-    fit_rows = np.union1d(split.train, split.val)
+    fit_rows = np.union1d(given_split.train, given_split.val)
+    excluded = fit_rows[corrected[fit_rows] == NO_LABEL]
+    train, val, fit_rows = (np.setdiff1d(a, excluded) for a in (given_split.train, given_split.val, fit_rows))
     labels = usable.labels.copy()
     labels[fit_rows] = corrected[fit_rows]
     counts = np.bincount(labels[fit_rows], minlength=len(usable.classes))
@@ -130,7 +116,7 @@ def build_training_data(
         features=features.values[is_readable],
         digests=digests,
         duplicates=duplicates,
-        split=split,
+        split=replace(given_split, train=train, val=val),
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
         given_labels=rank[usable.labels],
@@ -142,11 +128,3 @@ def build_training_data(
         excluded_from_val=np.intersect1d(excluded, given_split.val),
         dropped=np.empty(0, dtype=np.int64),
     )
-
-
-def _exclude(split: Split, corrected: IntArray) -> tuple[Split, IntArray]:
-    """Take images whose corrected label is empty out of train and val; also return their positions."""
-    rows = np.union1d(split.train, split.val)
-    excluded = rows[corrected[rows] == NO_LABEL]
-    train, val = np.setdiff1d(split.train, excluded), np.setdiff1d(split.val, excluded)
-    return replace(split, train=train, val=val), excluded

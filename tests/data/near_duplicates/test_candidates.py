@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from images import altered, scene
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 from pixelplay.data.decode import decode_image
 from pixelplay.data.near_duplicates.candidates import (
     N_GROUPS,

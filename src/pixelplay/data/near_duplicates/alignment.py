@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array
+from pixelplay.array_types import BoolArray, Float32Array
 
 # Side of a crop in fractions of the image: starting points of the search. Sizes in between are reached from
 # the nearest one; much smaller crops are not searched for.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.array_types import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import remove_line_means
 from pixelplay.data.near_duplicates.thumbnails import FINGERPRINT_PX, darker_half
 from pixelplay.run_log import RunLog

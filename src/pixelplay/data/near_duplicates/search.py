@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelplay.arrays import BoolArray, Float32Array, UInt8Array
+from pixelplay.array_types import BoolArray, Float32Array, UInt8Array
 from pixelplay.data.near_duplicates.alignment import (
     agreement,
     align_coarsely,

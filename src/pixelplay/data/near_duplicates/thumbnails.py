@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelplay.arrays import Float32Array, UInt8Array
+from pixelplay.array_types import Float32Array, UInt8Array
 
 THUMBNAIL_PX = 64
 FINGERPRINT_PX = 16  # side of the fingerprints that candidates are searched by

@@ -6,7 +6,7 @@ by less than a fifth of what such images differ by.
 
 import numpy as np
 
-from pixelplay.arrays import BoolArray, Float32Array, IntArray, UInt8Array
+from pixelplay.array_types import BoolArray, Float32Array, IntArray, UInt8Array
 from pixelplay.data.near_duplicates.alignment import N_TILES, refine, warp
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, blocks, shrink
 

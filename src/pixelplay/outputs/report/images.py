@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from PIL import Image
 
-from pixelplay.arrays import UInt8Array
+from pixelplay.array_types import UInt8Array
 from pixelplay.config import DataConfig
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import decode_image, silence_pillow

@@ -26,30 +26,22 @@ def unused_settings(method: TrainedMethod, config: TrainConfig) -> list[str]:
 
 
 def can_repeat_hard_examples(config: TrainConfig) -> bool:
-    """Whether hard examples may be drawn more often: not with mixed images or a head with a batch norm."""
+    """Return True unless mixed images or a head with a batch norm forbid repeating hard examples."""
     return config.finetuning.head == "linear" and not {"mixup", "cutmix"} & {*config.augmenting.augment}
 
 
 def check_compatible(config: TrainConfig) -> None:
-    """Refuse settings that have no effect with the chosen method or without another setting.
-
-    Raises:
-        ConfigError: the first such setting is named.
-    """
+    """Raise ConfigError for the first setting that has no effect with the method or without another one."""
     defaults, augmenting = TrainConfig(), config.augmenting
     if config.finetune != "auto" and (unused := unused_settings(config.finetune, config)):
         raise ConfigError(f"{unused[0]} has no effect with --finetune {config.finetune}; omit one of them")
-    for name, augmentations in SETTING_USED_BY.items():
-        value, is_used = getattr(augmenting, name), bool({*augmentations} & {*augmenting.augment})
+    for name, users in SETTING_USED_BY.items():
+        value, is_used = getattr(augmenting, name), bool({*users} & {*augmenting.augment})
         if value != getattr(defaults.augmenting, name) and not is_used:
-            raise ConfigError(
-                f"{name}={value!r} has no effect without --augment {' or '.join(augmentations)}"
-            )
+            raise ConfigError(f"{name}={value!r} has no effect without --augment {' or '.join(users)}")
     frac = config.finetuning.hard_example_frac
     if frac not in (0, defaults.finetuning.hard_example_frac) and not can_repeat_hard_examples(config):
-        raise ConfigError(
-            f"hard_example_frac={frac} has no effect with mixup, cutmix or head='mlp'; omit one of them"
-        )
+        raise ConfigError(f"hard_example_frac={frac} has no effect with mixup, cutmix or head='mlp'")
     for name, method in (("logit_tau", "logit_adjusted"), ("focal_gamma", "focal")):
         value = getattr(config, name)
         if value == getattr(defaults, name):

@@ -10,38 +10,26 @@ from pixelplay.atomic import write_json
 from pixelplay.config import MIN_MLP_BATCH, TrainConfig
 from pixelplay.errors import ConfigError
 from pixelplay.text import counted, name_some, suggest
-from pixelplay.training.compatibility import FinetunedMethod
+from pixelplay.training.settings_conflicts import FinetunedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan:
-    """Everything about a fine-tuning that the time budget decides.
-
-    Attributes:
-        finetune: "partial" or "full".
-        unfreeze_stages: last stages that partial fine-tuning trains; None for full.
-        cached_views: augmented views cached per image for partial fine-tuning; None for full.
-        epochs: passes over the images that an epoch draws.
-        batch_size: images per batch.
-        compile: whether to use torch.compile.
-        seconds: estimated time of each piece of work; empty where nothing was measured.
-    """
+    """Everything about a fine-tuning that the time budget decides."""
 
     finetune: FinetunedMethod
-    unfreeze_stages: int | None
-    cached_views: int | None
+    unfreeze_stages: int | None  # last stages that are trained; None for all
+    cached_views: int | None  # augmented views cached per image; None for full fine-tuning
     epochs: int
     batch_size: int
     compile: bool
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # estimated, by piece of work; empty where nothing was measured
 
     def describe(self, n_train: int) -> str:
         """Summarise the plan in one line."""
-        n = self.unfreeze_stages
+        n, n_views = self.unfreeze_stages, self.cached_views
         layers = "all layers" if n is None else "last stage" if n == 1 else f"last {n} stages"
-        views = ""
-        if self.cached_views is not None:
-            views = f", {counted(self.cached_views, 'cached view')} per image"
+        views = "" if n_views is None else f", {counted(n_views, 'cached view')} per image"
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if seconds)
         return (
             f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, "
@@ -64,9 +52,7 @@ def read_plan(path: str) -> FinetunePlan:
         with open(path, encoding="utf-8") as file:
             content: Any = json.load(file)
     except OSError as error:
-        hint = (
-            "; a run that kept the linear probe has no plan" if isinstance(error, FileNotFoundError) else ""
-        )
+        hint = "; a linear probe has no plan" if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"could not read plan {path}: {error.strerror}{hint}") from None
     except ValueError as error:
         raise ConfigError(f"plan {path} is not valid JSON: {error}") from None
@@ -83,11 +69,7 @@ def read_plan(path: str) -> FinetunePlan:
 
 
 def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
-    """Return the settings under which a plan is repeated.
-
-    Raises:
-        ConfigError: a setting contradicts the plan.
-    """
+    """Return the settings that repeat a plan; raise ConfigError where one contradicts it."""
     asked = config.finetuning
     settings = {
         "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
@@ -99,9 +81,7 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
     }
     for name, (value, planned) in settings.items():
         if value is not None and value != planned:
-            raise ConfigError(
-                f"{name}={value!r} contradicts the plan, which has {planned!r}; omit one of them"
-            )
+            raise ConfigError(f"{name}={value!r} contradicts {planned!r} in the plan; omit one of them")
     if asked.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
             f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
@@ -111,7 +91,7 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
 
 
 def has_same_plan(run_dir: str, plan: FinetunePlan) -> bool:
-    """Whether a run followed a plan, apart from the estimated times."""
+    """Return True if a run followed a plan, apart from the estimated times."""
     path = os.path.join(run_dir, "plan.json")
     return os.path.isfile(path) and replace(read_plan(path), seconds={}) == replace(plan, seconds={})
 

@@ -14,7 +14,7 @@ from pixelplay.config import UncertaintyConfig
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.conformal import HeldOutScores, score_held_out
 from pixelplay.inference.predictor import Predictions
-from pixelplay.inference.uncertainty import Uncertainty
+from pixelplay.inference.sets_and_abstention import Uncertainty
 from tables import read_rows
 
 

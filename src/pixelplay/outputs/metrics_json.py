@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pixelplay.arrays import IntArray
+from pixelplay.array_types import IntArray
 from pixelplay.atomic import write_json
 from pixelplay.config import Metric, to_json
 from pixelplay.data.audit import describe_findings
-from pixelplay.data.storage import ZipStorage
+from pixelplay.data.file_access import ZipStorage
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation
 from pixelplay.evaluation.intervals import Estimate

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.arrays import Float32Array, IntArray, UInt8Array
+from pixelplay.array_types import Float32Array, IntArray, UInt8Array
 from pixelplay.config import AugmentConfig
 from pixelplay.data.augment import SETTING_USED_BY, augment_view
 from pixelplay.data.cache import ArrayCache
@@ -42,32 +43,12 @@ MIXING = ("mixup", "cutmix")
 VIEWS_VERSION = 1  # increase when the same pixels yield views that differ by more than rounding
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images of one training batch.
+class Batch(NamedTuple):
+    """Images of one training batch."""
 
-    Attributes:
-        rows: (B,) positions in the training data.
-        times: (B,) how often each has been drawn before in the same epoch.
-        weights: (B,) loss weights.
-    """
-
-    rows: IntArray
-    times: IntArray
-    weights: Float32Array
-
-
-class InputSource(Protocol):
-    """Provides the inputs of images by their position in the training data."""
-
-    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """Load one augmented view of each row, in a thread; the result moves them to the device."""
-
-    def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """Load each row as prediction sees it, without the mirror image."""
-
-    def flush(self) -> None:
-        """Write loaded images to the cache."""
+    rows: IntArray  # (B,) positions in the training data
+    times: IntArray  # (B,) how often each has been drawn before in the same epoch
+    weights: Float32Array  # (B,) loss weights
 
 
 def stream(
@@ -92,7 +73,7 @@ class AugmentedPixels:
     seed: int
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load one augmented view of each row, in a thread; the result moves them to the device."""
         wholes = [self.pixels[i] for i in batch.rows]
         views = [
             augment_view(
@@ -108,12 +89,12 @@ class AugmentedPixels:
         return self._bring(views, batch.rows, wholes)
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load each row as prediction sees it, without the mirror image."""
         wholes = [self.pixels[i] for i in rows]
         return self._bring([eval_transform(whole, self.preprocessing) for whole in wholes], rows, wholes)
 
     def flush(self) -> None:
-        """See `InputSource`."""
+        """Write loaded images to the cache."""
         self.pixels.flush()
 
     @cached_property
@@ -140,11 +121,9 @@ class CachedViews:
     """Feature maps of augmented views at the cut, kept on disk.
 
     Args:
-        stages: the split backbone.
         digests: (N,) content hash of each image.
         network: architecture and feature kind of the backbone.
         cached_views: V, augmented views per training image.
-        weights_id: identifies the backbone's weights.
         cache_dir: folder; views are reused as long as nothing they depend on changes.
     """
 
@@ -203,11 +182,7 @@ class CachedViews:
         num_workers: int | None,
         on_progress: Callable[[int], object] = lambda n: None,
     ) -> str | None:
-        """Compute what is not cached yet: V views of each `train` row, the plain view of each `plain` row.
-
-        Returns:
-            Why they could not be stored; None on success.
-        """
+        """Cache V views of each `train` row, the plain view of each `plain` row; return why not, or None."""
         for cache, rows, view in [
             (self._plain, plain, None),
             *((cache, train, view) for view, cache in enumerate(self._varied)),
@@ -231,11 +206,7 @@ class CachedViews:
             cache.drop()
 
     def measure_s(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_warmup: int) -> float:
-        """Measure the seconds per augmented view; nothing is stored.
-
-        Args:
-            n_warmup: batches until all cores are busy, not counted if more follow.
-        """
+        """Measure the seconds per augmented view after `n_warmup` batches, if more follow; store nothing."""
         ends, sizes = [time.perf_counter()], [0]
         for chunk, _, _ in self._make(rows, 0, batch_size, num_workers):
             ends.append(time.perf_counter())
@@ -244,7 +215,7 @@ class CachedViews:
         return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
-        """See `InputSource`; each time an image shows its next view, and each starts with another."""
+        """Load the next view of each row; images start with different views."""
         chosen = [
             self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.cached_views]
             for i, time in zip(batch.rows, batch.times, strict=True)
@@ -252,27 +223,17 @@ class CachedViews:
         return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
 
     def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """See `InputSource`."""
+        """Load the plain view of each row."""
         return self._bring([self._plain.get(self._digests[i]) for i in rows])
 
     def flush(self) -> None:
-        """See `InputSource`; all views are there already."""
+        """Do nothing; all views are there already."""
 
     def _make(
         self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
     ) -> Iterator[LoadedRows]:
         """Yield rows, decoded squares, and bytes (n, …) of one view's feature maps and statistics."""
 
-        def work(read: LoadedRows) -> LoadedRows:
-            chunk, wholes, pixels = read
-            return chunk, wholes, self._run_front(pixels, batch_size)
-
-        return map_on_cores(work, self._read(rows, view, batch_size, num_workers), self._pixels.device.name)
-
-    def _read(
-        self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
-    ) -> Iterator[LoadedRows]:
-        """Yield rows, decoded squares, and one view of each (n, S, S, 3)."""
         source = self._pixels
 
         def load(i: int) -> tuple[UInt8Array, UInt8Array]:
@@ -281,18 +242,21 @@ class CachedViews:
                 return whole, eval_transform(whole, source.preprocessing)
             digest = self._digests[i]
             rng = np.random.default_rng([source.seed, view, int.from_bytes(digest)])
-            view_pixels = augment_view(
+            return whole, augment_view(
                 whole, source.augmenting, source.preprocessing, rng, hflip=source.hflip
             )
-            return whole, view_pixels
 
-        pending = []
-        for n, loaded in enumerate(prefetch_map(load, rows, num_workers=num_workers)):
-            pending.append(loaded)
-            if len(pending) == batch_size or n + 1 == len(rows):
-                wholes, views = zip(*pending, strict=True)
-                yield rows[n + 1 - len(pending) : n + 1], list(wholes), np.stack(views)
-                pending = []
+        def read() -> Iterator[LoadedRows]:
+            loaded = iter(prefetch_map(load, rows, num_workers=num_workers))
+            for start in range(0, len(rows), batch_size):
+                wholes, views = zip(*islice(loaded, batch_size), strict=True)
+                yield rows[start : start + batch_size], list(wholes), np.stack(views)
+
+        def work(read: LoadedRows) -> LoadedRows:
+            chunk, wholes, pixels = read
+            return chunk, wholes, self._run_front(pixels, batch_size)
+
+        return map_on_cores(work, read(), source.device.name)
 
     @torch.inference_mode()
     def _run_front(self, pixels: UInt8Array, batch_size: int) -> UInt8Array:
@@ -311,14 +275,16 @@ class CachedViews:
     def _bring(self, rows: Sequence[UInt8Array]) -> Callable[[], Inputs]:
         raw = np.stack(rows)
         maps = torch.from_numpy(raw[:, : self._n_map_bytes].copy()).view(self._dtype)
-        maps = maps.view(len(rows), *self._shape)
+        maps = maps.view(len(rows), *self._shape).contiguous(memory_format=torch.channels_last)
         # a copy: after an odd number of bf16 values, float32 values would be misaligned
         stats = torch.from_numpy(raw[:, self._n_map_bytes :].copy().view(np.float32))
-        maps = maps.contiguous(memory_format=torch.channels_last)
         device = self._pixels.device.name
         if device == "cuda":
             maps, stats = maps.pin_memory(), stats.pin_memory()
         return lambda: (to_device(maps, device), to_device(stats, device))
+
+
+InputSource = AugmentedPixels | CachedViews
 
 
 def _digest_of(content: object) -> str:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_files import assert_words, pack
-from pixelplay.data import storage
-from pixelplay.data.storage import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
+from pixelplay.data import file_access
+from pixelplay.data.file_access import FolderStorage, ImageStorage, ZipStorage, is_unsafe_member
 from pixelplay.errors import DataError, ImageError, ImageStatus
 
 
@@ -99,7 +99,7 @@ def test_impossible_names_are_image_errors(tmp_path: Path) -> None:
 
 
 def test_a_file_over_the_size_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "MAX_BYTES", 2000)
+    monkeypatch.setattr(file_access, "MAX_BYTES", 2000)
     (tmp_path / "x").write_bytes(bytes(2001))
     (tmp_path / "y").write_bytes(bytes(2000))
     opened = FolderStorage(str(tmp_path))
@@ -132,7 +132,7 @@ def test_only_zip_members_that_are_files_can_be_read(path: str, tmp_path: Path) 
 def test_a_zip_member_over_the_size_limit_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "MAX_BYTES", 299)
+    monkeypatch.setattr(file_access, "MAX_BYTES", 299)
     assert failure(make_zip(tmp_path, zipfile.ZIP_STORED), "a/1") == (
         "too_large",
         "unpacks to 300 bytes, 1 times its packed size; limits: 299 bytes, 200 times",

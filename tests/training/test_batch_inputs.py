@@ -26,7 +26,7 @@ from pixelplay.model.backbone import Backbone, FeatureKind
 from pixelplay.model.device import Device
 from pixelplay.model.features import Normalizer
 from pixelplay.model.split_backbone import FrozenStages, split_backbone
-from pixelplay.training.inputs import AugmentedPixels, Batch, CachedViews, Inputs, stream
+from pixelplay.training.batch_inputs import AugmentedPixels, Batch, CachedViews, Inputs, stream
 
 N, SIZE, MANY = 9, 32, 10**9
 PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -446,7 +446,7 @@ def test_splits_with_equal_shapes_do_not_share_cached_views(tmp_path: Path) -> N
 
 def test_changed_decode_version_recomputes_all_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute(make_views(tmp_path, split(), make_pixels()))
-    monkeypatch.setattr("pixelplay.training.inputs.DECODE_VERSION", 10**6)
+    monkeypatch.setattr("pixelplay.training.batch_inputs.DECODE_VERSION", 10**6)
     storage = MemoryStorage()
     compute(make_views(tmp_path, split(), make_pixels(storage)))
     assert storage.n_reads == dict.fromkeys(FILES, 4)

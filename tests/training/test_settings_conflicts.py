@@ -16,7 +16,7 @@ from pixelplay.config import (
     TrainConfig,
 )
 from pixelplay.errors import ConfigError
-from pixelplay.training.compatibility import TrainedMethod, check_compatible, unused_settings
+from pixelplay.training.settings_conflicts import TrainedMethod, check_compatible, unused_settings
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from contexts import PLAN
 from pixelplay.config import FinetuneConfig, TrainConfig
 from pixelplay.errors import ConfigError
-from pixelplay.training.finetune_plan import (
+from pixelplay.training.plan_file import (
     FinetunePlan,
     apply_plan,
     has_same_plan,
     read_plan,
     write_plan,
 )
-from trainers import PLAN
 
 
 def write(path: Path, content: object) -> str:
@@ -57,11 +57,11 @@ def test_plan_is_followed_where_no_setting_contradicts_it(settings: dict[str, An
     [
         ({"finetune": "full"}, "finetune='full' .*'partial'"),
         ({"finetune": "none"}, "finetune='none' .*'partial'"),
-        ({"finetuning": FinetuneConfig(epochs=9)}, "epochs=9 .*has 8;"),
-        ({"finetuning": FinetuneConfig(unfreeze_stages=1)}, "unfreeze_stages=1 .*has 2;"),
-        ({"finetuning": FinetuneConfig(cached_views=1)}, "cached_views=1 .*has 4;"),
-        ({"finetuning": FinetuneConfig(train_batch_size=8)}, "train_batch_size=8 .*has 32;"),
-        ({"finetuning": FinetuneConfig(compile="on")}, "compile='on' .*has 'off';"),
+        ({"finetuning": FinetuneConfig(epochs=9)}, "epochs=9 contradicts 8 in the plan"),
+        ({"finetuning": FinetuneConfig(unfreeze_stages=1)}, "unfreeze_stages=1 contradicts 2 in the plan"),
+        ({"finetuning": FinetuneConfig(cached_views=1)}, "cached_views=1 contradicts 4 in the plan"),
+        ({"finetuning": FinetuneConfig(train_batch_size=8)}, "train_batch_size=8 contradicts 32 in the plan"),
+        ({"finetuning": FinetuneConfig(compile="on")}, "compile='on' contradicts 'off' in the plan"),
     ],
 )
 def test_plan_contradicted_by_a_setting_is_refused(settings: dict[str, Any], words: str) -> None:

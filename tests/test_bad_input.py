@@ -137,20 +137,26 @@ def test_a_single_class_is_refused(tmp_path: Path, refuse: Refusal, train_tiny: 
     _assert_names(line, photos, "1 class", "'bars'", "at least 2")
 
 
-def test_class_without_readable_image_is_refused(drawn_classes: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_class_without_readable_image_is_refused(
+    drawn_classes: Path, refuse: Refusal, train_tiny: list[str]
+) -> None:
     for path in (drawn_classes / "rings").iterdir():
         path.write_bytes(b"no image")
     line = refuse("train", drawn_classes, *train_tiny)
     _assert_names(line, "'rings'", "9 ")
 
 
-def test_too_few_images_to_hold_out_are_refused(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_too_few_images_to_hold_out_are_refused(
+    tmp_path: Path, refuse: Refusal, train_tiny: list[str]
+) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 1, "dots": 1})
     line = refuse("train", photos, *train_tiny)
     _assert_names(line, photos, "2 images", "--test-frac 0")
 
 
-def test_split_without_labelled_images_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_split_without_labelled_images_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--split", "val")
     _assert_names(line, drawn_images, "val")
 
@@ -212,7 +218,9 @@ def test_force_does_not_replace_a_folder_that_is_not_a_run(drawn_images: Path, r
     assert Path("run/thesis.txt").read_text() == "years of work"
 
 
-def test_existing_table_of_predictions_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_existing_table_of_predictions_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     Path("p.csv").write_text("precious")
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv")
     _assert_names(line, "p.csv", "--force")
@@ -229,7 +237,9 @@ def test_submission_of_another_kind_is_refused(drawn_images: Path, tiny_run: Pat
     _assert_names(line, "p.parquet", "CSV")
 
 
-def test_table_in_a_folder_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_table_in_a_folder_that_does_not_exist_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--out", "no/such/p.csv")
     _assert_names(line, "no/such", "--out")
 
@@ -242,7 +252,9 @@ def test_run_below_a_file_is_refused(drawn_images: Path, refuse: Refusal) -> Non
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_read_only_folder_is_refused(command: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_read_only_folder_is_refused(
+    command: str, drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     Path("locked").mkdir(mode=0o555)
     if command == "train":
         line = refuse("train", drawn_images, "--out", "locked/run")
@@ -337,12 +349,16 @@ def test_table_with_a_short_row_is_refused(tmp_path: Path, refuse: Refusal) -> N
     _assert_names(refuse("scan", table), table, " 3 ", " 1 cell", " 2")
 
 
-def test_sample_submission_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_sample_submission_that_does_not_exist_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("predict", tiny_run, drawn_images, "--out", "p.csv", "--submission", "sample.csv")
     _assert_names(line, "sample.csv", "No such file or directory")
 
 
-def test_sample_submission_of_other_classes_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_sample_submission_of_other_classes_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     Path("sample.csv").write_text("id,cat,dog\n000,0,0\n")
     line = refuse("predict", tiny_run, drawn_images / "bars", "--out", "p.csv", "--submission", "sample.csv")
     _assert_names(line, "sample.csv", "cat, dog", "bars, dots, rings")
@@ -366,7 +382,9 @@ def test_backbone_without_weights_offline_is_refused(drawn_images: Path, refuse:
     _assert_names(line, "'resnet18'", "--offline", "lite0", "--weights")
 
 
-def test_weights_of_another_network_are_refused(drawn_images: Path, tiny_weights: Path, refuse: Refusal) -> None:
+def test_weights_of_another_network_are_refused(
+    drawn_images: Path, tiny_weights: Path, refuse: Refusal
+) -> None:
     line = refuse("train", drawn_images, "--out", "run", "--backbone", "test_vit", "--weights", tiny_weights)
     # ten keys are named, the rest is counted
     _assert_names(line, tiny_weights, "test_vit", "cls_token", " more")
@@ -431,7 +449,9 @@ def test_run_that_does_not_exist_is_refused(drawn_images: Path, refuse: Refusal)
     _assert_names(line, "nowhere", "pixelplay train")
 
 
-def test_other_run_that_does_not_exist_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_other_run_that_does_not_exist_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--against", "nowhere")
     _assert_names(line, "nowhere", "pixelplay train")
 
@@ -546,12 +566,16 @@ def test_more_networks_than_a_model_holds_are_refused(drawn_images: Path, refuse
         ),
     ],
 )
-def test_invalid_setting_is_refused(options: list[str], words: str, drawn_images: Path, refuse: Refusal) -> None:
+def test_invalid_setting_is_refused(
+    options: list[str], words: str, drawn_images: Path, refuse: Refusal
+) -> None:
     _assert_names(refuse("train", drawn_images, "--out", "run", *options), words)
 
 
 @pytest.mark.parametrize("precision", ["0", "1.5", "-1", "nan"])
-def test_precision_out_of_range_is_refused(precision: str, drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_precision_out_of_range_is_refused(
+    precision: str, drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, f"--at-precision={precision}")
     _assert_names(line, float(precision), "0", "1")
 
@@ -561,7 +585,9 @@ def test_precision_of_three_classes_is_refused(drawn_images: Path, tiny_run: Pat
     _assert_names(line, "3 classes", "2")
 
 
-def test_positive_class_without_a_precision_is_refused(drawn_images: Path, tiny_run: Path, refuse: Refusal) -> None:
+def test_positive_class_without_a_precision_is_refused(
+    drawn_images: Path, tiny_run: Path, refuse: Refusal
+) -> None:
     line = refuse("evaluate", tiny_run, drawn_images, "--positive", "bars")
     _assert_names(line, "'bars'", "--at-precision")
 
@@ -632,12 +658,16 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
 )
-def test_invalid_finetuning_is_refused(options: tuple[str, ...], words: list[str], refuse_finetuning: Refusal) -> None:
+def test_invalid_finetuning_is_refused(
+    options: tuple[str, ...], words: list[str], refuse_finetuning: Refusal
+) -> None:
     _assert_names(refuse_finetuning(*options), *words)
 
 
 @pytest.mark.parametrize("method", [PARTIAL, FULL])
-def test_time_budget_that_is_too_short_is_refused(method: tuple[str, str], refuse_finetuning: Refusal) -> None:
+def test_time_budget_that_is_too_short_is_refused(
+    method: tuple[str, str], refuse_finetuning: Refusal
+) -> None:
     line = refuse_finetuning(*method, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
     _assert_names(line, "--time-budget 0.1s", method[1], "32 images", "--finetune none")
 
@@ -760,7 +790,9 @@ def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     _assert_names(line, "'trian'", "'train'?", "pixelplay --help")
 
 
-def test_labels_in_another_encoding_are_refused(tmp_path: Path, refuse: Refusal, train_tiny: list[str]) -> None:
+def test_labels_in_another_encoding_are_refused(
+    tmp_path: Path, refuse: Refusal, train_tiny: list[str]
+) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 3, "dots": 3})
     rows = [f"bars/{i:03}.{end},m\xe9tal" for i, end in enumerate(("jpg", "png", "jpg"))]
     (photos / "labels.csv").write_bytes("\n".join(["path,label", *rows, ""]).encode("cp1252"))

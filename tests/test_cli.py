@@ -678,7 +678,9 @@ def test_comparison_on_training_images_warns(
     assert re.search(r"\b12 images", done.out)
 
 
-def test_comparison_of_a_run_with_itself_has_no_difference(tiny_run: Path, tmp_path: Path, shell: Shell) -> None:
+def test_comparison_of_a_run_with_itself_has_no_difference(
+    tiny_run: Path, tmp_path: Path, shell: Shell
+) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 12, "dots": 12}, first_seed=600)
     done = shell("evaluate", tiny_run, photos, "--against", tiny_run)
     assert "p = 1" in done.out

@@ -80,7 +80,9 @@ def test_predictions_have_one_row_per_input_in_order(
     assert [label is None for label in found.prediction] == (~is_ok).tolist()
 
 
-def test_each_prediction_belongs_to_its_image(predictor: Predictor, mixed: tuple[Path, dict[str, str]]) -> None:
+def test_each_prediction_belongs_to_its_image(
+    predictor: Predictor, mixed: tuple[Path, dict[str, str]]
+) -> None:
     found = predictor.predict(mixed[0])
     for i in np.flatnonzero(found.pred >= 0):
         assert_equal(predictor.predict([found.paths[i]]), found, [int(i)])

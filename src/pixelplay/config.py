@@ -69,7 +69,7 @@ LEARNING_RATE = Range(1e-8, 10)
 
 
 def metavar(word: str) -> object:
-    """Name the value of an option in the help; a default of None is not shown."""
+    """Set the placeholder of an option in the help; a default of None is not shown."""
     return arg(
         metavar=word, help_behavior_hint=lambda value: "" if value == "None" else f"(default: {value})"
     )

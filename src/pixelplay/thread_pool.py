@@ -28,7 +28,7 @@ class Future(Generic[Result]):
         self._outcome: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
     def run(self) -> None:
-        """Make the call; keep what it returns or raises for `result`."""
+        """Make the call; keep its value or error for `result`."""
         call, outcome = self._call, self._outcome
         # a finished call must not keep its images alive, and the traceback of an error holds this frame
         del self._call, self
@@ -40,7 +40,7 @@ class Future(Generic[Result]):
             del call, outcome
 
     def set_exception(self, error: BaseException) -> None:
-        """Let `result` raise this error."""
+        """Make `result` raise this error."""
         self._outcome.put((None, error))
 
     def result(self) -> Result:

@@ -34,8 +34,8 @@ def augment_view(
 ) -> UInt8Array:
     """Draw one augmented view of an image.
 
-    The image is cropped, squashed to the square, flipped, rotated and partly erased, as far as
-    `config.augment` names these. Without augmentations it is the whole image, squashed. mixup and cutmix
+    The image is cropped, squashed to the square, flipped, rotated and partly erased, depending on
+    `config.augment`. Without augmentations it is the whole image, squashed. mixup and cutmix
     work on batches and are applied elsewhere.
 
     Args:

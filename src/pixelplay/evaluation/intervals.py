@@ -134,10 +134,10 @@ class Bootstrap:
     def estimate(
         self, value: float, samples: Float64Array, *, n: int, enough: bool, n_classes: int | None = None
     ) -> Estimate:
-        """Put a percentile interval around a metric.
+        """Compute the percentile interval of a metric.
 
         It is unreliable with fewer than `MIN_UNITS` units, and when all resamples agree, as they do when
-        every image is correct: no spread is no evidence of certainty.
+        every image is correct: a lack of spread is not evidence of certainty.
 
         Args:
             value: the metric on the images themselves.

@@ -84,8 +84,8 @@ def feature_scale(features: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Compute the mean and scale, (D,) each, that standardise features (N, D).
 
     On similar images many features hardly vary. Divided by their own standard deviation they would weigh
-    as much as all others: the head would fit noise with huge weights, and the smallest step of the backbone
-    would upset its logits. The scale √(std² + median²) keeps features that vary less than the median small
+    as much as all others: the head would fit noise with huge weights, and the smallest change of the backbone
+    would change its logits. The scale √(std² + median²) keeps features that vary less than the median small
     and gives all others about the same weight.
     """
     mean = features.mean(0, dtype=np.float64)
@@ -109,7 +109,7 @@ HIDDEN = 512  # units of the original recipe's head
 
 
 class TrainableLinearHead(nn.Module):
-    """Linear head on standardised features; one learning rate suits them all.
+    """Linear head on standardised features; one learning rate fits all of them.
 
     Args:
         mean, scale: (D,) of the training features, as from `feature_scale`.

@@ -53,7 +53,7 @@ class Normalizer:
 
 
 def resolve_batch_size(requested: int | None, device: str, input_size: int) -> int:
-    """Resolve None; on a CPU to a batch whose feature maps fit into a core's cache."""
+    """Replace None by a default; on a CPU its feature maps fit into a core's cache."""
     if requested is not None:
         return requested
     return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else GPU_BATCH
@@ -121,7 +121,7 @@ class FeatureExtractor:
         return features
 
     def cache_key(self, weights_id: str) -> str:
-        """Hash everything besides the image that features depend on."""
+        """Hash everything except the image that features depend on."""
         parts = {
             "versions": [DECODE_VERSION, FEATURES_VERSION],
             "weights": weights_id,

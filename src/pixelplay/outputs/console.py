@@ -190,7 +190,7 @@ def _describe_threshold(report: "EvaluationReport") -> list[str]:
 
 
 def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
-    """Show the metrics of both runs with their differences, and how often only one run is right."""
+    """Show the metrics of both runs, their differences, and the images that only one run gets right."""
     first, second = comparison.runs
     paired = comparison.fairest
     rows, significances, warnings = [], [""], []
@@ -339,7 +339,7 @@ def _describe_problems(dataset: ImageDataset, audit: Audit) -> list[str]:
 
 
 def _name_sets(dataset: ImageDataset, sets: Sequence[Sequence[int]], *, labels: bool = False) -> list[str]:
-    """Join the paths of each set by equals signs; after three images the rest is left out."""
+    """Join the paths of each set by equals signs, at most three per set."""
     names = []
     for members in sets:
         images = describe_set(dataset, members[:EXAMPLES])

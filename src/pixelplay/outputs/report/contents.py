@@ -176,7 +176,7 @@ def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
 
 
 def _other_metrics(records: RunRecords) -> list[str]:
-    """Return the accuracy of the same model on other images or other labels, a sentence each."""
+    """Return sentences on the accuracy of the same model on other images or with other labels."""
     metrics = records.metrics
     evaluations = {
         "Without test images that have duplicates in training": metrics.get("test_without_duplicates"),

@@ -63,7 +63,7 @@ class RunRecords:
 
     @property
     def source(self) -> str | None:
-        """Where the images were when the run was made."""
+        """Path of the images at the time of the run."""
         source = self.config.get("source")
         return None if source is None else str(source)
 
@@ -92,7 +92,7 @@ class RunRecords:
 
     @property
     def command(self) -> list[str]:
-        """Words of the command that made the run, without local paths; empty if Python made it."""
+        """Arguments of the command that wrote the run, without local paths; empty if Python did."""
         return [self._redact_word(word) for word in shlex.split(self.config.get("command") or "")]
 
     def _redact_word(self, word: str) -> str:

@@ -76,9 +76,9 @@ def draw_of_class(name: str, seed: int, size: tuple[int, int] = (80, 64)) -> Ima
         middle = rng.uniform(0.3, 0.7, 2) * size
         wave = np.sin(2 * np.pi * np.hypot(x - middle[0], y - middle[1]) / period + phase)
     tint = {"bars": (60, 0, -60), "dots": (-60, 60, 0), "rings": (0, -60, 60)}[name]
-    ground, figure = rng.uniform(70, 130, 3), rng.uniform(70, 190, 3) + tint
+    background, foreground = rng.uniform(70, 130, 3), rng.uniform(70, 190, 3) + tint
     mix = (wave[..., None] > 0.2).astype(float)  # (H, W, 1)
-    pixels = mix * figure + (1 - mix) * ground + rng.normal(0, 4, (height, width, 3))
+    pixels = mix * foreground + (1 - mix) * background + rng.normal(0, 4, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

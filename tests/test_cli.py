@@ -196,7 +196,7 @@ def flawed(tmp_path: Path) -> Path:
     train, test = root / "train", root / "test"
     shutil.copy(train / "bars/000.jpg", train / "bars/copy.jpg")  # a duplicate
     shutil.copy(train / "dots/000.jpg", train / "bars/doubt.jpg")  # a conflict
-    shutil.copy(train / "dots/002.jpg", test / "dots/seen.jpg")  # a leak
+    shutil.copy(train / "dots/002.jpg", test / "dots/leaked.jpg")  # a leak
     (train / "dots/broken.jpg").write_bytes(b"")
     (train / ".DS_Store").write_bytes(b"\0")
     return root
@@ -210,7 +210,7 @@ def test_scan_json_names_the_files_of_each_finding(flawed: Path, shell: Shell) -
     def files(name: str) -> list[set[str]]:
         return [{member["path"] for member in members} for members in found[name]]
 
-    leak = {"train/dots/002.jpg", "test/dots/seen.jpg"}
+    leak = {"train/dots/002.jpg", "test/dots/leaked.jpg"}
     conflict = {"train/dots/000.jpg", "train/bars/doubt.jpg"}
     assert found["classes"] == {"bars": 8, "dots": 8}
     assert found["splits"] == {"train": 11, "test": 5}
@@ -240,7 +240,7 @@ def test_scan_prints_the_same_findings_as_text(flawed: Path, shell: Shell) -> No
     assert "train/dots/broken.jpg" in done.out
     assert re.search(r"train/bars/doubt.jpg.*bars.* = train/dots/000.jpg.*dots", done.out)
     assert re.search(
-        r"test/dots/seen.jpg = train/dots/002.jpg|train/dots/002.jpg = test/dots/seen.jpg", done.out
+        r"test/dots/leaked.jpg = train/dots/002.jpg|train/dots/002.jpg = test/dots/leaked.jpg", done.out
     )
     assert re.search(r"\b1 hidden", done.err)
 
@@ -565,7 +565,7 @@ def test_threshold_is_chosen_without_training_images(
     (fresh,) = [line for line in shell(*ask).out.splitlines() if "probability ≥" in line]
     for name in ("bars", "dots"):
         for photo in (drawn_images / name).iterdir():
-            shutil.copy(photo, photos / name / f"seen-{photo.name}")
+            shutil.copy(photo, photos / name / f"trained_on-{photo.name}")
     (mixed,) = [line for line in shell(*ask).out.splitlines() if "probability ≥" in line]
     assert "trained on" in mixed
     assert "trained on" not in fresh
@@ -579,9 +579,9 @@ def test_evaluate_table_marks_training_images(
     drawn_images: Path, tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:
     found = shell("evaluate", tiny_run, drawn_images, "--out", tmp_path / "evaluated.csv", "--json").json
-    seen = [row["trained_on"] for row in read_rows(tmp_path / "evaluated.csv")]
-    assert seen.count("true") == found["n_trained_on"] > 0
-    assert seen.count("false") == len(seen) - found["n_trained_on"] > 0
+    trained_on = [row["trained_on"] for row in read_rows(tmp_path / "evaluated.csv")]
+    assert trained_on.count("true") == found["n_trained_on"] > 0
+    assert trained_on.count("false") == len(trained_on) - found["n_trained_on"] > 0
 
 
 def test_evaluate_counts_unreadable_images_and_unknown_classes(
@@ -897,7 +897,7 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path, shell: Shell) -
 
 
 def _read_until(terminal: int, pattern: bytes) -> bytes:
-    """What a terminal shows until it shows a pattern, its program is gone or a minute has passed."""
+    """Return the output of a terminal until a pattern appears, the program ends or a minute has passed."""
     shown, deadline = b"", time.monotonic() + 60
     with suppress(OSError):  # EIO: nobody is left on the other side
         while not re.search(pattern, shown) and (left := deadline - time.monotonic()) > 0:

@@ -97,9 +97,9 @@ def test_crossval_and_fine_tuned_runs_have_reports(
     folds = ["crossval", str(drawn_images), "--out", str(tmp_path / "folds"), "--n-folds", "3"]
     assert main([*folds, "--finetune", "none", *tiny]) == 0
     assert "3-fold cross-validation" in (tmp_path / "folds/report.html").read_text()
-    tuned = ["train", str(drawn_images), "--out", str(tmp_path / "tuned"), "--finetune", "partial"]
-    assert main([*tuned, "--epochs", "2", *tiny]) == 0
-    assert "Loss by epoch" in (tmp_path / "tuned/report.html").read_text()
+    finetuned = ["train", str(drawn_images), "--out", str(tmp_path / "finetuned"), "--finetune", "partial"]
+    assert main([*finetuned, "--epochs", "2", *tiny]) == 0
+    assert "Loss by epoch" in (tmp_path / "finetuned/report.html").read_text()
 
 
 # In a browser
@@ -308,7 +308,7 @@ def test_json_progress_reports_each_stage(
     assert (reading[0]["n"], reading[-1]["n"], reading[-1]["total"]) == (0, 48, 48)
     assert reading[-1]["left_s"] == 0
     assert {"reading", "linear probe", "drawing"} <= {each.get("progress") for each in events}
-    assert all({"progress", "note", "said"} & set(each) for each in events)
+    assert all({"progress", "note", "info"} & set(each) for each in events)
     assert main([*words, "--json-progress", "--quiet", "--force"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -111,7 +111,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def lengthless(drawn_images: Path, tiny_settings: list[str]) -> list[str]:
-    """The common options of all runs but their length."""
+    """Return the common options of all runs, except for the number of epochs."""
     return ["train", str(drawn_images), *tiny_settings, "--quiet"]
 
 

@@ -540,11 +540,11 @@ def test_decode_is_thread_safe() -> None:
 def test_silence_pillow_hides_warnings() -> None:
     with pytest.warns(UserWarning, match="APNG"):
         expected = decode_image(noisy_png(), path="a")
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with silence_pillow(), ThreadPoolExecutor(2) as pool:
             decoded = list(pool.map(lambda _: decode_image(noisy_png(), path="a"), range(4)))
-    assert seen == []
+    assert caught == []
     for pixels in decoded:
         np.testing.assert_array_equal(pixels, expected)
 

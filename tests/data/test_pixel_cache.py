@@ -152,10 +152,10 @@ def test_changed_image_is_read_again(folder: Path, tmp_path: Path) -> None:
 def test_pixel_cache_is_thread_safe(folder: Path, tmp_path: Path) -> None:
     expected = fill(open_cache(folder, tmp_path / "cache"))
     for cache in (open_cache(folder, tmp_path / "cache"), open_cache(folder, "", 0)):
-        asked = np.random.default_rng(0).integers(0, N, 60)
+        requested = np.random.default_rng(0).integers(0, N, 60)
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(cache.__getitem__, asked))
-        for i, pixels in zip(asked, found, strict=True):
+            found = list(pool.map(cache.__getitem__, requested))
+        for i, pixels in zip(requested, found, strict=True):
             np.testing.assert_array_equal(pixels, expected[i])
 
 

@@ -170,12 +170,12 @@ def test_write_into_restores_trained_weights(name: str, n_trainable: int, featur
     change_weights(trainable)
     trained = copy.deepcopy(backbone)
     trainable.write_into(trained)
-    found, tuned = trained.network.state_dict(), trainable.network.state_dict()
-    unchanged = set(before) - set(tuned)
+    found, finetuned = trained.network.state_dict(), trainable.network.state_dict()
+    unchanged = set(before) - set(finetuned)
     assert unchanged
-    assert tuned
+    assert finetuned
     for key, value in found.items():
-        torch.testing.assert_close(value, before[key] if key in unchanged else tuned[key], atol=0, rtol=0)
+        torch.testing.assert_close(value, before[key] if key in unchanged else finetuned[key], atol=0, rtol=0)
     with torch.inference_mode():
         whole, untrained = trained(images), backbone(images)
     assert_near(joined(frozen, trainable, images), whole)
@@ -222,11 +222,11 @@ def test_branched_backbone_concatenates_frozen_and_fine_tuned_features(
     n_trainable = N_STAGES[name] - n_frozen if n_frozen else None
     frozen, trainable = split_backbone(backbone, n_trainable, SIZE)
     change_weights(trainable)
-    tuned = copy.deepcopy(backbone)
-    trainable.write_into(tuned)
+    finetuned = copy.deepcopy(backbone)
+    trainable.write_into(finetuned)
     branched = BranchedBackbone(backbone, [trainable]).eval()
     with torch.inference_mode():
-        first, second = backbone(images), tuned(images)
+        first, second = backbone(images), finetuned(images)
         found, fused = branched(images), fuse_for_inference(branched, SIZE)(images)
     assert not torch.allclose(first, second)
     n_stats = 0 if frozen is None else frozen.n_stats

@@ -543,7 +543,7 @@ def test_more_networks_than_a_model_holds_are_refused(drawn_images: Path, refuse
         "--repeats",
         "11",
     )
-    _assert_names(line, "10 folds", "11", "110", "100", "--single", "--finetune none")
+    _assert_names(line, "10 folds", "11", "100", "--single", "--finetune none")
 
 
 # --- settings ---

@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # a stage imports only itself and earlier stages; a stage is a package or a set of modules
 STAGES = (
-    ("errors", "text", "arrays"),
+    ("errors", "text", "array_types"),
     ("config", "atomic", "run_log"),
     ("data", "thread_pool"),
     ("evaluation",),

@@ -26,6 +26,7 @@ COMMAND_LINES = [
 def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create the data that the README assumes, and work there."""
     draw_folder(tmp_path / "images", {"bars": 12, "dots": 10})
+    draw_folder(tmp_path / "holdout", {"bars": 5, "dots": 4}, first_seed=50)
     (tmp_path / "new_images").mkdir()
     for i in range(2):
         (tmp_path / f"new_images/{i}.jpg").write_bytes(encode(draw_of_class("bars", 90 + i), "JPEG"))

@@ -803,7 +803,7 @@ def test_labels_in_another_encoding_are_refused(
 def test_classes_too_small_for_two_folds_are_refused(tmp_path: Path, refuse_crossval: Refusal) -> None:
     photos = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
     line = refuse_crossval(photos, "--n-folds", "2")
-    _assert_names(line, "2 images", "3")
+    _assert_names(line, "3 images", "3")
 
 
 def test_report_does_not_replace_a_foreign_temporary_file(tiny_run: Path, refuse: Refusal) -> None:

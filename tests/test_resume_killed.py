@@ -316,15 +316,15 @@ def test_running_and_interrupted_runs_are_protected(
 
     left = (partial / "checkpoint" / CHECKPOINT).read_bytes()
     line = refusal(epochs="9999")
-    assert f"{partial} holds an interrupted run" in line
+    assert f"{partial} is an interrupted run" in line
     assert "--resume" in line
     assert "--force" in line
     assert "finetuning.epochs was 9999, is 3" in refusal("--resume")
     assert (partial / "checkpoint" / CHECKPOINT).read_bytes() == left
     (partial / "checkpoint" / CHECKPOINT).write_bytes(left[:-100])
-    assert f"could not resume from {partial / 'checkpoint' / CHECKPOINT}" in refusal(
-        "--resume", epochs="9999"
-    )
+    line = refusal("--resume", epochs="9999")
+    assert f"could not read {partial / 'checkpoint' / CHECKPOINT}" in line
+    assert "use --force instead of --resume" in line
 
     assert main([*command, "--epochs", "3", "--force"]) == 0
     assert os.listdir(tmp_path) == ["run"]

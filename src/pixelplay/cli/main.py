@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_describe(error), words)
     except KeyboardInterrupt:
         can_resume = words[:1] in (["train"], ["crossval"])
-        print(f"interrupted{'; add --resume to continue a started training' * can_resume}", file=sys.stderr)
+        print(f"interrupted{'; add --resume to continue' * can_resume}", file=sys.stderr)
         return 130
     finally:
         words_typed.reset(token)

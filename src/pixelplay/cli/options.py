@@ -39,7 +39,7 @@ class LogOptions:
     """Options for progress and notes on stderr."""
 
     quiet: Flag = False
-    """Only print errors."""
+    """Hide progress and notes."""
     json_progress: Flag = False
     """Print progress and notes to stderr as JSON, one object per line."""
 

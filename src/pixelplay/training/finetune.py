@@ -131,7 +131,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
         probe_head = task.refit_probe(task.data.fit_rows) if epochs else task.probe.head
         frozen = task.ctx.backbone.backbone
         probe = ensemble_member(frozen, probe_head, None)
-        # the trained stages beside the frozen ones, under a head that averages both logits
+        # the trained stages next to the frozen ones, under a head that averages both logits
         network = ensemble_member(tuned.backbone, tuned.head, classifier.stages.n_frozen)
         backbone, head = average_members(frozen, [probe, network])
         tuned = replace(tuned, backbone=backbone, head=head)
@@ -139,7 +139,7 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
 
 
 def starts_at_probe(task: FinetuneTask) -> bool:
-    """Whether training starts from the linear probe's head rather than from random weights."""
+    """Check whether training starts from the linear probe's head rather than from random weights."""
     settings = task.ctx.config.finetuning
     return settings.head_init == "probe" and settings.head == "linear"
 

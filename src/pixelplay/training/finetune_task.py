@@ -191,7 +191,7 @@ class FinetuneTask:
         return read_rows(self.data, rows, self.ctx.extractor(backbone), self.ctx.config)
 
     def time_limit_s(self, plan: FinetunePlan, *, refit: bool = False) -> float | None:
-        """Return the seconds left for training or the refit; None where the budget has no say."""
+        """Return the seconds left for training or the refit; None where the budget does not apply."""
         ctx = self.ctx
         if ctx.plan is not None or ctx.config.finetuning.epochs is not None:
             return None

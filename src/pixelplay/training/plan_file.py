@@ -1,4 +1,4 @@
-"""plan.json: what a fine-tuning does, whatever the clock says later, so that it can be repeated."""
+"""plan.json: the decisions of a fine-tuning that depend on time, so that it can be repeated."""
 
 import dataclasses
 import json

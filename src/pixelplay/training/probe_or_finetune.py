@@ -1,4 +1,4 @@
-"""Linear probe or fine-tuning: train what was asked for, or what held-out images show to be better."""
+"""Linear probe or fine-tuning: train the configured method, or the better one on held-out images."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,20 +23,20 @@ from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the held-out score has no say
+CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the held-out score is ignored
 ENOUGH_VAL = 30  # validation images that auto needs to compare the two
 
 
 def fit_probe_or_finetune(
     data: TrainingData, ctx: RunContext, *, needs_oof: bool = True
 ) -> TrainedClassifier:
-    """Train with the method asked for; with auto, fine-tune if time allows and keep it if it is better.
+    """Train with the configured method; with auto, fine-tune if time allows and keep it if it is better.
 
     Args:
         needs_oof: the out-of-fold logits of a linear probe must be precise.
 
     Raises:
-        ConfigError: the time budget is too short for the method that was asked for.
+        ConfigError: the time budget is too short for the configured method.
         DataError: no images to select on.
     """
     config, log = ctx.config, ctx.log

@@ -22,7 +22,7 @@ from pixelplay.training.settings_conflicts import check_compatible
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What every stage of a training needs besides the data."""
+    """Settings, log and device that every stage of training needs, without the data."""
 
     config: TrainConfig
     device: Device

@@ -211,7 +211,7 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
 
 
 def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
-    """Train the given number of epochs with the earliest cut whose views can be cached."""
+    """Train the configured number of epochs with the earliest cut whose views can be cached."""
     device, settings = task.ctx.device, task.ctx.config.finetuning
     for n_stages in reversed(choices):
         frozen, _ = _split(task, n_stages)
@@ -226,7 +226,7 @@ def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) 
     if device.name == "cuda":  # only a trial shows which batch fits and whether compiling pays off
         batch_size, throughput = _measure(task, n_stages, batch_size)
     plan = fit_plan([throughput], Workload.of(task), None, settings, batch_size)
-    assert plan is not None, "a given number of epochs always fits"
+    assert plan is not None, "a configured number of epochs always fits"
     return _complete(task, plan, is_measured=device.name == "cuda")
 
 

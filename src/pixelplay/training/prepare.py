@@ -1,6 +1,8 @@
 """Prepare training data: decode once, extract features, find duplicates, split, log problems."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +69,13 @@ def read_rows(
     return found.values[np.searchsorted(np.flatnonzero(is_row), rows)]
 
 
+def _name_group(paths: Sequence[str]) -> str:
+    """Name some images of a group of duplicates, absolute paths by their last folder and name only."""
+    named = [os.path.join(*Path(path).parts[-2:]) if os.path.isabs(path) else path for path in paths]
+    n_more = len(named) - EXAMPLES
+    return " = ".join(named[:EXAMPLES]) + (f" = {n_more} more" if n_more > 0 else "")
+
+
 def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     """Note unreadable, duplicate, relabelled, missing and rare images."""
     if data.errors:
@@ -79,8 +88,8 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
         ("of duplicates with different labels", duplicates.conflicts),
     ):
         if sets:
-            named = [" = ".join(data.paths_of(members)) for members in sets]
-            log.note(f"{counted(len(sets), 'group')} {text}: {name_some(named, EXAMPLES)}")
+            named = [_name_group(data.paths_of(members)) for members in sets[:EXAMPLES]]
+            log.note(f"{counted(len(sets), 'group')} {text}: {name_some(named, EXAMPLES, n=len(sets))}")
     for note in data.split.notes:
         log.note(note)
     if config.relabel is not None:

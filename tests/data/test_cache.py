@@ -2,8 +2,6 @@
 
 import errno
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,20 +22,6 @@ Rows = NDArray[np.float32]
 
 MANY = 10**9
 N_FEATURES = 12
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """Give an empty folder and, for root, the rights of an ordinary user."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(user)
 
 
 def digest(i: int) -> bytes:

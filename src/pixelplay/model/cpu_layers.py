@@ -2,7 +2,7 @@
 
 A layer's output does not fit into a core's cache, so half of a training step of a network with batch norms is
 not arithmetic (benchmarks/DECISIONS.md). The batch norms here keep their statistics: each is a scale and a
-shift, which every step folds anew into the weights of the convolution before it.
+shift, which every step folds again into the weights of the convolution before it.
 """
 
 import math

@@ -249,7 +249,7 @@ def _check_class_sizes(labels: IntArray, groups: IntArray, classes: Sequence[str
     """Check classes by labels (N,) and groups (N,); a class of one image is in no fold."""
     n_groups = count_groups(labels, groups, len(classes))  # (K,)
     short = np.flatnonzero((n_groups > 1) & (n_groups < n_folds))
-    if n_folds == 2 and n_groups.max() == 2:  # with one held out, none is left to select on
+    if n_folds == 2 and n_groups.max() == 2:  # one held out leaves no image to select on
         raise DataError("no class has 3 images or groups but --n-folds 2 needs one; add images")
     if not len(short):
         return

@@ -84,7 +84,7 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     duplicates = data.duplicates
     for text, sets in (
         ("of near-duplicates kept within one split", duplicates.near),
-        ("of look-alikes too large to be near-duplicates, not kept together", duplicates.large),
+        ("of similar images too large to be near-duplicates, not kept in one split", duplicates.large),
         ("of duplicates with different labels", duplicates.conflicts),
     ):
         if sets:

@@ -19,7 +19,7 @@ SIZE_STEP_PX = 32  # networks halve their feature maps five times
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Which images are drawn when, and at which size.
+    """Define which images are drawn when, and at which size.
 
     Everything follows from the seed, the epoch and the errors before it, so any batch can be reproduced.
     """

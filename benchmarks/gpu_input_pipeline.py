@@ -4,7 +4,7 @@ Measures the speed of training steps in one run, in img/s: `pixelplay train --fi
 (from the run's history.csv; every file is decoded in every epoch), the same network, loss and AdamW in a
 plain loop on one batch in GPU memory (no schedule: the upper limit of this GPU) and, with --timm-train,
 timm's script on the same files with the same crop and mirroring. Weights are random, because speed does
-not depend on them. Epochs that compile or warm up are skipped. Memory is the peak of the whole GPU minus
+not depend on them. Epochs that warm up are skipped. Memory is the peak of the whole GPU minus
 what was in use before, sampled every 20 ms.
 
 The img_per_s of an epoch includes the evaluation of the val split before it, so a large val split in your
@@ -153,7 +153,7 @@ def train_pixelplay(data: Path, weights: Path, args: argparse.Namespace) -> Rate
         "random",
     ]
     options += ["--epochs", str(args.epochs), "--train-batch-size", str(args.batch_size)]
-    options += ["--device", "cuda", "--precision", "bf16", "--compile", args.compile]
+    options += ["--device", "cuda", "--precision", "bf16"]
     options += ["--n-folds", "2", "--time-budget", "2h"]
     options += ["--imbalance", "none", "--num-workers", str(args.num_workers)]
     options += ["--offline", "--cache-gb", "0", *args.train_options]
@@ -173,7 +173,6 @@ def run_timm(data: Path, n_classes: int, args: argparse.Namespace) -> Rate:
         command += ["--model", NETWORK, "--img-size", "224", "--batch-size", str(args.batch_size)]
         command += ["--epochs", str(args.epochs), "--warmup-epochs", "0", "--log-interval", "10"]
         command += ["--amp", "--amp-dtype", "bfloat16", "--channels-last"]
-        command += ["--torchcompile"] if args.compile == "on" else []
         command += ["--opt", "adamw", "--lr", str(config.finetuning.rates(full=True)[0])]
         command += ["--weight-decay", str(config.finetuning.weight_decay)]
         command += ["--clip-grad", str(config.finetuning.clip_grad_norm), "--smoothing", "0"]
@@ -246,7 +245,6 @@ def run_resident(
         images = images.to(memory_format=torch.channels_last)
         labels = torch.randint(n_classes, (args.batch_size,), device="cuda")
         speeds = time_steps(network, optimizer, images, labels, args)
-    torch.compiler.reset()  # releases the network and its memory
     return make_rate(name, speeds, memory)
 
 
@@ -256,11 +254,10 @@ def time_steps(
     """Return the img/s of args.repeats repetitions of args.steps steps, after warming up."""
     device = images.device.type
     clip_grad_norm = FinetuneConfig().clip_grad_norm or float("inf")
-    forward: Any = torch.compile(network) if args.compile == "on" else network
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
-            logits = forward(images)
+            logits = network(images)
         nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), clip_grad_norm)
         optimizer.step()
@@ -274,7 +271,7 @@ def time_steps(
         synchronize(device)
         return n * len(images) / (time.perf_counter() - start)
 
-    time_repetition(args.steps)  # compiles and warms up
+    time_repetition(args.steps)  # warms up
     return [time_repetition(args.steps) for _ in range(args.repeats)]
 
 
@@ -299,11 +296,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n-images", type=int, default=8192, help="training files to generate [8192]")
     parser.add_argument("--n-classes", type=int, default=10, help="classes to generate [10]")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--compile", choices=("on", "off"), default="on")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument(
-        "--skip-epochs", type=int, default=1, help="first epochs that compile and warm up [1]"
-    )
+    parser.add_argument("--skip-epochs", type=int, default=1, help="first epochs that warm up [1]")
     parser.add_argument("--steps", type=int, default=60, help="steps of one repetition in GPU memory [60]")
     parser.add_argument("--repeats", type=int, default=5, help="repetitions [5]")
     parser.add_argument("--num-workers", type=int, default=default_workers())
@@ -329,7 +323,7 @@ def main() -> None:
         if not n_classes:
             raise SystemExit(f"error: {data} has no train folder of class folders")
         write_random_weights(weights)
-        title = f"Full training of {NETWORK} on a GPU, bf16, batch {args.batch_size}, compile {args.compile}"
+        title = f"Full training of {NETWORK} on a GPU, bf16, batch {args.batch_size}"
         record = Record(
             "Speed", title, args.record, notes=[f"torch {torch.__version__}, {args.num_workers} workers"]
         )

@@ -22,7 +22,6 @@ PLAN = FinetunePlan(
     cached_views=4,
     epochs=8,
     batch_size=32,
-    compile=False,
     seconds={"views": 32.5, "training": 150.0, "refit": 0.0, "evaluation": 9.1},
 )
 

@@ -674,7 +674,7 @@ def test_time_budget_that_is_too_short_is_refused(
 
 def test_plan_for_another_backbone_is_refused(refuse_finetuning: Refusal) -> None:
     plan = {"finetune": "partial", "unfreeze_stages": 7, "cached_views": 1, "epochs": 1, "batch_size": 8}
-    Path("plan.json").write_text(json.dumps({**plan, "compile": False, "seconds": {}}))
+    Path("plan.json").write_text(json.dumps({**plan, "seconds": {}}))
     line = refuse_finetuning(*PARTIAL, "--plan", "plan.json")
     _assert_names(line, "unfreeze_stages=7", "1 to 3", TINY, "--finetune full")
 

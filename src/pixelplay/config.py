@@ -263,8 +263,6 @@ class FinetuneConfig:
     """Short final epochs that also train on the validation images; 0 disables them."""
     patience: Annotated[int | None, metavar("EPOCHS"), COUNT] = None
     """Early stopping: epochs without a lower validation loss (default: off)."""
-    compile: Annotated[Switch, metavar("MODE")] = "auto"
-    """Use torch.compile: auto (with CUDA, if training is long enough to gain from it), on, off."""
     deterministic: Flag = False
     """Reproducible weights with CUDA, at some cost in speed; always on with a CPU."""
 

@@ -1,6 +1,5 @@
-"""Shards of a batch train like the whole batch; torch.compile falls back where it fails."""
+"""Shards of a batch train like the whole batch."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,13 +9,11 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from networks import shared_backbone
-from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, load_backbone
 from pixelplay.model.classifier import Classifier, TrainableLinearHead, TrainableMlpHead
 from pixelplay.model.device import Device
 from pixelplay.model.split_backbone import split_backbone
-from pixelplay.run_log import RunLog
-from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
+from pixelplay.training.cpu_parallel import parallel_forward
 
 FP32 = Device(name="cpu", precision="fp32")
 N_CLASSES = 3
@@ -186,82 +183,3 @@ def test_an_error_in_a_shard_is_raised_and_restores_the_threads() -> None:
         forward(maps, torch.randn(21, 999))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 4
-
-
-# --- torch.compile ---
-
-
-def failing_compile(error: Exception, *, backward: bool = False) -> Callable[[Classifier], Forward]:
-    """Create a stand-in for torch.compile whose forward or backward pass fails."""
-
-    def fail(*_: object) -> Tensor:
-        raise error
-
-    def compile_it(classifier: Classifier) -> Forward:
-        def forward(maps: Tensor, stats: Tensor) -> Tensor:
-            logits: Tensor = classifier(maps, stats)
-            logits.register_hook(fail)
-            return logits
-
-        return forward if backward else fail
-
-    return compile_it
-
-
-def compile_for(log: RunLog, *, required: bool) -> tuple[Forward, Forward, Classifier]:
-    """Return the forward pass to use, the one without compilation, and the classifier."""
-    classifier, maps, stats = make_classifier()
-
-    def plain(maps: Tensor, stats: Tensor) -> Tensor:
-        logits: Tensor = classifier(maps, stats)
-        return logits
-
-    forward = compile_forward(classifier, plain, (maps, stats), FP32, log, required=required)
-    return forward, plain, classifier
-
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_compile_failure_falls_back_with_a_note(backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        torch, "compile", failing_compile(RuntimeError("no compiler\nlong story"), backward=backward)
-    )
-    log = RunLog(quiet=True)
-    found, plain, classifier = compile_for(log, required=False)
-    assert found is plain
-    assert log.notes == ["torch.compile failed (no compiler); training without it"]
-    assert gradients(classifier) == []  # none left from the trial
-
-
-def test_compile_trial_restores_batch_norm_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module: module)
-    classifier, maps, stats = make_classifier("mlp")
-    before = {name: value.clone() for name, value in classifier.named_buffers()}
-    assert any(name.endswith("running_mean") for name in before)
-    compile_forward(classifier, classifier, (maps, stats), FP32, RunLog(quiet=True), required=False)
-    assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
-
-
-def test_compile_failure_is_an_error_if_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", failing_compile(RuntimeError("no compiler")))
-    with pytest.raises(ConfigError, match=r"\(no compiler\).*--compile off"):
-        compile_for(RunLog(quiet=True), required=True)
-
-
-def test_out_of_memory_is_no_compile_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", failing_compile(torch.OutOfMemoryError("out of memory")))
-    with pytest.raises(torch.OutOfMemoryError):
-        compile_for(RunLog(quiet=True), required=False)
-
-
-def test_compiled_classifier_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Forward] = []
-
-    def keep_forward(classifier: Classifier) -> Forward:
-        made.append(classifier.forward)
-        return made[-1]
-
-    monkeypatch.setattr(torch, "compile", keep_forward)
-    log = RunLog(quiet=True)
-    found, _, classifier = compile_for(log, required=False)
-    assert (found, log.notes) == (made[0], [])
-    assert gradients(classifier) == []

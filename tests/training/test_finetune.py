@@ -103,7 +103,7 @@ def test_run_dir_has_the_records_and_nothing_else(tuned: Path) -> None:
 def test_plan_records_what_was_done(tuned: Path) -> None:
     plan = read_plan(str(tuned / "plan.json"))
     assert plan.finetune == ("full" if tuned.name == "full" else "partial")
-    assert (plan.epochs, plan.batch_size, plan.compile) == (2, 8, False)
+    assert (plan.epochs, plan.batch_size) == (2, 8)
     assert (plan.cached_views, plan.unfreeze_stages) == ((None, None) if plan.finetune == "full" else (1, 3))
     assert plan.seconds == {}  # epochs are set, so nothing was measured
 
@@ -530,7 +530,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
         best_epoch=1,
         ensemble_probe=False,
         plan=PLAN,
-        classifier=task.classifier(frozen, trainable, use_compile=False),
+        classifier=task.classifier(frozen, trainable),
         inputs=task.pixels,
         schedule=schedule,
         validation=task.validation(),

@@ -9,7 +9,6 @@ import pytest
 from contexts import PLAN
 from pixelplay.config import FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import natural_offset
-from pixelplay.model.split_backbone import split_backbone
 from pixelplay.training.imbalance import refit_probe_head
 from pixelplay.training.time_budget import _left_s
 from trainers import make_task
@@ -60,13 +59,3 @@ def test_no_time_limit_with_fixed_epochs_or_a_repeated_plan(
     if is_repeated:
         task.ctx.plan = PLAN
     assert task.time_limit_s(PLAN) is None
-
-
-@pytest.mark.parametrize("use_compile", [True, False])
-def test_compile_uses_the_original_layers(use_compile: bool, tmp_path: Path, tiny_weights: Path) -> None:
-    task = make_task(TrainConfig(finetune="partial"), tmp_path, tiny_weights)
-    pretrained = task.ctx.backbone
-    frozen, trainable = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
-    layers = task.classifier(frozen, trainable, use_compile=use_compile).modules()
-    replaced = [layer for layer in layers if "forward" in vars(layer)]
-    assert bool(replaced) != use_compile

@@ -40,11 +40,7 @@ def test_plan_is_read_as_it_was_written(plan: FinetunePlan, tmp_path: Path) -> N
     [
         {},
         {"finetune": "partial", "time_budget": "1s"},
-        {
-            "finetuning": FinetuneConfig(
-                epochs=8, unfreeze_stages=2, cached_views=4, train_batch_size=32, compile="off"
-            )
-        },
+        {"finetuning": FinetuneConfig(epochs=8, unfreeze_stages=2, cached_views=4, train_batch_size=32)},
     ],
 )
 def test_plan_is_followed_where_no_setting_contradicts_it(settings: dict[str, Any]) -> None:
@@ -61,7 +57,6 @@ def test_plan_is_followed_where_no_setting_contradicts_it(settings: dict[str, An
         ({"finetuning": FinetuneConfig(unfreeze_stages=1)}, "unfreeze_stages=1 contradicts 2 in the plan"),
         ({"finetuning": FinetuneConfig(cached_views=1)}, "cached_views=1 contradicts 4 in the plan"),
         ({"finetuning": FinetuneConfig(train_batch_size=8)}, "train_batch_size=8 contradicts 32 in the plan"),
-        ({"finetuning": FinetuneConfig(compile="on")}, "compile='on' contradicts 'off' in the plan"),
     ],
 )
 def test_plan_contradicted_by_a_setting_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -148,7 +143,6 @@ def test_missing_key_of_a_plan_is_named(tmp_path: Path) -> None:
         {"unfreeze_stages": None},
         {"cached_views": None},
         {"cached_views": "many"},
-        {"compile": "yes"},
         {"seconds": None},
         {"seconds": [1, 2]},
         {"seconds": {"training": "long"}},

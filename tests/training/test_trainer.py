@@ -404,25 +404,7 @@ def test_early_stopping_waits_for_patience_and_not_after_the_last_epoch(
     assert len(losses) == 1 + min(epochs, 2)
 
 
-# --- torch.compile, memory ---
-
-
-@pytest.mark.parametrize("compile", ["on", "auto"])
-def test_compile_failure_is_an_error_only_if_compile_is_on(
-    compile: Literal["on", "auto"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> Tensor:
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda classifier: fail)
-    log = RunLog(quiet=True)
-    trainer = make_small_trainer(tmp_path, make_small_schedule(compile=compile), log=log, use_compile=True)
-    if compile == "on":
-        with pytest.raises(ConfigError, match=r"no compiler.*--compile off"):
-            trainer.fit()
-        return
-    assert trainer.fit().stopped == ""
-    assert log.notes == ["torch.compile failed (no compiler); training without it"]
+# --- memory ---
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""CPU parallelism in training: one shard of the batch per core; torch.compile on request."""
+"""CPU parallelism in training: one shard of the batch per core."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelplay.errors import ConfigError
 from pixelplay.model.classifier import Classifier, TrainableLinearHead
-from pixelplay.model.device import Device, is_out_of_memory, share_cores
-from pixelplay.run_log import RunLog
+from pixelplay.model.device import Device, share_cores
 from pixelplay.thread_pool import ThreadPool
 
 MIN_SHARD = 8  # images
@@ -39,38 +37,6 @@ def parallel_forward(classifier: Classifier, device: Device, batch_size: int) ->
             return
         with ThreadPool(n_shards, initializer=lambda: torch.set_num_threads(n_cores // n_shards)) as pool:
             yield _ShardedForward(classifier, device, pool, n_shards)
-
-
-def compile_forward(
-    classifier: Classifier, fallback: Forward, sample: Shard, device: Device, log: RunLog, *, required: bool
-) -> Forward:
-    """Compile a classifier and try one forward and backward pass.
-
-    Args:
-        fallback: used, with a note, where compilation fails; with `required` ConfigError is raised instead.
-        sample: inputs of one batch.
-    """
-    compiled: Forward = torch.compile(classifier.train())
-    buffers = dict(classifier.named_buffers())
-    before = {name: value.clone() for name, value in buffers.items()}
-    try:
-        with device.autocast():
-            logits = compiled(*sample)
-        logits.logsumexp(1).mean().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:  # a missing compiler raises many kinds of errors
-        if is_out_of_memory(error):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    else:
-        return compiled
-    finally:
-        classifier.zero_grad()
-        for name, value in buffers.items():  # a batch norm of the head has counted this pass
-            value.copy_(before[name])
-    if required:
-        raise ConfigError(f"torch.compile failed ({reason}); use --compile off")
-    log.note(f"torch.compile failed ({reason}); training without it")
-    return fallback
 
 
 def _has_dropout(classifier: Classifier) -> bool:

@@ -60,7 +60,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     frozen, trainable = split_backbone(
         pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size
     )
-    classifier = task.classifier(frozen, trainable, use_compile=plan.compile)
+    classifier = task.classifier(frozen, trainable)
     inputs: InputSource = task.pixels
     if plan.cached_views is not None:
         assert frozen is not None
@@ -72,9 +72,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
         ctx.log.note_for_run(note)
     _note_uncached_pixels(task, plan)
     loss, limit_s = task.loss(task.train), task.time_limit_s(plan)
-    state = Trainer(
-        classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s, use_compile=plan.compile
-    ).fit()
+    state = Trainer(classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s).fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
     _check_stopped(task, state.stopped, state.best_epoch)
     backbone, head = _assemble(task, classifier, task.train, validation.offset)
@@ -174,7 +172,6 @@ def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer
         task.ctx.derive(run_dir=os.path.join(task.ctx.checkpoint_dir, "refit")),
         time_limit_s=task.time_limit_s(tuned.plan, refit=True),
         lr_frac=REFIT_LR_FRAC,
-        use_compile=tuned.plan.compile,
     )
 
 

@@ -95,9 +95,7 @@ class FinetuneTask:
             max_bytes=self._max_bytes if in_cache else UNCACHED_BYTES,
         )
 
-    def classifier(
-        self, frozen: FrozenStages | None, trainable: TrainableStages, *, use_compile: bool
-    ) -> Classifier:
+    def classifier(self, frozen: FrozenStages | None, trainable: TrainableStages) -> Classifier:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
         features, dropout = self.data.features[self.train], settings.dropout
@@ -111,8 +109,7 @@ class FinetuneTask:
             else:
                 head = TrainableLinearHead(*feature_scale(features), n_classes, start=start, dropout=dropout)
         if frozen is not None:
-            # the compiler optimises these layers in its own way
-            fast = self.ctx.device.name == "cpu" and not use_compile
+            fast = self.ctx.device.name == "cpu"
             freeze_depthwise_filters(trainable, frozen.map_shape, frozen.n_stats, fast=fast)
         return Classifier(trainable, head, drop_path=settings.drop_path)
 

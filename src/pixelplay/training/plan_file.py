@@ -22,7 +22,6 @@ class FinetunePlan:
     cached_views: int | None  # augmented views cached per image; None for full fine-tuning
     epochs: int
     batch_size: int
-    compile: bool
     seconds: dict[str, float]  # estimated, by piece of work; empty where nothing was measured
 
     def describe(self, n_train: int) -> str:
@@ -77,7 +76,6 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
         "unfreeze_stages": (asked.unfreeze_stages, plan.unfreeze_stages),
         "cached_views": (asked.cached_views, plan.cached_views),
         "train_batch_size": (asked.train_batch_size, plan.batch_size),
-        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.compile else "off"),
     }
     for name, (value, planned) in settings.items():
         if value is not None and value != planned:
@@ -105,7 +103,6 @@ def _check_values(content: dict[str, Any], path: str) -> None:
             name: _is_count(content[name]) if is_partial else content[name] is None
             for name in ("unfreeze_stages", "cached_views")
         },
-        "compile": isinstance(content["compile"], bool),
         "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
     }
     if invalid := [name for name, ok in is_valid.items() if not ok]:

@@ -24,7 +24,7 @@ SETTINGS_FILE, IMAGES_FILE = "settings.json", "images.json"
 THREADS = "threads"
 # settings that do not affect the weights: what a cache holds can be recomputed
 FREE = frozenset({"cache_dir", "cache_gb", "offline", "compute.num_workers", THREADS})
-PLANNED = ("epochs", "unfreeze_stages", "cached_views", "train_batch_size", "compile")
+PLANNED = ("epochs", "unfreeze_stages", "cached_views", "train_batch_size")
 IN_PLAN = frozenset({"finetune", "time_budget", *(f"finetuning.{name}" for name in PLANNED)})
 
 

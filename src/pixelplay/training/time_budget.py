@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +31,6 @@ EPOCHS_PER_VIEW = 3  # epochs per cached view at which another view starts to pa
 MAX_STAGES = 5  # of partial fine-tuning; more were not tried (benchmarks/DECISIONS.md)
 REPEATS = 2
 CPU_BATCH, GPU_BATCH, SMALLEST_BATCH = 32, 128, 8
-COMPILE_FROM_S = 300.0  # training time that repays a compilation
 MEASURED_BATCHES = 2
 MEASURED_VIEWS = 64
 
@@ -143,7 +142,6 @@ def fit_plan(
             cached_views=n_views(epochs),
             epochs=epochs,
             batch_size=batch_size,
-            compile=False,
             seconds={name: round(value, 1) for name, value in cost_s(epochs).items()},
         )
     return best
@@ -207,7 +205,7 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
         if plan.unfreeze_stages != n_stages:
             break
     assert plan is not None
-    return _complete(task, plan)
+    return plan
 
 
 def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
@@ -223,11 +221,11 @@ def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) 
     else:
         assert error is not None
         raise error
-    if device.name == "cuda":  # only a trial shows which batch fits and whether compiling pays off
+    if device.name == "cuda":  # only a trial shows which batch fits
         batch_size, throughput = _measure(task, n_stages, batch_size)
     plan = fit_plan([throughput], Workload.of(task), None, settings, batch_size)
     assert plan is not None, "a configured number of epochs always fits"
-    return _complete(task, plan, is_measured=device.name == "cuda")
+    return plan if device.name == "cuda" else replace(plan, seconds={})
 
 
 def _plan_full(task: FinetuneTask) -> FinetunePlan:
@@ -239,7 +237,7 @@ def _plan_full(task: FinetuneTask) -> FinetunePlan:
     plan = fit_plan([throughput], Workload.of(task), _left_s(task), settings, batch_size)
     if plan is None:
         raise _too_short(task, "full", throughput)
-    return _complete(task, plan, is_measured=is_measured)
+    return plan if is_measured else replace(plan, seconds={})
 
 
 def _lack_of_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError | None:
@@ -322,8 +320,7 @@ def _train_step(
 ) -> Iterator[Callable[[], None]]:
     """Provide a training step on one batch that changes nothing."""
     device, settings = task.ctx.device, task.ctx.config.finetuning
-    use_compile = settings.compile == "on"
-    classifier = task.classifier(frozen, trainable, use_compile=use_compile)
+    classifier = task.classifier(frozen, trainable)
     classifier.to(maps.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(classifier, settings, len(maps))
     classifier.train()
@@ -331,15 +328,11 @@ def _train_step(
     def step() -> None:
         with device.autocast():
             loss = forward(maps, stats).float().logsumexp(1).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()  # with a learning rate of 0
         optimizer.zero_grad()
 
-    with (
-        nullcontext(classifier)  # a compiled classifier is not split into shards
-        if use_compile
-        else parallel_forward(classifier, device, len(maps)) as forward
-    ):
+    with parallel_forward(classifier, device, len(maps)) as forward:
         yield step
 
 
@@ -357,15 +350,6 @@ def time_per_image(work: Callable[[], object], n: int, device: str) -> float:
 def _split(task: FinetuneTask, n_stages: int | None) -> tuple[FrozenStages | None, TrainableStages]:
     backbone = task.ctx.backbone
     return split_backbone(backbone.backbone, n_stages, backbone.preprocessing.input_size)
-
-
-def _complete(task: FinetuneTask, plan: FinetunePlan, *, is_measured: bool = True) -> FinetunePlan:
-    """Decide whether to compile; without measurements the plan has no times."""
-    asked, seconds = task.ctx.config.finetuning.compile, plan.seconds
-    repays = task.ctx.device.name == "cuda" and seconds["training"] > COMPILE_FROM_S
-    return replace(
-        plan, compile=asked == "on" or (asked == "auto" and repays), seconds=seconds if is_measured else {}
-    )
 
 
 def _default_batch_size(task: FinetuneTask) -> int:

@@ -37,7 +37,7 @@ from pixelplay.training.checkpoint import (
     restore_weights,
     write_checkpoint,
 )
-from pixelplay.training.cpu_parallel import Forward, compile_forward, parallel_forward
+from pixelplay.training.cpu_parallel import Forward, parallel_forward
 from pixelplay.training.losses import LossFunction
 from pixelplay.training.mixup import mix_batch
 from pixelplay.training.optim import make_optimizer
@@ -100,14 +100,13 @@ class Trainer:
         *,
         time_limit_s: float | None = None,
         lr_frac: float = 1.0,
-        use_compile: bool = False,
     ) -> None:
         classifier.to(ctx.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         classifier.zero_grad()  # gradients may remain from a training that was stopped between two steps
         self.classifier, self.inputs, self.schedule = classifier, inputs, schedule
         self.validation, self.loss, self.ctx = validation, loss, ctx
         self.settings, self.device, self.log = schedule.config.finetuning, ctx.device, ctx.log
-        self.use_compile, self._n_planned = use_compile, schedule.epochs
+        self._n_planned = schedule.epochs
         self.forward: Forward = classifier
         optimizer = make_optimizer(classifier, self.settings, schedule.images_per_step, lr_frac=lr_frac)
         self.state = TrainState(
@@ -178,14 +177,6 @@ class Trainer:
                 parallel_forward(self.classifier, self.device, self.schedule.batch_size) as self.forward,
                 self.log.progress("training", self.schedule.epochs * per_epoch, "batches") as bar,
             ):
-                if self.use_compile:
-                    first, *_ = self.schedule.batches(1, np.ones(len(self.schedule.labels), np.float32))
-                    epoch, size = self.schedule.epochs_before + 1, self.schedule.size_px(0)
-                    sample = self.inputs.train_batch(first, epoch, size)()
-                    required = self.settings.compile == "on"
-                    self.forward = compile_forward(
-                        self.classifier, self.forward, sample, self.device, self.log, required=required
-                    )
                 bar.update(max(0, self.state.epoch - 1) * per_epoch + self.state.n_batches)
                 yield bar
         if (n := self.state.epochs) < self._n_planned:

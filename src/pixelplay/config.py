@@ -401,11 +401,6 @@ class TrainConfig:
             )
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Convert a configuration to nested dictionaries, as stored with a model."""
-    return dataclasses.asdict(config)
-
-
 Recipe = Literal["pixelplay", "pixelplay25"]
 
 

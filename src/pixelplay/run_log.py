@@ -8,9 +8,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from pixelplay.text import printable
 
@@ -89,13 +88,6 @@ class RunLog:
         finally:
             self._progress.clear(close=True)
             self._progress = before
-
-    def track(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
-        """Iterate over blocks of units and show the progress."""
-        with self.progress(what, total, unit) as bar:
-            for block in blocks:
-                yield block
-                bar.update(len(block))
 
 
 class Progress:

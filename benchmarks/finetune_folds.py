@@ -25,7 +25,7 @@ from pixelplay.array_types import Float64Array, IntArray
 from pixelplay.data.audit import digest_bytes, find_duplicates
 from pixelplay.data.sources import open_dataset
 from pixelplay.data.splits import assign_folds, join_groups
-from pixelplay.evaluation.intervals import bootstrap_weights
+from pixelplay.evaluation.intervals import Bootstrap
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels
 from records import Record, difference, make_parser, summarize
 
@@ -64,11 +64,12 @@ def compare(
     values = [float(measure(count_labels(each, labels, n_classes))) for each in predicted]
     found = [summarize(value) for value in values]
     if len(values) == 2:
+        bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=0)
         differences = np.concatenate(
             [
                 measure(count_labels(predicted[0], labels, n_classes, weights))
                 - measure(count_labels(predicted[1], labels, n_classes, weights))
-                for weights in bootstrap_weights(groups, len(labels), N_RESAMPLES, 0)
+                for weights in bootstrap.weights()
             ]
         )
         found.append(difference(values[0] - values[1], *np.quantile(differences, [0.025, 0.975])))

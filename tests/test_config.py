@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pixelplay.config import (
     TrainConfig,
     UncertaintyConfig,
     field_types,
-    to_json,
 )
 from pixelplay.errors import ConfigError
 from pixelplay.text import suggest
@@ -79,7 +79,7 @@ def test_number_outside_its_range_is_refused_with_value_and_range(
     ],
 )
 def test_bounds_of_a_range_are_allowed(kind: type, settings: dict[str, Any]) -> None:
-    assert to_json(kind(**settings)).items() >= settings.items()
+    assert asdict(kind(**settings)).items() >= settings.items()
 
 
 def test_every_number_has_a_range_that_holds_its_default() -> None:
@@ -169,7 +169,7 @@ def test_contradictory_settings_are_refused(kind: type, settings: dict[str, Any]
 
 
 def test_settings_are_stored_as_nested_json() -> None:
-    stored = json.loads(json.dumps(to_json(TrainConfig(seed=7, reading=DataConfig(label_column="grade")))))
+    stored = json.loads(json.dumps(asdict(TrainConfig(seed=7, reading=DataConfig(label_column="grade")))))
     assert stored["seed"] == 7
     assert stored["reading"]["label_column"] == "grade"
 
@@ -196,7 +196,7 @@ def test_learning_rates_depend_on_the_method_unless_set() -> None:
 def test_paths_are_stored_as_text() -> None:
     paths: dict[str, Any] = {name: Path("a/b") for name in ("weights", "classes", "relabel", "cache_dir")}
     config = TrainConfig(**paths, reading=DataConfig(images_dir=Path("c")))  # type: ignore[arg-type]
-    stored = json.loads(json.dumps(to_json(config)))
+    stored = json.loads(json.dumps(asdict(config)))
     assert {name: stored[name] for name in paths} == dict.fromkeys(paths, "a/b")
     assert stored["reading"]["images_dir"] == "c"
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
 import os
 import re
 import types
@@ -93,11 +92,6 @@ def parse_duration(text: str) -> float:
     if not seconds:
         raise ConfigError(f"time_budget={text!r} is not a duration; use 90s, 5m or 2h")
     return seconds
-
-
-def check_fraction(name: str, value: object) -> None:
-    """Raise ConfigError unless a Python or NumPy number lies between 0 and 1, both excluded."""
-    SHARE.check(name, float(value) if isinstance(value, numbers.Real) else value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -397,11 +391,6 @@ class TrainConfig:
             raise ConfigError(
                 f"{soft[0]} makes soft labels, unsupported by imbalance='focal'; remove one of them"
             )
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Convert a configuration to nested dictionaries, as stored with a model."""
-    return dataclasses.asdict(config)
 
 
 Recipe = Literal["pixelplay", "pixelplay25"]

@@ -4,17 +4,14 @@ A closed stderr does not stop the run.
 """
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from pixelplay.text import printable
-
-JSON_INTERVAL_S = 0.5
-LINE_INTERVAL_S = 60.0  # a log file needs no moving bar
 
 
 class RunLog:
@@ -86,21 +83,17 @@ class RunLog:
         before, self._progress = self._progress, kind(f"{self._prefix}{what}", total, unit)
         try:
             yield self._progress
-            self._progress.finish()
+            self._progress.clear(close=True)
+            self._progress.show(done=True)
         finally:
             self._progress.clear(close=True)
             self._progress = before
 
-    def track(self, what: str, blocks: Sequence[Sized], total: int, unit: str = "images") -> Iterator[Any]:
-        """Iterate over blocks of units and show the progress."""
-        with self.progress(what, total, unit) as bar:
-            for block in blocks:
-                yield block
-                bar.update(len(block))
-
 
 class Progress:
     """Count finished units of a task; this class shows nothing, its subclasses do."""
+
+    interval_s = math.inf  # between two calls of `show`
 
     def __init__(self, task: str, total: int | None, unit: str) -> None:
         self.task, self.total, self.unit, self.n = task, total, unit, 0
@@ -109,16 +102,18 @@ class Progress:
     def update(self, n: int = 1) -> None:
         """Count n more finished units."""
         self.n += n
+        if time.monotonic() - self.shown >= self.interval_s:
+            self.show()
 
     def set_total(self, total: int) -> None:
         """Correct the total number of units."""
         self.total = total
 
+    def show(self, *, done: bool = False) -> None:
+        """Print the progress, or the end of the task."""
+
     def clear(self, *, close: bool = False) -> None:
         """Remove a bar from the terminal, so that a line can be printed; `close` ends it."""
-
-    def finish(self) -> None:
-        """Show the end of the task."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -130,19 +125,15 @@ class Progress:
 class _LineProgress(Progress):
     """Print at most one line per minute, and one at the end."""
 
-    def update(self, n: int = 1) -> None:
-        super().update(n)
-        now = time.monotonic()
-        if now - self.shown >= LINE_INTERVAL_S:
-            self.shown = now
-            left = self.seconds_left
-            rest = "" if left is None else f" of {self.total:,}, {_format_duration(left)} left"
-            _print_line(f"{self.task}: {self.n:,} {self.unit}{rest}")
+    interval_s = 60.0  # a log file needs no moving bar
 
-    def finish(self) -> None:
-        self.clear(close=True)
-        duration = _format_duration(time.monotonic() - self.start)
-        _print_line(f"{self.task}: {self.n:,} {self.unit} in {duration}")
+    def show(self, *, done: bool = False) -> None:
+        self.shown = time.monotonic()
+        left = self.seconds_left
+        rest = "" if left is None else f" of {self.total:,}, {_format_duration(left)} left"
+        if done:
+            rest = f" in {_format_duration(self.shown - self.start)}"
+        _print_line(f"{self.task}: {self.n:,} {self.unit}{rest}")
 
 
 class _BarProgress(_LineProgress):
@@ -186,19 +177,13 @@ class _BarProgress(_LineProgress):
 class _JsonProgress(Progress):
     """Print at most two JSON objects per second, the first at once and the last at the end."""
 
+    interval_s = 0.5
+
     def __init__(self, task: str, total: int | None, unit: str) -> None:
         super().__init__(task, total, unit)
-        self._print()
+        self.show()
 
-    def update(self, n: int = 1) -> None:
-        super().update(n)
-        if time.monotonic() - self.shown >= JSON_INTERVAL_S:
-            self._print()
-
-    def finish(self) -> None:
-        self._print(done=True)
-
-    def _print(self, *, done: bool = False) -> None:
+    def show(self, *, done: bool = False) -> None:
         self.shown = time.monotonic()
         elapsed, left = self.shown - self.start, self.seconds_left
         content = {

@@ -78,8 +78,6 @@ def test_temperature_rejects_unusable_logits_and_labels() -> None:
         fit_temperature(np.zeros((0, 3)), np.array([], dtype=np.int64))
     with pytest.raises(DataError, match="row 1 is not finite"):
         fit_temperature(np.array([[0.0, 1.0], [np.nan, 0.0]]), np.array([0, 1]))
-    with pytest.raises(DataError, match=r"3 rows .* 2 labels"):
-        fit_temperature(np.zeros((3, 2)), np.array([0, 1]))
 
 
 @given(LOGITS, st.floats(0.05, 20))
@@ -99,12 +97,6 @@ def test_probs_of_huge_logits_are_finite_and_nan_rows_stay_nan() -> None:
     np.testing.assert_array_equal(probs[0], [1, 0])
     assert np.isnan(probs[1]).all()
     assert probs.dtype == np.float64
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
-def test_a_temperature_that_is_not_positive_is_rejected(temperature: float) -> None:
-    with pytest.raises(DataError, match=f"temperature is {temperature}"):
-        temperature_softmax(np.zeros((1, 2)), temperature)
 
 
 def test_nll_equals_scikit_learns_log_loss() -> None:

@@ -6,10 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from pixelplay.errors import DataError
 from pixelplay.evaluation.intervals import (
     Bootstrap,
-    bootstrap_weights,
     macro_average,
     wilson,
 )
@@ -32,14 +30,8 @@ def test_wilson_has_a_width_if_every_image_is_correct() -> None:
     assert estimate.high == 1
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
-def test_wilson_rejects_what_is_not_a_proportion(successes: int, n: int) -> None:
-    with pytest.raises(DataError, match=f"{successes} of {n}"):
-        wilson(successes, n)
-
-
 def test_every_bootstrap_resample_has_as_many_images_as_the_data() -> None:
-    weights = np.concatenate(list(bootstrap_weights(None, 50, 30, seed=0)))
+    weights = np.concatenate(list(Bootstrap(n=50, groups=None, n_resamples=30, seed=0).weights()))
     assert weights.shape == (30, 50)
     assert (weights.sum(axis=1) == 50).all()
     assert len(np.unique(weights, axis=0)) == 30
@@ -47,7 +39,7 @@ def test_every_bootstrap_resample_has_as_many_images_as_the_data() -> None:
 
 def test_bootstrap_draws_images_of_one_group_equally_often() -> None:
     groups = np.array([7, 3, 7, 9, 3, 7])
-    weights = np.concatenate(list(bootstrap_weights(groups, 6, 40, seed=1)))
+    weights = np.concatenate(list(Bootstrap(n=6, groups=groups, n_resamples=40, seed=1).weights()))
     for group in (3, 7, 9):
         members = weights[:, groups == group]
         assert (members == members[:, :1]).all()
@@ -56,23 +48,16 @@ def test_bootstrap_draws_images_of_one_group_equally_often() -> None:
 
 
 def test_bootstrap_weights_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.concatenate(list(bootstrap_weights(None, 40, 23, seed=5)))
+    whole = np.concatenate(list(Bootstrap(n=40, groups=None, n_resamples=23, seed=5).weights()))
     monkeypatch.setattr("pixelplay.evaluation.intervals._CHUNK_CELLS", 100)
-    chunks = list(bootstrap_weights(None, 40, 23, seed=5))
+    chunks = list(Bootstrap(n=40, groups=None, n_resamples=23, seed=5).weights())
     assert len(chunks) == 12
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
 
 def test_a_chunk_of_bootstrap_weights_is_bounded_for_many_images() -> None:
-    first = next(bootstrap_weights(None, 100_000, 1000, seed=0))
+    first = next(Bootstrap(n=100_000, groups=None, n_resamples=1000, seed=0).weights())
     assert first.nbytes <= 32_000_000
-
-
-def test_bootstrap_weights_reject_no_images_and_groups_of_another_length() -> None:
-    with pytest.raises(DataError, match="0 images"):
-        next(bootstrap_weights(None, 0, 10, seed=0))
-    with pytest.raises(DataError, match=r"groups has shape \(3,\) but there are 4 images"):
-        next(bootstrap_weights(np.arange(3), 4, 10, seed=0))
 
 
 def test_percentile_interval_ignores_undefined_samples() -> None:

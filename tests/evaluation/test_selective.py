@@ -65,12 +65,6 @@ def test_a_target_accuracy_that_cannot_be_guaranteed_is_rejected() -> None:
         fit_confidence_threshold(np.empty(0), np.empty(0, dtype=np.bool_), 0.5)
 
 
-@pytest.mark.parametrize("target", [0.0, 1.0, 1.5, float("nan")])
-def test_a_target_accuracy_outside_its_range_is_rejected(target: float) -> None:
-    with pytest.raises(ConfigError, match="target_accuracy"):
-        fit_confidence_threshold(np.ones(9), np.ones(9, dtype=np.bool_), target)
-
-
 def operating_point(
     scores: NDArray[Any], labels: NDArray[Any], precision: float, groups: NDArray[Any] | None = None
 ) -> OperatingPoint:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from conftest import draw_of_class
 from contexts import PLAN, featureless, training_data_of
 from images import encode
-from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig, to_json
+from pixelplay.config import AugmentConfig, ComputeConfig, DataConfig, FinetuneConfig, TrainConfig
 from pixelplay.data.sources import open_dataset
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.device import Device
@@ -67,7 +67,7 @@ def notes_of_loading(config: TrainConfig, kept: object, folder: Path) -> list[st
 
 
 def test_plan_of_a_run_with_other_settings_is_noted(tmp_path: Path) -> None:
-    kept = {"pixelplay": "train", "source": "photos", **to_json(replace(CONFIG, seed=4, cache_gb=1.0))}
+    kept = {"pixelplay": "train", "source": "photos", **asdict(replace(CONFIG, seed=4, cache_gb=1.0))}
     config = replace(CONFIG, finetune="auto", finetuning=FinetuneConfig(lr=0.001))
     (note,) = notes_of_loading(config, kept, tmp_path)
     assert note.endswith(": seed was 4, is 0, finetuning.lr was 0.002, is 0.001")
@@ -78,7 +78,7 @@ def test_plan_of_a_run_with_other_settings_is_noted(tmp_path: Path) -> None:
     [
         {
             "pixelplay": "train",
-            **to_json(replace(CONFIG, finetuning=FinetuneConfig(lr=0.002, unfreeze_stages=2))),
+            **asdict(replace(CONFIG, finetuning=FinetuneConfig(lr=0.002, unfreeze_stages=2))),
         },
         {"pixelplay": "train", "seed": 0},  # of a version with fewer settings
         {"seed": 4},  # of another program

@@ -23,7 +23,7 @@ from pixelplay.training.batch_inputs import Batch, Inputs
 from pixelplay.training.checkpoint import TrainState, has_checkpoint
 from pixelplay.training.losses import make_loss
 from pixelplay.training.schedule import Schedule
-from pixelplay.training.trainer import OUT_OF_TIME, Trainer, _describe_epoch, training_memory_error
+from pixelplay.training.trainer import OUT_OF_TIME, Trainer, _describe_epoch, training_memory_message
 from trainers import make_schedule, make_trainer
 
 LABELS = np.arange(24) % 3
@@ -424,7 +424,7 @@ def test_out_of_memory_names_the_setting_to_lower(error: Exception) -> None:
         pytest.raises(
             ConfigError, match=r"cpu .*batches of 64 images.*--train-batch-size.*--grad-accum-steps"
         ),
-        translate_memory_errors(training_memory_error("cpu", 64)),
+        translate_memory_errors(training_memory_message("cpu", 64)),
     ):
         raise error
 
@@ -441,6 +441,6 @@ def test_out_of_memory_during_training_is_explained(tmp_path: Path) -> None:
 def test_other_errors_are_not_out_of_memory() -> None:
     with (
         pytest.raises(RuntimeError, match="sizes do not match"),
-        translate_memory_errors(training_memory_error("cpu", 64)),
+        translate_memory_errors(training_memory_message("cpu", 64)),
     ):
         raise RuntimeError("sizes do not match")

@@ -9,26 +9,20 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
 from pixelplay.cli.options import (
     ClassName,
-    ComputeSection,
     Data,
-    DataSection,
     EnsembleWith,
     Images,
     LogOptions,
-    LogSection,
     OutputOptions,
-    OutputSection,
     Report,
     Run,
-    TrainSection,
-    UncertaintySection,
     Views,
     read_sources,
     typed_command,
@@ -47,7 +41,6 @@ from pixelplay.config import (
     TrainConfig,
     UncertaintyConfig,
     metavar,
-    to_json,
 )
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.run_log import RunLog
@@ -66,8 +59,8 @@ def scan(
     classes: File = None,
     names_only: Flag = False,
     near_duplicates: Flag = False,
-    reading: DataSection = DataConfig(),
-    output: OutputSection = OutputOptions(),
+    reading: DataConfig = DataConfig(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Summarise a dataset and list its problems.
 
@@ -106,8 +99,8 @@ def train(
     force: Flag = False,
     report: Report = True,
     verbose: Flag = False,
-    config: TrainSection = TrainConfig(),
-    output: OutputSection = OutputOptions(),
+    config: TrainConfig = TrainConfig(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Train a classifier on labelled images and evaluate it on held-out ones.
 
@@ -153,8 +146,8 @@ def crossval(
     force: Flag = False,
     report: Report = True,
     verbose: Flag = False,
-    config: TrainSection = TrainConfig(),
-    output: OutputSection = OutputOptions(),
+    config: TrainConfig = TrainConfig(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Cross-validate a classifier and save the ensemble of its folds.
 
@@ -206,9 +199,9 @@ def evaluate(
     out: File = None,
     force: Flag = False,
     verbose: Flag = False,
-    reading: DataSection = DataConfig(),
-    compute: ComputeSection = ComputeConfig(),
-    output: OutputSection = OutputOptions(),
+    reading: DataConfig = DataConfig(),
+    compute: ComputeConfig = ComputeConfig(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Evaluate a trained classifier on labelled images.
 
@@ -268,8 +261,8 @@ def report(
     data: DisallowNone[Annotated[str | None, metavar("DATA")]] = None,
     out: File = None,
     force: Flag = False,
-    compute: ComputeSection = ComputeConfig(),
-    output: LogSection = LogOptions(),
+    compute: ComputeConfig = ComputeConfig(),
+    output: LogOptions = LogOptions(),
 ) -> None:
     """Write the HTML report of a run: one file that also opens offline.
 
@@ -299,9 +292,9 @@ def predict(
     tta: Views = None,
     strict: Flag = False,
     force: Flag = False,
-    uncertainty: UncertaintySection = UncertaintyConfig(),
-    compute: ComputeSection = ComputeConfig(),
-    output: LogSection = LogOptions(),
+    uncertainty: UncertaintyConfig = UncertaintyConfig(),
+    compute: ComputeConfig = ComputeConfig(),
+    output: LogOptions = LogOptions(),
 ) -> None:
     """Classify images and write a table with one row per image.
 
@@ -358,8 +351,8 @@ def explain(
     images_dir: Folder = None,
     ensemble_with: EnsembleWith = (),
     force: Flag = False,
-    compute: ComputeSection = ComputeConfig(),
-    output: LogSection = LogOptions(),
+    compute: ComputeConfig = ComputeConfig(),
+    output: LogOptions = LogOptions(),
 ) -> None:
     """Draw heat maps of the image regions that support a class.
 
@@ -433,7 +426,7 @@ def _is_finished(
         config = apply_plan(repeated, config)
         if not has_same_plan(run, repeated):
             return False
-    if not is_finished(run, {**to_json(config), "source": os.path.abspath(data), **about}):
+    if not is_finished(run, {**asdict(config), "source": os.path.abspath(data), **about}):
         return False
     if output.json:
         with open(os.path.join(run, "metrics.json"), encoding="utf-8") as file:
@@ -472,13 +465,6 @@ def _finish(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "scan": scan,
-    "train": train,
-    "crossval": crossval,
-    "evaluate": evaluate,
-    "label-issues": label_issues,
-    "report": report,
-    "predict": predict,
-    "explain": explain,
-    "cache": cache,
+    command.__name__.replace("_", "-"): command
+    for command in (scan, train, crossval, evaluate, label_issues, report, predict, explain, cache)
 }

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import tyro
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from pixelplay import __version__
 from pixelplay.cli.commands import COMMANDS
@@ -77,7 +77,7 @@ def _run_command(words: list[str]) -> None:
         COMMANDS[name],
         prog=f"pixelplay {name}",
         args=rest,
-        config=(FlagCreatePairsOff,),
+        config=(FlagCreatePairsOff, OmitArgPrefixes),
         registry=settings_registry(find_recipe(rest)),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
-from tyro.conf import DisallowNone, OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from pixelplay.config import (
@@ -63,12 +63,6 @@ EnsembleWith = Annotated[tuple[str, ...], arg(metavar="[RUN ...]", help_behavior
 ClassName = DisallowNone[Annotated[str | None, metavar("CLASS")]]
 Views = DisallowNone[Annotated[Tta | None, metavar("VIEWS")]]
 Report = Annotated[bool, arg(help="Do not write RUN/report.html.", help_behavior_hint="")]
-DataSection = OmitArgPrefixes[DataConfig]
-UncertaintySection = OmitArgPrefixes[UncertaintyConfig]
-ComputeSection = OmitArgPrefixes[ComputeConfig]
-TrainSection = OmitArgPrefixes[TrainConfig]
-LogSection = OmitArgPrefixes[LogOptions]
-OutputSection = OmitArgPrefixes[OutputOptions]
 
 
 def typed_command() -> str | None:

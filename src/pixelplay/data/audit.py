@@ -219,8 +219,7 @@ def _read_file(dataset: ImageDataset, i: int, decode: bool) -> tuple[bytes, Imag
         decode_image(data, path=path, target_px=AUDIT_PX)
         return digest_bytes(data), info
     except ImageError as error:
-        # a new error, because the traceback of a raised one keeps the bytes of the image alive
-        return ImageError(path, error.status, error.reason)
+        return error.detached()
 
 
 def _find_equal_sizes(dataset: ImageDataset, errors: dict[int, ImageError]) -> list[int]:

@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +25,9 @@ _KEY_FOLDER = re.compile(r"(features|pixels|thumbs|views)-.*")
 _SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheUse:
+class CacheUse(NamedTuple):
     """Current size of the cache."""
 
-    folder: str
     n_files: int
     n_bytes: int
 
@@ -127,7 +124,7 @@ def default_cache_dir() -> str:
 def measure_cache(folder: str) -> CacheUse:
     """Count the files and bytes that the cache wrote."""
     sizes = [size for files in _shards(folder).values() for size, _ in files.values()]
-    return CacheUse(folder=folder, n_files=len(sizes), n_bytes=sum(sizes))
+    return CacheUse(n_files=len(sizes), n_bytes=sum(sizes))
 
 
 def clear_cache(folder: str) -> None:

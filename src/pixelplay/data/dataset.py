@@ -73,8 +73,8 @@ def make_dataset(
     source: str,
     storage: ImageStorage,
     paths: Sequence[str],
-    labels: Sequence[str | None],
-    splits: Sequence[SplitName | None],
+    labels: Sequence[str | None] | None = None,
+    splits: Sequence[SplitName | None] | None = None,
     group_names: Sequence[str] | None = None,
     *,
     skipped: Mapping[str, int] | None = None,
@@ -83,10 +83,11 @@ def make_dataset(
     """Build a dataset from columns of names; classes are numbered in natural order.
 
     Args:
-        labels: (N,) class names, None for an unlabelled image.
-        splits: (N,) None where the data gives no split.
+        labels: (N,) class names, None for an unlabelled image; None: all are unlabelled.
+        splits: (N,) None where the data gives no split; None: it gives none.
         group_names: (N,) an image with an empty name is its own group.
     """
+    labels, splits = labels or [None] * len(paths), splits or [None] * len(paths)
     classes = tuple(sorted({label for label in labels if label is not None}, key=natural_key))
     class_index = {name: k for k, name in enumerate(classes)}
     return ImageDataset(

@@ -135,9 +135,7 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
 
 def list_files(paths: Iterable[str]) -> ImageDataset:
     """Make a dataset of single files, unlabelled and in this order; `source` is ""."""
-    files = list(paths)
-    nothing = [None] * len(files)
-    return make_dataset("", FolderStorage(""), files, nothing, nothing)
+    return make_dataset("", FolderStorage(""), list(paths))
 
 
 def as_list(paths: StrPath | Sequence[StrPath]) -> Sequence[StrPath]:

@@ -235,8 +235,7 @@ def dataset_from_table(
     references = [cell.strip() for cell in table.columns[path_column]]
     if not labelled:
         paths, _, notes = _resolve_paths(table, references, storage, folder)
-        nothing = [None] * len(table)
-        return make_dataset(table.name, storage, paths, nothing, nothing, notes=notes)
+        return make_dataset(table.name, storage, paths, notes=notes)
     label_column = require_column(table, "label", config.label_column)
     labels = _read_labels(table, label_column)
     if "" in references:

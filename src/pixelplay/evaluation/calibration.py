@@ -32,13 +32,8 @@ def mean_nll(logits: NDArray[Any], labels: IntArray) -> float:
 
 
 def temperature_softmax(logits: NDArray[Any], temperature: float) -> Float64Array:
-    """Compute softmax(logits / T), (N, K); a row with NaN stays NaN.
-
-    Raises:
-        DataError: T is not positive and finite.
-    """
-    if not 0 < temperature < np.inf:
-        raise DataError(f"temperature is {temperature}; it must be positive and finite; train again")
+    """Compute softmax(logits / T), (N, K); a row with NaN stays NaN."""
+    assert 0 < temperature < np.inf
     return np.exp(log_softmax(logits.astype(np.float64) / temperature))
 
 
@@ -84,10 +79,8 @@ def fit_temperature(logits: NDArray[Any], labels: IntArray) -> tuple[float, dict
 
 
 def check_held_out(values: NDArray[Any], labels: IntArray) -> None:
-    """Raise DataError unless there is one finite row per label and all labels are in range."""
+    """Raise DataError unless all rows are finite and all labels in range."""
     check_labels(labels, values.shape[1])
-    if len(values) != len(labels):
-        raise DataError(f"{len(values)} rows do not match {len(labels)} labels; give one row per label")
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if broken.size:
         raise DataError(f"row {broken[0]} is not finite ({broken.size} such rows); remove unreadable images")

@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import Metric
-from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, bootstrap_weights, wilson
+from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, wilson
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, log_losses
 
 N_RESAMPLES = 1000
@@ -41,16 +41,11 @@ class PairedComparison:
 def compare_predictions(
     preds: tuple[IntArray, IntArray],
     labels: IntArray,
-    groups: IntArray | None,
     n_classes: int,
-    *,
     metric: Metric,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> tuple[tuple[float, float], Float64Array]:
     """Compare one metric of two predictions (N,) of the same images.
-
-    Args:
-        groups: (N,) equal for images that are not independent; None: all are independent.
 
     Returns:
         The metric of both; second minus first on resamples, (R,).
@@ -58,7 +53,7 @@ def compare_predictions(
     measure = LABEL_METRICS[metric]
     first, second = (float(measure(count_labels(pred, labels, n_classes))) for pred in preds)
     samples = []
-    for weights in bootstrap_weights(groups, len(labels), N_RESAMPLES, seed):
+    for weights in bootstrap.weights():
         drawn = [measure(count_labels(pred, labels, n_classes, weights)) for pred in preds]
         samples.append(drawn[1] - drawn[0])
     return (first, second), np.concatenate(samples)
@@ -92,7 +87,7 @@ def compare_models(
     for metric in LABEL_METRICS:
         # reversed: compare_predictions subtracts the first from the second
         (of_second, of_first), samples = compare_predictions(
-            preds[::-1], labels, groups, n_classes, metric=metric, seed=seed
+            preds[::-1], labels, n_classes, metric, bootstrap
         )
         values[metric] = of_first, of_second
         differences[metric] = bootstrap.estimate(

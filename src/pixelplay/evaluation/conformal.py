@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixelplay.array_types import BoolArray, Float64Array, IntArray
-from pixelplay.config import ConformalScore, check_fraction
+from pixelplay.config import ConformalScore
 from pixelplay.errors import DataError
 
 
@@ -84,13 +84,11 @@ def fit_conformal_threshold(scores: Float64Array, coverage: float) -> float:
         coverage: fraction of new images whose set should contain the true class, in (0, 1).
 
     Raises:
-        ConfigError: `coverage` is outside (0, 1).
         DataError: too few scores for this coverage.
 
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), split conformal
     prediction: the ⌈(n + 1) coverage⌉-th smallest score.
     """
-    check_fraction("coverage", coverage)
     n = len(scores)
     rank = math.ceil((n + 1) * coverage - 1e-9)  # 0.9 × 10 must not round up to 10
     if rank > n:

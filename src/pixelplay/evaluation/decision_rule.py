@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pixelplay.array_types import Float32Array, Float64Array, IntArray
 from pixelplay.config import Metric
 from pixelplay.data.splits import NEVER_HELD_OUT
-from pixelplay.errors import DataError
 from pixelplay.evaluation.calibration import (
     check_held_out,
     fit_temperature,
@@ -18,8 +17,8 @@ from pixelplay.evaluation.calibration import (
     mean_nll,
     temperature_softmax,
 )
-from pixelplay.evaluation.comparison import compare_predictions
-from pixelplay.evaluation.intervals import bootstrap_weights
+from pixelplay.evaluation.comparison import N_RESAMPLES, compare_predictions
+from pixelplay.evaluation.intervals import Bootstrap
 from pixelplay.evaluation.metrics import LABEL_METRICS, count_labels, expected_counts
 
 _TAU_GRID = np.arange(41) / 20  # 0 to 2
@@ -37,16 +36,10 @@ def adjusted_argmax(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> In
     Returns:
         (N,) int64 in [0, K); −1 for a row with NaN.
 
-    Raises:
-        DataError: `priors` has another length or a value that is not positive.
-
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 9.
     """
-    if priors.shape != probs.shape[1:]:
-        raise DataError(f"{priors.size} priors do not match {probs.shape[1]} classes; give one per class")
-    if not (priors > 0).all():
-        worst = int(np.argmin(priors))
-        raise DataError(f"class {worst} has prior {priors[worst]}; priors must be positive; remove the class")
+    assert priors.shape == probs.shape[1:]
+    assert (priors > 0).all()
     if tau == 0:
         pred = np.argmax(probs, axis=1)
     else:
@@ -82,8 +75,7 @@ def fit_tau(
         without adjustment, and the "standard_error" of the metric at its best tau.
 
     Raises:
-        DataError: no image, a label outside the model's classes, probabilities that are not finite, or
-            unusable priors as in `adjusted_argmax`.
+        DataError: no image, a label outside the model's classes, probabilities that are not finite.
 
     Source: expected metrics as in Nan et al., "Optimizing F-measures: a tale of two approaches", ICML 2012,
     arXiv:1206.4625; the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
@@ -96,9 +88,9 @@ def fit_tau(
     values = np.array([float(measure(count_labels(pred, labels, n_classes))) for pred in preds])
     expected = int(np.argmax([float(measure(expected_counts(pred, probs))) for pred in preds]))
     best = int(np.argmax(values))
+    bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=_TAU_RESAMPLES, seed=seed)
     samples = [
-        measure(count_labels(preds[best], labels, n_classes, weights))
-        for weights in bootstrap_weights(groups, len(labels), _TAU_RESAMPLES, seed)
+        measure(count_labels(preds[best], labels, n_classes, weights)) for weights in bootstrap.weights()
     ]
     standard_error = float(np.std(np.concatenate(samples), ddof=1))
     close = np.flatnonzero(values >= values[best] - standard_error)
@@ -174,9 +166,8 @@ def compare_logits(
         fit_decision_rule(each, labels, groups, priors, metric=metric, seed=seed).apply(each)[1]
         for each in logits
     )
-    values, samples = compare_predictions(
-        (first, second), labels, groups, len(priors), metric=metric, seed=seed
-    )
+    bootstrap = Bootstrap(n=len(labels), groups=groups, n_resamples=N_RESAMPLES, seed=seed)
+    values, samples = compare_predictions((first, second), labels, len(priors), metric, bootstrap)
     return values, float(np.std(samples, ddof=1))
 
 

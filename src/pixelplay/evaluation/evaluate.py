@@ -148,16 +148,13 @@ def evaluate_probs(
         seed: of the bootstrap.
 
     Raises:
-        DataError: no image, arrays of different lengths, probabilities that are not finite, labels out of
-            range, `at_precision` without exactly two classes or without an image of the positive one.
+        DataError: no image, probabilities that are not finite, labels out of range, `at_precision` without
+            exactly two classes or without an image of the positive one.
         ConfigError: `at_precision` is outside (0, 1].
     """
     check_labels(labels, len(classes))
-    if probs.shape != (len(labels), n_known) or pred.shape != labels.shape:
-        raise DataError(
-            f"probs {probs.shape} and pred {pred.shape} do not match {len(labels)} labels and {n_known} "
-            "known classes; give one row of probabilities and one prediction per label"
-        )
+    assert probs.shape == (len(labels), n_known)
+    assert pred.shape == labels.shape
     broken = np.flatnonzero(~np.isfinite(probs).all(axis=1) | (pred < 0) | (pred >= n_known))
     if broken.size:
         raise DataError(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pixelplay.array_types import Float64Array, IntArray
-from pixelplay.errors import DataError
 
 CONFIDENCE = 0.95
 MIN_UNITS = 10  # with fewer images of a class, or fewer groups in all, a bootstrap is unreliable
@@ -53,16 +52,10 @@ def wilson(successes: int, n: int) -> Estimate:
 
     Unlike value ± 2 standard errors it stays inside [0, 1] and has a width at 0 of n and n of n.
 
-    Raises:
-        DataError: n is 0, or successes is outside [0, n].
-
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927),
     as in Brown, Cai and DasGupta, Statistical Science 16 (2001), equation 4.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(
-            f"{successes} of {n} is not a proportion; n must be at least 1 and successes between 0 and n"
-        )
+    assert 0 <= successes <= n > 0
     z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     value = successes / n
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
@@ -112,14 +105,29 @@ def macro_average(
 class Bootstrap:
     """A bootstrap of the N images of one evaluation; every use draws the same resamples."""
 
-    n: int
+    n: int  # at least 1
     groups: IntArray | None  # (N,) images resampled together; None: each image on its own
     n_resamples: int
     seed: int
 
     def weights(self) -> Iterator[IntArray]:
-        """Yield the multiplicities of `bootstrap_weights`, the same at every call."""
-        return bootstrap_weights(self.groups, self.n, self.n_resamples, self.seed)
+        """Yield how often each image occurs in the resamples, (R', N) int64, in chunks of bounded size.
+
+        Groups are drawn with replacement, as many as there are, each with all its images; with groups of
+        unequal size the rows of a chunk have unequal sums.
+
+        Source: Field and Welsh, "Bootstrapping clustered data", JRSS B 69 (2007), "randomized cluster
+        bootstrap".
+        """
+        group_of = None if self.groups is None else np.unique(self.groups, return_inverse=True)[1]  # (N,)
+        rng, n_units = np.random.default_rng(self.seed), self.n_units
+        rows_at_once = max(1, _CHUNK_CELLS // self.n)
+        for start in range(0, self.n_resamples, rows_at_once):
+            rows = min(rows_at_once, self.n_resamples - start)
+            drawn = rng.integers(n_units, size=(rows, n_units))
+            drawn += np.arange(rows)[:, None] * n_units  # one histogram over all rows instead of one per row
+            times = np.bincount(drawn.ravel(), minlength=rows * n_units).reshape(rows, n_units)
+            yield times if group_of is None else times[:, group_of]  # (R', N)
 
     @cached_property
     def n_units(self) -> int:
@@ -157,34 +165,3 @@ class Bootstrap:
             method=f"bootstrap by {self.unit}",
             n_classes=n_classes,
         )
-
-
-def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield how often each image occurs in bootstrap resamples, (R', N) int64, in chunks of bounded size.
-
-    Groups are drawn with replacement, as many as there are, each with all its images; with groups of
-    unequal size the rows of a chunk have unequal sums.
-
-    Args:
-        groups: (N,) images resampled together; None: each image on its own.
-        n_resamples: rows in all chunks together.
-
-    Raises:
-        DataError: there is no image, or `groups` has another length.
-
-    Source: Field and Welsh, "Bootstrapping clustered data", JRSS B 69 (2007), "randomized cluster bootstrap".
-    """
-    if n < 1:
-        raise DataError("0 images cannot be resampled; at least 1 is needed; check the folder or the split")
-    if groups is not None and groups.shape != (n,):
-        raise DataError(f"groups has shape {groups.shape} but there are {n} images; give one group per image")
-    member_of = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)  # (N,)
-    n_units = n if member_of is None else int(member_of.max()) + 1
-    rng = np.random.default_rng(seed)
-    rows_at_once = max(1, _CHUNK_CELLS // n)
-    for start in range(0, n_resamples, rows_at_once):
-        rows = min(rows_at_once, n_resamples - start)
-        drawn = rng.integers(n_units, size=(rows, n_units))
-        drawn += np.arange(rows)[:, None] * n_units  # one histogram over all rows instead of one per row
-        times = np.bincount(drawn.ravel(), minlength=rows * n_units).reshape(rows, n_units)
-        yield times if member_of is None else times[:, member_of]  # (R', N)

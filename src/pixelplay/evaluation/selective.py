@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from pixelplay.array_types import BoolArray, Float64Array, IntArray
-from pixelplay.config import check_fraction
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.evaluation.estimates import estimate_label_metrics
 from pixelplay.evaluation.intervals import Bootstrap, Estimate, plain_fields
@@ -55,13 +54,13 @@ def fit_confidence_threshold(
 
     Args:
         confidence: (N,) probability of the prediction of each held-out image.
+        target_accuracy: in (0, 1).
 
     Returns:
         The threshold, below which the model abstains; the fraction of held-out images at or above it; the
         accuracy among those; the lower bound of the accuracy on new images with 95 % confidence.
 
     Raises:
-        ConfigError: `target_accuracy` is outside (0, 1).
         DataError: no cut can guarantee it; the message names the highest possible accuracy.
 
     Source: Angelopoulos et al., "Learn then test: calibrating predictive algorithms to achieve risk control",
@@ -69,7 +68,6 @@ def fit_confidence_threshold(
     """
     from scipy.special import betaincinv
 
-    check_fraction("target_accuracy", target_accuracy)
     n = len(confidence)
     if n == 0:
         raise DataError("no held-out images to fit a confidence threshold on; at least 1 is needed")

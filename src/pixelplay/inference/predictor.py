@@ -182,8 +182,7 @@ class Predictor:
 
 
 def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) -> Predictions:
-    """Concatenate chunks in order."""
-    labels = [chunk.label for chunk in chunks if chunk.label is not None]
+    """Concatenate chunks of unlabelled predictions in order."""
     return Predictions(
         paths=tuple(path for chunk in chunks for path in chunk.paths),
         status=tuple(status for chunk in chunks for status in chunk.status),
@@ -192,7 +191,6 @@ def join_predictions(chunks: Sequence[Predictions], classes: tuple[str, ...]) ->
         pred=np.concatenate([np.empty(0, np.int64), *(chunk.pred for chunk in chunks)]),
         classes=classes,
         digests=tuple(digest for chunk in chunks for digest in chunk.digests),
-        label=tuple(name for names in labels for name in names) if labels else None,
         novelty=_join([chunk.novelty for chunk in chunks]),
         abstained=_join([chunk.abstained for chunk in chunks]),
         sets=_join([chunk.sets for chunk in chunks]),

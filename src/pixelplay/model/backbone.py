@@ -179,7 +179,9 @@ def load_backbone(
     check_backbone_name(name)
     network = create_network(embedded_timm_name(name))
     path, sha256, origin = find_weights(name, network.pretrained_cfg, weights, offline=offline)
-    state = read_state_dict(path, embedded=weights is None and name in EMBEDDED)
+    state = read_state_dict(path)
+    if weights is None and name in EMBEDDED:  # efficientnet_pytorch defines the same layers in the same order
+        state = dict(zip(network.state_dict(), state.values(), strict=False))  # its classifier comes last
     load_weights_into(network, state, path)
     backbone = Backbone(embedded_timm_name(name), network, features)
     if input_size is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 from pixelplay.model.fusion import (
     agree,
@@ -19,7 +19,6 @@ from pixelplay.model.fusion import (
     convolve,
     draw_noise,
     find_foldable,
-    prepend_zeros,
     symmetric_padding,
     trace_layers,
 )
@@ -131,7 +130,7 @@ def _forward_depthwise(
     weight, bias = _fold(conv, norm, x.dtype)
     symmetric = symmetric_padding(conv, x.shape[2:])
     assert symmetric is not None
-    weight = prepend_zeros(weight) if symmetric[1] else weight
+    weight = pad(weight, (1, 0, 1, 0)) if symmetric[1] else weight
     output: Tensor = _FrozenDepthwise.apply(x, weight, bias, conv.stride[0], symmetric[0], rectifier)
     return output
 

@@ -117,22 +117,20 @@ class InsufficientMemoryError(ConfigError):
     """Out of memory with the requested or the smallest batch size."""
 
 
-def inference_memory_error(device: str, batch_size: int) -> InsufficientMemoryError:
-    """Build the out-of-memory error of inference."""
-    return InsufficientMemoryError(
-        f"{device} is out of memory with a batch size of {batch_size}; lower --batch-size"
-    )
+def inference_memory_message(device: str, batch_size: int) -> str:
+    """Return the message of an out-of-memory error in inference."""
+    return f"{device} is out of memory with a batch size of {batch_size}; lower --batch-size"
 
 
 @contextmanager
-def translate_memory_errors(replacement: InsufficientMemoryError) -> Iterator[None]:
-    """Replace torch's out-of-memory errors by one that says what to lower."""
+def translate_memory_errors(message: str) -> Iterator[None]:
+    """Replace torch's out-of-memory errors by one whose message says what to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise replacement from None
+        raise InsufficientMemoryError(message) from None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -22,7 +22,7 @@ from pixelplay.errors import BundleError, ImageError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone, PretrainedBackbone
 from pixelplay.model.device import (
     Device,
-    inference_memory_error,
+    inference_memory_message,
     map_on_cores,
     to_device,
     translate_memory_errors,
@@ -103,7 +103,7 @@ class FeatureExtractor:
     def __call__(self, pixels: UInt8Array) -> Float32Array:
         """Compute features (B, D) of pixels (B, S, S, 3), B <= batch size."""
         n = len(pixels)
-        with translate_memory_errors(inference_memory_error(self.device, self.batch_size)):
+        with translate_memory_errors(inference_memory_message(self.device, self.batch_size)):
             if n < self.batch_size:
                 padding = np.zeros((self.batch_size - n, *pixels.shape[1:]), np.uint8)
                 pixels = np.concatenate([pixels, padding])

@@ -228,16 +228,11 @@ def _fold_same_padding(backbone: Backbone, calls: list[LayerCall]) -> dict[nn.Co
         new = nn.Conv2d(
             old.in_channels, old.out_channels, kernel, stride, padding, groups=old.groups, bias=has_bias
         )
-        weight = prepend_zeros(old.weight) if needs_zeros else old.weight
+        weight = pad(old.weight, (1, 0, 1, 0)) if needs_zeros else old.weight
         new.weight, new.bias = nn.Parameter(weight), old.bias
         _replace(backbone, old, new)
         replacements[old] = new
     return replacements
-
-
-def prepend_zeros(kernel: Tensor) -> Tensor:
-    """Prepend a row and a column of zeros to a kernel (C', C, S, S)."""
-    return pad(kernel, (1, 0, 1, 0))
 
 
 def _replace(backbone: Backbone, old: nn.Module, new: nn.Module) -> None:

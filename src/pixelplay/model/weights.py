@@ -5,11 +5,9 @@ import importlib.util
 import logging
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -64,10 +62,8 @@ def find_weights(
     return path, file_sha256(path), f"{pretrained_cfg['hf_hub_id']} on the hub"
 
 
-def read_state_dict(path: str, *, embedded: bool = False) -> dict[str, Tensor]:
+def read_state_dict(path: str) -> dict[str, Tensor]:
     """Read tensors from a .safetensors or .pth file without executing code from it.
-
-    `embedded` files have efficientnet_pytorch's keys, which are renamed to timm's.
 
     Raises:
         BundleError: another kind of file, a damaged one, or one that contains more than tensors.
@@ -100,11 +96,7 @@ def read_state_dict(path: str, *, embedded: bool = False) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise BundleError(f"weights {path} are not a dictionary of tensors; save model.state_dict()")
-    tensors = {key.removeprefix("module."): value for key, value in state.items()}
-    if not embedded:
-        return tensors
-    blocks = _block_positions(tensors)
-    return {_timm_key(key, blocks): value for key, value in tensors.items()}
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def file_sha256(path: str) -> str:
@@ -159,43 +151,3 @@ def quiet_logger(name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _block_positions(state: dict[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Map flat block numbers to (stage, block within the stage).
-
-    Consecutive stages of an EfficientNet always differ in output width, so each change of width starts a
-    stage.
-    """
-    n_blocks = 1 + max(int(m.group(1)) for key in state if (m := re.match(r"_blocks\.(\d+)\.", key)))
-    stages = groupby(range(n_blocks), key=lambda i: state[f"_blocks.{i}._project_conv.weight"].shape[0])
-    return {i: (s, b) for s, (_, blocks) in enumerate(stages) for b, i in enumerate(blocks)}
-
-
-_OUTER = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-# blocks of the first stage have no expansion layer, so their layer numbers are one lower
-_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OTHER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def _timm_key(key: str, blocks: Mapping[int, tuple[int, int]]) -> str:
-    if not key.startswith("_blocks."):
-        layer, _, rest = key.partition(".")
-        return f"{_OUTER[layer]}.{rest}"
-    _, number, layer, rest = key.split(".", 3)
-    stage, block = blocks[int(number)]
-    names = _FIRST_STAGE if stage == 0 else _OTHER_STAGES
-    return f"blocks.{stage}.{block}.{names[layer]}.{rest}"

@@ -3,14 +3,14 @@
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pixelplay.array_types import IntArray
 from pixelplay.atomic import write_json
-from pixelplay.config import Metric, to_json
+from pixelplay.config import Metric
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.file_access import ZipStorage
 from pixelplay.evaluation.decision_rule import DecisionRule
@@ -180,7 +180,7 @@ def write_config(command: str, report: RunReport, data: TrainingData, ctx: RunCo
     else:
         source, images_dir = dataset.source, images_dir and os.path.abspath(images_dir)
     about = {"pixelplay": command, **more, "command": report.command, "source": os.path.abspath(source)}
-    content = {**about, "images_dir": images_dir, **to_json(ctx.config)}
+    content = {**about, "images_dir": images_dir, **asdict(ctx.config)}
     write_json(content, os.path.join(ctx.run_dir, "config.json"))
 
 

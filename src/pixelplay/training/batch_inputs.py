@@ -27,7 +27,7 @@ from pixelplay.data.pixel_cache import PixelCache
 from pixelplay.data.transforms import Preprocessing, eval_transform
 from pixelplay.model.device import (
     Device,
-    inference_memory_error,
+    inference_memory_message,
     map_on_cores,
     to_device,
     translate_memory_errors,
@@ -265,8 +265,8 @@ class CachedViews:
         # every batch is padded to full size, so that a view does not depend on the size of its batch
         full = np.concatenate([pixels, np.zeros((batch_size - n, *pixels.shape[1:]), np.uint8)])
         device = self._pixels.device
-        explained = inference_memory_error(device.name, batch_size)
-        with translate_memory_errors(explained), device.autocast():
+        message = inference_memory_message(device.name, batch_size)
+        with translate_memory_errors(message), device.autocast():
             maps, stats = self._front(self._normalize(torch.from_numpy(full)))
         maps = maps[:n].to(self._dtype).contiguous().cpu()
         parts = [maps.view(torch.uint8).reshape(n, -1), stats[:n].cpu().view(torch.uint8).reshape(n, -1)]

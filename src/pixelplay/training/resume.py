@@ -10,7 +10,7 @@ import torch
 
 from pixelplay import __version__
 from pixelplay.atomic import write_bytes
-from pixelplay.config import TrainConfig, to_json
+from pixelplay.config import TrainConfig
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.model.device import Device
 from pixelplay.run_log import RunLog
@@ -47,7 +47,7 @@ def check_settings(
     Raises:
         ConfigError: some settings differ; they are named with both values.
     """
-    own = dict(flatten(to_json(config)))
+    own = dict(flatten(asdict(config)))
     own |= {"compute.device": device.name, "compute.precision": device.precision}
     if plan is not None:
         own |= {f"plan.{name}": value for name, value in asdict(plan).items() if name != "seconds"}
@@ -107,7 +107,7 @@ def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan
     except (OSError, ValueError):
         return plan, config  # the plan has been moved out of its run
     if isinstance(content, Mapping) and "pixelplay" in content:
-        own = dict(flatten(to_json(config)))
+        own = dict(flatten(asdict(config)))
         kept = {name: value for name, value in flatten(content) if name in own}
         if changed := differences({**own, **kept}, own, free=FREE | IN_PLAN):
             log.note(f"the run of the plan had other settings: {name_some(changed)}")

@@ -14,7 +14,7 @@ from pixelplay.config import FinetuneConfig
 from pixelplay.data.sampling import epoch_length
 from pixelplay.errors import PixelPlayError
 from pixelplay.model.backbone import stage_modules
-from pixelplay.model.device import is_out_of_memory
+from pixelplay.model.device import InsufficientMemoryError, is_out_of_memory
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
 from pixelplay.training.batch_inputs import Batch, CachedViews, stream
 from pixelplay.training.cpu_parallel import parallel_forward
@@ -22,7 +22,7 @@ from pixelplay.training.finetune_task import FinetuneTask
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.plan_file import FinetunePlan, read_plan
 from pixelplay.training.settings_conflicts import FinetunedMethod
-from pixelplay.training.trainer import training_memory_error
+from pixelplay.training.trainer import training_memory_message
 
 AIM = 0.85  # fraction of the budget to plan for; the rest covers a machine that slows down
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
@@ -265,7 +265,8 @@ def _measure(task: FinetuneTask, n_stages: int | None, batch_size: int) -> tuple
             if not is_out_of_memory(error):
                 raise
             if task.ctx.config.finetuning.train_batch_size is not None or batch_size <= SMALLEST_BATCH:
-                raise training_memory_error(device.name, batch_size) from None
+                message = training_memory_message(device.name, batch_size)
+                raise InsufficientMemoryError(message) from None
             batch_size //= 2
             if device.name == "cuda":
                 torch.cuda.empty_cache()

@@ -20,13 +20,7 @@ from pixelplay.evaluation.calibration import mean_nll
 from pixelplay.evaluation.decision_rule import calibrated_nll
 from pixelplay.evaluation.metrics import LABEL_METRICS, ClassCounts, count_labels
 from pixelplay.model.classifier import Classifier
-from pixelplay.model.device import (
-    Device,
-    InsufficientMemoryError,
-    map_on_cores,
-    to_device,
-    translate_memory_errors,
-)
+from pixelplay.model.device import Device, map_on_cores, to_device, translate_memory_errors
 from pixelplay.run_log import Progress
 from pixelplay.training.batch_inputs import Batch, Inputs, InputSource, stream
 from pixelplay.training.checkpoint import (
@@ -164,7 +158,7 @@ class Trainer:
         with (
             torch.random.fork_rng(devices=self.device.rng_devices()),
             _algorithms(self.device, deterministic=self.settings.deterministic),
-            translate_memory_errors(training_memory_error(self.device.name, self.schedule.batch_size)),
+            translate_memory_errors(training_memory_message(self.device.name, self.schedule.batch_size)),
         ):
             if has_checkpoint(self.ctx.checkpoint_dir):
                 read_checkpoint(self.state, self.ctx.checkpoint_dir)
@@ -367,9 +361,9 @@ class Trainer:
         self.state.seconds += time.monotonic() - start
 
 
-def training_memory_error(device: str, batch_size: int) -> InsufficientMemoryError:
-    """Return the error that says what to lower."""
-    return InsufficientMemoryError(
+def training_memory_message(device: str, batch_size: int) -> str:
+    """Return the message of an out-of-memory error in training."""
+    return (
         f"{device} has too little memory for batches of {batch_size} images; lower --train-batch-size and "
         "raise --grad-accum-steps by the same factor"
     )

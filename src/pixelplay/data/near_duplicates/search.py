@@ -128,11 +128,15 @@ def _align(thumbnails: UInt8Array, candidates: Candidates, log: RunLog) -> tuple
     for what, is_dark in (("aligning", False), ("aligning dark regions", True)):
         # clipped highlights mislead the coarse alignment of whole images
         rows = np.flatnonzero(candidates.is_dark & ~is_kept) if is_dark else np.arange(n)
-        blocks = [rows[start : start + BLOCK_PAIRS] for start in range(0, len(rows), BLOCK_PAIRS)]
-        for block in log.track(what, blocks, len(rows), "pairs") if blocks else []:
-            i, j = candidates.pairs[block].T
-            images = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
-            alignments[block], is_kept[block] = _align_block(*map(darker_half, images) if is_dark else images)
+        if not len(rows):
+            continue
+        with log.progress(what, len(rows), "pairs") as bar:
+            for block in np.array_split(rows, range(BLOCK_PAIRS, len(rows), BLOCK_PAIRS)):
+                i, j = candidates.pairs[block].T
+                images = _unmirror(thumbnails[i], thumbnails[j], candidates.is_mirrored[block])
+                found = _align_block(*map(darker_half, images) if is_dark else images)
+                alignments[block], is_kept[block] = found
+                bar.update(len(block))
     return alignments, is_kept
 
 

@@ -316,7 +316,7 @@ class TrainConfig:
     """Settings for training a classifier."""
 
     metric: Annotated[Metric, metavar("METRIC")] = "accuracy"
-    """Metric to optimise: accuracy, balanced_accuracy, macro_f1."""
+    """Selection metric, by which settings are chosen: accuracy, balanced_accuracy, macro_f1."""
     finetune: Annotated[FinetuneMethod, metavar("METHOD")] = "auto"
     """auto (by time budget), none (linear probe), partial, full."""
     time_budget: Annotated[str, metavar("TIME")] = "10m"

@@ -66,7 +66,7 @@ def test_train_summary_leads_with_the_headline_and_fits_on_a_screen(
     headline = report.headline
     baseline = report.baseline["accuracy"]["value"]
     values = rf"{headline.value:.3f} +{headline.low:.3f}–{headline.high:.3f}"
-    assert re.match(rf"  accuracy \(optimised\) +{values} .*{baseline:.3f}$", lines[1])
+    assert re.match(rf"  accuracy \(selection metric\) +{values} .*{baseline:.3f}$", lines[1])
     assert [line.split("  ")[1] for line in lines[2:4]] == ["balanced accuracy", "macro F1"]
     n_trained = sum(TINY_COUNTS.values()) - 1
     assert section(text, "Model")[0] == f"linear probe, trained on {n_trained} images"
@@ -88,7 +88,7 @@ def test_train_summary_without_a_test_split_warns_of_optimistic_metrics(
     config = replace(tiny_probe, test_frac=0.0, metric="macro_f1")
     text = format_run_report(pixelplay.train(drawn_images, tmp_path / "run", config))
     assert text.startswith("Out of fold (48 images) ")
-    assert "\n  macro F1 (optimised) " in text
+    assert "\n  macro F1 (selection metric) " in text
     assert section(text, "Warnings")[0].startswith("no test split; ")
 
 
@@ -148,7 +148,7 @@ def test_evaluation_against_another_run_shows_difference_and_mcnemar_p(
     paired = report.against.fairest
     text = format_evaluation_report(report)
     assert "\nComparison (36 images) " in text
-    row = next(line for line in text.splitlines() if line.startswith("  accuracy (optimised) "))
+    row = next(line for line in text.splitlines() if line.startswith("  accuracy (selection metric) "))
     difference, (first, second) = paired.differences["accuracy"], paired.values["accuracy"]
     assert f" {first:.3f}  {second:.3f}  " in re.sub(" {2,}", "  ", row)
     assert f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})" in row

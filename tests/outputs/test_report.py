@@ -418,20 +418,20 @@ def test_advice_is_ordered_by_error_share(all_run: Path) -> None:
 
 
 @pytest.mark.parametrize("finetune", ["partial", "auto"])
-@pytest.mark.parametrize("auto_takes", ["none", "partial"])
+@pytest.mark.parametrize("auto_selects", ["none", "partial"])
 def test_advice_prefers_the_linear_probe_if_fine_tuning_is_worse(
-    finetune: str, auto_takes: str, all_run: Path, tmp_path: Path
+    finetune: str, auto_selects: str, all_run: Path, tmp_path: Path
 ) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
-    scores = {"probe_accuracy": 0.7, "tuned_accuracy": 0.71, "probe_score": 0.5, "tuned_score": 0.6}
+    scores = {"probe_accuracy": 0.7, "finetuned_accuracy": 0.71, "probe_score": 0.5, "finetuned_score": 0.6}
     metrics["finetune"] = "partial"
-    metrics["chosen"]["finetune"] = {"value": "partial", **scores, "auto_takes": auto_takes}
+    metrics["chosen"]["finetune"] = {"value": "partial", **scores, "auto_selects": auto_selects}
     (run / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "finetune": finetune}))
     first = make_advice(read_records(str(run)))[0]
-    is_advised = (finetune, auto_takes) == ("partial", "none")
+    is_advised = (finetune, auto_selects) == ("partial", "none")
     assert first["action"].startswith("Use the linear probe") == is_advised
     if is_advised:
         assert "accuracy 0.700 (loss 0.500)" in first["reason"]

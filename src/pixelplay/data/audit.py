@@ -187,7 +187,7 @@ def describe_findings(
     sets = {
         "duplicates": duplicates.sets,
         "near_duplicates": duplicates.near,
-        "look_alikes": duplicates.large,
+        "similar_images": duplicates.large,
         "conflicts": duplicates.conflicts,
     }
     return {

@@ -87,7 +87,7 @@ def check_held_out(values: NDArray[Any], labels: IntArray) -> None:
     """Raise DataError unless there is one finite row per label and all labels are in range."""
     check_labels(labels, values.shape[1])
     if len(values) != len(labels):
-        raise DataError(f"{len(values)} rows do not match {len(labels)} labels; give one row per label")
+        raise DataError(f"{len(values)} rows do not match {len(labels)} labels; pass one row per label")
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if broken.size:
         raise DataError(f"row {broken[0]} is not finite ({broken.size} such rows); remove unreadable images")

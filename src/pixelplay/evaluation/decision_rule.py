@@ -43,7 +43,7 @@ def adjusted_argmax(probs: NDArray[Any], priors: NDArray[Any], tau: float) -> In
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv:2007.07314, equation 9.
     """
     if priors.shape != probs.shape[1:]:
-        raise DataError(f"{priors.size} priors do not match {probs.shape[1]} classes; give one per class")
+        raise DataError(f"{priors.size} priors do not match {probs.shape[1]} classes; pass one per class")
     if not (priors > 0).all():
         worst = int(np.argmin(priors))
         raise DataError(f"class {worst} has prior {priors[worst]}; priors must be positive; remove the class")

@@ -156,7 +156,7 @@ def evaluate_probs(
     if probs.shape != (len(labels), n_known) or pred.shape != labels.shape:
         raise DataError(
             f"probs {probs.shape} and pred {pred.shape} do not match {len(labels)} labels and {n_known} "
-            "known classes; give one row of probabilities and one prediction per label"
+            "known classes; pass one row of probabilities and one prediction per label"
         )
     broken = np.flatnonzero(~np.isfinite(probs).all(axis=1) | (pred < 0) | (pred >= n_known))
     if broken.size:

@@ -177,7 +177,7 @@ def bootstrap_weights(groups: IntArray | None, n: int, n_resamples: int, seed: i
     if n < 1:
         raise DataError("0 images cannot be resampled; at least 1 is needed; check the folder or the split")
     if groups is not None and groups.shape != (n,):
-        raise DataError(f"groups has shape {groups.shape} but there are {n} images; give one group per image")
+        raise DataError(f"groups has shape {groups.shape} but there are {n} images; pass one group per image")
     member_of = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)  # (N,)
     n_units = n if member_of is None else int(member_of.max()) + 1
     rng = np.random.default_rng(seed)

@@ -211,7 +211,7 @@ def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
     header = [f"Comparison ({images})", first, second, "difference (95 % CI)"]
     table = zip(align(header, rows), significances, strict=True)
     n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
-    only_right = f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"
+    only_right = f"only {first} is right on {counted(n_first, 'image')}, only {second} on {n_second:,}"
     if comparison.n_trained_on and not comparison.unseen:
         warnings.append("every image was used to train at least one of the runs")
     if any(row[-1].endswith("?") for row in rows):
@@ -352,10 +352,10 @@ def _name_examples(names: Sequence[str]) -> str:
     return printable(name_some(names, EXAMPLES))
 
 
-def _title(name: str, optimised: str) -> str:
-    """Title the row of a metric and mark the one that the run optimises."""
+def _title(name: str, selected: str) -> str:
+    """Title the row of a metric and mark the selection metric."""
     direction = " (lower is better)" if name == "log_loss" else ""
-    return f"  {METRIC_TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
+    return f"  {METRIC_TITLES[name]}{direction}{' (selection metric)' if name == selected else ''}"
 
 
 def _join_blocks(*blocks: Sequence[str]) -> str:

@@ -237,9 +237,9 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
         "corrections": [
             {
                 "path": dataset.paths[i],
-                "label": data.classes[data.given_labels[i]],
+                "label": data.classes[data.original_labels[i]],
                 "corrected": data.classes[k] if (k := int(data.corrected_labels[i])) >= 0 else None,
             }
-            for i in np.flatnonzero((data.corrected_labels != data.given_labels) | data.reviewed)
+            for i in np.flatnonzero((data.corrected_labels != data.original_labels) | data.reviewed)
         ],
     }

@@ -58,31 +58,34 @@ def read_plan(path: str) -> FinetunePlan:
         raise ConfigError(f"plan {path} is not valid JSON: {error}") from None
     known = [field.name for field in dataclasses.fields(FinetunePlan)]
     if not isinstance(content, dict) or not set(known) & set(content):
-        raise ConfigError(f"{path} is not a plan; give the plan.json of a run of pixelplay train")
+        raise ConfigError(f"{path} is not a plan; pass the plan.json of a run of pixelplay train")
     for name in content:
         if name not in known:
             raise ConfigError(f"plan {path} has the unknown key {name!r}{suggest(name, known)}")
     if missing := [name for name in known if name not in content]:
-        raise ConfigError(f"plan {path} lacks {name_some(missing)}; give an unedited plan.json")
+        raise ConfigError(f"plan {path} lacks {name_some(missing)}; pass an unedited plan.json")
     _check_values(content, path)
     return FinetunePlan(**content)
 
 
 def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
     """Return the settings that repeat a plan; raise ConfigError where one contradicts it."""
-    asked = config.finetuning
+    finetuning = config.finetuning
     settings = {
         "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
-        "epochs": (asked.epochs, plan.epochs),
-        "unfreeze_stages": (asked.unfreeze_stages, plan.unfreeze_stages),
-        "cached_views": (asked.cached_views, plan.cached_views),
-        "train_batch_size": (asked.train_batch_size, plan.batch_size),
-        "compile": (None if asked.compile == "auto" else asked.compile, "on" if plan.compile else "off"),
+        "epochs": (finetuning.epochs, plan.epochs),
+        "unfreeze_stages": (finetuning.unfreeze_stages, plan.unfreeze_stages),
+        "cached_views": (finetuning.cached_views, plan.cached_views),
+        "train_batch_size": (finetuning.train_batch_size, plan.batch_size),
+        "compile": (
+            None if finetuning.compile == "auto" else finetuning.compile,
+            "on" if plan.compile else "off",
+        ),
     }
     for name, (value, planned) in settings.items():
         if value is not None and value != planned:
             raise ConfigError(f"{name}={value!r} contradicts {planned!r} in the plan; omit one of them")
-    if asked.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
+    if finetuning.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
             f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
             "omit the plan or the head"

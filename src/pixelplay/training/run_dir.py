@@ -124,7 +124,7 @@ def _remove_temporary(run: str) -> None:
 
 
 def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
-    """Return True if a folder is a finished run with the given settings, False if it is no run.
+    """Return True if a folder is a finished run with the same settings, False if it is no run.
 
     Raises:
         ConfigError: its config.json has other values; they are named.

@@ -102,12 +102,12 @@ def _describe_learning_curve(records: RunRecords, name: str) -> tuple[bool, str]
 def _advise_probe(records: RunRecords) -> list[dict[str, Any]]:
     """Recommend the linear probe if fine-tuning was requested but held-out images favour the probe."""
     chosen, metric = records.metrics["chosen"].get("finetune", {}), records.metrics["headline"]["metric"]
-    if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_takes") != "none":
+    if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_selects") != "none":
         return []
     needs_finetuning = bool({"--recipe", "--plan"} & {*(records.command or ())})
     probe, finetuned = (
         f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
-        for model in ("probe", "tuned")
+        for model in ("probe", "finetuned")
     )
     reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {finetuned}."
     command = None if needs_finetuning else rerun_command(records, "--finetune", "auto")

@@ -125,7 +125,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
             "distinct training images": f"{len(bundle.trained_on):,}",
             "temperature": f"{bundle.temperature:.3f}",
             "tau": f"{bundle.tau:.2g}",
-            "optimised metric": bundle.metric,
+            "selection metric": bundle.metric,
         },
         "priors": {name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
         "risk_chart": charts.risk_chart([{"coverage": c, "risk": r} for c, r in points]),
@@ -134,7 +134,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
 
 
 def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the headline, the optimised metric and the weakest classes, a sentence each."""
+    """Return the headline, the selection metric and the weakest classes, a sentence each."""
     evaluation, baseline = records.evaluation, records.metrics["baseline"]
     accuracy, name = evaluation["accuracy"], records.metrics["headline"]["metric"]
     sentences = [
@@ -148,7 +148,7 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
     if name != "accuracy":
         metric = evaluation[name]
         sentences.append(
-            f"This run optimised {METRIC_TITLES[name]}: {metric['value']:.3f} "
+            f"Selection metric, {METRIC_TITLES[name]}: {metric['value']:.3f} "
             f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
         )
     weak = [row for row in per_class if row["confused_with"] and row["recall"]]

@@ -5,6 +5,7 @@ A closed stderr does not stop the run.
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence, Sized
@@ -137,12 +138,16 @@ class _LineProgress(Progress):
             self.shown = now
             left = self.seconds_left
             rest = "" if left is None else f" of {self.total:,}, {_format_duration(left)} left"
-            _print_line(f"{self.task}: {self.n:,} {self.unit}{rest}")
+            _print_line(f"{self.task}: {self._count()}{rest}")
+
+    def _count(self) -> str:
+        unit = re.sub("(?<=ch)es$|s$", "", self.unit) if self.n == 1 else self.unit
+        return f"{self.n:,} {unit}"
 
     def finish(self) -> None:
         self.clear(close=True)
         duration = _format_duration(time.monotonic() - self.start)
-        _print_line(f"{self.task}: {self.n:,} {self.unit} in {duration}")
+        _print_line(f"{self.task}: {self._count()} in {duration}")
 
 
 class _BarProgress(_LineProgress):

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pixelplay
@@ -128,6 +129,14 @@ def test_evaluation_names_the_weakest_classes_with_counts_and_confusion(
     assert re.search(r"Confusion matrix.*\n +bars +dots +rings\n", verbose)
 
 
+def test_no_confusion_is_named_where_the_first_repeat_has_none(drawn_images: Path, other_run: Path) -> None:
+    report = pixelplay.evaluate(other_run, drawn_images)
+    confusion = np.diag(report.evaluation.confusion.sum(axis=1))
+    evaluation = replace(report.evaluation, confusion=confusion)
+    text = format_evaluation_report(replace(report, evaluation=evaluation))
+    assert section(text, "Weakest classes")[0] == "rings: recall 0.00 (9/9)"
+
+
 def test_evaluation_of_training_images_warns_of_optimistic_metrics(
     drawn_images: Path, tiny_run: Path
 ) -> None:
@@ -197,6 +206,7 @@ def test_label_issues_summary_shows_the_first_and_counts_the_rest() -> None:
     assert "validation split 80, test split 20\n" in text
     assert "pixelplay crossval checks all images" in text
     assert re.search(r"\n19\.jpg +val +cat +0\.01 +dog +0\.99\n… 5 more\n", text)
+    assert re.search(r"\npath +split +label +prob_label +suggested +prob_suggested\n", text)
     assert text.endswith("run/label_issues.csv")
 
 

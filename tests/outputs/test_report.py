@@ -38,6 +38,7 @@ from pixelplay.outputs.report.confusion_matrix import (
     make_matrix,
     sort_errors,
 )
+from pixelplay.outputs.report.contents import _class_rows
 from pixelplay.outputs.report.images import ReportImages, interleave
 from pixelplay.outputs.report.run_records import PredictionRow, read_records
 from pixelplay.run_log import RunLog
@@ -103,6 +104,26 @@ def test_report_shows_the_metrics_of_metrics_json(all_run: Path, tiny_page: str)
     assert f"most common class, 'bars', would reach {100 * baseline:.1f} %" in text
     for scores in metrics["oof"]["per_class"]:
         assert f"{scores['recall']['value']:.3f}" in text
+
+
+def test_report_warns_of_uncertain_metrics_below_50_images(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for n, warns in ((1, True), (49, True), (50, False)):
+        metrics["oof"]["n"] = n
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        assert ("all metrics are uncertain" in make(run, force=True)) == warns
+
+
+def test_ties_of_confusions_are_broken_by_name(all_run: Path) -> None:
+    records = read_records(str(all_run))
+    pairs = [("bars", "rings"), ("bars", "dots"), ("rings", "bars"), ("rings", "dots"), ("rings", "dots")]
+    for order in (pairs, pairs[::-1]):
+        rows = [replace(records.predictions[0], label=label, prediction=other) for label, other in order]
+        found = {
+            row["class"]: row["confused_with"] for row in _class_rows(replace(records, predictions=rows))
+        }
+        assert found == {"bars": ("dots", 1), "dots": None, "rings": ("dots", 2)}
 
 
 def test_report_is_self_contained(tiny_page: str) -> None:

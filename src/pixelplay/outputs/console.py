@@ -234,7 +234,9 @@ def format_label_issues(report: "LabelIssueReport") -> str:
         [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.suggested, f"{s.prob_suggested:.2f}"]
         for s in found[:MAX_LABEL_ISSUES]
     ]
-    table = align(["path", "split", "label", "prob", "suggested", "prob"], rows) if rows else []
+    table = (
+        align(["path", "split", "label", "prob_label", "suggested", "prob_suggested"], rows) if rows else []
+    )
     if len(found) > MAX_LABEL_ISSUES:
         table.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
     path = printable(os.path.join(report.run_dir, "label_issues.csv"))
@@ -404,7 +406,10 @@ def _describe_weakest(evaluation: Evaluation) -> list[str]:
     for recall, k in sorted(weak)[:EXAMPLES]:
         row = evaluation.confusion[k]  # (K,) predictions for images of the class
         other = max((j for j in range(len(row)) if j != k), key=row.__getitem__)
-        lines.append(f"{names[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}), confused with {names[other]}")
+        confused = (
+            f", confused with {names[other]}" if row[other] else ""
+        )  # none: wrong in other repeats only
+        lines.append(f"{names[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}){confused}")
     return lines
 
 

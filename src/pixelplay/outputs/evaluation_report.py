@@ -210,6 +210,16 @@ def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
     return dataset.select(is_scored), chosen or "all"
 
 
+def check_shared_classes(dataset: ImageDataset, known: tuple[str, ...]) -> None:
+    """Raise DataError unless some image has a class that the model knows."""
+    present = [dataset.classes[k] for k in np.unique(dataset.labels)]
+    if set(present).isdisjoint(known):
+        raise DataError(
+            f"{dataset.source} has no class of the model: it has {name_some(present, EXAMPLES)}; "
+            f"the model has {name_some(known, EXAMPLES)}"
+        )
+
+
 def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
     """Write each prediction with its label and the column `trained_on`."""
     labelled = replace(predictions, label=tuple(dataset.classes[k] for k in dataset.labels))

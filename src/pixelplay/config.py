@@ -175,7 +175,7 @@ class DataConfig:
             except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"group_regex={self.group_regex!r} is invalid: {error}") from None
         if (self.group_column is not None) + (self.group_regex is not None) + self.group_by_folder > 1:
-            raise ConfigError("group_column, group_regex and group_by_folder exclude each other; use one")
+            raise ConfigError("use only one of group_column, group_regex and group_by_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class UncertaintyConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.min_confidence is not None and self.target_accuracy is not None:
-            raise ConfigError("min_confidence and target_accuracy both decide when to abstain; use one")
+            raise ConfigError("use only one of min_confidence and target_accuracy to abstain")
         if self.conformal_score != "lac" and self.coverage is None:
             score = f"conformal_score={self.conformal_score!r}"
             raise ConfigError(f"{score} has no effect without coverage; add --coverage 0.9")

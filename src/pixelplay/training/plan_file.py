@@ -87,7 +87,7 @@ def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"{name}={value!r} contradicts {planned!r} in the plan; omit one of them")
     if finetuning.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
-            f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
+            f"the plan has batches of {plan.batch_size} images but head='mlp' needs {MIN_MLP_BATCH}; "
             "omit the plan or the head"
         )
     return replace(config, finetune=plan.finetune)
@@ -112,7 +112,7 @@ def _check_values(content: dict[str, Any], path: str) -> None:
         "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
     }
     if invalid := [name for name, ok in is_valid.items() if not ok]:
-        raise ConfigError(f"plan {path} has the invalid value {invalid[0]}={content[invalid[0]]!r}")
+        raise ConfigError(f"plan {path} has the invalid {invalid[0]} {content[invalid[0]]!r}")
 
 
 def _is_count(value: object) -> bool:

@@ -161,6 +161,21 @@ def test_split_without_labelled_images_is_refused(
     _assert_names(line, drawn_images, "val")
 
 
+@pytest.mark.parametrize("is_table", [False, True])
+def test_evaluation_without_a_class_of_the_model_is_refused(
+    is_table: bool, tmp_path: Path, tiny_run: Path, refuse: Refusal
+) -> None:
+    data = draw_folder(tmp_path / "photos", {"bars": 2, "dots": 2})
+    (data / "bars").rename(data / "cats")
+    (data / "dots").rename(data / "dogs")
+    if is_table:
+        rows = [f"{path.relative_to(data)},{path.parent.name}" for path in data.rglob("*.*")]
+        data = data / "labels.csv"
+        data.write_text("\n".join(["path,label", *rows]))
+    line = refuse("evaluate", tiny_run, data, "--out", "p.csv")
+    _assert_names(line, data, "cats, dogs", "bars, dots, rings")
+
+
 @pytest.mark.parametrize("content", [[], [b""], [b"", b"Dear Sir or Madam"]])
 def test_predict_without_readable_images_is_an_error(
     content: list[bytes],
@@ -510,7 +525,7 @@ def test_more_folds_than_groups_of_a_class_are_refused(tmp_path: Path, refuse_cr
 @pytest.mark.parametrize("repeats", ["0", "21"])
 def test_repeats_out_of_range_are_refused(repeats: str, drawn_images: Path, refuse_crossval: Refusal) -> None:
     line = refuse_crossval(drawn_images, "--repeats", repeats)
-    assert line == f"repeats={repeats} is outside its range 1 to 20"
+    assert line == f"--repeats {repeats} is outside its range 1 to 20"
 
 
 def test_groups_that_leave_a_fold_empty_are_refused(tmp_path: Path, refuse_crossval: Refusal) -> None:
@@ -552,13 +567,16 @@ def test_more_networks_than_a_model_holds_are_refused(drawn_images: Path, refuse
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--test-frac", "2"], "test_frac=2.0 is outside its range 0 to 0.9"),
-        (["--n-folds", "1"], "n_folds=1 is outside its range 2 to 20"),
-        (["--input-size", "8"], "input_size=8 is outside its range 16 to 4096"),
-        (["--batch-size", "0"], "batch_size=0 is outside its range 1 to 4096"),
-        (["--group-regex", "("], "group_regex='('"),
-        (["--group-regex", "a{99999999999}"], "group_regex='a{99999999999}'"),
-        (["--group-by-folder", "--group-column", "camera"], "group_column, group_regex and group_by_folder"),
+        (["--test-frac", "2"], "--test-frac 2.0 is outside its range 0 to 0.9"),
+        (["--n-folds", "1"], "--n-folds 1 is outside its range 2 to 20"),
+        (["--input-size", "8"], "--input-size 8 is outside its range 16 to 4096"),
+        (["--batch-size", "0"], "--batch-size 0 is outside its range 1 to 4096"),
+        (["--group-regex", "("], "--group-regex '('"),
+        (["--group-regex", "a{99999999999}"], "--group-regex 'a{99999999999}'"),
+        (
+            ["--group-by-folder", "--group-column", "camera"],
+            "--group-column, --group-regex and --group-by-folder",
+        ),
         pytest.param(
             ["--device", "mps"],
             "mps",
@@ -616,32 +634,32 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((*PARTIAL, "--time-budget", "5x"), ["time_budget='5x'", "90s, 5m or 2h"]),
-        ((*PARTIAL, "--time-budget", "0s"), ["time_budget='0s'", "90s, 5m or 2h"]),
-        ((*PARTIAL, "--augment", "crop", "mixpu"), ["augment='mixpu'", "'mixup'", "erasing"]),
+        ((*PARTIAL, "--time-budget", "5x"), ["--time-budget '5x'", "90s, 5m or 2h"]),
+        ((*PARTIAL, "--time-budget", "0s"), ["--time-budget '0s'", "90s, 5m or 2h"]),
+        ((*PARTIAL, "--augment", "crop", "mixpu"), ["--augment 'mixpu'", "'mixup'", "erasing"]),
         (
             (*PARTIAL, "--imbalance", "class_weights", "--oversample-to", "20"),
-            ["oversample_to=20", "imbalance='class_weights'"],
+            ["--oversample-to 20", "--imbalance 'class_weights'"],
         ),
         ((*PARTIAL, "--imbalance", "focal", "--augment", "crop", "mixup"), ["mixup", "focal"]),
         ((*FULL, "--imbalance", "focal", "--label-smoothing", "0.1"), ["label_smoothing", "focal"]),
-        (("--finetune", "none", "--head", "mlp"), ["head='mlp'", "--finetune partial or full"]),
-        (("--finetune", "none", "--oversample-to", "9"), ["oversample_to=9", "--finetune partial"]),
-        ((*PARTIAL, "--unfreeze-stages", "0"), ["unfreeze_stages=0", "1 to"]),
+        (("--finetune", "none", "--head", "mlp"), ["--head 'mlp'", "--finetune partial or full"]),
+        (("--finetune", "none", "--oversample-to", "9"), ["--oversample-to 9", "--finetune partial"]),
+        ((*PARTIAL, "--unfreeze-stages", "0"), ["--unfreeze-stages 0", "1 to"]),
         (
             (*PARTIAL, "--unfreeze-stages", "4", "--epochs", "1"),
-            ["unfreeze_stages=4", "1 to 3", TINY, "--finetune full"],
+            ["--unfreeze-stages 4", "1 to 3", TINY, "--finetune full"],
         ),
-        ((*PARTIAL, "--unfreeze-stages", "4"), ["unfreeze_stages=4", "1 to 3", "--finetune full"]),
-        ((*FULL, "--initial-size-frac", "0.1"), ["initial_size_frac=0.1", "0.25 to 1"]),
-        ((*PARTIAL, "--head", "mlp", "--ensemble-probe", "on"), ["ensemble_probe='on'", "head='mlp'"]),
-        (("--finetune", "auto", "--head", "mlp"), ["head='mlp'", "--finetune partial or full"]),
-        ((*PARTIAL, "--head", "mlp", "--imbalance", "crt"), ["imbalance='crt'", "head='mlp'"]),
-        ((*PARTIAL, "--head", "mlp", "--train-batch-size", "2"), ["train_batch_size=2", "3 to 10000"]),
-        ((*PARTIAL, "--initial-size-frac", "0.5"), ["--finetune partial", "initial_size_frac=0.5"]),
-        ((*FULL, "--cached-views", "2"), ["--finetune full", "cached_views=2"]),
-        (("--finetune", "none", "--epochs", "3"), ["--finetune none", "epochs=3"]),
-        (("--finetune", "none", "--crop-scale", "0.5"), ["--finetune none", "crop_scale=0.5"]),
+        ((*PARTIAL, "--unfreeze-stages", "4"), ["--unfreeze-stages 4", "1 to 3", "--finetune full"]),
+        ((*FULL, "--initial-size-frac", "0.1"), ["--initial-size-frac 0.1", "0.25 to 1"]),
+        ((*PARTIAL, "--head", "mlp", "--ensemble-probe", "on"), ["--ensemble-probe 'on'", "--head 'mlp'"]),
+        (("--finetune", "auto", "--head", "mlp"), ["--head 'mlp'", "--finetune partial or full"]),
+        ((*PARTIAL, "--head", "mlp", "--imbalance", "crt"), ["--imbalance 'crt'", "--head 'mlp'"]),
+        ((*PARTIAL, "--head", "mlp", "--train-batch-size", "2"), ["--train-batch-size 2", "3 to 10000"]),
+        ((*PARTIAL, "--initial-size-frac", "0.5"), ["--finetune partial", "--initial-size-frac 0.5"]),
+        ((*FULL, "--cached-views", "2"), ["--finetune full", "--cached-views 2"]),
+        (("--finetune", "none", "--epochs", "3"), ["--finetune none", "--epochs 3"]),
+        (("--finetune", "none", "--crop-scale", "0.5"), ["--finetune none", "--crop-scale 0.5"]),
         (
             (*PARTIAL, "--epochs", "1", "--cached-views", "90", "--cache-gb", "0.001"),
             ["90", "38 images", " MB", "0.5 MB", "--cached-views"],
@@ -650,10 +668,10 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
             (*PARTIAL, "--epochs", "1", "--cache-gb", "0.00001"),
             ["38 images", " MB", "--cache-gb", "--finetune none"],
         ),
-        ((*PARTIAL, "--mixup-alpha", "0.4"), ["mixup_alpha=0.4", "--augment"]),
-        ((*PARTIAL, "--refit-epochs", "-1"), ["refit_epochs=-1", "0 to 1000"]),
-        ((*FULL, "--grad-accum-steps", "0"), ["grad_accum_steps=0", "1 to 1024"]),
-        ((*FULL, "--lr", "nan"), ["lr=nan", "1e-08 to 10"]),
+        ((*PARTIAL, "--mixup-alpha", "0.4"), ["--mixup-alpha 0.4", "--augment"]),
+        ((*PARTIAL, "--refit-epochs", "-1"), ["--refit-epochs -1", "0 to 1000"]),
+        ((*FULL, "--grad-accum-steps", "0"), ["--grad-accum-steps 0", "1 to 1024"]),
+        ((*FULL, "--lr", "nan"), ["--lr nan", "1e-08 to 10"]),
         ((*PARTIAL, "--plan", "nowhere.json"), ["nowhere.json", "No such file"]),
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
@@ -676,7 +694,7 @@ def test_plan_for_another_backbone_is_refused(refuse_finetuning: Refusal) -> Non
     plan = {"finetune": "partial", "unfreeze_stages": 7, "cached_views": 1, "epochs": 1, "batch_size": 8}
     Path("plan.json").write_text(json.dumps({**plan, "seconds": {}}))
     line = refuse_finetuning(*PARTIAL, "--plan", "plan.json")
-    _assert_names(line, "unfreeze_stages=7", "1 to 3", TINY, "--finetune full")
+    _assert_names(line, "--unfreeze-stages 7", "1 to 3", TINY, "--finetune full")
 
 
 # with this decay the weights change sign and grow a hundredfold in each step
@@ -726,7 +744,7 @@ def test_nan_loss_falls_back_to_the_linear_probe(
     [
         (
             (*FULL, "--epochs", "2", "--initial-size-frac", "0.5"),
-            ["test_vit3", "64 px", "initial_size_frac=0.5", "--initial-size-frac 1"],
+            ["test_vit3", "64 px", "--initial-size-frac 0.5", "--initial-size-frac 1"],
         ),
         (
             ("--finetune", "none", "--input-size", "96"),
@@ -766,6 +784,17 @@ def test_resume_with_other_settings_is_refused(
     assert re.search(r"\bseed\b.* 0\b.* 3\b", line)
     assert "--force" in line
     assert "cache_gb" not in line
+
+
+@pytest.mark.parametrize("command", ["train", "crossval"])
+def test_resume_with_force_is_refused(command: str, drawn_images: Path, refuse: Refusal) -> None:
+    line = refuse(command, drawn_images, "--out", "run", "--resume", "--force")
+    _assert_names(line, "--resume", "--force")
+
+
+def test_a_path_named_like_a_setting_is_kept_in_messages(refuse: Refusal) -> None:
+    line = refuse("train", "images_dir", "--out", "run")
+    _assert_names(line, "images_dir does not exist")
 
 
 def test_interrupted_run_needs_resume_or_force(refuse_finetuning: Refusal) -> None:

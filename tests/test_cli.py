@@ -976,7 +976,9 @@ def test_interrupt_mentions_resume_only_for_training(
 
     monkeypatch.setattr("pixelplay.cli.main._run_command", interrupt)
     assert main([command]) == 130
-    assert ("--resume" in capsys.readouterr().err) == (command == "train")
+    assert ("; add --resume" in capsys.readouterr().err) == (command == "train")
+    assert main([command, "--force"]) == 130
+    assert ("; replace --force by --resume" in capsys.readouterr().err) == (command == "train")
 
 
 def test_unseen_images_may_lack_the_positive_class(two_class_run: Path, tmp_path: Path, shell: Shell) -> None:

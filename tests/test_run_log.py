@@ -53,6 +53,17 @@ def test_quiet_log_records_notes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("n", "unit", "text"), [(1, "images", "1 image"), (1, "batches", "1 batch"), (2, "views", "2 views")]
+)
+def test_progress_uses_the_singular_for_one(
+    n: int, unit: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog().progress("reading", n, unit) as bar:
+        bar.update(n)
+    assert capsys.readouterr().err == f"reading: {text} in 0 s\n"
+
+
 def test_json_log_prints_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(json_progress=True)
     log.note("skipped 3 images")

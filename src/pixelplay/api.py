@@ -36,6 +36,7 @@ from pixelplay.model.bundle import read_bundle, write_bundle
 from pixelplay.outputs.crossval_report import make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
+    check_shared_classes,
     compare_runs,
     evaluate_held_out,
     evaluate_predictions,
@@ -189,7 +190,7 @@ def evaluate(
         out: table to write, .csv or .parquet: each prediction with its label.
 
     Raises:
-        DataError: no labelled image to score, or not two classes for a precision.
+        DataError: no labelled image of a class of the model, or not two classes for a precision.
         ConfigError: a setting is out of range or contradictory, or the table cannot be written.
         BundleError: no model in `run` or `against`.
     """
@@ -200,6 +201,7 @@ def evaluate(
     dataset = log_dataset_notes(open_dataset(os.fspath(data), reading), log)
     dataset, scored_split = select_scored(dataset, split, log)
     predictor = Predictor(run, compute, tta=tta)
+    check_shared_classes(dataset, predictor.classes)
     other = None if against is None else Predictor(against, compute, tta=tta)
     if at_precision is not None:  # refuse before the first expensive second
         labels = positions_in(dataset.classes, predictor.classes)[dataset.labels]

@@ -169,7 +169,7 @@ class DataConfig:
             except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"group_regex={self.group_regex!r} is invalid: {error}") from None
         if (self.group_column is not None) + (self.group_regex is not None) + self.group_by_folder > 1:
-            raise ConfigError("group_column, group_regex and group_by_folder exclude each other; use one")
+            raise ConfigError("use only one of group_column, group_regex and group_by_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class UncertaintyConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.min_confidence is not None and self.target_accuracy is not None:
-            raise ConfigError("min_confidence and target_accuracy both decide when to abstain; use one")
+            raise ConfigError("use only one of min_confidence and target_accuracy to abstain")
         if self.conformal_score != "lac" and self.coverage is None:
             score = f"conformal_score={self.conformal_score!r}"
             raise ConfigError(f"{score} has no effect without coverage; add --coverage 0.9")
@@ -308,7 +308,7 @@ class TrainConfig:
     """Settings for training a classifier."""
 
     metric: Annotated[Metric, metavar("METRIC")] = "accuracy"
-    """Metric to optimise: accuracy, balanced_accuracy, macro_f1."""
+    """Selection metric, by which settings are chosen: accuracy, balanced_accuracy, macro_f1."""
     finetune: Annotated[FinetuneMethod, metavar("METHOD")] = "auto"
     """auto (by time budget), none (linear probe), partial, full."""
     time_budget: Annotated[str, metavar("TIME")] = "10m"

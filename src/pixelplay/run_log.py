@@ -6,6 +6,7 @@ A closed stderr does not stop the run.
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -133,7 +134,8 @@ class _LineProgress(Progress):
         rest = "" if left is None else f" of {self.total:,}, {_format_duration(left)} left"
         if done:
             rest = f" in {_format_duration(self.shown - self.start)}"
-        _print_line(f"{self.task}: {self.n:,} {self.unit}{rest}")
+        unit = re.sub("(?<=ch)es$|s$", "", self.unit) if self.n == 1 else self.unit
+        _print_line(f"{self.task}: {self.n:,} {unit}{rest}")
 
 
 class _BarProgress(_LineProgress):

@@ -159,7 +159,7 @@ def test_relabel_does_not_change_a_predefined_test_split(tmp_path: Path) -> None
     plain = training_data_of(root, TrainConfig(finetune="none"))
     np.testing.assert_array_equal(data.split.test, plain.split.test)
     test = data.split.test
-    np.testing.assert_array_equal(data.labels[test], data.given_labels[test])
+    np.testing.assert_array_equal(data.labels[test], data.original_labels[test])
     names = {dataset.paths[i]: data.classes[data.labels[i]] for i in data.fit_rows}
     assert names["train/bars/000.jpg"] == "dots"
     assert len(data.excluded) == 0

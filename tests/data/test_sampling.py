@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pixelplay.config import Imbalance
 from pixelplay.data.sampling import (
-    MOST_DRAWS,
+    MAX_DRAWS,
     OversampleTo,
     class_priors,
     class_weights,
@@ -186,7 +186,7 @@ def test_hard_example_draws_sum_up_and_stay_within_bounds(
     draws = expected_draws(errors, hard_example_frac)
     assert draws.sum() == pytest.approx(len(errors))
     assert draws.min() >= 1 - hard_example_frac - 1e-9
-    assert draws.max() <= MOST_DRAWS + 1e-9
+    assert draws.max() <= MAX_DRAWS + 1e-9
 
 
 @given(errors=ERRORS, hard_example_frac=FRACTIONS)
@@ -207,7 +207,7 @@ def test_hard_example_fraction_is_drawn_in_proportion_to_the_error() -> None:
 
 def test_draws_above_the_limit_go_to_other_hard_examples() -> None:
     draws = expected_draws(np.array([1.0, 0.02, 0.01, 0.01, 0.0, 0.0]), 0.5)
-    assert draws[0] == MOST_DRAWS
+    assert draws[0] == MAX_DRAWS
     np.testing.assert_allclose(draws[1] - 0.5, 2 * (draws[2] - 0.5))  # proportional to their errors
     assert draws.sum() == pytest.approx(6)
 

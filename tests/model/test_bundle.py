@@ -293,33 +293,33 @@ def test_branched_backbone_round_trip(branched_folder: Path, tmp_path: Path) -> 
     again = read_bundle(str(branched_folder))
     assert isinstance(again.backbone, BranchedBackbone)
     assert [branch.n_frozen for branch in again.backbone.branches] == [2]
-    kept = load_file(branched_folder / "tuned.00.safetensors")
+    kept = load_file(branched_folder / "finetuned.00.safetensors")
     assert kept
     assert not any(name.startswith(("stem.", "stages.0.", "stages.1.")) for name in kept)
     frozen = load_file(branched_folder / "backbone.safetensors")
     weights = [name for name in kept if name.endswith("weight")]
     assert all(np.allclose(kept[name], 1.5 * frozen[name]) for name in weights)
     write_bundle(again, str(tmp_path / "again"))
-    assert {path.name for path in branched_folder.iterdir()} == {*FILES, "tuned.00.safetensors"}
+    assert {path.name for path in branched_folder.iterdir()} == {*FILES, "finetuned.00.safetensors"}
     for path in branched_folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_damaged_missing_or_unlisted_branch_is_refused(branched_folder: Path) -> None:
-    path = branched_folder / "tuned.00.safetensors"
+    path = branched_folder / "finetuned.00.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "SHA-256" in refused(branched_folder)
     path.unlink()
-    assert "lacks tuned.00.safetensors" in refused(branched_folder)
+    assert "lacks finetuned.00.safetensors" in refused(branched_folder)
     path.write_bytes(data)
-    change(branched_folder, lambda content: content["sha256"].pop("tuned.00.safetensors"))
-    assert "no digest of tuned.00.safetensors" in refused(branched_folder)
+    change(branched_folder, lambda content: content["sha256"].pop("finetuned.00.safetensors"))
+    assert "no digest of finetuned.00.safetensors" in refused(branched_folder)
 
 
 @pytest.mark.parametrize("n_frozen", [-1, 4, 1.5, "2", True, [], 1])
 def test_invalid_branch_is_refused(n_frozen: object, branched_folder: Path) -> None:
-    change(branched_folder, lambda content: content["backbone"].update(n_fronts=[n_frozen]))
+    change(branched_folder, lambda content: content["backbone"].update(n_frozen=[n_frozen]))
     refused(branched_folder)
 
 

@@ -13,14 +13,14 @@ from pixelplay.model.ensemble import average_members, ensemble_member
 from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 
 
-def _tuned(frozen: Backbone, n_frozen: int, factor: float) -> Backbone:
+def _finetuned(frozen: Backbone, n_frozen: int, factor: float) -> Backbone:
     """Copy a backbone and change the weights of its last stages."""
-    tuned, stages = copy.deepcopy(frozen), TrainableStages(frozen, n_frozen)
+    finetuned, stages = copy.deepcopy(frozen), TrainableStages(frozen, n_frozen)
     with torch.no_grad():
         for value in stages.parameters():
             value.mul_(factor)
-    stages.write_into(tuned)
-    return tuned.eval()
+    stages.write_into(finetuned)
+    return finetuned.eval()
 
 
 def _head(backbone: Backbone, seed: int, n_hidden: int | None = None) -> LinearHead:
@@ -45,9 +45,9 @@ def _logits(backbone: Backbone, head: LinearHead) -> np.ndarray:
 @pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0"])
 def test_ensemble_of_every_kind_of_member_averages_logits(name: str) -> None:
     frozen = draw_backbone(name).eval()
-    added = BranchedBackbone(frozen, [TrainableStages(_tuned(frozen, 2, 1.2), 2)]).eval()
-    tuned, full = _tuned(frozen, 3, 0.9), _tuned(frozen, 0, 1.05)
-    kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (added, None), (tuned, 3), (full, 0)]
+    added = BranchedBackbone(frozen, [TrainableStages(_finetuned(frozen, 2, 1.2), 2)]).eval()
+    finetuned, full = _finetuned(frozen, 3, 0.9), _finetuned(frozen, 0, 1.05)
+    kinds: list[tuple[Backbone, int | None]] = [(frozen, None), (added, None), (finetuned, 3), (full, 0)]
     heads = [_head(backbone, i) for i, (backbone, _) in enumerate(kinds)]
     members = [ensemble_member(b, head, n) for (b, n), head in zip(kinds, heads, strict=True)]
     temperatures = [1.0, 0.5, 2.0, 1.5]
@@ -68,7 +68,7 @@ def test_ensemble_of_probes_keeps_the_frozen_backbone() -> None:
 
 def test_ensemble_of_mlp_heads_concatenates_hidden_units() -> None:
     frozen = draw_backbone("test_convnext", "pooled").eval()
-    networks = [_tuned(frozen, 0, factor) for factor in (0.9, 1.1)]
+    networks = [_finetuned(frozen, 0, factor) for factor in (0.9, 1.1)]
     heads = [_head(network, i, n_hidden=5) for i, network in enumerate(networks)]
     joined, head = average_members(
         frozen, [ensemble_member(network, own, 0) for network, own in zip(networks, heads, strict=True)]

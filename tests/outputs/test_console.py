@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pixelplay
@@ -66,7 +67,7 @@ def test_train_summary_leads_with_the_headline_and_fits_on_a_screen(
     headline = report.headline
     baseline = report.baseline["accuracy"]["value"]
     values = rf"{headline.value:.3f} +{headline.low:.3f}–{headline.high:.3f}"
-    assert re.match(rf"  accuracy \(optimised\) +{values} .*{baseline:.3f}$", lines[1])
+    assert re.match(rf"  accuracy \(selection metric\) +{values} .*{baseline:.3f}$", lines[1])
     assert [line.split("  ")[1] for line in lines[2:4]] == ["balanced accuracy", "macro F1"]
     n_trained = sum(TINY_COUNTS.values()) - 1
     assert section(text, "Model")[0] == f"linear probe, trained on {n_trained} images"
@@ -88,7 +89,7 @@ def test_train_summary_without_a_test_split_warns_of_optimistic_metrics(
     config = replace(tiny_probe, test_frac=0.0, metric="macro_f1")
     text = format_run_report(pixelplay.train(drawn_images, tmp_path / "run", config))
     assert text.startswith("Out of fold (48 images) ")
-    assert "\n  macro F1 (optimised) " in text
+    assert "\n  macro F1 (selection metric) " in text
     assert section(text, "Warnings")[0].startswith("no test split; ")
 
 
@@ -128,6 +129,14 @@ def test_evaluation_names_the_weakest_classes_with_counts_and_confusion(
     assert re.search(r"Confusion matrix.*\n +bars +dots +rings\n", verbose)
 
 
+def test_no_confusion_is_named_where_the_first_repeat_has_none(drawn_images: Path, other_run: Path) -> None:
+    report = pixelplay.evaluate(other_run, drawn_images)
+    confusion = np.diag(report.evaluation.confusion.sum(axis=1))
+    evaluation = replace(report.evaluation, confusion=confusion)
+    text = format_evaluation_report(replace(report, evaluation=evaluation))
+    assert section(text, "Weakest classes")[0] == "rings: recall 0.00 (9/9)"
+
+
 def test_evaluation_of_training_images_warns_of_optimistic_metrics(
     drawn_images: Path, tiny_run: Path
 ) -> None:
@@ -148,7 +157,7 @@ def test_evaluation_against_another_run_shows_difference_and_mcnemar_p(
     paired = report.against.fairest
     text = format_evaluation_report(report)
     assert "\nComparison (36 images) " in text
-    row = next(line for line in text.splitlines() if line.startswith("  accuracy (optimised) "))
+    row = next(line for line in text.splitlines() if line.startswith("  accuracy (selection metric) "))
     difference, (first, second) = paired.differences["accuracy"], paired.values["accuracy"]
     assert f" {first:.3f}  {second:.3f}  " in re.sub(" {2,}", "  ", row)
     assert f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})" in row
@@ -197,6 +206,7 @@ def test_label_issues_summary_shows_the_first_and_counts_the_rest() -> None:
     assert "validation split 80, test split 20\n" in text
     assert "pixelplay crossval checks all images" in text
     assert re.search(r"\n19\.jpg +val +cat +0\.01 +dog +0\.99\n… 5 more\n", text)
+    assert re.search(r"\npath +split +label +prob_label +suggested +prob_suggested\n", text)
     assert text.endswith("run/label_issues.csv")
 
 

@@ -38,6 +38,7 @@ from pixelplay.outputs.report.confusion_matrix import (
     make_matrix,
     sort_errors,
 )
+from pixelplay.outputs.report.contents import _class_rows
 from pixelplay.outputs.report.images import ReportImages, interleave
 from pixelplay.outputs.report.run_records import PredictionRow, read_records
 from pixelplay.run_log import RunLog
@@ -103,6 +104,26 @@ def test_report_shows_the_metrics_of_metrics_json(all_run: Path, tiny_page: str)
     assert f"most common class, 'bars', would reach {100 * baseline:.1f} %" in text
     for scores in metrics["oof"]["per_class"]:
         assert f"{scores['recall']['value']:.3f}" in text
+
+
+def test_report_warns_of_uncertain_metrics_below_50_images(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for n, warns in ((1, True), (49, True), (50, False)):
+        metrics["oof"]["n"] = n
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        assert ("all metrics are uncertain" in make(run, force=True)) == warns
+
+
+def test_ties_of_confusions_are_broken_by_name(all_run: Path) -> None:
+    records = read_records(str(all_run))
+    pairs = [("bars", "rings"), ("bars", "dots"), ("rings", "bars"), ("rings", "dots"), ("rings", "dots")]
+    for order in (pairs, pairs[::-1]):
+        rows = [replace(records.predictions[0], label=label, prediction=other) for label, other in order]
+        found = {
+            row["class"]: row["confused_with"] for row in _class_rows(replace(records, predictions=rows))
+        }
+        assert found == {"bars": ("dots", 1), "dots": None, "rings": ("dots", 2)}
 
 
 def test_report_is_self_contained(tiny_page: str) -> None:
@@ -418,20 +439,20 @@ def test_advice_is_ordered_by_error_share(all_run: Path) -> None:
 
 
 @pytest.mark.parametrize("finetune", ["partial", "auto"])
-@pytest.mark.parametrize("auto_takes", ["none", "partial"])
+@pytest.mark.parametrize("auto_selects", ["none", "partial"])
 def test_advice_prefers_the_linear_probe_if_fine_tuning_is_worse(
-    finetune: str, auto_takes: str, all_run: Path, tmp_path: Path
+    finetune: str, auto_selects: str, all_run: Path, tmp_path: Path
 ) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
-    scores = {"probe_accuracy": 0.7, "tuned_accuracy": 0.71, "probe_score": 0.5, "tuned_score": 0.6}
+    scores = {"probe_accuracy": 0.7, "finetuned_accuracy": 0.71, "probe_score": 0.5, "finetuned_score": 0.6}
     metrics["finetune"] = "partial"
-    metrics["chosen"]["finetune"] = {"value": "partial", **scores, "auto_takes": auto_takes}
+    metrics["chosen"]["finetune"] = {"value": "partial", **scores, "auto_selects": auto_selects}
     (run / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "finetune": finetune}))
     first = make_advice(read_records(str(run)))[0]
-    is_advised = (finetune, auto_takes) == ("partial", "none")
+    is_advised = (finetune, auto_selects) == ("partial", "none")
     assert first["action"].startswith("Use the linear probe") == is_advised
     if is_advised:
         assert "accuracy 0.700 (loss 0.500)" in first["reason"]

@@ -42,9 +42,9 @@ def probe_run(drawn_images: Path, tiny: list[str], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def tuned_run(drawn_images: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finetuned_run(drawn_images: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only: three fine-tuned folds."""
-    run = tmp_path_factory.mktemp("tuned") / "run"
+    run = tmp_path_factory.mktemp("finetuned") / "run"
     assert main(["crossval", str(drawn_images), "--out", str(run), *PARTIAL, *tiny]) == 0
     return run
 
@@ -180,16 +180,16 @@ def test_linear_probes_of_all_folds_are_averaged_into_one_head(probe_run: Path, 
     assert pixelplay.evaluate(probe_run, drawn_images).n_trained_on == N
 
 
-def test_fine_tuned_folds_predict_as_an_ensemble(tuned_run: Path, drawn_images: Path) -> None:
-    tails = sorted(path.name for path in (tuned_run / "model").glob("tuned.*"))
-    assert tails == [f"tuned.{i:02}.safetensors" for i in range(3)]
-    bundle = read_bundle(str(tuned_run))
+def test_fine_tuned_folds_predict_as_an_ensemble(finetuned_run: Path, drawn_images: Path) -> None:
+    tails = sorted(path.name for path in (finetuned_run / "model").glob("finetuned.*"))
+    assert tails == [f"finetuned.{i:02}.safetensors" for i in range(3)]
+    bundle = read_bundle(str(finetuned_run))
     assert bundle.head.fits(bundle.backbone.n_features, 3)
-    accuracy = pixelplay.evaluate(tuned_run, drawn_images).evaluation.accuracy.value
+    accuracy = pixelplay.evaluate(finetuned_run, drawn_images).evaluation.accuracy.value
     assert accuracy > 0.9  # it was trained on them
-    history = read_rows(tuned_run / "history.csv")
+    history = read_rows(finetuned_run / "history.csv")
     assert {(row["repeat"], row["fold"]) for row in history} == {("0", "0"), ("0", "1"), ("0", "2")}
-    assert (tuned_run / "plan.json").exists()
+    assert (finetuned_run / "plan.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -285,12 +285,16 @@ def test_metrics_name_the_splits_that_selected_and_measured(probe_run: Path, tin
 
 
 def test_cross_validation_is_reproducible(
-    tuned_run: Path, drawn_images: Path, tiny: list[str], tmp_path: Path
+    finetuned_run: Path, drawn_images: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
     assert main(["crossval", str(drawn_images), "--out", str(again), *PARTIAL, *tiny]) == 0
-    for name in ("oof.csv", "oof.safetensors", *(f"model/{p.name}" for p in (tuned_run / "model").iterdir())):
-        assert (again / name).read_bytes() == (tuned_run / name).read_bytes(), name
+    for name in (
+        "oof.csv",
+        "oof.safetensors",
+        *(f"model/{p.name}" for p in (finetuned_run / "model").iterdir()),
+    ):
+        assert (again / name).read_bytes() == (finetuned_run / name).read_bytes(), name
 
 
 def test_test_frac_is_ignored_in_cross_validation(

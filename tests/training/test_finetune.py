@@ -59,14 +59,14 @@ def train(drawn_images: Path, tiny: list[str], tmp_path: Path) -> Train:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def tuned(
+def finetuned(
     request: pytest.FixtureRequest,
     drawn_images: Path,
     tiny: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Read-only: a run of each kind with two epochs; its folder is named after the kind."""
-    run = tmp_path_factory.mktemp("tuned") / str(request.param)
+    run = tmp_path_factory.mktemp("finetuned") / str(request.param)
     command = ["train", str(drawn_images), "--out", str(run), *tiny, *KINDS[request.param]]
     assert main([*command, "--epochs", "2", "--train-batch-size", "8"]) == 0
     return run
@@ -76,7 +76,7 @@ def _model(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "model").iterdir()}
 
 
-def _is_tuned(run: Path) -> bool:
+def _is_finetuned(run: Path) -> bool:
     """Whether any epoch was better than the start, so that the model is fine-tuned."""
     best: int = read_json(run / "metrics.json")["chosen"]["epoch"]["value"]
     return best > 0
@@ -88,32 +88,32 @@ def _is_refitted(run: Path) -> bool:
     return epochs > 0
 
 
-def test_refit_trains_on_val_once_an_epoch_is_selected(tuned: Path) -> None:
-    assert _is_refitted(tuned) == (_is_tuned(tuned) and tuned.name != "crt")
+def test_refit_trains_on_val_once_an_epoch_is_selected(finetuned: Path) -> None:
+    assert _is_refitted(finetuned) == (_is_finetuned(finetuned) and finetuned.name != "crt")
 
 
 # --- records ---
 
 
-def test_run_dir_has_the_records_and_nothing_else(tuned: Path) -> None:
-    assert {path.name for path in tuned.iterdir()} == RECORDS
-    assert {path.name for path in tuned.parent.iterdir()} == {tuned.name}
+def test_run_dir_has_the_records_and_nothing_else(finetuned: Path) -> None:
+    assert {path.name for path in finetuned.iterdir()} == RECORDS
+    assert {path.name for path in finetuned.parent.iterdir()} == {finetuned.name}
 
 
-def test_plan_records_what_was_done(tuned: Path) -> None:
-    plan = read_plan(str(tuned / "plan.json"))
-    assert plan.finetune == ("full" if tuned.name == "full" else "partial")
+def test_plan_records_what_was_done(finetuned: Path) -> None:
+    plan = read_plan(str(finetuned / "plan.json"))
+    assert plan.finetune == ("full" if finetuned.name == "full" else "partial")
     assert (plan.epochs, plan.batch_size) == (2, 8)
     assert (plan.cached_views, plan.unfreeze_stages) == ((None, None) if plan.finetune == "full" else (1, 3))
     assert plan.seconds == {}  # epochs are set, so nothing was measured
 
 
-def test_history_has_the_metrics_of_each_epoch(tuned: Path) -> None:
-    rows = read_rows(tuned / "history.csv")
+def test_history_has_the_metrics_of_each_epoch(finetuned: Path) -> None:
+    rows = read_rows(finetuned / "history.csv")
     train, val = ([f"{split}_{name}" for name in METRICS] for split in ("train", "val"))
     assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
     # 32 training images, then a refit on 38
-    steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(tuned)
+    steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(finetuned)
     assert [(row["epoch"], row["step"]) for row in rows] == steps
     # there are no training metrics before the first epoch, and no validation metrics in the refit
     assert {rows[0][name] for name in train} == {""}
@@ -127,40 +127,42 @@ def test_history_has_the_metrics_of_each_epoch(tuned: Path) -> None:
     assert all(row["img_per_s"] * row["seconds"] == pytest.approx(32, rel=0.01) for row in values[1:])
 
 
-def test_every_metric_records_what_selected_and_what_measured(tuned: Path) -> None:
-    metrics = read_json(tuned / "metrics.json")
-    assert metrics["finetune"] == ("full" if tuned.name == "full" else "partial")
+def test_every_metric_records_what_selected_and_what_measured(finetuned: Path) -> None:
+    metrics = read_json(finetuned / "metrics.json")
+    assert metrics["finetune"] == ("full" if finetuned.name == "full" else "partial")
     by = {name: (metrics[name]["chosen_on"], metrics[name]["measured_on"]) for name in ("test", "val")}
     assert by == {"test": ("val", "test"), "val": ("val", "val")}
     assert (metrics["headline"]["chosen_on"], metrics["headline"]["measured_on"]) == ("val", "test")
-    trained_on = "train+val" if _is_refitted(tuned) else "train"
+    trained_on = "train+val" if _is_refitted(finetuned) else "train"
     assert (metrics["baseline"]["chosen_on"], metrics["baseline"]["measured_on"]) == (trained_on, "test")
-    assert metrics["val_is_before_refit"] == _is_refitted(tuned)
+    assert metrics["val_is_before_refit"] == _is_refitted(finetuned)
     assert "oof" not in metrics
-    split = read_json(tuned / "split.json")
+    split = read_json(finetuned / "split.json")
     sizes = {part: len(split[part]) for part in ("train", "val", "test")}
     assert (metrics["val"]["n"], metrics["test"]["n"]) == (sizes["val"], sizes["test"])
-    assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(tuned)
+    assert sum(metrics["train_counts"].values()) == sizes["train"] + sizes["val"] * _is_refitted(finetuned)
     chosen = metrics["chosen"]
     assert {name: value["chosen_on"] for name, value in chosen.items()} == {
         "finetune": None,  # set by the user
         "epoch": "val",
-        "ensemble_probe": None if tuned.name == "mlp" else "val",  # only linear heads are averaged
+        "ensemble_probe": None if finetuned.name == "mlp" else "val",  # only linear heads are averaged
         "refit_epochs": None,
         "imbalance": None,  # set by the user, or balanced
         "temperature": "val",
         "tau": "val",
     }
-    assert chosen["imbalance"]["value"] == ("crt" if tuned.name == "crt" else "none")
+    assert chosen["imbalance"]["value"] == ("crt" if finetuned.name == "crt" else "none")
     by_val = [value["n"] for value in chosen.values() if value["chosen_on"] == "val" and "n" in value]
     assert by_val
     assert set(by_val) == {sizes["val"]}
-    assert {"probe_accuracy", "tuned_accuracy", "probe_score", "tuned_score"} <= set(chosen["finetune"])
+    assert {"probe_accuracy", "finetuned_accuracy", "probe_score", "finetuned_score"} <= set(
+        chosen["finetune"]
+    )
 
 
-def test_selected_epoch_has_the_best_validation_score(tuned: Path) -> None:
-    scores = [float(row["val_score"]) for row in read_rows(tuned / "history.csv") if row["val_score"]]
-    assert read_json(tuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
+def test_selected_epoch_has_the_best_validation_score(finetuned: Path) -> None:
+    scores = [float(row["val_score"]) for row in read_rows(finetuned / "history.csv") if row["val_score"]]
+    assert read_json(finetuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
 def test_each_epoch_is_logged_with_a_star_at_the_best_score(
@@ -181,53 +183,55 @@ def test_each_epoch_is_logged_with_a_star_at_the_best_score(
     assert len(expected) == 4
 
 
-def test_tables_of_val_and_test_have_a_row_per_image(tuned: Path) -> None:
-    split = read_json(tuned / "split.json")
+def test_tables_of_val_and_test_have_a_row_per_image(finetuned: Path) -> None:
+    split = read_json(finetuned / "split.json")
     for name, part in (("val.csv", "val"), ("predictions.csv", "test")):
-        rows = read_rows(tuned / name)
+        rows = read_rows(finetuned / name)
         assert [row["path"] for row in rows] == split[part]
         assert [row["label"] for row in rows] == [path.split("/")[0] for path in split[part]]
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
 
 
-def test_predict_repeats_the_predictions_of_the_run(tuned: Path, drawn_images: Path, tmp_path: Path) -> None:
+def test_predict_repeats_the_predictions_of_the_run(
+    finetuned: Path, drawn_images: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "p.csv"
-    assert main(["predict", str(tuned), str(drawn_images), "--out", str(out), "--quiet"]) == 0
+    assert main(["predict", str(finetuned), str(drawn_images), "--out", str(out), "--quiet"]) == 0
     found = {Path(row["path"]).relative_to(drawn_images).as_posix(): row for row in read_rows(out)}
     # val.csv has the predictions before the refit
-    for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(tuned)):
-        for row in read_rows(tuned / name):
+    for name in ["predictions.csv"] + ["val.csv"] * (not _is_refitted(finetuned)):
+        for row in read_rows(finetuned / name):
             columns = [column for column in row if column not in ("path", "label")]
             assert [found[row["path"]][c] for c in columns] == [row[c] for c in columns]
 
 
 def test_bundle_of_a_fine_tuned_network_is_read_as_written(
-    tuned: Path, drawn_images: Path, tmp_path: Path
+    finetuned: Path, drawn_images: Path, tmp_path: Path
 ) -> None:
-    bundle = read_bundle(str(tuned))
-    assert (bundle.head.hidden_weight is not None) == (tuned.name == "mlp")
+    bundle = read_bundle(str(finetuned))
+    assert (bundle.head.hidden_weight is not None) == (finetuned.name == "mlp")
     write_bundle(bundle, str(tmp_path / "model"))
-    assert _model(tmp_path) == _model(tuned)
+    assert _model(tmp_path) == _model(finetuned)
     images = sorted(drawn_images.rglob("*.*"))[::7]
     np.testing.assert_array_equal(
-        Predictor(tmp_path).predict(images).probs, Predictor(tuned).predict(images).probs
+        Predictor(tmp_path).predict(images).probs, Predictor(finetuned).predict(images).probs
     )
 
 
-def test_only_unfrozen_stages_have_changed(tuned: Path, tiny_weights: Path) -> None:
+def test_only_unfrozen_stages_have_changed(finetuned: Path, tiny_weights: Path) -> None:
     before = load_file(tiny_weights)
-    after = load_file(tuned / "model/backbone.safetensors")
+    after = load_file(finetuned / "model/backbone.safetensors")
     if (
-        tuned / "model/tuned.00.safetensors"
+        finetuned / "model/finetuned.00.safetensors"
     ).exists():  # averaged with the linear probe on the frozen network
         assert all(np.array_equal(before[name], after[name]) for name in before)
-        after |= load_file(tuned / "model/tuned.00.safetensors")
+        after |= load_file(finetuned / "model/finetuned.00.safetensors")
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     first = {name for name in before if name.startswith(("stem.", "stages.0."))}
     # nothing changes where no epoch was better than the start
-    assert bool(changed) == _is_tuned(tuned)
-    assert not changed or (not changed & first) == (tuned.name != "full")
+    assert bool(changed) == _is_finetuned(finetuned)
+    assert not changed or (not changed & first) == (finetuned.name != "full")
 
 
 @pytest.mark.parametrize("ensemble_probe", ["off", "on"])
@@ -235,7 +239,7 @@ def test_ensemble_probe_averages_with_the_linear_probe(ensemble_probe: str, trai
     options = ["--finetune", "partial", "--epochs", "1", "--cached-views", "1", "--unfreeze-stages", "1"]
     run = train("run", *options, "--lr", "0.0002", "--ensemble-probe", ensemble_probe)
     assert read_json(run / "metrics.json")["chosen"]["ensemble_probe"]["value"] is (ensemble_probe == "on")
-    assert (run / "model/tuned.00.safetensors").exists() == (ensemble_probe == "on")
+    assert (run / "model/finetuned.00.safetensors").exists() == (ensemble_probe == "on")
 
 
 @pytest.mark.parametrize("method", ["none", "partial", "full"])
@@ -315,7 +319,7 @@ def test_shards_of_batches_are_reproducible(train: Train, monkeypatch: pytest.Mo
     assert n_sharded > 0
     assert _model(again) == _model(first)
     assert (again / "val.csv").read_bytes() == (first / "val.csv").read_bytes()
-    assert _is_tuned(first)
+    assert _is_finetuned(first)
 
 
 def test_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ def test_same_seed_makes_the_same_model(train: Train, tmp_path: Path) -> None:
     assert _model(again) == _model(first)
     for name in ("split.json", "metrics.json", "val.csv", "predictions.csv", "plan.json"):
         assert (again / name).read_bytes() == (first / name).read_bytes(), name
-    assert _is_tuned(first)
+    assert _is_finetuned(first)
 
 
 def test_cached_views_without_a_cache_make_the_same_model(train: Train) -> None:
@@ -340,7 +344,7 @@ def test_cached_views_without_a_cache_make_the_same_model(train: Train) -> None:
     cached = train("cached", *options)
     uncached = train("uncached", *options, "--cache-gb", "0")
     assert _model(uncached) == _model(cached)
-    assert _is_tuned(cached)
+    assert _is_finetuned(cached)
     assert {path.name for path in uncached.iterdir()} == RECORDS
 
 
@@ -360,7 +364,7 @@ def test_repeated_plan_ignores_the_time_budget(train: Train) -> None:
     repeat = ["again", *options, "--plan", first / "plan.json", "--time-budget", "0.1s"]
     again = train(*repeat)
     assert _model(again) == _model(first)
-    assert _is_tuned(first)
+    assert _is_finetuned(first)
     assert (again / "plan.json").read_bytes() == (first / "plan.json").read_bytes()
     weights = (again / "model/backbone.safetensors").stat()
     train(*repeat, "--resume")  # it is finished
@@ -437,7 +441,7 @@ def test_imbalance_methods_predict_with_natural_priors(imbalance: str, rare: Pat
     if is_corrected:  # every prediction equals the natural priors
         assert losses[0] == pytest.approx(-(8 * np.log(8 / 9) + np.log(1 / 9)) / 9, rel=1e-4)
     assert losses[-1] < 0.5  # uniform predictions would cost log 2
-    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == imbalance
+    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["requested"] == imbalance
 
 
 def test_oversampling_uses_the_sampler_where_weights_helped_the_probe(rare: Path, train: Train) -> None:
@@ -445,7 +449,7 @@ def test_oversampling_uses_the_sampler_where_weights_helped_the_probe(rare: Path
         "run", "--finetune", "partial", "--unfreeze-stages", "1", "--cached-views", "2", "--epochs", "1",
         "--oversample-to", "largest", "--metric", "balanced_accuracy", data=rare,
     )  # fmt: skip
-    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["asked"] == "auto"
+    assert read_json(run / "metrics.json")["chosen"]["imbalance"]["requested"] == "auto"
     assert read_rows(run / "history.csv")[1]["step"] == "4"  # 64 images of each class, 32 per step
 
 
@@ -522,7 +526,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
     pretrained, schedule = task.ctx.backbone, task.schedule(PLAN)
     assert schedule.config.augmenting.mix_prob == 1.0
     frozen, trainable = split_backbone(pretrained.backbone, 1, pretrained.preprocessing.input_size)
-    tuned = Finetuned(
+    finetuned = Finetuned(
         backbone=pretrained.backbone,
         head=task.probe.head,
         logits=np.zeros((12, 2), np.float32),
@@ -535,7 +539,7 @@ def test_refit_is_short_slow_and_without_mixup(tmp_path: Path, tiny_weights: Pat
         schedule=schedule,
         validation=task.validation(),
     )
-    trainer = _refit_trainer(task, tuned, 2)
+    trainer = _refit_trainer(task, finetuned, 2)
     found, settings = trainer.schedule, trainer.schedule.config.finetuning
     assert (found.epochs, found.epochs_before, len(found.rows)) == (2, PLAN.epochs, 27)
     assert len(trainer.validation.rows) == 0

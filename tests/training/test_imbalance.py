@@ -107,7 +107,7 @@ def test_equivalent_imbalance_methods_give_the_same_probe(
     np.testing.assert_array_equal(found.head.weight, expected.head.weight)
     np.testing.assert_array_equal(found.head.bias, expected.head.bias)
     assert found.weighting == equivalent
-    assert found.evidence == {"value": equivalent, "asked": imbalance, "ratio": 12.0}
+    assert found.evidence == {"value": equivalent, "requested": imbalance, "ratio": 12.0}
     assert f"--imbalance {imbalance} " in (note_on_imbalance(imbalance) or "")
     assert note_on_imbalance(equivalent) is None
 
@@ -169,7 +169,7 @@ def test_auto_imbalance_uses_the_declared_metric() -> None:
 def test_auto_imbalance_does_not_compare_up_to_ratio_5() -> None:
     data = draw_gaussians([100, 20])
     found = fit(data)
-    assert found.evidence == {"value": "none", "asked": "auto", "ratio": 5.0}
+    assert found.evidence == {"value": "none", "requested": "auto", "ratio": 5.0}
     np.testing.assert_array_equal(found.oof_logits, fit(data, imbalance="none").oof_logits)
 
 

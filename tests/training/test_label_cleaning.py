@@ -84,7 +84,7 @@ def test_label_issues_in_val_and_test_still_select_and_measure(finetune: str) ->
     np.testing.assert_array_equal(kept.fit_rows, np.setdiff1d(data.fit_rows, [1, 2, 55, 60]))
     for name in ("val", "test"):
         np.testing.assert_array_equal(getattr(kept.split, name), getattr(data.split, name))
-    np.testing.assert_array_equal(kept.given_labels, data.given_labels)
+    np.testing.assert_array_equal(kept.original_labels, data.original_labels)
     np.testing.assert_array_equal(kept.labels, data.labels)
 
 

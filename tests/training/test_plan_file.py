@@ -71,7 +71,7 @@ def test_plan_with_batches_too_small_for_a_batch_norm_is_refused(batch_size: int
     if batch_size == 3:
         assert apply_plan(plan, config) == config
         return
-    with pytest.raises(ConfigError, match=rf"batch_size={batch_size} .*head='mlp' .*\b3;"):
+    with pytest.raises(ConfigError, match=rf"batches of {batch_size} images .*head='mlp' .*\b3;"):
         apply_plan(plan, config)
 
 
@@ -153,7 +153,7 @@ def test_missing_key_of_a_plan_is_named(tmp_path: Path) -> None:
 )
 def test_invalid_value_of_a_plan_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
     line = refusal_of(write(tmp_path / "plan.json", {**asdict(PLAN), **changes}))
-    named = [name for name in asdict(PLAN) if f"{name}=" in line]
+    named = [name for name in asdict(PLAN) if f"invalid {name} " in line]
     assert len(named) == 1
     assert named[0] in changes
     assert repr(changes[named[0]]) in line

@@ -55,7 +55,7 @@ def test_clear_gain_selects_fine_tuning(data: TrainingData) -> None:
     is_better, evidence = compare_methods(logits_with(9, data), logits_with(1, data), data, CONFIG)
     assert is_better
     assert evidence["probe_accuracy"] == pytest.approx(1 - 9 / n)
-    assert evidence["tuned_accuracy"] == pytest.approx(1 - 1 / n)
+    assert evidence["finetuned_accuracy"] == pytest.approx(1 - 1 / n)
     # eight of n images differ, all in the same direction
     expected = np.std([1] * 8 + [0] * (n - 8), ddof=1) / np.sqrt(n)
     assert evidence["standard_error"] == pytest.approx(expected, rel=0.1)
@@ -67,27 +67,27 @@ def test_clear_loss_selects_the_linear_probe(data: TrainingData) -> None:
 
 
 def test_clear_gain_outweighs_worse_likelihood(data: TrainingData) -> None:
-    probe, tuned = logits_with(6, data), logits_with(2, data)
-    tuned[2:] /= 50  # correct with a tiny margin
-    is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
-    assert evidence["tuned_score"] > evidence["probe_score"]
+    probe, finetuned = logits_with(6, data), logits_with(2, data)
+    finetuned[2:] /= 50  # correct with a tiny margin
+    is_better, evidence = compare_methods(probe, finetuned, data, CONFIG)
+    assert evidence["finetuned_score"] > evidence["probe_score"]
     assert is_better
 
 
-@pytest.mark.parametrize("is_tuned_confident", [True, False])
-def test_likelihood_decides_within_noise(is_tuned_confident: bool, data: TrainingData) -> None:
+@pytest.mark.parametrize("is_finetuned_confident", [True, False])
+def test_likelihood_decides_within_noise(is_finetuned_confident: bool, data: TrainingData) -> None:
     confident, unsure = logits_with(1, data), confident_except(6, data)
-    probe, tuned = (unsure, confident) if is_tuned_confident else (confident, unsure)
-    is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
-    assert evidence["probe_accuracy"] == evidence["tuned_accuracy"]
-    assert (evidence["tuned_score"] < evidence["probe_score"]) == is_tuned_confident
-    assert is_better == is_tuned_confident
+    probe, finetuned = (unsure, confident) if is_finetuned_confident else (confident, unsure)
+    is_better, evidence = compare_methods(probe, finetuned, data, CONFIG)
+    assert evidence["probe_accuracy"] == evidence["finetuned_accuracy"]
+    assert (evidence["finetuned_score"] < evidence["probe_score"]) == is_finetuned_confident
+    assert is_better == is_finetuned_confident
 
 
 def test_one_image_is_within_noise(data: TrainingData) -> None:
-    probe, tuned = logits_with(2, data), confident_except(8, data)
-    is_better, evidence = compare_methods(probe, tuned, data, CONFIG)
-    assert evidence["tuned_accuracy"] > evidence["probe_accuracy"]
+    probe, finetuned = logits_with(2, data), confident_except(8, data)
+    is_better, evidence = compare_methods(probe, finetuned, data, CONFIG)
+    assert evidence["finetuned_accuracy"] > evidence["probe_accuracy"]
     assert not is_better
 
 
@@ -99,7 +99,7 @@ def test_equal_logits_keep_the_linear_probe(data: TrainingData) -> None:
 
 def test_overconfidence_is_corrected_by_temperature(data: TrainingData) -> None:
     _, evidence = compare_methods(logits_with(2, data), logits_with(2, data, scale=20.0), data, CONFIG)
-    assert evidence["tuned_score"] == pytest.approx(evidence["probe_score"], rel=1e-3)
+    assert evidence["finetuned_score"] == pytest.approx(evidence["probe_score"], rel=1e-3)
 
 
 def test_comparison_uses_the_declared_metric(data: TrainingData) -> None:
@@ -109,10 +109,10 @@ def test_comparison_uses_the_declared_metric(data: TrainingData) -> None:
     wrong = np.flatnonzero(labels == 0)[:4]
     guesses = labels.copy()
     guesses[wrong] = 1
-    tuned = (2 * np.eye(3, dtype=np.float32))[guesses]
-    is_better, evidence = compare_methods(probe, tuned, data, replace(CONFIG, metric="balanced_accuracy"))
+    finetuned = (2 * np.eye(3, dtype=np.float32))[guesses]
+    is_better, evidence = compare_methods(probe, finetuned, data, replace(CONFIG, metric="balanced_accuracy"))
     assert evidence["probe_balanced_accuracy"] == pytest.approx(1 / 3)
-    assert evidence["tuned_balanced_accuracy"] > 0.7
+    assert evidence["finetuned_balanced_accuracy"] > 0.7
     assert is_better
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pixelplay.errors import ConfigError, DataError
 from pixelplay.training.checkpoint import CHECKPOINT
-from pixelplay.training.run_dir import new_run_dir
+from pixelplay.training.run_dir import is_finished, new_run_dir
 
 EXISTS = r"/run .*--force .*--out"
 NOT_A_RUN = r" (?!.*--force).*--out$"
@@ -228,8 +228,21 @@ def test_files_of_a_run_killed_before_its_first_checkpoint_are_removed(resume: b
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("force", [False, True])
+def test_resume_with_force_is_refused(tmp_path: Path) -> None:
+    check_refused(tmp_path / "run", "--resume and --force", force=True, resume=True)
+
+
+def test_resume_replaces_the_run_that_force_was_to_replace(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "old")
+    checkpoint_in(make_folder(tmp_path / "run.partial"))
+    assert not is_finished(str(tmp_path / "run"), {"seed": "old"})
+    with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
+        fill(folder, "new")
+    assert content_of(tmp_path / "run") == "new"
+    assert is_finished(str(tmp_path / "run"), {"seed": "new"})
+
+
+@pytest.mark.parametrize(("force", "resume"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("has_checkpoint", [False, True])
 def test_partial_folder_with_other_files_is_kept(
     has_checkpoint: bool, force: bool, resume: bool, tmp_path: Path

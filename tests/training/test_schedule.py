@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
-from pixelplay.data.sampling import MOST_DRAWS
+from pixelplay.data.sampling import MAX_DRAWS
 from pixelplay.training.batch_inputs import Batch
 from pixelplay.training.schedule import SIZE_STEP_PX, Schedule, lr_factor
 from trainers import make_schedule
@@ -151,7 +151,7 @@ def test_hard_examples_are_drawn_more_often_with_less_weight() -> None:
     rows = np.concatenate([batch.rows for batch in batches])
     weights = np.concatenate([batch.weights for batch in batches])
     times = np.bincount(rows, minlength=len(schedule.labels)) / 400
-    np.testing.assert_allclose(times[hard], MOST_DRAWS)
+    np.testing.assert_allclose(times[hard], MAX_DRAWS)
     others = np.setdiff1d(schedule.rows, hard)
     assert times[others].max() < 1
     # the weights compensate: in total every image counts the same

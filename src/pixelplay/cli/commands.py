@@ -116,7 +116,7 @@ def train(
     """
     started = time.monotonic()  # importing PyTorch is part of the time budget
     log = output.make_log()
-    if resume and _is_finished(out, data, config, {"pixelplay": "train"}, output, plan=plan):
+    if resume and not force and _is_finished(out, data, config, {"pixelplay": "train"}, output, plan=plan):
         return
     from pixelplay import api
 
@@ -167,7 +167,7 @@ def crossval(
     started = time.monotonic()  # importing PyTorch is part of the time budget
     log = output.make_log()
     about = {"pixelplay": "crossval", "repeats": repeats, "deployed": "single" if single else "ensemble"}
-    if resume and _is_finished(out, data, replace(config, test_frac=0.0), about, output):
+    if resume and not force and _is_finished(out, data, replace(config, test_frac=0.0), about, output):
         return
     from pixelplay import api
 

@@ -36,7 +36,7 @@ HEADINGS: Mapping[type, str] = {
     OutputOptions: "Output",
 }
 # command → the options that --help shows; commands that are missing here show all of them
-MOST_IMPORTANT: Mapping[str, str] = {
+MAIN_OPTIONS: Mapping[str, str] = {
     "scan": "data near_duplicates names_only classes label_column images_dir json",
     "train": "data out finetune time_budget metric backbone imbalance test_frac hflip seed resume force",
     "crossval": "data out n_folds finetune time_budget metric backbone imbalance hflip seed resume force",
@@ -93,7 +93,7 @@ def format_help(command: str, function: Callable[..., None], config: TrainConfig
     lines += [(function.__doc__ or "").splitlines()[0], ""]
     present = {option.heading for option in options.values()}
     headings = [each for each in dict.fromkeys(["Options", *HEADINGS.values()]) if each in present]
-    if not full and (named := MOST_IMPORTANT.get(command, "").split()):
+    if not full and (named := MAIN_OPTIONS.get(command, "").split()):
         lines += [line for name in named for line in _format_option(options[name])]
         *others, last = [each.lower() for each in headings if each not in ("Options", "Training")]
         listed = f"{', '.join(others)} and {last}".capitalize()

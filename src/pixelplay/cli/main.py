@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -13,8 +14,8 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from pixelplay import __version__
 from pixelplay.cli.commands import COMMANDS
 from pixelplay.cli.help import format_help, format_overview
-from pixelplay.cli.options import find_recipe, find_repeated, settings_registry, words_typed
-from pixelplay.config import RECIPES
+from pixelplay.cli.options import SETTINGS, find_recipe, find_repeated, settings_registry, words_typed
+from pixelplay.config import RECIPES, field_types
 from pixelplay.errors import PixelPlayError
 from pixelplay.text import printable, suggest
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except PixelPlayError as error:
-        return _fail(str(error), words)
+        return _fail(_name_flags(str(error)), words)
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         _discard_stdout()
         return 0
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_describe(error), words)
     except KeyboardInterrupt:
         can_resume = words[:1] in (["train"], ["crossval"])
-        print(f"interrupted{'; add --resume to continue' * can_resume}", file=sys.stderr)
+        remedy = f"; {'replace --force by' if '--force' in words else 'add'} --resume to continue"
+        print(f"interrupted{remedy * can_resume}", file=sys.stderr)
         return 130
     finally:
         words_typed.reset(token)
@@ -91,6 +93,18 @@ def _fail(message: str, words: Sequence[str]) -> int:
     line = printable(" ".join(message.split()))
     print(json.dumps({"error": line}) if "--json-progress" in words else f"error: {line}", file=sys.stderr)
     return 1
+
+
+def _name_flags(message: str) -> str:
+    """Replace settings by their flags: "time_budget='5x'" becomes "--time-budget '5x'"."""
+    settings = {name for each in (*SETTINGS, *COMMANDS.values()) for name in field_types(each)}
+
+    def flag(found: re.Match[str]) -> str:
+        name, equals = found[1] or found[3], found[2] or ""
+        return f"--{name.replace('_', '-')}{equals and ' '}" if name in settings else found[0]
+
+    # a name without a value needs a space before and an underscore: it may be the start of a path, or a word
+    return re.sub(r"(?<!\S)([a-z_]+)(=)|(?<=\s)([a-z]+_[a-z_]+)(?=[\s,;]|$)", flag, message)
 
 
 def _describe(error: OSError) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pixelplay.array_types import IntArray
 from pixelplay.config import SPLITS
@@ -122,7 +121,7 @@ def find_duplicates(
         for wanted in (False, True)
     )
     conflicts, leaks = (
-        tuple(members for members in sets + near if _count_distinct(values, members) > 1)
+        tuple(members for members in sets + near if len({*values[[*members]].tolist()} - {-1}) > 1)
         for values in (dataset.labels, dataset.splits)
     )
     return Duplicates(sets=sets, near=near, large=large, conflicts=conflicts, leaks=leaks)
@@ -187,7 +186,7 @@ def describe_findings(
     sets = {
         "duplicates": duplicates.sets,
         "near_duplicates": duplicates.near,
-        "look_alikes": duplicates.large,
+        "similar_images": duplicates.large,
         "conflicts": duplicates.conflicts,
     }
     return {
@@ -234,8 +233,3 @@ def _find_equal_sizes(dataset: ImageDataset, errors: dict[int, ImageError]) -> l
             errors[i] = error
     _, position, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     return [int(i) for i in np.flatnonzero((counts[position] > 1) & (sizes > 0))]
-
-
-def _count_distinct(values: NDArray[Any], members: Sequence[int]) -> int:
-    """Count distinct labels or splits in a set; -1 means none."""
-    return len({int(values[i]) for i in members if values[i] >= 0})

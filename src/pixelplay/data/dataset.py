@@ -27,7 +27,7 @@ class ImageDataset:
         paths: (N,) in natural order; from a table, in row order.
         labels: (N,) int64 in [0, K), -1 for an unlabelled image.
         classes: (K,) names in natural order; a class may have no image.
-        splits: (N,) int8 index into SPLITS, -1 where the data gives no split.
+        splits: (N,) int8 index into SPLITS, -1 where the data defines no split.
         groups: (N,) int64, equal for images that must stay in one split; None if unknown.
         expected: class → number of test images (None if unknown), from a classes file or sample submission.
         skipped: reason → number of files skipped because of their names.
@@ -84,7 +84,7 @@ def make_dataset(
 
     Args:
         labels: (N,) class names, None for an unlabelled image; None: all are unlabelled.
-        splits: (N,) None where the data gives no split; None: it gives none.
+        splits: (N,) None where the data defines no split; None: it defines none.
         group_names: (N,) an image with an empty name is its own group.
     """
     labels, splits = labels or [None] * len(paths), splits or [None] * len(paths)

@@ -13,7 +13,7 @@ from pixelplay.config import Imbalance
 
 OversampleTo = int | Literal["largest"] | None
 HINT_RATIO = 5.0  # class ratio from which imbalance is noted and class weights are tried
-MOST_DRAWS = 2.0  # per image and epoch
+MAX_DRAWS = 2.0  # per image and epoch
 MIN_ERROR = 1e-4  # keeps the draws defined if every error is 0
 
 
@@ -129,7 +129,7 @@ def expected_draws(errors: NDArray[np.floating], hard_example_frac: float) -> Fl
         hard_example_frac: fraction drawn by error, in [0, 1).
 
     Returns:
-        (n,) with sum n, each from 1 − hard_example_frac to `MOST_DRAWS`.
+        (n,) with sum n, each from 1 − hard_example_frac to `MAX_DRAWS`.
 
     Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance
     Sampling", ICML 2018, arXiv:1803.00942, section 3; errors are remembered from the last visit as in Schaul
@@ -137,16 +137,16 @@ def expected_draws(errors: NDArray[np.floating], hard_example_frac: float) -> Fl
     """
     least, n = 1.0 - hard_example_frac, len(errors)
     weights = np.maximum(errors.astype(np.float64), MIN_ERROR)
-    draws = np.full(n, MOST_DRAWS)
+    draws = np.full(n, MAX_DRAWS)
     is_below = np.ones(n, dtype=np.bool_)  # images below the limit
     while is_below.any():
         # draws left after the uniform part and the images at the limit, shared by error
-        left = n - MOST_DRAWS * (n - is_below.sum()) - least * is_below.sum()
+        left = n - MAX_DRAWS * (n - is_below.sum()) - least * is_below.sum()
         draws[is_below] = least + weights[is_below] * left / weights[is_below].sum()
-        is_above = is_below & (draws > MOST_DRAWS)
+        is_above = is_below & (draws > MAX_DRAWS)
         if not is_above.any():
             break
-        draws[is_above] = MOST_DRAWS
+        draws[is_above] = MAX_DRAWS
         is_below &= ~is_above
     return draws
 

@@ -1,11 +1,11 @@
 """Saved model: a folder of safetensors and one JSON file, without executable code.
 
-bundle.json              format_version, classes, backbone, preprocessing, decision rule, hashes
-backbone.safetensors     weights with timm's keys
-tuned.NN.safetensors     likewise, of the fine-tuned stages of branch NN
-head.safetensors         weight (K, D), bias (K,); with a hidden layer (K, H), hidden_weight, hidden_bias
-calibration.safetensors  scores of held-out images, for prediction sets and abstention
-novelty.safetensors      features of training images, and the novelty scale from held-out ones
+bundle.json               format_version, classes, backbone, preprocessing, decision rule, hashes
+backbone.safetensors      weights with timm's keys
+finetuned.NN.safetensors  likewise, of the fine-tuned stages of branch NN
+head.safetensors          weight (K, D), bias (K,); with a hidden layer (K, H), hidden_weight, hidden_bias
+calibration.safetensors   scores of held-out images, for prediction sets and abstention
+novelty.safetensors       features of training images, and the novelty scale from held-out ones
 """
 
 import json
@@ -40,7 +40,7 @@ from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 from pixelplay.model.weights import file_sha256, read_state_dict
 
 FORMAT_VERSION = 3
-_BRANCH_FILE = re.compile(r"tuned\.\d\d\.safetensors")
+_BRANCH_FILE = re.compile(r"finetuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training image's digest: enough to recognise it, too few to guess its content
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
     f"{name}.safetensors" for name in ("backbone", "head", "calibration", "novelty")
@@ -103,7 +103,7 @@ def write_bundle(bundle: ModelBundle, folder: str) -> None:
             "name": bundle.backbone.name,
             "features": bundle.backbone.features,
             "features_version": FEATURES_VERSION,
-            "n_fronts": [branch.n_frozen for branch in branches],
+            "n_frozen": [branch.n_frozen for branch in branches],
         },
         "preprocessing": asdict(bundle.preprocessing),
         "hflip": bundle.hflip,
@@ -190,8 +190,8 @@ def _build(content: Mapping[str, Any], folder: str) -> ModelBundle:
     if (features := content["backbone"]["features"]) not in get_args(FeatureKind):
         raise ValueError(f"features {features!r}")
     backbone = Backbone(name, network, features)
-    if n_fronts := content["backbone"]["n_fronts"]:
-        backbone = _with_branches(backbone, n_fronts, content, folder)
+    if n_frozen := content["backbone"]["n_frozen"]:
+        backbone = _with_branches(backbone, n_frozen, content, folder)
     head = read_state_dict(os.path.join(folder, HEAD))
     raw = dict(content["preprocessing"])
     preprocessing = Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
@@ -252,17 +252,17 @@ def _read_arrays(path: str) -> dict[str, NDArray[Any]]:
 
 
 def _with_branches(
-    backbone: Backbone, n_fronts: Any, content: Mapping[str, Any], folder: str
+    backbone: Backbone, n_frozen: Any, content: Mapping[str, Any], folder: str
 ) -> BranchedBackbone:
     n_stages = len(stage_modules(backbone.network))
-    if not isinstance(n_fronts, list) or len(n_fronts) > MAX_BRANCHES:
-        raise ValueError(f"n_fronts {n_fronts!r}")
-    if wrong := [n for n in n_fronts if type(n) is not int or n not in range(n_stages)]:
-        raise ValueError(f"n_fronts {wrong[0]!r}")
-    names = [_branch_file(i) for i in range(len(n_fronts))]
+    if not isinstance(n_frozen, list) or len(n_frozen) > MAX_BRANCHES:
+        raise ValueError(f"n_frozen {n_frozen!r}")
+    if wrong := [n for n in n_frozen if type(n) is not int or n not in range(n_stages)]:
+        raise ValueError(f"n_frozen {wrong[0]!r}")
+    names = [_branch_file(i) for i in range(len(n_frozen))]
     if unverified := [name for name in names if name not in content["sha256"]]:
         raise ValueError(f"no digest of {unverified[0]}")
-    branches = [TrainableStages(backbone, n_frozen) for n_frozen in n_fronts]
+    branches = [TrainableStages(backbone, n) for n in n_frozen]
     for name, branch in zip(names, branches, strict=True):
         path = os.path.join(folder, name)
         load_weights_into(branch.network, read_state_dict(path), path)
@@ -270,7 +270,7 @@ def _with_branches(
 
 
 def _branch_file(i: int) -> str:
-    return f"tuned.{i:02}.safetensors"
+    return f"finetuned.{i:02}.safetensors"
 
 
 def _check(bundle: ModelBundle) -> None:

@@ -211,7 +211,7 @@ def _compare(comparison: "RunComparison") -> tuple[list[str], list[str]]:
     header = [f"Comparison ({images})", first, second, "difference (95 % CI)"]
     table = zip(align(header, rows), significances, strict=True)
     n_first, n_second = paired.n_only_first_right, paired.n_only_second_right
-    only_right = f"only {first} is right on {n_first:,} images, only {second} on {n_second:,}"
+    only_right = f"only {first} is right on {counted(n_first, 'image')}, only {second} on {n_second:,}"
     if comparison.n_trained_on and not comparison.unseen:
         warnings.append("every image was used to train at least one of the runs")
     if any(row[-1].endswith("?") for row in rows):
@@ -234,7 +234,9 @@ def format_label_issues(report: "LabelIssueReport") -> str:
         [s.path, s.split, s.label, f"{s.prob_label:.2f}", s.suggested, f"{s.prob_suggested:.2f}"]
         for s in found[:MAX_LABEL_ISSUES]
     ]
-    table = align(["path", "split", "label", "prob", "suggested", "prob"], rows) if rows else []
+    table = (
+        align(["path", "split", "label", "prob_label", "suggested", "prob_suggested"], rows) if rows else []
+    )
     if len(found) > MAX_LABEL_ISSUES:
         table.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
     path = printable(os.path.join(report.run_dir, "label_issues.csv"))
@@ -352,10 +354,10 @@ def _name_examples(names: Sequence[str]) -> str:
     return printable(name_some(names, EXAMPLES))
 
 
-def _title(name: str, optimised: str) -> str:
-    """Title the row of a metric and mark the one that the run optimises."""
+def _title(name: str, selected: str) -> str:
+    """Title the row of a metric and mark the selection metric."""
     direction = " (lower is better)" if name == "log_loss" else ""
-    return f"  {METRIC_TITLES[name]}{direction}{' (optimised)' if name == optimised else ''}"
+    return f"  {METRIC_TITLES[name]}{direction}{' (selection metric)' if name == selected else ''}"
 
 
 def _join_blocks(*blocks: Sequence[str]) -> str:
@@ -404,7 +406,10 @@ def _describe_weakest(evaluation: Evaluation) -> list[str]:
     for recall, k in sorted(weak)[:EXAMPLES]:
         row = evaluation.confusion[k]  # (K,) predictions for images of the class
         other = max((j for j in range(len(row)) if j != k), key=row.__getitem__)
-        lines.append(f"{names[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}), confused with {names[other]}")
+        confused = (
+            f", confused with {names[other]}" if row[other] else ""
+        )  # none: wrong in other repeats only
+        lines.append(f"{names[k]}: recall {recall:.2f} ({row[k]}/{row.sum()}){confused}")
     return lines
 
 

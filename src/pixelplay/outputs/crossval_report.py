@@ -44,9 +44,9 @@ def make_crossval_report(
         single: one classifier is deployed instead of the ensemble.
     """
     config, counts, rows = ctx.config, data.fit_counts, validation.rows
-    labels, held_out = data.given_labels[rows], validation.pred[0] >= 0  # a class's only image never is
-    splits = {"oof": _evaluate(validation, data, data.given_labels, config.seed)}
-    if (data.corrected_labels != data.given_labels)[rows].any():
+    labels, held_out = data.original_labels[rows], validation.pred[0] >= 0  # a class's only image never is
+    splits = {"oof": _evaluate(validation, data, data.original_labels, config.seed)}
+    if (data.corrected_labels != data.original_labels)[rows].any():
         splits["oof_corrected"] = _evaluate(validation, data, data.corrected_labels, config.seed)
     on_test = {} if test is None else {"test": test.evaluation, "test_corrected": test.corrected}
     on_test |= {"test_without_duplicates": evaluate_without_duplicates(data, test, config.seed)}

@@ -45,7 +45,7 @@ def evaluate_rows(
     """Evaluate predictions (N,) and probabilities (N, K) of rows (N,); skip rows predicted as -1."""
     is_scored = pred >= 0
     rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
-    labels, corrected = data.given_labels[rows], data.corrected_labels[rows]
+    labels, corrected = data.original_labels[rows], data.corrected_labels[rows]
     predictions = Predictions(
         paths=data.paths_of(rows),
         status=("ok",) * len(rows),
@@ -117,7 +117,7 @@ def evaluate_without_duplicates(
         return None
     rows, predictions = test.rows[kept], test.predictions
     return score_rows(
-        data, rows, predictions.probs[kept], predictions.pred[kept], data.given_labels[rows], seed
+        data, rows, predictions.probs[kept], predictions.pred[kept], data.original_labels[rows], seed
     )
 
 
@@ -126,7 +126,7 @@ class RunComparison:
     """One model minus another on the same images.
 
     Attributes:
-        metric: metric that the first model optimises.
+        metric: selection metric of the first model.
         everything: all scored images.
         n_trained_on: images that either model was trained on.
         unseen: without those; None where there are none, or no others.
@@ -208,6 +208,16 @@ def select_scored(dataset: ImageDataset, split: SplitName | None, log: RunLog) -
         where = f" in split {split}" if split else ""
         raise DataError(f"{dataset.source} has no labelled images{where}{hint}")
     return dataset.select(is_scored), chosen or "all"
+
+
+def check_shared_classes(dataset: ImageDataset, known: tuple[str, ...]) -> None:
+    """Raise DataError unless some image has a class that the model knows."""
+    present = [dataset.classes[k] for k in np.unique(dataset.labels)]
+    if set(present).isdisjoint(known):
+        raise DataError(
+            f"{dataset.source} has no class of the model: it has {name_some(present, EXAMPLES)}; "
+            f"the model has {name_some(known, EXAMPLES)}"
+        )
 
 
 def write_evaluated(predictions: Predictions, dataset: ImageDataset, bundle: ModelBundle, path: str) -> None:
@@ -312,14 +322,13 @@ def compare_runs(
 
     n_unseen = int((is_ok & ~is_trained_on).sum())
     if is_trained_on.any() and n_unseen:
-        log.note(f"comparing on the {n_unseen} images that neither model was trained on")
+        log.note(f"comparing on {counted(n_unseen, 'image')} that neither model was trained on")
     elif is_trained_on.any():
         trained = " and ".join(
             f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, trained_on, strict=True)
         )
         log.note(
-            f"every one of the {is_ok.sum()} images was used to train a model ({trained}): the difference "
-            "may not hold for new images"
+            f"every image was used to train a model ({trained}): the difference may not hold for new images"
         )
     return RunComparison(
         runs=runs,

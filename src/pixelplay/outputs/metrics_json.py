@@ -142,8 +142,8 @@ class RunReport:
                 for name, evaluation in self.splits.items()
             },
             "val_is_before_refit": self.is_refitted,
-            "calibration": _with_selection(selected, self.calibration),
-            "learning_curve": _with_selection(selected, self.learning_curve),
+            "calibration": self.calibration and {"chosen_on": selected, **self.calibration},
+            "learning_curve": self.learning_curve and {"chosen_on": selected, **self.learning_curve},
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
             "label_issues": self.label_issues.summary(),
@@ -161,10 +161,6 @@ class RunReport:
             "by_fold": {"metric": self.metric, **measured, **spread},
             "folds": [dict(fold) for fold in self.by_fold.folds],
         }
-
-
-def _with_selection(selected: str, metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if metrics is None else {"chosen_on": selected, **metrics}
 
 
 def write_config(command: str, report: RunReport, data: TrainingData, ctx: RunContext, **more: Any) -> None:
@@ -237,9 +233,9 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
         "corrections": [
             {
                 "path": dataset.paths[i],
-                "label": data.classes[data.given_labels[i]],
+                "label": data.classes[data.original_labels[i]],
                 "corrected": data.classes[k] if (k := int(data.corrected_labels[i])) >= 0 else None,
             }
-            for i in np.flatnonzero((data.corrected_labels != data.given_labels) | data.reviewed)
+            for i in np.flatnonzero((data.corrected_labels != data.original_labels) | data.reviewed)
         ],
     }

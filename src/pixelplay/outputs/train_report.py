@@ -43,7 +43,7 @@ def make_train_report(
     if test is not None:
         probs = test.predictions.probs
         before = remove_temperature(probs, rule.temperature)
-        calibration = compare_reliability(before, probs, data.given_labels[test.rows], "test")
+        calibration = compare_reliability(before, probs, data.original_labels[test.rows], "test")
     checked = {split: (held_out.rows, held_out.predictions.probs)}
     if test is not None:
         checked["test"] = (test.rows, test.predictions.probs)
@@ -54,7 +54,7 @@ def make_train_report(
         finetune=classifier.finetune,
         splits=splits,
         held_out_split=split,
-        baseline=majority_baseline(counts, data.given_labels[headline.rows], headline.evaluation.classes),
+        baseline=majority_baseline(counts, data.original_labels[headline.rows], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
         chosen={**classifier.chosen, **metrics_json.describe_rule(rule, metrics_json.SELECTED_ON[split])},
         data={**metrics_json.describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},

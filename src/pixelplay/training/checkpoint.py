@@ -140,7 +140,7 @@ def _create_optimizer_state(optimizer: torch.optim.Optimizer, kept: Mapping[str,
     """Let the optimizer create its moments by a step with zero gradient and zero learning rate."""
     numbers = {int(name.split(".")[1]) for name in kept if name.startswith("optimizer.")}
     if not numbers:
-        return  # no step has been taken
+        return  # before the first step
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for n in numbers:
         parameters[n].grad = torch.zeros_like(parameters[n])
@@ -182,12 +182,12 @@ def write_fold(folder: str, result: FoldResult) -> None:
 
     tensors = {"logits": torch.from_numpy(result.logits)}
     tensors |= {f"head.{name}": torch.from_numpy(a) for name, a in result.member.head.arrays().items()}
-    for i, tail in enumerate(result.member.branches):
-        state = tail.network.state_dict()
+    for i, branch in enumerate(result.member.branches):
+        state = branch.network.state_dict()
         tensors |= {f"stages.{i}.{name}": value.contiguous().cpu() for name, value in state.items()}
     about = {
-        "n_frozen": [tail.n_frozen for tail in result.member.branches],
-        "is_beside": result.member.keeps_frozen,
+        "n_frozen": [branch.n_frozen for branch in result.member.branches],
+        "keeps_frozen": result.member.keeps_frozen,
         **{name: getattr(result, name) for name in ("finetune", "chosen", "history", "notes")},
     }
     write_bytes(save(tensors, metadata={"fold": json.dumps(about)}), os.path.join(folder, FOLD))
@@ -204,13 +204,13 @@ def read_fold(folder: str, held_out: IntArray, place: tuple[int, int], frozen: B
         metadata, kept = _read_safetensors(path)
         about = json.loads(metadata["fold"])
         branches = [TrainableStages(frozen, n_frozen) for n_frozen in about.pop("n_frozen")]
-        for i, tail in enumerate(branches):
-            tail.network.load_state_dict(_with_prefix(kept, f"stages.{i}."))
+        for i, branch in enumerate(branches):
+            branch.network.load_state_dict(_with_prefix(kept, f"stages.{i}."))
         head = LinearHead(**{name: value.numpy() for name, value in _with_prefix(kept, "head.").items()})
         logits: Float32Array = np.asarray(kept["logits"].numpy())
         if len(logits) != len(held_out):
             raise ValueError(f"{len(logits)} images, not {len(held_out)}")
-        member = EnsembleMember(branches=branches, head=head, keeps_frozen=about.pop("is_beside"))
+        member = EnsembleMember(branches=branches, head=head, keeps_frozen=about.pop("keeps_frozen"))
         repeat, fold = place
         return FoldResult(repeat=repeat, fold=fold, rows=held_out, logits=logits, member=member, **about)
 

@@ -68,10 +68,10 @@ def without_test_split(config: TrainConfig, log: RunLog) -> TrainConfig:
 
 
 def without_val_split(dataset: ImageDataset, log: RunLog) -> ImageDataset:
-    """Merge a given validation split into train; the folds treat both alike."""
+    """Merge a predefined validation split into train; the folds treat both alike."""
     is_val = dataset.in_split("val")
     if is_val.any():
-        log.note("the given val split is merged into train and assigned to folds")
+        log.note("the predefined val split is merged into train and assigned to folds")
     return replace(dataset, splits=np.where(is_val, np.int8(SPLITS.index("train")), dataset.splits))
 
 

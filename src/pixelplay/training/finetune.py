@@ -93,7 +93,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     )
 
 
-def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
+def refit(task: FinetuneTask, finetuned: Finetuned) -> tuple[Finetuned, int]:
     """Continue on train and val together, now that validation has made its selections.
 
     A linear probe is likewise refitted once folds have selected C. The final weights lie halfway between
@@ -105,11 +105,11 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
 
     Source: Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482.
     """
-    ctx, classifier = task.ctx, tuned.classifier
-    epochs = ctx.config.finetuning.refit_epochs if tuned.best_epoch else 0
+    ctx, classifier = task.ctx, finetuned.classifier
+    epochs = ctx.config.finetuning.refit_epochs if finetuned.best_epoch else 0
     if epochs:
         before = copy_weights(classifier)
-        state = _refit_trainer(task, tuned, epochs).fit()
+        state = _refit_trainer(task, finetuned, epochs).fit()
         if state.stopped:
             ctx.log.note(f"skipped the refit on train and val: {state.stopped}")
             epochs = 0
@@ -117,23 +117,23 @@ def refit(task: FinetuneTask, tuned: Finetuned) -> tuple[Finetuned, int]:
             epochs, offset = state.epochs, task.offset(task.data.fit_rows)
             if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
                 restore_weights(classifier, halfway(before, copy_weights(classifier)))
-                offset = (tuned.validation.offset + offset) / 2
+                offset = (finetuned.validation.offset + offset) / 2
             backbone, head = _assemble(task, classifier, task.data.fit_rows, offset)
-            last = tuned.history[-1]
+            last = finetuned.history[-1]
             more = [
                 {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
                 for row in state.history[1:]
             ]
-            tuned = replace(tuned, backbone=backbone, head=head, history=tuned.history + more)
-    if tuned.ensemble_probe:
+            finetuned = replace(finetuned, backbone=backbone, head=head, history=finetuned.history + more)
+    if finetuned.ensemble_probe:
         probe_head = task.refit_probe(task.data.fit_rows) if epochs else task.probe.head
         frozen = task.ctx.backbone.backbone
         probe = ensemble_member(frozen, probe_head, None)
         # the trained stages next to the frozen ones, under a head that averages both logits
-        network = ensemble_member(tuned.backbone, tuned.head, classifier.stages.n_frozen)
+        network = ensemble_member(finetuned.backbone, finetuned.head, classifier.stages.n_frozen)
         backbone, head = average_members(frozen, [probe, network])
-        tuned = replace(tuned, backbone=backbone, head=head)
-    return tuned, epochs
+        finetuned = replace(finetuned, backbone=backbone, head=head)
+    return finetuned, epochs
 
 
 def starts_at_probe(task: FinetuneTask) -> bool:
@@ -147,30 +147,30 @@ def halfway(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     return {name: torch.lerp(before[name].to(value.device), value, 0.5) for name, value in after.items()}
 
 
-def _refit_trainer(task: FinetuneTask, tuned: Finetuned, epochs: int) -> Trainer:
+def _refit_trainer(task: FinetuneTask, finetuned: Finetuned, epochs: int) -> Trainer:
     """Set up the short, slow training on train and val; nothing is left to select."""
     config, rows = task.ctx.config, task.data.fit_rows
     settings = replace(config.finetuning, initial_size_frac=1.0, patience=None)
     unmixed = replace(config.augmenting, mix_prob=0.0)
     schedule = replace(
-        tuned.schedule,
+        finetuned.schedule,
         rows=rows,
         epochs=epochs,
-        epochs_before=tuned.plan.epochs,
+        epochs_before=finetuned.plan.epochs,
         config=replace(config, finetuning=settings, augmenting=unmixed),
     )
     empty = task.val[:0]
     validation = replace(
-        tuned.validation, rows=empty, labels=empty, offset=task.offset(rows), probe_logits=None
+        finetuned.validation, rows=empty, labels=empty, offset=task.offset(rows), probe_logits=None
     )
     return Trainer(
-        tuned.classifier,
-        tuned.inputs,
+        finetuned.classifier,
+        finetuned.inputs,
         schedule,
         validation,
         task.loss(rows),
         task.ctx.derive(run_dir=os.path.join(task.ctx.checkpoint_dir, "refit")),
-        time_limit_s=task.time_limit_s(tuned.plan, refit=True),
+        time_limit_s=task.time_limit_s(finetuned.plan, refit=True),
         lr_frac=REFIT_LR_FRAC,
     )
 
@@ -240,8 +240,8 @@ def _note_uncached_pixels(task: FinetuneTask, plan: FinetunePlan) -> None:
 def _ineffective_settings(plan: FinetunePlan, schedule: Schedule) -> Iterator[str]:
     """Yield notes on settings that turn out to have no or less effect with the plan."""
     settings, augmenting = schedule.config.finetuning, schedule.config.augmenting
-    if schedule.batches_per_step < (asked := settings.grad_accum_steps):
-        yield f"--grad-accum-steps {asked} is reduced to {schedule.batches_per_step}, the batches of an epoch"
+    if schedule.batches_per_step < (n := settings.grad_accum_steps):
+        yield f"--grad-accum-steps {n} is reduced to {schedule.batches_per_step}, the batches of an epoch"
     if (batch_size := settings.train_batch_size or 0) > plan.batch_size:
         yield f"--train-batch-size {batch_size} is reduced to {plan.batch_size}, the training images"
     if plan.unfreeze_stages == 1 and settings.layer_decay not in (None, 1):

@@ -51,7 +51,7 @@ class FinetuneTask:
         config = ctx.config
         imbalance: Imbalance = config.imbalance
         if imbalance == "auto":
-            # the class-weighted probe stands for balanced classes; oversampled ones are drawn evenly
+            # with oversampling, the equivalent of a class-weighted probe is sampling classes evenly
             oversamples = config.oversample_to is not None and probe.weighting != "none"
             imbalance = "sampler" if oversamples else probe.weighting
         self.data, self.probe = data, probe

@@ -46,7 +46,7 @@ def fit_probe_for_imbalance(
 ) -> LinearProbe:
     """Fit the linear probe with the weighting that `config.imbalance` implies.
 
-    With auto and a class ratio above 5:1, the class-weighted probe is taken where the metric of its
+    With auto and a class ratio above 5:1, the class-weighted probe is selected if the metric of its
     decisions is better out of fold by more than one standard error of the paired difference.
 
     Args:
@@ -56,7 +56,7 @@ def fit_probe_for_imbalance(
     """
     start, counts = time.monotonic(), np.bincount(labels)
     ratio, tolerance = imbalance_ratio(counts), SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
-    evidence: dict[str, Any] = {"asked": config.imbalance, "ratio": ratio}
+    evidence: dict[str, Any] = {"requested": config.imbalance, "ratio": ratio}
 
     def fit(weighting: Weighting) -> LinearProbe:
         weights, offset = _weights_and_offset(weighting, labels, counts)

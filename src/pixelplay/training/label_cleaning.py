@@ -29,11 +29,11 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     probe, folds = fit_probe_on_rows(data, rows, ctx, title="finding label issues")
     priors = class_priors(data.fit_counts)
     rule = fit_decision_rule(probe.oof_logits, labels, groups, priors, metric=config.metric, seed=config.seed)
-    is_judged = folds != NEVER_HELD_OUT
-    scores, _, is_issue = find_label_issues(rule.apply(probe.oof_logits)[0][is_judged], labels[is_judged])
+    is_held_out = folds != NEVER_HELD_OUT
+    scores, _, is_issue = find_label_issues(rule.apply(probe.oof_logits)[0][is_held_out], labels[is_held_out])
     order = np.argsort(scores, kind="stable")
-    suspected = rows[is_judged][order[is_issue[order]]]
-    dropped = _limit(suspected[~data.reviewed[suspected]], data)
+    issues = rows[is_held_out][order[is_issue[order]]]
+    dropped = _limit(issues[~data.reviewed[issues]], data)
     if len(dropped):
         n = counted(len(dropped), "image")
         ctx.log.note(
@@ -44,11 +44,11 @@ def remove_label_issues(data: TrainingData, ctx: RunContext) -> TrainingData:
     return replace(data, split=split, fit_rows=np.setdiff1d(rows, dropped), dropped=dropped)
 
 
-def _limit(suspected: IntArray, data: TrainingData) -> IntArray:
+def _limit(issues: IntArray, data: TrainingData) -> IntArray:
     """Keep the worst issues of each class in train and in val, up to MAX_DROPPED; ascending positions."""
     dropped = []
     for split in (data.split.train, data.split.val):
-        own = suspected[np.isin(suspected, split)]
+        own = issues[np.isin(issues, split)]
         limits = (MAX_DROPPED * data.counts_of(split)).astype(np.int64)  # (K,)
         dropped += [own[data.labels[own] == k][: limits[k]] for k in range(data.n_known)]
     return np.sort(np.concatenate(dropped))

@@ -57,32 +57,32 @@ def read_plan(path: str) -> FinetunePlan:
         raise ConfigError(f"plan {path} is not valid JSON: {error}") from None
     known = [field.name for field in dataclasses.fields(FinetunePlan)]
     if not isinstance(content, dict) or not set(known) & set(content):
-        raise ConfigError(f"{path} is not a plan; give the plan.json of a run of pixelplay train")
+        raise ConfigError(f"{path} is not a plan; pass the plan.json of a run of pixelplay train")
     for name in content:
         if name not in known:
             raise ConfigError(f"plan {path} has the unknown key {name!r}{suggest(name, known)}")
     if missing := [name for name in known if name not in content]:
-        raise ConfigError(f"plan {path} lacks {name_some(missing)}; give an unedited plan.json")
+        raise ConfigError(f"plan {path} lacks {name_some(missing)}; pass an unedited plan.json")
     _check_values(content, path)
     return FinetunePlan(**content)
 
 
 def apply_plan(plan: FinetunePlan, config: TrainConfig) -> TrainConfig:
     """Return the settings that repeat a plan; raise ConfigError where one contradicts it."""
-    asked = config.finetuning
+    finetuning = config.finetuning
     settings = {
         "finetune": (None if config.finetune == "auto" else config.finetune, plan.finetune),
-        "epochs": (asked.epochs, plan.epochs),
-        "unfreeze_stages": (asked.unfreeze_stages, plan.unfreeze_stages),
-        "cached_views": (asked.cached_views, plan.cached_views),
-        "train_batch_size": (asked.train_batch_size, plan.batch_size),
+        "epochs": (finetuning.epochs, plan.epochs),
+        "unfreeze_stages": (finetuning.unfreeze_stages, plan.unfreeze_stages),
+        "cached_views": (finetuning.cached_views, plan.cached_views),
+        "train_batch_size": (finetuning.train_batch_size, plan.batch_size),
     }
     for name, (value, planned) in settings.items():
         if value is not None and value != planned:
             raise ConfigError(f"{name}={value!r} contradicts {planned!r} in the plan; omit one of them")
-    if asked.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
+    if finetuning.head == "mlp" and plan.batch_size < MIN_MLP_BATCH:
         raise ConfigError(
-            f"the plan has batch_size={plan.batch_size} but head='mlp' needs at least {MIN_MLP_BATCH}; "
+            f"the plan has batches of {plan.batch_size} images but head='mlp' needs {MIN_MLP_BATCH}; "
             "omit the plan or the head"
         )
     return replace(config, finetune=plan.finetune)
@@ -106,7 +106,7 @@ def _check_values(content: dict[str, Any], path: str) -> None:
         "seconds": isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()),
     }
     if invalid := [name for name, ok in is_valid.items() if not ok]:
-        raise ConfigError(f"plan {path} has the invalid value {invalid[0]}={content[invalid[0]]!r}")
+        raise ConfigError(f"plan {path} has the invalid {invalid[0]} {content[invalid[0]]!r}")
 
 
 def _is_count(value: object) -> bool:

@@ -93,9 +93,9 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
     for note in data.split.notes:
         log.note(note)
     if config.relabel is not None:
-        n_changed = int((data.labels != data.given_labels).sum())
+        n_changed = int((data.labels != data.original_labels).sum())
         n = f"{counted(n_changed, 'training label')} changed, {counted(len(data.excluded), 'image')} excluded"
-        log.note(f"{config.relabel}: {n}; metrics use the labels as given (metrics.json has both)")
+        log.note(f"{config.relabel}: {n}; metrics use the original labels (metrics.json has both)")
     _log_never_held_out(data, log)
     _log_coverage(data, log)
     ratio = imbalance_ratio(data.fit_counts)
@@ -128,10 +128,10 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
         named = [f"{name} ({n})" for name, n in coverage.few.items()]
         n = counted(len(coverage.few), "expected class")
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {name_some(named, EXAMPLES)}{share}")
-    # classes that have images outside a given test split but none left to train on
+    # classes that have images outside a predefined test split but none left to train on
     outside = ~data.dataset.in_split("test")
-    n_outside = np.bincount(data.given_labels[outside], minlength=len(data.classes))
-    n_removed = np.bincount(data.given_labels[data.split.removed], minlength=len(data.classes))
+    n_outside = np.bincount(data.original_labels[outside], minlength=len(data.classes))
+    n_removed = np.bincount(data.original_labels[data.split.removed], minlength=len(data.classes))
     unknown = range(data.n_known, len(data.classes))
     if named := [data.classes[k] for k in unknown if n_outside[k] > n_removed[k]]:
         n = f"{len(named)} of {len(data.classes)} classes"

@@ -53,30 +53,34 @@ def fit_probe_or_finetune(
     probe, _ = fit_probe_on_rows(data, train, ctx, head_only=True, title="linear probe")
     task = FinetuneTask(data, probe, ctx)
     try:
-        tuned = finetune(task, method)
+        finetuned = finetune(task, method)
     except (TimeBudgetError, BackboneSplitError, InsufficientMemoryError) as error:
         if config.finetune != "auto":
             raise ConfigError(str(error)) from None
         log.note(f"{error}; using the linear probe")
         _note_unused_by_probe(ctx)
         return _train_linear_probe(data, ctx, needs_oof=needs_oof)
-    if not tuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
-        initial, *scores = [row["val_score"] for row in tuned.history]
+    if not finetuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
+        initial, *scores = [row["val_score"] for row in finetuned.history]
         best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
-        log.note(f"selected the linear probe: no epoch improved on it on {len(val)} validation images{best}")
-        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), {})
-    is_better, evidence = compare_methods(probe.head.logits(data.features[val]), tuned.logits, data, config)
+        n_val = counted(len(val), "validation image")
+        log.note(f"selected the linear probe: no epoch improved on it on {n_val}{best}")
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), finetuned, len(val), {})
+    is_better, evidence = compare_methods(
+        probe.head.logits(data.features[val]), finetuned.logits, data, config
+    )
     _note_comparison(method, is_better, evidence, len(val), ctx)
     if config.finetune == "auto" and not is_better:
-        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), tuned, len(val), evidence)
-    return _finish(task, tuned, {**evidence, "auto_takes": method if is_better else "none"})
+        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), finetuned, len(val), evidence)
+    return _finish(task, finetuned, {**evidence, "auto_selects": method if is_better else "none"})
 
 
 def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool) -> TrainedClassifier:
     """Fit a linear head on frozen features; folds of train and val select its settings."""
     rows, log = data.fit_rows, ctx.log
     if n := len(data.split.val):
-        log.note(f"the linear probe selects by cross-validation; the {n} validation images join training")
+        images = counted(n, "validation image")
+        log.note(f"the linear probe selects by cross-validation; {images} added to training")
     probe, folds = fit_probe_on_rows(data, rows, ctx, head_only=not needs_oof, title="linear probe")
     if note := note_on_imbalance(ctx.config.imbalance):
         log.note(note)
@@ -102,7 +106,7 @@ def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool)
 
 
 def compare_methods(
-    probe: Float32Array, tuned: Float32Array, data: TrainingData, config: TrainConfig
+    probe: Float32Array, finetuned: Float32Array, data: TrainingData, config: TrainConfig
 ) -> tuple[bool, dict[str, float]]:
     """Compare the metric of two logits (n, K) on val, and where it is not clear their held-out score.
 
@@ -113,56 +117,56 @@ def compare_methods(
     labels, groups = data.labels[val], data.split.groups[val]
     priors = class_priors(data.counts_of(data.train_without_val_duplicates()))
     values, standard_error = compare_logits(
-        (probe, tuned), labels, groups, priors, metric=config.metric, seed=config.seed
+        (probe, finetuned), labels, groups, priors, metric=config.metric, seed=config.seed
     )
     difference = values[1] - values[0]
-    scores = [calibrated_nll(logits, labels, priors, config.metric) for logits in (probe, tuned)]
+    scores = [calibrated_nll(logits, labels, priors, config.metric) for logits in (probe, finetuned)]
     is_clear = abs(difference) > CLEAR_DIFFERENCE * standard_error
     is_better = difference > 0 if is_clear else scores[1] < scores[0]
     return is_better, {
         f"probe_{config.metric}": values[0],
-        f"tuned_{config.metric}": values[1],
+        f"finetuned_{config.metric}": values[1],
         "probe_score": scores[0],
-        "tuned_score": scores[1],
+        "finetuned_score": scores[1],
         "standard_error": standard_error,
     }
 
 
-def _finish(task: FinetuneTask, tuned: Finetuned, evidence: Mapping[str, object]) -> TrainedClassifier:
-    """Refit on train and val, and record what the selections rest on."""
+def _finish(task: FinetuneTask, finetuned: Finetuned, evidence: Mapping[str, object]) -> TrainedClassifier:
+    """Refit on train and val, and record how each setting was selected."""
     config = task.ctx.config
-    tuned, refit_epochs = refit(task, tuned)
-    by_val, given = {"chosen_on": "val", "n": len(task.val)}, {"chosen_on": None}
-    may_choose = can_average_with_probe(config) and config.finetuning.ensemble_probe == "auto"
-    method = tuned.plan.finetune
+    finetuned, refit_epochs = refit(task, finetuned)
+    by_val, fixed = {"chosen_on": "val", "n": len(task.val)}, {"chosen_on": None}
+    is_auto = can_average_with_probe(config) and config.finetuning.ensemble_probe == "auto"
+    method = finetuned.plan.finetune
     imbalance_by = "train, out of fold" if task.probe.was_compared else None
     return TrainedClassifier(
         finetune=method,
-        backbone=tuned.backbone,
-        head=tuned.head,
+        backbone=finetuned.backbone,
+        head=finetuned.head,
         trained_on=task.data.fit_rows if refit_epochs else task.train,
         prior_rows=task.train,
         held_out=task.val,
-        logits=tuned.logits,
+        logits=finetuned.logits,
         folds=None,
         chosen={
-            "finetune": {"value": method, **(by_val if config.finetune == "auto" else given), **evidence},
-            "epoch": {"value": tuned.best_epoch, **by_val},
-            "ensemble_probe": {"value": tuned.ensemble_probe, **(by_val if may_choose else given)},
-            "refit_epochs": {"value": refit_epochs, **given},
+            "finetune": {"value": method, **(by_val if config.finetune == "auto" else fixed), **evidence},
+            "epoch": {"value": finetuned.best_epoch, **by_val},
+            "ensemble_probe": {"value": finetuned.ensemble_probe, **(by_val if is_auto else fixed)},
+            "refit_epochs": {"value": refit_epochs, **fixed},
             "imbalance": {**task.probe.evidence, "value": config.imbalance, "chosen_on": imbalance_by},
         },
-        history=tuned.history,
-        plan=tuned.plan,
+        history=finetuned.history,
+        plan=finetuned.plan,
     )
 
 
 def _keep_probe(
-    probe: TrainedClassifier, tuned: Finetuned, n_val: int, evidence: Mapping[str, float]
+    probe: TrainedClassifier, finetuned: Finetuned, n_val: int, evidence: Mapping[str, float]
 ) -> TrainedClassifier:
     """Record that the linear probe was selected over a fine-tuned network."""
     selected = {"value": "none", "chosen_on": "val", "n": n_val, **evidence}
-    return replace(probe, history=tuned.history, chosen={"finetune": selected, **probe.chosen})
+    return replace(probe, history=finetuned.history, chosen={"finetune": selected, **probe.chosen})
 
 
 def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
@@ -176,8 +180,8 @@ def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
         return "none"
     if (n_val := len(data.split.val)) < ENOUGH_VAL:
         ctx.log.note(
-            f"{n_val} validation images cannot show whether fine-tuning is better ({ENOUGH_VAL} could); "
-            "using the linear probe (--finetune partial fine-tunes anyway)"
+            f"{counted(n_val, 'validation image')} cannot show whether fine-tuning is better "
+            f"({ENOUGH_VAL} could); using the linear probe (--finetune partial fine-tunes anyway)"
         )
         return "none"
     return "partial" if ctx.device.name == "cpu" else "full"
@@ -199,22 +203,24 @@ def _note_comparison(
     method: TrainedMethod, is_better: bool, evidence: Mapping[str, float], n_val: int, ctx: RunContext
 ) -> None:
     """Say which of the two is better on the validation images, and what is selected."""
-    metric = ctx.config.metric
+    metric, images = ctx.config.metric, counted(n_val, "validation image")
     selected = "fine-tuned network" if is_better or ctx.config.finetune != "auto" else "linear probe"
     hint = "" if is_better or ctx.config.finetune == "auto" else "; --finetune auto would select the probe"
+    metrics, scores = (
+        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "score")
+    )
     ctx.log.note(
-        f"selected the {selected}: {metric} on {n_val} validation images {evidence[f'tuned_{metric}']:.3f} "
-        f"({method}) vs {evidence[f'probe_{metric}']:.3f} (linear probe), score "
-        f"{evidence['tuned_score']:.3f} vs {evidence['probe_score']:.3f} (lower is better){hint}"
+        f"selected the {selected}: {metric} on {images} {metrics[0]:.3f} ({method}) vs {metrics[1]:.3f} "
+        f"(linear probe), score {scores[0]:.3f} vs {scores[1]:.3f} (lower is better){hint}"
     )
 
 
 def _note_ineffective_settings(method: TrainedMethod, ctx: RunContext) -> None:
     """Note settings that have no effect with the chosen method."""
     config, log, defaults = ctx.config, ctx.log, TrainConfig()
-    settings, gives_budget = config.finetuning, config.time_budget != defaults.time_budget
+    settings, has_budget = config.finetuning, config.time_budget != defaults.time_budget
     if method == "none":
-        if gives_budget:
+        if has_budget:
             log.note_for_run("--time-budget is ignored with --finetune none")
         if config.finetune == "none" and config.val_frac != defaults.val_frac:
             log.note_for_run("--val-frac is ignored with --finetune none")
@@ -226,8 +232,8 @@ def _note_ineffective_settings(method: TrainedMethod, ctx: RunContext) -> None:
         log.note_for_run("--deterministic has no effect on Apple GPUs")
     if config.finetune == "auto" and (unused := unused_settings(method, config)):
         log.note_for_run(f"no effect with {method} fine-tuning: {', '.join(unused)}")
-    if gives_budget and (ctx.plan is not None or settings.epochs is not None):
-        log.note_for_run("--time-budget is ignored where the number of epochs is given")
+    if has_budget and (ctx.plan is not None or settings.epochs is not None):
+        log.note_for_run("--time-budget is ignored with --epochs or --plan")
 
 
 def _note_unused_by_probe(ctx: RunContext) -> None:

@@ -89,8 +89,8 @@ def check_images(folder: str, data: TrainingData, weights_id: str) -> None:
         "missing": [path for path in then if path not in own],
         "changed": [path for path in both if own[path][:-1] != then[path][:-1] or path in moved],
     }
-    if told := [f"{len(paths)} {kind} ({name_some(paths[:3])})" for kind, paths in found.items() if paths]:
-        raise DataError(f"the interrupted run had other images: {', '.join(told)}; {START_OVER}")
+    if changes := [f"{len(paths)} {kind} ({name_some(paths[:3])})" for kind, paths in found.items() if paths]:
+        raise DataError(f"the interrupted run had other images: {', '.join(changes)}; {START_OVER}")
 
 
 def load_plan(path: str, config: TrainConfig, log: RunLog) -> tuple[FinetunePlan, TrainConfig]:

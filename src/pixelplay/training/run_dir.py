@@ -27,20 +27,24 @@ MIN_FREE_BYTES = 200 << 20  # for a backbone, its head and tables
 def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[str]:
     """Provide the folder OUT.partial, which is renamed to `out_dir` when the block succeeds.
 
+    An interrupted run that was to replace another one, by `force`, still replaces it when resumed.
     Where the block fails or is killed, a folder with a checkpoint stays and can be resumed; any other is
     removed.
 
     Raises:
-        ConfigError: `out_dir` exists without `force`, is not a run, cannot be written, is in use by another
-            process, its disk is full, or an interrupted run is waiting there.
+        ConfigError: both `force` and `resume`; `out_dir` exists without `force`, is not a run, cannot be
+            written, is in use by another process, its disk is full, or an interrupted run is waiting there.
     """
+    if force and resume:
+        raise ConfigError("--resume and --force contradict each other; use --force only to start over")
     out_dir = os.path.realpath(out_dir)  # a symbolic link stays, its target is replaced
     partial = f"{out_dir}{PARTIAL}"
     parent = os.path.dirname(out_dir)
     restore_folder(partial, out_dir, _is_run)
     if os.path.isfile(os.path.join(out_dir, LOCK)) and _is_run(out_dir, UNFINISHED_FILES):
         _remove_temporary(out_dir)  # the process was killed after the rename
-    _check_target(out_dir, force=force)
+    is_replaced = force or (resume and _is_resumable(partial) and _is_run(out_dir))
+    _check_target(out_dir, force=is_replaced)
     if os.path.isdir(partial):  # checked before the lock adds a file
         _check_ours(partial)
     try:
@@ -55,7 +59,7 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
                 missing = f"{parent} has {free >> 20} MB free but a run needs {MIN_FREE_BYTES >> 20} MB"
                 raise ConfigError(f"{missing}; free some space or choose another --out")
             yield partial
-            _check_target(out_dir, force=force)  # another process may have created it meanwhile
+            _check_target(out_dir, force=is_replaced)  # another process may have created it meanwhile
             # with the checkpoint: the process may be killed at any instant
             replace_folder(partial, out_dir, _is_run)
             _remove_temporary(out_dir)
@@ -124,12 +128,12 @@ def _remove_temporary(run: str) -> None:
 
 
 def is_finished(run: str, settings: Mapping[str, Any]) -> bool:
-    """Return True if a folder is a finished run with the given settings, False if it is no run.
+    """Return True if a folder is a finished run with the same settings, False if there is one to resume.
 
     Raises:
         ConfigError: its config.json has other values; they are named.
     """
-    if not _is_run(run):
+    if not _is_run(run) or _is_resumable(f"{os.path.realpath(run)}{PARTIAL}"):
         return False
     own = dict(flatten(settings))
     had = {name: value for name, value in flatten(_read_config(run)) if name in own}

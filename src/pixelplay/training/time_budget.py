@@ -190,7 +190,7 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
     limit = max(1, min(MAX_STAGES, len(stage_modules(backbone.network)) - 1))
     choices = [settings.unfreeze_stages] if settings.unfreeze_stages else list(range(1, limit + 1))
     if settings.epochs is not None:
-        return _plan_given_epochs(task, choices, batch_size)
+        return _plan_fixed_epochs(task, choices, batch_size)
     throughputs: list[Throughput] = []
     plan = None
     for n_stages in choices:
@@ -208,7 +208,7 @@ def _plan_partial(task: FinetuneTask) -> FinetunePlan:
     return plan
 
 
-def _plan_given_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
+def _plan_fixed_epochs(task: FinetuneTask, choices: list[int], batch_size: int) -> FinetunePlan:
     """Train the configured number of epochs with the earliest cut whose views can be cached."""
     device, settings = task.ctx.device, task.ctx.config.finetuning
     for n_stages in reversed(choices):
@@ -242,14 +242,14 @@ def _plan_full(task: FinetuneTask) -> FinetunePlan:
 
 def _lack_of_room(task: FinetuneTask, throughput: Throughput) -> TimeBudgetError | None:
     """Return the error for cached views that do not fit; None where they do."""
-    work, asked = Workload.of(task), task.ctx.config.finetuning.cached_views
-    if work.max_views(throughput) >= (asked or 1):
+    work, n_views = Workload.of(task), task.ctx.config.finetuning.cached_views
+    if work.max_views(throughput) >= (n_views or 1):
         return None
-    needed = (asked or 1) * throughput.bytes_per_view * work.n_train
+    needed = (n_views or 1) * throughput.bytes_per_view * work.n_train
     return TimeBudgetError(
-        f"{asked or 1} cached views of {work.n_train:,} images need {needed / 1e6:,.1f} MB but there is room "
-        f"for {work.max_view_bytes / 1e6:,.1f} MB; raise --cache-gb or "
-        f"{'lower --cached-views' if asked else 'use --finetune none'}"
+        f"{n_views or 1} cached views of {work.n_train:,} images need {needed / 1e6:,.1f} MB but there is "
+        f"room for {work.max_view_bytes / 1e6:,.1f} MB; raise --cache-gb or "
+        f"{'lower --cached-views' if n_views else 'use --finetune none'}"
     )
 
 

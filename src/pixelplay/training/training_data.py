@@ -28,10 +28,10 @@ class TrainingData:
     split: Split
     classes: tuple[str, ...]  # first the K that are trained, then those that only other splits contain
     n_known: int  # K
-    given_labels: IntArray  # (N,) positions in `classes`, as the data has them: for metrics
+    original_labels: IntArray  # (N,) positions in `classes`, before corrections: for metrics
     corrected_labels: IntArray  # (N,) after the user's corrections; -1 where an image is to be excluded
     reviewed: BoolArray  # (N,) images that the user's corrections name, changed or confirmed
-    labels: IntArray  # (N,) for training: corrected in train and val, as given in test
+    labels: IntArray  # (N,) for training: corrected in train and val, original in test
     fit_rows: IntArray  # positions that the final model is fitted on: train and val, ascending
     excluded: IntArray  # positions in train and val that a correction excludes
     excluded_from_val: IntArray  # those of them that were in val
@@ -58,7 +58,7 @@ class TrainingData:
     def train_without_val_duplicates(self) -> IntArray:
         """Positions of the training images that duplicate no validation image.
 
-        A split made here has no such duplicates; a given one may, and a memorised image must not choose.
+        A predefined split may have such duplicates; memorised images would distort validation metrics.
         """
         is_val = np.zeros(len(self.dataset), dtype=np.bool_)
         is_val[self.split.val] = True
@@ -81,7 +81,7 @@ def build_training_data(
 ) -> TrainingData:
     """Leave out unreadable images and split the rest.
 
-    The split is made by the given labels, not the corrected ones.
+    The split is made by the original labels, not the corrected ones.
 
     Args:
         near_duplicates: pairs of positions in `dataset`.
@@ -96,12 +96,12 @@ def build_training_data(
     position = np.cumsum(is_readable) - 1  # of each image among the readable ones
     pairs = [(int(position[i]), int(position[j])) for i, j in near_duplicates]
     duplicates = find_duplicates(usable, digests, pairs)
-    given_split = make_split(usable, duplicates, config)
+    split = make_split(usable, duplicates, config)
     corrections = corrections or uncorrected_labels(dataset)
     corrected = corrections.labels[is_readable]
-    fit_rows = np.union1d(given_split.train, given_split.val)
+    fit_rows = np.union1d(split.train, split.val)
     excluded = fit_rows[corrected[fit_rows] == NO_LABEL]
-    train, val, fit_rows = (np.setdiff1d(a, excluded) for a in (given_split.train, given_split.val, fit_rows))
+    train, val, fit_rows = (np.setdiff1d(a, excluded) for a in (split.train, split.val, fit_rows))
     labels = usable.labels.copy()
     labels[fit_rows] = corrected[fit_rows]
     counts = np.bincount(labels[fit_rows], minlength=len(usable.classes))
@@ -116,15 +116,15 @@ def build_training_data(
         features=features.values[is_readable],
         digests=digests,
         duplicates=duplicates,
-        split=replace(given_split, train=train, val=val),
+        split=replace(split, train=train, val=val),
         classes=tuple(usable.classes[k] for k in order),
         n_known=len(known),
-        given_labels=rank[usable.labels],
+        original_labels=rank[usable.labels],
         corrected_labels=rank[corrected],
         reviewed=corrections.reviewed[is_readable],
         labels=rank[labels],
         fit_rows=fit_rows,
         excluded=excluded,
-        excluded_from_val=np.intersect1d(excluded, given_split.val),
+        excluded_from_val=np.intersect1d(excluded, split.val),
         dropped=np.empty(0, dtype=np.int64),
     )

@@ -103,9 +103,10 @@ def search_near_duplicates(
 
     def load(k: int) -> tuple[Closeup, Closeup] | None:
         try:
-            first, second = (_make_closeup(read(int(i))) for i in candidates.pairs[k])
+            pair = [read(int(i)) for i in candidates.pairs[k]]
         except ImageError:  # it has become unreadable
             return None
+        first, second = ((make_thumbnail(x, CLOSE_PX), make_color_thumbnail(x, THUMBNAIL_PX)) for x in pair)
         return first, second
 
     found: dict[tuple[int, int], NearDuplicatePair] = {}
@@ -170,10 +171,6 @@ def _find_close_pairs(
         ratios = _relative_differences(images, block, alignments[rows], typical)
         is_close[rows] = ratios <= ROUGH_MAX_RELATIVE_DIFFERENCE
     return is_close
-
-
-def _make_closeup(pixels: UInt8Array) -> Closeup:
-    return make_thumbnail(pixels, CLOSE_PX), make_color_thumbnail(pixels, THUMBNAIL_PX)
 
 
 def _verify(

@@ -64,11 +64,12 @@ def rerun_command(records: RunRecords, *changes: str) -> str:
 def _advise_classes(records: RunRecords) -> list[dict[str, Any]]:
     errors = records.errors
     advice = []
-    for name, n_errors in Counter(row.label for row in errors).most_common(MAX_CLASSES):
+    for name, n_errors in Counter(sorted(row.label for row in errors)).most_common(MAX_CLASSES):
         if n_errors < MIN_ERRORS or n_errors / len(errors) < MIN_ERROR_SHARE:
             continue
         n = sum(row.label == name for row in records.predictions)
-        other, n_other = Counter(row.prediction for row in errors if row.label == name).most_common(1)[0]
+        predicted = sorted(row.prediction for row in errors if row.label == name)
+        other, n_other = Counter(predicted).most_common(1)[0]
         n_train = int(records.metrics["train_counts"].get(name, 0))
         few = f" It has only {counted(n_train, 'training image')}." if n_train < 5 * FEW_IMAGES else ""
         more_helps, learning_curve = _describe_learning_curve(records, name)
@@ -102,12 +103,12 @@ def _describe_learning_curve(records: RunRecords, name: str) -> tuple[bool, str]
 def _advise_probe(records: RunRecords) -> list[dict[str, Any]]:
     """Recommend the linear probe if fine-tuning was requested but held-out images favour the probe."""
     chosen, metric = records.metrics["chosen"].get("finetune", {}), records.metrics["headline"]["metric"]
-    if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_takes") != "none":
+    if records.config["finetune"] not in ("partial", "full") or chosen.get("auto_selects") != "none":
         return []
     needs_finetuning = bool({"--recipe", "--plan"} & {*(records.command or ())})
     probe, finetuned = (
         f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
-        for model in ("probe", "tuned")
+        for model in ("probe", "finetuned")
     )
     reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {finetuned}."
     command = None if needs_finetuning else rerun_command(records, "--finetune", "auto")

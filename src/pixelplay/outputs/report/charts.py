@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixelplay.text import percent
+from pixelplay.text import counted, percent
 
 WIDTH, HEIGHT = 360, 250  # px
 LEFT, RIGHT, TOP, BOTTOM = 60, 24, 12, 40  # margins for the axis labels, px
@@ -55,7 +55,7 @@ def reliability_chart(calibration: Mapping[str, Any]) -> Chart:
     for name, style in (("before", "muted"), ("after", "main")):
         bins = [each for each in calibration[name]["bins"] if each["n"]]
         texts = [
-            f"{each['n']} images with {percent(each['confidence'], 0)} confidence: "
+            f"{counted(each['n'], 'image')} with {percent(each['confidence'], 0)} confidence: "
             f"{percent(each['accuracy'], 0)} correct"
             for each in bins
         ]

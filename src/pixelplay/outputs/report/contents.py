@@ -21,6 +21,7 @@ MAX_ERRORS = 24
 MAX_LABEL_ISSUES, MAX_ENLARGED = 150, 60
 MAX_SETS, MAX_IN_SET, MAX_FILES = 40, 8, 200
 RARE_BELOW = 30  # training images
+FEW_EVALUATED = 50  # images, below which the summary warns that metrics are uncertain
 N_WEAKEST = 2  # classes named in the summary
 EVALUATED_ON = {"test": "test images", "oof": "images, out of fold", "val": "validation images"}
 MEASURED_ON = {
@@ -125,7 +126,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
             "distinct training images": f"{len(bundle.trained_on):,}",
             "temperature": f"{bundle.temperature:.3f}",
             "tau": f"{bundle.tau:.2g}",
-            "optimised metric": bundle.metric,
+            "selection metric": bundle.metric,
         },
         "priors": {name: float(p) for name, p in zip(bundle.classes, bundle.priors, strict=True)},
         "risk_chart": charts.risk_chart([{"coverage": c, "risk": r} for c, r in points]),
@@ -134,7 +135,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
 
 
 def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the headline, the optimised metric and the weakest classes, a sentence each."""
+    """Return the headline, the selection metric and the weakest classes, a sentence each."""
     evaluation, baseline = records.evaluation, records.metrics["baseline"]
     accuracy, name = evaluation["accuracy"], records.metrics["headline"]["metric"]
     sentences = [
@@ -143,12 +144,16 @@ def _summarize(records: RunRecords, per_class: Sequence[Mapping[str, Any]]) -> l
         f"common class, {baseline['class']!r}, would reach {percent(baseline['accuracy']['value'])}.",
         MEASURED_ON[records.measured_on],
     ]
+    if evaluation["n"] < FEW_EVALUATED:
+        sentences[0] += (
+            f" With only {counted(evaluation['n'], 'image')}, all metrics are uncertain; see their intervals."
+        )
     if records.measured_on == "oof" and "n_folds" not in records.metrics:
         sentences[-1] += " Settings were chosen on the same images: slightly optimistic."
     if name != "accuracy":
         metric = evaluation[name]
         sentences.append(
-            f"This run optimised {METRIC_TITLES[name]}: {metric['value']:.3f} "
+            f"Selection metric, {METRIC_TITLES[name]}: {metric['value']:.3f} "
             f"(95 % CI {metric['low']:.3f}–{metric['high']:.3f})."
         )
     weak = [row for row in per_class if row["confused_with"] and row["recall"]]
@@ -194,7 +199,7 @@ def _other_metrics(records: RunRecords) -> list[str]:
 
 def _class_rows(records: RunRecords) -> list[dict[str, Any]]:
     counts = records.metrics["train_counts"]
-    confusions = Counter((row.label, row.prediction) for row in records.errors).most_common()
+    confusions = Counter(sorted((row.label, row.prediction) for row in records.errors)).most_common()
     confused_with = {label: (prediction, n) for (label, prediction), n in reversed(confusions)}
     return [
         {

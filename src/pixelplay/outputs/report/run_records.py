@@ -15,7 +15,7 @@ from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssue, read_label_
 
 TABLES = {"test": "predictions.csv", "oof": "oof.csv", "val": "val.csv"}  # split → table of its predictions
 FIRST_REPEAT = ("", "0")
-DUPLICATE_KINDS = ("conflicts", "near_duplicates", "duplicates", "look_alikes")  # keys in metrics.json
+DUPLICATE_KINDS = ("conflicts", "near_duplicates", "duplicates", "similar_images")  # keys in metrics.json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -654,7 +654,6 @@ PARTIAL, FULL = ("--finetune", "partial"), ("--finetune", "full")
         ((*FULL, "--initial-size-frac", "0.1"), ["--initial-size-frac 0.1", "0.25 to 1"]),
         ((*PARTIAL, "--head", "mlp", "--ensemble-probe", "on"), ["--ensemble-probe 'on'", "--head 'mlp'"]),
         (("--finetune", "auto", "--head", "mlp"), ["--head 'mlp'", "--finetune partial or full"]),
-        ((*PARTIAL, "--head", "mlp", "--imbalance", "crt"), ["--imbalance 'crt'", "--head 'mlp'"]),
         ((*PARTIAL, "--head", "mlp", "--train-batch-size", "2"), ["--train-batch-size 2", "3 to 10000"]),
         ((*PARTIAL, "--initial-size-frac", "0.5"), ["--finetune partial", "--initial-size-frac 0.5"]),
         ((*FULL, "--cached-views", "2"), ["--finetune full", "--cached-views 2"]),

@@ -153,11 +153,6 @@ def test_invalid_group_regex_is_refused() -> None:
         (TrainConfig, {"finetuning": FinetuneConfig(head="mlp")}, ["head='mlp'", "--finetune partial"]),
         (
             TrainConfig,
-            {"finetune": "full", "imbalance": "crt", "finetuning": FinetuneConfig(head="mlp")},
-            ["imbalance='crt'", "head='mlp'"],
-        ),
-        (
-            TrainConfig,
             {"imbalance": "focal", "augmenting": AugmentConfig(augment=("cutmix",))},
             ["cutmix", "imbalance='focal'"],
         ),

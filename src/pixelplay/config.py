@@ -19,9 +19,7 @@ Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 FinetuneMethod = Literal["auto", "none", "partial", "full"]
-Imbalance = Literal[
-    "auto", "none", "sampler", "class_weights", "balanced_softmax", "logit_adjusted", "focal", "crt"
-]
+Imbalance = Literal["auto", "none", "sampler", "class_weights", "balanced_softmax", "logit_adjusted", "focal"]
 HeadInit = Literal["probe", "random"]
 HeadKind = Literal["linear", "mlp"]
 Switch = Literal["auto", "on", "off"]
@@ -338,8 +336,8 @@ class TrainConfig:
     ] = True
     """Keep near-duplicates (resized, cropped, mirrored or otherwise edited) in one split."""
     imbalance: Annotated[Imbalance, metavar("METHOD")] = "auto"
-    """Handling of rare classes: auto, none, sampler, class_weights, balanced_softmax, logit_adjusted, focal,
-    crt; auto is class_weights beyond 5:1 if cross-validation agrees."""
+    """Handling of rare classes: auto, none, sampler, class_weights, balanced_softmax, logit_adjusted, focal;
+    auto is class_weights beyond 5:1 if cross-validation agrees."""
     logit_tau: Annotated[float, metavar("TAU"), Range(0, 10)] = 1.0
     """Strength of --imbalance logit_adjusted; 1 equals balanced_softmax."""
     focal_gamma: Annotated[float, metavar("GAMMA"), Range(0, 20)] = 2.0
@@ -383,8 +381,6 @@ class TrainConfig:
                 raise ConfigError(f"{oversample} has no effect on a linear probe; use --finetune partial")
         if self.finetune in ("none", "auto") and head != "linear":
             raise ConfigError(f"head={head!r} needs fine-tuning; use --finetune partial or full")
-        if self.imbalance == "crt" and head != "linear":
-            raise ConfigError(f"imbalance='crt' needs a linear head, not head={head!r}; remove one of them")
         soft: list[str] = [name for name in ("mixup", "cutmix") if name in self.augmenting.augment]
         soft += ["label_smoothing"] * bool(self.finetuning.label_smoothing)
         if soft and self.imbalance == "focal" and self.finetune != "none":

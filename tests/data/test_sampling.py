@@ -145,14 +145,11 @@ def test_effective_prior_is_the_class_mix_of_the_sampler(
     assert expected.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("imbalance", ["class_weights", "crt"])
-def test_effective_prior_of_weights_and_crt_is_uniform(imbalance: Imbalance) -> None:
-    np.testing.assert_array_equal(effective_prior(COUNTS, imbalance, None), [0.25] * 4)
+def test_effective_prior_of_class_weights_is_uniform() -> None:
+    np.testing.assert_array_equal(effective_prior(COUNTS, "class_weights", None), [0.25] * 4)
 
 
-@pytest.mark.parametrize(
-    ("imbalance", "oversample_to"), [*WAYS, ("class_weights", None), ("crt", None), ("focal", None)]
-)
+@pytest.mark.parametrize(("imbalance", "oversample_to"), [*WAYS, ("class_weights", None), ("focal", None)])
 def test_natural_offset_turns_the_effective_prior_into_class_priors(
     imbalance: Imbalance, oversample_to: OversampleTo
 ) -> None:

@@ -36,7 +36,7 @@ KINDS = {
     "partial": ["--finetune", "partial"],
     "full": ["--finetune", "full"],
     "mlp": ["--finetune", "partial", "--head", "mlp", "--dropout", "0.2"],
-    "crt": ["--finetune", "partial", "--imbalance", "crt", "--refit-epochs", "0"],
+    "no_refit": ["--finetune", "partial", "--refit-epochs", "0"],
 }
 
 Train = Callable[..., Path]
@@ -89,7 +89,7 @@ def _is_refitted(run: Path) -> bool:
 
 
 def test_refit_trains_on_val_once_an_epoch_is_selected(finetuned: Path) -> None:
-    assert _is_refitted(finetuned) == (_is_finetuned(finetuned) and finetuned.name != "crt")
+    assert _is_refitted(finetuned) == (_is_finetuned(finetuned) and finetuned.name != "no_refit")
 
 
 # --- records ---
@@ -151,7 +151,7 @@ def test_every_metric_records_what_selected_and_what_measured(finetuned: Path) -
         "temperature": "val",
         "tau": "val",
     }
-    assert chosen["imbalance"]["value"] == ("crt" if finetuned.name == "crt" else "none")
+    assert chosen["imbalance"]["value"] == "none"
     by_val = [value["n"] for value in chosen.values() if value["chosen_on"] == "val" and "n" in value]
     assert by_val
     assert set(by_val) == {sizes["val"]}

@@ -96,7 +96,6 @@ def test_class_weights_fit_has_natural_priors() -> None:
         ("logit_adjusted", "none"),
         ("focal", "none"),
         ("sampler", "class_weights"),
-        ("crt", "class_weights"),
     ],
 )
 def test_equivalent_imbalance_methods_give_the_same_probe(

@@ -40,7 +40,7 @@ def mixed() -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("imbalance", "label_smoothing"), [("none", 0.0), ("sampler", 0.0), ("sampler", 0.1), ("crt", 0.1)]
+    ("imbalance", "label_smoothing"), [("none", 0.0), ("sampler", 0.0), ("sampler", 0.1)]
 )
 def test_plain_losses_equal_torch_cross_entropy(imbalance: Imbalance, label_smoothing: float) -> None:
     loss, logits = make(imbalance, label_smoothing=label_smoothing), draw_logits()

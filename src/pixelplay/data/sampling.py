@@ -75,7 +75,7 @@ def epoch_length(counts: IntArray, imbalance: Imbalance, oversample_to: Oversamp
 def effective_prior(counts: IntArray, imbalance: Imbalance, oversample_to: OversampleTo) -> Float64Array:
     """Compute the priors π_eff (K,) that a plain loss is fitted to, from class sizes (K,) >= 1."""
     assert imbalance != "auto", "auto is resolved before training"
-    if imbalance in ("sampler", "class_weights", "crt"):
+    if imbalance in ("sampler", "class_weights"):
         return np.full(len(counts), 1 / len(counts))
     return class_priors(_oversampled(counts, oversample_to))
 

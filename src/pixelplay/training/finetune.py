@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelplay.array_types import Float32Array, Float64Array, IntArray
+from pixelplay.array_types import Float32Array, Float64Array
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
@@ -75,7 +75,7 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
     state = Trainer(classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s).fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
     _check_stopped(task, state.stopped, state.best_epoch)
-    backbone, head = _assemble(task, classifier, task.train, validation.offset)
+    backbone, head = _assemble(task, classifier, validation.offset)
     logits = head.logits(task.read(backbone, task.val))  # (n, K)
     with_probe, logits, _ = validation.best(logits)
     return Finetuned(
@@ -118,7 +118,7 @@ def refit(task: FinetuneTask, finetuned: Finetuned) -> tuple[Finetuned, int]:
             if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
                 restore_weights(classifier, halfway(before, copy_weights(classifier)))
                 offset = (finetuned.validation.offset + offset) / 2
-            backbone, head = _assemble(task, classifier, task.data.fit_rows, offset)
+            backbone, head = _assemble(task, classifier, offset)
             last = finetuned.history[-1]
             more = [
                 {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
@@ -210,14 +210,12 @@ def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
 
 
 def _assemble(
-    task: FinetuneTask, classifier: Classifier, rows: IntArray, offset: Float64Array
+    task: FinetuneTask, classifier: Classifier, offset: Float64Array
 ) -> tuple[Backbone, LinearHead]:
-    """Return the whole network and its natural-prior head; with crt the head is trained again on `rows`."""
+    """Return the whole network and its natural-prior head."""
     backbone = copy.deepcopy(task.ctx.backbone.backbone)
     classifier.stages.cpu().write_into(backbone)
     backbone.eval()
-    if task.ctx.config.imbalance == "crt":
-        return backbone, task.retrain_head(backbone, rows)
     return backbone, classifier.head.cpu().export().shifted(offset)
 
 

@@ -10,7 +10,6 @@ from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.cache import default_cache_dir
 from pixelplay.data.pixel_cache import PixelCache
 from pixelplay.data.sampling import class_priors, natural_offset
-from pixelplay.data.splits import assign_folds
 from pixelplay.model.backbone import Backbone
 from pixelplay.model.classifier import (
     Classifier,
@@ -23,7 +22,7 @@ from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.features import resolve_batch_size
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages
 from pixelplay.training.batch_inputs import AugmentedPixels, CachedViews
-from pixelplay.training.imbalance import fit_probe_for_imbalance, refit_probe_head
+from pixelplay.training.imbalance import refit_probe_head
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
 from pixelplay.training.plan_file import FinetunePlan
@@ -44,7 +43,7 @@ class FinetuneTask:
         ctx: "auto" imbalance is resolved by the probe.
         train: positions of the training images that duplicate no validation image.
         counts: (K,) images per class in train.
-        imbalance: how rare classes are corrected for while training; with crt the head is refitted later.
+        imbalance: how rare classes are corrected for while training.
     """
 
     def __init__(self, data: TrainingData, probe: LinearProbe, ctx: RunContext) -> None:
@@ -58,7 +57,7 @@ class FinetuneTask:
         self.ctx = ctx.derive(config=replace(config, imbalance=imbalance))
         self.train, self.val = data.train_without_val_duplicates(), data.split.val
         self.counts = data.counts_of(self.train)
-        self.imbalance: Imbalance = "none" if imbalance == "crt" else imbalance
+        self.imbalance = imbalance
         self._cache_dir = config.cache_dir or default_cache_dir()
         self._max_bytes = int(config.cache_gb * 1e9)
         preprocessing = ctx.backbone.preprocessing
@@ -170,19 +169,6 @@ class FinetuneTask:
         head = refit_probe_head(self.probe, self.data.features[rows], self.data.labels[rows])
         return head.shifted(self._prior_shift(rows))
 
-    def retrain_head(self, backbone: Backbone, rows: IntArray) -> LinearHead:
-        """Classifier re-training: fit a class-balanced head on the fine-tuned features of some images.
-
-        Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-        ICLR 2020, arXiv:1910.09217, section 4.1.
-        """
-        labels, groups = self.data.labels[rows], self.data.split.groups[rows]
-        config = self.ctx.config
-        folds = assign_folds(labels, groups, config.n_folds, config.seed)
-        features = self.read(backbone, rows)
-        probe = fit_probe_for_imbalance(features, labels, groups, folds, config, head_only=True)
-        return probe.head.shifted(self._prior_shift(rows))
-
     def read(self, backbone: Backbone, rows: IntArray) -> Float32Array:
         """Compute features (n, D) of some images as prediction computes them."""
         return read_rows(self.data, rows, self.ctx.extractor(backbone), self.ctx.config)
@@ -196,11 +182,11 @@ class FinetuneTask:
         evaluation_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("evaluation", "refit"))
         # by the time of the refit, validation has been evaluated
         later_s = evaluation_s * n_test / max(1, n_test + len(self.val)) if refit else evaluation_s + refit_s
-        return max(0.0, ctx.budget_s - ctx.elapsed_s() - later_s - self.head_fits_s())
+        return max(0.0, ctx.budget_s - ctx.elapsed_s() - later_s - self.probe_refit_s())
 
-    def head_fits_s(self) -> float:
-        """Estimate the seconds of fitting heads after training; crt searches for C twice."""
-        return self.probe.seconds * (2.0 if self.ctx.config.imbalance == "crt" else PROBE_REFIT_FRAC)
+    def probe_refit_s(self) -> float:
+        """Estimate the seconds of fitting the probe's head again after training."""
+        return self.probe.seconds * PROBE_REFIT_FRAC
 
     @property
     def max_view_bytes(self) -> int:

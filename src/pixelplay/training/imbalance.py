@@ -71,7 +71,7 @@ def fit_probe_for_imbalance(
         evidence |= _compare(plain, weighted, labels, groups, config)
         probe = weighted if evidence["difference"] > evidence["standard_error"] else plain
     else:
-        is_weighted = config.imbalance in ("sampler", "class_weights", "crt")
+        is_weighted = config.imbalance in ("sampler", "class_weights")
         probe = fit("class_weights" if is_weighted else "none")
     evidence = {"value": probe.weighting, **evidence}
     return replace(probe, evidence=evidence, seconds=time.monotonic() - start)
@@ -101,7 +101,7 @@ def note_on_imbalance(imbalance: Imbalance) -> str | None:
         return (
             f"--imbalance {imbalance} has no effect with --finetune none; use --metric to favour rare classes"
         )
-    if imbalance in ("sampler", "crt"):
+    if imbalance == "sampler":
         return f"--imbalance {imbalance} is class_weights with --finetune none"
     return None
 

@@ -30,7 +30,7 @@ def make_loss(
     Targets are class probabilities, one-hot or mixed by MixUp and CutMix, times the weight of the image.
     Logits are those of the network; `natural_offset` gives them natural priors afterwards. Label smoothing
     spreads towards the class frequencies that the loss fits, π_eff, or π_data where log π_data is added, so
-    it does not shift priors. none, sampler and crt use the plain loss; they differ in what is drawn.
+    it does not shift priors. none and sampler use the plain loss; they differ in what is drawn.
 
     Args:
         counts: (K,) training images per class, all >= 1.

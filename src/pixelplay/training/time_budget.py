@@ -65,8 +65,6 @@ class Workload:
         """Count the images of a fine-tuning."""
         config, data = task.ctx.config, task.data
         n_eval = len(task.val) + len(data.split.test)
-        if config.imbalance == "crt":  # the head is refitted before and after the refit epochs
-            n_eval += len(task.train) + len(data.fit_rows)
         n_drawn = epoch_length(task.counts, task.imbalance, config.oversample_to)
         refit_epochs = config.finetuning.refit_epochs
         return cls(
@@ -170,11 +168,11 @@ def _cost_s(throughput: Throughput, work: Workload, epochs: int, n_views: int | 
 
 def _left_s(task: FinetuneTask) -> float:
     """Return the seconds left of the fraction of the budget that is planned for."""
-    return AIM * task.ctx.budget_s - task.ctx.elapsed_s() - task.head_fits_s()
+    return AIM * task.ctx.budget_s - task.ctx.elapsed_s() - task.probe_refit_s()
 
 
 def _too_short(task: FinetuneTask, method: FinetunedMethod, throughput: Throughput) -> TimeBudgetError:
-    ctx, spent_s = task.ctx, task.ctx.elapsed_s() + task.head_fits_s()
+    ctx, spent_s = task.ctx, task.ctx.elapsed_s() + task.probe_refit_s()
     needed_s = shortest_training_s(throughput, Workload.of(task), ctx.config.finetuning.cached_views)
     total_s = (spent_s + needed_s) / AIM
     enough = f"{math.ceil(total_s / 10) * 10}s" if total_s < 100 else f"{math.ceil(total_s / 60)}m"

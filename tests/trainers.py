@@ -84,5 +84,7 @@ def make_task(config: TrainConfig, tmp_path: Path, weights: Path) -> FinetuneTas
     n_features = ctx.backbone.backbone.n_features
     features = np.random.default_rng(0).normal(size=(len(data.dataset), n_features)).astype(np.float32)
     head = LinearHead(weight=np.zeros((2, n_features), np.float32), bias=np.zeros(2, np.float32))
-    probe = LinearProbe(head=head, C=1.0, nll_by_C={1.0: 0.7}, oof_logits=np.zeros((15, 2), np.float32))
+    probe = LinearProbe(
+        head=head, factors=None, C=1.0, nll_by_C={1.0: 0.7}, oof_logits=np.zeros((15, 2), np.float32)
+    )
     return FinetuneTask(replace(data, features=features), probe, ctx)

@@ -125,3 +125,15 @@ def test_preprocessing_matches_the_weights(tiny_weights: Path) -> None:
     assert (preprocessing.mean, preprocessing.std) == (config["mean"], config["std"])
     assert preprocessing.interpolation == config["interpolation"]
     assert loaded.origin == "tiny.safetensors"
+
+
+def test_feature_groups_are_the_columns_of_each_stage_and_the_pooled_features() -> None:
+    network = create_network("tf_efficientnet_lite0")
+    groups = Backbone("tf_efficientnet_lite0", network).feature_groups
+    assert list(groups) == [
+        *(f"stage {stage} {name}" for stage in range(3, 8) for name in ("mean", "deviation")),
+        "pooled",
+    ]
+    widths = [columns.stop - columns.start for columns in groups.values()]
+    assert widths == [40, 40, 80, 80, 112, 112, 192, 192, 320, 320, 1280]
+    assert Backbone("tf_efficientnet_lite0", network, "pooled").feature_groups == {"pooled": slice(0, 1280)}

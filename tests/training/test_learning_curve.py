@@ -77,7 +77,7 @@ def trained(tmp_path: Path) -> tuple[TrainingData, TrainedClassifier]:
         held_out=rows,
         logits=probe.oof_logits,
         folds=folds,
-        chosen={"C": {"value": probe.C}, "imbalance": {"value": "none"}},
+        chosen={"C": {"value": probe.C}, "imbalance": {"value": "none"}, "features": {"value": "equal"}},
         history=[],
         plan=None,
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +71,23 @@ class Backbone(nn.Module):
             n_features = self.eval()(torch.zeros(1, *self.pretrained_cfg["input_size"])).shape[1]
         self.train(was_training)
         return int(n_features)
+
+    @cached_property
+    def feature_groups(self) -> dict[str, slice]:
+        """Columns of the features: channel means and deviations of each stage, then pooled features."""
+        images = torch.zeros(1, *self.pretrained_cfg["input_size"])
+        with torch.inference_mode():
+            maps = compute_maps(self.network.eval(), self.stages, images) if self.stages else []
+        widths = {
+            f"stage {stage + 1} {name}": each.shape[1]
+            for stage, each in zip(self.stages, maps, strict=True)
+            for name in ("mean", "deviation")
+        }
+        widths["pooled"] = self.n_features - sum(widths.values())
+        stops = np.cumsum(list(widths.values())).tolist()
+        return {
+            name: slice(stop - width, stop) for (name, width), stop in zip(widths.items(), stops, strict=True)
+        }
 
 
 def stage_modules(network: Any) -> tuple[str, ...]:

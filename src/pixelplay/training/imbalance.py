@@ -7,7 +7,7 @@ candidates, the plain and the class-weighted head, both with natural-prior logit
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from pixelplay.data.splits import assign_folds, check_any_held_out
 from pixelplay.evaluation.comparison import N_RESAMPLES
 from pixelplay.evaluation.decision_rule import compare_logits
 from pixelplay.model.classifier import LinearHead
+from pixelplay.training.feature_weights import column_factors, fit_group_weights
 from pixelplay.training.linear_probe import (
     FOLDS_TOLERANCE,
     SEARCH_TOLERANCE,
@@ -29,6 +30,7 @@ from pixelplay.training.linear_probe import (
     fit_head,
     fit_probe,
     fit_subset,
+    out_of_fold_nll,
 )
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData
@@ -41,30 +43,50 @@ def fit_probe_for_imbalance(
     folds: IntArray,
     config: TrainConfig,
     *,
+    feature_groups: Mapping[str, slice] | None = None,
     head_only: bool = False,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> LinearProbe:
-    """Fit the linear probe with the weighting that `config.imbalance` implies.
+    """Fit the linear probe with weighted feature groups and what `config.imbalance` implies.
+
+    Feature weights are used if they lower the out-of-fold NLL at the C that was selected with them.
 
     With auto and a class ratio above 5:1, the class-weighted probe is selected if the metric of its
     decisions is better out of fold by more than one standard error of the paired difference.
 
     Args:
         groups: (N,) resampled as a whole by the bootstrap behind the standard error.
+        feature_groups: name → columns of the features; None weights all features equally.
         head_only: `oof_logits` only serve for selection, so they may be imprecise.
         on_progress: as in `fit_probe`, like the other arguments.
     """
     start, counts = time.monotonic(), np.bincount(labels)
     ratio, tolerance = imbalance_ratio(counts), SEARCH_TOLERANCE if head_only else FOLDS_TOLERANCE
     evidence: dict[str, Any] = {"requested": config.imbalance, "ratio": ratio}
+    factors, group_weights = None, {}
+    if feature_groups:
+        group_weights = fit_group_weights(features, labels, feature_groups, config.seed)
+        factors = column_factors(feature_groups, group_weights)
 
     def fit(weighting: Weighting) -> LinearProbe:
         weights, offset = _weights_and_offset(weighting, labels, counts)
-        probe = fit_probe(
-            features, labels, folds, weights=weights, oof_tolerance=tolerance, on_progress=on_progress
+        search = partial(fit_probe, features, labels, folds, weights=weights, oof_tolerance=tolerance)
+        probe, nlls = search(factors=factors, on_progress=on_progress), {}
+        if factors is not None:
+            everything = np.ones(len(labels), np.bool_)
+            equal = fit_subset(features, labels, folds, probe.C, everything, weights=weights)
+            nlls["by_group"] = probe.nll_by_C[probe.C]
+            nlls["equal"] = out_of_fold_nll(equal, labels, folds, weights)
+            if nlls["equal"] < nlls["by_group"]:
+                probe = search(on_progress=on_progress)
+        value = "equal" if probe.factors is None else "by_group"
+        return replace(
+            probe,
+            head=probe.head.shifted(offset),
+            oof_logits=(probe.oof_logits + offset).astype(np.float32),  # (N, K)
+            weighting=weighting,
+            feature_evidence={"value": value, "nll_by_value": nlls, "weights": group_weights},
         )
-        oof_logits = (probe.oof_logits + offset).astype(np.float32)  # (N, K)
-        return replace(probe, head=probe.head.shifted(offset), oof_logits=oof_logits, weighting=weighting)
 
     if config.imbalance == "auto" and ratio > HINT_RATIO:
         plain, weighted = fit("none"), fit("class_weights")
@@ -89,7 +111,12 @@ def fit_probe_on_rows(
     folds = assign_folds(labels, groups, config.n_folds, config.seed)
     check_any_held_out(folds, data.dataset.source)
     with ctx.log.progress(title, None, "values of C") as bar:
-        fit = partial(fit_probe_for_imbalance, head_only=head_only, on_progress=bar.update)
+        fit = partial(
+            fit_probe_for_imbalance,
+            feature_groups=ctx.backbone.backbone.feature_groups,
+            head_only=head_only,
+            on_progress=bar.update,
+        )
         return fit(data.features[rows], labels, groups, folds, config), folds
 
 
@@ -107,9 +134,9 @@ def note_on_imbalance(imbalance: Imbalance) -> str | None:
 
 
 def refit_probe_head(probe: LinearProbe, features: Float32Array, labels: IntArray) -> LinearHead:
-    """Fit a probe's head on other images with the same C and weighting."""
+    """Fit a probe's head on other images with the same C, feature weights and weighting."""
     weights, offset = _weights_and_offset(probe.weighting, labels, np.bincount(labels))
-    return fit_head(features, labels, probe.C, weights=weights).shifted(offset)
+    return fit_head(features, labels, probe.C, factors=probe.factors, weights=weights).shifted(offset)
 
 
 def fit_probe_on_subset(
@@ -119,10 +146,11 @@ def fit_probe_on_subset(
     folds: IntArray,
     C: float,
     is_fitted: BoolArray,
+    factors: Float32Array | None = None,
 ) -> Float32Array:
     """Return natural-prior out-of-fold logits (N, K) of probes fitted on a subset (N,) of the rows."""
     weights, offset = _weights_and_offset(weighting, labels, np.bincount(labels[is_fitted]))
-    logits = fit_subset(features, labels, folds, C, is_fitted, weights=weights)
+    logits = fit_subset(features, labels, folds, C, is_fitted, factors=factors, weights=weights)
     return np.asarray(logits + offset, dtype=np.float32)
 
 

@@ -9,6 +9,7 @@ from pixelplay.array_types import BoolArray, IntArray
 from pixelplay.evaluation.comparison import newcombe
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.intervals import wilson
+from pixelplay.training.feature_weights import column_factors
 from pixelplay.training.imbalance import fit_probe_on_subset
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -32,10 +33,13 @@ def measure_learning_curve(
     if classifier.finetune != "none" or folds is None or "value" not in chosen.get("C", {}):
         return None
     features, labels = data.features[rows], data.labels[rows]
-    C, weighting = float(chosen["C"]["value"]), chosen["imbalance"]["value"]
+    C, weighting, weights = float(chosen["C"]["value"]), chosen["imbalance"]["value"], chosen["features"]
+    factors = None
+    if weights["value"] == "by_group":
+        factors = column_factors(classifier.backbone.feature_groups, weights["weights"])
     is_fitted = {frac: choose_fraction(labels, frac, seed) for frac in FRACTIONS}
     logits = {
-        frac: fit_probe_on_subset(weighting, features, labels, folds, C, subset)
+        frac: fit_probe_on_subset(weighting, features, labels, folds, C, subset, factors)
         for frac, subset in is_fitted.items()
     }
     is_fitted[1.0], logits[1.0] = np.ones(len(labels), bool), classifier.logits

@@ -100,6 +100,7 @@ def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool)
         folds=folds,
         chosen={
             "C": {"value": probe.C, **selected, "nll_by_value": nll_by_value},
+            "features": {**probe.feature_evidence, **selected},
             "imbalance": {**probe.evidence, **weighting},
         },
     )

@@ -266,6 +266,12 @@ def _describe_training(records: RunRecords) -> list[str]:
             f"The cross-validation was repeated {repeats} times with different folds. Metrics are means over "
             "the repeats; the confusion matrix and the errors are those of the first."
         )
+    if nlls := chosen.get("features", {}).get("nll_by_value"):
+        outcome = "used" if chosen["features"]["value"] == "by_group" else "not used"
+        sentences.append(
+            f"Weights for each group of features: {outcome}; out-of-fold log loss "
+            f"{nlls['by_group']:.3f}, with equal weights {nlls['equal']:.3f}."
+        )
     temperature = chosen["temperature"]
     sentences.append(
         f"Temperature: {temperature['value']:.2f}, fitted on {counted(temperature['n'], 'held-out image')}."

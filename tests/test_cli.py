@@ -166,7 +166,7 @@ def test_help_shows_the_range_that_is_checked(shell: Shell) -> None:
     assert re.search(r"--test-frac FRACTION [^[]*\(0 to 0.9\) \[0.2\]", shown)
     assert re.search(r"--n-folds N [^[]*\(2 to 20\) \[5\]", shown)
     refused = shell("train", "photos", "--out", "run", "--test-frac", "2")
-    assert (refused.status, refused.err) == (1, "error: test_frac=2.0 is outside its range 0 to 0.9\n")
+    assert (refused.status, refused.err) == (1, "error: --test-frac 2.0 is outside its range 0 to 0.9\n")
 
 
 def test_help_shows_the_defaults_of_the_recipe(shell: Shell) -> None:

@@ -328,7 +328,8 @@ def compare_runs(
             f"{run} on {(own & is_ok).sum()}" for run, own in zip(runs, trained_on, strict=True)
         )
         log.note(
-            f"every image was used to train a model ({trained}): the difference may not hold for new images"
+            f"every image ({is_ok.sum()}) was used to train a model ({trained}): "
+            "the difference may not hold for new images"
         )
     return RunComparison(
         runs=runs,

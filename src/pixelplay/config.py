@@ -30,6 +30,7 @@ CamName = Literal["gradcam", "gradcam++", "layercam"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_INPUT_PX = 4096
+ENOUGH_FOR_VAL = 3000  # images of which a fraction is enough to compare methods
 MIN_MLP_BATCH = 3  # batch norm needs two images, and the last batch may be one smaller than the others
 
 
@@ -346,8 +347,9 @@ class TrainConfig:
     """Repeat images of smaller classes up to N per epoch, or largest; with imbalance auto, none, sampler."""
     test_frac: Annotated[float, metavar("FRACTION"), Range(0, 0.9)] = 0.2
     """Fraction held out for testing if there is no test split."""
-    val_frac: Annotated[float, metavar("FRACTION"), Range(0.01, 0.9)] = 0.15
-    """Fraction of the rest held out for validation in fine-tuning if there is no val split."""
+    val_frac: Annotated[float | None, metavar("FRACTION"), Range(0.01, 0.9)] = None
+    """Fraction of the rest held out for validation in fine-tuning if there is no val split (default: below
+    3,000 images none, out-of-fold predictions select; else 0.15)."""
     n_folds: Annotated[int, metavar("N"), Range(2, 20)] = 5
     """Cross-validation folds: of crossval, and of the linear probe to choose C, temperature and tau."""
     seed: Annotated[int, metavar("N"), Range(0, 2**32 - 1)] = 0
@@ -368,6 +370,19 @@ class TrainConfig:
         check_fields(self)
         parse_duration(self.time_budget)
         self._check_contradictions()
+
+    def validation_frac(self, n_images: int) -> float:
+        """Return the fraction to hold out for validation; 0 where out-of-fold predictions select.
+
+        Several networks can only be averaged if they start from the same head, and early stopping needs a
+        validation split.
+        """
+        settings = self.finetuning
+        starts_alike = settings.head == "linear" and settings.head_init == "probe"
+        is_averaged = starts_alike and settings.patience is None
+        if self.val_frac is None and is_averaged and n_images < ENOUGH_FOR_VAL:
+            return 0.0
+        return self.val_frac or 0.15
 
     def _check_contradictions(self) -> None:
         head, oversample = self.finetuning.head, f"oversample_to={self.oversample_to!r}"

@@ -44,7 +44,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_settings: list[str]) -> list[str]:
-    return [*tiny_settings, "--quiet"]
+    return [*tiny_settings, "--val-frac", "0.15", "--quiet"]
 
 
 @pytest.fixture

@@ -199,7 +199,8 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
     notes += _note_divided_groups(dataset, test, val if has_finetuning else None)
     if has_finetuning and not val.any():
         free = ~np.isin(groups, groups[test])
-        val[free] = hold_out(dataset.labels[free], groups[free], config.val_frac, config.seed)
+        if frac := config.validation_frac(int((free & ~test).sum())):
+            val[free] = hold_out(dataset.labels[free], groups[free], frac, config.seed)
     train = ~test & ~val  # including images without a predefined split
     removed = _duplicates_of(duplicates, test, train | val)
     duplicated = _duplicates_of(duplicates, train | val, test)

@@ -14,7 +14,6 @@ from pixelplay.evaluation.calibration import (
     check_held_out,
     fit_temperature,
     log_softmax,
-    mean_nll,
     temperature_softmax,
 )
 from pixelplay.evaluation.comparison import N_RESAMPLES, compare_predictions
@@ -182,11 +181,52 @@ def calibrated_nll(logits: Float32Array, labels: IntArray, priors: Float64Array,
     """
     if not np.isfinite(logits).all():
         return float("inf")
-    scaled = logits.astype(np.float64) / fit_temperature(logits, labels)[0]
+    return float(_calibrated_losses(logits, labels, priors, metric).mean())
+
+
+def compare_nll(
+    logits: tuple[Float32Array, Float32Array],
+    labels: IntArray,
+    groups: IntArray,
+    priors: Float64Array,
+    *,
+    metric: Metric,
+    seed: int,
+) -> dict[str, float]:
+    """Compare the calibrated NLL and the metric of two classifiers on the same held-out images.
+
+    The arguments are those of `fit_decision_rule`.
+
+    Returns:
+        "nll_gain" and "metric_gain" of the second, and the "standard_error" of the first of these, with
+        groups as units.
+    """
+    first, second = (_calibrated_losses(each, labels, priors, metric) for each in logits)
+    gains = first - second  # (N,)
+    of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], weights=gains - gains.mean())
+    (of_first, of_second), _ = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
+    return {
+        "nll_gain": float(gains.mean()),
+        "standard_error": float(np.sqrt((of_groups**2).sum())) / len(gains),
+        f"probe_{metric}": of_first,
+        f"finetuned_{metric}": of_second,
+        "metric_gain": of_second - of_first,
+    }
+
+
+def _calibrated_losses(
+    logits: Float32Array, labels: IntArray, priors: Float64Array, metric: Metric
+) -> Float64Array:
+    """Return losses (N,) at the best temperature whose mean is the score; see `calibrated_nll`."""
+    scaled = logits.astype(np.float64) / fit_temperature(logits, labels)[0]  # (N, K)
+    if metric != "accuracy":
+        scaled -= np.log(priors)
+    losses: Float64Array = -log_softmax(scaled)[np.arange(len(labels)), labels]
     if metric == "accuracy":
-        return mean_nll(scaled, labels)
-    losses = -log_softmax(scaled - np.log(priors))[np.arange(len(labels)), labels]
-    return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
+        return losses
+    counts = np.bincount(labels)
+    weights: Float64Array = len(labels) / ((counts > 0).sum() * counts[labels])  # the same for every class
+    return np.asarray(losses * weights)
 
 
 def cross_fit_rule(

@@ -40,6 +40,7 @@ LoadedRows = tuple[IntArray, list[UInt8Array], UInt8Array]  # rows, decoded squa
 Inputs = tuple[Tensor, Tensor]  # feature maps (B, C, H, W) and channel statistics (B, D_frozen) on the device
 AnyBatch = TypeVar("AnyBatch")
 MIXING = ("mixup", "cutmix")
+PLAIN, MIRRORED = -1, -2  # views without augmentation
 VIEWS_VERSION = 1  # increase when the same pixels yield views that differ by more than rounding
 
 
@@ -88,10 +89,11 @@ class AugmentedPixels:
         ]
         return self._bring(views, batch.rows, wholes)
 
-    def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """Load each row as prediction sees it, without the mirror image."""
+    def plain_batch(self, rows: IntArray, *, mirrored: bool = False) -> Callable[[], Inputs]:
+        """Load each row as prediction sees it, or its mirror image."""
         wholes = [self.pixels[i] for i in rows]
-        return self._bring([eval_transform(whole, self.preprocessing) for whole in wholes], rows, wholes)
+        views = [_plain_view(whole, self.preprocessing, mirrored=mirrored) for whole in wholes]
+        return self._bring(views, rows, wholes)
 
     def flush(self) -> None:
         """Write loaded images to the cache."""
@@ -162,7 +164,10 @@ class CachedViews:
             if not {*SETTING_USED_BY.get(name, ("any",))} <= {*MIXING}
         }
         varied = {**key, "augmenting": augmenting, "hflip": pixels.hflip, "seed": pixels.seed}
-        self._plain = ArrayCache(cache_dir, "views", _digest_of(key), max_bytes=max_bytes)
+        self._plain = [
+            ArrayCache(cache_dir, "views", _digest_of({**key, "mirrored": mirrored}), max_bytes=max_bytes)
+            for mirrored in (False, True)
+        ]
         self._varied = [
             ArrayCache(cache_dir, "views", _digest_of({**varied, "view": view}), max_bytes=max_bytes)
             for view in range(cached_views)
@@ -180,11 +185,17 @@ class CachedViews:
         *,
         batch_size: int,
         num_workers: int | None,
+        mirror: bool = False,
         on_progress: Callable[[int], object] = lambda n: None,
     ) -> str | None:
-        """Cache V views of each `train` row, the plain view of each `plain` row; return why not, or None."""
+        """Cache V views of each `train` row, the plain view of each `plain` row; return why not, or None.
+
+        Args:
+            mirror: also cache the mirror image of each `plain` row.
+        """
         for cache, rows, view in [
-            (self._plain, plain, None),
+            (self._plain[0], plain, PLAIN),
+            *([(self._plain[1], plain, MIRRORED)] if mirror else []),
             *((cache, train, view) for view, cache in enumerate(self._varied)),
         ]:
             todo = np.array([i for i in rows if self._digests[i] not in cache], dtype=np.int64)
@@ -202,7 +213,7 @@ class CachedViews:
 
     def drop(self) -> None:
         """Delete all views from disk."""
-        for cache in (self._plain, *self._varied):
+        for cache in (*self._plain, *self._varied):
             cache.drop()
 
     def measure_s(self, rows: IntArray, batch_size: int, num_workers: int | None, *, n_warmup: int) -> float:
@@ -222,15 +233,15 @@ class CachedViews:
         ]
         return self._bring([cache.get(self._digests[i]) for i, cache in zip(batch.rows, chosen, strict=True)])
 
-    def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
-        """Load the plain view of each row."""
-        return self._bring([self._plain.get(self._digests[i]) for i in rows])
+    def plain_batch(self, rows: IntArray, *, mirrored: bool = False) -> Callable[[], Inputs]:
+        """Load the plain view of each row, or its mirror image."""
+        return self._bring([self._plain[mirrored].get(self._digests[i]) for i in rows])
 
     def flush(self) -> None:
         """Do nothing; all views are there already."""
 
     def _make(
-        self, rows: IntArray, view: int | None, batch_size: int, num_workers: int | None
+        self, rows: IntArray, view: int, batch_size: int, num_workers: int | None
     ) -> Iterator[LoadedRows]:
         """Yield rows, decoded squares, and bytes (n, …) of one view's feature maps and statistics."""
 
@@ -238,8 +249,8 @@ class CachedViews:
 
         def load(i: int) -> tuple[UInt8Array, UInt8Array]:
             whole = source.pixels[i]
-            if view is None:
-                return whole, eval_transform(whole, source.preprocessing)
+            if view < 0:
+                return whole, _plain_view(whole, source.preprocessing, mirrored=view == MIRRORED)
             digest = self._digests[i]
             rng = np.random.default_rng([source.seed, view, int.from_bytes(digest)])
             return whole, augment_view(
@@ -285,6 +296,11 @@ class CachedViews:
 
 
 InputSource = AugmentedPixels | CachedViews
+
+
+def _plain_view(whole: UInt8Array, preprocessing: Preprocessing, *, mirrored: bool) -> UInt8Array:
+    view = eval_transform(whole, preprocessing)  # (S, S, 3)
+    return np.ascontiguousarray(view[:, ::-1]) if mirrored else view
 
 
 def _digest_of(content: object) -> str:

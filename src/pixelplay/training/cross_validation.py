@@ -307,8 +307,8 @@ def _hold_out_fold(data: TrainingData, held_out: IntArray, ctx: RunContext) -> T
     """Put one fold in place of the test split; val and label issues are chosen from the rest."""
     rest, config = np.setdiff1d(data.fit_rows, held_out), ctx.config
     is_val = np.zeros(len(rest), dtype=np.bool_)
-    if config.finetune != "none":
-        is_val = hold_out(data.labels[rest], data.split.groups[rest], config.val_frac, config.seed)
+    if config.finetune != "none" and (frac := config.validation_frac(len(rest))):
+        is_val = hold_out(data.labels[rest], data.split.groups[rest], frac, config.seed)
     split = replace(data.split, train=rest[~is_val], val=rest[is_val], test=held_out)
     without = replace(data, split=split, fit_rows=rest)
     return remove_label_issues(without, ctx) if config.drop_label_issues else without

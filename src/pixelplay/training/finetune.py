@@ -14,7 +14,7 @@ from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
 from pixelplay.model.ensemble import average_members, ensemble_member
-from pixelplay.model.split_backbone import FrozenStages, split_backbone
+from pixelplay.model.split_backbone import FrozenStages, TrainableStages, split_backbone
 from pixelplay.training.batch_inputs import CachedViews, InputSource
 from pixelplay.training.checkpoint import copy_weights, restore_weights
 from pixelplay.training.finetune_task import FinetuneTask
@@ -52,30 +52,18 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
         BackboneSplitError: the network has no last stages that could be trained on their own.
         ConfigError: training failed.
     """
-    ctx, pretrained = task.ctx, task.ctx.backbone
-    plan = make_plan(task, method)
-    os.makedirs(ctx.checkpoint_dir, exist_ok=True)
-    write_plan(plan, os.path.join(ctx.run_dir, "plan.json"))
-    ctx.log.info(plan.describe(len(task.train)))
-    frozen, trainable = split_backbone(
-        pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size
+    ctx = task.ctx
+    plan, inputs, frozen, trainable = prepare_finetuning(task, method)
+    classifier, schedule, validation = (
+        task.classifier(frozen, trainable),
+        task.schedule(plan),
+        task.validation(),
     )
-    classifier = task.classifier(frozen, trainable)
-    inputs: InputSource = task.pixels
-    if plan.cached_views is not None:
-        assert frozen is not None
-        inputs = _cache_views(task, frozen, plan.cached_views)
-    schedule, validation = task.schedule(plan), task.validation()
-    if frozen is None:
-        _check_sizes(schedule, pretrained.backbone)
-    for note in _ineffective_settings(plan, schedule):
-        ctx.log.note_for_run(note)
-    _note_uncached_pixels(task, plan)
     loss, limit_s = task.loss(task.train), task.time_limit_s(plan)
     state = Trainer(classifier, inputs, schedule, validation, loss, ctx, time_limit_s=limit_s).fit()
     _note_uncached_pixels(task, plan)  # the disk may have filled up meanwhile
-    _check_stopped(task, state.stopped, state.best_epoch)
-    backbone, head = _assemble(task, classifier, validation.offset)
+    check_stopped(task, state.stopped, state.best_epoch)
+    backbone, head = assemble(task, classifier, validation.offset)
     logits = head.logits(task.read(backbone, task.val))  # (n, K)
     with_probe, logits, _ = validation.best(logits)
     return Finetuned(
@@ -91,6 +79,31 @@ def finetune(task: FinetuneTask, method: FinetunedMethod) -> Finetuned:
         schedule=schedule,
         validation=validation,
     )
+
+
+def prepare_finetuning(
+    task: FinetuneTask, method: FinetunedMethod
+) -> tuple[FinetunePlan, InputSource, FrozenStages | None, TrainableStages]:
+    """Plan, split the backbone and cache views; errors are those of `finetune`."""
+    ctx, pretrained = task.ctx, task.ctx.backbone
+    plan = make_plan(task, method)
+    os.makedirs(ctx.checkpoint_dir, exist_ok=True)
+    write_plan(plan, os.path.join(ctx.run_dir, "plan.json"))
+    ctx.log.info(plan.describe(len(task.train), task.n_networks))
+    frozen, trainable = split_backbone(
+        pretrained.backbone, plan.unfreeze_stages, pretrained.preprocessing.input_size
+    )
+    inputs: InputSource = task.pixels
+    if plan.cached_views is not None:
+        assert frozen is not None
+        inputs = _cache_views(task, frozen, plan.cached_views)
+    schedule = task.schedule(plan)
+    if frozen is None:
+        _check_sizes(schedule, pretrained.backbone)
+    for note in _ineffective_settings(plan, schedule):
+        ctx.log.note_for_run(note)
+    _note_uncached_pixels(task, plan)
+    return plan, inputs, frozen, trainable
 
 
 def refit(task: FinetuneTask, finetuned: Finetuned) -> tuple[Finetuned, int]:
@@ -118,7 +131,7 @@ def refit(task: FinetuneTask, finetuned: Finetuned) -> tuple[Finetuned, int]:
             if isinstance(classifier.head, TrainableLinearHead):  # batch-norm statistics cannot be averaged
                 restore_weights(classifier, halfway(before, copy_weights(classifier)))
                 offset = (finetuned.validation.offset + offset) / 2
-            backbone, head = _assemble(task, classifier, offset)
+            backbone, head = assemble(task, classifier, offset)
             last = finetuned.history[-1]
             more = [
                 {**row, "epoch": last["epoch"] + row["epoch"], "step": last["step"] + row["step"]}
@@ -178,13 +191,17 @@ def _refit_trainer(task: FinetuneTask, finetuned: Finetuned, epochs: int) -> Tra
 def _cache_views(task: FinetuneTask, frozen: FrozenStages, n_views: int) -> CachedViews:
     """Compute the feature maps of augmented views up to the cut, in the cache or the run's folder."""
     ctx = task.ctx
-    rows = task.data.fit_rows if ctx.config.finetuning.refit_epochs else task.train
+    is_folded, fit_rows = task.n_networks > 1, task.data.fit_rows
+    rows = fit_rows if is_folded or ctx.config.finetuning.refit_epochs else task.train
+    plain, mirror = (fit_rows, ctx.config.hflip) if is_folded else (task.val, False)
+    n_total = n_views * len(rows) + (1 + mirror) * len(plain)
     for use_cache in (True, False):
         views = task.cached_views(frozen, n_views, use_cache=use_cache)
-        with ctx.log.progress("caching views", n_views * len(rows) + len(task.val), "views") as bar:
+        with ctx.log.progress("caching views", n_total, "views") as bar:
             failure = views.compute(
                 rows,
-                task.val,
+                plain,
+                mirror=mirror,
                 batch_size=task.eval_batch_size,
                 num_workers=ctx.config.compute.num_workers,
                 on_progress=bar.update,
@@ -197,7 +214,7 @@ def _cache_views(task: FinetuneTask, frozen: FrozenStages, n_views: int) -> Cach
     raise TimeBudgetError(f"could not store views: {failure}; free some disk space")
 
 
-def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
+def check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
     """Log that training ended early; raise ConfigError if nothing was trained before."""
     if not stopped:
         return
@@ -209,9 +226,7 @@ def _check_stopped(task: FinetuneTask, stopped: str, best_epoch: int) -> None:
     task.ctx.log.note(f"training stopped early: {stopped}; using the weights of epoch {best_epoch}")
 
 
-def _assemble(
-    task: FinetuneTask, classifier: Classifier, offset: Float64Array
-) -> tuple[Backbone, LinearHead]:
+def assemble(task: FinetuneTask, classifier: Classifier, offset: Float64Array) -> tuple[Backbone, LinearHead]:
     """Return the whole network and its natural-prior head."""
     backbone = copy.deepcopy(task.ctx.backbone.backbone)
     classifier.stages.cpu().write_into(backbone)

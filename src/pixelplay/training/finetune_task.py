@@ -44,16 +44,19 @@ class FinetuneTask:
         train: positions of the training images that duplicate no validation image.
         counts: (K,) images per class in train.
         imbalance: how rare classes are corrected for while training.
+        n_networks: networks that share the time budget, each trained without one fold.
     """
 
-    def __init__(self, data: TrainingData, probe: LinearProbe, ctx: RunContext) -> None:
+    def __init__(
+        self, data: TrainingData, probe: LinearProbe, ctx: RunContext, *, n_networks: int = 1
+    ) -> None:
         config = ctx.config
         imbalance: Imbalance = config.imbalance
         if imbalance == "auto":
             # with oversampling, the equivalent of a class-weighted probe is sampling classes evenly
             oversamples = config.oversample_to is not None and probe.weighting != "none"
             imbalance = "sampler" if oversamples else probe.weighting
-        self.data, self.probe = data, probe
+        self.data, self.probe, self.n_networks = data, probe, n_networks
         self.ctx = ctx.derive(config=replace(config, imbalance=imbalance))
         self.train, self.val = data.train_without_val_duplicates(), data.split.val
         self.counts = data.counts_of(self.train)
@@ -97,7 +100,8 @@ class FinetuneTask:
     def classifier(self, frozen: FrozenStages | None, trainable: TrainableStages) -> Classifier:
         """Create trainable stages and a head that starts from the linear probe."""
         settings, n_classes = self.ctx.config.finetuning, self.data.n_known
-        features, dropout = self.data.features[self.train], settings.dropout
+        # of all images, so that the weights of networks trained on different folds can be averaged
+        features, dropout = self.data.features[self.data.fit_rows], settings.dropout
         # the training loss takes logits before the natural-prior offset
         start = self.probe.head.shifted(-self.offset(self.train)) if settings.head_init == "probe" else None
         with torch.random.fork_rng(devices=self.ctx.device.rng_devices()):
@@ -173,8 +177,12 @@ class FinetuneTask:
         """Compute features (n, D) of some images as prediction computes them."""
         return read_rows(self.data, rows, self.ctx.extractor(backbone), self.ctx.config)
 
-    def time_limit_s(self, plan: FinetunePlan, *, refit: bool = False) -> float | None:
-        """Return the seconds left for training or the refit; None where the budget does not apply."""
+    def time_limit_s(self, plan: FinetunePlan, *, refit: bool = False, n_left: int = 1) -> float | None:
+        """Return the seconds left for training or the refit; None where the budget does not apply.
+
+        Args:
+            n_left: networks that still have to be trained in that time.
+        """
         ctx = self.ctx
         if ctx.plan is not None or ctx.config.finetuning.epochs is not None:
             return None
@@ -182,7 +190,7 @@ class FinetuneTask:
         evaluation_s, refit_s = (plan.seconds.get(name, 0.0) for name in ("evaluation", "refit"))
         # by the time of the refit, validation has been evaluated
         later_s = evaluation_s * n_test / max(1, n_test + len(self.val)) if refit else evaluation_s + refit_s
-        return max(0.0, ctx.budget_s - ctx.elapsed_s() - later_s - self.probe_refit_s())
+        return max(0.0, ctx.budget_s - ctx.elapsed_s() - later_s - self.probe_refit_s()) / n_left
 
     def probe_refit_s(self) -> float:
         """Estimate the seconds of fitting the probe's head again after training."""

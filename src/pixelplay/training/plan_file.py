@@ -24,14 +24,17 @@ class FinetunePlan:
     batch_size: int
     seconds: dict[str, float]  # estimated, by piece of work; empty where nothing was measured
 
-    def describe(self, n_train: int) -> str:
+    def describe(self, n_train: int, n_networks: int = 1) -> str:
         """Summarise the plan in one line."""
         n, n_views = self.unfreeze_stages, self.cached_views
         layers = "all layers" if n is None else "last stage" if n == 1 else f"last {n} stages"
         views = "" if n_views is None else f", {counted(n_views, 'cached view')} per image"
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if seconds)
+        images = (
+            f"{n_train:,} images" if n_networks == 1 else f"{n_networks} networks on {n_train:,} images each"
+        )
         return (
-            f"fine-tuning ({self.finetune}): {layers}, {n_train:,} images, "
+            f"fine-tuning ({self.finetune}): {layers}, {images}, "
             f"{counted(self.epochs, 'epoch')}{views}{f' ({took})' if took else ''}"
         )
 

@@ -1,7 +1,9 @@
 """Linear probe or fine-tuning: train the configured method, or the better one on held-out images."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +17,24 @@ from pixelplay.model.device import InsufficientMemoryError
 from pixelplay.model.split_backbone import BackboneSplitError
 from pixelplay.text import counted, name_some
 from pixelplay.training.finetune import Finetuned, finetune, refit, starts_at_probe
+from pixelplay.training.finetune_folds import N_FOLDS, finetune_folds
 from pixelplay.training.finetune_task import FinetuneTask, can_average_with_probe
 from pixelplay.training.imbalance import fit_probe_on_rows, note_on_imbalance
+from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.run_context import RunContext
-from pixelplay.training.settings_conflicts import TrainedMethod, can_repeat_hard_examples, unused_settings
+from pixelplay.training.settings_conflicts import (
+    FinetunedMethod,
+    TrainedMethod,
+    can_repeat_hard_examples,
+    unused_settings,
+)
 from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
 CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the held-out score is ignored
 ENOUGH_VAL = 30  # validation images that auto needs to compare the two
+ENOUGH_ERRORS = 6  # of the probe out of fold; with fewer, not even a perfect network is clearly better
 
 
 def fit_probe_or_finetune(
@@ -43,7 +53,9 @@ def fit_probe_or_finetune(
     method = _choose_method(data, ctx)
     _note_ineffective_settings(method, ctx)
     if method == "none":
-        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
+    if not len(data.split.val):
+        return _finetune_out_of_fold(data, ctx, method, needs_oof=needs_oof)
     train, val = data.train_without_val_duplicates(), data.split.val
     if reason := _obstacle_to_finetuning(data, train):
         raise DataError(f"{reason}; add images or use --finetune none")
@@ -59,23 +71,66 @@ def fit_probe_or_finetune(
             raise ConfigError(str(error)) from None
         log.note(f"{error}; using the linear probe")
         _note_unused_by_probe(ctx)
-        return _train_linear_probe(data, ctx, needs_oof=needs_oof)
+        return _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
     if not finetuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
         initial, *scores = [row["val_score"] for row in finetuned.history]
         best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
         n_val = counted(len(val), "validation image")
         log.note(f"selected the linear probe: no epoch improved on it on {n_val}{best}")
-        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), finetuned, len(val), {})
+        probe_only = _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
+        return _keep_probe(probe_only, finetuned.history, {"chosen_on": "val", "n": len(val)})
     is_better, evidence = compare_methods(
         probe.head.logits(data.features[val]), finetuned.logits, data, config
     )
     _note_comparison(method, is_better, evidence, len(val), ctx)
     if config.finetune == "auto" and not is_better:
-        return _keep_probe(_train_linear_probe(data, ctx, needs_oof=needs_oof), finetuned, len(val), evidence)
+        probe_only = _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
+        by_val = {"chosen_on": "val", "n": len(val), **evidence}
+        return _keep_probe(probe_only, finetuned.history, by_val)
     return _finish(task, finetuned, {**evidence, "auto_selects": method if is_better else "none"})
 
 
-def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool) -> TrainedClassifier:
+def _finetune_out_of_fold(
+    data: TrainingData, ctx: RunContext, method: FinetunedMethod, *, needs_oof: bool
+) -> TrainedClassifier:
+    """Fine-tune without a validation split; with auto, keep the probe unless it is clearly worse."""
+    config, log = ctx.config, ctx.log
+    probe, probe_only = _train_linear_probe(data, ctx, needs_oof=needs_oof)
+    held_out = np.isfinite(probe.oof_logits).all(1)
+    pred = probe.oof_logits[held_out].argmax(1)
+    n, n_errors = len(pred), int((pred != data.labels[data.fit_rows][held_out]).sum())
+    if config.finetune == "auto" and n_errors < ENOUGH_ERRORS:
+        log.note(
+            f"selected the linear probe: {counted(n_errors, 'error')} on {n:,} images out of fold, too few "
+            "to show that fine-tuning is better"
+        )
+        return probe_only
+    started = time.monotonic()
+    try:
+        trained, evidence, history = finetune_folds(data, probe, ctx, method)
+    except (TimeBudgetError, BackboneSplitError, InsufficientMemoryError) as error:
+        if config.finetune != "auto":
+            raise ConfigError(str(error)) from None
+        log.note(f"{error}; using the linear probe")
+        _note_unused_by_probe(ctx)
+        return probe_only
+    metric = config.metric
+    metrics = evidence[f"finetuned_{metric}"], evidence[f"probe_{metric}"]
+    result = (
+        f"{metric} on {evidence['n']:,} images out of fold {metrics[0]:.3f} ({method}) vs {metrics[1]:.3f} "
+        f"(linear probe), log loss lower by {evidence['nll_gain']:.3f} ± {evidence['standard_error']:.3f}"
+    )
+    if trained is None:
+        seconds = round(time.monotonic() - started)
+        log.note(f"selected the linear probe after {seconds} s; fine-tuning is not clearly better: {result}")
+        return _keep_probe(probe_only, history, {"chosen_on": "train+val, out of fold", **evidence})
+    log.note(f"selected the fine-tuned network: {result}")
+    return trained
+
+
+def _train_linear_probe(
+    data: TrainingData, ctx: RunContext, *, needs_oof: bool
+) -> tuple[LinearProbe, TrainedClassifier]:
     """Fit a linear head on frozen features; folds of train and val select its settings."""
     rows, log = data.fit_rows, ctx.log
     if n := len(data.split.val):
@@ -89,7 +144,7 @@ def _train_linear_probe(data: TrainingData, ctx: RunContext, *, needs_oof: bool)
     selected = {"chosen_on": "train+val, out of fold", "n": int((folds >= 0).sum())}
     nll_by_value = {str(C): nll for C, nll in probe.nll_by_C.items()}
     weighting = selected if probe.was_compared else {"chosen_on": None}
-    return TrainedClassifier(
+    return probe, TrainedClassifier(
         finetune="none",
         backbone=ctx.backbone.backbone,
         head=probe.head,
@@ -163,11 +218,10 @@ def _finish(task: FinetuneTask, finetuned: Finetuned, evidence: Mapping[str, obj
 
 
 def _keep_probe(
-    probe: TrainedClassifier, finetuned: Finetuned, n_val: int, evidence: Mapping[str, float]
+    probe: TrainedClassifier, history: list[dict[str, float]], evidence: Mapping[str, Any]
 ) -> TrainedClassifier:
     """Record that the linear probe was selected over a fine-tuned network."""
-    selected = {"value": "none", "chosen_on": "val", "n": n_val, **evidence}
-    return replace(probe, history=finetuned.history, chosen={"finetune": selected, **probe.chosen})
+    return replace(probe, history=history, chosen={"finetune": {"value": "none", **evidence}, **probe.chosen})
 
 
 def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
@@ -179,7 +233,7 @@ def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
     if reason := _obstacle_to_finetuning(data, data.train_without_val_duplicates()):
         ctx.log.note(f"{reason}; using the linear probe")
         return "none"
-    if (n_val := len(data.split.val)) < ENOUGH_VAL:
+    if 0 < (n_val := len(data.split.val)) < ENOUGH_VAL:
         ctx.log.note(
             f"{counted(n_val, 'validation image')} cannot show whether fine-tuning is better "
             f"({ENOUGH_VAL} could); using the linear probe (--finetune partial fine-tunes anyway)"
@@ -189,10 +243,12 @@ def _choose_method(data: TrainingData, ctx: RunContext) -> TrainedMethod:
 
 
 def _obstacle_to_finetuning(data: TrainingData, train: IntArray) -> str:
-    """Return why nothing can be selected on the validation images; "" where it can."""
-    if not len(data.split.val):
-        return "fine-tuning needs validation images, but no class has 2 images or groups"
+    """Return why nothing can be selected on held-out images; "" where it can."""
     labels, groups = data.labels[train], data.split.groups[train]
+    if not len(data.split.val):
+        folds = assign_folds(labels, groups, N_FOLDS, seed=0)
+        is_enough = len(np.unique(folds[folds != NEVER_HELD_OUT])) == N_FOLDS
+        return "" if is_enough else f"fine-tuning needs classes with {N_FOLDS} images or groups together"
     if (assign_folds(labels, groups, 2, seed=0) == NEVER_HELD_OUT).all():
         return "fine-tuning needs a class with 2 training images or groups besides the validation images"
     if absent := [data.classes[k] for k in np.flatnonzero(data.counts_of(train) == 0)]:

@@ -26,7 +26,7 @@ from pixelplay.training.trainer import training_memory_message
 
 AIM = 0.85  # fraction of the budget to plan for; the rest covers a machine that slows down
 MIN_EPOCHS, MAX_EPOCHS = 3, 24
-ENOUGH_EPOCHS = 8  # with fewer, training one stage less for longer is better
+ENOUGH_EPOCHS, ENOUGH_FOLD_EPOCHS = 8, 5  # with fewer, training one stage less for longer is better
 EPOCHS_PER_VIEW = 3  # epochs per cached view at which another view starts to pay off
 MAX_STAGES = 5  # of partial fine-tuning; more were not tried (benchmarks/DECISIONS.md)
 REPEATS = 2
@@ -54,9 +54,11 @@ class Workload:
     """Number of images in each piece of work."""
 
     n_train: int  # images of which views are cached
-    n_drawn: int  # per epoch
+    n_drawn: int  # per epoch, by all networks together
     n_refit: int  # drawn in all refit epochs together
-    n_val: int
+    n_val: int  # evaluated after each epoch
+    n_plain: int  # views without augmentation to cache
+    enough_epochs: int  # with fewer, training one stage less for longer is better
     n_eval: int  # views evaluated with the finished network
     max_view_bytes: int  # room on disk for all cached views
 
@@ -64,15 +66,28 @@ class Workload:
     def of(cls, task: FinetuneTask) -> "Workload":
         """Count the images of a fine-tuning."""
         config, data = task.ctx.config, task.data
-        n_eval = len(task.val) + len(data.split.test)
         n_drawn = epoch_length(task.counts, task.imbalance, config.oversample_to)
+        n_views = 2 if config.hflip else 1
+        if task.n_networks > 1:
+            return cls(
+                n_train=len(data.fit_rows),
+                n_drawn=n_drawn * task.n_networks,
+                n_refit=0,
+                n_val=0,
+                n_plain=n_views * len(data.fit_rows),
+                enough_epochs=ENOUGH_FOLD_EPOCHS,
+                n_eval=n_views * len(data.split.test),
+                max_view_bytes=task.max_view_bytes,
+            )
         refit_epochs = config.finetuning.refit_epochs
         return cls(
             n_train=len(data.fit_rows if refit_epochs else task.train),
             n_drawn=n_drawn,
             n_refit=refit_epochs * round(n_drawn * len(data.fit_rows) / len(task.train)),
             n_val=len(task.val),
-            n_eval=n_eval * (2 if config.hflip else 1),
+            n_plain=len(task.val),
+            enough_epochs=ENOUGH_EPOCHS,
+            n_eval=n_views * (len(task.val) + len(data.split.test)),
             max_view_bytes=task.max_view_bytes,
         )
 
@@ -132,7 +147,9 @@ def fit_plan(
             n for n in range(MAX_EPOCHS, MIN_EPOCHS - 1, -1) if sum(cost_s(n).values()) <= (left_s or 0)
         )
         epochs = settings.epochs or next(fitting, 0)
-        if not epochs or (best is not None and epochs < min(ENOUGH_EPOCHS, settings.epochs or ENOUGH_EPOCHS)):
+        if not epochs or (
+            best is not None and epochs < min(work.enough_epochs, settings.epochs or work.enough_epochs)
+        ):
             break
         best = FinetunePlan(
             finetune="partial" if each.unfreeze_stages else "full",
@@ -159,7 +176,7 @@ def _cost_s(throughput: Throughput, work: Workload, epochs: int, n_views: int | 
     train_s = step_s if throughput.unfreeze_stages else view_s + step_s
     # a forward pass costs a third of a step, in both halves
     return {
-        "views": 0.0 if n_views is None else view_s * (n_views * work.n_train + work.n_val),
+        "views": 0.0 if n_views is None else view_s * (n_views * work.n_train + work.n_plain),
         "training": epochs * (train_s * work.n_drawn + step_s / 3 * work.n_val),
         "refit": train_s * work.n_refit,
         "evaluation": (view_s + 2 * step_s / 3) * work.n_eval,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -274,7 +275,7 @@ class Trainer:
         """
         state, start = self.state, time.monotonic()
         self.inputs.flush()
-        _, logits, score = self.validation.best(self._validation_logits())  # (n, K)
+        _, logits, score = self.validation.best(self.predict(self.validation.rows))  # (n, K)
         if score < state.best_score or not len(logits):
             state.best_score, state.best_epoch = score, state.epoch
             for name, value in copy_weights(self.classifier).items():
@@ -298,9 +299,9 @@ class Trainer:
         if patience is not None and not is_last and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             state.stopped = state.stopped or f"validation loss has not improved for {patience} epochs"
 
-    def _validation_logits(self) -> Float32Array:
-        """Return natural logits (n, K) of the validation images, one view each."""
-        rows, size = self.validation.rows, self.schedule.batch_size
+    def predict(self, rows: IntArray, *, mirrored: bool = False) -> Float32Array:
+        """Return natural logits (n, K) of some images, or of their mirror images."""
+        size = self.schedule.batch_size
         if not len(rows):
             return np.empty((0, self.schedule.n_classes), np.float32)
         self.classifier.eval()
@@ -311,7 +312,8 @@ class Trainer:
             with self.device.autocast():
                 return np.asarray(self.classifier(*loaded[1]).float().cpu().numpy())
 
-        inputs = stream(batches, self.inputs.plain_batch, self.schedule.config.compute.num_workers)
+        load = partial(self.inputs.plain_batch, mirrored=mirrored)
+        inputs = stream(batches, load, self.schedule.config.compute.num_workers)
         logits = np.concatenate(list(map_on_cores(forward, inputs, self.device.name)))
         return (logits + self.validation.offset).astype(np.float32)
 

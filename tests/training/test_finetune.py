@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import pixelplay
-from conftest import TINY, draw_folder, draw_of_class
+from conftest import SMALL_PX, TINY, draw_folder, draw_of_class
 from contexts import PLAN
 from images import encode
 from pixelplay.cli.main import main
@@ -43,8 +43,8 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_settings: list[str]) -> list[str]:
-    return [*tiny_settings, "--quiet"]
+def tiny(small_settings: list[str]) -> list[str]:
+    return [*small_settings, "--quiet"]
 
 
 @pytest.fixture
@@ -239,12 +239,17 @@ def test_ensemble_probe_averages_with_the_linear_probe(ensemble_probe: str, trai
 
 
 @pytest.mark.parametrize("method", ["none", "partial", "full"])
-def test_input_size_is_used_and_kept_in_the_bundle(method: str, drawn_images: Path, train: Train) -> None:
+def test_input_size_is_used_and_kept_in_the_bundle(
+    method: str, drawn_images: Path, train: Train, tiny: list[str], tmp_path: Path
+) -> None:
     options = [] if method == "none" else ["--epochs", "1"]
     options += ["--cached-views", "1"] if method == "partial" else []
-    run = train("run", "--finetune", method, "--input-size", "96", *options)
-    assert read_bundle(str(run)).preprocessing.input_size == 96
-    other = train("other", "--finetune", method, *options)
+    run = train("run", "--finetune", method, *options)
+    assert read_bundle(str(run)).preprocessing.input_size == SMALL_PX
+    other, at = tmp_path / "other", tiny.index("--input-size")
+    native = ["--finetune", method, *options, *tiny[:at], *tiny[at + 2 :]]
+    assert main(["train", str(drawn_images), "--out", str(other), *native]) == 0
+    assert read_bundle(str(other)).preprocessing.input_size == 160
     assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
     rows = read_rows(run / "predictions.csv")
     images = [drawn_images / row["path"] for row in rows]

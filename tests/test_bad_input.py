@@ -56,14 +56,8 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 
 @pytest.fixture
-def train_tiny(tiny_settings: list[str]) -> list[str]:
-    return [
-        "--out",
-        "run",
-        "--finetune",
-        "none",
-        *tiny_settings,
-    ]
+def train_tiny(small_settings: list[str]) -> list[str]:
+    return ["--out", "run", "--finetune", "none", *small_settings]
 
 
 def _assert_names(line: str, *words: object) -> None:

@@ -76,12 +76,8 @@ def shell(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture(scope="module")
-def tiny_train(tiny_settings: list[str]) -> list[str]:
-    return [
-        "--finetune",
-        "none",
-        *tiny_settings,
-    ]
+def tiny_train(small_settings: list[str]) -> list[str]:
+    return ["--finetune", "none", *small_settings]
 
 
 @pytest.fixture(scope="module")

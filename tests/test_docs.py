@@ -28,10 +28,10 @@ def draw_images(root: Path, counts: dict[str, int], first_seed: int) -> None:
 @pytest.fixture
 def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create the data that the pages assume, and work there."""
-    draw_images(tmp_path / "images", {"cat": 16, "dog": 12}, 0)
+    draw_images(tmp_path / "images", {"cat": 9, "dog": 8}, 0)
     draw_images(tmp_path / "holdout", {"cat": 4, "dog": 4}, 100)
-    draw_images(tmp_path / "split_images/train", {"cat": 8, "dog": 8}, 200)
-    draw_images(tmp_path / "split_images/test", {"cat": 3, "dog": 3}, 300)
+    draw_images(tmp_path / "split_images/train", {"cat": 5, "dog": 5}, 200)
+    draw_images(tmp_path / "split_images/test", {"cat": 2, "dog": 2}, 300)
     (tmp_path / "new_images").mkdir()
     for i in range(2):
         draw_of_class("bars", 400 + i).save(tmp_path / f"new_images/{i}.jpg", quality=90)

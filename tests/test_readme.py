@@ -25,7 +25,7 @@ COMMAND_LINES = [
 @pytest.fixture
 def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create the data that the README assumes, and work there."""
-    draw_folder(tmp_path / "images", {"bars": 12, "dots": 10})
+    draw_folder(tmp_path / "images", {"bars": 9, "dots": 8})
     draw_folder(tmp_path / "holdout", {"bars": 5, "dots": 4}, first_seed=50)
     (tmp_path / "new_images").mkdir()
     for i in range(2):

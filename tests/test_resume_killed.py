@@ -110,9 +110,9 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def lengthless(drawn_images: Path, tiny_settings: list[str]) -> list[str]:
+def lengthless(drawn_images: Path, small_settings: list[str]) -> list[str]:
     """Return the common options of all runs, except for the number of epochs."""
-    return ["train", str(drawn_images), *tiny_settings, "--quiet"]
+    return ["train", str(drawn_images), *small_settings, "--quiet"]
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_tta_flip_averages_image_and_mirror_image(drawn_images: Path, tiny_run: 
 
 @pytest.fixture(scope="module")
 def two_runs(
-    drawn_images: Path, tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+    drawn_images: Path, small_settings: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
     """Train two runs and reverse the class order of the second, which adjusts its logits."""
     root = tmp_path_factory.mktemp("two")
@@ -295,7 +295,7 @@ def two_runs(
     (renamed / "bars").rename(renamed / "10")
     (renamed / "dots").rename(renamed / "9")
     (renamed / "rings").rename(renamed / "x")
-    tiny = ["--finetune", "none", *tiny_settings, "--quiet"]
+    tiny = ["--finetune", "none", *small_settings, "--quiet"]
     for name, extra in (("a", []), ("b", ["--seed", "1", "--metric", "macro_f1"])):
         assert main(["train", str(renamed), "--out", str(root / name), *tiny, *extra]) == 0
     content = json.loads((root / "b/model/bundle.json").read_text())
@@ -321,10 +321,10 @@ def test_ensemble_averages_probabilities(two_runs: list[Path], drawn_images: Pat
 
 
 def test_ensemble_of_different_input_sizes(
-    tiny_run: Path, tmp_path: Path, drawn_images: Path, tiny_settings: list[str]
+    tiny_run: Path, tmp_path: Path, drawn_images: Path, small_settings: list[str]
 ) -> None:
     """Batch sizes depend on the input size, but chunks must stay aligned."""
-    settings = ["--finetune", "none", "--input-size", "96", *tiny_settings, "--quiet"]
+    settings = ["--finetune", "none", *small_settings, "--quiet"]
     assert main(["train", str(drawn_images), "--out", str(tmp_path / "small"), *settings]) == 0
     for i in range(80):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i:02}.png")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import pixelplay
-from conftest import TINY, TINY_PX, draw_folder, draw_of_class
+from conftest import SMALL_PX, TINY, draw_folder, draw_of_class
 from contexts import PLAN
 from images import encode
 from pixelplay.cli.main import main
@@ -43,8 +43,8 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_settings: list[str]) -> list[str]:
-    return [*tiny_settings, "--val-frac", "0.15", "--quiet"]
+def tiny(small_settings: list[str]) -> list[str]:
+    return [*small_settings, "--val-frac", "0.15", "--quiet"]
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_input_size_is_used_and_kept_in_the_bundle(
     options = [] if method == "none" else ["--epochs", "1"]
     options += ["--cached-views", "1"] if method == "partial" else []
     run = train("run", "--finetune", method, *options)
-    assert read_bundle(str(run)).preprocessing.input_size == TINY_PX
+    assert read_bundle(str(run)).preprocessing.input_size == SMALL_PX
     other, at = tmp_path / "other", tiny.index("--input-size")
     native = ["--finetune", method, *options, *tiny[:at], *tiny[at + 2 :]]
     assert main(["train", str(drawn_images), "--out", str(other), *native]) == 0

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from conftest import draw_folder
+from conftest import SMALL_PX, draw_folder
 from contexts import training_data_of
 from networks import shared_backbone
 from pixelplay.api import train
@@ -124,6 +124,7 @@ def tiny(tiny_probe: TrainConfig) -> TrainConfig:
     return replace(
         tiny_probe,
         finetune="auto",
+        input_size=SMALL_PX,
         val_frac=0.9,
         time_budget="0.1s",
         finetuning=FinetuneConfig(train_batch_size=8),  # also the batch size that is measured
@@ -207,7 +208,7 @@ def test_auto_keeps_linear_probe_when_no_epoch_improves(
 def test_kept_linear_probe_note_has_both_scores(
     drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    settings = FinetuneConfig(epochs=2, lr=0.1, head_lr=0.1, unfreeze_stages=1)
+    settings = FinetuneConfig(epochs=2, lr=1, head_lr=1, unfreeze_stages=1)
     log = RunLog(quiet=True)
     train(drawn_images, tmp_path / "run", replace(tiny, finetuning=settings), log=log)
     before, *after = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]

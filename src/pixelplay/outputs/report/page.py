@@ -5,12 +5,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from pixelplay.atomic import write_bytes
 from pixelplay.outputs.report import charts
 from pixelplay.outputs.report.images import ReportImages
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 GENERATOR = '<meta name="generator" content="PixelPlay'  # marks a file as a report of ours
@@ -30,8 +33,28 @@ def render_model(contents: Mapping[str, Any]) -> str:
 
 def _render(template: str, *, script: str | None = None, root: str = "", **contents: Any) -> str:
     """Fill a template; autoescape makes every name, file and table cell plain text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
+
+    css, javascript = _read_template("page.css"), "" if script is None else _read_template(script)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **contents,
+            root=root,
+            style=Markup(css),
+            script=Markup(javascript),
+            style_hash=_hash(css),
+            script_hash=_hash(javascript),
+            size=charts,
+        )
+    )
+
+
+@cache
+def _environment() -> "Environment":
+    """Set up Jinja; compiling the templates takes longer than filling them, so it is done once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -40,17 +63,9 @@ def _render(template: str, *, script: str | None = None, root: str = "", **conte
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["shown"] = lambda path: path.removeprefix(root)
+    environment.filters["shown"] = pass_context(lambda context, path: path.removeprefix(context["root"]))
     environment.filters["nowrap"] = lambda text: text.replace(" %", "\u00a0%")  # no line break before a unit
-    css, javascript = _read_template("page.css"), "" if script is None else _read_template(script)
-    return environment.get_template(template).render(
-        **contents,
-        style=Markup(css),
-        script=Markup(javascript),
-        style_hash=_hash(css),
-        script_hash=_hash(javascript),
-        size=charts,
-    )
+    return environment
 
 
 def write_page(html: str, path: str) -> None:

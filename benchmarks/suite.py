@@ -21,7 +21,7 @@ import numpy as np
 from commands import FinishedRun, run_pixelplay
 from pixelplay.array_types import Float64Array
 from pixelplay.evaluation.conformal import fit_conformal_threshold
-from pixelplay.evaluation.intervals import bootstrap_weights
+from pixelplay.evaluation.intervals import Bootstrap
 from pixelplay.model.bundle import read_bundle
 from records import Record, difference, make_parser
 
@@ -72,9 +72,8 @@ def compare(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
         [[a["correct"][p] - b["correct"][p] for p in paths] for a, b in zip(runs, others, strict=True)],
         axis=0,
     )
-    means = [
-        weights @ gains / weights.sum(1) for weights in bootstrap_weights(None, len(paths), N_RESAMPLES, 0)
-    ]
+    bootstrap = Bootstrap(n=len(paths), groups=None, n_resamples=N_RESAMPLES, seed=0)
+    means = [weights @ gains / weights.sum(1) for weights in bootstrap.weights()]
     return difference(float(gains.mean()), *np.quantile(np.concatenate(means), [0.025, 0.975]))
 
 

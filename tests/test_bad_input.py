@@ -680,7 +680,7 @@ def test_time_budget_that_is_too_short_is_refused(
     method: tuple[str, str], refuse_finetuning: Refusal
 ) -> None:
     line = refuse_finetuning(*method, "--time-budget", "0.1s", "--batch-size", "8", "--train-batch-size", "8")
-    _assert_names(line, "--time-budget 0.1s", method[1], "32 images", "--finetune none")
+    _assert_names(line, "--time-budget 0.1s", method[1], "38 images", "--finetune none")
 
 
 def test_plan_for_another_backbone_is_refused(refuse_finetuning: Refusal) -> None:
@@ -720,7 +720,8 @@ def test_nan_loss_falls_back_to_the_linear_probe(
         str(drawn_images),
         *tiny_settings,
     ]
-    assert main([*common, "--out", "run", *PARTIAL, "--cached-views", "1", *RUNAWAY]) == 0
+    options = [*PARTIAL, "--cached-views", "1", "--val-frac", "0.15"]
+    assert main([*common, "--out", "run", *options, *RUNAWAY]) == 0
     err = capsys.readouterr().err
     note = re.search(r"note: (.*\bloss\b.* (?:nan|inf) .*step \d+ of 32\b.*epoch 0.*)\n", err)
     assert note, err

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 TIMES = ("img_per_s", "seconds")  # columns that differ between runs
 TRAININGS = {
-    "partial": ["--finetune", "partial", "--train-batch-size", "8"],
+    "partial": ["--finetune", "partial", "--train-batch-size", "8", "--val-frac", "0.15"],
     # dropout, mixup, batch-norm statistics, repeated images, gradient accumulation
     "full": [
         *("--finetune", "full", "--head", "mlp", "--dropout", "0.3", "--drop-path", "0.2"),
@@ -295,6 +295,7 @@ def test_running_and_interrupted_runs_are_protected(
     lengthless: list[str], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*lengthless, "--out", str(tmp_path / "run"), "--finetune", "partial", "--cached-views", "1"]
+    command += ["--val-frac", "0.15"]
 
     def refusal(*argv: str, epochs: str = "3") -> str:
         capsys.readouterr()

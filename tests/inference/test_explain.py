@@ -48,6 +48,7 @@ def with_backbone(bundle: ModelBundle, backbone: Backbone, size: int = 64) -> Mo
         backbone=backbone,
         head=LinearHead(weight=weight, bias=np.zeros(len(weight), np.float32)),
         preprocessing=replace(bundle.preprocessing, input_size=size),
+        temperature=1.0,  # not that of the run's head
     )
 
 

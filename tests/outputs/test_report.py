@@ -451,10 +451,11 @@ def test_advice_prefers_the_linear_probe_if_fine_tuning_is_worse(
     (run / "metrics.json").write_text(json.dumps(metrics))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "finetune": finetune}))
-    first = make_advice(read_records(str(run)))[0]
+    advice = make_advice(read_records(str(run)))
     is_advised = (finetune, auto_selects) == ("partial", "none")
-    assert first["action"].startswith("Use the linear probe") == is_advised
+    assert any(each["action"].startswith("Use the linear probe") for each in advice) == is_advised
     if is_advised:
+        first = advice[0]
         assert "accuracy 0.700 (loss 0.500)" in first["reason"]
         assert "accuracy 0.710 (loss 0.600)" in first["reason"]
         assert first["command"].endswith("--finetune auto")

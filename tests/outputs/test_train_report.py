@@ -49,7 +49,7 @@ def test_every_metric_names_the_splits_that_selected_and_measured_it(
             assert metrics[name]["measured_on"] == ("oof" if name == "oof" else "test"), name
             assert metrics[name]["n"] > 0, name
         chosen_on = {name: setting["chosen_on"] for name, setting in metrics["chosen"].items()}
-        assert list(chosen_on) == ["C", "imbalance", "temperature", "tau"]
+        assert list(chosen_on) == ["C", "features", "imbalance", "temperature", "tau"]
         was_compared = "difference" in metrics["chosen"]["imbalance"]
         assert chosen_on.pop("imbalance") == ("train+val, out of fold" if was_compared else None)
         assert set(chosen_on.values()) == {"train+val, out of fold"}

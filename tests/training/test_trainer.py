@@ -43,7 +43,7 @@ class InMemory:
     def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
         return self.plain_batch(batch.rows)
 
-    def plain_batch(self, rows: IntArray) -> Callable[[], Inputs]:
+    def plain_batch(self, rows: IntArray, *, mirrored: bool = False) -> Callable[[], Inputs]:
         return lambda: (self._maps[rows], self._stats[rows])
 
     def flush(self) -> None:
@@ -234,16 +234,16 @@ def test_resume_keeps_the_epochs_that_the_time_limit_left(tmp_path: Path) -> Non
     assert (resumed.schedule.epochs, resumed.schedule.n_steps, resumed.state.step) == (4, 16, 0)
 
 
-@pytest.mark.parametrize(("n_val", "what"), [(4, "training"), (0, "refit on train and val")])
+@pytest.mark.parametrize(("n_val", "title"), [(4, "training"), (0, "refit on train and val")])
 def test_time_limit_on_a_slow_machine_still_decays_the_learning_rate(
-    n_val: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    n_val: int, title: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schedule, log = make_small_schedule(epochs=30), RunLog(json_progress=True)
     state = make_small_trainer(
-        tmp_path, schedule, val=VAL[:n_val], inputs=Slow(), log=log, time_limit_s=1.5
+        tmp_path, schedule, val=VAL[:n_val], inputs=Slow(), log=log, time_limit_s=1.5, title=title
     ).fit()
     assert 2 <= state.epochs < 15
-    assert log.notes == [f"{what}: only {state.epochs} of 30 planned epochs fit the time budget"]
+    assert log.notes == [f"{title}: only {state.epochs} of 30 planned epochs fit the time budget"]
     lrs = [row["lr"] for row in state.history]
     assert lrs[-1] < 0.1 * max(lrs)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -387,9 +387,8 @@ def test_epoch_line_has_the_validation_metrics_even_with_nan_loss(loss: float, h
     if not has_val:
         row |= {"val_loss": float("nan"), "val_accuracy": float("nan")}
     line = _describe_epoch(row, 3, is_best=False)
-    assert line.startswith("  epoch 2/3  train loss 1.000  ")
-    assert (f"val loss {loss:.3f}  val acc 0.250" in line) == has_val
-    assert ("refit on train and val" in line) == (not has_val)
+    val = f"  val loss {loss:.3f}  val acc 0.250" if has_val else ""
+    assert line == f"  epoch 2/3  train loss 1.000{val}"
 
 
 @pytest.mark.parametrize(("epochs", "stopped"), [(1, ""), (2, ""), (3, "after 2")])

@@ -9,6 +9,7 @@ from pixelplay.model.classifier import feature_scale
 
 ROUNDS = 10  # of the fixed point; later ones change held-out NLL by less than 0.1 %
 MAX_IMAGES = 1000  # the time grows with their cube
+MIN_NOISE = 1e-6  # variance; features that fit all labels exactly would make the covariance singular
 PRIOR_DOF = 10.0  # effective parameters of the common variance; pulls the weights together on few images
 
 
@@ -53,6 +54,7 @@ def fit_group_weights(
         dof = w * np.array([(precision * gram).sum() for gram in grams]) * n_contrasts  # (G,)
         w = (norms + PRIOR_DOF * norms.sum() / dof.sum()) / (dof + PRIOR_DOF)
         noise *= (dual**2).sum() / (np.trace(precision) * n_contrasts)
+        noise = max(noise, MIN_NOISE)
     w *= traces.sum() / (w @ traces)
     return {name: float(value) for name, value in zip(groups, w, strict=True)}
 

@@ -185,6 +185,7 @@ def _refit_trainer(task: FinetuneTask, finetuned: Finetuned, epochs: int) -> Tra
         task.ctx.derive(run_dir=os.path.join(task.ctx.checkpoint_dir, "refit")),
         time_limit_s=task.time_limit_s(finetuned.plan, refit=True),
         lr_frac=REFIT_LR_FRAC,
+        title="refit on train and val",
     )
 
 

@@ -80,9 +80,12 @@ def finetune_folds(
             task.loss(task.train),
             task.ctx.derive(run_dir=os.path.join(ctx.checkpoint_dir, f"finetune-{fold}")),
             time_limit_s=task.time_limit_s(plan, n_left=N_FOLDS - fold),
+            title=f"training network {fold + 1} of {N_FOLDS}",
         )
         state = trainer.fit()
         check_stopped(task, state.stopped, state.best_epoch)
+        if not state.best_epoch:
+            return None, {}, history  # the weights are those of the probe
         networks.append(copy_weights(classifier))
         history += [{"fold": fold, **row} for row in state.history]
         logits[0, own] = task.probe.head.logits(data.features[rows[own]]) + shift
@@ -92,7 +95,7 @@ def finetune_folds(
         measured = (folds >= 0) & (folds <= fold)
         of_probe, of_network = logits[:, measured]
         share, mixed = _choose_share(of_probe, of_network, labels[measured], priors, config)
-        evidence = compare_nll(
+        evidence: dict[str, Any] = compare_nll(
             (of_probe, mixed),
             labels[measured],
             groups[measured],
@@ -100,10 +103,11 @@ def finetune_folds(
             metric=config.metric,
             seed=config.seed,
         )
+        required = CLEAR * evidence["standard_error"] if fold == N_FOLDS - 1 else 0
+        is_better = evidence["nll_gain"] > required and evidence["metric_gain"] >= 0
         evidence |= {"n": len(mixed), "network_share": share}
-        is_last = fold == N_FOLDS - 1
-        is_better = evidence["nll_gain"] > (CLEAR * evidence["standard_error"] if is_last else 0)
-        if config.finetune == "auto" and not (is_better and evidence["metric_gain"] >= 0):
+        evidence["auto_selects"] = method if is_better else "none"
+        if config.finetune == "auto" and not is_better:
             return None, evidence, history
     means = {name: torch.stack([each[name] for each in networks]).mean(0) for name in networks[0]}
     restore_weights(classifier, means)

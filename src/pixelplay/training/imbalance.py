@@ -113,7 +113,7 @@ def fit_probe_on_rows(
     with ctx.log.progress(title, None, "values of C") as bar:
         fit = partial(
             fit_probe_for_imbalance,
-            feature_groups=ctx.backbone.backbone.feature_groups,
+            feature_groups=data.feature_groups,
             head_only=head_only,
             on_progress=bar.update,
         )

@@ -35,8 +35,8 @@ def measure_learning_curve(
     features, labels = data.features[rows], data.labels[rows]
     C, weighting, weights = float(chosen["C"]["value"]), chosen["imbalance"]["value"], chosen["features"]
     factors = None
-    if weights["value"] == "by_group":
-        factors = column_factors(classifier.backbone.feature_groups, weights["weights"])
+    if data.feature_groups is not None and weights["value"] == "by_group":
+        factors = column_factors(data.feature_groups, weights["weights"])
     is_fitted = {frac: choose_fraction(labels, frac, seed) for frac in FRACTIONS}
     logits = {
         frac: fit_probe_on_subset(weighting, features, labels, folds, C, subset, factors)

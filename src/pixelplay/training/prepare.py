@@ -41,7 +41,8 @@ def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
     if config.near_duplicates:
         found = find_near_duplicates(dataset, features, config.compute.num_workers, log, hflip=config.hflip)
         pairs = [pair.members for pair in found]
-    data = build_training_data(dataset, features, config, corrections, pairs)
+    groups = ctx.backbone.backbone.feature_groups
+    data = build_training_data(dataset, features, config, corrections, pairs, groups)
     log_problems(data, config, log)
     check_images(ctx.checkpoint_dir, data, ctx.backbone.weights_id)
     return data

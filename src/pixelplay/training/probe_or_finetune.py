@@ -114,6 +114,9 @@ def _finetune_out_of_fold(
         log.note(f"{error}; using the linear probe")
         _note_unused_by_probe(ctx)
         return probe_only
+    if not evidence:
+        log.note("selected the linear probe: fine-tuning failed")
+        return _keep_probe(probe_only, history, {"chosen_on": None})
     metric = config.metric
     metrics = evidence[f"finetuned_{metric}"], evidence[f"probe_{metric}"]
     result = (

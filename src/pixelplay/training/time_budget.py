@@ -190,12 +190,13 @@ def _left_s(task: FinetuneTask) -> float:
 
 def _too_short(task: FinetuneTask, method: FinetunedMethod, throughput: Throughput) -> TimeBudgetError:
     ctx, spent_s = task.ctx, task.ctx.elapsed_s() + task.probe_refit_s()
+    n_images = len(task.data.fit_rows if task.n_networks > 1 else task.train)
     needed_s = shortest_training_s(throughput, Workload.of(task), ctx.config.finetuning.cached_views)
     total_s = (spent_s + needed_s) / AIM
     enough = f"{math.ceil(total_s / 10) * 10}s" if total_s < 100 else f"{math.ceil(total_s / 60)}m"
     return TimeBudgetError(
         f"--time-budget {ctx.config.time_budget} is too short for --finetune {method} on "
-        f"{len(task.train):,} images; use at least {enough} here, or --finetune none"
+        f"{n_images:,} images; use at least {enough} here, or --finetune none"
     )
 
 

@@ -82,6 +82,7 @@ class Trainer:
         loss: of logits (B, K) and soft targets (B, K).
         time_limit_s: training time after which it ends early; None for no limit.
         lr_frac: factor on all learning rates.
+        title: of the progress bar.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class Trainer:
         *,
         time_limit_s: float | None = None,
         lr_frac: float = 1.0,
+        title: str = "training",
     ) -> None:
         classifier.to(ctx.device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         classifier.zero_grad()  # gradients may remain from a training that was stopped between two steps
         self.classifier, self.inputs, self.schedule = classifier, inputs, schedule
         self.validation, self.loss, self.ctx = validation, loss, ctx
         self.settings, self.device, self.log = schedule.config.finetuning, ctx.device, ctx.log
-        self._n_planned = schedule.epochs
+        self.title, self._n_planned = title, schedule.epochs
         self.forward: Forward = classifier
         optimizer = make_optimizer(classifier, self.settings, schedule.images_per_step, lr_frac=lr_frac)
         self.state = TrainState(
@@ -170,13 +172,12 @@ class Trainer:
             per_epoch = self.schedule.batches_per_epoch
             with (
                 parallel_forward(self.classifier, self.device, self.schedule.batch_size) as self.forward,
-                self.log.progress("training", self.schedule.epochs * per_epoch, "batches") as bar,
+                self.log.progress(self.title, self.schedule.epochs * per_epoch, "batches") as bar,
             ):
                 bar.update(max(0, self.state.epoch - 1) * per_epoch + self.state.n_batches)
                 yield bar
         if (n := self.state.epochs) < self._n_planned:
-            what = "training" if len(self.validation.rows) else "refit on train and val"
-            self.log.note(f"{what}: only {n} of {self._n_planned} planned epochs fit the time budget")
+            self.log.note(f"{self.title}: only {n} of {self._n_planned} planned epochs fit the time budget")
 
     def _remaining_batches(self) -> Iterator[tuple[Batch, Inputs]]:
         """Yield the batches of the current epoch that are not done yet, with their inputs."""
@@ -389,12 +390,12 @@ def _algorithms(device: Device, *, deterministic: bool) -> Iterator[None]:
 
 def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> str:
     if np.isnan(row["val_accuracy"]):  # the loss is NaN for spoilt weights too
-        val = "refit on train and val"
+        val = ""
     else:
-        val = f"val loss {row['val_loss']:.3f}  val acc {row['val_accuracy']:.3f}{'  ★' if is_best else ''}"
+        val = f"  val loss {row['val_loss']:.3f}  val acc {row['val_accuracy']:.3f}{'  ★' if is_best else ''}"
     if not row["epoch"]:
-        return f"  epoch 0/{n_epochs}  {val}"
-    return f"  epoch {row['epoch']}/{n_epochs}  train loss {row['train_loss']:.3f}  {val}"
+        return f"  epoch 0/{n_epochs}{val}"
+    return f"  epoch {row['epoch']}/{n_epochs}  train loss {row['train_loss']:.3f}{val}"
 
 
 def _metrics(split: str, counts: ClassCounts) -> dict[str, float]:

@@ -23,6 +23,7 @@ class TrainingData:
     errors: Mapping[int, ImageError]  # position in `all_images` → why it cannot be read
     dataset: ImageDataset  # the N readable images
     features: Float32Array  # (N, D) float32
+    feature_groups: Mapping[str, slice] | None  # name → columns of the features; None: one group
     digests: tuple[bytes, ...]  # (N,) content hash of each file
     duplicates: Duplicates
     split: Split
@@ -78,6 +79,7 @@ def build_training_data(
     config: TrainConfig,
     corrections: CorrectedLabels | None = None,
     near_duplicates: Sequence[tuple[int, int]] = (),
+    feature_groups: Mapping[str, slice] | None = None,
 ) -> TrainingData:
     """Leave out unreadable images and split the rest.
 
@@ -85,6 +87,7 @@ def build_training_data(
 
     Args:
         near_duplicates: pairs of positions in `dataset`.
+        feature_groups: name → columns of the features.
 
     Raises:
         DataError: too few images are left to train on or to measure on.
@@ -114,6 +117,7 @@ def build_training_data(
         errors=features.errors,
         dataset=usable,
         features=features.values[is_readable],
+        feature_groups=feature_groups,
         digests=digests,
         duplicates=duplicates,
         split=replace(split, train=train, val=val),

@@ -103,24 +103,23 @@ def finetune_folds(
             metric=config.metric,
             seed=config.seed,
         )
-        required = CLEAR * evidence["standard_error"] if fold == N_FOLDS - 1 else 0
-        is_better = evidence["nll_gain"] > required and evidence["metric_gain"] >= 0
+        is_better = evidence["nll_gain"] > 0
+        if fold == N_FOLDS - 1:
+            is_clear = evidence["nll_gain"] > CLEAR * evidence["standard_error"]
+            is_better = is_clear and evidence["metric_gain"] >= 0
         evidence |= {"n": len(mixed), "network_share": share}
         evidence["auto_selects"] = method if is_better else "none"
         if config.finetune == "auto" and not is_better:
             return None, evidence, history
-    means = {name: torch.stack([each[name] for each in networks]).mean(0) for name in networks[0]}
-    restore_weights(classifier, means)
+    logits[1, measured] = mixed
+    stacked = {name: torch.stack([each[name] for each in networks]) for name in networks[0]}
+    restore_weights(classifier, {name: values.mean(0) for name, values in stacked.items()})
     backbone, head = assemble(task, classifier, np.mean(offsets, axis=0))
     if share < 1:
         network = ensemble_member(backbone, head, classifier.stages.n_frozen)
         backbone = ctx.backbone.backbone
         members = [ensemble_member(backbone, probe.head, None), network]
         backbone, head = average_members(backbone, members, [1 / (2 - 2 * share), 1 / (2 * share)])
-    logits[1, measured] = mixed
-    selected = {"chosen_on": "train+val, out of fold", "n": len(mixed)}
-    by_auto = selected if config.finetune == "auto" else {"chosen_on": None}
-    is_mixed = config.finetuning.ensemble_probe == "auto" and can_average_with_probe(config)
     trained = TrainedClassifier(
         finetune=method,
         backbone=backbone,
@@ -130,16 +129,29 @@ def finetune_folds(
         held_out=rows,
         logits=logits[1],
         folds=folds,
-        chosen={
-            "finetune": {"value": method, **by_auto, **evidence},
-            "network_share": {"value": share, **(selected if is_mixed else {"chosen_on": None})},
-            "features": {**probe.feature_evidence, **selected},
-            "imbalance": {**probe.evidence, "value": task.ctx.config.imbalance, "chosen_on": None},
-        },
+        chosen=_describe_choices(method, evidence, probe, task.ctx.config),
         history=history,
         plan=plan,
     )
     return trained, evidence, history
+
+
+def _describe_choices(
+    method: FinetunedMethod, evidence: dict[str, Any], probe: LinearProbe, config: TrainConfig
+) -> dict[str, dict[str, Any]]:
+    """Return each setting with its value and what selected it."""
+    selected, fixed = {"chosen_on": "train+val, out of fold", "n": evidence["n"]}, {"chosen_on": None}
+    is_mixed = config.finetuning.ensemble_probe == "auto" and can_average_with_probe(config)
+    return {
+        "finetune": {"value": method, **(selected if config.finetune == "auto" else fixed), **evidence},
+        "network_share": {"value": evidence["network_share"], **(selected if is_mixed else fixed)},
+        "features": {**probe.feature_evidence, **selected},
+        "imbalance": {
+            **probe.evidence,
+            "value": config.imbalance,
+            **(selected if probe.was_compared else fixed),
+        },
+    }
 
 
 def _fold_task(data: TrainingData, probe: LinearProbe, ctx: RunContext, held_out: IntArray) -> FinetuneTask:

@@ -91,6 +91,37 @@ def test_same_seed_makes_the_same_model(run: Path, train: Train) -> None:
         assert path.read_bytes() == (again / "model" / path.name).read_bytes()
 
 
+def test_resume_after_an_interruption_makes_the_same_model(
+    run: Path, images: Path, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", str(images), "--out", str(out), *tiny_settings, "--quiet", "--finetune", "partial"]
+    command += TWO_EPOCHS
+    n_trained = 0
+    copy_weights = finetune_folds.copy_weights
+
+    def interrupt_second(network: nn.Module) -> dict[str, torch.Tensor]:
+        nonlocal n_trained
+        n_trained += 1
+        if n_trained == 2:
+            raise KeyboardInterrupt
+        return copy_weights(network)
+
+    monkeypatch.setattr(finetune_folds, "copy_weights", interrupt_second)
+    assert main(command) == 130
+    assert not out.exists()
+    monkeypatch.setattr(finetune_folds, "copy_weights", copy_weights)
+    assert main([*command, "--resume"]) == 0
+    for path in (run / "model").iterdir():
+        assert path.read_bytes() == (out / "model" / path.name).read_bytes()
+
+
+def test_refit_epochs_without_a_validation_split_are_noted(train: Train) -> None:
+    out = train("--finetune", "partial", *TWO_EPOCHS, "--refit-epochs", "1")
+    notes = read_json(out / "metrics.json")["notes"]
+    assert any("--refit-epochs has no effect without a validation split" in note for note in notes)
+
+
 # --- averaging ---
 
 
@@ -140,6 +171,16 @@ def test_auto_stops_after_the_first_network_if_it_is_worse(
     assert metrics["finetune"] == metrics["chosen"]["finetune"]["value"] == "none"
     assert {row["fold"] for row in read_rows(tmp_path / "run/history.csv")} == {"0"}
     assert "selected the linear probe after" in capsys.readouterr().err
+
+
+def test_network_worse_than_the_probe_is_noted(train: Train) -> None:
+    options = ["--finetune", "partial", *TWO_EPOCHS, "--lr", "0.5", "--head-lr", "0.5"]
+    out = train(*options, "--ensemble-probe", "off")
+    metrics = read_json(out / "metrics.json")
+    assert metrics["finetune"] == "partial"
+    assert metrics["chosen"]["finetune"]["auto_selects"] == "none"
+    note = next(note for note in metrics["notes"] if note.startswith("selected the fine-tuned network"))
+    assert note.endswith("; --finetune auto would select the probe")
 
 
 def test_auto_does_not_fine_tune_when_the_probe_makes_no_errors(

@@ -55,6 +55,8 @@ def fit_probe_or_finetune(
     if method == "none":
         return _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
     if not len(data.split.val):
+        if config.finetuning.refit_epochs != TrainConfig().finetuning.refit_epochs:
+            log.note_for_run("--refit-epochs has no effect without a validation split; see --val-frac")
         return _finetune_out_of_fold(data, ctx, method, needs_oof=needs_oof)
     train, val = data.train_without_val_duplicates(), data.split.val
     if reason := _obstacle_to_finetuning(data, train):
@@ -118,16 +120,20 @@ def _finetune_out_of_fold(
         log.note("selected the linear probe: fine-tuning failed")
         return _keep_probe(probe_only, history, {"chosen_on": None})
     metric = config.metric
-    metrics = evidence[f"finetuned_{metric}"], evidence[f"probe_{metric}"]
+    metrics, scores = (
+        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "score")
+    )
     result = (
         f"{metric} on {evidence['n']:,} images out of fold {metrics[0]:.3f} ({method}) vs {metrics[1]:.3f} "
-        f"(linear probe), log loss lower by {evidence['nll_gain']:.3f} ± {evidence['standard_error']:.3f}"
+        f"(linear probe), log loss {scores[0]:.3f} vs {scores[1]:.3f} (standard error of the difference "
+        f"{evidence['standard_error']:.3f})"
     )
     if trained is None:
         seconds = round(time.monotonic() - started)
         log.note(f"selected the linear probe after {seconds} s; fine-tuning is not clearly better: {result}")
         return _keep_probe(probe_only, history, {"chosen_on": "train+val, out of fold", **evidence})
-    log.note(f"selected the fine-tuned network: {result}")
+    hint = "; --finetune auto would select the probe" if evidence["auto_selects"] == "none" else ""
+    log.note(f"selected the fine-tuned network: {result}{hint}")
     return trained
 
 

@@ -114,7 +114,7 @@ def write_weights(path: Path) -> int:
     loaded = load_backbone("lite0", None, offline=True)
     state = loaded.backbone.network.state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, path)
-    return loaded.preprocessing.input_size
+    return loaded.preprocessing.input_size[0]
 
 
 def environment(threads: int) -> dict[str, str]:

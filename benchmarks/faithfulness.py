@@ -135,8 +135,8 @@ def preprocess(pixels: UInt8Array, box: Box | None, bundle: ModelBundle) -> Exam
     if box is not None:
         mask = Image.new("L", (pixels.shape[1], pixels.shape[0]))
         mask.paste(255, box)
-        size = bundle.preprocessing.input_size
-        inside = np.asarray(mask.resize((size, size))) > 127
+        height, width = bundle.preprocessing.input_size
+        inside = np.asarray(mask.resize((width, height))) > 127
     return Example(eval_transform(pixels, bundle.preprocessing), inside)
 
 
@@ -195,7 +195,7 @@ def make_explainers(bundle: ModelBundle) -> dict[str, Explainer]:
 def measure(images: Sequence[Example], bundle: ModelBundle) -> dict[str, Float64Array]:
     """Return deletion, insertion, heat inside, hottest inside and ms (N, 5) of every kind of map."""
     scorer, explainers = CurveScorer(bundle), make_explainers(bundle)
-    rng, size = np.random.default_rng(0), bundle.preprocessing.input_size
+    rng, size = np.random.default_rng(0), bundle.preprocessing.input_size[0]
     found: dict[str, list[list[float]]] = {}
     for each in images:
         blurred = Image.fromarray(each.pixels).filter(ImageFilter.GaussianBlur(size / 16))

@@ -40,7 +40,7 @@ def main() -> None:
     )
     no_cache = ArrayCache("", "features", "", max_bytes=0)
     size = loaded.preprocessing.input_size
-    batch = np.random.default_rng(0).integers(0, 256, (extractor.batch_size, size, size, 3), dtype=np.uint8)
+    batch = np.random.default_rng(0).integers(0, 256, (extractor.batch_size, *size, 3), dtype=np.uint8)
     n_batches = -(-len(dataset) // extractor.batch_size)
     extractor(batch)  # the first batch is slower
     from_files, from_tensors = [], []

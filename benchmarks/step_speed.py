@@ -30,7 +30,7 @@ def make_step(backbone: str, unfreeze_stages: int | None) -> Callable[[], None]:
     loaded = load_backbone(backbone, None, offline=True)
     size = loaded.preprocessing.input_size
     frozen, trainable = split_backbone(loaded.backbone, unfreeze_stages, size)
-    map_shape, n_stats = ((3, size, size), 0) if frozen is None else (frozen.map_shape, frozen.n_stats)
+    map_shape, n_stats = ((3, *size), 0) if frozen is None else (frozen.map_shape, frozen.n_stats)
     if frozen is not None:
         freeze_depthwise_filters(trainable, map_shape, n_stats, fast=True)
     zeros = np.zeros(loaded.backbone.n_features, np.float32)

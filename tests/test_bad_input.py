@@ -692,6 +692,8 @@ def test_plan_for_another_backbone_is_refused(refuse_finetuning: Refusal) -> Non
 
 # with this decay the weights change sign and grow a hundredfold in each step
 RUNAWAY = (
+    "--warmup-frac",
+    "0",
     "--lr",
     "10",
     "--head-lr",

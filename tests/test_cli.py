@@ -173,7 +173,7 @@ def test_help_shows_the_defaults_of_the_recipe(shell: Shell) -> None:
 
     ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
     names = ("finetune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
-    assert [ours[name] for name in names] == ["auto", "auto", "auto", "2e-3; full: 2e-4", "0.0", "0.0", "0.7"]
+    assert [ours[name] for name in names] == ["auto", "auto", "auto", "1e-3; full: 2e-4", "0.0", "0.0", "0.7"]
     assert [theirs[name] for name in names] == [
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def make_schedule(labels: IntArray, n_val: int, config: TrainConfig, **changes: 
         imbalance="none",
         epochs=2,
         batch_size=8,
-        input_size=160,
+        input_size=(160, 160),
         config=config,
     )
     return replace(schedule, **changes)

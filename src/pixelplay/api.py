@@ -53,6 +53,7 @@ from pixelplay.outputs.train_report import make_train_report, write_train_record
 from pixelplay.run_log import RunLog
 from pixelplay.training import cross_validation
 from pixelplay.training.finalize import finalize, predict_rows
+from pixelplay.training.input_selection import select_input
 from pixelplay.training.label_cleaning import remove_label_issues
 from pixelplay.training.learning_curve import measure_learning_curve
 from pixelplay.training.prepare import prepare
@@ -88,7 +89,8 @@ def train(
     config, log = config or TrainConfig(), log or RunLog()
     opened = RunContext.open(out_dir, config, log, force=force, resume=resume, started=started, plan=plan)
     with opened as ctx:
-        images = prepare(list_labelled_images(os.fspath(data), ctx.config, log), ctx)
+        dataset = list_labelled_images(os.fspath(data), ctx.config, log)
+        images, ctx = select_input(prepare(dataset, ctx), ctx)
         if ctx.config.drop_label_issues:
             images = remove_label_issues(images, ctx)
         classifier = fit_probe_or_finetune(images, ctx)  # held-out images decide
@@ -145,7 +147,7 @@ def cross_validate(
     with opened as ctx:
         dataset = cross_validation.without_val_split(list_labelled_images(os.fspath(data), config, log), log)
         cross_validation.check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
-        images = prepare(dataset, ctx)
+        images, ctx = select_input(prepare(dataset, ctx), ctx)
         validation = cross_validation.train_folds(images, ctx, repeats)
         if single:
             classifier, logits = cross_validation.train_single(validation, images, ctx), validation.logits

@@ -29,7 +29,7 @@ Tta = Literal["none", "flip"]
 CamName = Literal["gradcam", "gradcam++", "layercam"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-MAX_INPUT_PX = 4096
+MIN_INPUT_PX, MAX_INPUT_PX = 16, 4096
 ENOUGH_FOR_VAL = 3000  # images of which a fraction is enough to compare methods
 MIN_MLP_BATCH = 3  # batch norm needs two images, and the last batch may be one smaller than the others
 
@@ -91,6 +91,21 @@ def parse_duration(text: str) -> float:
     if not seconds:
         raise ConfigError(f"time_budget={text!r} is not a duration; use 90s, 5m or 2h")
     return seconds
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Convert 224 or 224x384 to height and width.
+
+    Raises:
+        ConfigError: another notation, or a side out of range.
+    """
+    matched = re.fullmatch(r"(\d+)(?:\s*[x×]\s*(\d+))?", str(text).strip())
+    if not matched:
+        raise ConfigError(f"input_size={text!r} is not a size; use 224 or 224x384 (height x width)")
+    height, width = int(matched[1]), int(matched[2] or matched[1])
+    for side in (height, width):
+        Range(MIN_INPUT_PX, MAX_INPUT_PX).check("input_size", side, whole=True)
+    return height, width
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -227,14 +242,14 @@ class FinetuneConfig:
     train_batch_size: Annotated[int | None, metavar("N"), COUNT] = None
     """Training batch size (default: 32; with CUDA 128, or what fits in memory)."""
     lr: Annotated[float | None, metavar("LR"), LEARNING_RATE] = None
-    """Peak learning rate of the last stage, for a batch size of 32 (default: 2e-3; full: 2e-4)."""
+    """Peak learning rate of the last stage, for a batch size of 32 (default: 1e-3; full: 2e-4)."""
     head_lr: Annotated[float, metavar("LR"), LEARNING_RATE] = 5e-4
     """Peak learning rate of the head; both rates scale with the square root of the batch size."""
     layer_decay: Annotated[float | None, metavar("FACTOR"), Range(0.01, 1)] = None
     """Factor on the learning rate from each stage to the one before it (default: 1; full: 0.7)."""
     weight_decay: Annotated[float, metavar("RATE"), Range(0, 10)] = 0.05
     """AdamW weight decay; norms, biases and layer scales have none."""
-    warmup_frac: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.1
+    warmup_frac: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.3
     """Fraction of the steps with linear warm-up; cosine decay to 0 follows."""
     label_smoothing: Annotated[float, metavar("FRACTION"), DROP_RATE] = 0.0
     """Fraction of each label that is spread over all classes by their frequency in training."""
@@ -270,7 +285,7 @@ class FinetuneConfig:
 
     def rates(self, *, full: bool) -> tuple[float, float]:
         """Return `lr` and `layer_decay`, with the defaults of the method where they are None."""
-        return self.lr or (2e-4 if full else 2e-3), self.layer_decay or (0.7 if full else 1.0)
+        return self.lr or (2e-4 if full else 1e-3), self.layer_decay or (0.7 if full else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +328,15 @@ class TrainConfig:
     time_budget: Annotated[str, metavar("TIME")] = "10m"
     """Training time, in crossval per fold: 90s, 5m, 2h."""
     backbone: Annotated[str, metavar("NAME")] = "auto"
-    """auto (lite0; on a GPU ConvNeXt-Tiny), lite0, lite2, any timm model."""
+    """auto (lite0; on a GPU ConvNeXt-Tiny), lite0, lite2, any timm model; of several, separated by commas,
+    or best (a short list), the one whose linear probe has the lowest out-of-fold log loss."""
     weights: File = None
     """Local .safetensors or .pth file with the weights of --backbone."""
-    input_size: Annotated[int | None, metavar("PX"), Range(16, MAX_INPUT_PX)] = None
-    """Side of the square input image in pixels (default: as the weights were trained)."""
+    input_size: Annotated[str | None, metavar("PX")] = None
+    """Size of the network's input in pixels, 224 or HEIGHTxWIDTH (default: as the weights were trained)."""
+    fit: Annotated[Literal["squash", "pad", "crop", "auto"], metavar("FIT")] = "squash"
+    """How images are fitted into the input: squash (changes the aspect ratio), pad, crop, auto (if most
+    images have another aspect ratio, the one whose linear probe has the lowest out-of-fold log loss)."""
     classes: File = None
     """File with the classes expected in the test data: a list, `class,count` rows, a sample submission."""
     relabel: File = None
@@ -369,6 +388,8 @@ class TrainConfig:
         _store_paths_as_text(self, "weights", "classes", "relabel", "cache_dir")
         check_fields(self)
         parse_duration(self.time_budget)
+        if self.input_size is not None:
+            parse_size(self.input_size)
         self._check_contradictions()
 
     def validation_frac(self, n_images: int) -> float:
@@ -386,6 +407,8 @@ class TrainConfig:
 
     def _check_contradictions(self) -> None:
         head, oversample = self.finetuning.head, f"oversample_to={self.oversample_to!r}"
+        if self.weights is not None and (self.backbone == "best" or "," in self.backbone):
+            raise ConfigError(f"weights needs one backbone, not backbone={self.backbone!r}; name one")
         if self.oversample_to is not None:
             if self.imbalance not in ("auto", "none", "sampler"):
                 raise ConfigError(

@@ -20,7 +20,9 @@ SEEDS = range(200)
 
 
 def settings(size: int, interpolation: str = "bicubic") -> Preprocessing:
-    return Preprocessing(input_size=size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation=interpolation)
+    return Preprocessing(
+        input_size=(size, size), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation=interpolation
+    )
 
 
 def view_of(
@@ -90,9 +92,9 @@ def test_extreme_shapes_become_a_uint8_square(shape: tuple[int, int]) -> None:
         assert (view.shape, view.dtype) == ((64, 64, 3), np.uint8)
 
 
-def test_size_px_replaces_the_input_size() -> None:
+def test_size_replaces_the_input_size() -> None:
     rng = np.random.default_rng(0)
-    view = augment_view(image(), AugmentConfig(), settings(64), rng, hflip=True, size_px=24)
+    view = augment_view(image(), AugmentConfig(), settings(64), rng, hflip=True, size=(24, 24))
     assert view.shape == (24, 24, 3)
 
 

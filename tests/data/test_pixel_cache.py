@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from pixelplay.data.dataset import ImageDataset, make_dataset
 from pixelplay.data.decode import decode_image
 from pixelplay.data.file_access import FolderStorage
 from pixelplay.data.pixel_cache import MARGIN, MAX_FRACTION, PixelCache
-from pixelplay.data.transforms import Preprocessing, eval_transform
+from pixelplay.data.transforms import Fit, Preprocessing, eval_transform
 from pixelplay.errors import ImageError
 
-PREPROCESSING = Preprocessing(input_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+PREPROCESSING = Preprocessing(input_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 SIDE, N, MANY = 80, 6, 10**9
 SET_BYTES = N * 3 * SIDE**2
 
@@ -61,20 +62,19 @@ def fill(cache: PixelCache) -> list[NDArray[np.uint8]]:
 def test_cached_squares_are_a_quarter_larger_than_the_input(folder: Path) -> None:
     assert MARGIN == 1.25
     cache = open_cache(folder, "", 0)
-    assert cache.side_px == SIDE
+    assert cache.preprocessing.input_size == (SIDE, SIDE)
     for i in range(N):
         assert cache[i].shape == (SIDE, SIDE, 3)
         assert cache[i].dtype == np.uint8
 
 
-@pytest.mark.parametrize("crop_mode", ["squash", "center"])
-def test_cached_squares_show_the_whole_image(crop_mode: str, folder: Path) -> None:
-    preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=0.8)
-    cache = open_cache(folder, "", 0, preprocessing)
-    whole = replace(PREPROCESSING, input_size=SIDE)
+@pytest.mark.parametrize("fit", get_args(Fit))
+def test_cached_images_are_fitted_as_for_prediction(fit: Fit, folder: Path) -> None:
+    cache = open_cache(folder, "", 0, replace(PREPROCESSING, fit=fit))
+    larger = replace(PREPROCESSING, input_size=(SIDE, SIDE), fit=fit)
     for i, path in enumerate(dataset_of(folder).paths):
         pixels = decode_image((folder / path).read_bytes(), path=path, target_px=SIDE)
-        np.testing.assert_array_equal(cache[i], eval_transform(pixels, whole))
+        np.testing.assert_array_equal(cache[i], eval_transform(pixels, larger))
 
 
 def test_pixels_are_the_same_with_and_without_cache(folder: Path, tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_images_above_half_of_the_cache_are_not_cached(
             cache[0]
 
 
-@pytest.mark.parametrize("change", [{"input_size": 96}, {"interpolation": "bilinear"}])
-def test_other_size_or_filter_has_its_own_pixels(
+@pytest.mark.parametrize("change", [{"input_size": (96, 64)}, {"interpolation": "bilinear"}, {"fit": "pad"}])
+def test_other_size_filter_or_fit_has_its_own_pixels(
     change: dict[str, object], folder: Path, tmp_path: Path
 ) -> None:
     fill(open_cache(folder, tmp_path / "cache"))

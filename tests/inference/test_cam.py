@@ -22,7 +22,7 @@ def test_cam_methods_equal_their_formulas() -> None:
 
 def test_gradcam_sums_to_the_logit_of_pooled_features() -> None:
     backbone = shared_backbone("test_convnext")
-    hooks = StageHooks(backbone, 4, 64)
+    hooks = StageHooks(backbone, 4, (64, 64))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (24, 32, 48, 64)]
     with hooks() as outputs:

@@ -47,7 +47,7 @@ def with_backbone(bundle: ModelBundle, backbone: Backbone, size: int = 64) -> Mo
         bundle,
         backbone=backbone,
         head=LinearHead(weight=weight, bias=np.zeros(len(weight), np.float32)),
-        preprocessing=replace(bundle.preprocessing, input_size=size),
+        preprocessing=replace(bundle.preprocessing, input_size=(size, size)),
         temperature=1.0,  # not that of the run's head
     )
 
@@ -83,7 +83,7 @@ def by_hand(bundle: ModelBundle) -> ModelBundle:
         priors=np.array([0.5, 0.5]),
         head=head,
         hflip=False,
-        preprocessing=Preprocessing(input_size=4, mean=(0.0,) * 3, std=(1.0,) * 3),
+        preprocessing=Preprocessing(input_size=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3),
     )
 
 
@@ -136,6 +136,13 @@ def test_heat_is_on_a_planted_object(bundle: ModelBundle) -> None:
     assert hot_half(bundle, "right")[1] > 0.6
 
 
+def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Return the correlation of two maps; 0 where only one of them has any heat."""
+    if (first.max() > 0) != (second.max() > 0):
+        return 0.0
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_heat_changes_with_randomised_weights(
     bundle: ModelBundle, image: NDArray[np.uint8], method: CamName
@@ -146,11 +153,12 @@ def test_heat_changes_with_randomised_weights(
         Explainer(replace(bundle, head=head), compute=ON_CPU, method=method).explain(image, "dots").heat
         for head in heads
     ]
-    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] < 0.9
-    other = with_backbone(bundle, draw_backbone("test_convnext"), bundle.preprocessing.input_size)
+    assert maps[0].max() > 0 or method == "gradcam++"
+    assert similarity(maps[0], maps[1]) < 0.9
+    other = with_backbone(bundle, draw_backbone("test_convnext"), bundle.preprocessing.input_size[0])
     other = replace(other, head=bundle.head)
     found = Explainer(other, compute=ON_CPU, method=method).explain(image, "dots").heat
-    assert np.corrcoef(maps[0].ravel(), found.ravel())[0, 1] < 0.9
+    assert similarity(maps[0], found) < 0.9
 
 
 def test_heat_differs_between_classes(bundle: ModelBundle, image: NDArray[np.uint8]) -> None:
@@ -213,7 +221,7 @@ def test_ensemble_heat_is_the_mean_of_its_members(bundle: ModelBundle, image: ND
     other = with_backbone(bundle, draw_backbone("test_efficientnet"), 128)
     other = replace(other, classes=other.classes[::-1], priors=other.priors[::-1], temperature=3.0)
     together = Explainer(bundle, other, compute=ON_CPU)
-    assert (together.classes, together.input_size) == (bundle.classes, bundle.preprocessing.input_size)
+    assert (together.classes, together.input_px) == (bundle.classes, bundle.preprocessing.input_size[0])
     alone = [Explainer(model, compute=ON_CPU) for model in (bundle, other)]
     for label in bundle.classes:
         found, first, second = (explainer.explain(image, label) for explainer in (together, *alone))
@@ -221,7 +229,7 @@ def test_ensemble_heat_is_the_mean_of_its_members(bundle: ModelBundle, image: ND
         np.testing.assert_allclose(found.heat, (first.heat + second.heat) / 2, rtol=1e-5)
         mean = (first.explained_probability + second.explained_probability) / 2
         assert found.explained_probability == pytest.approx(mean)
-    smaller = replace(other, preprocessing=replace(other.preprocessing, input_size=64))
+    smaller = replace(other, preprocessing=replace(other.preprocessing, input_size=(64, 64)))
     alone[1] = Explainer(smaller, compute=ON_CPU)
     found, first, second = (
         explainer.explain(image, "dots").heat
@@ -278,17 +286,17 @@ def test_heat_has_the_image_proportions(
     assert Explainer(bundle, compute=ON_CPU).explain(pixels).heat.shape == expected
 
 
-def test_heat_outside_a_centre_crop_is_zero(bundle: ModelBundle) -> None:
-    cropped = replace(bundle, preprocessing=replace(bundle.preprocessing, crop_mode="center", crop_pct=0.5))
+def test_heat_outside_a_crop_is_zero(bundle: ModelBundle) -> None:
+    cropped = replace(bundle, preprocessing=replace(bundle.preprocessing, fit="crop"))
     heat = (
         Explainer(cropped, compute=ON_CPU)
         .explain(np.asarray(draw_of_class("bars", 1, (120, 80))), "bars")
         .heat
     )
     assert heat.shape == (80, 120)
-    assert heat[20:60, 40:80].max() > 0
+    assert heat[:, 20:100].max() > 0
     heat = heat.copy()
-    heat[20:60, 40:80] = 0
+    heat[:, 20:100] = 0
     assert heat.max() == 0
 
 

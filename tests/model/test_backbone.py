@@ -11,7 +11,7 @@ from pixelplay.model.backbone import (
     check_backbone_name,
     create_network,
     load_backbone,
-    resolve_backbone_name,
+    resolve_backbone_names,
 )
 
 FAMILIES = ["test_convnext", "test_efficientnet", "test_resnet", "test_vit"]
@@ -53,9 +53,9 @@ def test_backbone_name_that_is_an_address_is_refused(name: str) -> None:
 
 
 def test_auto_backbone_is_lite0_on_a_cpu_and_convnext_on_a_gpu() -> None:
-    names = [resolve_backbone_name("auto", device) for device in ("cpu", "cuda", "mps")]
+    names = [resolve_backbone_names("auto", device)[0] for device in ("cpu", "cuda", "mps")]
     assert names == ["lite0", "convnext_tiny.in12k_ft_in1k", "convnext_tiny.in12k_ft_in1k"]
-    assert resolve_backbone_name("resnet50", "cpu") == "resnet50"
+    assert resolve_backbone_names("resnet50", "cpu") == ("resnet50",)
     for name in {*names, "lite2"}:
         check_backbone_name(name)
 
@@ -121,7 +121,7 @@ def test_preprocessing_matches_the_weights(tiny_weights: Path) -> None:
     loaded = load_backbone("test_convnext", str(tiny_weights), offline=True)
     config = timm.create_model("test_convnext", pretrained=False).pretrained_cfg
     preprocessing = loaded.preprocessing
-    assert (3, preprocessing.input_size, preprocessing.input_size) == config["input_size"]
+    assert (3, *preprocessing.input_size) == config["input_size"]
     assert (preprocessing.mean, preprocessing.std) == (config["mean"], config["std"])
     assert preprocessing.interpolation == config["interpolation"]
     assert loaded.origin == "tiny.safetensors"

@@ -241,7 +241,7 @@ def test_name_of_an_enormous_network_allocates_no_memory(folder: Path) -> None:
 
 
 def test_unsupported_input_size_is_refused_in_one_line(folder: Path) -> None:
-    change(folder, lambda content: content["preprocessing"].update(input_size=2))
+    change(folder, lambda content: content["preprocessing"].update(input_size=[2, 2]))
     assert "test_convnext does not support images of 2 px" in refused(folder)
 
 
@@ -340,7 +340,7 @@ def test_invalid_branch_is_refused(n_frozen: object, branched_folder: Path) -> N
         ("metric", "f1"),
         ("backbone", []),
         ("preprocessing", []),
-        ("preprocessing", {"input_size": 10, "mean": [0], "std": [1], "pickle": 1}),
+        ("preprocessing", {"input_size": [10, 10], "mean": [0], "std": [1], "pickle": 1}),
         ("trained_on", 1),
         ("made_by", [1]),
         ("sha256", {}),
@@ -354,8 +354,9 @@ def test_invalid_bundle_value_is_refused_in_one_line(key: str, value: object, fo
 @pytest.mark.parametrize(
     ("key", "value"),
     [("interpolation", "random"), ("interpolation", []),
-     ("input_size", 0), ("input_size", 10**6), ("input_size", float("inf")), ("mean", [0.5]),
-     ("std", [0, 1, 1]), ("std", ["a", "b", "c"]), ("crop_mode", "random"), ("crop_pct", 0)],
+     ("input_size", 224), ("input_size", [9]), ("input_size", [0, 9]), ("input_size", [9, 10**6]),
+     ("input_size", [9, float("inf")]), ("mean", [0.5]),
+     ("std", [0, 1, 1]), ("std", ["a", "b", "c"]), ("fit", "random"), ("fit", [])],
 )  # fmt: skip
 def test_invalid_preprocessing_is_refused(key: str, value: object, folder: Path) -> None:
     change(folder, lambda content: content["preprocessing"].update({key: value}))

@@ -41,7 +41,7 @@ def make_classifier(
     """Make a seeded classifier in training, frozen unless `fast` is None, and its inputs."""
     backbone = shared_backbone(name)
     size = 160 if name == "test_vit" else size
-    frozen, trainable = split_backbone(backbone, n_trainable, size)
+    frozen, trainable = split_backbone(backbone, n_trainable, (size, size))
     map_shape, n_stats = ((3, size, size), 0) if frozen is None else (frozen.map_shape, frozen.n_stats)
     if fast is not None:
         freeze_depthwise_filters(trainable, map_shape, n_stats, fast=fast)

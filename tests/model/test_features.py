@@ -143,9 +143,9 @@ def test_chunk_length_does_not_depend_on_the_batch_size(
 
 
 def test_cpu_batch_size_shrinks_with_the_image_size() -> None:
-    assert [resolve_batch_size(None, "cpu", px) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
-    assert resolve_batch_size(None, "cuda", 224) == resolve_batch_size(None, "cuda", 448) == 32
-    assert resolve_batch_size(5, "cpu", 448) == 5
+    assert [resolve_batch_size(None, "cpu", (px, px)) for px in (64, 224, 448, 4096)] == [98, 8, 2, 1]
+    assert resolve_batch_size(None, "cuda", (224, 224)) == resolve_batch_size(None, "cuda", (448, 448)) == 32
+    assert resolve_batch_size(5, "cpu", (448, 224)) == 5
 
 
 def test_unreadable_image_is_a_nan_row_with_its_error(

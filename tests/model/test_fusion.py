@@ -31,7 +31,7 @@ def test_fused_backbone_equals_unfused(name: str) -> None:
     images = torch.randn(4, *backbone.network.pretrained_cfg["input_size"])
     with torch.inference_mode():
         expected = backbone(images)
-        fused = fuse_for_inference(backbone, images.shape[-1])
+        fused = fuse_for_inference(backbone, images.shape[-2:])
         found = fused(images)
     assert fused is not backbone
     assert count(fused, nn.BatchNorm2d) < count(backbone, nn.BatchNorm2d)
@@ -50,7 +50,7 @@ def test_fused_lite0_has_no_batch_norm_and_no_same_padding() -> None:
     from timm.layers.conv2d_same import Conv2dSame
 
     backbone = random_backbone("tf_efficientnet_lite0")
-    fused = fuse_for_inference(backbone, 224)
+    fused = fuse_for_inference(backbone, (224, 224))
     assert count(backbone, nn.BatchNorm2d) == 49
     assert count(backbone, Conv2dSame) == 5
     assert count(fused, nn.BatchNorm2d) == count(fused, Conv2dSame) == 0
@@ -61,7 +61,7 @@ def test_fused_network_without_batch_norm_is_equal() -> None:
     backbone = random_backbone("test_convnext")
     images = torch.randn(2, 3, 160, 160)
     with torch.inference_mode():
-        assert torch.equal(fuse_for_inference(backbone, 160)(images), backbone(images))
+        assert torch.equal(fuse_for_inference(backbone, (160, 160))(images), backbone(images))
 
 
 class Trap(nn.Module):
@@ -86,7 +86,7 @@ def test_wrong_fusion_falls_back_to_a_plain_copy() -> None:
     backbone = Backbone("trap", Trap()).eval()
     backbone.network.norm.running_mean = torch.tensor([1.0, -1.0, 0.5, 0.0])
     before = copy.deepcopy(backbone.state_dict())
-    fused = fuse_for_inference(backbone, 16)
+    fused = fuse_for_inference(backbone, (16, 16))
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(fused(images), backbone(images))
     assert fused is not backbone  # it may be moved to another device
@@ -94,7 +94,7 @@ def test_wrong_fusion_falls_back_to_a_plain_copy() -> None:
 
 
 def test_fused_lite0_fuses_every_activation() -> None:
-    fused = fuse_for_inference(random_backbone("tf_efficientnet_lite0"), 224)
+    fused = fuse_for_inference(random_backbone("tf_efficientnet_lite0"), (224, 224))
     assert count(fused, ActivatedConv2d) == count(fused, nn.ReLU6) == 33
 
 

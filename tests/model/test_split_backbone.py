@@ -56,7 +56,7 @@ def test_split_backbone_has_the_features_of_the_whole_backbone(
     name: str, n_trainable: int, features: FeatureKind
 ) -> None:
     backbone, images = shared_backbone(name, features), draw_images(3)
-    frozen, trainable = split_backbone(backbone, n_trainable, SIZE)
+    frozen, trainable = split_backbone(backbone, n_trainable, (SIZE, SIZE))
     with torch.inference_mode():
         expected = backbone(images)
     assert expected.std(0).median() > 1e-3  # the images do differ
@@ -66,7 +66,7 @@ def test_split_backbone_has_the_features_of_the_whole_backbone(
 @pytest.mark.parametrize(("name", "n_trainable"), SPLITS)
 def test_frozen_stages_give_map_and_channel_stats(name: str, n_trainable: int) -> None:
     backbone, images = shared_backbone(name), draw_images(2)
-    frozen, _ = split_backbone(backbone, n_trainable, SIZE)
+    frozen, _ = split_backbone(backbone, n_trainable, (SIZE, SIZE))
     assert frozen is not None
     with torch.inference_mode():
         maps, stats = frozen(images)
@@ -80,7 +80,7 @@ def test_frozen_stages_give_map_and_channel_stats(name: str, n_trainable: int) -
 
 @pytest.mark.parametrize("name", N_STAGES)
 def test_frozen_stages_of_pooled_features_have_no_channel_stats(name: str) -> None:
-    frozen, _ = split_backbone(shared_backbone(name, "pooled"), 1, SIZE)
+    frozen, _ = split_backbone(shared_backbone(name, "pooled"), 1, (SIZE, SIZE))
     assert frozen is not None
     with torch.inference_mode():
         maps, stats = frozen(draw_images(2))
@@ -96,7 +96,7 @@ def test_stages_before_the_last_five_have_no_channel_stats() -> None:
         expected = backbone(images)
     n_stats = []
     for n_trainable in (6, 5, 4):
-        frozen, trainable = split_backbone(backbone, n_trainable, 96)
+        frozen, trainable = split_backbone(backbone, n_trainable, (96, 96))
         n_stats.append(frozen.n_stats)
         assert_near(joined(frozen, trainable, images), expected)
     assert n_stats == [0, 0, 2 * 40]
@@ -107,7 +107,7 @@ def test_stages_before_the_last_five_have_no_channel_stats() -> None:
 def test_split_without_number_trains_the_whole_network(name: str, features: FeatureKind) -> None:
     size = VIT_SIZE if name == "test_vit" else SIZE
     backbone, images = shared_backbone(name, features), draw_images(2, size)
-    frozen, trainable = split_backbone(backbone, None, size)
+    frozen, trainable = split_backbone(backbone, None, (size, size))
     assert frozen is None
     with torch.inference_mode():
         found = trainable.eval()(images, images.new_empty(2, 0))
@@ -120,13 +120,13 @@ def test_unfreeze_stages_out_of_range_is_refused(name: str) -> None:
     for n_trainable in (0, n_stages, n_stages + 3):
         expected = rf"unfreeze_stages={n_trainable} .* 1 to {n_stages - 1} of {name}; --finetune full"
         with pytest.raises(ConfigError, match=expected):
-            split_backbone(shared_backbone(name), n_trainable, SIZE)
+            split_backbone(shared_backbone(name), n_trainable, (SIZE, SIZE))
 
 
 @pytest.mark.parametrize("n_trainable", [1, 5])
 def test_network_that_cannot_be_split_is_refused(n_trainable: int) -> None:
     with pytest.raises(ConfigError, match=r"^test_vit .*; use --finetune full or none$") as caught:
-        split_backbone(shared_backbone("test_vit"), n_trainable, VIT_SIZE)
+        split_backbone(shared_backbone("test_vit"), n_trainable, (VIT_SIZE, VIT_SIZE))
     assert "\n" not in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def test_network_that_cannot_be_split_is_refused(n_trainable: int) -> None:
 def test_any_error_in_a_split_network_is_a_split_error(name: str) -> None:
     """Both unpack outputs of removed modules."""
     with pytest.raises(BackboneSplitError, match=rf"^{name} .*; use --finetune full or none$"):
-        split_backbone(draw_backbone(name, "pooled"), 1, 224)
+        split_backbone(draw_backbone(name, "pooled"), 1, (224, 224))
 
 
 class Doubling(nn.Module):
@@ -158,7 +158,7 @@ class Doubling(nn.Module):
 
 def test_split_with_different_features_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"doubling .* different features"):
-        split_backbone(Backbone("doubling", Doubling()), 1, 16)
+        split_backbone(Backbone("doubling", Doubling()), 1, (16, 16))
 
 
 @pytest.mark.parametrize("features", KINDS)
@@ -166,7 +166,7 @@ def test_split_with_different_features_is_refused() -> None:
 def test_write_into_restores_trained_weights(name: str, n_trainable: int, features: FeatureKind) -> None:
     backbone, images = shared_backbone(name, features), draw_images(3)
     before = copy.deepcopy(backbone.network.state_dict())
-    frozen, trainable = split_backbone(backbone, n_trainable, SIZE)
+    frozen, trainable = split_backbone(backbone, n_trainable, (SIZE, SIZE))
     change_weights(trainable)
     trained = copy.deepcopy(backbone)
     trainable.write_into(trained)
@@ -188,7 +188,7 @@ def test_write_into_restores_trained_weights(name: str, n_trainable: int, featur
 @pytest.mark.parametrize("name", N_STAGES)
 def test_write_into_restores_a_whole_network(name: str) -> None:
     backbone, images = draw_backbone(name), draw_images(2)
-    _, trainable = split_backbone(backbone, None, SIZE)
+    _, trainable = split_backbone(backbone, None, (SIZE, SIZE))
     change_weights(trainable)
     trainable.write_into(backbone)
     with torch.inference_mode():
@@ -199,12 +199,12 @@ def test_write_into_restores_a_whole_network(name: str) -> None:
 def test_split_backbone_preserves_random_state() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    split_backbone(shared_backbone("test_resnet"), 2, SIZE)
+    split_backbone(shared_backbone("test_resnet"), 2, (SIZE, SIZE))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gradients_reach_every_trainable_weight() -> None:
-    frozen, trainable = split_backbone(shared_backbone("test_efficientnet"), 2, SIZE)
+    frozen, trainable = split_backbone(shared_backbone("test_efficientnet"), 2, (SIZE, SIZE))
     assert frozen is not None
     with torch.no_grad():
         inputs = frozen(draw_images(2))
@@ -220,14 +220,14 @@ def test_branched_backbone_concatenates_frozen_and_fine_tuned_features(
 ) -> None:
     backbone, images = draw_backbone(name, features).eval(), draw_images(3)
     n_trainable = N_STAGES[name] - n_frozen if n_frozen else None
-    frozen, trainable = split_backbone(backbone, n_trainable, SIZE)
+    frozen, trainable = split_backbone(backbone, n_trainable, (SIZE, SIZE))
     change_weights(trainable)
     finetuned = copy.deepcopy(backbone)
     trainable.write_into(finetuned)
     branched = BranchedBackbone(backbone, [trainable]).eval()
     with torch.inference_mode():
         first, second = backbone(images), finetuned(images)
-        found, fused = branched(images), fuse_for_inference(branched, SIZE)(images)
+        found, fused = branched(images), fuse_for_inference(branched, (SIZE, SIZE))(images)
     assert not torch.allclose(first, second)
     n_stats = 0 if frozen is None else frozen.n_stats
     expected = torch.cat([first, second[:, n_stats:]], dim=1)

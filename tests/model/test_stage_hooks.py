@@ -18,7 +18,7 @@ def test_stage_outputs_become_timms_feature_maps(name: str) -> None:
         backbone = shared_backbone(f"test_{name}")
         size = int(backbone.network.pretrained_cfg["input_size"][-1])  # type: ignore[union-attr, index]
     images = torch.randn(2, 3, size, size)
-    hooks = StageHooks(backbone, 2, size)
+    hooks = StageHooks(backbone, 2, (size, size))
     with hooks() as outputs:
         _, expected = backbone.network.forward_intermediates(images, indices=2)  # type: ignore[operator]
     for found, wanted in zip(hooks.as_maps(outputs.values()), expected, strict=True):

@@ -207,7 +207,7 @@ def test_convnext_tiny_weights_of_timm_fit(tmp_path: Path) -> None:
     save_file({key: torch.full(value.shape, 0.01) for key, value in whole.state_dict().items()}, path)
     loaded = load_backbone("convnext_tiny.in12k_ft_in1k", path, offline=True)
     assert loaded.backbone.n_features == 2 * (96 + 192 + 384 + 768) + 768
-    assert loaded.preprocessing.input_size == 224
+    assert loaded.preprocessing.input_size == (224, 224)
     assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
 
 

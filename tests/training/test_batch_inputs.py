@@ -29,7 +29,7 @@ from pixelplay.model.split_backbone import FrozenStages, split_backbone
 from pixelplay.training.batch_inputs import AugmentedPixels, Batch, CachedViews, Inputs, stream
 
 N, SIZE, MANY = 9, 32, 10**9
-PREPROCESSING = Preprocessing(input_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+PREPROCESSING = Preprocessing(input_size=(SIZE, SIZE), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 AUGMENTING = AugmentConfig(augment=("crop", "rotation", "erasing"))
 ROWS = np.arange(N)
 FILES = {f"{i}.png": encode(draw(i), "PNG") for i in range(N)}
@@ -72,7 +72,7 @@ def make_pixels(
 
 def freeze(backbone: Backbone, n_trainable: int = 1) -> FrozenStages:
     """Return the stages before the last `n_trainable` ones."""
-    frozen, _ = split_backbone(backbone, n_trainable, SIZE)
+    frozen, _ = split_backbone(backbone, n_trainable, (SIZE, SIZE))
     assert frozen is not None
     return frozen
 
@@ -165,7 +165,7 @@ def test_cached_views_are_feature_maps_of_augmented_pixels_each_once_in_v_epochs
     frozen, pixels = split(name, n_trainable, features), make_pixels()
     views = make_views(tmp_path, frozen, pixels)
     compute(views)
-    epochs = [rows_of(views.train_batch(first_batch(ROWS), epoch, SIZE)()) for epoch in range(1, 4)]
+    epochs = [rows_of(views.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))()) for epoch in range(1, 4)]
     for row in ROWS:
         expected = [expected_view(pixels, frozen, int(row), view) for view in range(3)]
         found = [[is_near(epoch[row], view) for view in expected].index(True) for epoch in epochs]
@@ -185,7 +185,7 @@ def test_plain_view_is_feature_map_of_evaluation_pixels(features: FeatureKind, t
 
 
 def test_trainable_stages_of_plain_views_give_backbone_features(tmp_path: Path) -> None:
-    frozen, trainable = split_backbone(shared_backbone("test_resnet", "stages"), 2, SIZE)
+    frozen, trainable = split_backbone(shared_backbone("test_resnet", "stages"), 2, (SIZE, SIZE))
     assert frozen is not None
     pixels = make_pixels()
     views = make_views(tmp_path, frozen, pixels)
@@ -204,9 +204,9 @@ def test_view_batches_are_reproducible(tmp_path: Path) -> None:
     again = make_views(tmp_path / "b", frozen, make_pixels())
     compute(again)
     for epoch in (1, 2):
-        expected = views.train_batch(first_batch(ROWS), epoch, SIZE)()
-        assert_equal(views.train_batch(first_batch(ROWS), epoch, SIZE)(), expected)
-        assert_equal(again.train_batch(first_batch(ROWS), epoch, SIZE)(), expected)
+        expected = views.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))()
+        assert_equal(views.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))(), expected)
+        assert_equal(again.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))(), expected)
 
 
 def test_view_does_not_depend_on_its_batch(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_view_does_not_depend_on_its_batch(tmp_path: Path) -> None:
         compute(in_steps, rows, rows)
     for epoch in (1, 2, 3):
         assert_equal(
-            in_steps.train_batch(first_batch(ROWS), epoch, SIZE)(),
-            views.train_batch(first_batch(ROWS), epoch, SIZE)(),
+            in_steps.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))(),
+            views.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))(),
         )
     assert_equal(in_steps.plain_batch(ROWS)(), views.plain_batch(ROWS)())
 
@@ -228,7 +228,7 @@ def test_view_batch_keeps_order_of_rows(tmp_path: Path) -> None:
     compute(views)
     mixed = np.array([5, 2, 7, 0])
     for batch in (
-        lambda rows: views.train_batch(first_batch(rows), 2, SIZE)(),
+        lambda rows: views.train_batch(first_batch(rows), 2, (SIZE, SIZE))(),
         lambda rows: views.plain_batch(rows)(),
     ):
         together = rows_of(batch(mixed))
@@ -239,11 +239,13 @@ def test_view_batch_keeps_order_of_rows(tmp_path: Path) -> None:
 def test_image_drawn_twice_in_a_batch_has_two_views(tmp_path: Path) -> None:
     views = make_views(tmp_path, split(), make_pixels())
     compute(views)
-    found = rows_of(views.train_batch(make_batch(np.array([4, 1, 4, 4]), np.array([0, 0, 1, 2])), 1, SIZE)())
+    found = rows_of(
+        views.train_batch(make_batch(np.array([4, 1, 4, 4]), np.array([0, 0, 1, 2])), 1, (SIZE, SIZE))()
+    )
     assert not torch.equal(found[0][0], found[2][0])
     assert not torch.equal(found[0][0], found[3][0])
     assert not torch.equal(found[2][0], found[3][0])
-    later = rows_of(views.train_batch(first_batch(np.array([4])), 2, SIZE)())
+    later = rows_of(views.train_batch(first_batch(np.array([4])), 2, (SIZE, SIZE))())
     assert_equal(found[2], later[0])  # its next view is that of the next epoch
 
 
@@ -251,9 +253,10 @@ def test_single_cached_view_is_used_in_every_epoch(tmp_path: Path) -> None:
     views = make_views(tmp_path, split(), make_pixels(), cached_views=1)
     compute(views)
     assert_equal(
-        views.train_batch(first_batch(ROWS), 1, SIZE)(), views.train_batch(first_batch(ROWS), 2, SIZE)()
+        views.train_batch(first_batch(ROWS), 1, SIZE)(),
+        views.train_batch(first_batch(ROWS), 2, (SIZE, SIZE))(),
     )
-    found = rows_of(views.train_batch(make_batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)())
+    found = rows_of(views.train_batch(make_batch(np.array([4, 4]), np.array([0, 1])), 1, (SIZE, SIZE))())
     assert_equal(found[0], found[1])
 
 
@@ -265,7 +268,7 @@ def test_cached_feature_maps_are_bf16_and_statistics_fp32(
     frozen, pixels = split("test_efficientnet", 2, features), make_pixels(is_bf16=True)
     views = make_views(tmp_path, frozen, pixels, cached_views=1)
     compute(views)
-    maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, SIZE)()
+    maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, (SIZE, SIZE))()
     assert maps.dtype == torch.bfloat16
     assert maps.shape == (n_rows, *frozen.map_shape)
     assert stats.dtype == torch.float32
@@ -310,7 +313,7 @@ def test_cached_feature_maps_of_odd_size_are_restored_in_bf16(
     frozen, pixels = split_with_odd_maps(features), make_pixels(is_bf16=True)
     views = make_views(tmp_path, frozen, pixels, cached_views=1)
     compute(views)
-    maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, SIZE)()
+    maps, stats = views.train_batch(first_batch(ROWS[:n_rows]), 1, (SIZE, SIZE))()
     assert maps.shape == (n_rows, *frozen.map_shape)
     for found, row in zip(rows_of((maps.float(), stats)), ROWS, strict=False):
         for own, other in zip(found, expected_view(pixels, frozen, int(row), 0), strict=True):
@@ -339,12 +342,12 @@ def test_cached_views_are_computed_once(tmp_path: Path) -> None:
     views = make_views(tmp_path, frozen, make_pixels(storage))
     compute(views)
     assert storage.n_reads == dict.fromkeys(FILES, 1 + 3)  # the plain view and each augmented one
-    expected = views.train_batch(first_batch(ROWS), 1, SIZE)()
+    expected = views.train_batch(first_batch(ROWS), 1, (SIZE, SIZE))()
     compute(views)
     again = make_views(tmp_path, frozen, make_pixels(storage))
     compute(again)
     assert n_reads(storage) == 4 * N
-    assert_equal(again.train_batch(first_batch(ROWS), 1, SIZE)(), expected)
+    assert_equal(again.train_batch(first_batch(ROWS), 1, (SIZE, SIZE))(), expected)
 
 
 def test_interrupted_computation_of_views_continues(tmp_path: Path) -> None:
@@ -386,7 +389,9 @@ def test_changed_augmentation_recomputes_augmented_views_only(change: str, tmp_p
     changed = make_views(tmp_path, frozen, CHANGES[change](make_pixels(storage)))
     compute(changed)
     assert storage.n_reads == dict.fromkeys(FILES, 3)
-    first, second = (source.train_batch(first_batch(ROWS), 1, SIZE)()[0] for source in (views, changed))
+    first, second = (
+        source.train_batch(first_batch(ROWS), 1, (SIZE, SIZE))()[0] for source in (views, changed)
+    )
     assert not torch.equal(first, second)
 
 
@@ -490,12 +495,12 @@ def test_time_per_view_excludes_warmup_batches(n_warmup: int, is_counted: bool, 
 
 def test_augmented_pixels_are_normalised() -> None:
     source = make_pixels()
-    images, stats = source.train_batch(first_batch(ROWS[:3]), 2, 24)()
+    images, stats = source.train_batch(first_batch(ROWS[:3]), 2, (24, 24))()
     assert images.shape == (3, 3, 24, 24)
     assert stats.shape == (3, 0)
     for place, row in enumerate(ROWS[:3]):
         rng = np.random.default_rng([source.seed, 2, int(row), 0])
-        view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size_px=24)
+        view = augment_view(source.pixels[row], AUGMENTING, PREPROCESSING, rng, hflip=True, size=(24, 24))
         expected = (view / 255 - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
         np.testing.assert_allclose(images[place].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
@@ -513,16 +518,20 @@ def test_plain_pixels_equal_evaluation_pixels() -> None:
 def test_augmented_pixels_depend_only_on_seed_epoch_row_and_times_drawn() -> None:
     source, again = make_pixels(), make_pixels()
     rows, others = np.array([3, 1, 4]), np.array([8, 1, 0, 5])
-    found = source.train_batch(first_batch(rows), 1, SIZE)()[0]
-    torch.testing.assert_close(again.train_batch(first_batch(rows), 1, SIZE)()[0], found, atol=0, rtol=0)
+    found = source.train_batch(first_batch(rows), 1, (SIZE, SIZE))()[0]
+    torch.testing.assert_close(
+        again.train_batch(first_batch(rows), 1, (SIZE, SIZE))()[0], found, atol=0, rtol=0
+    )
     # row 1 in another batch
     torch.testing.assert_close(
-        source.train_batch(first_batch(others), 1, SIZE)()[0][1], found[1], atol=0, rtol=0
+        source.train_batch(first_batch(others), 1, (SIZE, SIZE))()[0][1], found[1], atol=0, rtol=0
     )
-    assert not torch.equal(source.train_batch(first_batch(rows), 2, SIZE)()[0][1], found[1])
-    assert not torch.equal(replace(source, seed=6).train_batch(first_batch(rows), 1, SIZE)()[0][1], found[1])
+    assert not torch.equal(source.train_batch(first_batch(rows), 2, (SIZE, SIZE))()[0][1], found[1])
+    assert not torch.equal(
+        replace(source, seed=6).train_batch(first_batch(rows), 1, (SIZE, SIZE))()[0][1], found[1]
+    )
     again_drawn = make_batch(rows, np.array([0, 1, 0]))
-    assert not torch.equal(source.train_batch(again_drawn, 1, SIZE)()[0][1], found[1])
+    assert not torch.equal(source.train_batch(again_drawn, 1, (SIZE, SIZE))()[0][1], found[1])
 
 
 @pytest.mark.parametrize("change", [{"mixup_alpha": 0.9}, {"mix_prob": 0.1}, {"augment": "with mixup"}])
@@ -539,16 +548,18 @@ def test_mixup_settings_do_not_change_cached_views(change: dict[str, Any], tmp_p
 def test_cached_pixels_are_decoded_once_for_all_epochs(tmp_path: Path) -> None:
     storage = MemoryStorage()
     source = make_pixels(storage, cache=tmp_path)
-    first = source.train_batch(first_batch(ROWS), 1, SIZE)()[0]
+    first = source.train_batch(first_batch(ROWS), 1, (SIZE, SIZE))()[0]
     source.flush()
     for epoch in (2, 3):
-        source.train_batch(first_batch(ROWS), epoch, SIZE)()
+        source.train_batch(first_batch(ROWS), epoch, (SIZE, SIZE))()
     assert storage.n_reads == dict.fromkeys(FILES, 1)
-    torch.testing.assert_close(source.train_batch(first_batch(ROWS), 1, SIZE)()[0], first, atol=0, rtol=0)
+    torch.testing.assert_close(
+        source.train_batch(first_batch(ROWS), 1, (SIZE, SIZE))()[0], first, atol=0, rtol=0
+    )
 
 
 def test_image_drawn_twice_in_a_batch_is_augmented_twice() -> None:
-    images = make_pixels().train_batch(make_batch(np.array([4, 4]), np.array([0, 1])), 1, SIZE)()[0]
+    images = make_pixels().train_batch(make_batch(np.array([4, 4]), np.array([0, 1])), 1, (SIZE, SIZE))()[0]
     assert not torch.equal(images[0], images[1])
 
 
@@ -571,11 +582,13 @@ def test_stream_keeps_order_for_any_number_of_workers(kind: str, num_workers: in
         compute(source)
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, N, n) for n in (3, 1, 4, 2) * 6]
-    streamed = list(stream(batches, lambda rows: source.train_batch(first_batch(rows), 1, SIZE), num_workers))
+    streamed = list(
+        stream(batches, lambda rows: source.train_batch(first_batch(rows), 1, (SIZE, SIZE)), num_workers)
+    )
     assert len(streamed) == len(batches)
     for (rows, found), batch in zip(streamed, batches, strict=True):
         assert rows is batch
-        assert_equal(found, source.train_batch(first_batch(batch), 1, SIZE)())
+        assert_equal(found, source.train_batch(first_batch(batch), 1, (SIZE, SIZE))())
 
 
 def test_stream_raises_errors_of_worker_threads() -> None:

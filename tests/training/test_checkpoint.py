@@ -35,7 +35,7 @@ K = 3
 def make_state(head: str = "mlp", *, n_classes: int = K) -> TrainState:
     """Create the initial state of training the last two stages; always the same."""
     backbone = shared_backbone("test_efficientnet")
-    frozen, trainable = split_backbone(backbone, 2, 64)
+    frozen, trainable = split_backbone(backbone, 2, (64, 64))
     assert frozen is not None
     freeze_depthwise_filters(trainable, frozen.map_shape, frozen.n_stats, fast=True)
     n = backbone.n_features

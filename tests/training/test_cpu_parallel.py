@@ -32,7 +32,7 @@ def make_classifier(
 ) -> tuple[Classifier, Tensor, Tensor]:
     """Create a classifier of two trainable stages, and a batch of 21 inputs for it."""
     torch.manual_seed(0)
-    frozen, trainable = split_backbone(shared_backbone("test_convnext"), 2, 64)
+    frozen, trainable = split_backbone(shared_backbone("test_convnext"), 2, (64, 64))
     assert frozen is not None
     maps, stats = torch.randn(21, *frozen.map_shape), torch.randn(21, frozen.n_stats)
     n_features = trainable(maps[:1], stats[:1]).shape[1]
@@ -115,7 +115,7 @@ def test_shards_of_bf16_equal_the_whole_batch() -> None:
 
 def test_default_backbone_is_split_into_shards() -> None:
     """It has no dropout; otherwise training would be slower without any visible reason."""
-    _, trainable = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, 64)
+    _, trainable = split_backbone(load_backbone("lite0", None, offline=True).backbone, 2, (64, 64))
     with parallel_forward(Classifier(trainable, make_head(10)), FP32, 32) as forward:
         assert not isinstance(forward, Classifier)
 
@@ -155,7 +155,7 @@ def test_no_shards_with_stochastic_depth_in_the_backbone() -> None:
         num_classes=0,
         drop_path_rate=0.1,
     )
-    _, trainable = split_backbone(Backbone("swin", network), None, 64)
+    _, trainable = split_backbone(Backbone("swin", network), None, (64, 64))
     n_features = trainable(torch.zeros(1, 3, 64, 64), torch.zeros(1, 0)).shape[1]
     classifier = Classifier(trainable, make_head(n_features))
     with parallel_forward(classifier, FP32, 32) as forward:

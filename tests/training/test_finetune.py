@@ -117,8 +117,8 @@ def test_history_has_the_metrics_of_each_epoch(finetuned: Path) -> None:
     # 32 training images, then a refit on 38
     steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(finetuned)
     assert [(row["epoch"], row["step"]) for row in rows] == steps
-    # there are no training metrics before the first epoch, and no validation metrics in the refit
-    assert {rows[0][name] for name in train} == {""}
+    # before the first epoch there is a training loss only; there are no validation metrics in the refit
+    assert [name for name in train if rows[0][name]] == ["train_loss"]
     assert {row[name] for row in rows[3:] for name in val} <= {""}
     rows = rows[:3]
     values = [{name: float(value) for name, value in row.items() if value} for row in rows]
@@ -251,11 +251,11 @@ def test_input_size_is_used_and_kept_in_the_bundle(
     options = [] if method == "none" else ["--epochs", "1"]
     options += ["--cached-views", "1"] if method == "partial" else []
     run = train("run", "--finetune", method, *options)
-    assert read_bundle(str(run)).preprocessing.input_size == SMALL_PX
+    assert read_bundle(str(run)).preprocessing.input_size == (SMALL_PX, SMALL_PX)
     other, at = tmp_path / "other", tiny.index("--input-size")
     native = ["--finetune", method, *options, *tiny[:at], *tiny[at + 2 :]]
     assert main(["train", str(drawn_images), "--out", str(other), *native]) == 0
-    assert read_bundle(str(other)).preprocessing.input_size == 160
+    assert read_bundle(str(other)).preprocessing.input_size == (160, 160)
     assert (run / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
     rows = read_rows(run / "predictions.csv")
     images = [drawn_images / row["path"] for row in rows]
@@ -472,8 +472,8 @@ def test_thirty_steps_overfit_eight_images(train: Train, tmp_path: Path) -> None
                 (tmp_path / "photos" / part / name / f"{i}.jpg").write_bytes(picture)
     run = train(
         "run", "--finetune", "partial", "--head-init", "random", "--epochs", "30", "--train-batch-size", "8",
-        "--unfreeze-stages", "1", "--cached-views", "1", "--refit-epochs", "0", "--augment",
-        data=tmp_path / "photos",
+        "--unfreeze-stages", "1", "--cached-views", "1", "--refit-epochs", "0",
+        "--lr", "2e-3", "--warmup-frac", "0.1", "--augment", data=tmp_path / "photos",
     )  # fmt: skip
     rows = read_rows(run / "history.csv")[1:]
     assert rows[-1]["step"] == "30"
@@ -587,7 +587,7 @@ def test_recipe_shows_its_defaults_in_help(capsys: pytest.CaptureFixture[str]) -
 
     ours, theirs = defaults(), defaults("--recipe", "pixelplay25")
     names = ("finetune", "backbone", "imbalance", "lr", "dropout", "label-smoothing", "crop-scale")
-    assert [ours[name] for name in names] == ["auto", "auto", "auto", "2e-3; full: 2e-4", "0.0", "0.0", "0.7"]
+    assert [ours[name] for name in names] == ["auto", "auto", "auto", "1e-3; full: 2e-4", "0.0", "0.0", "0.7"]
     assert [theirs[name] for name in names] == [
         "full", "convnext_tiny.in12k_ft_in1k", "sampler", "0.0001", "0.6", "0.1", "0.5"
     ]  # fmt: skip

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -5,7 +7,8 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.splits import NEVER_HELD_OUT
-from pixelplay.training.linear_probe import C_GRID, LinearProbe, fit_probe
+from pixelplay.model.classifier import LinearHead
+from pixelplay.training.linear_probe import C_GRID, LinearProbe, fit_probe, fit_softer_head
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -252,3 +255,44 @@ def test_only_ratios_of_sample_weights_matter() -> None:
     np.testing.assert_allclose(
         softmax(second.oof_logits, axis=1), softmax(first.oof_logits, axis=1), atol=1e-3
     )
+
+
+# --- the head that fine-tuning starts from ---
+
+
+def mean_nll_of(head: LinearHead, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    probs = softmax(head.logits(features), axis=1)
+    return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
+
+
+@pytest.mark.parametrize(("n_classes", "n", "n_features"), [(2, 60, 200), (3, 60, 300), (6, 90, 250)])
+def test_initial_head_is_as_uncertain_of_its_images_as_the_probe_of_new_ones(
+    n_classes: int, n: int, n_features: int
+) -> None:
+    features, labels, folds = draw_data(n, n_features, n_classes)
+    probe = fit_probe(features, labels, folds)
+    target = probe.nll_by_C[probe.C]
+    assert mean_nll_of(probe.head, features, labels) < 0.5 * target  # it fits its images
+    head = fit_softer_head(features, labels, probe)
+    assert target <= mean_nll_of(head, features, labels) < 1.5 * target
+
+
+def test_initial_head_is_that_of_the_probe_if_it_is_uncertain_already() -> None:
+    features, labels, folds = draw_data(300, 4, 2, gap=0.1)
+    probe = fit_probe(features, labels, folds)
+    certain = replace(probe, nll_by_C={probe.C: 0.0})
+    np.testing.assert_allclose(
+        softmax(fit_softer_head(features, labels, certain).logits(features), axis=1),
+        softmax(probe.head.logits(features), axis=1),
+        atol=5e-3,
+    )
+
+
+def test_initial_head_with_weights_favours_heavy_images() -> None:
+    features, labels, folds = draw_data(60, 200, 2)
+    probe = fit_probe(features, labels, folds)
+    plain = fit_softer_head(features, labels, probe)
+    weights = np.where(labels == 0, 5, 1).astype(np.float32)
+    weighted = fit_softer_head(features, labels, probe, weights=weights)
+    gain = weighted.logits(features) - plain.logits(features)
+    assert (gain[:, 0] - gain[:, 1]).mean() > 0.1

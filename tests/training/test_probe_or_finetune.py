@@ -124,7 +124,7 @@ def tiny(tiny_probe: TrainConfig) -> TrainConfig:
     return replace(
         tiny_probe,
         finetune="auto",
-        input_size=SMALL_PX,
+        input_size=str(SMALL_PX),
         val_frac=0.9,
         time_budget="0.1s",
         finetuning=FinetuneConfig(train_batch_size=8),  # also the batch size that is measured

@@ -1,5 +1,6 @@
 """Schedule: every image once per epoch, in even batches, reproducible from the seed."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import AugmentConfig, FinetuneConfig, Imbalance, TrainConfig
 from pixelplay.data.sampling import MAX_DRAWS
 from pixelplay.training.batch_inputs import Batch
-from pixelplay.training.schedule import SIZE_STEP_PX, Schedule, lr_factor
+from pixelplay.training.schedule import MIN_LR_FRAC, SIZE_STEP_PX, Schedule, limit_lr, lr_factor
 from trainers import make_schedule
 
 CLASS_SIZES = (23, 11, 4)
@@ -240,8 +241,8 @@ def test_a_batch_larger_than_the_data_holds_all_of_it() -> None:
 
 @pytest.mark.parametrize("input_size", INPUT_SIZES)
 def test_image_size_is_constant_by_default(input_size: int) -> None:
-    schedule = make_mixed_schedule(input_size=input_size)
-    assert [schedule.size_px(epoch) for epoch in range(6)] == [input_size] * 6
+    schedule = make_mixed_schedule(input_size=(input_size, input_size))
+    assert {schedule.size(epoch) for epoch in range(6)} == {(input_size, input_size)}
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 8, 11])
@@ -249,9 +250,11 @@ def test_image_size_is_constant_by_default(input_size: int) -> None:
 def test_image_size_grows_to_full_in_the_first_half(input_size: int, epochs: int) -> None:
     for frac in (0.25, 0.5, 0.7, 0.9, 0.99):
         schedule = make_mixed_schedule(
-            input_size=input_size, epochs=epochs, finetuning=FinetuneConfig(initial_size_frac=frac)
+            input_size=(input_size, input_size),
+            epochs=epochs,
+            finetuning=FinetuneConfig(initial_size_frac=frac),
         )
-        sizes = np.array([schedule.size_px(epoch) for epoch in range(epochs)])
+        sizes = np.array([schedule.size(epoch)[0] for epoch in range(epochs)])
         assert (np.diff(sizes) >= 0).all()
         assert (sizes[-(epochs // 2) :] == input_size).all()
         assert abs(sizes[0] - frac * input_size) <= SIZE_STEP_PX / 2
@@ -290,3 +293,35 @@ def test_warmup_is_linear_and_starts_above_zero() -> None:
     n_steps = 10_000  # so that the cosine is still near 1
     found = [lr_factor(step, n_steps, 0.01) for step in range(100)]
     np.testing.assert_allclose(found, np.arange(1, 101) / 100, atol=1e-3)
+
+
+# --- limit of the learning rate by the training loss ---
+
+
+def run_limit(losses: Sequence[float], initial: float = 1.0) -> list[float]:
+    """Return the factor on the learning rates after each loss."""
+    frac, smoothed, found = 1.0, initial, []
+    for loss in losses:
+        frac, smoothed = limit_lr(frac, smoothed, loss, initial)
+        found.append(frac)
+    return found
+
+
+def test_learning_rate_is_not_limited_while_the_loss_falls() -> None:
+    assert run_limit(np.linspace(1, 0.1, 30).tolist()) == [1.0] * 30
+
+
+def test_learning_rate_falls_while_the_loss_is_above_the_initial_one() -> None:
+    found = run_limit([2.0] * 60)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == MIN_LR_FRAC
+
+
+def test_learning_rate_recovers_after_the_loss() -> None:
+    found = run_limit([2.0] * 10 + [0.5] * 60)
+    assert min(found) < 0.2
+    assert found[-1] == 1.0
+
+
+def test_learning_rate_ignores_one_high_loss() -> None:
+    assert run_limit([0.9] * 5 + [1.5] + [0.9] * 5) == [1.0] * 11

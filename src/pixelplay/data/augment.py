@@ -7,7 +7,7 @@ from PIL import Image
 
 from pixelplay.array_types import UInt8Array
 from pixelplay.config import AugmentConfig
-from pixelplay.data.transforms import FILTERS, Box, Preprocessing
+from pixelplay.data.transforms import FILTERS, Box, Preprocessing, Size
 
 SETTING_USED_BY = {  # setting → the augmentations that it belongs to
     "crop_scale": ("crop",),
@@ -30,30 +30,29 @@ def augment_view(
     rng: np.random.Generator,
     *,
     hflip: bool,
-    size_px: int | None = None,
+    size: Size | None = None,
 ) -> UInt8Array:
     """Draw one augmented view of an image.
 
-    The image is cropped, squashed to the square, flipped, rotated and partly erased, depending on
-    `config.augment`. Without augmentations it is the whole image, squashed. mixup and cutmix
-    work on batches and are applied elsewhere.
+    The image is cropped, resized, flipped, rotated and partly erased, depending on `config.augment`. Without
+    augmentations it is only resized. mixup and cutmix work on batches and are applied elsewhere.
 
     Args:
-        pixels: (H, W, 3) uint8, decoded; not modified.
+        pixels: (H, W, 3) uint8, already fitted to the aspect ratio of the input; not modified.
         rng: only source of randomness; the same state gives the same bytes on any thread.
         hflip: flip with probability 0.5.
-        size_px: side S of the square; by default the network's input size.
+        size: (S_h, S_w) of the view; by default the network's input size.
 
     Returns:
-        (S, S, 3) uint8, possibly read-only.
+        (S_h, S_w, 3) uint8, possibly read-only.
     """
-    size = size_px or preprocessing.input_size
+    height, width = size or preprocessing.input_size
     image = Image.fromarray(pixels)
     box: Box | None = None
     if "crop" in config.augment:
         left, top, right, bottom = _draw_box((config.crop_scale, 1.0), _CROP_ASPECT, rng)
         box = left * image.width, top * image.height, right * image.width, bottom * image.height
-    image = image.resize((size, size), FILTERS[preprocessing.interpolation], box=box)
+    image = image.resize((width, height), FILTERS[preprocessing.interpolation], box=box)
     if hflip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if "rotation" in config.augment:
@@ -81,15 +80,15 @@ def _draw_box(area: tuple[float, float], aspect: float, rng: np.random.Generator
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Rotate a square about its centre; the corners are filled by reflection at the edges."""
-    size = image.width
+    """Rotate an image about its centre; the corners are filled by reflection at the edges."""
+    x, y = image.width / 2, image.height / 2
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # half the extra width of the rotated square's bounding box, plus a pixel for interpolation
-    pad = math.ceil((abs(cos) + abs(sin) - 1) * size / 2) + 1
-    padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="symmetric")
-    middle, half = size / 2 + pad, size / 2
-    # from view to padded image: x' = cos·(x − half) + sin·(y − half) + middle, and y' perpendicular to it
-    matrix = (cos, sin, middle - half * (cos + sin), -sin, cos, middle - half * (cos - sin))
+    # what the rotated rectangle's bounding box exceeds the image by, plus a pixel for interpolation
+    pad_x = max(0, math.ceil(abs(cos) * x + abs(sin) * y - x)) + 1
+    pad_y = max(0, math.ceil(abs(sin) * x + abs(cos) * y - y)) + 1
+    padded = np.pad(np.asarray(image), ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
+    # from view to padded image: x' = cos·(x − x₀) + sin·(y − y₀) + x₀ + pad_x, and y' perpendicular to it
+    matrix = (cos, sin, x + pad_x - cos * x - sin * y, -sin, cos, y + pad_y + sin * x - cos * y)
     return Image.fromarray(padded).transform(
         image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
@@ -104,7 +103,8 @@ def _erase(image: Image.Image, rng: np.random.Generator) -> UInt8Array:
     """
     view = np.array(image)  # a copy: np.asarray would be read-only
     box = _draw_box(_ERASING_AREA, _ERASING_ASPECT, rng)
-    left, top, right, bottom = (round(edge * image.width) for edge in box)
+    left, right = (round(edge * image.width) for edge in box[::2])
+    top, bottom = (round(edge * image.height) for edge in box[1::2])
     hole = view[top:bottom, left:right]
     hole[:] = rng.integers(0, 256, hole.shape, np.uint8)
     return view

@@ -15,15 +15,14 @@ MAX_FRACTION = 0.5  # of the cache; larger datasets are decoded in every epoch
 
 
 class PixelCache:
-    """Return each image as a square, from the cache or from its file.
+    """Return each image at a size above the network's input, from the cache or from its file.
 
-    The whole image is squashed to the square of side S = `side_px`; augmentation crops in fractions of its
-    sides.
+    It is fitted as for prediction; augmentation crops in fractions of its sides.
 
     Args:
         dataset: N readable images.
         digests: (N,) of the files.
-        preprocessing: input size and filter of the network; crop mode, mean and std are ignored.
+        preprocessing: of the network.
         cache_dir: root folder of the cache.
         max_bytes: size limit of the cache.
     """
@@ -37,17 +36,18 @@ class PixelCache:
         cache_dir: str,
         max_bytes: int,
     ) -> None:
-        self.side_px = round(MARGIN * preprocessing.input_size)
+        height, width = (round(MARGIN * side) for side in preprocessing.input_size)
         self._dataset, self._digests = dataset, digests
-        self._view = replace(preprocessing, input_size=self.side_px, crop_mode="squash")
-        n_bytes, limit = len(dataset) * 3 * self.side_px**2, MAX_FRACTION * max_bytes
+        self.preprocessing = replace(preprocessing, input_size=(height, width))
+        n_bytes, limit = len(dataset) * 3 * height * width, MAX_FRACTION * max_bytes
         sizes = f"they need {n_bytes / 1e6:,.1f} MB but can use {limit / 1e6:,.1f} MB"
         self._too_large = f"{sizes}; raise --cache-gb" if 0 < limit < n_bytes else ""
-        key = f"{DECODE_VERSION}-{self.side_px}-{preprocessing.interpolation}"
+        fit = preprocessing.fit if preprocessing.fit != "pad" else f"pad{preprocessing.mean}"
+        key = f"{DECODE_VERSION}-{height}x{width}-{preprocessing.interpolation}-{fit}"
         self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if n_bytes <= limit else 0)
 
     def __getitem__(self, i: int) -> UInt8Array:
-        """Return image i as (S, S, 3) uint8; thread-safe.
+        """Return image i as (H, W, 3) uint8; thread-safe.
 
         Raises:
             ImageError: the file has become unreadable or has changed.
@@ -58,7 +58,8 @@ class PixelCache:
         data = self._dataset.storage.read(path)
         if digest_bytes(data) != self._digests[i]:  # the cache would store it under the old digest
             raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
-        return eval_transform(decode_image(data, path=path, target_px=self.side_px), self._view)
+        pixels = decode_image(data, path=path, target_px=max(self.preprocessing.input_size))
+        return eval_transform(pixels, self.preprocessing)
 
     def keep(self, i: int, pixels: UInt8Array) -> None:
         """Add the pixels of image i to the cache; call from one thread only."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelplay.array_types import Float32Array, Float64Array, UInt8Array
 from pixelplay.config import CamName, ComputeConfig, check_choice
-from pixelplay.data.transforms import Preprocessing, crop_box, eval_transform
+from pixelplay.data.transforms import Preprocessing, eval_transform, fit_boxes
 from pixelplay.errors import ConfigError
 from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.inference.cam import CAM_METHODS, CamMethod, sum_maps
@@ -61,7 +61,7 @@ class Explainer:
 
     Attributes:
         classes: (K,) class names.
-        input_size: side of the largest network input, px.
+        input_px: longest side of the network inputs.
 
     Raises:
         ConfigError: unknown method, a backbone without feature maps, or models with different classes.
@@ -81,7 +81,7 @@ class Explainer:
         self._alignment = ClassAlignment(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
         self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
         self.classes = self._alignment.classes
-        self.input_size = max(model.input_size for model in self._models)
+        self.input_px = max(max(model.input_size) for model in self._models)
 
     def check_class(self, name: str) -> None:
         """Raise ConfigError with the nearest names unless the model knows a class."""
@@ -133,9 +133,9 @@ class _Model:
     def forward(self, pixels: UInt8Array) -> tuple[Float64Array, Tensor, list[Tensor]]:
         """Compute probabilities (K,), differentiable logits (K,), stage outputs."""
         view = eval_transform(pixels, self._bundle.preprocessing)
-        images = self._normalize(torch.from_numpy(view.copy())[None])  # (1, 3, S, S)
+        images = self._normalize(torch.from_numpy(view.copy())[None])  # (1, 3, S_h, S_w)
         if self._bundle.hflip:
-            images = torch.cat([images, images.flip(3)])  # (2, 3, S, S)
+            images = torch.cat([images, images.flip(3)])  # (2, 3, S_h, S_w)
         images.requires_grad_()  # all weights are frozen, so gradients start at the images
         with torch.enable_grad(), self._hooks() as outputs:
             features: Tensor = self._backbone(images)  # (B, D)
@@ -149,10 +149,10 @@ class _Model:
         maps = self._hooks.as_maps([output.detach() for output in outputs])
         pairs = zip(maps, self._hooks.as_maps(gradients), strict=True)
         densities = [self._method(a, g).cpu() for a, g in pairs]  # (B, H_s, W_s) of each stage
-        views = sum_maps(densities, (self.input_size, self.input_size))  # (B, S, S)
+        views = sum_maps(densities, self.input_size)  # (B, S_h, S_w)
         if self._bundle.hflip:
             views = torch.stack([views[0], views[1].flip(1)])
-        heat = views.sum(dim=0).relu()  # (S, S)
+        heat = views.sum(dim=0).relu()  # (S_h, S_w)
         return _map_to_image(heat, shape, self._bundle.preprocessing)
 
 
@@ -165,15 +165,16 @@ def _apply_head(head: LinearHead, features: Tensor) -> Tensor:
 
 
 def _map_to_image(heat: Tensor, shape: tuple[int, ...], preprocessing: Preprocessing) -> Float32Array:
-    """Map the heat of the network's square input (S, S) onto an image (H, W): (h, w).
+    """Map the heat of the network's input (S_h, S_w) onto an image (H, W): (h, w).
 
-    Pixels outside a centre crop have no heat.
+    Pixels outside a crop have no heat; heat on borders is dropped.
     """
     height, width = shape
-    scale = min(1.0, preprocessing.input_size / max(height, width))
-    left, top, right, bottom = (round(x * scale) for x in crop_box((width, height), preprocessing))
+    source, (x0, y0, x1, y1) = fit_boxes(shape, preprocessing)
+    scale = min(1.0, max(preprocessing.input_size) / max(height, width))
+    left, top, right, bottom = (round(x * scale) for x in source)
     canvas = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.float32)  # (h, w)
     bottom, right = max(bottom, top + 1), max(right, left + 1)
-    visible = sum_maps([heat[None]], (bottom - top, right - left))[0]
+    visible = sum_maps([heat[None, y0:y1, x0:x1]], (bottom - top, right - left))[0]
     canvas[top:bottom, left:right] = visible.clamp(min=0).cpu().numpy()
     return canvas

@@ -168,7 +168,7 @@ class Predictor:
             image = in_memory[i] if i in in_memory else dataset.storage.read(path)
             if isinstance(image, bytes):
                 digest = digest_bytes(image)
-                pixels = decode_image(image, path=path, target_px=preprocessing.input_size)
+                pixels = decode_image(image, path=path, target_px=max(preprocessing.input_size))
             elif isinstance(image, Image.Image):
                 pixels = to_rgb(image, path=path)
             elif isinstance(image, np.ndarray):

@@ -20,15 +20,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelplay.data.transforms import FILTERS, Preprocessing
+from pixelplay.data.transforms import FILTERS, Fit, Preprocessing, Size, describe_size
 from pixelplay.errors import BundleError, ConfigError
-from pixelplay.model.weights import EMBEDDED, embedded_timm_name, find_weights, quiet_logger, read_state_dict
+from pixelplay.model.weights import (
+    EMBEDDED,
+    embedded_timm_name,
+    find_weights,
+    has_weights,
+    quiet_logger,
+    read_state_dict,
+)
 from pixelplay.text import name_some, suggest
 
 # part of bundles and cache keys; increase when equal pixels give features that differ by more than rounding
 FEATURES_VERSION = 1
 FeatureKind = Literal["stages", "pooled"]
 AUXILIARY = "AuxLogits"  # Inception's second classifier, used in training only
+# candidates of `best` on a GPU; the first is also that of `auto`
+BEST_ON_GPU = (
+    "convnext_tiny.in12k_ft_in1k",
+    "convnext_tiny.dinov3_lvd1689m",
+    "vit_small_patch16_dinov3.lvd1689m",
+    "lite0",
+)
 N_STAGES = 5  # networks with more stages (EfficientNet: 7; a transformer: its blocks) use the last five
 
 
@@ -153,13 +167,29 @@ class PretrainedBackbone:
     preprocessing: Preprocessing
     weights_id: str  # SHA-256 of the weights file, hexadecimal; part of the feature cache's key
     origin: str  # source of the weights, for the records
+    licence: str  # of the weights, as timm names it; "unknown" for a local file
 
 
-def resolve_backbone_name(requested: str, device: str) -> str:
-    """Resolve `auto`: EfficientNet-Lite0 (embedded) on a CPU, ConvNeXt-Tiny on a GPU."""
-    if requested != "auto":
-        return requested
-    return "lite0" if device == "cpu" else "convnext_tiny.in12k_ft_in1k"
+def resolve_backbone_names(requested: str, device: str, *, offline: bool = False) -> tuple[str, ...]:
+    """Resolve the candidates: `auto`, `best` or names separated by commas.
+
+    On a CPU `auto` is EfficientNet-Lite0, which is embedded, elsewhere ConvNeXt-Tiny. `best` is a short list
+    without those whose weights are known to be missing.
+
+    Raises:
+        ConfigError: an empty or repeated name.
+    """
+    if requested == "auto":
+        return ("lite0",) if device == "cpu" else (BEST_ON_GPU[0],)
+    if requested == "best":
+        names = tuple(EMBEDDED) if device == "cpu" else BEST_ON_GPU
+        return tuple(name for name in names if has_weights(name, offline=offline))
+    names = tuple(name.strip() for name in requested.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"backbone={requested!r} has an empty or repeated name; use for example lite0,lite2"
+        )
+    return names
 
 
 def check_backbone_name(name: str) -> None:
@@ -181,14 +211,16 @@ def load_backbone(
     *,
     offline: bool,
     features: FeatureKind = "stages",
-    input_size: int | None = None,
+    input_size: Size | None = None,
+    fit: Fit = "squash",
 ) -> PretrainedBackbone:
     """Build a network by name and load its pretrained weights strictly.
 
     Args:
         name: "lite0", "lite2" or a timm model, optionally with a weights tag.
         weights: local file that replaces the published weights.
-        input_size: side of the input images in px (default: the one the weights were trained with).
+        input_size: of the images (default: the one the weights were trained with).
+        fit: how images are fitted into it.
 
     Raises:
         ConfigError: unknown name, no weights found, or an input size the network does not support.
@@ -206,32 +238,37 @@ def load_backbone(
         check_input_size(backbone, input_size)
     trained = backbone.pretrained_cfg
     preprocessing = Preprocessing(
-        input_size=input_size or int(trained["input_size"][-1]),
+        input_size=input_size or tuple(trained["input_size"][1:]),
         mean=tuple(trained["mean"]),
         std=tuple(trained["std"]),
         # timm's "random" means a randomly drawn filter in training
         interpolation=trained["interpolation"] if trained["interpolation"] in FILTERS else "bicubic",
+        fit=fit,
     )
     return PretrainedBackbone(
-        backbone=backbone, preprocessing=preprocessing, weights_id=sha256, origin=origin
+        backbone=backbone,
+        preprocessing=preprocessing,
+        weights_id=sha256,
+        origin=origin,
+        licence="unknown" if weights is not None else trained.get("license") or "unknown",
     )
 
 
-def check_input_size(backbone: Backbone, size_px: int) -> None:
+def check_input_size(backbone: Backbone, size: Size) -> None:
     """Raise ConfigError with the reason unless a network supports an input size."""
-    native_px = int(backbone.pretrained_cfg["input_size"][-1])
-    if size_px != native_px and (reason := input_size_error(backbone, size_px)):
+    native: Size = tuple(backbone.pretrained_cfg["input_size"][1:])
+    if size != native and (reason := input_size_error(backbone, size)):
         raise ConfigError(
-            f"{backbone.name} does not support images of {size_px} px ({reason}); its weights were trained "
-            f"with {native_px} px"
+            f"{backbone.name} does not support images of {describe_size(size)} px ({reason}); its weights "
+            f"were trained with {describe_size(native)} px"
         )
 
 
-def input_size_error(backbone: Backbone, size_px: int) -> str | None:
+def input_size_error(backbone: Backbone, size: Size) -> str | None:
     """Return the reason why a network does not support an input size; None if it does."""
     try:
         with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size_px, size_px))
+            backbone.eval()(torch.zeros(1, 3, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
         return " ".join(str(error).split())[:120]
     return None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pixelplay.array_types import Float64Array
 from pixelplay.atomic import write_json
 from pixelplay.config import MAX_INPUT_PX, Metric, Precision
-from pixelplay.data.transforms import FILTERS, Preprocessing
+from pixelplay.data.transforms import FILTERS, Fit, Preprocessing, Size
 from pixelplay.errors import BundleError, PixelPlayError
 from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.novelty import Novelty
@@ -198,7 +198,7 @@ def _build(content: Mapping[str, Any], folder: str) -> ModelBundle:
     return ModelBundle(
         backbone=backbone,
         classes=tuple(map(str, content["classes"])),
-        preprocessing=replace(preprocessing, input_size=int(preprocessing.input_size)),
+        preprocessing=replace(preprocessing, input_size=_read_size(preprocessing.input_size)),
         hflip=bool(content["hflip"]),
         precision=content["precision"],
         temperature=float(content["temperature"]),
@@ -269,6 +269,11 @@ def _with_branches(
     return BranchedBackbone(backbone, branches)
 
 
+def _read_size(sides: Any) -> Size:
+    height, width = sides
+    return int(height), int(width)
+
+
 def _branch_file(i: int) -> str:
     return f"finetuned.{i:02}.safetensors"
 
@@ -287,12 +292,12 @@ def _check(bundle: ModelBundle) -> None:
         "tau": bool(np.isfinite(bundle.tau)),
         "metric": bundle.metric in get_args(Metric),
         "precision": bundle.precision in ("fp32", "bf16"),
-        "input_size": 1 <= preprocessing.input_size <= MAX_INPUT_PX,
+        "input_size": all(1 <= side <= MAX_INPUT_PX for side in preprocessing.input_size),
         "mean": len(preprocessing.mean) == 3 and bool(np.isfinite(preprocessing.mean).all()),
         "std": len(preprocessing.std) == 3 and all(0 < x < np.inf for x in preprocessing.std),
         "interpolation": isinstance(preprocessing.interpolation, str)
         and preprocessing.interpolation in FILTERS,
-        "crop": preprocessing.crop_mode in ("squash", "center") and 0 < preprocessing.crop_pct <= 1,
+        "fit": preprocessing.fit in get_args(Fit),
     }
     wrong = [name for name, is_valid in checks.items() if not is_valid]
     if wrong:

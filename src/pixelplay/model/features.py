@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import DECODE_VERSION, decode_image
 from pixelplay.data.near_duplicates.search import CLOSE_PX, NearDuplicatePair, search_near_duplicates
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, THUMBNAIL_VERSION, make_thumbnail
-from pixelplay.data.transforms import Preprocessing, eval_transform
+from pixelplay.data.transforms import Preprocessing, Size, eval_transform
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone, PretrainedBackbone
 from pixelplay.model.device import (
@@ -47,16 +48,16 @@ class Normalizer:
         self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels (B, S, S, 3) uint8 into images (B, 3, S, S) float32."""
+        """Turn pixels (B, H, W, 3) uint8 into images (B, 3, H, W) float32."""
         images = to_device(pixels, self._device).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 
-def resolve_batch_size(requested: int | None, device: str, input_size: int) -> int:
+def resolve_batch_size(requested: int | None, device: str, input_size: Size) -> int:
     """Replace None by a default; on a CPU its feature maps fit into a core's cache."""
     if requested is not None:
         return requested
-    return max(1, CPU_BATCH_PIXELS // input_size**2) if device == "cpu" else GPU_BATCH
+    return max(1, CPU_BATCH_PIXELS // math.prod(input_size)) if device == "cpu" else GPU_BATCH
 
 
 class FeatureExtractor:
@@ -101,7 +102,7 @@ class FeatureExtractor:
         self._normalize = Normalizer(preprocessing, device)
 
     def __call__(self, pixels: UInt8Array) -> Float32Array:
-        """Compute features (B, D) of pixels (B, S, S, 3), B <= batch size."""
+        """Compute features (B, D) of pixels (B, H, W, 3), B <= batch size."""
         n = len(pixels)
         with translate_memory_errors(inference_memory_message(self.device, self.batch_size)):
             if n < self.batch_size:
@@ -112,8 +113,8 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def extract(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Compute features (B, D) of pixels (B, S, S, 3) uint8, as a tensor on the device."""
-        images = self._normalize(pixels)  # (B, 3, S, S)
+        """Compute features (B, D) of pixels (B, H, W, 3) uint8, as a tensor on the device."""
+        images = self._normalize(pixels)  # (B, 3, H, W)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             features: torch.Tensor = self._backbone(images)  # (B, D)
             if self._hflip:
@@ -152,7 +153,7 @@ class LoadedImage:
     """One image from the loader; without pixels and error, it is cached."""
 
     digest: bytes = b""  # 16-byte content hash; b"" if the file could not be read
-    pixels: UInt8Array | None = None  # (S, S, 3), preprocessed
+    pixels: UInt8Array | None = None  # (H, W, 3), preprocessed
     thumbnail: UInt8Array | None = None  # for the near-duplicate search, if requested and not cached
     error: ImageError | None = None
 
@@ -251,7 +252,7 @@ def extract_features(
     cache = ArrayCache(folder, "features", extractor.cache_key(loaded.weights_id), max_bytes=max_bytes)
     thumbnail_cache = None
     if config.near_duplicates:
-        key = f"{DECODE_VERSION}-{THUMBNAIL_VERSION}-{loaded.preprocessing.input_size}"
+        key = f"{DECODE_VERSION}-{THUMBNAIL_VERSION}-{max(loaded.preprocessing.input_size)}"
         thumbnail_cache = ArrayCache(folder, "thumbs", key, max_bytes=max_bytes)
     with log.progress("reading", len(dataset)) as bar:
         images = extract_cached_features(
@@ -323,7 +324,7 @@ def _load_image(
         has_thumbnail = thumbnail_cache is None or digest in thumbnail_cache
         if has_features and has_thumbnail:
             return LoadedImage(digest=digest)
-        pixels = decode_image(data, path=path, target_px=preprocessing.input_size)
+        pixels = decode_image(data, path=path, target_px=max(preprocessing.input_size))
         return LoadedImage(
             digest=digest,
             pixels=None if has_features else eval_transform(pixels, preprocessing),

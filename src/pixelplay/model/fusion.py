@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from pixelplay.data.transforms import Size
 from pixelplay.model.backbone import Backbone
 
 TOLERANCE = 1e-3  # relative to the largest value; folding itself changes only the last bits
@@ -112,13 +113,13 @@ class LayerCall(NamedTuple):
     output: Tensor
 
 
-def fuse_for_inference(backbone: Backbone, input_size: int) -> Backbone:
+def fuse_for_inference(backbone: Backbone, input_size: Size) -> Backbone:
     """Copy a backbone with folded batch norms and fused activations.
 
-    The copy is checked against the original, in eval mode, on noise of `input_size` px; if it differs, a
+    The copy is checked against the original, in eval mode, on noise of the input size; if it differs, a
     plain copy is returned.
     """
-    images = draw_noise(1, 3, input_size, input_size)
+    images = draw_noise(1, 3, *input_size)
     with torch.inference_mode():
         expected = backbone(images)
     fused = copy.deepcopy(backbone).requires_grad_(False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelplay.data.transforms import Size
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import (
     Backbone,
@@ -100,13 +101,13 @@ class BackboneSplitError(ConfigError):
 
 
 def split_backbone(
-    backbone: Backbone, n_trainable: int | None, input_size: int
+    backbone: Backbone, n_trainable: int | None, input_size: Size
 ) -> tuple[FrozenStages | None, TrainableStages]:
     """Split a backbone before its last stages.
 
     Args:
         n_trainable: number of stages to train; None for all of them and the stem.
-        input_size: side of the input images, px.
+        input_size: of the images.
 
     Returns:
         The frozen stages, fused; None if everything is trained. The trainable stages, as they were.
@@ -126,7 +127,7 @@ def split_backbone(
             "--finetune full trains everything"
         )
     n_frozen = n_stages - n_trainable
-    images = draw_noise(1, 3, input_size, input_size)
+    images = draw_noise(1, 3, *input_size)
     with torch.inference_mode():
         expected = backbone.eval()(images)
     trainable = TrainableStages(backbone, n_frozen).eval()

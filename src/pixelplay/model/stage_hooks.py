@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelplay.data.transforms import Size
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, compute_features_and_maps, stage_modules
 from pixelplay.model.fusion import agree, draw_noise
@@ -28,7 +29,7 @@ class StageHooks:
         ConfigError: no stage output can be converted to a feature map.
     """
 
-    def __init__(self, backbone: Backbone, n_stages: int, input_size: int) -> None:
+    def __init__(self, backbone: Backbone, n_stages: int, input_size: Size) -> None:
         names = stage_modules(backbone.network)
         last_stages = range(max(0, len(names) - n_stages), len(names))
         self._layouts = _find_layouts(backbone.network, {i: names[i] for i in last_stages}, input_size)
@@ -87,9 +88,11 @@ _LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def _find_layouts(network: Any, names: dict[int, str], input_size: int) -> dict[int, tuple[Layout, MapShape]]:
+def _find_layouts(
+    network: Any, names: dict[int, str], input_size: Size
+) -> dict[int, tuple[Layout, MapShape]]:
     """Find the layout that turns each stage's output into timm's feature map."""
-    images = draw_noise(1, 3, input_size, input_size)
+    images = draw_noise(1, 3, *input_size)
     modules = dict(network.named_modules())  # some of timm's stage names are not among them
     existing = {i: modules[name] for i, name in names.items() if name in modules}
     with torch.no_grad(), _record_outputs(existing) as outputs:

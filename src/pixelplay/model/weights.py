@@ -62,6 +62,19 @@ def find_weights(
     return path, file_sha256(path), f"{pretrained_cfg['hf_hub_id']} on the hub"
 
 
+def has_weights(name: str, *, offline: bool) -> bool:
+    """Check whether the published weights of a network are on this machine, or may be downloaded."""
+    if name in EMBEDDED:
+        return importlib.util.find_spec(embedded_package(name)[0]) is not None
+    if not offline:
+        return True
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    return repository is not None and isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+
+
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """Read tensors from a .safetensors or .pth file without executing code from it.
 

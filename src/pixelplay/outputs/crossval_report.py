@@ -65,7 +65,7 @@ def make_crossval_report(
         held_out_split="oof",
         baseline=majority_baseline(counts, labels[held_out], splits["oof"].classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **metrics_json.describe_rule(rule, "oof")},
+        chosen={**ctx.input_evidence, **classifier.chosen, **metrics_json.describe_rule(rule, "oof")},
         data=metrics_json.describe_data(data),
         notes=tuple(ctx.log.notes),
         command=command,

@@ -56,7 +56,11 @@ def make_train_report(
         held_out_split=split,
         baseline=majority_baseline(counts, data.original_labels[headline.rows], headline.evaluation.classes),
         train_counts={name: int(n) for name, n in zip(data.known_classes, counts, strict=True)},
-        chosen={**classifier.chosen, **metrics_json.describe_rule(rule, metrics_json.SELECTED_ON[split])},
+        chosen={
+            **ctx.input_evidence,
+            **classifier.chosen,
+            **metrics_json.describe_rule(rule, metrics_json.SELECTED_ON[split]),
+        },
         data={**metrics_json.describe_data(data), "dropped_label_issues": list(data.paths_of(data.dropped))},
         notes=tuple(ctx.log.notes),
         command=command,

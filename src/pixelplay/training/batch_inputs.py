@@ -24,7 +24,7 @@ from pixelplay.data.augment import SETTING_USED_BY, augment_view
 from pixelplay.data.cache import ArrayCache
 from pixelplay.data.decode import DECODE_VERSION
 from pixelplay.data.pixel_cache import PixelCache
-from pixelplay.data.transforms import Preprocessing, eval_transform
+from pixelplay.data.transforms import Preprocessing, Size, eval_transform
 from pixelplay.model.device import (
     Device,
     inference_memory_message,
@@ -73,7 +73,7 @@ class AugmentedPixels:
     device: Device
     seed: int
 
-    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+    def train_batch(self, batch: Batch, epoch: int, size: Size) -> Callable[[], Inputs]:
         """Load one augmented view of each row, in a thread; the result moves them to the device."""
         wholes = [self.pixels[i] for i in batch.rows]
         views = [
@@ -83,7 +83,7 @@ class AugmentedPixels:
                 self.preprocessing,
                 np.random.default_rng([self.seed, epoch, int(i), int(time)]),
                 hflip=self.hflip,
-                size_px=size_px,
+                size=size,
             )
             for whole, i, time in zip(wholes, batch.rows, batch.times, strict=True)
         ]
@@ -225,7 +225,7 @@ class CachedViews:
         n_warmup = n_warmup if n_warmup < len(sizes) - 1 else 0
         return (ends[-1] - ends[n_warmup]) / sum(sizes[n_warmup + 1 :])
 
-    def train_batch(self, batch: Batch, epoch: int, size_px: int) -> Callable[[], Inputs]:
+    def train_batch(self, batch: Batch, epoch: int, size: Size) -> Callable[[], Inputs]:
         """Load the next view of each row; images start with different views."""
         chosen = [
             self._varied[(epoch + int(time) + int.from_bytes(self._digests[i][:4])) % self.cached_views]

@@ -43,6 +43,9 @@ class TrainState:
     epoch_start_s: float = 0.0  # `seconds` at the start of this epoch
     loss_sum: float = 0.0  # of this epoch: batch loss times number of images
     n_seen: int = 0  # images in `loss_sum`
+    recent_losses: list[float] = field(default_factory=list)  # of batches that lr_frac does not know yet
+    smoothed_loss: float | None = None  # of the batches that it knows; None before the first
+    lr_frac: float = 1.0  # factor on the learning rates, below 1 while the loss is above the initial one
     history: list[dict[str, float]] = field(default_factory=list)  # one row per finished epoch
     best_epoch: int = 0  # index in `history`
     best_score: float = float("inf")  # its validation score; lower is better

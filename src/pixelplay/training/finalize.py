@@ -62,6 +62,7 @@ def build_bundle(
             "pixelplay": __version__,
             "weights": pretrained.origin,
             "weights_sha256": pretrained.weights_id,
+            "weights_licence": pretrained.licence,
         },
         held_out=scores,
         novelty=_fit_novelty(classifier, data, ctx),

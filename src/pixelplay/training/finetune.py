@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelplay.array_types import Float32Array, Float64Array
+from pixelplay.data.transforms import describe_size
 from pixelplay.errors import ConfigError
 from pixelplay.model.backbone import Backbone, input_size_error
 from pixelplay.model.classifier import Classifier, LinearHead, TrainableLinearHead
@@ -237,12 +238,12 @@ def assemble(task: FinetuneTask, classifier: Classifier, offset: Float64Array) -
 
 def _check_sizes(schedule: Schedule, backbone: Backbone) -> None:
     """Raise ConfigError where the network does not accept an image size of the schedule."""
-    for size in sorted(schedule.sizes_px() - {schedule.input_size}):
+    for size in sorted(schedule.sizes() - {schedule.input_size}):
         if reason := input_size_error(backbone, size):
             frac = schedule.config.finetuning.initial_size_frac
             raise ConfigError(
-                f"initial_size_frac={frac} starts with images of {size} px, which {backbone.name} does not "
-                f"accept ({reason}); use --initial-size-frac 1"
+                f"initial_size_frac={frac} starts with images of {describe_size(size)} px, which "
+                f"{backbone.name} does not accept ({reason}); use --initial-size-frac 1"
             )
 
 
@@ -260,7 +261,7 @@ def _ineffective_settings(plan: FinetunePlan, schedule: Schedule) -> Iterator[st
         yield f"--train-batch-size {batch_size} is reduced to {plan.batch_size}, the training images"
     if plan.unfreeze_stages == 1 and settings.layer_decay not in (None, 1):
         yield f"--layer-decay {settings.layer_decay} has no effect with one trained stage"
-    if settings.initial_size_frac < 1 and schedule.sizes_px() == {schedule.input_size}:
+    if settings.initial_size_frac < 1 and schedule.sizes() == {schedule.input_size}:
         yield f"--initial-size-frac {settings.initial_size_frac} has no effect: every epoch has the full size"
     is_augmented = bool(augmenting.augment) or schedule.config.hflip
     n_views = plan.cached_views if is_augmented else 1

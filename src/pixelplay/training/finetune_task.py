@@ -1,6 +1,7 @@
 """FinetuneTask: what planning and training share; builds classifier, inputs, schedule and loss."""
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from pixelplay.model.cpu_layers import freeze_depthwise_filters
 from pixelplay.model.features import resolve_batch_size
 from pixelplay.model.split_backbone import FrozenStages, TrainableStages
 from pixelplay.training.batch_inputs import AugmentedPixels, CachedViews
-from pixelplay.training.imbalance import refit_probe_head
+from pixelplay.training.imbalance import fit_initial_head, refit_probe_head
 from pixelplay.training.linear_probe import LinearProbe
 from pixelplay.training.losses import LossFunction, make_loss
 from pixelplay.training.plan_file import FinetunePlan
@@ -103,7 +104,8 @@ class FinetuneTask:
         # of all images, so that the weights of networks trained on different folds can be averaged
         features, dropout = self.data.features[self.data.fit_rows], settings.dropout
         # the training loss takes logits before the natural-prior offset
-        start = self.probe.head.shifted(-self.offset(self.train)) if settings.head_init == "probe" else None
+        starts_at_probe = settings.head_init == "probe" and settings.head == "linear"
+        start = self._initial_head.shifted(-self.offset(self.train)) if starts_at_probe else None
         with torch.random.fork_rng(devices=self.ctx.device.rng_devices()):
             torch.manual_seed(self.ctx.config.seed)
             head: TrainableLinearHead | TrainableMlpHead
@@ -115,6 +117,10 @@ class FinetuneTask:
             fast = self.ctx.device.name == "cpu"
             freeze_depthwise_filters(trainable, frozen.map_shape, frozen.n_stats, fast=fast)
         return Classifier(trainable, head, drop_path=settings.drop_path)
+
+    @cached_property
+    def _initial_head(self) -> LinearHead:
+        return fit_initial_head(self.probe, self.data.features[self.train], self.data.labels[self.train])
 
     def schedule(self, plan: FinetunePlan) -> Schedule:
         """Schedule the training on the training split."""

@@ -29,6 +29,7 @@ from pixelplay.training.linear_probe import (
     Weighting,
     fit_head,
     fit_probe,
+    fit_softer_head,
     fit_subset,
     out_of_fold_nll,
 )
@@ -137,6 +138,12 @@ def refit_probe_head(probe: LinearProbe, features: Float32Array, labels: IntArra
     """Fit a probe's head on other images with the same C, feature weights and weighting."""
     weights, offset = _weights_and_offset(probe.weighting, labels, np.bincount(labels))
     return fit_head(features, labels, probe.C, factors=probe.factors, weights=weights).shifted(offset)
+
+
+def fit_initial_head(probe: LinearProbe, features: Float32Array, labels: IntArray) -> LinearHead:
+    """Fit the natural-prior head that fine-tuning of some images starts from; see `fit_softer_head`."""
+    weights, offset = _weights_and_offset(probe.weighting, labels, np.bincount(labels))
+    return fit_softer_head(features, labels, probe, weights=weights).shifted(offset)
 
 
 def fit_probe_on_subset(

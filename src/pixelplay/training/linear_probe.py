@@ -23,6 +23,7 @@ FOLDS_TOLERANCE = 1e-7
 TOLERANCE = 1e-8
 MIN_EIGENVALUE = 1e-7  # relative to the largest; smaller ones are rounding errors in float32
 MIN_VARIANCE = 1e-3  # of a class indicator, times K: the start may fit its images exactly
+MIN_SOFT_C, SOFT_STEP = 1e-6, 10**0.25  # values of C that `fit_softer_head` tries, smallest first
 MEMORY = 5  # corrections kept by L-BFGS; with more, the solver takes longer than the objective
 
 Weighting = Literal["none", "class_weights"]
@@ -109,6 +110,38 @@ def fit_head(
     scaled = _Scaled(features, factors)
     shares = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     return scaled.undo(_fit_heads(scaled.rows, labels, shares[:, None], C, None, TOLERANCE)[0])
+
+
+def fit_softer_head(
+    features: Float32Array,
+    labels: IntArray,
+    probe: LinearProbe,
+    *,
+    weights: Float32Array | None = None,
+) -> LinearHead:
+    """Fit a head that is as uncertain of the images it is fitted on as a probe is of new ones.
+
+    C is the largest, up to the probe's, at which the NLL in the sample is not below the probe's out of fold.
+
+    Args:
+        features: (N, D).
+        labels: (N,) in [0, K).
+        weights: (N,) as in `fit_probe`.
+    """
+    scaled, C = _Scaled(features, probe.factors), MIN_SOFT_C
+    image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
+    in_sample = np.zeros(len(labels), np.int64)  # each image is predicted by the head fitted on all
+    head: Float32Array | None = None
+    while True:
+        softer, C = head, min(SOFT_STEP * C, probe.C)
+        head = _fit_heads(
+            scaled.rows, labels, image_weights[:, None], C, softer, SEARCH_TOLERANCE
+        )  # (1, D+1, K)
+        logits = _predict_held_out(scaled.rows, head, in_sample)
+        if out_of_fold_nll(logits, labels, in_sample, image_weights) < probe.nll_by_C[probe.C]:
+            return scaled.undo((head if softer is None else softer)[0])
+        if C == probe.C:
+            return scaled.undo(head[0])
 
 
 def fit_subset(

@@ -5,12 +5,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pixelplay.config import StrPath, TrainConfig, parse_duration
-from pixelplay.model.backbone import Backbone, PretrainedBackbone, load_backbone, resolve_backbone_name
+from pixelplay.config import StrPath, TrainConfig, parse_duration, parse_size
+from pixelplay.model.backbone import (
+    Backbone,
+    PretrainedBackbone,
+    check_backbone_name,
+    load_backbone,
+    resolve_backbone_names,
+)
 from pixelplay.model.device import Device, resolve_device
 from pixelplay.model.features import FeatureExtractor, make_extractor
 from pixelplay.run_log import RunLog
@@ -30,6 +36,8 @@ class RunContext:
     log: RunLog
     started: float  # monotonic clock time from which the time budget counts
     plan: FinetunePlan | None = None  # to repeat; None to make one
+    # "backbone" and "fit" → why they were selected, where there were several candidates
+    input_evidence: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -61,15 +69,29 @@ class RunContext:
             check_settings(ctx.checkpoint_dir, config, device, repeated, log, options)
             yield ctx
 
+    @property
+    def backbone_names(self) -> tuple[str, ...]:
+        """The backbones among which one is selected; ConfigError for an unknown name."""
+        names = resolve_backbone_names(self.config.backbone, self.device.name, offline=self.config.offline)
+        for name in names:
+            check_backbone_name(name)
+        return names
+
     @cached_property
     def backbone(self) -> PretrainedBackbone:
-        """The pretrained backbone, loaded on first use."""
+        """The pretrained backbone, loaded on first use; the first of several."""
+        return self.load_backbone(self.backbone_names[0])
+
+    def load_backbone(self, name: str) -> PretrainedBackbone:
+        """Load a pretrained backbone with the configured features, input size and fit."""
+        size, fit = self.config.input_size, self.config.fit
         return load_backbone(
-            resolve_backbone_name(self.config.backbone, self.device.name),
+            name,
             self.config.weights,
             offline=self.config.offline,
             features="stages" if self.config.finetuning.head == "linear" else "pooled",
-            input_size=self.config.input_size,
+            input_size=None if size is None else parse_size(size),
+            fit="squash" if fit == "auto" else fit,
         )
 
     @property

@@ -11,10 +11,14 @@ import numpy as np
 from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import Imbalance, TrainConfig
 from pixelplay.data.sampling import draw_epoch, epoch_length, expected_draws, round_draws
+from pixelplay.data.transforms import Size
 from pixelplay.training.batch_inputs import Batch
 from pixelplay.training.settings_conflicts import can_repeat_hard_examples
 
 SIZE_STEP_PX = 32  # networks halve their feature maps five times
+SMOOTHING = 0.15  # weight of a batch in the smoothed training loss
+MAX_RISE = 1.1  # of the smoothed loss over the initial one, above which learning rates are lowered
+LR_DOWN, LR_UP, MIN_LR_FRAC = 0.75, 1.1, 0.01  # per batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Schedule:
     imbalance: Imbalance  # "auto" resolved
     epochs: int
     batch_size: int  # at most
-    input_size: int  # side, px
+    input_size: Size
     config: TrainConfig
     epochs_before: int = 0  # of an earlier schedule, so that random draws are not repeated
 
@@ -94,8 +98,8 @@ class Schedule:
         chunks = [np.array_split(values, self.batches_per_epoch) for values in columns]
         return [Batch(*parts) for parts in zip(*chunks, strict=True)]
 
-    def size_px(self, epoch: int) -> int:
-        """Return the side of the images in an epoch counted from 0.
+    def size(self, epoch: int) -> Size:
+        """Return the size of the images in an epoch counted from 0.
 
         With `initial_size_frac` below 1 it grows during the first half of the training, in steps of 32 px.
         """
@@ -103,12 +107,35 @@ class Schedule:
         progress = min(1.0, 2 * epoch / self.epochs)
         if initial == 1 or progress == 1 or self.epochs == 1:
             return full  # need not be a multiple of 32
-        size = full * (initial + (1 - initial) * progress)
-        return min(full, max(SIZE_STEP_PX, round(size / SIZE_STEP_PX) * SIZE_STEP_PX))
+        frac = initial + (1 - initial) * progress
+        height, width = (
+            min(side, max(SIZE_STEP_PX, round(side * frac / SIZE_STEP_PX) * SIZE_STEP_PX)) for side in full
+        )
+        return height, width
 
-    def sizes_px(self) -> set[int]:
+    def sizes(self) -> set[Size]:
         """Return the image sizes of all epochs."""
-        return {self.size_px(epoch) for epoch in range(self.epochs)}
+        return {self.size(epoch) for epoch in range(self.epochs)}
+
+
+def limit_lr(frac: float, smoothed: float, loss: float, initial: float) -> tuple[float, float]:
+    """Lower a factor on the learning rates while the training loss is above the initial one.
+
+    Large steps of a pretrained network that starts from a fitted head destroy more than they teach.
+
+    Args:
+        frac: the factor so far.
+        smoothed: the smoothed loss so far.
+        loss: of the next batch.
+        initial: training loss before the first step.
+
+    Returns:
+        The new factor and the new smoothed loss.
+    """
+    smoothed += SMOOTHING * (loss - smoothed)
+    if smoothed > MAX_RISE * initial:
+        return max(MIN_LR_FRAC, frac * LR_DOWN), smoothed
+    return min(1.0, frac * LR_UP), smoothed
 
 
 def lr_factor(step: int, n_steps: int, warmup_frac: float) -> float:

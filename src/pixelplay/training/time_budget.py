@@ -312,7 +312,7 @@ def _measure_full(task: FinetuneTask, batch_size: int) -> Throughput:
     """Measure complete steps: decoding, augmentation, transfer, forward, backward and update."""
     device, size = task.ctx.device, task.ctx.backbone.preprocessing.input_size
     rows = np.resize(task.train, MEASURED_BATCHES * batch_size)
-    images = torch.zeros(batch_size, 3, size, size).to(device.name, memory_format=torch.channels_last)
+    images = torch.zeros(batch_size, 3, *size).to(device.name, memory_format=torch.channels_last)
 
     def work() -> None:
         parts = np.array_split(rows, MEASURED_BATCHES)

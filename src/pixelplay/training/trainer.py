@@ -37,12 +37,13 @@ from pixelplay.training.losses import LossFunction
 from pixelplay.training.mixup import mix_batch
 from pixelplay.training.optim import make_optimizer
 from pixelplay.training.run_context import RunContext
-from pixelplay.training.schedule import Schedule, lr_factor
+from pixelplay.training.schedule import Schedule, limit_lr, lr_factor
 
 NAN = float("nan")
 OUT_OF_TIME = "the time budget was used up"
 CHECKPOINT_EVERY_S = 20.0
-READ_LOSSES_EVERY = 50  # batches; on a GPU each read waits for the device
+INITIAL_BATCHES = 16  # that measure the training loss before training
+READ_LOSSES_EVERY = 10  # batches or steps on a GPU, where each read waits for the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,7 @@ class Trainer:
                 read_checkpoint(self.state, self.ctx.checkpoint_dir)
             self._set_epochs(self.state.epochs)
             if not self.state.history:
+                self._measure_initial_loss()
                 self._evaluate_epoch()
                 self.state.epoch_start_s = self.state.seconds
             per_epoch = self.schedule.batches_per_epoch
@@ -179,10 +181,22 @@ class Trainer:
         if (n := self.state.epochs) < self._n_planned:
             self.log.note(f"{self.title}: only {n} of {self._n_planned} planned epochs fit the time budget")
 
+    @torch.no_grad()
+    def _measure_initial_loss(self) -> None:
+        """Measure the training loss of the initial weights on some batches of the first epoch."""
+        schedule, state = self.schedule, self.state
+        self.classifier.train()
+        batches = schedule.batches(1, state.errors_before.numpy())[:INITIAL_BATCHES]
+        for batch in batches:
+            inputs = self.inputs.train_batch(batch, schedule.epochs_before + 1, schedule.size(0))()
+            loss, _, _ = self._forward_loss(batch, inputs)
+            state.loss_sum += float(loss) * len(batch.rows)
+            state.n_seen += len(batch.rows)
+
     def _remaining_batches(self) -> Iterator[tuple[Batch, Inputs]]:
         """Yield the batches of the current epoch that are not done yet, with their inputs."""
         schedule, state = self.schedule, self.state
-        epoch, size = state.epoch, schedule.size_px(state.epoch - 1)
+        epoch, size = state.epoch, schedule.size(state.epoch - 1)
         return stream(
             schedule.batches(epoch, state.errors_before.numpy())[state.n_batches :],
             lambda batch: self.inputs.train_batch(batch, schedule.epochs_before + epoch, size),
@@ -216,7 +230,8 @@ class Trainer:
 
     def _optimizer_step(self) -> None:
         optimizer, state = self.state.optimizer, self.state
-        factor = lr_factor(state.step, self.schedule.n_steps, self.settings.warmup_frac)
+        self._limit_lr()
+        factor = state.lr_frac * lr_factor(state.step, self.schedule.n_steps, self.settings.warmup_frac)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         if self.settings.clip_grad_norm is not None:
@@ -225,6 +240,21 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         state.step += 1
+
+    def _limit_lr(self) -> None:
+        """Lower the learning rates while the loss is above that of the linear probe's head."""
+        state, starts_at_probe = (
+            self.state,
+            self.settings.head_init == "probe" and self.settings.head == "linear",
+        )
+        if state.step % (1 if self.device.name == "cpu" else READ_LOSSES_EVERY):
+            return
+        self._read_losses()
+        initial = state.history[0]["train_loss"]
+        for loss in state.recent_losses if starts_at_probe else ():
+            before = initial if state.smoothed_loss is None else state.smoothed_loss
+            state.lr_frac, state.smoothed_loss = limit_lr(state.lr_frac, before, loss, initial)
+        state.recent_losses = []
 
     def _should_interrupt(self, *, can_save: bool) -> bool:
         """Read losses and save checkpoints when due; return whether to leave the epoch."""
@@ -262,6 +292,7 @@ class Trainer:
                 state.n_batches = 0  # the weights of this epoch are unusable
             state.loss_sum += value * len(batch.rows)
             state.n_seen += len(batch.rows)
+            state.recent_losses.append(value)
             labels, weights = schedule.labels[batch.rows], batch.weights[None]
             counts = count_labels(pred.cpu().numpy(), labels, schedule.n_classes, weights)  # each (1, K)
             state.counts = (np.array(state.counts) + np.concatenate(counts)).tolist()
@@ -289,9 +320,8 @@ class Trainer:
         state.loss_sum, state.n_seen, state.epoch_s = 0.0, 0, 0.0
         state.counts = _zeros(self.schedule.n_classes)
         state.seconds += time.monotonic() - start
-        if row["epoch"] or len(logits):
-            is_best = bool(row["epoch"]) and state.best_epoch == row["epoch"]
-            self.log.info(_describe_epoch(row, self.schedule.epochs, is_best=is_best))
+        is_best = bool(row["epoch"]) and state.best_epoch == row["epoch"]
+        self.log.info(_describe_epoch(row, self.schedule.epochs, is_best=is_best))
 
     def _check_early_stopping(self) -> None:
         state, patience = self.state, self.settings.patience
@@ -338,7 +368,11 @@ class Trainer:
         """Return the highest learning rate of the last step; a resumed optimizer does not know it."""
         step = self.state.step
         peak: float = max(group["peak_lr"] for group in self.state.optimizer.param_groups)
-        return peak * lr_factor(step - 1, self.schedule.n_steps, self.settings.warmup_frac) if step else 0.0
+        if not step:
+            return 0.0
+        return (
+            peak * self.state.lr_frac * lr_factor(step - 1, self.schedule.n_steps, self.settings.warmup_frac)
+        )
 
     def _fit_epochs_to_time(self) -> None:
         """Drop epochs that no longer fit the time limit, so that the learning rate still decays to 0.
@@ -393,8 +427,6 @@ def _describe_epoch(row: dict[str, float], n_epochs: int, *, is_best: bool) -> s
         val = ""
     else:
         val = f"  val loss {row['val_loss']:.3f}  val acc {row['val_accuracy']:.3f}{'  ★' if is_best else ''}"
-    if not row["epoch"]:
-        return f"  epoch 0/{n_epochs}{val}"
     return f"  epoch {row['epoch']}/{n_epochs}  train loss {row['train_loss']:.3f}{val}"
 
 

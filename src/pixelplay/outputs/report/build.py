@@ -121,7 +121,7 @@ def _explain_errors(
             for row in errors:
                 bar.update()
                 try:
-                    pixels = images.read(row.path, max(2 * LARGE_PX, explainer.input_size))
+                    pixels = images.read(row.path, max(2 * LARGE_PX, explainer.input_px))
                 except ImageError:
                     continue
                 heat = explainer.explain(pixels, row.prediction).heat

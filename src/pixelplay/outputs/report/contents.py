@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixelplay import __version__
+from pixelplay.data.transforms import describe_size
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import ModelBundle
@@ -122,7 +123,7 @@ def model_contents(bundle: ModelBundle, folder: str) -> dict[str, Any]:
         "facts": {
             "backbone": bundle.backbone.name,
             **bundle.made_by,
-            "input size": f"{bundle.preprocessing.input_size} px",
+            "input size": f"{describe_size(bundle.preprocessing.input_size)} px, {bundle.preprocessing.fit}",
             "distinct training images": f"{len(bundle.trained_on):,}",
             "temperature": f"{bundle.temperature:.3f}",
             "tau": f"{bundle.tau:.2g}",
@@ -266,6 +267,11 @@ def _describe_training(records: RunRecords) -> list[str]:
             f"The cross-validation was repeated {repeats} times with different folds. Metrics are means over "
             "the repeats; the confusion matrix and the errors are those of the first."
         )
+    for setting in ("backbone", "fit"):
+        if found := chosen.get(setting):
+            scores = ", ".join(f"{value} {nll:.3f}" for value, nll in found["nll_by_value"].items())
+            name = setting.capitalize()
+            sentences.append(f"{name}: {found['value']}; out-of-fold log loss of linear probes: {scores}.")
     if nlls := chosen.get("features", {}).get("nll_by_value"):
         outcome = "used" if chosen["features"]["value"] == "by_group" else "not used"
         sentences.append(

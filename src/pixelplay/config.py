@@ -166,6 +166,8 @@ class DataConfig:
     """Table column with the labels (default: found by its usual names)."""
     split_column: Column = None
     """Table column with train, val or test (default: found by its usual names)."""
+    missing_label: DisallowNone[Annotated[str | None, metavar("WORD")]] = None
+    """Label that means there is none (default: nan, None, NA, null, - and the like; '': no word)."""
     group_column: Column = None
     """Table column with groups that must not be divided between splits: patient, camera, burst."""
     group_regex: DisallowNone[Annotated[str | None, metavar("REGEX")]] = None

@@ -8,6 +8,7 @@ import pytest
 
 from dataset_files import (
     ALL,
+    BOTH,
     Maker,
     assert_words,
     make_folder,
@@ -110,10 +111,20 @@ def test_leading_dots_in_an_archive_made_from_tar_are_removed(tmp_path: Path) ->
 # Folders without permission
 
 
-def test_a_folder_without_permission_is_an_error(unprivileged: Path) -> None:
+def test_a_folder_without_permission_is_skipped_with_a_note(unprivileged: Path) -> None:
+    (unprivileged / "x").mkdir(mode=0)
+    for name in "ab":
+        (unprivileged / name).mkdir()
+        (unprivileged / name / "1.jpg").write_bytes(b"x")
+    for dataset in (open_dataset(str(unprivileged)), list_images(str(unprivileged))):
+        assert dataset.paths == ("a/1.jpg", "b/1.jpg")
+        assert "skipped 1 unreadable folder: x" in dataset.notes
+
+
+def test_a_root_folder_without_permission_is_an_error(unprivileged: Path) -> None:
     (unprivileged / "x").mkdir(mode=0)
     with pytest.raises(DataError) as caught:
-        list_image_files(FolderStorage(str(unprivileged)))
+        list_image_files(FolderStorage(str(unprivileged / "x")))
     assert_words(str(caught.value), f"{unprivileged}/x", "Permission denied")
 
 
@@ -124,9 +135,42 @@ def test_missing_files_of_a_table_are_searched_past_folders_without_permission(u
     (unprivileged / "list.csv").write_text("path\n1.jpg\n2.jpg\n")
     dataset = list_images(str(unprivileged / "list.csv"))
     assert dataset.paths == ("deep/1.jpg", "2.jpg")
-    assert dataset.notes == ("skipped 1 unreadable folder while looking for images: x",)
+    assert dataset.notes == ("skipped 1 unreadable folder: x",)
 
 
 def test_lost_and_found_without_permission_is_skipped(unprivileged: Path) -> None:
     (unprivileged / "lost+found").mkdir(mode=0)
     assert list_image_files(FolderStorage(str(unprivileged))).candidates == []
+
+
+# --- folders that PixelPlay wrote ---
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "written",
+    [
+        ("explanations.csv", "0001.overlay.png"),
+        ("config.json", "metrics.json", "split.json", "photo.png", "model/bundle.json"),
+        ("bundle.json", "head.safetensors", "photo.png"),
+        (".lock", "plan.json", "photo.png"),
+    ],
+)
+def test_folders_that_pixelplay_wrote_are_skipped_and_counted(
+    written: tuple[str, ...], make: Maker, tmp_path: Path
+) -> None:
+    names = ["cat/1.jpg", "dog/1.jpg", *(f"deep/cams/{name}" for name in written)]
+    dataset = open_dataset(make(tmp_path, names))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.skipped == {"in folders that PixelPlay wrote": len(written)}
+    assert not any("without an image" in note for note in dataset.notes)
+
+
+def test_a_folder_that_pixelplay_wrote_is_listed_when_named(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["explanations.csv", "0001.overlay.png"])
+    assert list_images(folder).paths == ("0001.overlay.png",)
+
+
+def test_a_class_folder_with_a_config_file_is_a_class(tmp_path: Path) -> None:
+    dataset = open_dataset(make_folder(tmp_path, ["cat/1.jpg", "cat/config.json", "dog/1.jpg"]))
+    assert dataset.classes == ("cat", "dog")

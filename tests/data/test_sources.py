@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,54 @@ def test_an_image_with_an_archive_appended_is_an_image(tmp_path: Path) -> None:
     both = tmp_path / "photo.jpg"
     both.write_bytes(b"\xff\xd8\xff\xe0" + bytes(2000) + archive)
     assert list_images(str(both)).paths == (str(both),)
+
+
+# --- a table beside folders of images, as in a competition ---
+
+COMPETITION = {
+    "train.csv": b"id,label\n1,cat\n2,dog\n3,cat\n",
+    "sample_submission.csv": b"id,label\n1,cat\n9,cat\n",
+    "train_images/1.jpg": b"a",
+    "train_images/2.jpg": b"b",
+    "train_images/3.jpg": b"c",
+    "test_images/1.jpg": b"d",
+    "test_images/9.jpg": b"e",
+}
+
+
+def unpack(root: Path, members: Mapping[str, bytes]) -> str:
+    for name, content in members.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return str(root)
+
+
+def test_image_folders_beside_a_table_of_labels_are_no_classes(tmp_path: Path) -> None:
+    source = unpack(tmp_path / "kaggle", COMPETITION)
+    command = f"{source}/train.csv --images-dir {source}/train_images"
+    assert_refused(source, "no classes", "train.csv labels their images", f"pass {command}")
+    config = DataConfig(images_dir=f"{source}/train_images")
+    dataset = open_dataset(f"{source}/train.csv", config)
+    assert rows(dataset) == [("1.jpg", "cat", None), ("2.jpg", "dog", None), ("3.jpg", "cat", None)]
+
+
+@pytest.mark.parametrize("folder", ["", "competition/"])
+def test_archive_of_a_competition_is_read_with_its_table(folder: str, tmp_path: Path) -> None:
+    dataset = open_dataset(pack(tmp_path, {f"{folder}{name}": x for name, x in COMPETITION.items()}))
+    labels = [dataset.classes[label] for label in dataset.labels]
+    assert dataset.paths == tuple(f"{folder}train_images/{i}.jpg" for i in (1, 2, 3))
+    assert labels == ["cat", "dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"path,label\ncat/1.jpg,cat\ndog/2.jpg,dog\n",  # as the folders
+        b"path,label\nother/7.jpg,x\nother/8.jpg,y\n",  # of other images
+        b"path,camera\ncat/1.jpg,A\ndog/2.jpg,B\n",  # without labels
+        b"broken\n1,2,3\n",
+    ],
+)
+def test_class_folders_beside_another_table_are_classes(table: bytes, tmp_path: Path) -> None:
+    members = {"cat/1.jpg": b"a", "dog/2.jpg": b"b", "list.csv": table}
+    assert open_dataset(unpack(tmp_path / "data", members)).classes == ("cat", "dog")

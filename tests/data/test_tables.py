@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dataset_files import assert_notes, assert_refused, assert_words, make_folder
 from pixelplay.config import SPLITS, DataConfig
 from pixelplay.data.audit import audit_images
-from pixelplay.data.dataset import ImageDataset
+from pixelplay.data.dataset import ImageDataset, natural_key
 from pixelplay.data.sources import list_images, open_dataset
 from pixelplay.data.tables import escape_label, escape_path, read_table, unescape_label, unescape_path
 from pixelplay.errors import DataError
@@ -65,7 +65,11 @@ def test_usual_column_names_are_found(header: str, folder: Path) -> None:
 def test_preferred_column_names_win(folder: Path) -> None:
     dataset = open_dataset(write(folder, "id,name,path,y,label\n9,x,1.jpg,0,cat\n"))
     assert (dataset.paths, labels(dataset)) == (("1.jpg",), ["cat"])
-    assert_notes(dataset, (f"{folder}/t.csv", "'path'", "'label'"))
+    assert_notes(
+        dataset,
+        (f"{folder}/t.csv", "'path'", "'label'"),
+        (f"{folder}/t.csv", "3 unused columns", "'id'", "'name'", "'y'"),
+    )
 
 
 def test_column_options_win_over_usual_names(folder: Path) -> None:
@@ -249,9 +253,25 @@ def test_a_table_with_mostly_missing_files_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("again", ["2.jpg", "2", "./2.jpg", "deep/../2.jpg"])
-def test_a_repeated_image_is_refused_in_any_spelling(again: str, folder: Path) -> None:
-    table = write(folder, f"path,label\n1.jpg,cat\n2.jpg,dog\n{again},dog\n")
-    assert_refused(table, f"{table}, row 4", "row 3", repr(again))
+def test_a_repeated_row_is_kept_once_in_any_spelling(again: str, folder: Path) -> None:
+    dataset = open_dataset(write(folder, f"path,label\n1.jpg,cat\n2.jpg,dog\n{again},dog\n"))
+    assert (dataset.paths, labels(dataset)) == (("1.jpg", "2.jpg"), ["cat", "dog"])
+    assert "1 repeated row skipped" in dataset.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("again", "problem"),
+    [
+        ("cat,train,x", "another label: 'cat' instead of 'dog'"),
+        (",train,x", "another label: None instead of 'dog'"),
+        ("dog,test,x", "another split: 'test' instead of 'train'"),
+        ("dog,train,y", "another group: 'y' instead of 'x'"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(again: str, problem: str, folder: Path) -> None:
+    rows = f"1.jpg,cat,train,x\n2.jpg,dog,train,x\n2,{again}\n"
+    table = write(folder, f"path,label,split,group\n{rows}")
+    assert_refused(table, f"{table}, row 4 repeats row 3", problem)
 
 
 def test_a_row_without_a_path_is_refused(folder: Path) -> None:
@@ -369,3 +389,83 @@ def test_safe_paths_are_not_formulas_and_can_be_undone(path: str) -> None:
     assert not escape_path(path).startswith(("=", "+", "-", "@", "\t", "\r"))
     if not path.startswith("./"):
         assert unescape_path(escape_path(path)) == path
+
+
+# Splits under other names
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "splits"),
+    [
+        ("set", ("train", "Test", "valid"), ["train", "test", "val"]),
+        ("partition", ("training", "", "testing"), ["train", None, "test"]),
+        ("is_valid", ("True", "FALSE", ""), ["val", "train", None]),
+        ("is_test", ("0", "1", "1"), ["train", "test", "test"]),
+    ],
+)
+def test_splits_are_read_from_columns_with_other_usual_names(
+    column: str, cells: tuple[str, str, str], splits: list[str | None], folder: Path
+) -> None:
+    rows = "".join(f"{i}.jpg,{'ab'[i % 2]},{cell}\n" for i, cell in enumerate(cells, start=1))
+    dataset = open_dataset(write(folder, f"path,label,{column}\n{rows}"))
+    assert [None if split < 0 else SPLITS[split] for split in dataset.splits] == splits
+    assert any(f"splits from column '{column}'" in note for note in dataset.notes)
+
+
+def test_an_unused_fold_column_is_named(folder: Path) -> None:
+    dataset = open_dataset(write(folder, "path,label,fold\n1.jpg,a,0\n2.jpg,b,1\n"))
+    assert (dataset.splits == -1).all()
+    assert any("1 unused column: 'fold'" in note for note in dataset.notes)
+
+
+# Words for missing labels
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "NA", "null", "-", "N/A"])
+def test_words_for_missing_labels_are_no_classes(word: str, folder: Path) -> None:
+    table = write(folder, f"path,label\n1.jpg,a\n2.jpg,{word}\n3.jpg,b\ndeep/4.jpg,{word}\n")
+    dataset = open_dataset(table)
+    assert dataset.classes == ("a", "b")
+    assert labels(dataset) == ["a", None, "b", None]
+    assert f"2 labels read as missing: {word!r}; --missing-label '' keeps" in dataset.notes[1]
+    kept = open_dataset(table, DataConfig(missing_label=""))
+    assert kept.classes == tuple(sorted(("a", "b", word), key=natural_key))
+    assert not any("read as missing" in note for note in kept.notes)
+
+
+def test_missing_label_names_the_only_word_for_a_missing_label(folder: Path) -> None:
+    table = write(folder, "path,label\n1.jpg,a\n2.jpg,nan\n3.jpg,unknown\n")
+    dataset = open_dataset(table, DataConfig(missing_label="unknown"))
+    assert labels(dataset) == ["a", "nan", None]
+
+
+def test_empty_cells_are_missing_without_a_note(folder: Path) -> None:
+    dataset = open_dataset(write(folder, "path,label\n1.jpg,a\n2.jpg,\n3.jpg,b\n"))
+    assert labels(dataset) == ["a", None, "b"]
+    assert not any("read as missing" in note for note in dataset.notes)
+
+
+# Other kinds of tables
+
+
+@pytest.mark.parametrize("line", ["sep=;\n", "sep=;\r\n", '"sep=;"\n', "\ufeffsep=;\n"])
+def test_excels_separator_line_is_not_a_header(line: str, folder: Path) -> None:
+    dataset = open_dataset(write(folder, f"{line}path;label\n1.jpg;a, b\n2.jpg;c\n"))
+    assert labels(dataset) == ["a, b", "c"]
+
+
+def test_a_table_with_a_column_per_class_names_the_cause(folder: Path) -> None:
+    table = write(folder, "path,healthy,rust\n1.jpg,1,0\n2.jpg,0,1\n")
+    assert_refused(table, "one column per class (healthy, rust)", "column 'label'")
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "is_noted"),
+    [("label", "a;b", True), ("label", "a|b", True), ("labels", "a b", True), ("label", "red fox", False)],
+)
+def test_cells_that_may_hold_several_labels_are_noted(
+    column: str, label: str, is_noted: bool, folder: Path
+) -> None:
+    dataset = open_dataset(write(folder, f"path,{column}\n1.jpg,x\n2.jpg,{label}\n"))
+    assert label in dataset.classes
+    assert any(f"one class: {label!r}" in note for note in dataset.notes) == is_noted

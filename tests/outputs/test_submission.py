@@ -36,9 +36,10 @@ def submit(
     (folder / "sample.csv").write_text(sample, "utf-8", errors="surrogateescape")
     out = folder / "out.csv"
     table = read_table(str(folder / "sample.csv"))
-    notes = write_submission(predictions, table, str(out), probability_of=probability_of)
+    filling, *gaps = write_submission(predictions, table, str(out), probability_of=probability_of)
+    assert filling.startswith("column ") or "columns: probabilities" in filling
     assert sorted(os.listdir(folder)) == ["out.csv", "sample.csv"]
-    return out.read_bytes().decode("utf-8", "surrogateescape"), notes
+    return out.read_bytes().decode("utf-8", "surrogateescape"), gaps
 
 
 def test_submission_keeps_header_ids_and_order_of_the_sample(tmp_path: Path) -> None:
@@ -97,13 +98,30 @@ def test_submission_header_keeps_its_spaces(tmp_path: Path) -> None:
     assert text == "Id, Expected \na,dog\n"
 
 
-@pytest.mark.parametrize(("labels", "n_notes"), [("xy", 1), ("xx", 0), (("x", "dog"), 0), (("x", ""), 0)])
-def test_sample_labels_of_other_classes_are_noted(
-    labels: Sequence[str], n_notes: int, tmp_path: Path
+PLACEHOLDERS = "names of the predicted classes; the sample's "
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "probability_of", "note"),
+    [
+        ("label", "xy", None, f"column 'label': {PLACEHOLDERS}values are no class of the model: x, y"),
+        ("label", "00", None, f"column 'label': {PLACEHOLDERS}only value is no class of the model: 0"),
+        ("label", ("x", "dog"), None, "column 'label': predicted classes, as in the sample"),
+        ("p", "00", "dog", "column 'p': probability of class 'dog'"),
+        ("dog", "00", None, "column 'dog': probabilities of the classes that the header names"),
+        ("dog,cat", ("0,0", "0,0"), None, "2 columns: probabilities of the classes that the header names"),
+    ],
+)
+def test_submission_says_what_was_written_and_why(
+    header: str, cells: Sequence[str], probability_of: str | None, note: str, tmp_path: Path
 ) -> None:
-    sample = f"id,label\na,{labels[0]}\nb,{labels[1]}\n"
-    _, notes = submit(sample, make_predictions("a.jpg", "b.jpg"), tmp_path)
-    assert notes == ["no label of the sample is a class of the model (cat, dog, owl): x, y"] * n_notes
+    table = tmp_path / "sample.csv"
+    table.write_text(f"id,{header}\na,{cells[0]}\nb,{cells[1]}\n")
+    predictions = make_predictions("a.jpg", "b.jpg")
+    notes = write_submission(
+        predictions, read_table(str(table)), str(tmp_path / "o.csv"), probability_of=probability_of
+    )
+    assert notes[0] == note
 
 
 def test_class_named_like_a_fraction_is_a_label(tmp_path: Path) -> None:

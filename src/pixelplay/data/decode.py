@@ -101,6 +101,8 @@ def name_format(data: bytes) -> str:
         return "BMP"
     if data[128:132] == b"DICM":
         return "DICOM"
+    if data[:2] == bytes(2) and data[2:3] in b"\2\3\n\v" and data[3:8] == bytes(5):
+        return "Targa (TGA)"  # an icon has the number of its images in bytes 4 and 5
     text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     is_svg = text.startswith(b"<") and b"<svg" in text
     other = "SVG" if is_svg else "HTML" if text.startswith((b"<!doctype html", b"<html")) else ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pixelplay.data.dataset import natural_key
 from pixelplay.data.file_access import FileStorage, FolderStorage, is_unsafe_member
 from pixelplay.errors import DataError
+from pixelplay.text import EXAMPLES, counted, name_some
 
 # Files that are never images. With any other extension, or none, the content decides.
 OTHER_EXTENSIONS = frozenset([
@@ -17,6 +18,13 @@ OTHER_EXTENSIONS = frozenset([
     ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".onnx", ".db", ".sqlite", ".mp4", ".mov", ".avi", ".mkv",
     ".wav", ".mp3",
 ])  # fmt: skip
+# files that together mark a folder as written by PixelPlay: a run, one being written, a model, explanations
+WRITTEN_FILES: tuple[frozenset[str], ...] = (
+    frozenset({"config.json", "metrics.json", "split.json"}),
+    frozenset({".lock", "plan.json"}),
+    frozenset({"bundle.json", "head.safetensors"}),
+    frozenset({"explanations.csv"}),
+)
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
@@ -30,22 +38,26 @@ class FileListing:
     skipped: dict[str, int]  # reason → number of files
     unreadable_folders: list[str]
 
+    def notes(self) -> list[str]:
+        """Return a note on folders that could not be read."""
+        if not (closed := self.unreadable_folders):
+            return []
+        return [f"skipped {counted(len(closed), 'unreadable folder')}: {name_some(closed, EXAMPLES)}"]
 
-def list_image_files(storage: FileStorage, *, skip_unreadable: bool = False) -> FileListing:
+
+def list_image_files(storage: FileStorage) -> FileListing:
     """Sort the files of a folder or archive into images and others by name.
 
-    Links to folders are followed, except loops. Archive members that point outside the archive are skipped.
-
-    Args:
-        skip_unreadable: skip subfolders that cannot be read instead of raising.
+    Links to folders are followed, except loops. Skipped are subfolders that cannot be read or that PixelPlay
+    wrote (runs, explanations), and archive members that point outside the archive.
 
     Raises:
-        DataError: the folder or one of its subfolders cannot be read.
+        DataError: the folder itself cannot be read.
     """
     unreadable: list[str] = []
     unsafe: dict[str, int] = {}
     if isinstance(storage, FolderStorage):
-        names, folders = _walk(storage.root or ".", unreadable if skip_unreadable else None)
+        names, folders = _walk(storage.root or ".", unreadable)
     else:
         members = storage.names()
         names = [name for name in members if not is_unsafe_member(name)]
@@ -55,12 +67,15 @@ def list_image_files(storage: FileStorage, *, skip_unreadable: bool = False) -> 
         inside = _parent_folders(names).union(storage.folders())
         folders = [name for name in inside if not is_unsafe_member(name)]
 
+    written = _written_folders(names)
     candidates, others = [], []
     skipped: Counter[str] = Counter()
     for name in names:
         file = name.rpartition("/")[2].lower()
         extension = os.path.splitext(file)[1]
-        if reason := _hidden(name):
+        if name.startswith(written):
+            skipped["in folders that PixelPlay wrote"] += 1
+        elif reason := _hidden(name):
             skipped[reason] += 1
         elif file in SYSTEM_FILES:
             skipped["system files"] += 1
@@ -70,7 +85,12 @@ def list_image_files(storage: FileStorage, *, skip_unreadable: bool = False) -> 
         else:
             candidates.append(name)
     filled = _parent_folders(candidates)
-    empty = {folder for folder in folders if folder not in filled and not _hidden(folder)}
+    with_written = _parent_folders(name for name in names if name.startswith(written))
+    empty = {
+        folder
+        for folder in folders
+        if folder not in filled and not _hidden(folder) and folder not in with_written
+    }
     return FileListing(
         candidates=sorted(candidates, key=natural_key),
         other_files=sorted(others, key=natural_key),
@@ -88,6 +108,19 @@ def _hidden(name: str) -> str:
     return "hidden" if any(part.startswith(".") for part in parts) else ""
 
 
+def _written_folders(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the subfolders, each ending with "/", that hold a run, a model or explanations of PixelPlay."""
+    files: dict[str, set[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        files.setdefault(folder, set()).add(file)
+    return tuple(
+        f"{folder}/"
+        for folder, inside in files.items()
+        if folder and any(marks <= inside for marks in WRITTEN_FILES)
+    )
+
+
 def _parent_folders(names: Iterable[str]) -> set[str]:
     """Return all folders, at any depth, that contain these files."""
     folders: set[str] = set()
@@ -97,8 +130,8 @@ def _parent_folders(names: Iterable[str]) -> set[str]:
     return folders
 
 
-def _walk(root: str, unreadable: list[str] | None) -> tuple[list[str], list[str]]:
-    """List all files and folders below root; unreadable subfolders are appended to a list, or raise."""
+def _walk(root: str, unreadable: list[str]) -> tuple[list[str], list[str]]:
+    """List all files and folders below root; subfolders that cannot be read are appended to a list."""
     files, folders = [], []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
@@ -110,7 +143,7 @@ def _walk(root: str, unreadable: list[str] | None) -> tuple[list[str], list[str]
         except OSError as error:
             if folder == "lost+found":  # at the root of a Linux file system, readable by root only
                 continue
-            if folder and unreadable is not None:
+            if folder:
                 unreadable.append(folder)
                 continue
             raise DataError(f"{full} cannot be read: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from pixelplay.config import DataConfig, StrPath, TrainConfig
 from pixelplay.data.class_folders import (
+    FolderLabels,
     check_has_classes,
     empty_class_folders,
     find_wrapper_folder,
@@ -20,6 +22,7 @@ from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset
 from pixelplay.data.decode import IMAGE_EXTENSIONS, name_format
 from pixelplay.data.file_access import FileStorage, FolderStorage, ZipStorage
 from pixelplay.data.file_listing import list_image_files
+from pixelplay.data.labelled_tables import dataset_from_table, index_by_ending
 from pixelplay.data.sample_submission import (
     is_sample_submission,
     parse_expected_classes,
@@ -28,7 +31,6 @@ from pixelplay.data.sample_submission import (
 from pixelplay.data.splits import check_trainable
 from pixelplay.data.tables import (
     Table,
-    dataset_from_table,
     find_column,
     is_table,
     parent_folder,
@@ -130,7 +132,13 @@ def list_images(source: str, config: DataConfig | None = None) -> ImageDataset:
     else:
         return list_files([source])
     files = list_image_files(storage)
-    return replace(list_files(files.candidates), source=source, storage=storage, skipped=files.skipped)
+    return replace(
+        list_files(files.candidates),
+        source=source,
+        storage=storage,
+        skipped=files.skipped,
+        notes=tuple(files.notes()),
+    )
 
 
 def list_files(paths: Iterable[str]) -> ImageDataset:
@@ -171,12 +179,14 @@ def _refuse_table_settings(source: str, config: DataConfig) -> None:
 
 
 def _dataset_from_class_folders(source: str, storage: FileStorage, config: DataConfig) -> ImageDataset:
-    """Read class folders; in an archive without two classes, a table may give the labels instead."""
+    """Read class folders; in an archive, a table may give the labels instead."""
     files = list_image_files(storage)
     tables = [name for name in files.other_files if is_table(name) and not is_sample_submission(name)]
     wrapper = find_wrapper_folder(files.candidates)
     wrapped = [name for name in files.candidates if name.startswith(wrapper)]
     found = labels_from_folders(wrapped, wrapper)
+    beside = [name for name in tables if name.rpartition("/")[0] == wrapper.rstrip("/")]
+    by_table = _find_table_of_folders(storage, beside, found)
     if isinstance(storage, ZipStorage):
         n_classes = len(set(found.labels) - {None})
         if n_classes < 2:
@@ -186,11 +196,20 @@ def _dataset_from_class_folders(source: str, storage: FileStorage, config: DataC
                 folder = config.images_dir or table.name.removeprefix(f"{source}/").rpartition("/")[0]
                 dataset = dataset_from_table(table, storage, config, folder=folder.strip("/"))
                 return replace(dataset, notes=(*dataset.notes, *found.notes))
+        elif by_table is not None:
+            images_dir = config.images_dir or by_table[1]
+            return dataset_from_table(_read_member(storage, by_table[0]), storage, config, folder=images_dir)
         tables = []  # none of them has labels
     elif wrapper:
         raise DataError(
             f"{source} has one class folder, {wrapper.rstrip('/')!r}, whose subfolders look like classes; "
             f"pass {os.path.join(source, wrapper).rstrip('/')} instead"
+        )
+    elif by_table is not None:
+        table_path, images_dir = (os.path.join(source, name) for name in by_table)
+        raise DataError(
+            f"the folders of {source} are no classes: {by_table[0]} labels their images; pass {table_path} "
+            f"--images-dir {images_dir}"
         )
     check_has_classes(found, source, [os.path.join(source, name) for name in tables], files.skipped)
     _refuse_table_settings(source, config)
@@ -198,6 +217,7 @@ def _dataset_from_class_folders(source: str, storage: FileStorage, config: DataC
     if empty := empty_class_folders(inside):
         named = name_some(empty, EXAMPLES)
         found.notes.append(f"{counted(len(empty), 'folder')} without an image: {named}")
+    found.notes.extend(files.notes())
     skipped = files.skipped | found.skipped
     if wrapper:
         found.notes.append(f"class folders are read from {wrapper} in the archive")
@@ -207,6 +227,32 @@ def _dataset_from_class_folders(source: str, storage: FileStorage, config: DataC
     return make_dataset(
         source, storage, found.paths, found.labels, found.splits, groups, skipped=skipped, notes=found.notes
     )
+
+
+def _find_table_of_folders(
+    storage: FileStorage, tables: Sequence[str], found: FolderLabels
+) -> tuple[str, str] | None:
+    """Find a table that labels the images, unlike the names of their folders; also return the images' folder.
+
+    Competitions have this layout: train.csv, sample_submission.csv, train_images, test_images.
+    """
+    label_of = dict(zip(found.paths, found.labels, strict=True))
+    by_ending = index_by_ending(found.paths)
+    for name in tables:
+        try:
+            table = _read_member(storage, name)
+        except DataError:
+            continue  # whoever needs it is told why
+        path_column, label_column = (find_column(table, role, None) for role in ("path", "label"))
+        if path_column is None or label_column is None:
+            continue
+        cells = zip(table.columns[path_column], table.columns[label_column], strict=True)
+        listed = [(by_ending[path.strip()], label) for path, label in cells if path.strip() in by_ending]
+        n_same = sum(any(label_of[path] == label for path in matches) for matches, label in listed)
+        if 2 * len(listed) >= len(table) > 2 * n_same:
+            folders = Counter(path.rpartition("/")[0] for matches, _ in listed for path in matches)
+            return name, max(folders, key=folders.__getitem__)
+    return None
 
 
 def _find_label_table(

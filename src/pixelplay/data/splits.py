@@ -195,6 +195,11 @@ def make_split(dataset: ImageDataset, duplicates: Duplicates, config: TrainConfi
         test[free] = hold_out(dataset.labels[free], groups[free], config.test_frac, config.seed)
         if config.test_frac > 0 and not test.any():
             problem = f"no class of {dataset.source} has the 2 images or groups that a test split needs"
+            n_images, n_groups = int(free.sum()), len(np.unique(groups[free]))
+            if duplicates.exact_and_near and n_groups < n_images:
+                problem += (
+                    f" (duplicates count as one image; its {n_images:,} images form {n_groups:,} groups)"
+                )
             raise DataError(f"{problem}; add images or use --test-frac 0")
     notes += _note_divided_groups(dataset, test, val if has_finetuning else None)
     if has_finetuning and not val.any():

@@ -1,19 +1,15 @@
-"""CSV, TSV and Parquet tables → ImageDataset; escaped cells for the tables that PixelPlay writes."""
+"""Read CSV, TSV and Parquet tables and find their columns; escape the cells of written ones."""
 
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from pixelplay.config import SPLITS, DataConfig, SplitName
-from pixelplay.data.class_folders import split_from_name
-from pixelplay.data.dataset import ImageDataset, find_group_names, make_dataset, normalize_unicode
-from pixelplay.data.file_access import FileStorage, FolderStorage
-from pixelplay.data.file_listing import list_image_files
 from pixelplay.errors import DataError
-from pixelplay.text import EXAMPLES, counted, name_some, suggest
+from pixelplay.text import suggest
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 # Usual names of each column, preferred ones first; case is ignored.
@@ -26,14 +22,12 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
         "label", "labels", "class", "class_name", "classname", "category", "target", "species",
         "diagnosis", "breed", "label_name", "y",
     ),
-    "split": ("split", "part", "subset"),
+    "split": ("split", "part", "subset", "set", "partition", "is_valid", "is_val", "is_test"),
     "group": (
         "group", "group_id", "patient", "patient_id", "subject", "subject_id", "camera", "camera_id",
         "site", "site_id", "location", "location_id", "burst", "burst_id", "sequence", "seq_id",
     ),
 }  # fmt: skip
-FIRST_ROW = 2  # row numbers as in a spreadsheet: the header is row 1
-MAX_MISSING_FRAC = 0.5  # if more of the files are missing, the folder must be wrong
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs such a cell as a formula
 
 
@@ -106,8 +100,11 @@ def _parse_text(
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16", "replace") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     text = text.lstrip("\r\n")
-    header_line = text.split("\n", 1)[0]
-    delimiter = "\t" if name.lower().endswith(".tsv") else max(",\t;", key=header_line.count)
+    header_line, _, rest = text.partition("\n")
+    if stated := re.fullmatch(r"\"?sep=(.)\"?\r?", header_line):  # Excel's own way to state it
+        text, delimiter = rest, stated[1]
+    else:
+        delimiter = "\t" if name.lower().endswith(".tsv") else max(",\t;", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Sequence[str]] = []
     try:
@@ -207,161 +204,3 @@ class _UnixLines:
 
     def write(self, line: str) -> None:
         self._file.write(line.removesuffix("\r\n") + "\n")
-
-
-def dataset_from_table(
-    table: Table,
-    storage: FileStorage,
-    config: DataConfig,
-    *,
-    folder: str = "",
-    labelled: bool = True,
-) -> ImageDataset:
-    """Build a dataset from the rows of a table, in their order.
-
-    Args:
-        storage: where the paths are looked up.
-        folder: folder of the storage where paths are looked up first.
-        labelled: False accepts any table that names images, and keeps missing and repeated files.
-
-    Raises:
-        DataError: a column or label is missing, the labels are predictions, an image is repeated, a
-            split is unknown, or more than half of the files are missing.
-    """
-    has_label = config.label_column is not None or "label" in table.columns
-    if labelled and not has_label and _holds_predictions(table):
-        raise DataError(f"{table.name} holds model predictions but no 'label' column; pass labelled images")
-    path_column = require_column(table, "path", config.path_column)
-    references = [cell.strip() for cell in table.columns[path_column]]
-    if not labelled:
-        paths, _, notes = _resolve_paths(table, references, storage, folder)
-        return make_dataset(table.name, storage, paths, notes=notes)
-    label_column = require_column(table, "label", config.label_column)
-    labels = _read_labels(table, label_column)
-    if "" in references:
-        row = references.index("") + FIRST_ROW
-        raise DataError(f"{table.name}, row {row} has no path; fill it in or remove the row")
-    paths, missing, notes = _resolve_paths(table, references, storage, folder)
-    notes.insert(0, f"{table.name}: paths from column {path_column!r}, labels from column {label_column!r}")
-    if len(missing) > MAX_MISSING_FRAC * len(table):
-        where = storage.root if isinstance(storage, FolderStorage) else storage.archive
-        raise DataError(
-            f"{table.name} lists {counted(len(missing), 'file')} not found in {where}: {name_some(missing)}; "
-            "fix the table or set --images-dir"
-        )
-    if missing:  # treated like unreadable images
-        shown = name_some(missing, EXAMPLES)
-        notes.append(f"{table.name}: {counted(len(missing), 'file')} of {len(table):,} not found: {shown}")
-    _check_no_repeats(table, references, paths)
-    splits = _read_splits(table, config, notes)
-    groups = _read_group_names(table, paths, config, notes)
-    return make_dataset(table.name, storage, paths, labels, splits, groups, notes=notes)
-
-
-def _holds_predictions(table: Table) -> bool:
-    """Return whether a table has the columns that PixelPlay writes for predictions."""
-    has_probs = any(name == "probability" or name.startswith("prob_") for name in table.columns)
-    return has_probs and "prediction" in table.columns
-
-
-def _read_labels(table: Table, column: str) -> list[str | None]:
-    """Read class names, None for an empty cell; unlike paths, they must be valid UTF-8."""
-    for row, cell in enumerate(table.columns[column], start=FIRST_ROW):
-        if any("\udc80" <= letter <= "\udcff" for letter in cell):
-            shown = cell.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
-            raise DataError(f"{table.name}, row {row} has the label {shown!r}; save the table as UTF-8")
-    cells = [cell.strip() for cell in table.columns[column]]
-    if not any(cells):
-        raise DataError(f"{table.name} has no label in column {column!r}; fill it in or set --label-column")
-    if _holds_predictions(table):  # written by PixelPlay
-        cells = [unescape_label(cell) for cell in cells]
-    return [cell or None for cell in cells]
-
-
-def _resolve_paths(
-    table: Table, references: Sequence[str], storage: FileStorage, folder: str
-) -> tuple[list[str], list[str], list[str]]:
-    """Find each file by its path or a unique ending of it; also return the references not found, and notes.
-
-    References that no file matches stay in the paths (N,) unchanged.
-    """
-    prefix = f"{folder}/" if folder else ""
-    is_exact = [reference != "" and prefix + reference in storage for reference in references]
-    if all(is_exact):
-        return [prefix + reference for reference in references], [], []
-    listing = list_image_files(storage, skip_unreadable=True)
-    by_ending = _index_by_ending(listing.candidates)
-    paths, missing = [], []
-    for reference, exact in zip(references, is_exact, strict=True):
-        key = normalize_unicode(reference.replace("\\", "/").removeprefix("./"))
-        found = [prefix + reference] if exact else by_ending.get(key, [])
-        found = [path for path in found if path.startswith(prefix)] or found
-        if len(found) > 1:
-            matches = f"{reference!r}, which matches {name_some(found)}"
-            raise DataError(f"{table.name} lists {matches}; write the full path or set --images-dir")
-        paths.append(found[0] if found else reference)
-        missing += [] if found else [reference]
-    notes = []
-    if closed := listing.unreadable_folders:
-        shown = name_some(closed, EXAMPLES)
-        notes.append(f"skipped {counted(len(closed), 'unreadable folder')} while looking for images: {shown}")
-    return paths, missing, notes
-
-
-def _index_by_ending(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Map every ending of each path, with and without its extension, to the paths."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        ending = path
-        while ending:
-            for key in {ending, os.path.splitext(ending)[0]}:
-                found.setdefault(normalize_unicode(key), []).append(path)
-            ending = ending.partition("/")[2]
-    return found
-
-
-def _check_no_repeats(table: Table, references: Sequence[str], paths: Sequence[str]) -> None:
-    first_row: dict[str, int] = {}
-    for row, (reference, path) in enumerate(zip(references, paths, strict=True), start=FIRST_ROW):
-        first = first_row.setdefault(os.path.normpath(path), row)
-        if first != row:
-            raise DataError(
-                f"{table.name}, row {row} repeats row {first}, {reference!r}; list each image once"
-            )
-
-
-def _read_splits(table: Table, config: DataConfig, notes: list[str]) -> list[SplitName | None]:
-    column = find_column(table, "split", config.split_column)
-    if column is None:
-        return [None] * len(table)
-    cells = table.columns[column]
-    splits = [split_from_name(cell) for cell in cells]
-    if config.split_column is None and not any(splits):  # for example one of body parts
-        notes.append(f"{table.name}: column {column!r} is ignored, it contains none of {', '.join(SPLITS)}")
-        return splits
-    for row, (cell, split) in enumerate(zip(cells, splits, strict=True), start=FIRST_ROW):
-        if split is None and cell.strip():
-            hint = suggest(cell.strip().lower(), SPLITS)
-            expected = f"expected {', '.join(SPLITS)}{hint or ' or an empty cell'}"
-            raise DataError(
-                f"{table.name}, row {row} has the split {cell!r} in column {column!r}; {expected}"
-            )
-    notes.append(f"{table.name}: splits from column {column!r}")
-    return splits
-
-
-def _read_group_names(
-    table: Table, paths: Sequence[str], config: DataConfig, notes: list[str]
-) -> Sequence[str] | None:
-    from_paths = find_group_names(paths, [path.rpartition("/")[0] for path in paths], config)
-    if from_paths is not None:
-        return from_paths
-    column = find_column(table, "group", config.group_column)
-    if column is None:
-        return None
-    names = [cell.strip() for cell in table.columns[column]]
-    if config.group_column is None and len(set(names)) == 1:
-        notes.append(f"{table.name}: column {column!r} is ignored, all its values are equal")
-        return None
-    notes.append(f"{table.name}: groups from column {column!r}; each group stays in one split")
-    return names

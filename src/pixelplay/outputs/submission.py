@@ -72,7 +72,7 @@ def write_submission(
     column gets labels. An id without a readable image keeps the sample's values.
 
     Returns:
-        Notes on what could not be filled in, one sentence each.
+        Notes on what was filled in and what could not be, one sentence each.
 
     Raises:
         ConfigError: see `check_submission`.
@@ -103,7 +103,8 @@ def write_submission(
         cells = unfilled if row is None else _fill(predictions, row, filled, spelling)
         writer.writerow([ids[i], *cells])
     write_bytes(text.getvalue().encode("utf-8", "surrogateescape"), path)
-    return _note_gaps(predictions, sample, row_of, filled, probability_of)
+    what = _describe_filling(sample, filled, predictions.classes, probability_of)
+    return [what, *_note_gaps(predictions, sample, row_of, filled, probability_of)]
 
 
 def _classes_to_fill(
@@ -194,6 +195,26 @@ def _fill(
     return [f"{probs[name]:.9g}" if name in probs else "0" for name in names]
 
 
+def _describe_filling(
+    sample: Table, filled: Sequence[str] | None, classes: Sequence[str], probability_of: str | None
+) -> str:
+    """Say what was written into the columns after the id, and why."""
+    name, *others = list(sample.columns)[1:]
+    if probability_of is not None:
+        return f"column {name!r}: probability of class {probability_of!r}"
+    if filled is not None:
+        what = f"{1 + len(others)} columns" if others else f"column {name!r}"
+        return f"{what}: probabilities of the classes that the header names"
+    cells = sorted(set(sample.columns[name]))
+    if _known(cells, classes):
+        return f"column {name!r}: predicted classes, as in the sample"
+    kind = "values are" if len(cells) > 1 else "only value is"
+    return (
+        f"column {name!r}: names of the predicted classes; the sample's {kind} no class of the model: "
+        f"{name_some(cells, EXAMPLES)}"
+    )
+
+
 def _note_gaps(
     predictions: Predictions,
     sample: Table,
@@ -210,12 +231,7 @@ def _note_gaps(
         f"{counted(len(unmatched), 'id')} without a readable image kept the sample's value": unmatched,
         f"skipped {counted(len(unused), 'image')} (unreadable or without an id in the sample)": unused,
     }
-    if filled is None:
-        labels = sorted(set(sample.columns[columns[0]]) - {""})
-        if len(labels) > 1 and not _known(labels, classes):  # a single one is a placeholder
-            known_names = name_some(classes, EXAMPLES)
-            gaps[f"no label of the sample is a class of the model ({known_names})"] = labels
-    elif probability_of is None:
+    if filled is not None and probability_of is None:
         known, present = _known(columns, classes), set(map(normalize_unicode, columns))
         unknown = [name for name in columns if name not in known]
         missing = [name for name in classes if normalize_unicode(name) not in present]

@@ -29,7 +29,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import pixelplay
 from conftest import TINY_COUNTS, draw_folder, draw_of_class
 from images import altered, draw, encode, scene
+from pixelplay.cli.commands import COMMANDS
+from pixelplay.cli.help import command_options
 from pixelplay.cli.main import main
+from pixelplay.cli.usage import SYNONYMS
+from pixelplay.config import TrainConfig
 from pixelplay.data.cache import measure_cache
 from pixelplay.model.backbone import Backbone
 from tables import read_rows
@@ -115,7 +119,19 @@ def test_version(shell: Shell) -> None:
         (["train", "photos"], "--out RUN"),
         (["scan"], "DATA"),
         (["train", "photos", "--out", "run", "--sed", "1"], "--seed"),
-        (["train", "photos", "--out", "run", "--seed", "one"], "--seed"),
+        (["train", "photos", "--out", "run", "--seed", "one"], "--seed 'one' has the wrong form"),
+        (["train", "photos", "extra", "--out", "run"], "unexpected argument extra"),
+        (["train", "photos", "--out"], "--out needs a value: --out RUN"),
+        (["train", "photos", "--out", "--force"], "--out needs a value: --out RUN"),
+        (["train", "--data", "photos", "--out", "run"], "--data; write DATA without an option"),
+        (["train", "photos", "-o", "run"], "-o; did you mean --out?"),
+        (["train", "photos", "--out", "run", "--learning-rate", "1"], "did you mean --lr?"),
+        (["train", "photos", "--out", "run", "--img-size", "64"], "did you mean --input-size?"),
+        (["train", "photos", "--out", "run", "--model=lite0"], "did you mean --backbone?"),
+        (["train", "photos", "--out", "run", "--val_split", "0.1"], "did you mean --val-frac?"),
+        (["train", "photos", "--out", "run", "--epoch", "3"], "did you mean --epochs?"),
+        (["scan", "--nodecode", "photos"], "unknown option --nodecode; see pixelplay scan --help"),
+        (["explain", "--model", "run", "photos", "--out", "c"], "write RUN without an option"),
         (["train", "photos", "--out", "run", "--metric", "f1"], "macro_f1"),
         (["train", "photos", "--out", "run", "--classes", "None", "--seed"], "--seed"),
         (["evaluate", "run", "photos", "--split", "tset"], "--split"),
@@ -136,6 +152,29 @@ def test_wrong_usage_exits_2_and_names_the_argument(argv: list[str], word: str, 
     assert (done.status, done.out) == (2, "")
     assert word in done.err
     assert "tyro" not in done.err
+    if argv and argv[0] in COMMANDS:
+        assert done.err.count("\n") == 1
+        assert done.err.startswith("error: ")
+        assert done.err.endswith(f"; see pixelplay {argv[0]} --help\n") or "repeated" in done.err
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_and_usage_errors_end_in_any_terminal_width(
+    command: str | None, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [] if command is None else [command]
+    for columns in (1, 2, 10, 80, 200, 0, 10**6):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert shell(*argv, "--help").status == shell(*argv, "--help-all").status == 0
+        assert shell(*argv, "a", "b", "--json-progress=maybe").status == 2
+    assert os.environ["COLUMNS"] == str(10**6)
+
+
+def test_every_synonym_names_an_option_of_some_command(shell: Shell) -> None:
+    flags = {
+        each.usage.split()[0] for run in COMMANDS.values() for each in command_options(run, TrainConfig())
+    }
+    assert set(SYNONYMS) <= flags
 
 
 # --- help ---

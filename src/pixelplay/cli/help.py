@@ -85,9 +85,7 @@ def format_help(command: str, function: Callable[..., None], config: TrainConfig
         config: defaults of the settings for training.
         full: show all options under headings.
     """
-    parameters = inspect.signature(function).parameters.values()
-    values = {each.name: config if each.name == "config" else each.default for each in parameters}
-    options = {option.name: option for option in list_options(function, values)}
+    options = {option.name: option for option in command_options(function, config)}
     required = " ".join(option.usage for option in options.values() if option.required)
     lines = [f"usage: pixelplay {command} {required} [options]".replace("  ", " "), ""]
     lines += [(function.__doc__ or "").splitlines()[0], ""]
@@ -102,6 +100,13 @@ def format_help(command: str, function: Callable[..., None], config: TrainConfig
         own = [option for option in options.values() if option.heading == heading]
         lines += [f"{heading}:", *(line for option in own for line in _format_option(option)), ""]
     return "\n".join(lines[:-1])
+
+
+def command_options(function: Callable[..., None], config: TrainConfig) -> list[Option]:
+    """List all arguments of a command; the settings for training have the defaults of `config`."""
+    parameters = inspect.signature(function).parameters.values()
+    values = {each.name: config if each.name == "config" else each.default for each in parameters}
+    return list(list_options(function, values))
 
 
 def list_options(owner: Any, values: Mapping[str, Any], heading: str = "Options") -> Iterator[Option]:

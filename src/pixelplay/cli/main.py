@@ -1,20 +1,23 @@
 """Run one command; an error becomes one line on stderr and an exit status."""
 
 import errno
+import functools
 import io
 import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from pixelplay import __version__
 from pixelplay.cli.commands import COMMANDS
-from pixelplay.cli.help import format_help, format_overview
+from pixelplay.cli.help import command_options, format_help, format_overview
 from pixelplay.cli.options import SETTINGS, find_recipe, find_repeated, settings_registry, words_typed
+from pixelplay.cli.usage import find_usage_error, one_line_errors
 from pixelplay.config import RECIPES, field_types
 from pixelplay.errors import PixelPlayError
 from pixelplay.text import printable, suggest
@@ -75,16 +78,31 @@ def _run_command(words: list[str]) -> None:
         return
     if (flag := find_repeated(rest)) is not None:
         _refuse(f"{flag} is repeated; use it once, followed by all its values if it takes several")
-    tyro.cli(
-        COMMANDS[name],
-        prog=f"pixelplay {name}",
-        args=rest,
-        config=(FlagCreatePairsOff, OmitArgPrefixes),
-        registry=settings_registry(find_recipe(rest)),
-    )
+    hint = f"; see pixelplay {name} --help"
+    if problem := find_usage_error(rest, command_options(COMMANDS[name], RECIPES[find_recipe(rest)]())):
+        _refuse(problem + hint)
+    with one_line_errors(lambda problem: _refuse(problem + hint)):
+        run = tyro.cli(
+            _partial(COMMANDS[name]),
+            prog=f"pixelplay {name}",
+            args=rest,
+            config=(FlagCreatePairsOff, OmitArgPrefixes),
+            registry=settings_registry(find_recipe(rest)),
+        )
+    run()
 
 
-def _refuse(message: str) -> None:
+def _partial(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return a function of the same signature that binds its arguments; tyro calls what it parses for."""
+
+    @functools.wraps(command)
+    def bind(*args: Any, **settings: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **settings)
+
+    return bind
+
+
+def _refuse(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

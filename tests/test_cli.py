@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1082,3 +1083,37 @@ def test_linear_probe_ignores_time_budget_and_val_frac(
 
 def test_scan_without_problems(drawn_images: Path, shell: Shell) -> None:
     assert re.search(r"^No problems", shell("scan", drawn_images).out, re.MULTILINE)
+
+
+# --- closed streams ---
+
+
+def run_closed(*argv: object, closed: tuple[int, ...]) -> tuple[int, str]:
+    """Run a command in a shell that closes file descriptors; return its status and all output."""
+    redirections = " ".join(f"{fd}{'<' if fd == 0 else '>'}&-" for fd in closed)
+    command = shlex.join([sys.executable, "-m", "pixelplay", *map(str, argv)])
+    done = subprocess.run(
+        f"{command} {redirections}", shell=True, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_streams_are_no_error(closed: tuple[int, ...], drawn_images: Path) -> None:
+    status, shown = run_closed("scan", drawn_images, "--names-only", closed=closed)
+    assert status == 0
+    assert "Traceback" not in shown
+    if 1 in closed:
+        assert "classes" not in shown
+    if 2 in closed:
+        assert "note:" not in shown
+    status, shown = run_closed("scan", "nowhere", closed=closed)
+    assert (status, "nowhere does not exist" in shown) == (1, 2 not in closed)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_list_of_files_from_a_closed_stdin_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    status, shown = run_closed("predict", tiny_run, "-", "--out", tmp_path / "p.csv", closed=(0,))
+    assert (status, shown.count("\n")) == (1, 1)
+    assert "stdin, which is closed" in shown

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 error, 2 wrong usage, 130 interrupted.
     """
+    _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
@@ -60,6 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         words_typed.reset(token)
     return 0
+
+
+def _replace_closed_streams() -> None:
+    """Send output to nowhere where stdout or stderr is closed.
+
+    Without stderr, notes would be printed to stdout; and the next file opened would get the descriptor of a
+    closed stream, to which libraries write.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _run_command(words: list[str]) -> None:

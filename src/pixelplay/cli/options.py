@@ -125,5 +125,7 @@ def read_sources(images: Sequence[str]) -> list[str]:
 
 
 def _read_lines() -> list[str]:
+    if sys.stdin is None:
+        raise PixelPlayError("- reads a list of files from stdin, which is closed; name the files instead")
     text = os.fsdecode(sys.stdin.buffer.read())  # a file name need not be valid UTF-8
     return [line for line in text.replace("\r\n", "\n").split("\n") if line]

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -127,18 +129,62 @@ def test_paths_images_arrays_and_bytes_have_equal_predictions(predictor: Predict
     assert found.status == ("ok",) * 5
 
 
-def test_unusable_objects_in_memory_are_error_rows(predictor: Predictor) -> None:
-    images = [np.zeros((4, 4, 3)), 3, None, b"", np.zeros((0, 4, 3), np.uint8), draw_of_class("bars", 1)]
-    found = predictor.predict(images)  # type: ignore[arg-type]
-    assert [status == "ok" for status in found.status] == [False] * 5 + [True]
-    assert found.paths == tuple(f"[{i}]" for i in range(6))
-    assert "int is not an image" in found.errors[1]
+def test_damaged_images_in_memory_are_error_rows(predictor: Predictor) -> None:
+    images = [np.zeros((4, 4, 3)), b"", np.zeros((0, 4, 3), np.uint8), draw_of_class("bars", 1)]
+    found = predictor.predict(images)
+    assert [status == "ok" for status in found.status] == [False] * 3 + [True]
+    assert found.paths == tuple(f"[{i}]" for i in range(4))
 
 
-@pytest.mark.parametrize("image", [b"x", np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))])
-def test_a_single_image_without_a_list_is_refused(predictor: Predictor, image: object) -> None:
-    with pytest.raises(DataError, match=r"images is a single \w+; pass a list"):
-        predictor.predict(image)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "pack", [bytes, bytearray, memoryview, io.BytesIO, lambda data: io.BufferedReader(io.BytesIO(data))]
+)
+def test_encoded_image_is_read_from_bytes_and_streams(
+    predictor: Predictor, pack: Any, tmp_path: Path
+) -> None:
+    data = encode(draw_of_class("rings", 77), "PNG")
+    (tmp_path / "p.png").write_bytes(data)
+    expected = predictor.predict([tmp_path / "p.png"]).probs
+    for images in (pack(data), [pack(data)], iter([pack(data)])):
+        found = predictor.predict(images)
+        assert (found.paths, found.status) == (("[0]",), ("ok",))
+        np.testing.assert_array_equal(found.probs, expected)
+
+
+def test_single_image_in_memory_needs_no_list(predictor: Predictor) -> None:
+    image = draw_of_class("bars", 1)
+    expected = predictor.predict([image]).probs
+    for single in (image, np.asarray(image)):
+        np.testing.assert_array_equal(predictor.predict(single).probs, expected)
+    batch = np.stack([np.asarray(image)] * 2)
+    np.testing.assert_array_equal(predictor.predict(batch).probs, np.concatenate([expected] * 2))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        None,
+        3,
+        {"a": 1},
+        {"a"},
+        io.StringIO("photo.jpg\n"),
+        torch.zeros(3, 8, 8),
+        [3],
+        ["photo.jpg", None],
+        [[]],
+    ],
+)
+def test_anything_else_than_images_is_refused_in_one_line(predictor: Predictor, images: Any) -> None:
+    with pytest.raises(DataError, match=r"^images(\[\d\])? is a \w+; pass a path, PIL image"):
+        predictor.predict(images)
+
+
+def test_data_frame_is_refused_instead_of_its_column_names(predictor: Predictor) -> None:
+    class DataFrame(list[str]):
+        columns = ("path",)
+
+    with pytest.raises(DataError, match="images is a DataFrame"):
+        predictor.predict(DataFrame(["path"]))
 
 
 def test_no_images_give_no_predictions(predictor: Predictor, tmp_path: Path) -> None:
@@ -356,3 +402,10 @@ def test_tta_flip_is_refused_after_training_without_hflip(tiny_run: Path, tmp_pa
     (run / "model/bundle.json").write_text(json.dumps(content | {"hflip": False}))
     with pytest.raises(ConfigError, match=r"tta='flip' .* --no-hflip; use --tta none"):
         Predictor(run, tta="flip")
+
+
+def test_ensemble_reads_a_stream_once(tiny_run: Path) -> None:
+    data = encode(draw_of_class("rings", 77), "PNG")
+    ensemble = EnsemblePredictor([tiny_run, tiny_run], ComputeConfig(device="cpu"))
+    found = ensemble.predict(io.BytesIO(data))
+    np.testing.assert_allclose(found.probs, ensemble.predict([data]).probs)

@@ -1,10 +1,11 @@
 """Predictor and EnsemblePredictor: trained models + images → Predictions."""
 
+import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import IO, Any, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,9 @@ from pixelplay.run_log import RunLog
 from pixelplay.text import name_some
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
-Images = str | os.PathLike[str] | ImageDataset | Sequence[str | os.PathLike[str] | InMemoryImage]
+AnyImage = str | os.PathLike[str] | InMemoryImage | bytearray | memoryview | IO[bytes]
+Images = AnyImage | ImageDataset | Iterable[AnyImage]
+EXPECTED = "pass a path, PIL image, array (H, W, 3), encoded bytes or binary stream, or a list of these"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,15 +132,23 @@ class Predictor:
         """Classify images: one row each, in order, whether or not they can be read.
 
         Args:
-            images: a folder, table, zip archive or file; or a list of files, PIL images, arrays
-                (H, W, 3) uint8 and encoded bytes.
+            images: a folder, table, zip archive or file; a PIL image, array (H, W, 3) uint8, or encoded bytes
+                or binary stream; or a list of files and images.
+
+        Raises:
+            DataError: something else; nothing is read.
         """
         return join_predictions(list(self.predict_stream(images)), self.classes)
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
         """Classify images in chunks, with constant memory."""
+        return self.stream_listed(*list_any_images(images))
+
+    def stream_listed(
+        self, dataset: ImageDataset, in_memory: Mapping[int, InMemoryImage]
+    ) -> Iterator[Predictions]:
+        """Classify listed images in chunks; those in memory are given by position."""
         bundle = self.bundle
-        dataset, in_memory = _list_images(images)
         load = partial(self._load, dataset, in_memory)
         stream = stream_features(self._extractor, load, len(dataset), num_workers=self._num_workers)
         start = 0
@@ -171,11 +182,8 @@ class Predictor:
                 pixels = decode_image(image, path=path, target_px=max(preprocessing.input_size))
             elif isinstance(image, Image.Image):
                 pixels = to_rgb(image, path=path)
-            elif isinstance(image, np.ndarray):
-                pixels = check_array(image, path=path)
             else:
-                reason = f"{type(image).__name__} is not an image; pass a path, PIL image, array or bytes"
-                raise ImageError(path, "unsupported", reason)
+                pixels = check_array(image, path=path)
             return LoadedImage(digest=digest, pixels=eval_transform(pixels, preprocessing))
         except ImageError as error:
             return LoadedImage(digest=digest, error=error.detached())
@@ -213,18 +221,39 @@ def collect_predictions(predictor: Predictor, dataset: ImageDataset, log: RunLog
     return join_predictions(chunks, predictor.classes)
 
 
-def _list_images(images: Images) -> tuple[ImageDataset, dict[int, InMemoryImage]]:
+def list_any_images(images: Images) -> tuple[ImageDataset, dict[int, InMemoryImage]]:
     """List all images as a dataset, and those in memory by index."""
     if isinstance(images, ImageDataset):
         return images, {}
     if isinstance(images, str | os.PathLike):
         return list_images(os.fspath(images), DataConfig()), {}
-    if isinstance(images, Image.Image | np.ndarray | bytes):
-        raise DataError(f"images is a single {type(images).__name__}; pass a list, even for one image")
-    images = list(images)  # an iterator can be consumed only once
-    in_memory = {i: image for i, image in enumerate(images) if not isinstance(image, str | os.PathLike)}
-    names = [f"[{i}]" if i in in_memory else os.fspath(image) for i, image in enumerate(images)]  # type: ignore[arg-type]
+    if _is_image(images) and not (isinstance(images, np.ndarray) and images.ndim == 4):
+        images = [images]
+    # a mapping has keys, a data frame column names, a text file lines, and a set no order
+    elif (
+        isinstance(images, Mapping | Set | io.TextIOBase)
+        or hasattr(images, "columns")
+        or not isinstance(images, Iterable)
+    ):
+        raise DataError(f"images is a {type(images).__name__}; {EXPECTED}")
+    in_memory: dict[int, InMemoryImage] = {}
+    names: list[str] = []
+    for i, image in enumerate(images):
+        if isinstance(image, str | os.PathLike):
+            names.append(os.fspath(image))
+            continue
+        if not _is_image(image):
+            raise DataError(f"images[{i}] is a {type(image).__name__}; {EXPECTED}")
+        content = image.read() if hasattr(image, "read") else image
+        in_memory[i] = bytes(content) if isinstance(content, bytearray | memoryview) else content
+        names.append(f"[{i}]")
     return list_files(names), in_memory
+
+
+def _is_image(value: object) -> TypeGuard[InMemoryImage | bytearray | memoryview | IO[bytes]]:
+    """Return whether a value is one image in memory, or a binary stream with one."""
+    is_stream = hasattr(value, "read") and not isinstance(value, io.TextIOBase)
+    return is_stream or isinstance(value, Image.Image | np.ndarray | bytes | bytearray | memoryview)
 
 
 class ClassAlignment:
@@ -297,9 +326,8 @@ class EnsemblePredictor:
 
     def predict_stream(self, images: Images) -> Iterator[Predictions]:
         """Classify images in chunks, with constant memory."""
-        if isinstance(images, Iterator):
-            images = list(images)  # an iterator can be consumed only once
-        streams = [predictor.predict_stream(images) for predictor in self._predictors]
+        listed = list_any_images(images)  # once, as a stream can only be read once
+        streams = [predictor.stream_listed(*listed) for predictor in self._predictors]
         for chunks in zip(*streams, strict=True):
             first = chunks[0]
             if len({len(chunk) for chunk in chunks}) > 1:

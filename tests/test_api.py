@@ -168,3 +168,56 @@ def test_log_without_stderr_keeps_notes_and_prints_nothing(
         bar.update(2)
     assert capsys.readouterr().out == ""
     assert log.notes == ["something was assumed"]
+
+
+# --- settings as keywords, short representations, tables ---
+
+
+def test_settings_can_be_keywords(
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    pixelplay.train(
+        drawn_images,
+        tmp_path / "run",
+        tiny_probe,
+        metric="macro_f1",
+        n_folds=3,
+        num_workers=1,
+        group_by_folder=False,
+    )
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["metric"], config["n_folds"], config["compute"]["num_workers"]) == ("macro_f1", 3, 1)
+    assert config["backbone"] == tiny_probe.backbone  # kept from the configuration
+    pixelplay.cross_validate(drawn_images, tmp_path / "cv", tiny_probe, n_folds=2)
+    assert json.loads((tmp_path / "cv/config.json").read_text())["n_folds"] == 2
+
+
+def test_unknown_setting_suggests_similar_names(drawn_images: Path, tmp_path: Path) -> None:
+    for name, meant in (("finetun", "finetune"), ("epoch", "epochs")):
+        with pytest.raises(
+            pixelplay.ConfigError, match=f"unknown setting '{name}'; did you mean .*'{meant}'"
+        ):
+            pixelplay.train(drawn_images, tmp_path / "run", **{name: "x"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_representations_of_results_are_short(
+    drawn_images: Path, tiny_probe: pixelplay.TrainConfig, tmp_path: Path
+) -> None:
+    report = pixelplay.train(drawn_images, tmp_path / "run", tiny_probe)
+    evaluation = pixelplay.evaluate(tmp_path / "run", drawn_images)
+    predictions = pixelplay.Predictor(tmp_path / "run").predict([*drawn_images.rglob("*.png"), "missing.jpg"])
+    for result in (report, evaluation, evaluation.evaluation, predictions):
+        assert len(repr(result).splitlines()) < 10
+    assert f"accuracy          {report.evaluation.accuracy}" in repr(report)
+    assert repr(predictions).startswith(f"Predictions of {len(predictions)} image")
+    assert "missing.jpg: missing" in repr(predictions) or len(predictions) > 5
+    assert repr(pixelplay.Predictor(tmp_path / "run").predict([])).startswith("Predictions of 0 images")
+
+
+def test_predictions_become_an_arrow_table(tiny_run: Path, drawn_images: Path) -> None:
+    predictions = pixelplay.Predictor(tiny_run).predict([*sorted(drawn_images.rglob("*.*")), "missing.jpg"])
+    table = predictions.to_arrow()
+    assert table.column_names == list(predictions.columns())
+    assert table["prediction"].to_pylist() == list(predictions.prediction)
+    assert table["status"].to_pylist() == list(predictions.status)

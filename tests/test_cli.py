@@ -620,6 +620,21 @@ def test_evaluate_table_marks_training_images(
     assert trained_on.count("false") == len(trained_on) - found["n_trained_on"] > 0
 
 
+def test_evaluate_says_over_how_many_classes_macro_averages_run(
+    two_class_run: Path, drawn_images: Path, tmp_path: Path, shell: Shell
+) -> None:
+    shutil.copytree(drawn_images / "bars", tmp_path / "one/bars")
+    done = shell("evaluate", two_class_run, tmp_path / "one")
+    assert done.status == 0
+    for name in ("balanced accuracy", "macro F1"):
+        assert f"{name} (over 1 of 2 classes)" in done.out
+    assert "accuracy (over" not in done.out.replace("balanced accuracy (over", "")
+    record = shell("evaluate", two_class_run, tmp_path / "one", "--json").json
+    assert record["balanced_accuracy"]["n_classes"] == 1
+    shutil.copytree(drawn_images / "dots", tmp_path / "one/dots")
+    assert "(over" not in shell("evaluate", two_class_run, tmp_path / "one").out
+
+
 def test_evaluate_counts_unreadable_images_and_unknown_classes(
     tiny_run: Path, tmp_path: Path, shell: Shell
 ) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from pixelplay.config import (
     CamName,
@@ -14,6 +15,7 @@ from pixelplay.config import (
     TrainConfig,
     Tta,
     UncertaintyConfig,
+    with_settings,
 )
 from pixelplay.data.sources import (
     as_list,
@@ -72,6 +74,7 @@ def train(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
+    **settings: Any,
 ) -> RunReport:
     """Train one classifier: labelled images in, model bundle and honest metrics out.
 
@@ -81,12 +84,14 @@ def train(
         plan: plan.json of another run: the same method, stages, views, epochs and batch size.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` from which the time budget counts (default: now).
+        settings: fields of `TrainConfig` and of its groups, such as finetune="none" or epochs=5; they
+            replace those of `config`.
 
     Raises:
         DataError: the images cannot be used to train a classifier.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
-    config, log = config or TrainConfig(), log or RunLog()
+    config, log = with_settings(config, settings), log or RunLog()
     opened = RunContext.open(out_dir, config, log, force=force, resume=resume, started=started, plan=plan)
     with opened as ctx:
         dataset = list_labelled_images(os.fspath(data), ctx.config, log)
@@ -118,6 +123,7 @@ def cross_validate(
     log: RunLog | None = None,
     command: str | None = None,
     started: float | None = None,
+    **settings: Any,
 ) -> RunReport:
     """Train one classifier per fold, and predict every image with one that was not trained on it.
 
@@ -132,13 +138,14 @@ def cross_validate(
         single: deploy one classifier trained on everything instead of the ensemble.
         command: the command as typed, for the run's records.
         started: `time.monotonic()` at the start of the command (default: now).
+        settings: fields of `TrainConfig` and of its groups, as in `train`.
 
     Raises:
         DataError: the images cannot be used, or a class has fewer of them than folds.
         ConfigError: a setting, the output folder or the backbone cannot be used.
     """
     log = log or RunLog()
-    config = cross_validation.without_test_split(config or TrainConfig(), log)
+    config = cross_validation.without_test_split(with_settings(config, settings), log)
     cross_validation.check_repeats(config, repeats, single=single)
     options = {"repeats": repeats, "single": single}
     opened = RunContext.open(

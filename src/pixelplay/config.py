@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -427,6 +427,32 @@ class TrainConfig:
             raise ConfigError(
                 f"{soft[0]} makes soft labels, unsupported by imbalance='focal'; remove one of them"
             )
+
+
+def with_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return a configuration with some settings changed, those of its groups included.
+
+    Args:
+        config: None for the defaults.
+        settings: by the names of the command line, with underscores.
+
+    Raises:
+        ConfigError: an unknown setting; the nearest names are suggested.
+    """
+    config = config or TrainConfig()
+    groups: dict[str, Any] = {
+        k: value for k, value in vars(config).items() if dataclasses.is_dataclass(value)
+    }
+    home = {name: group for group, value in groups.items() for name in vars(value)}
+    changed: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        if name not in home and name not in vars(config):
+            hint = suggest(name, [*vars(config), *home])
+            raise ConfigError(f"unknown setting {name!r}{hint}")
+        changed.setdefault(home.get(name, ""), {})[name] = value
+    own = changed.pop("", {})
+    own |= {group: dataclasses.replace(groups[group], **values) for group, values in changed.items()}
+    return dataclasses.replace(config, **own)
 
 
 Recipe = Literal["pixelplay", "pixelplay25"]

@@ -28,6 +28,7 @@ from pixelplay.evaluation.selective import (
     fit_operating_point,
     risk_coverage,
 )
+from pixelplay.text import counted
 
 _PER_CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 _PROB_METRICS = ("log_loss", "brier", "roc_auc", "average_precision")
@@ -56,7 +57,7 @@ class ClassMetrics:
         return {"class": record.pop("name")} | record
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Evaluation:
     """All metrics of one model on one set of labelled images.
 
@@ -90,6 +91,11 @@ class Evaluation:
     operating_point: OperatingPoint | None
     n_resamples: int
     resampled_by: str
+
+    def __repr__(self) -> str:
+        names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc")
+        rows = [f"  {name:<18}{getattr(self, name) or '-'}" for name in names]
+        return "\n".join([f"{counted(self.n, 'image')} in {counted(len(self.classes), 'class')}", *rows])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values as in metrics.json; undefined metrics are null, never NaN."""

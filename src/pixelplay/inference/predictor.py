@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress, islice
 from typing import IO, Any, TypeGuard, get_args
 
 import numpy as np
@@ -18,7 +19,7 @@ from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import check_array, decode_image, to_rgb
 from pixelplay.data.sources import list_files, list_images
 from pixelplay.data.transforms import eval_transform
-from pixelplay.errors import ConfigError, DataError, ImageError
+from pixelplay.errors import ConfigError, DataError, ImageError, MissingExtraError
 from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.decision_rule import adjusted_argmax
@@ -26,15 +27,17 @@ from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import resolve_device_name, resolve_precision
 from pixelplay.model.features import FeatureExtractor, LoadedImage, stream_features
 from pixelplay.run_log import RunLog
-from pixelplay.text import name_some
+from pixelplay.text import counted, name_some
 
 InMemoryImage = Image.Image | NDArray[Any] | bytes
 AnyImage = str | os.PathLike[str] | InMemoryImage | bytearray | memoryview | IO[bytes]
 Images = AnyImage | ImageDataset | Iterable[AnyImage]
+DECIMALS = 6  # of novelty
+SHOWN_ROWS = 5
 EXPECTED = "pass a path, PIL image, array (H, W, 3), encoded bytes or binary stream, or a list of these"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Predictions:
     """One row per image, in the requested order.
 
@@ -70,10 +73,62 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        rows = zip(
+            self.paths, self.status, self.prediction, np.nanmax(self.probs, axis=1, initial=0), strict=True
+        )
+        shown = [
+            f"  {path}: {status if label is None else f'{label} ({p:.3f})'}"
+            for path, status, label, p in islice(rows, SHOWN_ROWS)
+        ]
+        more = [f"  … {len(self) - SHOWN_ROWS:,} more"] if len(self) > SHOWN_ROWS else []
+        head = f"Predictions of {counted(len(self), 'image')}, classes {name_some(self.classes)}"
+        return "\n".join([head, *shown, *more])
+
     @property
     def prediction(self) -> tuple[str | None, ...]:
         """(N,) predicted class names; None in a row without prediction."""
         return tuple(self.classes[k] if k >= 0 else None for k in self.pred)
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Return the columns of a table; those that need a prediction are None in rows without one."""
+        columns: dict[str, Sequence[Any]] = {"path": self.paths, "status": self.status, "error": self.errors}
+        if self.label is not None:
+            columns["label"] = self.label
+        predicted: dict[str, Iterable[Any]] = {
+            "prediction": self.prediction,
+            "probability": self.probs[np.arange(len(self)), self.pred],
+            **{f"prob_{name}": self.probs[:, k] for k, name in enumerate(self.classes)},
+        }
+        if self.abstained is not None:
+            predicted["abstained"] = self.abstained.tolist()
+        if self.sets is not None:
+            predicted["prediction_set"] = [list(compress(self.classes, row)) for row in self.sets]
+        if self.novelty is not None:
+            predicted["novelty"] = [round(float(x), DECIMALS) for x in self.novelty]
+        is_ok = self.pred >= 0
+        return columns | {
+            name: [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
+            for name, values in predicted.items()
+        }
+
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table` with the columns of `columns`."""
+        import pyarrow as pa
+
+        return pa.table({name: pa.array(list(values)) for name, values in self.columns().items()})
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with the columns of `columns`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_pandas needs pandas; pip install pandas") from None
+        return pd.DataFrame(self.columns())
 
 
 class Predictor:

@@ -101,7 +101,7 @@ def _format_run(
     evaluation, baseline = report.evaluation, report.baseline
     rows = [
         [
-            _title(name, report.metric),
+            _title(name, report.metric) + describe_average(evaluation, name),
             *_format_estimate(getattr(evaluation, name)),
             f"{value['value'] if isinstance(value := baseline[name], dict) else value:.3f}",
         ]
@@ -149,7 +149,10 @@ def format_evaluation_report(report: "EvaluationReport", *, verbose: bool = Fals
         warnings.append("'not trained on' excludes these images, the results per class include them")
     titles = {**METRIC_TITLES, "ece": f"ECE ({ECE_BINS} bins)", "aurc": "AURC"}
     rows = [
-        [f"  {title}", *(cell for e in columns.values() for cell in _format_estimate(getattr(e, name)))]
+        [
+            f"  {title}{describe_average(evaluation, name)}",
+            *(cell for e in columns.values() for cell in _format_estimate(getattr(e, name))),
+        ]
         for name, title in titles.items()
     ]
     header = [f"{SPLIT_TITLES[report.split]} ({images})"]
@@ -358,6 +361,12 @@ def _title(name: str, selected: str) -> str:
     """Title the row of a metric and mark the selection metric."""
     direction = " (lower is better)" if name == "log_loss" else ""
     return f"  {METRIC_TITLES[name]}{direction}{' (selection metric)' if name == selected else ''}"
+
+
+def describe_average(evaluation: Evaluation, name: str) -> str:
+    """Return " (over 1 of 2 classes)" for a macro average that lacks classes without images, else ""."""
+    averaged, n = getattr(getattr(evaluation, name, None), "n_classes", None), len(evaluation.classes)
+    return "" if averaged in (None, n) else f" (over {averaged} of {n} classes)"
 
 
 def _join_blocks(*blocks: Sequence[str]) -> str:

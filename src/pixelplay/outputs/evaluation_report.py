@@ -154,7 +154,7 @@ class RunComparison:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EvaluationReport:
     """The result of `evaluate`.
 
@@ -172,6 +172,9 @@ class EvaluationReport:
     n_trained_on: int
     unseen: Evaluation | None
     against: RunComparison | None = None
+
+    def __repr__(self) -> str:
+        return f"EvaluationReport of {self.split!r}: {self.evaluation!r}"
 
     def to_json(self) -> dict[str, object]:
         """Return the metrics at the top level, with the counts of images they depend on."""

@@ -17,7 +17,7 @@ from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.inference.explain import Explainer
-from pixelplay.outputs.predictions_table import DECIMALS
+from pixelplay.inference.predictor import DECIMALS
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 

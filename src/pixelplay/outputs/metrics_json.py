@@ -49,7 +49,7 @@ class FoldMetrics:
         return float(np.std(self.values, ddof=1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunReport:
     """Metrics of a model, and the images and decisions behind them.
 
@@ -83,6 +83,9 @@ class RunReport:
     calibration: Mapping[str, Any] | None
     learning_curve: Mapping[str, Any] | None = None
     by_fold: FoldMetrics | None = None
+
+    def __repr__(self) -> str:
+        return f"RunReport of {self.run_dir}, measured on {self.measured_on!r}: {self.evaluation!r}"
 
     @property
     def measured_on(self) -> str:

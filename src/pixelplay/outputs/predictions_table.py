@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from pixelplay.atomic import atomic_write
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
-from pixelplay.inference.predictor import Predictions, join_predictions
+from pixelplay.inference.predictor import DECIMALS, Predictions, join_predictions
 from pixelplay.run_log import RunLog
 from pixelplay.text import SHOWN, counted, name_some, printable
 from pixelplay.training.cross_validation import CrossValidation
 from pixelplay.training.run_dir import is_record
 from pixelplay.training.training_data import TrainingData
 
-DECIMALS = 6
 GROUP_CELLS = 1 << 18  # cells per row group of a Parquet file
 Columns = Mapping[str, Sequence[str]]
 NO_COLUMNS: Columns = {}
@@ -141,26 +139,10 @@ class ParquetTable(AbstractContextManager["ParquetTable"]):
 
 
 def _columns(chunk: Predictions, extra: Columns) -> dict[str, Sequence[Any]]:
-    """Return the columns by name; those that need a prediction are None in rows without one."""
-    rows, is_ok = np.arange(len(chunk)), chunk.pred >= 0
-    columns = {"path": chunk.paths, "status": chunk.status, "error": chunk.errors, **extra}
-    if chunk.label is not None:
-        columns["label"] = chunk.label
-    predicted: dict[str, Iterable[Any]] = {
-        "prediction": chunk.prediction,
-        "probability": chunk.probs[rows, chunk.pred],
-        **{f"prob_{name}": chunk.probs[:, j] for j, name in enumerate(chunk.classes)},
-    }
-    if chunk.abstained is not None:
-        predicted["abstained"] = chunk.abstained.tolist()
-    if chunk.sets is not None:
-        predicted["prediction_set"] = [list(compress(chunk.classes, row)) for row in chunk.sets]
-    if chunk.novelty is not None:
-        predicted["novelty"] = [round(float(x), DECIMALS) for x in chunk.novelty]
-    return columns | {
-        name: [value if ok else None for value, ok in zip(values, is_ok, strict=True)]
-        for name, values in predicted.items()
-    }
+    """Return the columns by name, with the extra ones behind the status."""
+    own = chunk.columns()
+    first = ("path", "status", "error")
+    return {name: own[name] for name in first} | dict(extra) | own
 
 
 def _csv_cell(name: str, value: Any) -> str:

@@ -83,8 +83,11 @@ def log_problems(data: TrainingData, config: TrainConfig, log: RunLog) -> None:
         named = [f"{data.all_images.paths[i]} ({error.reason})" for i, error in data.errors.items()]
         log.note(f"skipped {counted(len(data.errors), 'unreadable image')}: {name_some(named, EXAMPLES)}")
     duplicates = data.duplicates
+    divided = [members for members in duplicates.near if members in duplicates.leaks]
+    together = [members for members in duplicates.near if members not in duplicates.leaks]
     for text, sets in (
-        ("of near-duplicates kept within one split", duplicates.near),
+        ("of near-duplicates kept within one split", together),
+        ("of near-duplicates in several predefined splits", divided),
         ("of similar images too large to be near-duplicates, not kept in one split", duplicates.large),
         ("of duplicates with different labels", duplicates.conflicts),
     ):

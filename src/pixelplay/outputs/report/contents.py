@@ -172,13 +172,19 @@ def _metric_rows(records: RunRecords) -> list[dict[str, Any]]:
     baseline = records.metrics["baseline"]
     return [
         {
-            "name": METRIC_TITLES[name],
+            "name": METRIC_TITLES[name] + _describe_average(records, name),
             "is_target": name == records.metrics["headline"]["metric"],
             "baseline": value["value"] if isinstance(value := baseline[name], Mapping) else value,
             **records.evaluation[name],
         }
         for name in HEADLINE_METRICS
     ]
+
+
+def _describe_average(records: RunRecords, name: str) -> str:
+    """Return " (over 1 of 2 classes)" for a macro average that lacks classes without images, else ""."""
+    averaged, n = records.evaluation[name].get("n_classes"), len(records.evaluation["confusion"]["classes"])
+    return "" if averaged in (None, n) else f" (over {averaged} of {n} classes)"
 
 
 def _other_metrics(records: RunRecords) -> list[str]:

@@ -434,7 +434,7 @@ def _change_json(path: Path, **values: object) -> None:
         (lambda m: (m / "bundle.json").write_text('{"classes": []}'), ("bundle.json",)),
         (lambda m: (m / "bundle.json").unlink(), ("copy", "pixelplay train")),
         (lambda m: _change_json(m / "bundle.json", classes=["one"]), ("bundle.json",)),
-        (lambda m: _change_json(m / "bundle.json", format_version=99), ("version 99", " 3")),
+        (lambda m: _change_json(m / "bundle.json", format_version=99), ("version 99", " 4")),
     ],
     ids=["head", "backbone", "missing file", "no json", "foreign", "no bundle", "wrong content", "newer"],
 )

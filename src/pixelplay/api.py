@@ -58,7 +58,7 @@ from pixelplay.training.finalize import finalize, predict_rows
 from pixelplay.training.input_selection import select_input
 from pixelplay.training.label_cleaning import remove_label_issues
 from pixelplay.training.learning_curve import measure_learning_curve
-from pixelplay.training.prepare import prepare
+from pixelplay.training.prepare import prepare, with_bit_range
 from pixelplay.training.probe_or_finetune import fit_probe_or_finetune
 from pixelplay.training.run_context import RunContext
 
@@ -95,6 +95,7 @@ def train(
     opened = RunContext.open(out_dir, config, log, force=force, resume=resume, started=started, plan=plan)
     with opened as ctx:
         dataset = list_labelled_images(os.fspath(data), ctx.config, log)
+        ctx = with_bit_range(dataset, ctx)
         images, ctx = select_input(prepare(dataset, ctx), ctx)
         if ctx.config.drop_label_issues:
             images = remove_label_issues(images, ctx)
@@ -154,6 +155,7 @@ def cross_validate(
     with opened as ctx:
         dataset = cross_validation.without_val_split(list_labelled_images(os.fspath(data), config, log), log)
         cross_validation.check_fold_sizes(dataset.select(~dataset.in_split("test")), config.n_folds)
+        ctx = with_bit_range(dataset, ctx)
         images, ctx = select_input(prepare(dataset, ctx), ctx)
         validation = cross_validation.train_folds(images, ctx, repeats)
         if single:

@@ -336,6 +336,8 @@ class TrainConfig:
     """Local .safetensors or .pth file with the weights of --backbone."""
     input_size: Annotated[str | None, metavar("PX")] = None
     """Size of the network's input in pixels, 224 or HEIGHTxWIDTH (default: as the weights were trained)."""
+    bit_range: Annotated[int | None, metavar("BITS"), Range(1, 32)] = None
+    """Bits that images with more than 8 bits per channel use, such as 12 (default: found from all images)."""
     fit: Annotated[Literal["squash", "pad", "crop", "auto"], metavar("FIT")] = "squash"
     """How images are fitted into the input: squash (changes the aspect ratio), pad, crop, auto (if most
     images have another aspect ratio, the one whose linear probe has the lowest out-of-fold log loss)."""

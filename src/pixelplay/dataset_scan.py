@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from pixelplay.config import DataConfig, StrPath, TrainConfig
 from pixelplay.data.audit import Audit, Duplicates, audit_images, find_duplicates
+from pixelplay.data.bit_range import BitRange, find_bit_range
 from pixelplay.data.dataset import ImageDataset
+from pixelplay.data.decode import MAX_VALUE
 from pixelplay.data.sources import log_dataset_notes, open_dataset
 from pixelplay.errors import ConfigError
 from pixelplay.run_log import RunLog
@@ -43,14 +45,19 @@ def scan(
         raise ConfigError("--near-duplicates needs pixels, which --names-only does not read; use one of them")
     log = log or RunLog()
     dataset = log_dataset_notes(open_dataset(os.fspath(data), reading, classes), log)
+    bit_range = BitRange(max_value=MAX_VALUE) if names_only else find_bit_range(dataset, None)
+    if bit_range.note:
+        log.note(bit_range.note)
     with log.progress("reading", len(dataset)) as bar:
-        audit = audit_images(dataset, decode=not names_only, on_progress=bar.update)
+        audit = audit_images(
+            dataset, decode=not names_only, max_value=bit_range.max_value, on_progress=bar.update
+        )
     if near_duplicates:
-        audit = replace(audit, duplicates=_find_near_duplicates(dataset, log))
+        audit = replace(audit, duplicates=_find_near_duplicates(dataset, bit_range, log))
     return dataset, audit
 
 
-def _find_near_duplicates(dataset: ImageDataset, log: RunLog) -> Duplicates:
+def _find_near_duplicates(dataset: ImageDataset, bit_range: BitRange, log: RunLog) -> Duplicates:
     """Find exact and near-duplicates with the features of the embedded backbone."""
     from pixelplay.model.backbone import load_backbone
     from pixelplay.model.device import resolve_device
@@ -58,7 +65,9 @@ def _find_near_duplicates(dataset: ImageDataset, log: RunLog) -> Duplicates:
 
     config = TrainConfig(finetune="none", near_duplicates=True)
     backbone = load_backbone("lite0", None, offline=True)  # needs no download, fast on any machine
+    max_value = bit_range.max_value
+    backbone = replace(backbone, preprocessing=replace(backbone.preprocessing, max_value=max_value))
     features = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
-    pairs = find_near_duplicates(dataset, features, None, log)
+    pairs = find_near_duplicates(dataset, features, None, log, max_value=max_value)
     digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]
     return find_duplicates(dataset, digests, [pair.members for pair in pairs])

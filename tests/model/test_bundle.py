@@ -191,7 +191,7 @@ def test_missing_bundle_file_is_named(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "3", '{"classes": []}', '{"format_version": "1", "sha256": {}}', "[" * 100_000,
-     '{"format_version": 3}', '{"format_version": 0, "sha256": {}}', "\udcff"],
+     '{"format_version": 4}', '{"format_version": 0, "sha256": {}}', "\udcff"],
 )  # fmt: skip
 def test_foreign_bundle_json_is_refused_in_one_line(text: str, folder: Path) -> None:
     (folder / "bundle.json").write_text(text, "utf-8", errors="surrogateescape")
@@ -206,12 +206,12 @@ def test_truncated_bundle_json_is_refused_in_one_line(folder: Path) -> None:
 
 def test_older_bundle_version_is_refused(folder: Path) -> None:
     change(folder, lambda content: content.update(format_version=1))
-    assert "format version 1 but this PixelPlay reads 3; train the model again" in refused(folder)
+    assert "format version 1 but this PixelPlay reads 4; train the model again" in refused(folder)
 
 
 def test_newer_bundle_version_is_refused(folder: Path) -> None:
     change(folder, lambda content: (content.clear(), content.update(format_version=99)))
-    assert "format version 99 but this PixelPlay reads 3; update PixelPlay" in refused(folder)
+    assert "format version 99 but this PixelPlay reads 4; update PixelPlay" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pixelplay.array_types import IntArray
 from pixelplay.config import SPLITS
 from pixelplay.data.cache import DIGEST_BYTES
 from pixelplay.data.dataset import ImageDataset, merge_groups
-from pixelplay.data.decode import ImageInfo, decode_image, probe_image
+from pixelplay.data.decode import MAX_VALUE, ImageInfo, decode_image, probe_image
 from pixelplay.data.near_duplicates.candidates import max_duplicates
 from pixelplay.data.near_duplicates.search import connected_sets
 from pixelplay.errors import ImageError
@@ -61,6 +61,7 @@ def audit_images(
     dataset: ImageDataset,
     *,
     decode: bool = True,
+    max_value: float = MAX_VALUE,
     num_workers: int | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> Audit:
@@ -69,6 +70,7 @@ def audit_images(
     Args:
         decode: False reads only files that share their size with another, which finds all duplicates but
             only missing and empty files among the unreadable ones.
+        max_value: value of white in images with more than 8 bits.
         on_progress: called with the number of images done since the last call.
     """
     digests = [b""] * len(dataset)
@@ -79,7 +81,7 @@ def audit_images(
     blocks = [wanted[k : k + size] for k in range(0, len(wanted), size)]
 
     def read(block: list[int]) -> list[tuple[bytes, ImageInfo | None] | ImageError]:
-        return [_read_file(dataset, i, decode) for i in block]
+        return [_read_file(dataset, i, decode, max_value) for i in block]
 
     on_progress(len(dataset) - len(wanted))
     for block, results in zip(blocks, prefetch_map(read, blocks, num_workers=num_workers), strict=True):
@@ -208,14 +210,16 @@ def describe_set(dataset: ImageDataset, members: Sequence[int]) -> list[dict[str
     ]
 
 
-def _read_file(dataset: ImageDataset, i: int, decode: bool) -> tuple[bytes, ImageInfo | None] | ImageError:
+def _read_file(
+    dataset: ImageDataset, i: int, decode: bool, max_value: float
+) -> tuple[bytes, ImageInfo | None] | ImageError:
     path = dataset.paths[i]
     try:
         data = dataset.storage.read(path)
         if not decode:
             return digest_bytes(data), None
         info = probe_image(data, path=path)
-        decode_image(data, path=path, target_px=AUDIT_PX)
+        decode_image(data, path=path, target_px=AUDIT_PX, max_value=max_value)
         return digest_bytes(data), info
     except ImageError as error:
         return error.detached()

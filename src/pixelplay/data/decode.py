@@ -64,12 +64,13 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 # brand of an ISO base media file → format; the first match in this order decides
 _BRANDS = {b"crx ": "camera raw", b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys(_HEIC_BRANDS, "HEIC")}
 _BMP_HEADERS = {bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 64, 108, 124)}
-DECODE_VERSION = 1  # part of cache keys: increase it when the same bytes decode to other pixels
+DECODE_VERSION = 2  # part of cache keys: increase it when the same bytes decode to other pixels
 MAX_PIXELS = 250_000_000  # phones make 200 megapixels, bombs far more; Pillow limits TIFF and WebP to 179
+MAX_VALUE = 65535.0  # of 16 bits: white, unless a dataset has another range
 MAX_BYTES = 1 << 30  # of one encoded file
 REMEDY = "convert it to JPEG or PNG"
 _STRIP_BYTES = 1 << 18  # copied at once from Pillow's memory: fits the processor's cache
-_DNG_VERSION, _NEW_SUBFILE_TYPE, _ORIENTATION = 50706, 254, 274  # TIFF tags
+_DNG_VERSION, _NEW_SUBFILE_TYPE, _PHOTOMETRIC, _ORIENTATION = 50706, 254, 262, 274  # TIFF tags
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG can store an orientation
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -119,7 +120,25 @@ class ImageInfo:
     mode: str  # Pillow's name for the pixel layout in the file
 
 
-def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UInt8Array:
+def is_deep(mode: str) -> bool:
+    """Return whether a pixel layout of Pillow has more than 8 bits per channel."""
+    return mode.startswith(("I", "F"))
+
+
+def largest_value(data: bytes, *, path: str) -> float | None:
+    """Return the largest value of an image with more than 8 bits, else None; errors as `decode_image`."""
+    kind, image = _open(data, path)
+    if not is_deep(image.mode):
+        return None
+    with _as_image_error(path, kind):
+        values = np.asarray(image)
+    finite = values[np.isfinite(values)] if image.mode == "F" else values
+    return float(finite.max()) if finite.size else None
+
+
+def decode_image(
+    data: bytes, *, path: str, target_px: int | None = None, max_value: float = MAX_VALUE
+) -> UInt8Array:
     """Decode one image file to upright sRGB pixels.
 
     Transparent pixels are composited over white; only the first frame or page is decoded.
@@ -129,6 +148,7 @@ def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UIn
         path: names the image in errors.
         target_px: short side that the caller will resize to. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
             size as long as its short side stays at least twice that. Other formats ignore it.
+        max_value: value of white in images with more than 8 bits per channel.
 
     Returns:
         (H, W, 3) uint8, C-contiguous and writable.
@@ -143,7 +163,7 @@ def decode_image(data: bytes, *, path: str, target_px: int | None = None) -> UIn
         image.load()
         if kind == "JPEG" and _ends_early(image, data):
             raise ImageError(path, "unreadable", "truncated JPEG file")
-    return to_rgb(image, path=path)
+    return to_rgb(image, path=path, max_value=max_value)
 
 
 def probe_image(data: bytes, *, path: str) -> ImageInfo:
@@ -158,35 +178,39 @@ def probe_image(data: bytes, *, path: str) -> ImageInfo:
     return ImageInfo(kind, width, height, image.mode)
 
 
-def to_rgb(image: Image.Image, *, path: str) -> UInt8Array:
+def to_rgb(image: Image.Image, *, path: str, max_value: float = MAX_VALUE) -> UInt8Array:
     """Convert an opened image of any mode to upright sRGB pixels over white.
 
-    16-bit grey values are divided by 257. Broken EXIF and ICC profiles are ignored, and so is a profile of
-    another colour space.
+    Broken EXIF and ICC profiles are ignored, and so is a profile of another colour space.
+
+    Args:
+        max_value: as in `decode_image`.
 
     Returns:
         (H, W, 3) uint8, C-contiguous and writable.
 
     Raises:
-        ImageError: pixels cannot be read, or have 32 bits.
+        ImageError: pixels cannot be read, or are of a kind that `max_value` does not fit.
     """
     with _as_image_error(path, image.format or image.mode):
         image.load()
         _check_pixels(image.size, path)
         profile = image.info.get("icc_profile")
+        is_inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
         if (method := _TRANSPOSE.get(_orientation(image))) is not None:
             image = image.transpose(method)
-        if image.mode.startswith(("I", "F")):
-            image = _eight_bit(image, path)
+        if is_deep(image.mode):
+            image = _eight_bit(image, path, max_value, inverted=is_inverted)
         return _to_array(image, profile)
 
 
-def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
+def check_array(array: NDArray[Any], *, path: str, max_value: float = MAX_VALUE) -> UInt8Array:
     """Convert an array of pixels to the form of a decoded image.
 
     Args:
         array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 or uint16; a fourth channel is alpha,
-            composited over white; uint16 is divided by 257.
+            composited over white.
+        max_value: value of white in uint16.
 
     Returns:
         (H, W, 3) uint8, C-contiguous; the input itself if it already has this form.
@@ -203,7 +227,7 @@ def check_array(array: NDArray[Any], *, path: str) -> UInt8Array:
     if array.size == 0:
         raise ImageError(path, "unreadable", f"array of shape {shape} has no pixels")
     _check_pixels((shape[1], shape[0]), path)
-    pixels: UInt8Array = _from_16_bit(array) if array.dtype.itemsize == 2 else array
+    pixels: UInt8Array = _scale(array, max_value) if array.dtype.itemsize == 2 else array
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]  # (H, W, 1)
     if pixels.shape[2] == 4:
@@ -226,8 +250,6 @@ def _open(data: bytes, path: str) -> tuple[str, ImageFile]:
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE) == 1:
         raise _unsupported(path, "camera raw")
-    if image.mode == "F":
-        raise _unsupported(path, f"32-bit float {kind}")
     return kind, image
 
 
@@ -305,17 +327,24 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bit(image: Image.Image, path: str) -> Image.Image:
-    """Convert a 16-bit grey image, possibly stored in 32 bits, to mode L."""
+def _eight_bit(image: Image.Image, path: str, max_value: float, *, inverted: bool) -> Image.Image:
+    """Convert a grey image with 16 or 32 bits to mode L; `inverted` where 0 is white."""
     values = np.asarray(image)  # (H, W)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise _unsupported(path, f"a 32-bit {image.format or 'image'}")
-    return Image.fromarray(_from_16_bit(values))
+    # Without the range of a dataset, nothing tells what white is in a float image.
+    fits = max_value != MAX_VALUE or (image.mode != "F" and values.min() >= 0 and values.max() <= MAX_VALUE)
+    if not fits or not np.isfinite(values).all():
+        kind = image.format or "image"
+        raise _unsupported(path, f"32-bit float {kind}" if image.mode == "F" else f"a 32-bit {kind}")
+    scaled = _scale(values, max_value)
+    return Image.fromarray(255 - scaled if inverted else scaled)
 
 
-def _from_16_bit(values: NDArray[Any]) -> UInt8Array:
-    """Scale 0…65535 to 0…255, rounded: 65535 / 257 = 255 exactly."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _scale(values: NDArray[Any], max_value: float) -> UInt8Array:
+    """Scale 0 … max_value to 0 … 255, rounded; other values are clipped."""
+    if max_value == MAX_VALUE and values.dtype.kind in "ui":  # 65535 / 257 = 255 exactly
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scaled = values.astype(np.float64) * (255 / max_value)
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)

@@ -6,8 +6,8 @@ from pixelplay.array_types import UInt8Array
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.cache import ArrayCache
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.decode import DECODE_VERSION, decode_image
-from pixelplay.data.transforms import Preprocessing, eval_transform
+from pixelplay.data.decode import DECODE_VERSION
+from pixelplay.data.transforms import Preprocessing, decode_for, eval_transform
 from pixelplay.errors import ImageError
 
 MARGIN = 1.25  # stored side over input side, so that a crop still has enough pixels
@@ -44,6 +44,7 @@ class PixelCache:
         self._too_large = f"{sizes}; raise --cache-gb" if 0 < limit < n_bytes else ""
         fit = preprocessing.fit if preprocessing.fit != "pad" else f"pad{preprocessing.mean}"
         key = f"{DECODE_VERSION}-{height}x{width}-{preprocessing.interpolation}-{fit}"
+        key += f"-{preprocessing.max_value:g}"
         self._cache = ArrayCache(cache_dir, "pixels", key, max_bytes=max_bytes if n_bytes <= limit else 0)
 
     def __getitem__(self, i: int) -> UInt8Array:
@@ -58,8 +59,7 @@ class PixelCache:
         data = self._dataset.storage.read(path)
         if digest_bytes(data) != self._digests[i]:  # the cache would store it under the old digest
             raise ImageError(path, "unreadable", "it has changed since it was first read; start again")
-        pixels = decode_image(data, path=path, target_px=max(self.preprocessing.input_size))
-        return eval_transform(pixels, self.preprocessing)
+        return eval_transform(decode_for(data, self.preprocessing, path=path), self.preprocessing)
 
     def keep(self, i: int, pixels: UInt8Array) -> None:
         """Add the pixels of image i to the cache; call from one thread only."""

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pixelplay.array_types import UInt8Array
+from pixelplay.data.decode import MAX_VALUE, decode_image
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -31,6 +32,13 @@ class Preprocessing:
     # the whole image, changing its aspect ratio; the whole image with borders of the mean colour; or the
     # largest central part of the input's aspect ratio
     fit: Fit = "squash"
+    max_value: float = MAX_VALUE  # value of white in images with more than 8 bits
+
+
+def decode_for(data: bytes, preprocessing: Preprocessing, *, path: str) -> UInt8Array:
+    """Decode an image (H, W, 3) for a network; errors as `decode_image`."""
+    longest = max(preprocessing.input_size)
+    return decode_image(data, path=path, target_px=longest, max_value=preprocessing.max_value)
 
 
 def eval_transform(pixels: UInt8Array, preprocessing: Preprocessing) -> UInt8Array:

@@ -62,6 +62,7 @@ class Explainer:
     Attributes:
         classes: (K,) class names.
         input_px: longest side of the network inputs.
+        max_value: value of white in images with more than 8 bits, for the first model.
 
     Raises:
         ConfigError: unknown method, a backbone without feature maps, or models with different classes.
@@ -81,6 +82,7 @@ class Explainer:
         self._alignment = ClassAlignment(bundles, names or [f"model {i + 1}" for i in range(len(bundles))])
         self._models = [_Model(bundle, CAM_METHODS[method], n_stages, device) for bundle in bundles]
         self.classes = self._alignment.classes
+        self.max_value = bundles[0].preprocessing.max_value
         self.input_px = max(max(model.input_size) for model in self._models)
 
     def check_class(self, name: str) -> None:

@@ -16,9 +16,9 @@ from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.decode import check_array, decode_image, to_rgb
+from pixelplay.data.decode import check_array, to_rgb
 from pixelplay.data.sources import list_files, list_images
-from pixelplay.data.transforms import eval_transform
+from pixelplay.data.transforms import decode_for, eval_transform
 from pixelplay.errors import ConfigError, DataError, ImageError, MissingExtraError
 from pixelplay.evaluation.calibration import temperature_softmax
 from pixelplay.evaluation.conformal import HeldOutScores
@@ -234,11 +234,11 @@ class Predictor:
             image = in_memory[i] if i in in_memory else dataset.storage.read(path)
             if isinstance(image, bytes):
                 digest = digest_bytes(image)
-                pixels = decode_image(image, path=path, target_px=max(preprocessing.input_size))
+                pixels = decode_for(image, preprocessing, path=path)
             elif isinstance(image, Image.Image):
-                pixels = to_rgb(image, path=path)
+                pixels = to_rgb(image, path=path, max_value=preprocessing.max_value)
             else:
-                pixels = check_array(image, path=path)
+                pixels = check_array(image, path=path, max_value=preprocessing.max_value)
             return LoadedImage(digest=digest, pixels=eval_transform(pixels, preprocessing))
         except ImageError as error:
             return LoadedImage(digest=digest, error=error.detached())

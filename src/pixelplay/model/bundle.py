@@ -39,7 +39,7 @@ from pixelplay.model.classifier import LinearHead
 from pixelplay.model.split_backbone import BranchedBackbone, TrainableStages
 from pixelplay.model.weights import file_sha256, read_state_dict
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _BRANCH_FILE = re.compile(r"finetuned\.\d\d\.safetensors")
 DIGEST_CHARS = 16  # of a training image's digest: enough to recognise it, too few to guess its content
 BACKBONE, HEAD, CALIBRATION, NOVELTY = (
@@ -154,6 +154,19 @@ def find_bundle(folder: str) -> str:
             return candidate
     problem = "is not a model" if os.path.exists(folder) else "does not exist"
     raise BundleError(f"{folder} {problem}; pass a run of pixelplay train or its model folder")
+
+
+def read_max_value(folder: str) -> float:
+    """Return the value of white in images with more than 8 bits, without loading the model.
+
+    Raises:
+        BundleError: there is no bundle, or a damaged one.
+    """
+    folder = find_bundle(folder)
+    try:
+        return float(_read_json(os.path.join(folder, "bundle.json"))["preprocessing"]["max_value"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder}/bundle.json is damaged ({type(error).__name__}: {error})") from None
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -298,6 +311,7 @@ def _check(bundle: ModelBundle) -> None:
         "interpolation": isinstance(preprocessing.interpolation, str)
         and preprocessing.interpolation in FILTERS,
         "fit": preprocessing.fit in get_args(Fit),
+        "max_value": 0 < preprocessing.max_value < np.inf,
     }
     wrong = [name for name, is_valid in checks.items() if not is_valid]
     if wrong:

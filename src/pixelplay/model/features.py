@@ -15,10 +15,10 @@ from pixelplay.config import Precision, TrainConfig
 from pixelplay.data.audit import digest_bytes, first_occurrences
 from pixelplay.data.cache import ArrayCache, default_cache_dir
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.decode import DECODE_VERSION, decode_image
+from pixelplay.data.decode import DECODE_VERSION, MAX_VALUE, decode_image
 from pixelplay.data.near_duplicates.search import CLOSE_PX, NearDuplicatePair, search_near_duplicates
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, THUMBNAIL_VERSION, make_thumbnail
-from pixelplay.data.transforms import Preprocessing, Size, eval_transform
+from pixelplay.data.transforms import Preprocessing, Size, decode_for, eval_transform
 from pixelplay.errors import BundleError, ImageError
 from pixelplay.model.backbone import FEATURES_VERSION, Backbone, PretrainedBackbone
 from pixelplay.model.device import (
@@ -252,7 +252,8 @@ def extract_features(
     cache = ArrayCache(folder, "features", extractor.cache_key(loaded.weights_id), max_bytes=max_bytes)
     thumbnail_cache = None
     if config.near_duplicates:
-        key = f"{DECODE_VERSION}-{THUMBNAIL_VERSION}-{max(loaded.preprocessing.input_size)}"
+        longest, max_value = max(loaded.preprocessing.input_size), loaded.preprocessing.max_value
+        key = f"{DECODE_VERSION}-{THUMBNAIL_VERSION}-{longest}-{max_value:g}"
         thumbnail_cache = ArrayCache(folder, "thumbs", key, max_bytes=max_bytes)
     with log.progress("reading", len(dataset)) as bar:
         images = extract_cached_features(
@@ -324,7 +325,7 @@ def _load_image(
         has_thumbnail = thumbnail_cache is None or digest in thumbnail_cache
         if has_features and has_thumbnail:
             return LoadedImage(digest=digest)
-        pixels = decode_image(data, path=path, target_px=max(preprocessing.input_size))
+        pixels = decode_for(data, preprocessing, path=path)
         return LoadedImage(
             digest=digest,
             pixels=None if has_features else eval_transform(pixels, preprocessing),
@@ -351,6 +352,7 @@ def find_near_duplicates(
     log: RunLog,
     *,
     hflip: bool = True,
+    max_value: float = MAX_VALUE,
 ) -> list[NearDuplicatePair]:
     """Find near-duplicates, with `hflip` also of mirror images, among images with thumbnails.
 
@@ -363,7 +365,8 @@ def find_near_duplicates(
 
     def read(k: int) -> UInt8Array:
         path = dataset.paths[rows[k]]
-        return decode_image(dataset.storage.read(path), path=path, target_px=CLOSE_PX)
+        data = dataset.storage.read(path)
+        return decode_image(data, path=path, target_px=CLOSE_PX, max_value=max_value)
 
     found = search_near_duplicates(
         images.thumbnails[rows], read, images.values[rows], mirrored=hflip, num_workers=num_workers, log=log

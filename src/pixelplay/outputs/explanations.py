@@ -136,7 +136,9 @@ def _explain_file(
     try:
         data = dataset.storage.read(path)
         with silence_pillow():
-            pixels = decode_image(data, path=path, target_px=explainer.input_px)
+            pixels = decode_image(
+                data, path=path, target_px=explainer.input_px, max_value=explainer.max_value
+            )
     except ImageError as error:
         return ExplainedImage(path=name, status=error.status, error=error.reason)
     explanation = explainer.explain(pixels, class_name)

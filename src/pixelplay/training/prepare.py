@@ -9,6 +9,7 @@ import numpy as np
 from pixelplay.array_types import Float32Array, IntArray
 from pixelplay.config import TrainConfig
 from pixelplay.data.audit import FEW_IMAGES, find_coverage
+from pixelplay.data.bit_range import find_bit_range
 from pixelplay.data.cache import ArrayCache
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.relabel import read_corrected_labels
@@ -26,6 +27,14 @@ from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data, count_groups
 
 
+def with_bit_range(dataset: ImageDataset, ctx: RunContext) -> RunContext:
+    """Return a context with the range of values in images with more than 8 bits, and note it."""
+    found = find_bit_range(dataset, ctx.config.bit_range)
+    if found.note:
+        ctx.log.note(found.note)
+    return ctx.derive(max_value=found.max_value)
+
+
 def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
     """Read every image once with the pretrained backbone, split the images and log problems.
 
@@ -39,7 +48,9 @@ def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
     features = extract_features(dataset, ctx.backbone, config, ctx.device, log)
     pairs = []
     if config.near_duplicates:
-        found = find_near_duplicates(dataset, features, config.compute.num_workers, log, hflip=config.hflip)
+        found = find_near_duplicates(
+            dataset, features, config.compute.num_workers, log, hflip=config.hflip, max_value=ctx.max_value
+        )
         pairs = [pair.members for pair in found]
     groups = ctx.backbone.backbone.feature_groups
     data = build_training_data(dataset, features, config, corrections, pairs, groups)

@@ -5,11 +5,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from pixelplay.config import StrPath, TrainConfig, parse_duration, parse_size
+from pixelplay.data.decode import MAX_VALUE
 from pixelplay.model.backbone import (
     Backbone,
     PretrainedBackbone,
@@ -36,6 +37,7 @@ class RunContext:
     log: RunLog
     started: float  # monotonic clock time from which the time budget counts
     plan: FinetunePlan | None = None  # to repeat; None to make one
+    max_value: float = MAX_VALUE  # of white in images with more than 8 bits
     # "backbone" and "fit" → why they were selected, where there were several candidates
     input_evidence: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ class RunContext:
     def load_backbone(self, name: str) -> PretrainedBackbone:
         """Load a pretrained backbone with the configured features, input size and fit."""
         size, fit = self.config.input_size, self.config.fit
-        return load_backbone(
+        loaded = load_backbone(
             name,
             self.config.weights,
             offline=self.config.offline,
@@ -93,6 +95,7 @@ class RunContext:
             input_size=None if size is None else parse_size(size),
             fit="squash" if fit == "auto" else fit,
         )
+        return replace(loaded, preprocessing=replace(loaded.preprocessing, max_value=self.max_value))
 
     @property
     def checkpoint_dir(self) -> str:

@@ -5,7 +5,7 @@ import os
 from pixelplay.config import ComputeConfig, DataConfig
 from pixelplay.errors import ConfigError, DataError, ImageError, PixelPlayError
 from pixelplay.inference.explain import Explainer
-from pixelplay.model.bundle import find_bundle, read_bundle
+from pixelplay.model.bundle import find_bundle, read_bundle, read_max_value
 from pixelplay.outputs.explanations import overlay
 from pixelplay.outputs.report.confusion_matrix import sort_errors
 from pixelplay.outputs.report.contents import MAX_ENLARGED, list_images, model_contents, run_contents
@@ -91,7 +91,9 @@ def _render_run(
             reading["images_dir"] = None
         elif records.config.get("images_dir"):
             reading["images_dir"] = records.config["images_dir"]
-        images = ReportImages(source or records.source, DataConfig(**reading))
+        images = ReportImages(
+            source or records.source, DataConfig(**reading), max_value=read_max_value(records.folder)
+        )
         heat_maps = _explain_errors(records, images, compute, log)
         enlarged = [issue.path for issue in records.label_issues[:MAX_ENLARGED]]
         images.make_thumbnails(list_images(records), compute.num_workers, log, enlarged=enlarged)

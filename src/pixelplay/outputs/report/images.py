@@ -9,7 +9,7 @@ from PIL import Image
 from pixelplay.array_types import UInt8Array
 from pixelplay.config import DataConfig
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.decode import decode_image, silence_pillow
+from pixelplay.data.decode import MAX_VALUE, decode_image, silence_pillow
 from pixelplay.data.sources import open_dataset
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.run_log import RunLog
@@ -26,6 +26,7 @@ class ReportImages:
     Args:
         source: folder, table or archive of the images; None if unknown.
         data: how to read it.
+        max_value: value of white in images with more than 8 bits.
 
     Attributes:
         missing: why some or all images are missing; None if none are.
@@ -33,7 +34,10 @@ class ReportImages:
         n_omitted: images, or places for them, that did not fit.
     """
 
-    def __init__(self, source: str | None, data: DataConfig | None = None) -> None:
+    def __init__(
+        self, source: str | None, data: DataConfig | None = None, *, max_value: float = MAX_VALUE
+    ) -> None:
+        self._max_value = max_value
         self.n_omitted = 0
         self.missing: str | None = None
         self._dataset: ImageDataset | None = None
@@ -57,7 +61,8 @@ class ReportImages:
         if self._dataset is None or path not in self._known:
             raise ImageError(path, "missing", "no longer where it was")
         with silence_pillow():
-            return decode_image(self._dataset.storage.read(path), path=path, target_px=target_px)
+            data = self._dataset.storage.read(path)
+            return decode_image(data, path=path, target_px=target_px, max_value=self._max_value)
 
     def make_thumbnails(
         self, wanted: Sequence[str], num_workers: int | None, log: RunLog, *, enlarged: Collection[str] = ()

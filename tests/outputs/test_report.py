@@ -445,7 +445,7 @@ def test_advice_prefers_the_linear_probe_if_fine_tuning_is_worse(
 ) -> None:
     run = copy_of(all_run, tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
-    scores = {"probe_accuracy": 0.7, "finetuned_accuracy": 0.71, "probe_score": 0.5, "finetuned_score": 0.6}
+    scores = {"probe_accuracy": 0.7, "finetuned_accuracy": 0.71, "probe_loss": 0.5, "finetuned_loss": 0.6}
     metrics["finetune"] = "partial"
     metrics["chosen"]["finetune"] = {"value": "partial", **scores, "auto_selects": auto_selects}
     (run / "metrics.json").write_text(json.dumps(metrics))

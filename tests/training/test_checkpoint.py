@@ -88,7 +88,7 @@ def take_steps(state: TrainState, n: int) -> None:
     state.history.append({"epoch": 1, "val_loss": 0.1 + 0.2, "train_loss": float("nan")})
     for name, value in copy_weights(state.network).items():
         state.best[name].copy_(value)
-    state.best_score, state.best_epoch, state.seconds = 1 / 3, 1, 12.25
+    state.best_loss, state.best_epoch, state.seconds = 1 / 3, 1, 12.25
 
 
 def snapshot(state: TrainState) -> dict[str, Tensor]:

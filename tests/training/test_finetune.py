@@ -113,7 +113,16 @@ def test_plan_records_what_was_done(finetuned: Path) -> None:
 def test_history_has_the_metrics_of_each_epoch(finetuned: Path) -> None:
     rows = read_rows(finetuned / "history.csv")
     train, val = ([f"{split}_{name}" for name in METRICS] for split in ("train", "val"))
-    assert list(rows[0]) == ["epoch", "step", "lr", *train, *val, "val_score", "img_per_s", "seconds"]
+    assert list(rows[0]) == [
+        "epoch",
+        "step",
+        "lr",
+        *train,
+        *val,
+        "val_selection_loss",
+        "img_per_s",
+        "seconds",
+    ]
     # 32 training images, then a refit on 38
     steps = [("0", "0"), ("1", "4"), ("2", "8")] + [("3", "13"), ("4", "18")] * _is_refitted(finetuned)
     assert [(row["epoch"], row["step"]) for row in rows] == steps
@@ -157,23 +166,25 @@ def test_every_metric_records_what_selected_and_what_measured(finetuned: Path) -
     by_val = [value["n"] for value in chosen.values() if value["chosen_on"] == "val" and "n" in value]
     assert by_val
     assert set(by_val) == {sizes["val"]}
-    assert {"probe_accuracy", "finetuned_accuracy", "probe_score", "finetuned_score"} <= set(
-        chosen["finetune"]
-    )
+    assert {"probe_accuracy", "finetuned_accuracy", "probe_loss", "finetuned_loss"} <= set(chosen["finetune"])
 
 
 def test_selected_epoch_has_the_best_validation_score(finetuned: Path) -> None:
-    scores = [float(row["val_score"]) for row in read_rows(finetuned / "history.csv") if row["val_score"]]
+    scores = [
+        float(row["val_selection_loss"])
+        for row in read_rows(finetuned / "history.csv")
+        if row["val_selection_loss"]
+    ]
     assert read_json(finetuned / "metrics.json")["chosen"]["epoch"]["value"] == int(np.argmin(scores))
 
 
-def test_each_epoch_is_logged_with_a_star_at_the_best_score(
+def test_each_epoch_is_logged_with_a_star_at_the_best_loss(
     drawn_images: Path, tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["train", drawn_images, "--out", tmp_path / "run", *tiny_settings, "--finetune", "partial", *VAL]
     assert main([*map(str, argv), "--epochs", "4", "--refit-epochs", "0"]) == 0
     rows = read_rows(tmp_path / "run/history.csv")
-    scores, losses = ([float(row[name]) for row in rows] for name in ("val_score", "val_loss"))
+    scores, losses = ([float(row[name]) for row in rows] for name in ("val_selection_loss", "val_loss"))
     expected = [
         (str(epoch), f"{losses[epoch]:.3f}", scores[epoch] < min(scores[:epoch]))
         for epoch in range(1, len(scores))

@@ -70,7 +70,7 @@ def test_clear_gain_outweighs_worse_likelihood(data: TrainingData) -> None:
     probe, finetuned = logits_with(6, data), logits_with(2, data)
     finetuned[2:] /= 50  # correct with a tiny margin
     is_better, evidence = compare_methods(probe, finetuned, data, CONFIG)
-    assert evidence["finetuned_score"] > evidence["probe_score"]
+    assert evidence["finetuned_loss"] > evidence["probe_loss"]
     assert is_better
 
 
@@ -80,7 +80,7 @@ def test_likelihood_decides_within_noise(is_finetuned_confident: bool, data: Tra
     probe, finetuned = (unsure, confident) if is_finetuned_confident else (confident, unsure)
     is_better, evidence = compare_methods(probe, finetuned, data, CONFIG)
     assert evidence["probe_accuracy"] == evidence["finetuned_accuracy"]
-    assert (evidence["finetuned_score"] < evidence["probe_score"]) == is_finetuned_confident
+    assert (evidence["finetuned_loss"] < evidence["probe_loss"]) == is_finetuned_confident
     assert is_better == is_finetuned_confident
 
 
@@ -99,7 +99,7 @@ def test_equal_logits_keep_the_linear_probe(data: TrainingData) -> None:
 
 def test_overconfidence_is_corrected_by_temperature(data: TrainingData) -> None:
     _, evidence = compare_methods(logits_with(2, data), logits_with(2, data, scale=20.0), data, CONFIG)
-    assert evidence["finetuned_score"] == pytest.approx(evidence["probe_score"], rel=1e-3)
+    assert evidence["finetuned_loss"] == pytest.approx(evidence["probe_loss"], rel=1e-3)
 
 
 def test_comparison_uses_the_declared_metric(data: TrainingData) -> None:
@@ -205,13 +205,13 @@ def test_auto_keeps_linear_probe_when_no_epoch_improves(
     assert sum(report.train_counts.values()) == len(split["train"]) + len(split["val"])
 
 
-def test_kept_linear_probe_note_has_both_scores(
+def test_kept_linear_probe_note_has_both_selection_losses(
     drawn_images: Path, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     settings = FinetuneConfig(epochs=2, lr=1, head_lr=1, unfreeze_stages=1)
     log = RunLog(quiet=True)
     train(drawn_images, tmp_path / "run", replace(tiny, finetuning=settings), log=log)
-    before, *after = [float(row["val_score"]) for row in read_rows(tmp_path / "run/history.csv")]
+    before, *after = [float(row["val_selection_loss"]) for row in read_rows(tmp_path / "run/history.csv")]
     assert min(after) >= before
     assert any(f"{min(after):.3f}" in note and f"{before:.3f}" in note for note in log.notes)
 

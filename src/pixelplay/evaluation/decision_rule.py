@@ -198,7 +198,7 @@ def compare_nll(
     The arguments are those of `fit_decision_rule`.
 
     Returns:
-        "probe_score" and "finetuned_score", the NLLs; the metric of both; "nll_gain" and "metric_gain" of
+        "probe_loss" and "finetuned_loss", the NLLs; the metric of both; "nll_gain" and "metric_gain" of
         the second; and the "standard_error" of "nll_gain", with groups as units.
     """
     first, second = (_calibrated_losses(each, labels, priors, metric) for each in logits)
@@ -206,8 +206,8 @@ def compare_nll(
     of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], weights=gains - gains.mean())
     (of_first, of_second), _ = compare_logits(logits, labels, groups, priors, metric=metric, seed=seed)
     return {
-        "probe_score": float(first.mean()),
-        "finetuned_score": float(second.mean()),
+        "probe_loss": float(first.mean()),
+        "finetuned_loss": float(second.mean()),
         "nll_gain": float(gains.mean()),
         "standard_error": float(np.sqrt((of_groups**2).sum())) / len(gains),
         f"probe_{metric}": of_first,

@@ -48,7 +48,7 @@ class TrainState:
     lr_frac: float = 1.0  # factor on the learning rates, below 1 while the loss is above the initial one
     history: list[dict[str, float]] = field(default_factory=list)  # one row per finished epoch
     best_epoch: int = 0  # index in `history`
-    best_score: float = float("inf")  # its validation score; lower is better
+    best_loss: float = float("inf")  # its selection loss
     stopped: str = ""  # why training ended early; "" while it has not
 
     def progress(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _select(setting: str, candidates: Sequence[Candidate], data: TrainingData, c
             metric=ctx.config.metric,
             seed=ctx.config.seed,
         )
-        nll_by_value |= {selected: compared["probe_score"], value: compared["finetuned_score"]}
+        nll_by_value |= {selected: compared["probe_loss"], value: compared["finetuned_loss"]}
         comparisons.append(
             {
                 "value": value,

@@ -32,7 +32,7 @@ from pixelplay.training.time_budget import TimeBudgetError
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
-CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the held-out score is ignored
+CLEAR_DIFFERENCE = 2  # standard errors of the metric beyond which the selection loss is ignored
 ENOUGH_VAL = 30  # validation images that auto needs to compare the two
 ENOUGH_ERRORS = 6  # of the probe out of fold; with fewer, not even a perfect network is clearly better
 
@@ -75,8 +75,8 @@ def fit_probe_or_finetune(
         _note_unused_by_probe(ctx)
         return _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
     if not finetuned.best_epoch and starts_at_probe(task):  # the weights are those of the probe
-        initial, *scores = [row["val_score"] for row in finetuned.history]
-        best = f" (validation score {min(scores):.3f}, before {initial:.3f})" if scores else ""
+        initial, *losses = [row["val_selection_loss"] for row in finetuned.history]
+        best = f" (selection loss {min(losses):.3f}, before {initial:.3f})" if losses else ""
         n_val = counted(len(val), "validation image")
         log.note(f"selected the linear probe: no epoch improved on it on {n_val}{best}")
         probe_only = _train_linear_probe(data, ctx, needs_oof=needs_oof)[1]
@@ -121,7 +121,7 @@ def _finetune_out_of_fold(
         return _keep_probe(probe_only, history, {"chosen_on": None})
     metric = config.metric
     metrics, scores = (
-        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "score")
+        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "loss")
     )
     result = (
         f"{metric} on {evidence['n']:,} images out of fold {metrics[0]:.3f} ({method}) vs {metrics[1]:.3f} "
@@ -172,8 +172,8 @@ def _train_linear_probe(
 
 def compare_methods(
     probe: Float32Array, finetuned: Float32Array, data: TrainingData, config: TrainConfig
-) -> tuple[bool, dict[str, float]]:
-    """Compare the metric of two logits (n, K) on val, and where it is not clear their held-out score.
+) -> tuple[bool, dict[str, Any]]:
+    """Compare the metric of two logits (n, K) on val, and where it is not clear their selection loss.
 
     Returns:
         True where the fine-tuned network is better, and the evidence.
@@ -185,14 +185,15 @@ def compare_methods(
         (probe, finetuned), labels, groups, priors, metric=config.metric, seed=config.seed
     )
     difference = values[1] - values[0]
-    scores = [calibrated_nll(logits, labels, priors, config.metric) for logits in (probe, finetuned)]
+    losses = [calibrated_nll(logits, labels, priors, config.metric) for logits in (probe, finetuned)]
     is_clear = abs(difference) > CLEAR_DIFFERENCE * standard_error
-    is_better = difference > 0 if is_clear else scores[1] < scores[0]
+    is_better = difference > 0 if is_clear else losses[1] < losses[0]
     return is_better, {
         f"probe_{config.metric}": values[0],
         f"finetuned_{config.metric}": values[1],
-        "probe_score": scores[0],
-        "finetuned_score": scores[1],
+        "probe_loss": losses[0],
+        "finetuned_loss": losses[1],
+        "decided_by": config.metric if is_clear else "selection_loss",
         "standard_error": standard_error,
     }
 
@@ -266,18 +267,22 @@ def _obstacle_to_finetuning(data: TrainingData, train: IntArray) -> str:
 
 
 def _note_comparison(
-    method: TrainedMethod, is_better: bool, evidence: Mapping[str, float], n_val: int, ctx: RunContext
+    method: TrainedMethod, is_better: bool, evidence: Mapping[str, Any], n_val: int, ctx: RunContext
 ) -> None:
     """Say which of the two is better on the validation images, and what is selected."""
     metric, images = ctx.config.metric, counted(n_val, "validation image")
     selected = "fine-tuned network" if is_better or ctx.config.finetune != "auto" else "linear probe"
     hint = "" if is_better or ctx.config.finetune == "auto" else "; --finetune auto would select the probe"
-    metrics, scores = (
-        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "score")
+    metrics, losses = (
+        [evidence[f"{model}_{name}"] for model in ("finetuned", "probe")] for name in (metric, "loss")
     )
+    by_loss = f"selection loss {losses[0]:.3f} vs {losses[1]:.3f} (lower is better)"
+    decided = f", {by_loss}"
+    if evidence["decided_by"] == "selection_loss":
+        decided = f", no clear difference; the {by_loss} decides"
     ctx.log.note(
         f"selected the {selected}: {metric} on {images} {metrics[0]:.3f} ({method}) vs {metrics[1]:.3f} "
-        f"(linear probe), score {scores[0]:.3f} vs {scores[1]:.3f} (lower is better){hint}"
+        f"(linear probe){decided}{hint}"
     )
 
 

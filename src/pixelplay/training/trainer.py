@@ -48,21 +48,21 @@ READ_LOSSES_EVERY = 10  # batches or steps on a GPU, where each read waits for t
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """The images that select the epoch, and how logits on them are scored."""
+    """The images that select the epoch, and their selection loss."""
 
     rows: IntArray  # (n,) positions; empty where nothing is left to select
     labels: IntArray  # (n,)
     offset: Float64Array  # (K,) added to the logits to give them natural priors
     priors: Float64Array  # (K,) class frequencies of the training images
     metric: Metric
-    ensemble_probe: Switch = "off"  # auto selects by score
+    ensemble_probe: Switch = "off"  # auto selects by selection loss
     probe_logits: Float32Array | None = None  # (n, K) natural; None where the probe cannot be averaged in
 
     def best(self, logits: Float32Array) -> tuple[bool, Float32Array, float]:
         """Select between the network's natural logits (n, K) and their average with the linear probe.
 
         Returns:
-            True if the probe is averaged in; the logits; their score (lower is better, NaN for n = 0).
+            True if the probe is averaged in; the logits; their selection loss (NaN for n = 0).
         """
         if not len(logits):
             return False, logits, NAN
@@ -307,12 +307,12 @@ class Trainer:
         """
         state, start = self.state, time.monotonic()
         self.inputs.flush()
-        _, logits, score = self.validation.best(self.predict(self.validation.rows))  # (n, K)
-        if score < state.best_score or not len(logits):
-            state.best_score, state.best_epoch = score, state.epoch
+        _, logits, loss = self.validation.best(self.predict(self.validation.rows))  # (n, K)
+        if loss < state.best_loss or not len(logits):
+            state.best_loss, state.best_epoch = loss, state.epoch
             for name, value in copy_weights(self.classifier).items():
                 state.best[name].copy_(value)
-        row = self._history_row(logits, score)
+        row = self._history_row(logits, loss)
         state.history.append(row)
         self._check_early_stopping()
         state.errors_before.copy_(state.errors)
@@ -348,7 +348,7 @@ class Trainer:
         logits = np.concatenate(list(map_on_cores(forward, inputs, self.device.name)))
         return (logits + self.validation.offset).astype(np.float32)
 
-    def _history_row(self, logits: Float32Array, score: float) -> dict[str, float]:
+    def _history_row(self, logits: Float32Array, selection_loss: float) -> dict[str, float]:
         state, labels = self.state, self.validation.labels
         val_counts = count_labels(logits.argmax(1), labels, self.schedule.n_classes)
         return {
@@ -359,7 +359,7 @@ class Trainer:
             **_metrics("train", ClassCounts(*np.array(state.counts))),
             "val_loss": mean_nll(logits, labels) if len(labels) else NAN,
             **_metrics("val", val_counts),
-            "val_score": score,
+            "val_selection_loss": selection_loss,
             "img_per_s": state.n_seen / state.epoch_s if state.epoch_s else 0.0,
             "seconds": state.epoch_s,
         }

@@ -107,7 +107,7 @@ def _advise_probe(records: RunRecords) -> list[dict[str, Any]]:
         return []
     needs_finetuning = bool({"--recipe", "--plan"} & {*(records.command or ())})
     probe, finetuned = (
-        f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_score']:.3f})"
+        f"{METRIC_TITLES[metric]} {chosen[f'{model}_{metric}']:.3f} (loss {chosen[f'{model}_loss']:.3f})"
         for model in ("probe", "finetuned")
     )
     reason = f"On held-out images the linear probe has {probe}, the fine-tuned model {finetuned}."

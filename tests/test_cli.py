@@ -41,6 +41,7 @@ from tables import read_rows
 
 RECORDS = {
     "config.json",
+    "environment.json",
     "split.json",
     "metrics.json",
     "oof.csv",
@@ -48,7 +49,9 @@ RECORDS = {
     "label_issues.csv",
     "model",
 }
-BUNDLE = {"bundle.json"} | {f"{name}.safetensors" for name in ("backbone", "calibration", "head", "novelty")}
+BUNDLE = {"bundle.json", "README.md"} | {
+    f"{name}.safetensors" for name in ("backbone", "calibration", "head", "novelty")
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pixelplay.evaluation.metrics import label_metric
 from pixelplay.outputs import metrics_json
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates, score_rows
 from pixelplay.outputs.label_issues import collect_label_issues
+from pixelplay.outputs.model_card import write_provenance
 from pixelplay.outputs.predictions_table import write_oof
 from pixelplay.training.checkpoint import FoldResult
 from pixelplay.training.cross_validation import CrossValidation
@@ -113,6 +114,7 @@ def write_crossval_records(
     write_oof(folder, data, validation)
     if test is not None:
         metrics_json.write_table("predictions.csv", test, folder)
+    write_provenance(report, data, ctx)
     metrics_json.write_metrics(report, folder)
 
 

@@ -9,6 +9,7 @@ from pixelplay.evaluation.evaluate import majority_baseline
 from pixelplay.outputs import metrics_json
 from pixelplay.outputs.evaluation_report import EvaluatedSplit, evaluate_without_duplicates
 from pixelplay.outputs.label_issues import collect_label_issues
+from pixelplay.outputs.model_card import write_provenance
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -91,4 +92,5 @@ def write_train_records(
     metrics_json.write_table(f"{classifier.held_out_split}.csv", held_out, folder, folds)
     if test is not None:
         metrics_json.write_table("predictions.csv", test, folder)
+    write_provenance(report, data, ctx)
     metrics_json.write_metrics(report, folder)

@@ -15,8 +15,8 @@ from pixelplay.training.resume import differences, flatten
 
 # what a finished run consists of, and so what may be replaced
 RUN_FILES = frozenset(
-    "config.json plan.json split.json metrics.json history.csv oof.csv oof.safetensors val.csv "  # noqa: SIM905
-    "predictions.csv label_issues.csv report.html report.html.tmp model .DS_Store".split()
+    "config.json environment.json plan.json split.json metrics.json history.csv oof.csv oof.safetensors "  # noqa: SIM905
+    "val.csv predictions.csv label_issues.csv report.html report.html.tmp model .DS_Store".split()
 )
 PARTIAL, CHECKPOINTS, LOCK = ".partial", "checkpoint", ".lock"
 UNFINISHED_FILES = RUN_FILES | {CHECKPOINTS, LOCK}

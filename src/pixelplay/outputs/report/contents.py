@@ -266,6 +266,14 @@ def _describe_training(records: RunRecords) -> list[str]:
         sentences = [f"{metrics['n_folds']}-fold cross-validation: {methods}."]
     else:
         sentences = [f"Method: {METHODS[metrics['finetune']]}."]
+    made = records.environment
+    sentences.append(
+        f"Trained on {made['date'][:10]} in {made['seconds']:.0f} s on {made['device']} "
+        f"({made['n_cores']} cores), with PixelPlay {made['pixelplay']}, PyTorch {made['torch']} and timm {made['timm']}."
+    )
+    sentences.append(
+        f"Backbone: {made['backbone']}; weights: {made['weights']}, licence {made['weights_licence']}."
+    )
     n_train = counted(sum(metrics["train_counts"].values()), "image")
     sentences.append(f"Training data: {n_train} in {len(metrics['train_counts'])} classes.")
     if (repeats := metrics.get("repeats", 1)) > 1:

@@ -45,6 +45,7 @@ class RunRecords:
 
     folder: str
     config: Mapping[str, Any]
+    environment: Mapping[str, Any]
     metrics: Mapping[str, Any]
     measured_on: str
     predictions: tuple[PredictionRow, ...]
@@ -116,7 +117,8 @@ def read_records(folder: str) -> RunRecords:
         BundleError: files are missing or damaged.
     """
     try:
-        config, metrics = (_read_json(folder, name) for name in ("config.json", "metrics.json"))
+        names = ("config.json", "environment.json", "metrics.json")
+        config, environment, metrics = (_read_json(folder, name) for name in names)
         measured_on = str(metrics["headline"]["measured_on"])
         predictions = tuple(_read_predictions(os.path.join(folder, TABLES[measured_on])))
         history = tuple(_read_history(os.path.join(folder, "history.csv")))
@@ -129,6 +131,7 @@ def read_records(folder: str) -> RunRecords:
     return RunRecords(
         folder=folder,
         config=config,
+        environment=environment,
         metrics=metrics,
         measured_on=measured_on,
         predictions=predictions,

@@ -1135,3 +1135,43 @@ def test_list_of_files_from_a_closed_stdin_is_refused(tiny_run: Path, tmp_path: 
     status, shown = run_closed("predict", tiny_run, "-", "--out", tmp_path / "p.csv", closed=(0,))
     assert (status, shown.count("\n")) == (1, 1)
     assert "stdin, which is closed" in shown
+
+
+# --- predictions without a table ---
+
+
+def test_predict_without_out_prints_a_line_per_image(
+    tiny_run: Path, drawn_images: Path, shell: Shell
+) -> None:
+    Path("broken.jpg").write_bytes(b"x")
+    image = next((drawn_images / "bars").iterdir())
+    done = shell("predict", tiny_run, image, "broken.jpg", "--quiet", "--coverage", "0.9")
+    assert (done.status, done.err) == (0, "")
+    first, second = done.out.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(image))}: \w+ \([01]\.\d{{3}}\), prediction set: .+", first)
+    assert second.startswith("broken.jpg: unreadable: ")
+    assert os.listdir() == ["broken.jpg"]
+
+
+def test_predictions_on_stdout_are_those_of_the_table(
+    tiny_run: Path, drawn_images: Path, shell: Shell
+) -> None:
+    assert shell("predict", tiny_run, drawn_images, "--out", "p.csv", "--quiet").status == 0
+    done = shell("predict", tiny_run, drawn_images, "--out", "-", "--quiet")
+    assert done.out == Path("p.csv").read_text()
+    rows = shell("predict", tiny_run, drawn_images, "--json", "--quiet").json
+    table = read_rows(Path("p.csv"))
+    assert [row["path"] for row in rows] == [row["path"] for row in table]
+    assert [row["prediction"] for row in rows] == [row["prediction"] for row in table]
+    assert list(rows[0]) == list(table[0])
+
+
+def test_predict_json_with_a_table_prints_counts(tiny_run: Path, drawn_images: Path, shell: Shell) -> None:
+    done = shell("predict", tiny_run, drawn_images, "--out", "p.csv", "--json", "--quiet")
+    assert done.json["n"] == sum(done.json["counts"].values()) == 48
+
+
+def test_submission_without_out_is_refused(tiny_run: Path, drawn_images: Path, shell: Shell) -> None:
+    Path("sample.csv").write_text("id,label\n0,x\n")
+    done = shell("predict", tiny_run, drawn_images, "--submission", "sample.csv")
+    assert (done.status, done.err) == (1, "error: --submission needs --out FILE.csv\n")

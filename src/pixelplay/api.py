@@ -49,7 +49,13 @@ from pixelplay.outputs.evaluation_report import (
 )
 from pixelplay.outputs.explanations import ExplainedImage, new_explanations_dir, write_explanations
 from pixelplay.outputs.metrics_json import RunReport
-from pixelplay.outputs.predictions_table import PredictionSummary, check_new_file, open_predictions_table
+from pixelplay.outputs.predictions_table import (
+    PredictionSummary,
+    PredictionWriter,
+    check_new_file,
+    check_output,
+    open_output,
+)
 from pixelplay.outputs.submission import check_submission, write_submission
 from pixelplay.outputs.train_report import make_train_report, write_train_records
 from pixelplay.run_log import RunLog
@@ -239,7 +245,7 @@ def evaluate(
 def predict(
     run: StrPath,
     images: StrPath | Sequence[StrPath],
-    out: StrPath,
+    out: StrPath | PredictionWriter,
     *,
     submission: StrPath | None = None,
     probability_of: str | None = None,
@@ -256,7 +262,7 @@ def predict(
 
     Args:
         images: folders, tables, zip archives and image files, or one of these.
-        out: table to write, .csv or .parquet.
+        out: table to write, .csv or .parquet, or an object whose `write` takes each chunk of predictions.
         submission: sample submission; `out` then has exactly its header, ids and order.
         probability_of: class whose probability fills the sample's one column (default: class names do).
         images_dir: folder that the paths in a table are relative to.
@@ -272,8 +278,7 @@ def predict(
         BundleError: no model in `run`.
     """
     log = log or RunLog()
-    out = os.fspath(out)
-    check_new_file(out, force=force)
+    path = check_output(out, force=force, is_submission=submission is not None)
     uncertainty = uncertainty or UncertaintyConfig()
     sample = None if submission is None else read_table(os.fspath(submission))
     datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
@@ -281,12 +286,12 @@ def predict(
         predictor: Predictor | EnsemblePredictor = EnsemblePredictor([run, *others], compute, tta=tta)
     else:
         predictor = Predictor(run, compute, tta=tta)
-    check_submission(sample, predictor.classes, out, probability_of=probability_of, uncertainty=uncertainty)
+    check_submission(sample, predictor.classes, path, probability_of=probability_of, uncertainty=uncertainty)
     thresholds = Uncertainty(uncertainty, predictor.held_out)
     for note in thresholds.notes:
         log.note(note)
     summary, chunks = PredictionSummary(), []
-    new_table = open_predictions_table(out, predictor.classes) if sample is None else nullcontext()
+    new_table = open_output(out, predictor.classes) if sample is None else nullcontext()
     with new_table as table, log.progress("predicting", sum(map(len, datasets))) as bar:
         for dataset in datasets:
             for predictions in predictor.predict_stream(dataset):
@@ -299,9 +304,9 @@ def predict(
                     chunks.append(chunk)
     if sample is not None:
         whole = join_predictions(chunks, predictor.classes)
-        for note in write_submission(whole, sample, out, probability_of=probability_of):
+        for note in write_submission(whole, sample, path, probability_of=probability_of):
             log.note(note)
-    summary.log_unreadable(out if sample is None else None, log)
+    summary.log_unreadable(path if path and sample is None else None, log)
     return summary
 
 

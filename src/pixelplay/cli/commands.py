@@ -7,6 +7,7 @@ commands, because help must start fast.
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -283,7 +284,7 @@ def predict(
     images: Images,
     /,
     *,
-    out: Annotated[str, arg(metavar="FILE")],
+    out: File = None,
     submission: File = None,
     probability_of: ClassName = None,
     path_column: Column = None,
@@ -294,14 +295,14 @@ def predict(
     force: Flag = False,
     uncertainty: UncertaintyConfig = UncertaintyConfig(),
     compute: ComputeConfig = ComputeConfig(),
-    output: LogOptions = LogOptions(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
-    """Classify images and write a table with one row per image.
+    """Classify images: print a line, or write a table with a row, for each image.
 
     Args:
         run: Folder of a run, or of its model.
         images: Folders, files, tables or zip archives; - reads a list of files from stdin.
-        out: Table to write (.csv, .parquet).
+        out: Table to write (.csv, .parquet); - writes CSV to stdout (default: print the predictions).
         submission: Sample submission; the output has exactly its header, ids and order.
         probability_of: Class whose probability fills the only column of the sample (default: the prediction).
         path_column: Table column with the image paths (default: found by its usual names).
@@ -313,11 +314,14 @@ def predict(
     """
     sources = read_sources(images)
     from pixelplay import api
+    from pixelplay.outputs.predictions_table import CsvTable, JsonPredictions, PrintedPredictions
 
+    rows, is_printed = JsonPredictions(), out in (None, "-")
+    printer = CsvTable(sys.stdout, ()) if out == "-" else PrintedPredictions(sys.stdout)
     summary = api.predict(
         run,
         sources,
-        out,
+        out if out is not None and not is_printed else rows if output.json else printer,
         submission=submission,
         probability_of=probability_of,
         path_column=path_column,
@@ -329,7 +333,11 @@ def predict(
         compute=compute,
         log=output.make_log(),
     )
-    print(summary.describe(out, submission=submission is not None))
+    if not is_printed:
+        has_sample = submission is not None
+        _print_result(output, summary.to_json, lambda: summary.describe(str(out), submission=has_sample))
+    elif output.json:
+        print(json.dumps(rows.rows, indent=1, allow_nan=False))
     if summary.n_unreadable and strict:
         raise PixelPlayError(
             f"{counted(summary.n_unreadable, 'image')} could not be read, which --strict does not allow; "

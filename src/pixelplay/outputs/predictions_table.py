@@ -4,14 +4,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelplay.atomic import atomic_write
+from pixelplay.config import StrPath
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
 from pixelplay.inference.predictor import DECIMALS, Predictions, join_predictions
@@ -51,8 +52,12 @@ def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTa
         PixelPlayError: from the block; it names the partial file if there are finished rows.
     """
     with atomic_write(path, suffix=".partial", keep_partial=True) as partial:
-        kind = CsvTable if path.lower().endswith(".csv") else ParquetTable
-        table: CsvTable | ParquetTable = kind(partial, tuple(classes))
+        table: CsvTable | ParquetTable
+        if path.lower().endswith(".csv"):
+            file = open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+            table = CsvTable(file, tuple(classes))
+        else:
+            table = ParquetTable(partial, tuple(classes))
         try:
             with table:
                 yield table
@@ -69,13 +74,55 @@ def open_predictions_table(path: str, classes: Sequence[str]) -> Iterator["CsvTa
             raise
 
 
-class CsvTable(AbstractContextManager["CsvTable"]):
-    """A CSV file of predictions, flushed after each chunk."""
+class PredictionWriter(Protocol):
+    """Takes predictions chunk by chunk."""
 
-    def __init__(self, path: str, classes: tuple[str, ...]) -> None:
+    def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
+        """Append rows, with extra text columns."""
+
+
+class PrintedPredictions:
+    """Prints one readable line per image."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
+        """Print the rows of a chunk."""
+        columns = _columns(chunk, extra)
+        for row in zip(*columns.values(), strict=True):
+            cells = dict(zip(columns, row, strict=True))
+            if cells["prediction"] is None:
+                text = f"{cells['status']}: {cells['error']}"
+            else:
+                text = f"{cells['prediction']} ({cells['probability']:.3f})"
+                text += ", abstained" * bool(cells.get("abstained"))
+                if (others := cells.get("prediction_set")) is not None:
+                    text += f", prediction set: {', '.join(others) or 'empty'}"
+                if (cells.get("novelty") or 0) >= UNUSUAL:
+                    text += f", unusual (novelty {cells['novelty']:.3f})"
+            self._file.write(f"{printable(cells['path'])}: {printable(text)}\n")
+        self._file.flush()
+
+
+class JsonPredictions:
+    """Collects one JSON object per image."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, chunk: Predictions, extra: Columns = NO_COLUMNS) -> None:
+        """Add the rows of a chunk."""
+        columns = _columns(chunk, extra)
+        self.rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+class CsvTable(AbstractContextManager["CsvTable"]):
+    """A CSV file of predictions, flushed after each chunk; the file is closed at the end."""
+
+    def __init__(self, file: IO[str], classes: tuple[str, ...]) -> None:
         self.n_rows = 0
-        self._classes = classes
-        self._file = open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        self._classes, self._file = classes, file
         self._writer = csv_writer(self._file)
         self._has_header = False
 
@@ -179,6 +226,25 @@ def _valid_unicode(name: str) -> str:
     Different names stay different: of two columns with one name Parquet would keep one.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def check_output(out: StrPath | PredictionWriter, *, force: bool, is_submission: bool) -> str:
+    """Return the path of a new table, "" for a writer; errors as `check_new_file`."""
+    if isinstance(out, str | os.PathLike):
+        check_new_file(os.fspath(out), force=force)
+        return os.fspath(out)
+    if is_submission:
+        raise ConfigError("--submission needs --out FILE.csv")
+    return ""
+
+
+def open_output(
+    out: StrPath | PredictionWriter, classes: Sequence[str]
+) -> AbstractContextManager[PredictionWriter]:
+    """Open a new table, or use a writer as it is."""
+    if isinstance(out, str | os.PathLike):
+        return open_predictions_table(os.fspath(out), classes)
+    return nullcontext(out)
 
 
 def check_new_file(path: str, *, force: bool) -> None:
@@ -307,6 +373,10 @@ class PredictionSummary:
         if self.n_unreadable:
             reasons = name_some(self.errors, n=self.n_unreadable) if table is None else "see the error column"
             log.note(f"could not read {self.n_unreadable:,} of {counted(self.n, 'image')}; {reasons}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        return asdict(self) | {"counts": dict(self.counts)}
 
     def describe(self, out: str, *, submission: bool = False) -> str:
         """Describe the counts in one or two lines; a submission has no error column."""

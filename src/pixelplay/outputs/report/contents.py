@@ -269,7 +269,8 @@ def _describe_training(records: RunRecords) -> list[str]:
     made = records.environment
     sentences.append(
         f"Trained on {made['date'][:10]} in {made['seconds']:.0f} s on {made['device']} "
-        f"({made['n_cores']} cores), with PixelPlay {made['pixelplay']}, PyTorch {made['torch']} and timm {made['timm']}."
+        f"({made['n_cores']} cores), with PixelPlay {made['pixelplay']}, PyTorch {made['torch']} and "
+        f"timm {made['timm']}."
     )
     sentences.append(
         f"Backbone: {made['backbone']}; weights: {made['weights']}, licence {made['weights_licence']}."

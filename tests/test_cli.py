@@ -1022,16 +1022,20 @@ def test_second_run_reads_features_from_the_cache(
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_interrupt_mentions_resume_only_for_training(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_interrupt_mentions_resume_only_if_something_was_kept(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def interrupt(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pixelplay.cli.main._run_command", interrupt)
-    assert main([command]) == 130
+    out = str(tmp_path / "run")
+    assert main([command, "--out", out]) == 130
+    assert ("before training had started" in capsys.readouterr().err) == (command == "train")
+    (tmp_path / "run.partial").mkdir()
+    assert main([command, f"--out={out}"]) == 130
     assert ("; add --resume" in capsys.readouterr().err) == (command == "train")
-    assert main([command, "--force"]) == 130
+    assert main([command, "--out", out, "--force"]) == 130
     assert ("; replace --force by --resume" in capsys.readouterr().err) == (command == "train")
 
 

@@ -197,6 +197,24 @@ def test_failed_run_without_checkpoint_is_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_interrupted_run_with_a_plan_is_kept_and_resumed(tmp_path: Path) -> None:
+    def interrupt(name: str) -> None:
+        with new_run_dir(str(tmp_path / "run"), force=False) as folder:
+            Path(folder, name).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt("history.csv")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt("plan.json")
+    assert os.listdir(tmp_path) == ["run.partial"]
+    check_refused(tmp_path / "run", r"/run\.partial .*--resume.* --force")
+    with new_run_dir(str(tmp_path / "run"), force=False, resume=True) as folder:
+        assert os.path.isfile(os.path.join(folder, "plan.json"))
+        fill(folder, "new")
+
+
 def test_interrupted_run_needs_resume_or_force(tmp_path: Path) -> None:
     checkpoint_in(make_folder(tmp_path / "run.partial"))
     check_refused(tmp_path / "run", r"/run\.partial .*--resume.* --force")

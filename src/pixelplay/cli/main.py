@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import tyro
@@ -54,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_stdout()
         return _fail(_describe(error), words)
     except KeyboardInterrupt:
-        can_resume = words[:1] in (["train"], ["crossval"])
-        remedy = f"; {'replace --force by' if '--force' in words else 'add'} --resume to continue"
-        print(f"interrupted{remedy * can_resume}", file=sys.stderr)
+        print(f"interrupted{_what_was_kept(words)}", file=sys.stderr)
         return 130
     finally:
         words_typed.reset(token)
@@ -114,6 +113,17 @@ def _partial(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
         return functools.partial(command, *args, **settings)
 
     return bind
+
+
+def _what_was_kept(words: Sequence[str]) -> str:
+    """Say how to continue an interrupted training, or that there is nothing to continue from."""
+    if words[:1] not in (["train"], ["crossval"]):
+        return ""
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    out = next((value for flag, value in pairwise(parts) if flag == "--out"), None)
+    if out is None or not os.path.isdir(f"{os.path.realpath(out)}.partial"):
+        return " before training had started; the next run reuses what is in the cache"
+    return f"; {'replace --force by' if '--force' in words else 'add'} --resume to continue"
 
 
 def _refuse(message: str) -> NoReturn:

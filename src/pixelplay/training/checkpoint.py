@@ -72,9 +72,14 @@ def has_checkpoint(folder: str, name: str = CHECKPOINT) -> bool:
     return os.path.isfile(os.path.join(folder, name))
 
 
-def has_progress(folder: str) -> bool:
+def has_checkpoints(folder: str) -> bool:
     """Return True if a folder or one below it holds a checkpoint or a finished fold."""
     return any(name.endswith(SUFFIX) for _, _, names in os.walk(folder) for name in names)
+
+
+def has_progress(folder: str) -> bool:
+    """Return True if the run with this folder of checkpoints has a plan, a checkpoint or a finished fold."""
+    return os.path.isfile(os.path.join(os.path.dirname(folder), "plan.json")) or has_checkpoints(folder)
 
 
 @torch.no_grad()

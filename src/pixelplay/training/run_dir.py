@@ -10,7 +10,7 @@ from typing import Any
 from pixelplay.atomic import replace_folder, restore_folder
 from pixelplay.errors import ConfigError
 from pixelplay.text import name_some
-from pixelplay.training.checkpoint import has_progress
+from pixelplay.training.checkpoint import has_checkpoints, has_progress
 from pixelplay.training.resume import differences, flatten
 
 # what a finished run consists of, and so what may be replaced
@@ -28,8 +28,8 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
     """Provide the folder OUT.partial, which is renamed to `out_dir` when the block succeeds.
 
     An interrupted run that was to replace another one, by `force`, still replaces it when resumed.
-    Where the block fails or is killed, a folder with a checkpoint stays and can be resumed; any other is
-    removed.
+    Where the block fails, a folder with a checkpoint stays and can be resumed; where it is interrupted or
+    killed, also one with only a plan. Any other is removed.
 
     Raises:
         ConfigError: both `force` and `resume`; `out_dir` exists without `force`, is not a run, cannot be
@@ -52,6 +52,7 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise _not_writable(out_dir, error) from None
+    is_interrupted = False
     with _locked(partial):
         try:
             _clear(partial, force=force, resume=resume)
@@ -63,11 +64,15 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
             # with the checkpoint: the process may be killed at any instant
             replace_folder(partial, out_dir, _is_run)
             _remove_temporary(out_dir)
+        except KeyboardInterrupt:
+            is_interrupted = True
+            raise
         except OSError as error:
             error.filename = error.filename or out_dir  # a full disk names no file
             raise
         finally:
-            if os.path.isdir(partial) and not _is_resumable(partial) and _is_ours(partial):
+            is_kept = has_checkpoints(partial) or (is_interrupted and _is_resumable(partial))
+            if os.path.isdir(partial) and not is_kept and _is_ours(partial):
                 shutil.rmtree(partial, ignore_errors=True)
 
 

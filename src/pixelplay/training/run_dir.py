@@ -52,8 +52,8 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise _not_writable(out_dir, error) from None
-    is_interrupted = False
     with _locked(partial):
+        is_kept = _is_resumable(partial) and not force  # also where this process fails
         try:
             _clear(partial, force=force, resume=resume)
             if free < MIN_FREE_BYTES:
@@ -65,13 +65,13 @@ def new_run_dir(out_dir: str, *, force: bool, resume: bool = False) -> Iterator[
             replace_folder(partial, out_dir, _is_run)
             _remove_temporary(out_dir)
         except KeyboardInterrupt:
-            is_interrupted = True
+            is_kept = _is_resumable(partial)
             raise
         except OSError as error:
             error.filename = error.filename or out_dir  # a full disk names no file
             raise
         finally:
-            is_kept = has_checkpoints(partial) or (is_interrupted and _is_resumable(partial))
+            is_kept = is_kept or has_checkpoints(os.path.join(partial, CHECKPOINTS))
             if os.path.isdir(partial) and not is_kept and _is_ours(partial):
                 shutil.rmtree(partial, ignore_errors=True)
 

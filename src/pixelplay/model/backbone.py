@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pixelplay.data.transforms import FILTERS, Fit, Preprocessing, Size, describe_size
 from pixelplay.errors import BundleError, ConfigError
+from pixelplay.model.device import use_one_thread_after_fork
 from pixelplay.model.weights import (
     EMBEDDED,
     embedded_timm_name,
@@ -278,6 +279,7 @@ def create_network(timm_name: str) -> Any:
     """Build an untrained timm network without classifier; nothing is downloaded."""
     import timm
 
+    use_one_thread_after_fork()  # before the first work in a process
     # timm's notices about its own aliases and tags are suppressed, and the user's random state is preserved
     quiet = warnings.catch_warnings(action="ignore")
     with quiet, quiet_logger("timm", logging.ERROR), torch.random.fork_rng(devices=[]):

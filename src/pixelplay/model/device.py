@@ -1,5 +1,6 @@
 """Device, precision, CPU threads and out-of-memory errors."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_PID = os.getpid()  # of the process that imported torch
 _LOCK = threading.Lock()
 _N_THREADS: list[int] = []  # for each running job, the number of torch threads before the first one
+
+
+def use_one_thread_after_fork() -> None:
+    """Use one torch thread in a forked process, as OpenMP's threads exist in the parent only.
+
+    With more, the first parallel operation would wait for them forever.
+    """
+    if os.getpid() != _PID and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 @contextmanager

@@ -4,8 +4,7 @@ Every run is a new process without a cache. Runs that are in the record already 
 interrupted benchmark continues. The difference is that of the mean accuracy over the seeds, with a bootstrap
 interval over test images.
 
-Expected (two CPU cores): within 3 minutes no set loses more than 0.5 points, and the mean gain is about 1.2
-points.
+Expected (two CPU cores): within 3 minutes no set loses accuracy, and the mean gain is about 2.5 points.
 
 Usage: python benchmarks/suite.py SUITE [--sets flowers17 …] [--seeds 0 1 2] [--budgets 3m]
 """

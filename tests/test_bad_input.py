@@ -335,11 +335,11 @@ def test_table_that_names_missing_files_is_refused(drawn_images: Path, refuse: R
     _assert_names(line, table, "63 ", drawn_images, "gone/0.jpg, ", " more", "--images-dir")
 
 
-def test_table_with_a_repeated_row_is_refused(drawn_images: Path, refuse: Refusal) -> None:
+def test_table_with_contradictory_rows_is_refused(drawn_images: Path, refuse: Refusal) -> None:
     rows = _rows(drawn_images)
-    table = _write_table(Path("t.csv"), [*rows, rows[1]])
+    table = _write_table(Path("t.csv"), [*rows, [rows[1][0], "dots"]])
     line = refuse("scan", table, "--images-dir", drawn_images)
-    _assert_names(line, table, "row 50", "bars/000.jpg", "row 2")
+    _assert_names(line, table, "row 50", "bars/000.jpg", "row 2", "'dots' instead of 'bars'")
 
 
 def test_table_with_an_unknown_split_is_refused(drawn_images: Path, refuse: Refusal) -> None:

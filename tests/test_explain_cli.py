@@ -186,10 +186,8 @@ def test_interrupted_explain_leaves_nothing(
 
 def test_explain_without_images_is_a_usage_error(run: Run, tiny_run: Path) -> None:
     status, _, err = run("explain", tiny_run, "--out", "cams")
-    assert (status, err.splitlines()[0]) == (
-        2,
-        "error: no IMAGES named; add folders, files, tables or zip archives, or - for a list on stdin",
-    )
+    assert status == 2
+    assert err.startswith("error: IMAGES... is missing: Folders, files, tables or zip archives")
     with pytest.raises(pixelplay.DataError, match="images"):
         pixelplay.explain(tiny_run, [], "cams")
 

@@ -164,6 +164,7 @@ def _content(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()
     }
+    del found["environment.json"]  # has the time
     config = json.loads(found["config.json"])
     rows = list(csv.DictReader(found["history.csv"].decode().splitlines()))
     history = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]

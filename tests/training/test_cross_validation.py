@@ -172,6 +172,7 @@ def test_calibration_is_measured_with_temperature_of_other_folds(probe_run: Path
 
 def test_linear_probes_of_all_folds_are_averaged_into_one_head(probe_run: Path, drawn_images: Path) -> None:
     assert {path.name for path in (probe_run / "model").iterdir()} == {
+        "README.md",
         "bundle.json",
         "backbone.safetensors",
         "calibration.safetensors",

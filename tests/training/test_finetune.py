@@ -29,7 +29,7 @@ from pixelplay.training.time_budget import MAX_EPOCHS, MIN_EPOCHS
 from tables import read_json, read_rows
 from trainers import make_task
 
-RECORDS = {"config.json", "plan.json", "split.json", "metrics.json", "model"}
+RECORDS = {"config.json", "environment.json", "plan.json", "split.json", "metrics.json", "model"}
 RECORDS |= {"history.csv", "val.csv", "predictions.csv", "label_issues.csv"}
 METRICS = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
 VAL = ["--val-frac", "0.15"]
@@ -75,7 +75,8 @@ def finetuned(
 
 
 def _model(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (run / "model").iterdir()}
+    """Read the files of the bundle, without the model card."""
+    return {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.suffix != ".md"}
 
 
 def _is_finetuned(run: Path) -> bool:

@@ -145,6 +145,7 @@ def test_auto_uses_linear_probe_when_time_budget_is_too_short(
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
         "config.json",
+        "environment.json",
         "label_issues.csv",
         "metrics.json",
         "model",

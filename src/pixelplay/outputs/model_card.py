@@ -78,7 +78,10 @@ def write_provenance(report: RunReport, data: TrainingData, ctx: RunContext) -> 
 
 
 def format_model_card(report: RunReport, environment: Mapping[str, Any], ctx: RunContext) -> str:
-    """Format the model card as Markdown; it contains no paths, user or host names."""
+    """Format the model card as Markdown; the same training gives the same card.
+
+    It contains no paths, user or host names, and no date.
+    """
     evaluation, preprocessing, made = report.evaluation, ctx.backbone.preprocessing, environment
     methods = [report.finetune] if isinstance(report.finetune, str) else list(report.finetune)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
@@ -89,8 +92,7 @@ def format_model_card(report: RunReport, environment: Mapping[str, Any], ctx: Ru
         [
             "# Image classifier",
             "",
-            f"{counted(len(report.train_counts), 'class')}, trained with PixelPlay {made['pixelplay']} on "
-            f"{made['date'][:10]}.",
+            f"{counted(len(report.train_counts), 'class')}, trained with PixelPlay {made['pixelplay']}.",
             "",
             "## Use",
             "",
@@ -116,7 +118,7 @@ def format_model_card(report: RunReport, environment: Mapping[str, Any], ctx: Ru
             f"- Pretrained weights: {made['weights']}, licence {made['weights_licence']}",
             f"- Input: {size} px, {preprocessing.fit}",
             f"- Data: {counted(n_train, 'image')}, SHA-256 {made['data_sha256'][:16]}",
-            f"- Seed {made['seed']}, {made['seconds']:.0f} s, {made['device']}, {made['n_cores']} cores",
+            f"- Seed {made['seed']}; {made['device']}, {made['precision']}",
             "- " + ", ".join(f"{name} {made[name]}" for name in versions),
             "",
             "| class | training images |",

@@ -17,8 +17,8 @@ from pixelplay.training.settings_conflicts import can_repeat_hard_examples
 
 SIZE_STEP_PX = 32  # networks halve their feature maps five times
 SMOOTHING = 0.15  # weight of a batch in the smoothed training loss
-MAX_RISE = 1.1  # of the smoothed loss over the initial one, above which learning rates are lowered
-LR_DOWN, LR_UP, MIN_LR_FRAC = 0.75, 1.1, 0.01  # per batch
+MAX_RISE = 1.05  # of the smoothed loss over the initial one, above which learning rates are lowered
+LR_DOWN, LR_UP, MIN_LR_FRAC = 0.65, 1.1, 0.01  # per batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,8 +237,13 @@ def test_resume_keeps_the_epochs_that_the_time_limit_left(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("n_val", "title"), [(4, "training"), (0, "refit on train and val")])
 def test_time_limit_on_a_slow_machine_still_decays_the_learning_rate(
-    n_val: int, title: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    n_val: int,
+    title: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pixelplay.training.schedule.LR_DOWN", 1.0)  # rates are not limited by the loss
     schedule, log = make_small_schedule(epochs=30, warmup_frac=0.1), RunLog(json_progress=True)
     state = make_small_trainer(
         tmp_path, schedule, val=VAL[:n_val], inputs=Slow(), log=log, time_limit_s=1.5, title=title

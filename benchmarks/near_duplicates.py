@@ -151,7 +151,7 @@ def search(folder: Path) -> SearchResult:
     start = time.perf_counter()
     images = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
     extracted = time.perf_counter()
-    pairs = find_near_duplicates(dataset, images, None, log)
+    pairs = find_near_duplicates(dataset, images, config, log)
     return SearchResult(
         paths=dataset.paths,
         images=images,

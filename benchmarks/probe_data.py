@@ -36,6 +36,6 @@ def load_probe_data(source: str, backbone: str = "lite0") -> ProbeData:
     config, log = TrainConfig(finetune="none"), RunLog(quiet=True)
     loaded = load_backbone(backbone, None, offline=True)
     images = extract_features(dataset, loaded, config, resolve_device(config.compute), log)
-    near = [pair.members for pair in find_near_duplicates(dataset, images, None, log)]
+    near = [pair.members for pair in find_near_duplicates(dataset, images, config, log)]
     groups = join_groups(dataset, find_duplicates(dataset, images.digests, near))
     return ProbeData(dataset=dataset, features=images.values, groups=groups)

@@ -68,6 +68,6 @@ def _find_near_duplicates(dataset: ImageDataset, bit_range: BitRange, log: RunLo
     max_value = bit_range.max_value
     backbone = replace(backbone, preprocessing=replace(backbone.preprocessing, max_value=max_value))
     features = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
-    pairs = find_near_duplicates(dataset, features, None, log, max_value=max_value)
+    pairs = find_near_duplicates(dataset, features, config, log, max_value=max_value)
     digests = [b"" if i in features.errors else digest for i, digest in enumerate(features.digests)]
     return find_duplicates(dataset, digests, [pair.members for pair in pairs])

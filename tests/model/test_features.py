@@ -312,8 +312,13 @@ def test_near_duplicates_are_found_with_conflicts_and_leaks(folder: Path) -> Non
     assert leaks == [{"train/a/2.png", "test/a/cut.jpg"}]
 
 
-def test_near_duplicates_from_the_cache_are_the_same(folder: Path) -> None:
-    assert scan(folder)[1] == scan(folder)[1]
+def test_near_duplicates_from_the_cache_are_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = scan(folder)[1]
+    _, audit = pixelplay.scan(folder, near_duplicates=True, log=RunLog())
+    assert audit.duplicates == first
+    assert "searching near-duplicates" not in capsys.readouterr().err  # not searched again
 
 
 def test_unreadable_files_are_not_near_duplicates(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """On-disk cache of arrays computed from images: bounded, keyed by everything they depend on, safe to delete.
 
-CACHE/<kind>-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the image files
-CACHE/<kind>-<key>/<shard>.values.npy   (n, …) features, pixels, thumbnails or views, memory-mapped
+CACHE/<kind>-<key>/<shard>.digests.npy  (n, 16) uint8, digests of the image files, or of whole datasets
+CACHE/<kind>-<key>/<shard>.values.npy   (n, …) features, pixels, thumbnails, views or pairs, memory-mapped
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from pixelplay.atomic import atomic_write
 
 DIGEST_BYTES = 16
 SHARD_ROWS, SHARD_BYTES = 1024, 64 << 20  # the most that an interruption loses and that is held in memory
-Kind = Literal["features", "pixels", "thumbs", "views"]
-_KEY_FOLDER = re.compile(r"(features|pixels|thumbs|views)-.*")
+Kind = Literal["features", "pixels", "thumbs", "views", "pairs"]
+_KEY_FOLDER = re.compile(r"(features|pixels|thumbs|views|pairs)-.*")
 _SHARD_FILE = re.compile(r"([0-9a-f]{32})\.(digests|values)\.npy(\.tmp)?")
 
 

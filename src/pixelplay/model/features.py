@@ -13,10 +13,15 @@ import torch
 from pixelplay.array_types import Float32Array, UInt8Array
 from pixelplay.config import Precision, TrainConfig
 from pixelplay.data.audit import digest_bytes, first_occurrences
-from pixelplay.data.cache import ArrayCache, default_cache_dir
+from pixelplay.data.cache import DIGEST_BYTES, ArrayCache, default_cache_dir
 from pixelplay.data.dataset import ImageDataset
 from pixelplay.data.decode import DECODE_VERSION, MAX_VALUE, decode_image
-from pixelplay.data.near_duplicates.search import CLOSE_PX, NearDuplicatePair, search_near_duplicates
+from pixelplay.data.near_duplicates.search import (
+    CLOSE_PX,
+    SEARCH_VERSION,
+    NearDuplicatePair,
+    search_near_duplicates,
+)
 from pixelplay.data.near_duplicates.thumbnails import THUMBNAIL_PX, THUMBNAIL_VERSION, make_thumbnail
 from pixelplay.data.transforms import Preprocessing, Size, decode_for, eval_transform
 from pixelplay.errors import BundleError, ImageError
@@ -348,13 +353,14 @@ def _cached_thumbnail(image: LoadedImage, cache: ArrayCache) -> UInt8Array:
 def find_near_duplicates(
     dataset: ImageDataset,
     images: ImageFeatures,
-    num_workers: int | None,
+    config: TrainConfig,
     log: RunLog,
     *,
-    hflip: bool = True,
     max_value: float = MAX_VALUE,
 ) -> list[NearDuplicatePair]:
     """Find near-duplicates, with `hflip` also of mirror images, among images with thumbnails.
+
+    The result is cached, for other runs on the same images.
 
     Returns:
         Pairs of dataset indices; exact duplicates are represented by the first of them.
@@ -362,13 +368,28 @@ def find_near_duplicates(
     assert images.thumbnails is not None
     rows = first_occurrences(images.digests)
     rows = rows[~np.isin(rows, list(images.errors))]
-
-    def read(k: int) -> UInt8Array:
-        path = dataset.paths[rows[k]]
-        data = dataset.storage.read(path)
-        return decode_image(data, path=path, target_px=CLOSE_PX, max_value=max_value)
-
-    found = search_near_duplicates(
-        images.thumbnails[rows], read, images.values[rows], mirrored=hflip, num_workers=num_workers, log=log
+    thumbnails, features = images.thumbnails[rows], images.values[rows]
+    cache = ArrayCache(
+        config.cache_dir or default_cache_dir(),
+        "pairs",
+        f"{SEARCH_VERSION}-{DECODE_VERSION}-{max_value:g}-{'mirrored' if config.hflip else 'upright'}",
+        max_bytes=int(config.cache_gb * 1e9),
     )
+    digest = hashlib.blake2b(thumbnails.data, digest_size=DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(features).data)
+    if (key := digest.digest()) in cache:
+        found = [NearDuplicatePair.from_row(row) for row in cache.get(key)]
+    else:
+
+        def read(k: int) -> UInt8Array:
+            path = dataset.paths[rows[k]]
+            data = dataset.storage.read(path)
+            return decode_image(data, path=path, target_px=CLOSE_PX, max_value=max_value)
+
+        num_workers = config.compute.num_workers
+        found = search_near_duplicates(
+            thumbnails, read, features, mirrored=config.hflip, num_workers=num_workers, log=log
+        )
+        cache.add(key, np.array([pair.to_row() for pair in found]).reshape(-1, 4))
+        cache.flush()
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

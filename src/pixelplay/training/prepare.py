@@ -48,9 +48,7 @@ def prepare(dataset: ImageDataset, ctx: RunContext) -> TrainingData:
     features = extract_features(dataset, ctx.backbone, config, ctx.device, log)
     pairs = []
     if config.near_duplicates:
-        found = find_near_duplicates(
-            dataset, features, config.compute.num_workers, log, hflip=config.hflip, max_value=ctx.max_value
-        )
+        found = find_near_duplicates(dataset, features, config, log, max_value=ctx.max_value)
         pairs = [pair.members for pair in found]
     groups = ctx.backbone.backbone.feature_groups
     data = build_training_data(dataset, features, config, corrections, pairs, groups)

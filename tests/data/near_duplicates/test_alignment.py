@@ -33,7 +33,7 @@ def grey(image: Image.Image, side: int = SIDE) -> NDArray[np.float32]:
 
 
 def colours(image: Image.Image) -> NDArray[np.float32]:
-    return make_color_thumbnail(np.asarray(image), 64).astype(np.float32)
+    return np.asarray(make_color_thumbnail(np.asarray(image), 64), np.float32).transpose(2, 0, 1)
 
 
 def cut(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:

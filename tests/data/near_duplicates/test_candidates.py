@@ -62,7 +62,7 @@ def test_features_find_candidates_that_fingerprints_miss() -> None:
 
 def test_neighbors_come_after_the_nearest_ten() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((40, 8), dtype=np.float32))
-    _, neighbors = nearest_pairs(rows, rows, 1)
+    *_, neighbors = nearest_pairs(rows, rows, 1)
     expected = np.argsort(-cosines_of(rows), axis=1)[:, 10:14]
     np.testing.assert_array_equal(np.sort(neighbors, axis=1), np.sort(expected, axis=1))
 
@@ -85,7 +85,7 @@ def test_nearest_pairs_are_closer_than_the_ratio(k: int) -> None:
 
 def test_among_few_images_every_nearest_is_a_candidate() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((11, 8), dtype=np.float32))
-    pairs, neighbors = nearest_pairs(rows, rows, 1)
+    pairs, _, neighbors = nearest_pairs(rows, rows, 1)
     assert neighbors.shape == (11, 0)
     nearest = cosines_of(rows).argmax(1)
     assert {(int(i), int(j)) for i, j in pairs} == {tuple(sorted((i, int(j)))) for i, j in enumerate(nearest)}
@@ -96,7 +96,7 @@ def test_many_images_are_searched_in_groups() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((n, 64), dtype=np.float32)
     rows[-50:] = rows[:50] + 0.3 * rng.standard_normal((50, 64), dtype=np.float32)
-    pairs, neighbors = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
+    pairs, _, neighbors = nearest_pairs(unit_rows(rows), unit_rows(rows), 1)
     assert {(i, n - 50 + i) for i in range(50)} <= {(int(i), int(j)) for i, j in pairs}
     assert neighbors.shape == (n, 4)
     assert ((neighbors >= 0) & (neighbors < n)).all()

@@ -1,6 +1,7 @@
 """Tests of pixelplay.data.near_duplicates.search."""
 
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,6 +126,25 @@ def test_more_near_duplicates_than_kept_in_one_split_are_found() -> None:
     found = search([*images, *(decoded(buffer.getvalue()) for buffer in buffers)])
     duplicates = {5, *range(60, 75)}
     assert {i for pair in found for i in pair.members} == duplicates
+
+
+def test_search_for_near_duplicates_ends_where_similar_images_are_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def frame(seed: int) -> NDArray[np.float64]:
+        return np.asarray(scene(seed, (64, 64)), float)
+
+    # pairs that share most of their content, and one near-duplicate
+    images = [(0.7 * frame(i // 2) + 0.3 * frame(1000 + i)).astype(np.uint8) for i in range(600)]
+    buffer = io.BytesIO()
+    Image.fromarray(images[7]).save(buffer, "JPEG", quality=80)
+    images.append(decoded(buffer.getvalue()))
+    thumbnails = np.stack([make_thumbnail(image) for image in images])
+    found = search_near_duplicates(thumbnails, images.__getitem__, num_workers=1, log=RunLog())
+    assert [pair.members for pair in found] == [(7, 600)]
+    note = re.search(r"near-duplicates: .* ([\d,]+) less similar pairs", capsys.readouterr().err)
+    assert note
+    assert int(note[1]) > 50
 
 
 def test_plain_images_are_not_near_duplicates() -> None:

@@ -25,7 +25,7 @@ def test_thumbnail_is_a_grey_square_of_the_whole_image(size: tuple[int, int]) ->
 def test_color_thumbnail_separates_channels() -> None:
     pixels = np.zeros((40, 60, 3), np.uint8) + np.array([250, 100, 5], np.uint8)
     thumbnail = make_color_thumbnail(pixels, 16)
-    np.testing.assert_array_equal(thumbnail, np.broadcast_to([[[250]], [[100]], [[5]]], (3, 16, 16)))
+    np.testing.assert_array_equal(thumbnail, np.broadcast_to([250, 100, 5], (16, 16, 3)))
 
 
 def test_darker_half_is_unchanged() -> None:

@@ -9,10 +9,10 @@ from images import scene
 from pixelplay.data.near_duplicates.thumbnails import make_thumbnail
 from pixelplay.data.near_duplicates.verification import (
     IDENTITY,
+    TypicalDifferences,
     differences,
     relative_difference,
     tile_differences,
-    typical_differences,
 )
 
 
@@ -65,9 +65,9 @@ def test_typical_difference_is_the_median_over_neighbors() -> None:
     thumbnails = (
         np.stack([base + rng.normal(0, sd, base.shape) for sd in noise]).clip(0, 255).astype(np.uint8)
     )
-    typical = typical_differences(thumbnails, np.array([[1, 2, 3, 4]] * 5), np.array([0]))
-    assert np.isnan(typical[1:]).all()
-    assert np.median(typical[0]) == pytest.approx(4, rel=0.15)
+    typical = TypicalDifferences.measure(thumbnails, np.array([[1, 2, 3, 4]] * 5), np.array([[0, 2]]))
+    assert typical.images.tolist() == [0, 2]
+    assert np.median(typical.of(np.array([0]))) == pytest.approx(4, rel=0.15)
 
 
 def test_relative_difference_is_small_for_duplicates_only() -> None:

@@ -17,6 +17,8 @@ from pixelplay.array_types import BoolArray, Float32Array
 CROP_SIDES = (0.9, 0.78)
 CROP_STEP = 0.11  # between two crop positions, in fractions of a side: `refine` converges from half of it
 MIN_OVERLAP = 0.5  # in fractions of either side
+SAMPLES = 32  # pixels along a side that an alignment is refined by, evenly spaced
+ALL = slice(None)
 MAX_STEP = 0.05  # largest change of an alignment in one step
 MIN_STD = 0.3  # grey levels: an image or tile that varies less has no content
 N_TILES = 16  # along a side
@@ -77,17 +79,18 @@ def refine(
     Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
     """
     n = first.shape[-1]
-    along = (np.arange(n, dtype=np.float32) + 0.5) / n
+    pixels = slice(None, None, max(1, n // SAMPLES))
+    along = ((np.arange(n, dtype=np.float32) + 0.5) / n)[pixels]  # (s,)
     gradient_y, gradient_x = (gradient * n for gradient in np.gradient(second, axis=(-2, -1)))
-    target = first.reshape(len(first), n * n, 1)
+    target = first[:, pixels, pixels].reshape(len(first), len(along) ** 2, 1)  # (P, s², 1)
     found, is_lost = alignments.copy(), np.zeros(len(first), bool)
     for _ in range(n_steps):
-        to_y, across, overlap = _resamplers(found, n)
-        # second image and its gradients, resampled onto the first: (P, n, n) each
+        to_y, across, overlap = _resamplers(found, n, pixels)
+        # second image and its gradients, resampled onto the first: (P, s, s) each
         warped, by, bx = (to_y @ image @ across for image in (second, gradient_y, gradient_x))
         # derivatives by the two scales and shifts, then gain and offset
         columns = np.stack([by * along[:, None], by, bx * along, bx, warped, np.ones_like(warped)], axis=1)
-        columns = (columns * overlap[:, None].astype(np.float32)).reshape(len(first), 6, n * n)
+        columns = (columns * overlap[:, None].astype(np.float32)).reshape(len(first), 6, len(along) ** 2)
         square = columns @ columns.swapaxes(1, 2)  # (P, 6, 6) normal equations
         diagonal = np.arange(6)
         # damped, because flat images leave the equations singular
@@ -120,9 +123,23 @@ def agreement(first: Float32Array, second: Float32Array, alignment: Float32Array
     return float(np.median(correlation[has_content])) if has_content.sum() >= MIN_TILES else 0.0
 
 
-def overlap_correlation(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
-    """Correlate two aligned images (n, n) over their overlap."""
-    return float(correlate(*_crop_to_overlap(first, second, alignment))[0])
+def overlap_correlation(first: Float32Array, second: Float32Array, alignments: Float32Array) -> Float32Array:
+    """Correlate aligned images (P, n, n) over their overlap, after removing line means: (P,)."""
+    warped, overlap = warp(first, second, alignments)
+    mask = overlap.astype(np.float32)
+    a, b = _remove_masked_line_means(first, mask), _remove_masked_line_means(warped, mask)
+    squares_a, squares_b = (np.square(x).sum((1, 2)) for x in (a, b))
+    variance = np.minimum(squares_a, squares_b) / np.maximum(mask.sum((1, 2)), 1)
+    correlation = (a * b).sum((1, 2)) / np.maximum(np.sqrt(squares_a * squares_b), 1e-9)
+    return np.where(variance >= MIN_STD**2, correlation, 0).astype(np.float32)
+
+
+def _remove_masked_line_means(images: Float32Array, mask: Float32Array) -> Float32Array:
+    """Subtract the means of rows and columns inside a rectangular mask from images (P, n, n); 0 outside."""
+    for axis in (-1, -2):
+        means = (images * mask).sum(axis, keepdims=True) / np.maximum(mask.sum(axis, keepdims=True), 1)
+        images = (images - means) * mask
+    return images
 
 
 def color_correlation(first: Float32Array, second: Float32Array, alignment: Float32Array) -> float:
@@ -176,17 +193,24 @@ def _overlap(alignments: Float32Array) -> BoolArray:
     return enough
 
 
-def _resamplers(alignments: Float32Array, n: int) -> tuple[Float32Array, Float32Array, BoolArray]:
-    """Compute factors (P, n, n) on the left and right of second images, and the mask (P, n, n) of overlap."""
-    to_y, inside_y = _samplers(alignments[:, 0], alignments[:, 1], n)
-    to_x, inside_x = _samplers(alignments[:, 2], alignments[:, 3], n)
+def _resamplers(
+    alignments: Float32Array, n: int, pixels: slice = ALL
+) -> tuple[Float32Array, Float32Array, BoolArray]:
+    """Compute factors on the left (P, s, n) and right (P, n, s) of second images, and the mask of overlap.
+
+    The mask (P, s, s) is of the pixels of the first images that are sampled along each axis.
+    """
+    to_y, inside_y = _samplers(alignments[:, 0], alignments[:, 1], n, pixels)
+    to_x, inside_x = _samplers(alignments[:, 2], alignments[:, 3], n, pixels)
     return to_y, to_x.swapaxes(1, 2), inside_y[:, :, None] & inside_x[:, None]
 
 
-def _samplers(scales: Float32Array, shifts: Float32Array, n: int) -> tuple[Float32Array, BoolArray]:
-    """Compute weights (P, n, n) that resample second images along an axis, and a mask (P, n) of overlap."""
+def _samplers(
+    scales: Float32Array, shifts: Float32Array, n: int, pixels: slice = ALL
+) -> tuple[Float32Array, BoolArray]:
+    """Compute weights (P, s, n) that resample second images along an axis, and a mask (P, s) of overlap."""
     centres = (np.arange(n, dtype=np.float32) + 0.5) / n
-    at = scales[:, None] * centres + shifts[:, None]  # (P, n)
+    at = scales[:, None] * centres[pixels] + shifts[:, None]  # (P, s)
     inside = (at >= 0) & (at <= 1)
     # triangle filter as wide as a step, so that downsampling averages
     width = np.maximum(scales, 1)[:, None, None] / n

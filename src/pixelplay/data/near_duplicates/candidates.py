@@ -21,8 +21,9 @@ from pixelplay.run_log import RunLog
 MAX_DUPLICATES, MAX_DUPLICATES_FRAC = 10, 0.01  # sets larger than both are reported, not kept in one split
 N_BY_FINGERPRINT, N_BY_FEATURES, N_BY_CROP = 2, 4, 1  # candidates per image and search
 CROP_SIDE = 0.9  # side of a corner crop, in fractions
-# Limits relative to the distance of a neighbor: duplicates in TrashNet and the solar cells meet one of them.
-MAX_DISTANCE_RATIO, FEATURES_MAX_DISTANCE_RATIO = 0.8, 0.7
+# Distance relative to that of a neighbor: of watermarked duplicates it is at most 0.59 among solar cells and
+# 0.29 in TrashNet, of other ones mostly below 0.2.
+MAX_DISTANCE_RATIO = 0.6
 N_NEIGHBORS = 4
 N_GROUPS = 2048  # of other images, to find the nearest few quickly
 DIRECTIONS = 256  # of the random projection of features, which hardly changes near neighbors
@@ -39,6 +40,7 @@ class Candidates:
         pairs: (P, 2) positions, the smaller first; a pair can occur with and without mirroring.
         is_mirrored: (P,) one image is to be compared with the other's mirror image.
         is_dark: (P,) the darker halves are similar; never with is_mirrored.
+        ratio: (P,) distance relative to that of a neighbor.
         neighbors: (N, R) positions of the nearest images that cannot all be duplicates; R is 0 if there are
             too few images.
     """
@@ -46,12 +48,17 @@ class Candidates:
     pairs: IntArray
     is_mirrored: BoolArray
     is_dark: BoolArray
+    ratio: Float32Array
     neighbors: IntArray
 
     def select(self, rows: NDArray[Any] | slice | Sequence[int]) -> "Candidates":
         """Keep some pairs, by mask (P,), slice or position."""
         return replace(
-            self, pairs=self.pairs[rows], is_mirrored=self.is_mirrored[rows], is_dark=self.is_dark[rows]
+            self,
+            pairs=self.pairs[rows],
+            is_mirrored=self.is_mirrored[rows],
+            is_dark=self.is_dark[rows],
+            ratio=self.ratio[rows],
         )
 
 
@@ -76,22 +83,28 @@ def find_candidates(thumbnails: UInt8Array, features: Float32Array | None, log: 
     n_searches = 7 if features is None else 8
     with log.progress("searching near-duplicates", n_searches * len(thumbnails), "comparisons") as bar:
         search = partial(nearest_pairs, on_progress=bar.update)
-        pairs, neighbors = search(straight, straight, N_BY_FINGERPRINT)
-        mirrored_pairs = search(straight, mirrored, N_BY_FINGERPRINT)[0]
-        dark_pairs = search(dark, dark, N_BY_FINGERPRINT)[0]
-        found = [pairs, dark_pairs]
+        whole_pairs, whole_ratios, neighbors = search(straight, straight, N_BY_FINGERPRINT)
+        mirrored_pairs, mirrored_ratios, _ = search(straight, mirrored, N_BY_FINGERPRINT)
+        dark_pairs, dark_ratios, _ = search(dark, dark, N_BY_FINGERPRINT)
+        found = [(whole_pairs, whole_ratios), (dark_pairs, dark_ratios)]
         for top, left in product((0.0, 1 - CROP_SIDE), repeat=2):
             corner = _rows(_fingerprints(thumbnails, top, left, CROP_SIDE))
-            found.append(search(corner, straight, N_BY_CROP)[0])
+            found.append(search(corner, straight, N_BY_CROP)[:2])
         if features is not None:
             rows = _project(features)
-            found.append(search(rows, rows, N_BY_FEATURES, FEATURES_MAX_DISTANCE_RATIO)[0])
-    straight_pairs = np.unique(np.concatenate(found), axis=0)
-    pairs = np.concatenate([straight_pairs, mirrored_pairs])
-    is_mirrored = np.arange(len(pairs)) >= len(straight_pairs)
+            found.append(search(rows, rows, N_BY_FEATURES)[:2])
+    pairs, ratios = _merge(np.concatenate([each[0] for each in found]), np.concatenate([r for _, r in found]))
+    is_mirrored = np.arange(len(pairs) + len(mirrored_pairs)) >= len(pairs)
+    pairs = np.concatenate([pairs, mirrored_pairs])
     key = len(thumbnails), 1  # pair → one number
     is_dark = np.isin(pairs @ key, dark_pairs @ key) & ~is_mirrored
-    return Candidates(pairs=pairs, is_mirrored=is_mirrored, is_dark=is_dark, neighbors=neighbors)
+    return Candidates(
+        pairs=pairs,
+        is_mirrored=is_mirrored,
+        is_dark=is_dark,
+        ratio=np.concatenate([ratios, mirrored_ratios]),
+        neighbors=neighbors,
+    )
 
 
 def nearest_pairs(
@@ -101,7 +114,7 @@ def nearest_pairs(
     max_ratio: float = MAX_DISTANCE_RATIO,
     *,
     on_progress: Callable[[int], object] = lambda n: None,
-) -> tuple[IntArray, IntArray]:
+) -> tuple[IntArray, Float32Array, IntArray]:
     """Pair each of N unit rows (N, D) with those of its k nearest others (N, D) that are close enough.
 
     Close enough is less than `max_ratio` times the distance to a neighbor. Neighbors are the nearest of each
@@ -109,7 +122,8 @@ def nearest_pairs(
     paired with other i.
 
     Returns:
-        Unique pairs (P, 2), the smaller position first, and the neighbors (N, R) of each row.
+        Unique pairs (P, 2), the smaller position first; their smallest ratio (P,); and the neighbors (N, R)
+        of each row.
     """
     n, limit = len(rows), max_duplicates(len(rows))
     n_neighbors = min(N_NEIGHBORS, max(0, n - 1 - limit))
@@ -118,7 +132,7 @@ def nearest_pairs(
     step = max(1, min(n, BLOCK_BYTES // (4 * size * n_groups)))
     padded = np.zeros((size * n_groups, others.shape[1]), np.float32)
     padded[:n] = others
-    found, neighbors = [], np.empty((n, n_neighbors), np.int64)
+    found, ratios, neighbors = [], [], np.empty((n, n_neighbors), np.int64)
     for start in range(0, n, step):
         block = np.arange(start, min(start + step, n))
         within = np.arange(len(block))
@@ -130,11 +144,22 @@ def nearest_pairs(
             neighbors[block], typical = _find_neighbors(cosines, limit, n_neighbors, n_groups)
         for _ in range(min(k, n - 1)):  # a few passes are faster than sorting
             nearest = cosines.argmax(1)
-            is_near = _distance(cosines[within, nearest]) < max_ratio * typical
+            distance = _distance(cosines[within, nearest])
+            is_near = distance < max_ratio * typical
             found.append(np.stack([block, nearest], axis=1)[is_near])
+            ratios.append(distance[is_near] / typical[is_near])
             cosines[within, nearest] = -np.inf
         on_progress(len(block))
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), neighbors
+    return *_merge(np.sort(np.concatenate(found), axis=1), np.concatenate(ratios)), neighbors
+
+
+def _merge(pairs: IntArray, ratios: Float32Array) -> tuple[IntArray, Float32Array]:
+    """Return unique pairs (P, 2) in ascending order and their smallest ratio (P,)."""
+    order = np.lexsort((ratios, pairs[:, 1], pairs[:, 0]))
+    pairs, ratios = pairs[order], ratios[order]
+    is_first = np.ones(len(pairs), bool)
+    is_first[1:] = (pairs[1:] != pairs[:-1]).any(1)
+    return pairs[is_first], ratios[is_first]
 
 
 def unit_rows(rows: Float32Array) -> Float32Array:

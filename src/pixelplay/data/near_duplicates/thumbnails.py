@@ -15,15 +15,11 @@ THUMBNAIL_VERSION = 1  # part of cache keys: increase it when the same pixels gi
 
 def make_thumbnail(pixels: UInt8Array, side_px: int = THUMBNAIL_PX) -> UInt8Array:
     """Squash an image (H, W, 3) uint8 to a grey square (S, S) uint8."""
-    return np.asarray(_squash(pixels, side_px).convert("L"))
+    return np.asarray(make_color_thumbnail(pixels, side_px).convert("L"))
 
 
-def make_color_thumbnail(pixels: UInt8Array, side_px: int) -> UInt8Array:
-    """Squash an image (H, W, 3) uint8 to a square (3, S, S) uint8."""
-    return np.asarray(_squash(pixels, side_px)).transpose(2, 0, 1)
-
-
-def _squash(pixels: UInt8Array, side_px: int) -> Image.Image:
+def make_color_thumbnail(pixels: UInt8Array, side_px: int) -> Image.Image:
+    """Squash an image (H, W, 3) uint8 to a square."""
     image = Image.fromarray(pixels)
     return image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
 

@@ -4,6 +4,8 @@ Solar cells of one production line agree in nearly everything without being dupl
 by less than a fifth of what such images differ by.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pixelplay.array_types import BoolArray, Float32Array, IntArray, UInt8Array
@@ -14,7 +16,7 @@ IDENTITY = np.array([1, 0, 1, 0], np.float32)
 DARK, BRIGHT = 5, 245  # grey levels: a change of brightness may have clipped values outside
 MIN_KNOWN_TILES = 16  # to compare images by
 N_FITS, OUTLIER = 3, 3.0  # fits of brightness; pixels with more than OUTLIER median differences are left out
-BLOCK_IMAGES = 256  # images per block
+FIT_STEP = 2  # every second pixel along both sides fits the brightness
 
 
 def differences(first: Float32Array, second: Float32Array, alignments: Float32Array) -> Float32Array:
@@ -29,21 +31,30 @@ def differences(first: Float32Array, second: Float32Array, alignments: Float32Ar
     is_clear = (_known_tiles(clear).sum((1, 2)) >= MIN_KNOWN_TILES)[:, None, None]
     known = np.where(is_clear, clear, known)
     is_fit = clear.sum((1, 2), keepdims=True) >= (first.shape[-1] // N_TILES) ** 2  # a tile's worth
-    fitted = used = np.where(is_fit, clear, known)  # clipped pixels would distort the contrast
-    left = first - warped
+    is_fitted = np.where(is_fit, clear, known)  # clipped pixels would distort the contrast
+    sampled = np.s_[:, ::FIT_STEP, ::FIT_STEP]
+    gain, offset = _fit_brightness(first[sampled], warped[sampled], is_fitted[sampled])
+    return np.where(known, first - gain * warped - offset, np.nan).astype(np.float32)
+
+
+def _fit_brightness(
+    first: Float32Array, second: Float32Array, is_fitted: BoolArray
+) -> tuple[Float32Array, Float32Array]:
+    """Fit first = gain * second + offset over some pixels (P, n, n); gain and offset are (P, 1, 1)."""
+    is_used, axes = is_fitted, (1, 2)
     for _ in range(N_FITS):  # robust regression: watermarks drop out as outliers
-        n_used = np.maximum(used.sum((1, 2), keepdims=True), 1)
-        mean_warped, mean_first = (
-            np.where(used, x, 0).sum((1, 2), keepdims=True) / n_used for x in (warped, first)
+        n_used = np.maximum(is_used.sum(axes, keepdims=True), 1)
+        mean_first, mean_second = (
+            np.where(is_used, x, 0).sum(axes, keepdims=True) / n_used for x in (first, second)
         )
-        centred = np.where(used, warped - mean_warped, 0)
-        spread = np.square(centred).sum((1, 2), keepdims=True)
-        contrast = (centred * first).sum((1, 2), keepdims=True) / np.maximum(spread, 1e-6)
+        centred = np.where(is_used, second - mean_second, 0)
+        spread = np.square(centred).sum(axes, keepdims=True)
+        contrast = (centred * first).sum(axes, keepdims=True) / np.maximum(spread, 1e-6)
         gain = np.where(spread > n_used, contrast, 1)  # flat images do not determine the contrast
-        left = first - mean_first - gain * (warped - mean_warped)
-        size = np.where(fitted, np.abs(left), np.inf)
-        used = fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
-    return np.where(known, left, np.nan).astype(np.float32)
+        offset = mean_first - gain * mean_second
+        size = np.where(is_fitted, np.abs(first - gain * second - offset), np.inf)
+        is_used = is_fitted & (size <= OUTLIER * _median(size.reshape(len(size), -1))[:, None, None])
+    return gain, offset
 
 
 def _known_tiles(known: BoolArray) -> BoolArray:
@@ -65,26 +76,35 @@ def tile_differences(left: Float32Array) -> Float32Array:
     return np.where(is_known, np.sqrt(square), np.nan).astype(np.float32)
 
 
-def typical_differences(thumbnails: UInt8Array, neighbors: IntArray, rows: IntArray) -> Float32Array:
-    """Compute the median difference of thumbnails (N, S, S) from their neighbors (N, R) in each tile.
+@dataclass(frozen=True)
+class TypicalDifferences:
+    """By how much images differ from similar ones that are no duplicates, in each tile."""
 
-    Returns:
-        (N, t, t) grey levels; NaN for images that are not in `rows`.
-    """
-    n_each = neighbors.shape[1]
-    typical = np.full((len(thumbnails), N_TILES, N_TILES), np.nan, np.float32)
-    for start in range(0, len(rows), BLOCK_IMAGES // n_each):
-        block = rows[start : start + BLOCK_IMAGES // n_each]
-        first = np.repeat(thumbnails[block], n_each, axis=0)
-        second = thumbnails[neighbors[block].ravel()]
+    images: IntArray  # (R,) positions in the dataset, ascending
+    values: Float32Array  # (R, t, t) grey levels
+
+    @classmethod
+    def measure(cls, thumbnails: UInt8Array, neighbors: IntArray, pairs: IntArray) -> "TypicalDifferences":
+        """Compute the median difference of the images in pairs (P, 2) from their neighbors.
+
+        Args:
+            thumbnails: (N, S, S).
+            neighbors: (N, R) positions of similar images.
+        """
+        images, n_each = np.unique(pairs), neighbors.shape[1]
+        first = np.repeat(thumbnails[images], n_each, axis=0)
+        second = thumbnails[neighbors[images].ravel()]
         upright = np.repeat(IDENTITY[None], len(first), axis=0)
-        a, b = (shrink(images, THUMBNAIL_PX // 2) for images in (first, second))
-        alignments = refine(a, b, upright, n_steps=4)
+        a, b = (shrink(x, THUMBNAIL_PX // 2) for x in (first, second))
+        alignments = refine(a, b, upright, n_steps=2)
         alignments = np.where(np.isfinite(alignments), alignments, upright)
         found = differences(first.astype(np.float32), second.astype(np.float32), alignments)
-        tiles = tile_differences(found).reshape(len(block), n_each, N_TILES, N_TILES)
-        typical[block] = _median(np.moveaxis(tiles, 1, -1))
-    return typical
+        tiles = tile_differences(found).reshape(len(images), n_each, N_TILES, N_TILES)
+        return cls(images, _median(np.moveaxis(tiles, 1, -1)))
+
+    def of(self, images: IntArray) -> Float32Array:
+        """Return the differences (n, t, t) of some of the images (n,)."""
+        return self.values[np.searchsorted(self.images, images)]
 
 
 def relative_difference(found: Float32Array, typical: Float32Array) -> Float32Array:

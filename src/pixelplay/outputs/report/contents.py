@@ -20,6 +20,7 @@ from pixelplay.text import counted, percent
 
 MAX_ERRORS = 24
 MAX_LABEL_ISSUES, MAX_ENLARGED = 150, 60
+ISSUES_PER_PAGE = 12
 MAX_SETS, MAX_IN_SET, MAX_FILES = 40, 8, 200
 RARE_BELOW = 30  # training images
 FEW_EVALUATED = 50  # images, below which the summary warns that metrics are uncertain
@@ -91,6 +92,7 @@ def run_contents(
         or (records.measured_on == "val" and metrics.get("val_is_before_refit", False)),
         "label_issues": records.label_issues[:MAX_LABEL_ISSUES],
         "n_label_issues": len(records.label_issues),
+        "issues_per_page": ISSUES_PER_PAGE,
         "typical": confusion_matrix.find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),

@@ -97,6 +97,7 @@ def run_contents(
         "typical": confusion_matrix.find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
+        "export_command": "pixelplay label-issues RUN --relabel corrections.csv --out corrected.csv",
         "novelty": _describe_novelty(metrics.get("novelty")),
         "calibration": calibration,
         "calibration_charts": [chart for chart in (reliability, risk) if chart is not None],
@@ -263,7 +264,7 @@ def _describe_novelty(novelty: Mapping[str, Any] | None) -> list[str]:
         sentences.append(f"Detected: {_describe_rate(detected)} of classes without training images.")
     sentences.append(
         f"In our benchmark on ten other datasets, {mean} of the images of classes left out of training "
-        f"were above, from {low} to {high} by dataset. For your unknown classes the rate can be anything: "
+        f"were above, from {low} to {high} by dataset. For your unknown classes the rate may be very different: "
         "the more they look like known ones, the fewer of their images are detected."
     )
     return sentences

@@ -264,8 +264,8 @@ def _describe_novelty(novelty: Mapping[str, Any] | None) -> list[str]:
         sentences.append(f"Detected: {_describe_rate(detected)} of classes without training images.")
     sentences.append(
         f"In our benchmark on ten other datasets, {mean} of the images of classes left out of training "
-        f"were above, from {low} to {high} by dataset. For your unknown classes the rate may be very different: "
-        "the more they look like known ones, the fewer of their images are detected."
+        f"were above, from {low} to {high} by dataset. For your unknown classes the rate may be very "
+        "different: the more they look like known ones, the fewer of their images are detected."
     )
     return sentences
 

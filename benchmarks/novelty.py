@@ -7,7 +7,7 @@ energy (Liu et al. 2020), distance to the nearest image (Sun et al. 2022) and re
 above two thresholds and the quantiles of both kinds of images are also given. Predefined test splits are not
 used.
 
-Expected: PixelPlay's score has the best mean over the datasets, and at most about 5 % of the images of known
+Expected: PixelPlay's score has the best or nearly the best mean, and at most about 5 % of the images of known
 classes exceed 0.95.
 
 Usage: python benchmarks/novelty.py DATA [DATA …] [--groups 4] [--seeds 0 1 2]

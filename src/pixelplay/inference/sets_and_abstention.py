@@ -44,8 +44,8 @@ class Uncertainty:
             )
             self.notes.append(
                 f"the model abstains below a probability of {self._min_confidence:.3f}: above it are "
-                f"{percent(coverage)} of the held-out images with accuracy {accuracy:.3f} (at least {bound:.3f} "
-                f"with 95 % confidence), based on {_describe(held_out)}"
+                f"{percent(coverage)} of the held-out images with accuracy {accuracy:.3f} (at least "
+                f"{bound:.3f} with 95 % confidence), based on {_describe(held_out)}"
             )
 
     def apply(self, predictions: Predictions) -> Predictions:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pixelplay.evaluation.novelty import BENCHMARK_DETECTION, NOVELTY_THRESHOLD
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARED = {"records", "commands", "probe_data"}
 OTHER_ENVIRONMENT = {"fastai_worker"}  # runs where fastai is installed
@@ -59,6 +61,19 @@ def test_results_are_generated_from_the_records() -> None:
     results = importlib.import_module("make_results")
     records = results.read_records(BENCHMARKS / "results")
     assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == results.format_results(records)
+
+
+def test_benchmark_detection_rates_of_the_report_are_those_of_the_record() -> None:
+    record = json.loads((BENCHMARKS / "results/novelty-suite.json").read_text(encoding="utf-8"))
+    rates = {
+        row["data"]: row["metrics"][f"left out: above {NOVELTY_THRESHOLD}"]["mean"]
+        for row in record["rows"]
+        if row["method"] == "PixelPlay"
+    }
+    mean = rates.pop("mean of 10")
+    found = (mean, min(rates.values()), max(rates.values()))
+    assert len(rates) == 10
+    assert tuple(round(rate, 2) for rate in found) == BENCHMARK_DETECTION
 
 
 def test_commands_of_results_name_existing_scripts() -> None:

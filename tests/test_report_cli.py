@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from PIL import Image
 import pixelplay
 from conftest import draw_folder
 from pixelplay.cli.main import main
+from pixelplay.outputs.label_issues import read_label_issues, write_label_issues
 from pixelplay.outputs.report import images as report_images
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -229,6 +231,73 @@ def test_report_is_accessible(browser: Any, shown: Path, scheme: str) -> None:
         f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")
     ]
     assert serious == []
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def many_issues(shown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with 30 label issues, 6 of them labelled dots and 6 suggested to be dots."""
+    run = Path(shutil.copytree(shown / "run", tmp_path_factory.mktemp("many") / "run"))
+    other = read_label_issues(str(run)).label_issues[0]
+    issues = [
+        replace(
+            other,
+            path=f"bars/{i:03}.jpg",
+            label="dots" if i % 5 == 4 else "bars",
+            suggested="dots" if i % 5 == 0 else "bars",
+        )
+        for i in range(30)
+    ]
+    write_label_issues(issues, str(run / "label_issues.csv"))
+    return Path(pixelplay.report(run))
+
+
+@needs_browser
+def test_label_issues_are_paged_and_filtered_by_class(browser: Any, many_issues: Path) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(many_issues.as_uri())
+    shown, pages = page.locator("li[data-issue]:visible"), page.locator("#issue-range")
+    assert (shown.count(), pages.inner_text()) == (12, "1–12 of 30")
+    assert page.locator("#previous-issues").is_disabled()
+    assert page.evaluate("document.documentElement.scrollHeight") < 10_000
+    shown.nth(0).locator("input[value=exclude]").check()
+    page.locator("#next-issues").click()
+    page.locator("#next-issues").click()
+    assert (shown.count(), pages.inner_text()) == (6, "25–30 of 30")
+    assert page.locator("#next-issues").is_disabled()
+    assert shown.first.evaluate("item => item.value") == 25
+    page.locator("#issue-class").select_option(label="dots (12)")
+    assert (shown.count(), pages.inner_text()) == (12, "1–12 of 12")
+    assert all("dots" in text for text in page.locator("li[data-issue]:visible fieldset").all_inner_texts())
+    shown.nth(1).locator("input[value=keep]").check()
+    assert page.locator("#saved").inner_text() == "2 reviewed, not saved"  # also those that are not shown
+    page.emulate_media(media="print")
+    assert page.locator("li[data-issue]:visible").count() == 12
+    assert not page.locator("#next-issues").is_visible()
+    context.close()
+
+
+@needs_browser
+def test_all_label_issues_are_reachable_without_scripts(browser: Any, many_issues: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(many_issues.as_uri())
+    assert page.locator("li[data-issue]:visible").count() == 12
+    assert not page.locator("#issue-class").is_visible()
+    page.locator("#other-issues summary").click()
+    assert page.locator("li[data-issue]:visible").count() == 30
+    context.close()
+
+
+@needs_browser
+def test_long_class_names_do_not_widen_a_phone(browser: Any, many_issues: Path) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    page.goto(many_issues.as_uri())
+    page.evaluate("""for (const select of document.querySelectorAll("select"))
+        select.append(new Option("a class name that is longer than a phone is wide ".repeat(2), "x"))""")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     context.close()
 
 

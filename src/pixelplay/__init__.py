@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pixelplay.inference.predictor import EnsemblePredictor as EnsemblePredictor
     from pixelplay.inference.predictor import Predictions as Predictions
     from pixelplay.inference.predictor import Predictor as Predictor
+    from pixelplay.outputs.corrected_table import CorrectedTable as CorrectedTable
+    from pixelplay.outputs.corrected_table import export_corrected as export_corrected
     from pixelplay.outputs.evaluation_report import EvaluationReport as EvaluationReport
     from pixelplay.outputs.label_issues import LabelIssue as LabelIssue
     from pixelplay.outputs.label_issues import LabelIssueReport as LabelIssueReport
@@ -57,6 +59,7 @@ _MODULES = {
     "evaluation.evaluate": "Evaluation",
     "inference.explain": "Explainer Explanation",
     "inference.predictor": "EnsemblePredictor Predictions Predictor",
+    "outputs.corrected_table": "CorrectedTable export_corrected",
     "outputs.evaluation_report": "EvaluationReport",
     "outputs.label_issues": "LabelIssue LabelIssueReport read_label_issues",
     "outputs.metrics_json": "RunReport",

@@ -109,7 +109,9 @@ def train(
         bundle, rule = finalize(classifier, images, ctx)  # temperature, tau, novelty scale
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
         held_out = evaluate_held_out(classifier, rule, images, ctx)
-        test = evaluate_test(classifier, rule, images, ctx)  # the only time the test split is read
+        test = evaluate_test(
+            classifier, rule, bundle.novelty, images, ctx
+        )  # the only time the test split is read
         curve = measure_learning_curve(images, classifier, rule, ctx.config.seed)
         report = make_train_report(
             os.fspath(out_dir), classifier, rule, held_out, test, curve, images, ctx, command
@@ -170,7 +172,9 @@ def cross_validate(
             classifier, logits = cross_validation.average_folds(validation, images, ctx)
         bundle, rule = cross_validation.finalize_folds(classifier, logits, validation, images, ctx)
         write_bundle(bundle, os.path.join(ctx.run_dir, "model"))
-        test = evaluate_test(classifier, rule, images, ctx)  # the only time a predefined test split is read
+        test = evaluate_test(
+            classifier, rule, bundle.novelty, images, ctx
+        )  # the only time a predefined test split is read
         excluded = predict_rows(classifier, images, ctx, images.excluded)
         validation = cross_validation.with_excluded(validation, images.excluded, excluded, rule)
         report = make_crossval_report(

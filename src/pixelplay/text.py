@@ -50,8 +50,16 @@ def counted(n: int, noun: str) -> str:
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """Format a share as a percentage: "92.6 %"."""
-    return f"{100 * share:.{decimals}f} %"
+    """Format a share as a percentage, "92.6 %"; only 0 and 1 become "0.0 %" and "100.0 %".
+
+    A share that would be rounded to one of them is "<0.1 %" or ">99.9 %".
+    """
+    text, least = f"{100 * share:.{decimals}f}", 10.0**-decimals
+    if share > 0 and float(text) == 0:
+        return f"<{least:.{decimals}f} %"
+    if share < 1 and float(text) == 100:
+        return f">{100 - least:.{decimals}f} %"
+    return f"{text} %"
 
 
 def suggest(name: str, known: Sequence[str], n: int = 3) -> str:

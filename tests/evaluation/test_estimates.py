@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pixelplay.evaluation.estimates import estimate_label_metrics, estimate_prob_metrics
-from pixelplay.evaluation.intervals import Bootstrap
+from pixelplay.evaluation.estimates import estimate_label_metrics, estimate_prob_metrics, estimate_rate
+from pixelplay.evaluation.intervals import Bootstrap, wilson
 
 LABEL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -124,3 +124,14 @@ def test_groups_never_narrow_an_interval() -> None:
         narrow, wide = independent[name], grouped[name]
         assert wide.low <= narrow.low <= narrow.high <= wide.high
         assert wide.method == "bootstrap by group"
+
+
+def test_a_rate_has_the_wilson_interval_and_with_groups_a_wider_one() -> None:
+    is_hit = np.arange(60) < 9
+    single = estimate_rate(is_hit, None, 0)
+    assert (single.value, single.low, single.high) == (0.15, wilson(9, 60).low, wilson(9, 60).high)
+    grouped = estimate_rate(is_hit, np.arange(60) // 6, 0)  # the hits are in two of ten groups
+    assert grouped.value == 0.15
+    assert grouped.high - grouped.low > single.high - single.low
+    assert grouped.method == "bootstrap by group"
+    assert estimate_rate(np.zeros(5, np.bool_), None, 0).value == 0

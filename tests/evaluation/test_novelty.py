@@ -116,3 +116,15 @@ def test_novelty_ignores_noise_in_a_nearly_constant_feature(spread: float) -> No
     moved = new.copy()
     moved[:, 0] += 1e-3
     np.testing.assert_allclose(scale.measure(moved, new_logits), scale.measure(new, new_logits), atol=0.02)
+
+
+def test_features_that_hardly_vary_do_not_decide_the_novelty() -> None:
+    features, logits = images(N, 0)
+    features[:, 6:9] *= 0.02
+    folds = np.arange(N) % 5
+    scale = fit_novelty(features, folds, features, folds, logits)
+    new, new_logits = images(200, 1)
+    new[:, 6:9] *= 0.02
+    moved = new.copy()
+    moved[:, 6:9] += 0.1  # five of their standard deviations, a tenth of those of the others
+    np.testing.assert_allclose(scale.measure(moved, new_logits), scale.measure(new, new_logits), atol=0.05)

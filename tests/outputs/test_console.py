@@ -207,7 +207,8 @@ def test_label_issues_summary_shows_the_first_and_counts_the_rest() -> None:
     assert "pixelplay crossval checks all images" in text
     assert re.search(r"\n19\.jpg +val +cat +0\.01 +dog +0\.99\n… 5 more\n", text)
     assert re.search(r"\npath +split +label +prob_label +suggested +prob_suggested\n", text)
-    assert text.endswith("run/label_issues.csv")
+    assert "run/label_issues.csv\n" in text
+    assert text.endswith("pixelplay label-issues run --relabel CORRECTIONS --out corrected.csv")
 
 
 def test_scan_shows_classes_by_split_and_at_most_three_examples(split_images: Path, tmp_path: Path) -> None:

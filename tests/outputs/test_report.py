@@ -20,6 +20,7 @@ from images import encode
 from pixelplay.api import train
 from pixelplay.config import DataConfig, TrainConfig
 from pixelplay.errors import BundleError, ConfigError, DataError
+from pixelplay.outputs.label_issues import LabelIssue, write_label_issues
 from pixelplay.outputs.report import images as report_images
 from pixelplay.outputs.report.advice import make_advice
 from pixelplay.outputs.report.build import report
@@ -42,6 +43,7 @@ from pixelplay.outputs.report.contents import _class_rows
 from pixelplay.outputs.report.images import ReportImages, interleave
 from pixelplay.outputs.report.run_records import PredictionRow, read_records
 from pixelplay.run_log import RunLog
+from pixelplay.text import percent
 from tables import read_rows
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -421,6 +423,121 @@ def test_sections_have_their_titles_in_order(tiny_page: str) -> None:
         "Log",
         "All settings",
     ]
+
+
+def add_label_issues(run: Path, n: int) -> list[dict[str, str]]:
+    """Write n label issues of the images of bars, each suggested to be dots or rings."""
+    names = [name for name in sorted({row["path"] for row in read_rows(run / "oof.csv")}) if "bars/" in name]
+    issues = [
+        LabelIssue(
+            path=names[i % len(names)],
+            split="oof",
+            label="bars",
+            suggested=("dots", "rings")[i % 3 == 0],
+            score=i / 1000,
+            prob_label=0.04,
+            prob_suggested=0.9,
+            reason="0.90 for another class",
+        )
+        for i in range(n)
+    ]
+    write_label_issues(issues, str(run / "label_issues.csv"))
+    return read_rows(run / "label_issues.csv")
+
+
+@pytest.mark.parametrize(("n", "is_paged"), [(12, False), (13, True)])
+def test_label_issues_after_the_first_dozen_are_collapsed(
+    n: int, is_paged: bool, all_run: Path, tmp_path: Path
+) -> None:
+    run = copy_of(all_run, tmp_path)
+    add_label_issues(run, n)
+    page = make(run)
+    first, _, others = page.partition('<details id="other-issues">')
+    assert first.count("<li data-issue=") == 12
+    assert others.count("<li data-issue=") == n - 12
+    assert ("1 less suspicious labels" in page) == is_paged
+    assert [item["value"] for item in Reader(page).all("li") if "data-issue" in item] == [
+        str(i + 1) for i in range(n)
+    ]
+
+
+def test_advice_on_label_issues_promises_nothing_about_metrics(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    add_label_issues(run, 3)
+    advice = next(each for each in make_advice(read_records(str(run))) if each["action"].startswith("Review"))
+    assert "Corrections change training labels only" in advice["reason"]
+    assert "in held-out images stay in the metrics" in advice["reason"]
+    text = " ".join(Reader(make(run)).text.split())
+    assert "the most it can fix" not in text
+    assert "metrics keep the original labels" in text
+
+
+def test_small_shares_of_errors_are_not_rounded_to_zero(
+    all_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice = {"action": "Do", "reason": "Because.", "command": None}
+    found = [{**advice, "error_share": share} for share in (0.4, 0.004, 0.0)]
+    monkeypatch.setattr("pixelplay.outputs.report.contents.make_advice", lambda records: found)
+    shares = re.findall(r'<span class="share">\((.*?)\)', make(copy_of(all_run, tmp_path)))
+    assert shares == ["40\u00a0% of errors", "&lt;1\u00a0% of errors"]
+
+
+def test_wrong_predictions_are_not_rounded_to_certainty(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    lines = (run / "oof.csv").read_text().splitlines()
+    column = lines[0].split(",").index("probability")
+    cells = [line.split(",") for line in lines[1:]]
+    rows = [",".join([*row[:column], "0.999000", *row[column + 1 :]]) for row in cells]
+    (run / "oof.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+    text = Reader(make(run)).text
+    assert "(>99\u00a0%)" in text
+    assert "(100\u00a0%)" not in text
+
+
+def test_confusion_matrix_headers_contain_whole_class_names(tiny_probe: TrainConfig, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "photos", {"bars": 9, "dots": 9})
+    names = ["a_class_whose_name_has_more_than_nine_letters", "x" * 100]
+    for old, new in zip(("bars", "dots"), names, strict=True):
+        (tmp_path / "photos" / old).rename(tmp_path / "photos" / new)
+    train(tmp_path / "photos", tmp_path / "run", replace(tiny_probe, test_frac=0), log=RunLog(quiet=True))
+    page = make(tmp_path / "run")
+    matrix = page[page.index('<table class="matrix') : page.index('id="cell"')]
+    head = matrix[: matrix.index("</thead>")]
+    reader = Reader(head)
+    assert [th["title"] for th in reader.all("th")] == names
+    assert [th.get("aria-label") for th in reader.all("th")] == [None, names[1]]
+    assert names[0] in reader.text
+    assert f"{'x' * 30}…{'x' * 29}" in reader.text
+    assert 'class="matrix"' in matrix
+
+
+def test_many_class_names_are_rotated_and_long_tables_scroll(all_run: Path, tmp_path: Path) -> None:
+    run = copy_of(all_run, tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    confusion = metrics["oof"]["confusion"]
+    confusion["classes"] += [f"class {i}" for i in range(6)]
+    metrics["oof"]["per_class"] = [
+        {**metrics["oof"]["per_class"][0], "class": f"class {i}"} for i in range(31)
+    ]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = make(run)
+    assert '<table class="matrix rotated">' in page
+    assert 'class="wide tall" tabindex="0"' in page
+    assert 'class="matrix rotated"' not in make(all_run)
+    assert 'class="wide tall"' not in make(all_run)
+
+
+def test_report_names_the_novelty_threshold_with_its_false_alarms(
+    tiny_run: Path, all_run: Path, tmp_path: Path
+) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    alarms = json.loads((run / "metrics.json").read_text())["novelty"]["false_alarm_rate"]
+    text = " ".join(Reader(make(run)).text.replace("\u00a0", " ").split())
+    assert "If novelty is above 0.95" in text
+    shown = f"False alarms: {percent(alarms['value'])} (95 % CI {percent(alarms['low'])} to "
+    assert f"{shown}{percent(alarms['high'])}) of {alarms['n']} test images of known classes" in text
+    assert "35 % of the images of classes left out of training" in text
+    assert "was not measured: there is no test split" in Reader(make(all_run)).text
 
 
 def test_advice_is_ordered_by_error_share(all_run: Path) -> None:

@@ -118,6 +118,34 @@ def test_tables_reproduce_the_metrics_of_metrics_json(
             assert block["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
+def test_novelty_threshold_has_measured_false_alarms_and_detections(
+    tiny_run: Path, odd: tuple[RunReport, Path, RunLog]
+) -> None:
+    for run, unknown in ((tiny_run, set()), (odd[1], {"rings"})):
+        found = read_json(run / "metrics.json")["novelty"]
+        rows = read_rows(run / "predictions.csv")
+        assert (found["threshold"], found["measured_on"]) == (0.95, "test")
+        for name, kept in (
+            ("false_alarm_rate", [row for row in rows if row["label"] not in unknown]),
+            ("detection_rate", [row for row in rows if row["label"] in unknown]),
+        ):
+            if not kept:
+                assert found[name] is None
+                continue
+            above = [float(row["novelty"]) > 0.95 for row in kept]
+            assert found[name]["n"] == len(kept)
+            assert found[name]["value"] == pytest.approx(np.mean(above))
+            assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+
+
+def test_novelty_is_not_measured_without_a_test_split(
+    drawn_images: Path, tiny_probe: TrainConfig, tmp_path: Path
+) -> None:
+    train(drawn_images, tmp_path / "run", tiny_probe, test_frac=0)
+    found = read_json(tmp_path / "run/metrics.json")["novelty"]
+    assert found["measured_on"] is found["false_alarm_rate"] is found["detection_rate"] is None
+
+
 def test_split_json_lists_the_images_of_each_split(odd: tuple[RunReport, Path, RunLog]) -> None:
     run = odd[1]
     split = read_json(run / "split.json")

@@ -240,18 +240,43 @@ def evaluate(
     _print_result(output, report.to_json, lambda: format_evaluation_report(report, verbose=verbose))
 
 
-def label_issues(run: Run, /, *, json: Annotated[bool, arg(help_behavior_hint="")] = False) -> None:
-    """List labels that look wrong to a model that was not trained on them.
+def label_issues(
+    run: Run,
+    /,
+    *,
+    out: File = None,
+    relabel: File = None,
+    data: DisallowNone[Annotated[str | None, metavar("DATA")]] = None,
+    force: Flag = False,
+    json: Annotated[bool, arg(help_behavior_hint="")] = False,
+) -> None:
+    """List labels that look wrong, or write a table of all images with corrected labels.
+
+    The labels look wrong to a model that was not trained on them.
 
     Args:
         run: Folder of a run of train or crossval.
+        out: Table to write (.csv, .parquet): all labelled images with corrected labels, to train on.
+        relabel: Table of corrected labels for --out (default: those that the run was trained with).
+        data: The images, if they have been moved.
+        force: Replace an existing table.
         json: Print the result to stdout as JSON.
     """
+    output = OutputOptions(json=json)
+    if out is not None:
+        from pixelplay.outputs.corrected_table import export_corrected
+
+        table = export_corrected(run, out, relabel, data, force=force, log=output.make_log())
+        _print_result(output, table.to_json, table.summary)
+        return
+    if unused := [
+        f"--{name}" for name, value in (("relabel", relabel), ("data", data), ("force", force)) if value
+    ]:
+        raise ConfigError(f"{unused[0]} has no effect without --out")
     from pixelplay.outputs.console import format_label_issues
     from pixelplay.outputs.label_issues import read_label_issues
 
     report = read_label_issues(run)
-    output = OutputOptions(json=json)
     _print_result(output, report.to_json, lambda: format_label_issues(report))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pixelplay.array_types import Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float64Array, IntArray
 from pixelplay.evaluation.intervals import MIN_UNITS, Bootstrap, Estimate, macro_average, wilson
 from pixelplay.evaluation.metrics import (
     LABEL_METRICS,
@@ -20,6 +20,7 @@ from pixelplay.evaluation.metrics import (
 
 ClassEstimates = dict[str, list[Estimate | None]]  # metric -> one estimate per class, None where undefined
 _RANKED_CELLS = 20_000_000  # images × classes ranked at once: 320 MB
+_RATE_RESAMPLES = 1000
 _LOSSES, _AREAS = ("log_loss", "brier"), ("roc_auc", "average_precision")
 _CLASS_METRICS = {"precision": ClassCounts.precision, "recall": ClassCounts.recall, "f1": ClassCounts.f1}
 
@@ -95,6 +96,13 @@ def _wilson_f1(n_correct: int, n_true: int, n_pred: int) -> Estimate:
     jaccard = wilson(n_correct, n_true + n_pred - n_correct)
     value, low, high = (2 * end / (1 + end) for end in (jaccard.value, jaccard.low, jaccard.high))
     return replace(jaccard, value=value, low=low, high=high, n=n_true)
+
+
+def estimate_rate(is_hit: BoolArray, groups: IntArray | None, seed: int) -> Estimate:
+    """Estimate the fraction of images (N,), N >= 1, for which something is true; groups are (N,)."""
+    bootstrap = Bootstrap(n=len(is_hit), groups=groups, n_resamples=_RATE_RESAMPLES, seed=seed)
+    overall, _ = estimate_label_metrics(is_hit.astype(np.int64), np.ones(len(is_hit), np.int64), 2, bootstrap)
+    return overall["accuracy"]
 
 
 def estimate_prob_metrics(

@@ -9,6 +9,7 @@ from pixelplay.errors import DataError
 from pixelplay.evaluation.conformal import HeldOutScores, fit_conformal_threshold, prediction_sets
 from pixelplay.evaluation.selective import fit_confidence_threshold
 from pixelplay.inference.predictor import Predictions
+from pixelplay.text import percent
 
 
 class Uncertainty:
@@ -43,8 +44,8 @@ class Uncertainty:
             )
             self.notes.append(
                 f"the model abstains below a probability of {self._min_confidence:.3f}: above it are "
-                f"{coverage:.1%} of the held-out images with accuracy {accuracy:.3f} (at least {bound:.3f} "
-                f"with 95 % confidence), based on {_describe(held_out)}"
+                f"{percent(coverage)} of the held-out images with accuracy {accuracy:.3f} (at least "
+                f"{bound:.3f} with 95 % confidence), based on {_describe(held_out)}"
             )
 
     def apply(self, predictions: Predictions) -> Predictions:

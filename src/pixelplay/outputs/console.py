@@ -243,7 +243,11 @@ def format_label_issues(report: "LabelIssueReport") -> str:
     if len(found) > MAX_LABEL_ISSUES:
         table.append(f"… {len(found) - MAX_LABEL_ISSUES:,} more")
     path = printable(os.path.join(report.run_dir, "label_issues.csv"))
-    return _join_blocks(summary, table, [f"All of them, with reasons: {path}"])
+    command = (
+        f"pixelplay label-issues {shlex.quote(report.run_dir)} --relabel CORRECTIONS --out corrected.csv"
+    )
+    outputs = [f"All of them, with reasons: {path}", f"All images with corrected labels: {command}"]
+    return _join_blocks(summary, table, outputs)
 
 
 def scan_to_json(dataset: ImageDataset, audit: Audit) -> dict[str, Any]:

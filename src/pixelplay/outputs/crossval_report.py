@@ -71,6 +71,7 @@ def make_crossval_report(
         notes=tuple(ctx.log.notes),
         command=command,
         label_issues=collect_label_issues(out_dir, data, checked),
+        novelty=metrics_json.describe_novelty(test, data, config.seed),
         calibration=compare_reliability(before, validation.probs[0][in_fold], labels[in_fold], "oof"),
         by_fold=metrics_json.FoldMetrics(
             n_folds=config.n_folds,

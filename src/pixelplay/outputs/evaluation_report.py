@@ -12,12 +12,13 @@ from pixelplay.errors import DataError
 from pixelplay.evaluation.comparison import PairedComparison, compare_models
 from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.evaluate import Evaluation, evaluate_probs
+from pixelplay.evaluation.novelty import Novelty
 from pixelplay.inference.predictor import Predictions
 from pixelplay.model.bundle import ModelBundle, shorten_digest
 from pixelplay.outputs.predictions_table import write_predictions
 from pixelplay.run_log import RunLog
 from pixelplay.text import EXAMPLES, counted, name_some
-from pixelplay.training.finalize import predict_rows
+from pixelplay.training.finalize import compute_features, predict_rows
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
@@ -40,10 +41,16 @@ class EvaluatedSplit:
 
 
 def evaluate_rows(
-    data: TrainingData, rows: IntArray, probs: Float64Array, pred: IntArray, seed: int
+    data: TrainingData,
+    rows: IntArray,
+    probs: Float64Array,
+    pred: IntArray,
+    seed: int,
+    novelty: Float64Array | None = None,
 ) -> EvaluatedSplit:
     """Evaluate predictions (N,) and probabilities (N, K) of rows (N,); skip rows predicted as -1."""
     is_scored = pred >= 0
+    novelty = None if novelty is None else novelty[is_scored]
     rows, probs, pred = rows[is_scored], probs[is_scored], pred[is_scored]
     labels, corrected = data.original_labels[rows], data.corrected_labels[rows]
     predictions = Predictions(
@@ -55,6 +62,7 @@ def evaluate_rows(
         classes=data.known_classes,
         digests=tuple(data.digests[i] for i in rows),
         label=tuple(data.classes[k] for k in labels),
+        novelty=novelty,
     )
     kept, by_correction = corrected >= 0, None
     if kept.any() and (corrected != labels).any():
@@ -97,13 +105,16 @@ def evaluate_held_out(
 
 
 def evaluate_test(
-    classifier: TrainedClassifier, rule: DecisionRule, data: TrainingData, ctx: RunContext
+    classifier: TrainedClassifier, rule: DecisionRule, novelty: Novelty, data: TrainingData, ctx: RunContext
 ) -> EvaluatedSplit | None:
-    """Evaluate the test split; None where there is none."""
+    """Evaluate the test split, and measure its novelty; None where there is no test split."""
     test = data.split.test
     if not len(test):
         return None
-    return evaluate_rows(data, test, *rule.apply(predict_rows(classifier, data, ctx, test)), ctx.config.seed)
+    features = compute_features(classifier.backbone, data, ctx, test)
+    logits = classifier.head.logits(features)
+    measured = novelty.measure(features, logits)
+    return evaluate_rows(data, test, *rule.apply(logits), ctx.config.seed, measured)
 
 
 def evaluate_without_duplicates(

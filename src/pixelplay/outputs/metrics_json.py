@@ -14,8 +14,10 @@ from pixelplay.config import Metric
 from pixelplay.data.audit import describe_findings
 from pixelplay.data.file_access import ZipStorage
 from pixelplay.evaluation.decision_rule import DecisionRule
+from pixelplay.evaluation.estimates import estimate_rate
 from pixelplay.evaluation.evaluate import Evaluation
 from pixelplay.evaluation.intervals import Estimate
+from pixelplay.evaluation.novelty import NOVELTY_THRESHOLD
 from pixelplay.outputs.evaluation_report import EvaluatedSplit
 from pixelplay.outputs.label_issues import LABEL_ISSUES, LabelIssueReport, write_label_issues
 from pixelplay.outputs.predictions_table import write_predictions
@@ -63,6 +65,7 @@ class RunReport:
         chosen: setting → its value and what selected it.
         data: unreadable files, duplicates and other findings.
         command: the command as typed; None where Python was used.
+        novelty: threshold for images of no known class, and how many test images exceed it.
         calibration: effect of the temperature on images that did not fit it; None where there are none.
         learning_curve: metrics of linear probes fitted on fewer images; None for other classifiers.
         by_fold: metrics by fold; None where there are none.
@@ -80,6 +83,7 @@ class RunReport:
     notes: Sequence[str]
     command: str | None
     label_issues: LabelIssueReport
+    novelty: Mapping[str, Any]
     calibration: Mapping[str, Any] | None
     learning_curve: Mapping[str, Any] | None = None
     by_fold: FoldMetrics | None = None
@@ -146,6 +150,7 @@ class RunReport:
             },
             "val_is_before_refit": self.is_refitted,
             "calibration": self.calibration and {"chosen_on": selected, **self.calibration},
+            "novelty": {"chosen_on": selected, **self.novelty},
             "learning_curve": self.learning_curve and {"chosen_on": selected, **self.learning_curve},
             "train_counts": dict(self.train_counts),
             "data": dict(self.data),
@@ -224,6 +229,23 @@ def describe_rule(rule: DecisionRule, selected: str) -> dict[str, dict[str, Any]
         "temperature": {"value": rule.temperature, **by, "source": source, **temperature},
         "tau": {"value": rule.tau, **by, **tau},
     }
+
+
+def describe_novelty(test: EvaluatedSplit | None, data: TrainingData, seed: int) -> dict[str, Any]:
+    """Return the threshold for images of no known class, and the fraction of test images above it.
+
+    Images of known classes above it are false alarms; those of classes without training images are detected.
+    """
+    found: dict[str, Any] = {"threshold": NOVELTY_THRESHOLD, "measured_on": None}
+    is_unknown = np.zeros(0, np.bool_) if test is None else data.original_labels[test.rows] >= data.n_known
+    for name, kept in (("false_alarm_rate", ~is_unknown), ("detection_rate", is_unknown)):
+        found[name] = None
+        if test is None or test.predictions.novelty is None or not kept.any():
+            continue
+        groups = None if data.dataset.groups is None else data.dataset.groups[test.rows[kept]]
+        rate = estimate_rate(test.predictions.novelty[kept] > NOVELTY_THRESHOLD, groups, seed)
+        found |= {"measured_on": "test", name: rate.to_json()}
+    return found
 
 
 def describe_data(data: TrainingData) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def make_train_report(
         notes=tuple(ctx.log.notes),
         command=command,
         label_issues=collect_label_issues(out_dir, data, checked),
+        novelty=metrics_json.describe_novelty(test, data, ctx.config.seed),
         calibration=calibration,
         learning_curve=learning_curve,
     )

@@ -21,7 +21,7 @@ from pixelplay.model.features import (
     find_near_duplicates,
 )
 from pixelplay.run_log import RunLog
-from pixelplay.text import EXAMPLES, counted, name_some
+from pixelplay.text import EXAMPLES, counted, name_some, percent
 from pixelplay.training.resume import check_images
 from pixelplay.training.run_context import RunContext
 from pixelplay.training.training_data import TrainingData, build_training_data, count_groups
@@ -134,10 +134,10 @@ def _log_coverage(data: TrainingData, log: RunLog) -> None:
     coverage = find_coverage(dataset, np.array([counts.get(name, 0) for name in dataset.classes], np.int64))
     if coverage.absent:
         best, n = coverage.max_accuracy, counted(len(coverage.absent), "expected class")
-        bound = "" if best is None else f"; accuracy cannot exceed {best:.1%}"
+        bound = "" if best is None else f"; accuracy cannot exceed {percent(best)}"
         log.note(f"{n} without training images: {name_some(coverage.absent, EXAMPLES)}{bound}")
     if coverage.few:
-        share = "" if coverage.few_share is None else f"; {coverage.few_share:.1%} of the test images"
+        share = "" if coverage.few_share is None else f"; {percent(coverage.few_share)} of the test images"
         named = [f"{name} ({n})" for name, n in coverage.few.items()]
         n = counted(len(coverage.few), "expected class")
         log.note(f"{n} with fewer than {FEW_IMAGES} training images: {name_some(named, EXAMPLES)}{share}")

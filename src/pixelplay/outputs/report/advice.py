@@ -18,7 +18,7 @@ def make_advice(records: RunRecords) -> list[dict[str, Any]]:
     """Return the recommendations that follow from a run, the most important first.
 
     Each has an action, the reason for it, a command that does it or None, and the share of all errors
-    that it concerns, an upper bound on what it can fix.
+    that it concerns; it need not fix any of them.
     """
     advice = _advise_classes(records)
     if records.label_issues:
@@ -26,7 +26,8 @@ def make_advice(records: RunRecords) -> list[dict[str, Any]]:
         n_suspicious = sum(row.path in suspicious for row in records.errors)
         review = _advise(
             f"Review {counted(len(records.label_issues), 'possible label error')}",
-            "Correct them under Label issues, save corrections.csv and train again.",
+            "Correct them under Label issues, save corrections.csv and train again. "
+            + _describe_effect(records),
             rerun_command(records, "--relabel", "corrections.csv"),
             n_suspicious / max(len(records.errors), 1),
         )
@@ -43,6 +44,16 @@ def make_advice(records: RunRecords) -> list[dict[str, Any]]:
         reason = "They were skipped; Data lists them with the reasons."
         advice.append(_advise(action, reason, "pixelplay scan DATA"))
     return [*_advise_probe(records), *sorted(advice, key=lambda each: -each["error_share"])]
+
+
+def _describe_effect(records: RunRecords) -> str:
+    """Say what corrected labels change in the metrics, where the measured labels stay as they are."""
+    where = {"test": "in the test split", "val": "in the validation split", "oof": "in held-out images"}
+    return (
+        "Corrections change training labels only. Errors caused by wrong labels "
+        f"{where[records.measured_on]} stay in the metrics; the next report also has metrics with the "
+        "corrected labels."
+    )
 
 
 def _advise(action: str, reason: str, command: str | None = None, error_share: float = 0.0) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
     top = max((risk for _, risk in points), default=0.0) or 0.01
     texts = [f"most confident {percent(coverage, 0)}: {percent(risk)} errors" for coverage, risk in points]
     y_range = (0.0, top * 1.1)
+    decimals = 0 if top >= 0.05 else 1 if top >= 0.005 else 2
     return Chart(
         title="Error rate by coverage",
         x_name="coverage (most confident images first)",
@@ -86,7 +87,7 @@ def risk_chart(risk_coverage: Sequence[Mapping[str, float]]) -> Chart:
         x_range=(0, 1),
         y_range=y_range,
         x_ticks=PERCENT_TICKS,
-        y_ticks={value: percent(value, 1 if top < 0.05 else 0) for value in _round_ticks(y_range)},
+        y_ticks={value: percent(value, decimals) for value in _round_ticks(y_range)},
         series=[_make_line("", "main", points, texts)],
     )
 

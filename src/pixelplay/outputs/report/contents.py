@@ -9,6 +9,7 @@ from typing import Any
 from pixelplay import __version__
 from pixelplay.data.transforms import describe_size
 from pixelplay.evaluation.intervals import wilson
+from pixelplay.evaluation.novelty import BENCHMARK_DETECTION
 from pixelplay.evaluation.selective import risk_coverage
 from pixelplay.model.bundle import ModelBundle
 from pixelplay.outputs.console import HEADLINE_METRICS, METRIC_TITLES
@@ -20,6 +21,7 @@ from pixelplay.text import counted, percent
 
 MAX_ERRORS = 24
 MAX_LABEL_ISSUES, MAX_ENLARGED = 150, 60
+ISSUES_PER_PAGE = 12
 MAX_SETS, MAX_IN_SET, MAX_FILES = 40, 8, 200
 RARE_BELOW = 30  # training images
 FEW_EVALUATED = 50  # images, below which the summary warns that metrics are uncertain
@@ -91,9 +93,12 @@ def run_contents(
         or (records.measured_on == "val" and metrics.get("val_is_before_refit", False)),
         "label_issues": records.label_issues[:MAX_LABEL_ISSUES],
         "n_label_issues": len(records.label_issues),
+        "issues_per_page": ISSUES_PER_PAGE,
         "typical": confusion_matrix.find_typical(predictions),
         "corrections": metrics["data"]["corrections"],
         "relabel_command": rerun_command(records, "--relabel", "corrections.csv"),
+        "export_command": "pixelplay label-issues RUN --relabel corrections.csv --out corrected.csv",
+        "novelty": _describe_novelty(metrics.get("novelty")),
         "calibration": calibration,
         "calibration_charts": [chart for chart in (reliability, risk) if chart is not None],
         "data": _describe_data(records),
@@ -238,6 +243,36 @@ def _training_charts(records: RunRecords) -> list[charts.Chart]:
         charts.history_chart(history, scores, f"Validation metrics by epoch{suffix}"),
     ]
     return [chart for chart in found if chart is not None]
+
+
+def _describe_novelty(novelty: Mapping[str, Any] | None) -> list[str]:
+    """Return the threshold for images of none of the classes, and what is known about it, a sentence each."""
+    if novelty is None:  # a run of an older version
+        return []
+    alarms, detected = novelty["false_alarm_rate"], novelty["detection_rate"]
+    mean, low, high = (percent(share, 0) for share in BENCHMARK_DETECTION)
+    expected = percent(1 - novelty["threshold"], 0)
+    sentences = [
+        f"If novelty is above {novelty['threshold']}, an image may belong to none of the classes. By "
+        f"definition, {expected} of the images that selected settings are above."
+    ]
+    if alarms is None:
+        sentences.append("The rate of false alarms was not measured: there is no test split.")
+    else:
+        sentences.append(f"False alarms: {_describe_rate(alarms)} of known classes.")
+    if detected is not None:
+        sentences.append(f"Detected: {_describe_rate(detected)} of classes without training images.")
+    sentences.append(
+        f"In our benchmark on ten other datasets, {mean} of the images of classes left out of training "
+        f"were above, from {low} to {high} by dataset. For your unknown classes the rate may be very "
+        "different: the more they look like known ones, the fewer of their images are detected."
+    )
+    return sentences
+
+
+def _describe_rate(rate: Mapping[str, Any]) -> str:
+    interval = f"95 % CI {percent(rate['low'])} to {percent(rate['high'])}"
+    return f"{percent(rate['value'])} ({interval}) of {counted(rate['n'], 'test image')}"
 
 
 def _describe_data(records: RunRecords) -> dict[str, Any]:

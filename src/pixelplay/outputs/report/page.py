@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 from pixelplay.atomic import write_bytes
 from pixelplay.outputs.report import charts
 from pixelplay.outputs.report.images import ReportImages
+from pixelplay.text import percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
+MAX_NAME = 60  # letters of a class name in the confusion matrix; longer ones are cut in the middle
+MAX_UPRIGHT = 8  # classes whose names are not rotated above the confusion matrix
+MAX_ROWS = 30  # of a table; a longer one scrolls within the page
+MAX_OPEN = 6  # sets of duplicates that are shown without a click
 GENERATOR = '<meta name="generator" content="PixelPlay'  # marks a file as a report of ours
 
 
@@ -47,6 +54,10 @@ def _render(template: str, *, script: str | None = None, root: str = "", **conte
             style_hash=_hash(css),
             script_hash=_hash(javascript),
             size=charts,
+            max_name=MAX_NAME,
+            max_upright=MAX_UPRIGHT,
+            max_rows=MAX_ROWS,
+            max_open=MAX_OPEN,
         )
     )
 
@@ -65,7 +76,23 @@ def _environment() -> "Environment":
     )
     environment.filters["shown"] = pass_context(lambda context, path: path.removeprefix(context["root"]))
     environment.filters["nowrap"] = lambda text: text.replace(" %", "\u00a0%")  # no line break before a unit
+    environment.filters |= {"percent": percent, "shortened": shorten, "breakable": _allow_breaks}
     return environment
+
+
+def shorten(name: str) -> str:
+    """Cut a long name in the middle, because the ends tell similar names apart."""
+    if len(name) <= MAX_NAME:
+        return name
+    n_last = (MAX_NAME - 1) // 2
+    return f"{name[: MAX_NAME - 1 - n_last]}…{name[-n_last:]}"
+
+
+def _allow_breaks(name: str) -> "Markup":
+    """Allow line breaks after the characters that join words in class names."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_/.-]+)", r"\1<wbr>", str(escape(name))))
 
 
 def write_page(html: str, path: str) -> None:

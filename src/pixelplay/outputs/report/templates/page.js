@@ -156,6 +156,50 @@ if (save) {
   }
   restore();
   show();
+
+  // pages of label issues, of one class or all; without scripts, the rest is behind a click
+  const others = document.getElementById("other-issues");
+  if (others) {
+    const list = document.getElementById("issue-list");
+    const className = document.getElementById("issue-class");
+    const [previous, next] = ["previous-issues", "next-issues"].map((id) => document.getElementById(id));
+    const perPage = list.children.length;
+    let first = 0;
+    list.append(...items);
+    others.remove();
+    for (const hidden of document.querySelectorAll("p.filter, p.pages")) hidden.hidden = false;
+    const concerns = (item, name) => {
+      const issue = data.label_issues[Number(item.dataset.issue)];
+      return issue.label === name || issue.suggested === name;
+    };
+    data.classes.forEach((name, n) => {
+      const count = items.filter((item) => concerns(item, name)).length;
+      if (count) className.append(new Option(`${name} (${count})`, n));
+    });
+    const turn = () => {
+      const name = className.value === "" ? null : data.classes[Number(className.value)];
+      const found = name === null ? items : items.filter((item) => concerns(item, name));
+      const last = Math.min(first + perPage, found.length);
+      const shown = new Set(found.slice(first, last));
+      for (const item of items) item.hidden = !shown.has(item);
+      document.getElementById("issue-range").textContent = `${first + 1}–${last} of ${found.length}`;
+      previous.disabled = first === 0;
+      next.disabled = last === found.length;
+    };
+    const go = (position) => {
+      first = position;
+      turn();
+      list.focus({ preventScroll: true });
+      list.scrollIntoView();
+    };
+    className.addEventListener("change", () => {
+      first = 0;
+      turn();
+    });
+    previous.addEventListener("click", () => go(first - perPage));
+    next.addEventListener("click", () => go(first + perPage));
+    turn();
+  }
   save.addEventListener("click", () => {
     const labels = new Map(data.corrections.map(({ path, corrected }) => [path, corrected ?? ""]));
     const reviewed = items.filter(chosenOf);

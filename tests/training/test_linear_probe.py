@@ -8,7 +8,15 @@ from sklearn.linear_model import LogisticRegression
 
 from pixelplay.data.splits import NEVER_HELD_OUT
 from pixelplay.model.classifier import LinearHead
-from pixelplay.training.linear_probe import C_GRID, LinearProbe, fit_probe, fit_softer_head
+from pixelplay.training import linear_probe
+from pixelplay.training.linear_probe import (
+    C_GRID,
+    LinearProbe,
+    fit_probe,
+    fit_softer_head,
+    folds_to_search,
+    out_of_fold_nll,
+)
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -110,6 +118,29 @@ def test_search_for_C_stops_once_nll_has_risen_twice() -> None:
     assert calls == [1] * len(nlls)
     assert len(nlls) < len(C_GRID)
     assert min(nlls[-2:]) > min(nlls[:-2])
+
+
+def test_probe_of_many_classes_searches_C_with_two_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, folds = draw_data(150, 40, 6)
+    usual = fit_probe(features, labels, folds)
+    monkeypatch.setattr(linear_probe, "MANY_WEIGHTS", 100)
+    probe = fit_probe(features, labels, folds)
+    two = np.where(folds < 2, folds, NEVER_HELD_OUT)
+    assert folds_to_search(features, labels, folds).tolist() == two.tolist()
+    assert probe.nll_by_C[probe.C] == pytest.approx(
+        out_of_fold_nll(probe.oof_logits, labels, two, None), rel=0.01
+    )
+    at = [C_GRID.index(each.C) for each in (usual, probe)]
+    assert abs(at[0] - at[1]) <= 1
+    # the head and the logits of all folds are those of the selected C
+    rows = scale_rows(features)
+    expected = fit_scikit_learn(rows, labels, probe.C).predict_proba(rows)
+    np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), expected, atol=1e-3)
+    for fold in range(5):
+        held_out = folds == fold
+        head = fit_scikit_learn(rows[~held_out], labels[~held_out], probe.C)
+        found = softmax(probe.oof_logits[held_out], axis=1)
+        np.testing.assert_allclose(found, head.predict_proba(rows[held_out]), atol=0.05)
 
 
 def test_images_never_held_out_have_nan_logits_and_are_trained_on() -> None:

@@ -31,6 +31,7 @@ from pixelplay.training.linear_probe import (
     fit_probe,
     fit_softer_head,
     fit_subset,
+    folds_to_search,
     out_of_fold_nll,
 )
 from pixelplay.training.run_context import RunContext
@@ -74,10 +75,10 @@ def fit_probe_for_imbalance(
         search = partial(fit_probe, features, labels, folds, weights=weights, oof_tolerance=tolerance)
         probe, nlls = search(factors=factors, on_progress=on_progress), {}
         if factors is not None:
-            everything = np.ones(len(labels), np.bool_)
-            equal = fit_subset(features, labels, folds, probe.C, everything, weights=weights)
+            everything, searched = np.ones(len(labels), np.bool_), folds_to_search(features, labels, folds)
+            equal = fit_subset(features, labels, searched, probe.C, everything, weights=weights)
             nlls["by_group"] = probe.nll_by_C[probe.C]
-            nlls["equal"] = out_of_fold_nll(equal, labels, folds, weights)
+            nlls["equal"] = out_of_fold_nll(equal, labels, searched, weights)
             if nlls["equal"] < nlls["by_group"]:
                 probe = search(on_progress=on_progress)
         value = "equal" if probe.factors is None else "by_group"

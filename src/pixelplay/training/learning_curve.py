@@ -11,6 +11,7 @@ from pixelplay.evaluation.decision_rule import DecisionRule
 from pixelplay.evaluation.intervals import wilson
 from pixelplay.training.feature_weights import column_factors
 from pixelplay.training.imbalance import fit_probe_on_subset
+from pixelplay.training.linear_probe import folds_to_search
 from pixelplay.training.trained_classifier import TrainedClassifier
 from pixelplay.training.training_data import TrainingData
 
@@ -27,12 +28,15 @@ def measure_learning_curve(
 
     Returns:
         JSON-ready metrics per fraction and, overall and per class, the paired gain from the second half;
-        None for a fine-tuned network.
+        None for a fine-tuned network, or if most classes have too few images for a quarter.
     """
     rows, folds, chosen = classifier.held_out, classifier.folds, classifier.chosen
     if classifier.finetune != "none" or folds is None or "value" not in chosen.get("C", {}):
         return None
     features, labels = data.features[rows], data.labels[rows]
+    if np.median(np.bincount(labels, minlength=data.n_known)) * min(FRACTIONS) < 1:
+        return None
+    folds = folds_to_search(features, labels, folds)
     C, weighting, weights = float(chosen["C"]["value"]), chosen["imbalance"]["value"], chosen["features"]
     factors = None
     if data.feature_groups is not None and weights["value"] == "by_group":

@@ -24,6 +24,10 @@ TOLERANCE = 1e-8
 MIN_EIGENVALUE = 1e-7  # relative to the largest; smaller ones are rounding errors in float32
 MIN_VARIANCE = 1e-3  # of a class indicator, times K: the start may fit its images exactly
 MIN_SOFT_C, SOFT_STEP = 1e-6, 10**0.25  # values of C that `fit_softer_head` tries, smallest first
+# Heads of all folds with more weights than this are fitted one by one, which bounds the memory, and two folds
+# select C, which bounds the time: 1,000 classes with 2 images each would take ten minutes.
+MANY_WEIGHTS = 2_000_000
+N_SEARCH_FOLDS = 2
 MEMORY = 5  # corrections kept by L-BFGS; with more, the solver takes longer than the objective
 
 Weighting = Literal["none", "class_weights"]
@@ -73,16 +77,16 @@ def fit_probe(
     scaled = _Scaled(features, factors)
     # divided by the largest, equal weights are exactly 1: bit-identical to a fit without weights
     image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
-    masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
-    shares = masks * image_weights[:, None]  # (N, F)
+    shares = _fold_masks(folds) * image_weights[:, None]  # (N, F)
+    searched = folds_to_search(features, labels, folds)
+    search_shares = _fold_masks(searched) * image_weights[:, None]  # (N, S)
     nll_by_C: dict[float, float] = {}
     heads: Float32Array | None = None
     for C in C_GRID:
         # a warm start: from one C to the next the heads change little
-        heads = _fit_heads(scaled.rows, labels, shares, C, heads, SEARCH_TOLERANCE)  # (F, D+1, K)
-        nll_by_C[C] = out_of_fold_nll(
-            _predict_held_out(scaled.rows, heads, folds), labels, folds, image_weights
-        )
+        heads = _fit_heads(scaled.rows, labels, search_shares, C, heads, SEARCH_TOLERANCE)  # (S, D+1, K)
+        held_out = _predict_held_out(scaled.rows, heads, searched)
+        nll_by_C[C] = out_of_fold_nll(held_out, labels, searched, image_weights)
         on_progress(1)
         if nll_by_C[C] == min(nll_by_C.values()):
             best_heads = heads
@@ -90,7 +94,10 @@ def fit_probe(
         if len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES]):
             break
     C = min(nll_by_C, key=lambda c: nll_by_C[c])
-    if oof_tolerance < SEARCH_TOLERANCE:
+    if len(best_heads) < shares.shape[1]:
+        best_heads = np.repeat(best_heads.mean(0, keepdims=True), shares.shape[1], axis=0)
+        best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, SEARCH_TOLERANCE)
+    elif oof_tolerance < SEARCH_TOLERANCE:
         best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, oof_tolerance)
     oof = _predict_held_out(scaled.rows, best_heads, folds)
     start = best_heads.mean(0, keepdims=True)  # (1, D+1, K)
@@ -160,13 +167,23 @@ def fit_subset(
         is_fitted: (N,) rows to fit on. The other arguments are those of `fit_probe`; a class may be missing
             outside a fold.
     """
-    scaled = _Scaled(features, factors)
-    masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)  # (N, F)
+    scaled, masks = _Scaled(features, factors), _fold_masks(folds)
     image_weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64) / weights.max()
     shares = (masks & is_fitted[:, None]) * image_weights[:, None]  # (N, F)
     return _predict_held_out(
         scaled.rows, _fit_heads(scaled.rows, labels, shares, C, None, SEARCH_TOLERANCE), folds
     )
+
+
+def folds_to_search(features: Float32Array, labels: IntArray, folds: IntArray) -> IntArray:
+    """Return the folds (N,) by which settings are selected: of many classes only some, the others −1."""
+    n_weights = min(features.shape) * (int(labels.max()) + 1) * (int(folds.max()) + 1)
+    return folds if n_weights <= MANY_WEIGHTS else np.where(folds < N_SEARCH_FOLDS, folds, NEVER_HELD_OUT)
+
+
+def _fold_masks(folds: IntArray) -> BoolArray:
+    """Return the rows (N, F) outside each fold."""
+    return np.stack([folds != fold for fold in range(int(folds.max()) + 1)], axis=1)
 
 
 class _Scaled:
@@ -224,6 +241,12 @@ def _fit_heads(
     from scipy.optimize import minimize
 
     n_classes = int(labels.max()) + 1
+    if shares.shape[1] > 1 and shares.shape[1] * rows.shape[1] * n_classes > MANY_WEIGHTS:
+        heads = [
+            _fit_heads(rows, labels, share, C, None if start is None else start[[i]], tolerance)
+            for i, share in enumerate(np.split(shares, shares.shape[1], axis=1))
+        ]
+        return np.concatenate(heads)
     shape = (shares.shape[1], rows.shape[1], n_classes)  # (F, D+1, K)
     # scikit-learn's two-class model has one weight vector, the difference of our two
     strength = (2.0 if n_classes == 2 else 1.0) / (C * (shares > 0).sum(0))  # (F,)

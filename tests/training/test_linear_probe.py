@@ -143,6 +143,18 @@ def test_probe_of_many_classes_searches_C_with_two_folds(monkeypatch: pytest.Mon
         np.testing.assert_allclose(found, head.predict_proba(rows[held_out]), atol=0.05)
 
 
+def test_probe_of_many_classes_predicts_random_labels_by_chance_out_of_fold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_probe, "MANY_WEIGHTS", 100)
+    monkeypatch.setattr(linear_probe, "C_GRID", (100.0,))
+    features, labels, folds = draw_data(200, 2000, 5, gap=0)  # images can be told apart, classes cannot
+    oof = fit_probe(features, labels, folds).oof_logits
+    is_right = oof.argmax(1) == labels
+    for fold in range(5):
+        assert is_right[folds == fold].mean() < 0.55, fold  # the largest class has a third; seen labels: 0.65
+
+
 def test_images_never_held_out_have_nan_logits_and_are_trained_on() -> None:
     features, labels, folds = draw_data(120, 10, 3, seed=3)
     never = np.zeros(len(labels), dtype=np.bool_)

@@ -94,9 +94,10 @@ def fit_probe(
         if len(nlls) > MAX_RISES and min(nlls[-MAX_RISES:]) > min(nlls[:-MAX_RISES]):
             break
     C = min(nll_by_C, key=lambda c: nll_by_C[c])
-    if len(best_heads) < shares.shape[1]:
-        best_heads = np.repeat(best_heads.mean(0, keepdims=True), shares.shape[1], axis=0)
-        best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, SEARCH_TOLERANCE)
+    if (n := len(best_heads)) < shares.shape[1]:
+        # from zero: the other heads were fitted on images that these hold out
+        rest = _fit_heads(scaled.rows, labels, shares[:, n:], C, None, SEARCH_TOLERANCE)
+        best_heads = np.concatenate([best_heads, rest])
     elif oof_tolerance < SEARCH_TOLERANCE:
         best_heads = _fit_heads(scaled.rows, labels, shares, C, best_heads, oof_tolerance)
     oof = _predict_held_out(scaled.rows, best_heads, folds)

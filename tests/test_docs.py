@@ -9,6 +9,7 @@ import pytest
 
 from conftest import draw_of_class
 from pixelplay.cli.main import main
+from servers import serve_once
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -63,4 +64,5 @@ def test_every_example_runs(page: Path, reader_folder: Path, capsys: pytest.Capt
         for line in block.splitlines() if language == "sh" else []:
             words = shlex.split(line, comments=True)
             assert words[0] == "pixelplay", line
-            assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+            run = serve_once if words[1] == "serve" else main
+            assert run(words[1:]) == 0, (line, capsys.readouterr().err)

@@ -10,6 +10,7 @@ from conftest import draw_folder, draw_of_class
 from images import encode
 from pixelplay.cli.commands import COMMANDS
 from pixelplay.cli.main import main
+from servers import serve_once
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,8 @@ def test_every_example_of_the_readme_runs(reader_folder: Path, capsys: pytest.Ca
             exec(compile(block, "README.md", "exec"), session)
         for line in block.splitlines() if language == "sh" else []:
             words = shlex.split(line, comments=True)
-            assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+            run = serve_once if words[1] == "serve" else main
+            assert run(words[1:]) == 0, (line, capsys.readouterr().err)
     header = (reader_folder / "predictions.csv").read_text().splitlines()[0]
     assert header == "path,status,error,prediction,probability,prob_bars,prob_dots,novelty"
     assert (reader_folder / "runs/first/report.html").exists()

@@ -29,6 +29,7 @@ STAGES = (
     ("training",),
     ("inference",),
     ("outputs",),
+    ("serving",),
     ("api", "dataset_scan"),
     ("cli", "__main__"),
 )

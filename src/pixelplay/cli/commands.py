@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
+from pixelplay.cli.deployment_commands import serve
 from pixelplay.cli.options import (
     ClassName,
     Data,
@@ -499,5 +500,5 @@ def _finish(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (scan, train, crossval, evaluate, label_issues, report, predict, explain, cache)
+    for command in (scan, train, crossval, evaluate, label_issues, report, predict, explain, serve, cache)
 }

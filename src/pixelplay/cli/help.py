@@ -24,6 +24,7 @@ from pixelplay.config import (
     UncertaintyConfig,
     field_types,
 )
+from pixelplay.serving.settings import LimitsConfig, ServerConfig
 
 HEADINGS: Mapping[type, str] = {
     TrainConfig: "Training",
@@ -32,6 +33,8 @@ HEADINGS: Mapping[type, str] = {
     AugmentConfig: "Augmentation",
     UncertaintyConfig: "Uncertainty",
     ComputeConfig: "Compute",
+    ServerConfig: "Server",
+    LimitsConfig: "Limits",
     LogOptions: "Output",
     OutputOptions: "Output",
 }
@@ -42,6 +45,7 @@ MAIN_OPTIONS: Mapping[str, str] = {
     "crossval": "data out n_folds finetune time_budget metric backbone imbalance hflip seed resume force",
     "evaluate": "run data split against at_precision positive tta out force json",
     "predict": "run images out submission images_dir ensemble_with tta coverage min_confidence strict force",
+    "serve": "run host port token_file token coverage min_confidence insecure_no_token max_queue timeout",
     "explain": "run images out class_name method ensemble_with images_dir force",
 }
 USAGE_COLUMNS = 25

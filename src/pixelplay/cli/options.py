@@ -28,8 +28,18 @@ from pixelplay.config import (
 )
 from pixelplay.errors import ConfigError, PixelPlayError
 from pixelplay.run_log import RunLog
+from pixelplay.serving.settings import LimitsConfig, ServerConfig
 
-SETTINGS = (DataConfig, UncertaintyConfig, ComputeConfig, FinetuneConfig, AugmentConfig, TrainConfig)
+SETTINGS = (
+    DataConfig,
+    UncertaintyConfig,
+    ComputeConfig,
+    FinetuneConfig,
+    AugmentConfig,
+    TrainConfig,
+    ServerConfig,
+    LimitsConfig,
+)
 
 words_typed: ContextVar[Sequence[str]] = ContextVar("words_typed", default=())  # after `pixelplay`
 

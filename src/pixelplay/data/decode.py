@@ -166,6 +166,12 @@ def decode_image(
     return to_rgb(image, path=path, max_value=max_value)
 
 
+def check_pixels(data: bytes, *, path: str, limit: float) -> None:
+    """Raise ImageError if the header of an image shows an error, or more pixels than a limit."""
+    _, image = _open(data, path)
+    _check_pixels(image.size, path, limit)
+
+
 def probe_image(data: bytes, *, path: str) -> ImageInfo:
     """Read the header of an image file; raises ImageError as `decode_image` if the header shows the error."""
     kind, image = _open(data, path)
@@ -276,10 +282,10 @@ def _unsupported(path: str, kind: str) -> ImageError:
     return ImageError(path, "unsupported", f"{kind} is not supported; {REMEDY}")
 
 
-def _check_pixels(size: tuple[int, int], path: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+def _check_pixels(size: tuple[int, int], path: str, limit: float = MAX_PIXELS) -> None:
+    if size[0] * size[1] > limit:
         reason = f"{size[0]} × {size[1]} is {size[0] * size[1] / 1e6:,.0f} megapixels"
-        raise ImageError(path, "too_large", f"{reason}; the limit is {MAX_PIXELS / 1e6:,.0f}")
+        raise ImageError(path, "too_large", f"{reason}; the limit is {limit / 1e6:,.0f}")
 
 
 @contextmanager

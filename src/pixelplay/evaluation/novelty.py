@@ -97,14 +97,17 @@ def choose_references(labels: IntArray, n: int, seed: int) -> IntArray:
 
 
 def nearest_distances(rows: NDArray[Any], references: NDArray[Any]) -> Float64Array:
-    """Return the Euclidean distance (N,) of rows (N, D) to the nearest of references (R, D), over √D."""
+    """Return the Euclidean distance (N,) of rows (N, D) to the nearest of references (R, D), over √D.
+
+    A matrix product finds the nearest, but its rounding depends on N; the distance itself does not.
+    """
     lengths = np.square(references).sum(axis=1)
     squares = [np.empty(0)]
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         pairwise = np.square(block).sum(axis=1)[:, None] + lengths - 2 * block @ references.T  # (B, R)
-        squares.append(pairwise.min(axis=1))
-    return np.asarray(np.sqrt(np.maximum(np.concatenate(squares), 0) / rows.shape[1]))
+        squares.append(np.square(block - references[pairwise.argmin(axis=1)]).sum(axis=1))
+    return np.asarray(np.sqrt(np.concatenate(squares) / rows.shape[1]))
 
 
 def _signals(distances: Float64Array, logits: NDArray[Any]) -> Float64Array:

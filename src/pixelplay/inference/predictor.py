@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, islice
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelplay.array_types import BoolArray, Float64Array, IntArray
+from pixelplay.array_types import BoolArray, Float32Array, Float64Array, IntArray
 from pixelplay.config import ComputeConfig, DataConfig, Tta, check_choice
 from pixelplay.data.audit import digest_bytes
 from pixelplay.data.dataset import ImageDataset
@@ -25,7 +25,7 @@ from pixelplay.evaluation.conformal import HeldOutScores
 from pixelplay.evaluation.decision_rule import adjusted_argmax
 from pixelplay.model.bundle import ModelBundle, read_bundle
 from pixelplay.model.device import resolve_device_name, resolve_precision
-from pixelplay.model.features import FeatureExtractor, LoadedImage, stream_features
+from pixelplay.model.features import FeatureExtractor, LoadedImage, extract_batch, stream_features
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted, name_some
 
@@ -203,35 +203,66 @@ class Predictor:
         self, dataset: ImageDataset, in_memory: Mapping[int, InMemoryImage]
     ) -> Iterator[Predictions]:
         """Classify listed images in chunks; those in memory are given by position."""
-        bundle = self.bundle
         load = partial(self._load, dataset, in_memory)
         stream = stream_features(self._extractor, load, len(dataset), num_workers=self._num_workers)
         start = 0
         for chunk, features in stream:
             paths = dataset.paths[start : start + len(chunk)]
             start += len(chunk)
-            logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
-            probs = temperature_softmax(logits, bundle.temperature)
-            is_ok = np.array([image.error is None for image in chunk])
-            novelty = np.full(len(logits), np.nan)
-            novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
-            yield Predictions(
-                paths=tuple(map(dataset.storage.display_path, paths)),
-                status=tuple("ok" if image.error is None else image.error.status for image in chunk),
-                errors=tuple("" if image.error is None else image.error.reason for image in chunk),
-                probs=probs,
-                pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
-                classes=bundle.classes,
-                digests=tuple(image.digest for image in chunk),
-                novelty=novelty,
-            )
+            yield self._classify(tuple(map(dataset.storage.display_path, paths)), chunk, features)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the network processes at once."""
+        return self._extractor.batch_size
+
+    @property
+    def device(self) -> str:
+        """Device that the network runs on: "cuda", "mps" or "cpu"."""
+        return self._extractor.device
+
+    def load(self, data: bytes, name: str) -> LoadedImage:
+        """Decode and preprocess one encoded image; a failure is stored in the result."""
+        return self._load_image(lambda: data, name)
+
+    def predict_batch(self, names: Sequence[str], images: Sequence[LoadedImage]) -> Predictions:
+        """Classify at most `batch_size` loaded images in the calling thread.
+
+        The rows are those of `predict`, whatever else is in the batch. It may be called in several threads.
+        """
+        return self._classify(tuple(names), images, extract_batch(self._extractor, images))
+
+    def _classify(
+        self, paths: tuple[str, ...], images: Sequence[LoadedImage], features: Float32Array
+    ) -> Predictions:
+        """Predict images from their features (N, D)."""
+        bundle = self.bundle
+        logits = bundle.head.logits(features)  # (N, K), NaN for unreadable images
+        probs = temperature_softmax(logits, bundle.temperature)
+        is_ok = np.array([image.error is None for image in images])
+        novelty = np.full(len(logits), np.nan)
+        novelty[is_ok] = bundle.novelty.measure(features[is_ok], logits[is_ok])
+        return Predictions(
+            paths=paths,
+            status=tuple("ok" if image.error is None else image.error.status for image in images),
+            errors=tuple("" if image.error is None else image.error.reason for image in images),
+            probs=probs,
+            pred=adjusted_argmax(probs, bundle.priors, bundle.tau),
+            classes=bundle.classes,
+            digests=tuple(image.digest for image in images),
+            novelty=novelty,
+        )
 
     def _load(self, dataset: ImageDataset, in_memory: Mapping[int, InMemoryImage], i: int) -> LoadedImage:
         """Read and preprocess an image."""
-        path, digest = dataset.paths[i], b""
-        preprocessing = self.bundle.preprocessing
+        path = dataset.paths[i]
+        read = partial(dataset.storage.read, path)
+        return self._load_image(lambda: in_memory[i] if i in in_memory else read(), path)
+
+    def _load_image(self, read: Callable[[], InMemoryImage], path: str) -> LoadedImage:
+        digest, preprocessing = b"", self.bundle.preprocessing
         try:
-            image = in_memory[i] if i in in_memory else dataset.storage.read(path)
+            image = read()
             if isinstance(image, bytes):
                 digest = digest_bytes(image)
                 pixels = decode_for(image, preprocessing, path=path)

@@ -186,9 +186,7 @@ def stream_features(
     images = prefetch_map(load, range(n), num_workers=num_workers, ahead=ahead)
 
     def extract(batch: list[LoadedImage]) -> tuple[list[LoadedImage], Float32Array]:
-        pixels = [image.pixels for image in batch if image.pixels is not None]
-        none = np.empty((0, extractor.n_features), np.float32)
-        return batch, extractor(np.stack(pixels)) if pixels else none
+        return batch, _compute(extractor, batch)
 
     ready: list[LoadedImage] = []
     features: list[Float32Array] = []
@@ -202,6 +200,21 @@ def stream_features(
             ready, features = ready[CHUNK:], [rows[CHUNK:]]
     if ready:
         yield ready, np.concatenate(features)
+
+
+def extract_batch(extractor: FeatureExtractor, batch: Sequence[LoadedImage]) -> Float32Array:
+    """Compute features (B, D) of at most one batch of images in the calling thread; errors are NaN.
+
+    They are the same as those of `stream_features`, whatever else is in the batch.
+    """
+    return _merge_cached(batch, _compute(extractor, batch), None)
+
+
+def _compute(extractor: FeatureExtractor, batch: Sequence[LoadedImage]) -> Float32Array:
+    """Compute features of the images of a batch that have pixels."""
+    pixels = [image.pixels for image in batch if image.pixels is not None]
+    none = np.empty((0, extractor.n_features), np.float32)
+    return extractor(np.stack(pixels)) if pixels else none
 
 
 def _make_batches(images: Iterable[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:

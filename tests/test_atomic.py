@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pixelplay.atomic import atomic_write, replace_folder, restore_folder, write_bytes, write_json
+from pixelplay.atomic import (
+    atomic_files,
+    atomic_write,
+    replace_folder,
+    restore_folder,
+    write_bytes,
+    write_json,
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -82,3 +89,20 @@ def test_folder_of_a_killed_replacement_is_restored_if_it_is_ours(tmp_path: Path
     make_folder(tmp_path / "run.partial-old", "old")
     restore_folder(str(tmp_path / "run.partial"), str(tmp_path / "run"), lambda path: ours)
     assert names_in(tmp_path) == (["run"] if ours else ["run.partial-old"])
+
+
+def test_several_files_are_moved_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("old")
+
+    def write_half_of_them() -> None:
+        with atomic_files(str(tmp_path), ["a", "b"]) as folder:
+            (Path(folder) / "a").write_text("new")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        write_half_of_them()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "old"}
+    with atomic_files(str(tmp_path), ["a", "b"]) as folder:
+        for name in "ab":
+            (Path(folder) / name).write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pixelplay.errors import MissingExtraError as MissingExtraError
     from pixelplay.errors import PixelPlayError as PixelPlayError
     from pixelplay.evaluation.evaluate import Evaluation as Evaluation
+    from pixelplay.exporting.export import ExportReport as ExportReport
+    from pixelplay.exporting.export import check_export as check_export
+    from pixelplay.exporting.export import export as export
+    from pixelplay.exporting.parity import ParityReport as ParityReport
     from pixelplay.inference.explain import Explainer as Explainer
     from pixelplay.inference.explain import Explanation as Explanation
     from pixelplay.inference.predictor import EnsemblePredictor as EnsemblePredictor
@@ -57,6 +61,8 @@ _MODULES = {
     "dataset_scan": "scan",
     "errors": "BundleError ConfigError DataError ImageError MissingExtraError PixelPlayError",
     "evaluation.evaluate": "Evaluation",
+    "exporting.export": "ExportReport check_export export",
+    "exporting.parity": "ParityReport",
     "inference.explain": "Explainer Explanation",
     "inference.predictor": "EnsemblePredictor Predictions Predictor",
     "outputs.corrected_table": "CorrectedTable export_corrected",

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,6 +29,23 @@ def atomic_write(path: str, *, suffix: str = ".tmp", keep_partial: bool = False)
             with suppress(OSError):
                 os.remove(temporary)
         raise
+
+
+@contextmanager
+def atomic_files(folder: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield a temporary folder to write files to; move them to `folder` when the block ends.
+
+    The last one is moved last. No file is moved when the block raises.
+    """
+    temporary = tempfile.mkdtemp(prefix=f".{names[-1]}-", suffix=".tmp", dir=folder)
+    try:
+        yield temporary
+        for name in names:
+            _sync(os.path.join(temporary, name))
+        for name in names:
+            os.replace(os.path.join(temporary, name), os.path.join(folder, name))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(data: bytes, path: str) -> None:

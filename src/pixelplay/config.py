@@ -27,6 +27,7 @@ AUGMENTATIONS = ("crop", "rotation", "erasing", "mixup", "cutmix")
 ConformalScore = Literal["lac", "aps"]
 Tta = Literal["none", "flip"]
 CamName = Literal["gradcam", "gradcam++", "layercam"]
+ExportFormat = Literal["onnx", "openvino"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MIN_INPUT_PX, MAX_INPUT_PX = 16, 4096

@@ -66,3 +66,8 @@ def suggest(name: str, known: Sequence[str], n: int = 3) -> str:
     """Name the closest known words: "; did you mean 'a' or 'b'?", or nothing."""
     close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def one_line(message: object, limit: int = 200) -> str:
+    """Shorten the message of a library to one line."""
+    return " ".join(str(message).split())[:limit]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import DisallowNone, arg
 
-from pixelplay.cli.deployment_commands import serve
+from pixelplay.cli.deployment_commands import export, serve
 from pixelplay.cli.options import (
     ClassName,
     Data,
@@ -26,6 +26,7 @@ from pixelplay.cli.options import (
     Report,
     Run,
     Views,
+    print_result,
     read_sources,
     typed_command,
 )
@@ -83,7 +84,7 @@ def scan(
         near_duplicates=near_duplicates,
         log=output.make_log(),
     )
-    _print_result(
+    print_result(
         output,
         lambda: scan_to_json(dataset, audit),
         lambda: format_scan(dataset, audit, near_duplicates=near_duplicates),
@@ -238,7 +239,7 @@ def evaluate(
         compute=compute,
         log=output.make_log(),
     )
-    _print_result(output, report.to_json, lambda: format_evaluation_report(report, verbose=verbose))
+    print_result(output, report.to_json, lambda: format_evaluation_report(report, verbose=verbose))
 
 
 def label_issues(
@@ -268,7 +269,7 @@ def label_issues(
         from pixelplay.outputs.corrected_table import export_corrected
 
         table = export_corrected(run, out, relabel, data, force=force, log=output.make_log())
-        _print_result(output, table.to_json, table.summary)
+        print_result(output, table.to_json, table.summary)
         return
     if unused := [
         f"--{name}" for name, value in (("relabel", relabel), ("data", data), ("force", force)) if value
@@ -278,7 +279,7 @@ def label_issues(
     from pixelplay.outputs.label_issues import read_label_issues
 
     report = read_label_issues(run)
-    _print_result(output, report.to_json, lambda: format_label_issues(report))
+    print_result(output, report.to_json, lambda: format_label_issues(report))
 
 
 def report(
@@ -361,7 +362,7 @@ def predict(
     )
     if not is_printed:
         has_sample = submission is not None
-        _print_result(output, summary.to_json, lambda: summary.describe(str(out), submission=has_sample))
+        print_result(output, summary.to_json, lambda: summary.describe(str(out), submission=has_sample))
     elif output.json:
         print(json.dumps(rows.rows, indent=1, allow_nan=False))
     if summary.n_unreadable and strict:
@@ -437,10 +438,6 @@ def cache(*, cache_dir: Folder = None, clear: Flag = False) -> None:
     print(f"{folder}: {use.n_bytes / 1e6:,.1f} MB in {counted(use.n_files, 'file')}{done}")
 
 
-def _print_result(output: OutputOptions, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
-    print(json.dumps(as_json(), indent=1, allow_nan=False) if output.json else as_text())
-
-
 def _is_finished(
     run: str,
     data: str,
@@ -493,12 +490,24 @@ def _finish(
         log.info(f"no report was written; use pixelplay report {shlex.quote(done.run_dir)}")
     if output.json and path is not None:
         log.info(f"report: {path}")
-    _print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
+    print_result(output, done.to_json, lambda: format_run_report(done, verbose=verbose, report_path=path))
     if interrupted:
         raise SystemExit(130)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
-    for command in (scan, train, crossval, evaluate, label_issues, report, predict, explain, serve, cache)
+    for command in (
+        scan,
+        train,
+        crossval,
+        evaluate,
+        label_issues,
+        report,
+        predict,
+        explain,
+        export,
+        serve,
+        cache,
+    )
 }

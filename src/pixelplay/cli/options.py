@@ -1,10 +1,11 @@
 """Arguments that several commands share, and settings built from the command line."""
 
 import functools
+import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -73,6 +74,11 @@ EnsembleWith = Annotated[tuple[str, ...], arg(metavar="[RUN ...]", help_behavior
 ClassName = DisallowNone[Annotated[str | None, metavar("CLASS")]]
 Views = DisallowNone[Annotated[Tta | None, metavar("VIEWS")]]
 Report = Annotated[bool, arg(help="Do not write RUN/report.html.", help_behavior_hint="")]
+
+
+def print_result(output: OutputOptions, as_json: Callable[[], Any], as_text: Callable[[], str]) -> None:
+    """Print the result of a command to stdout, as JSON or as text."""
+    print(json.dumps(as_json(), indent=1, allow_nan=False) if output.json else as_text())
 
 
 def typed_command() -> str | None:

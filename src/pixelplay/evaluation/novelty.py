@@ -17,7 +17,7 @@ NOVELTY_THRESHOLD = 0.95  # one in twenty held-out images of known classes is mo
 # fraction of images of classes left out of training that are more novel: mean, lowest and highest of ten
 # datasets (benchmarks/results/novelty-suite.json)
 BENCHMARK_DETECTION = (0.35, 0.10, 0.97)
-_MIN_DISTANCE = 1e-3  # nearer images are duplicates
+MIN_DISTANCE = 1e-3  # nearer images are duplicates
 _BLOCK = 1024  # images compared with all references at once
 
 
@@ -115,4 +115,4 @@ def _signals(distances: Float64Array, logits: NDArray[Any]) -> Float64Array:
     values = logits.astype(np.float64)
     largest = values.max(axis=1)
     energy = -largest - np.log(np.exp(values - largest[:, None]).sum(axis=1))
-    return np.stack([np.log(np.maximum(distances, _MIN_DISTANCE)), energy], axis=1)
+    return np.stack([np.log(np.maximum(distances, MIN_DISTANCE)), energy], axis=1)

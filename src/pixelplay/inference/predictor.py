@@ -351,6 +351,7 @@ class ClassAlignment:
     Attributes:
         classes: (K,) names in the order of the first model.
         orders: (M, K) int64, index of each class in each model.
+        adjustment: (K,) mean logit adjustment, subtracted from the logarithm of the mean probabilities.
 
     Raises:
         ConfigError: the models have different classes.
@@ -367,14 +368,14 @@ class ClassAlignment:
         self.orders = np.array([[b.classes.index(name) for name in self.classes] for b in bundles])
         pairs = zip(bundles, self.orders, strict=True)
         adjustments = [b.tau * np.log(b.priors[order]) for b, order in pairs]  # (M, K)
-        # (K,), geometric mean of priors ** tau: dividing by it averages the logit adjustments too
-        self._prior_weights = np.exp(np.mean(adjustments, axis=0))
+        self.adjustment = np.mean(adjustments, axis=0)
 
     def predict(self, probs: Sequence[Float64Array]) -> tuple[Float64Array, IntArray]:
         """Average probabilities (N, K) that are in each model's own order, and predict classes (N,)."""
         ordered = [p[:, order] for p, order in zip(probs, self.orders, strict=True)]
         mean = np.asarray(np.mean(ordered, axis=0))
-        return mean, adjusted_argmax(mean, self._prior_weights, 1.0)
+        # dividing by the geometric mean of priors ** tau averages the logit adjustments too
+        return mean, adjusted_argmax(mean, np.exp(self.adjustment), 1.0)
 
 
 class EnsemblePredictor:
@@ -385,6 +386,7 @@ class EnsemblePredictor:
         compute, tta: as in `Predictor`.
 
     Attributes:
+        bundles: the models.
         classes: (K,) class names in the order of the first run.
         held_out: None, as the members' scores of held-out images do not describe the ensemble.
 
@@ -401,8 +403,8 @@ class EnsemblePredictor:
         tta: Tta | None = None,
     ) -> None:
         self._predictors = [Predictor(run, compute, tta=tta) for run in runs]
-        bundles = [predictor.bundle for predictor in self._predictors]
-        self._alignment = ClassAlignment(bundles, [os.fspath(run) for run in runs])
+        self.bundles = [predictor.bundle for predictor in self._predictors]
+        self._alignment = ClassAlignment(self.bundles, [os.fspath(run) for run in runs])
         self.classes = self._alignment.classes
         self.held_out: HeldOutScores | None = None
 

@@ -75,6 +75,9 @@ class FeatureExtractor:
         hflip: average the features of each image and its mirror image.
         batch_size: images per batch; None selects one that suits the device.
         training_precision: precision of the features the head was trained on, if different.
+
+    Attributes:
+        backbone: the fused network, on the device.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class FeatureExtractor:
                 if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                     for values in layer.parameters(recurse=False):
                         values.data = values.data.bfloat16().float()
-        self._backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._normalize = Normalizer(preprocessing, device)
 
     def __call__(self, pixels: UInt8Array) -> Float32Array:
@@ -121,9 +124,9 @@ class FeatureExtractor:
         """Compute features (B, D) of pixels (B, H, W, 3) uint8, as a tensor on the device."""
         images = self._normalize(pixels)  # (B, 3, H, W)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            features: torch.Tensor = self._backbone(images)  # (B, D)
+            features: torch.Tensor = self.backbone(images)  # (B, D)
             if self._hflip:
-                features = (features + self._backbone(images.flip(3))) / 2
+                features = (features + self.backbone(images.flip(3))) / 2
         return features
 
     def cache_key(self, weights_id: str) -> str:

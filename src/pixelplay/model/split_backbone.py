@@ -43,7 +43,7 @@ class FrozenStages(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn images (B, 3, H, W) into feature maps (B, C, H', W') and statistics."""
         maps = compute_maps(self.network, sorted({*self._stats_stages, self.n_stages - 1}), images)
-        no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
+        no_stats = images.new_empty(images.shape[0], 0, dtype=torch.float32)
         return maps[-1], torch.cat([no_stats, *channel_stats(maps if self._stats_stages else [])], dim=1)
 
 
@@ -90,7 +90,7 @@ class BranchedBackbone(Backbone):
         split_stages = [branch.n_frozen - 1 for branch in branches if branch.n_frozen]
         features, maps = compute_features_and_maps(self.network, self.stages, images, split_stages)
         maps[-1] = images  # input of branches that share no stage
-        no_stats = images.new_empty(len(images), 0, dtype=torch.float32)
+        no_stats = images.new_empty(images.shape[0], 0, dtype=torch.float32)
         return torch.cat(
             [features, *(branch(maps[branch.n_frozen - 1], no_stats) for branch in branches)], dim=1
         )

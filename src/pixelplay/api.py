@@ -34,7 +34,7 @@ from pixelplay.inference.predictor import (
     join_predictions,
 )
 from pixelplay.inference.sets_and_abstention import Uncertainty
-from pixelplay.model.bundle import read_bundle, write_bundle
+from pixelplay.model.bundle import write_bundle
 from pixelplay.outputs.crossval_report import make_crossval_report, write_crossval_records
 from pixelplay.outputs.evaluation_report import (
     EvaluationReport,
@@ -351,5 +351,6 @@ def explain(
     with new_explanations_dir(os.fspath(out), force=force) as folder:
         datasets = list_all_images(images, DataConfig(path_column=path_column, images_dir=images_dir), log)
         names = [os.fspath(each) for each in (run, *as_list(ensemble_with))]
-        explainer = Explainer(*map(read_bundle, names), names=names, compute=compute, method=method)
-        return write_explanations(explainer, datasets, class_name, folder, log)
+        predictor = EnsemblePredictor(names, compute) if len(names) > 1 else Predictor(names[0], compute)
+        explainer = Explainer(*predictor.bundles, names=names, compute=compute, method=method)
+        return write_explanations(predictor, explainer, datasets, class_name, folder, log)

@@ -50,7 +50,8 @@ class Explanation:
 class Explainer:
     """Shows which regions of an image support a class, for one classifier or an ensemble.
 
-    It computes in fp32 whatever the models' precision; probabilities are within 0.02 of `Predictor`'s.
+    It computes in fp32 whatever the models' precision; probabilities are within 0.02 of `Predictor`'s, which
+    `pixelplay.explain` reports.
 
     Args:
         bundles: the models; they are not modified.

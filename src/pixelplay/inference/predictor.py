@@ -141,6 +141,7 @@ class Predictor:
 
     Attributes:
         bundle: the model.
+        bundles: a list of it, as of an ensemble.
         classes: (K,) class names.
         held_out: scores of held-out images; None with another `tta` than in training.
 
@@ -158,6 +159,7 @@ class Predictor:
     ) -> None:
         compute = compute or ComputeConfig()
         self.bundle = read_bundle(os.fspath(run))
+        self.bundles = [self.bundle]
         self.classes = self.bundle.classes
         if tta is not None:
             check_choice("tta", tta, get_args(Tta))

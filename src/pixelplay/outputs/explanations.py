@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -17,7 +17,7 @@ from pixelplay.data.decode import decode_image, silence_pillow
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, ImageError
 from pixelplay.inference.explain import Explainer
-from pixelplay.inference.predictor import DECIMALS
+from pixelplay.inference.predictor import DECIMALS, EnsemblePredictor, Predictions, Predictor
 from pixelplay.run_log import RunLog
 from pixelplay.text import counted
 
@@ -95,9 +95,16 @@ def new_explanations_dir(out: str, *, force: bool) -> Iterator[str]:
 
 
 def write_explanations(
-    explainer: Explainer, datasets: Sequence[ImageDataset], class_name: str | None, folder: str, log: RunLog
+    predictor: Predictor | EnsemblePredictor,
+    explainer: Explainer,
+    datasets: Sequence[ImageDataset],
+    class_name: str | None,
+    folder: str,
+    log: RunLog,
 ) -> list[ExplainedImage]:
     """Explain images for a class, by default the predicted one; write overlays, maps and a table.
+
+    Predictions and probabilities are those of `predictor`, so that an image has the same in all tables.
 
     Raises:
         ConfigError: unknown class.
@@ -115,8 +122,14 @@ def write_explanations(
         writer = csv_writer(file)
         writer.writerow(columns)
         for dataset in datasets:
-            for path in dataset.paths:
-                image = _explain_file(explainer, dataset, path, class_name, folder, len(explained) + 1)
+            predicted = (
+                _describe_prediction(chunk, i, class_name)
+                for chunk in predictor.predict_stream(dataset)
+                for i in range(len(chunk))
+            )
+            for path, image in zip(dataset.paths, predicted, strict=True):
+                if image.explained is not None:
+                    image = _explain_file(explainer, dataset, path, image, folder, len(explained) + 1)
                 writer.writerow([_cell(name, getattr(image, name)) for name in columns])
                 explained.append(image)
                 bar.update()
@@ -129,34 +142,41 @@ def write_explanations(
     return explained
 
 
+def _describe_prediction(predictions: Predictions, i: int, class_name: str | None) -> ExplainedImage:
+    """Return what is known of an image before it is explained; without prediction if it is unreadable."""
+    name, status, error = predictions.paths[i], predictions.status[i], predictions.errors[i]
+    if (prediction := predictions.prediction[i]) is None:
+        return ExplainedImage(path=name, status=status, error=error)
+    probs, explained = predictions.probs[i], class_name or prediction
+    return ExplainedImage(
+        path=name,
+        prediction=prediction,
+        probability=float(probs[predictions.pred[i]]),
+        explained=explained,
+        explained_probability=float(probs[predictions.classes.index(explained)]),
+    )
+
+
 def _explain_file(
-    explainer: Explainer, dataset: ImageDataset, path: str, class_name: str | None, folder: str, number: int
+    explainer: Explainer, dataset: ImageDataset, path: str, image: ExplainedImage, folder: str, number: int
 ) -> ExplainedImage:
-    name = dataset.storage.display_path(path)
+    """Write overlay and map of an image that has a prediction."""
     try:
         data = dataset.storage.read(path)
         with silence_pillow():
             pixels = decode_image(
                 data, path=path, target_px=explainer.input_px, max_value=explainer.max_value
             )
-    except ImageError as error:
-        return ExplainedImage(path=name, status=error.status, error=error.reason)
-    explanation = explainer.explain(pixels, class_name)
-    stem = file_stem(number, name, explanation.explained)
+    except ImageError as error:  # it has become unreadable
+        return ExplainedImage(path=image.path, status=error.status, error=error.reason)
+    heat = explainer.explain(pixels, image.explained).heat
+    stem = file_stem(number, image.path, str(image.explained))
     overlay_name, map_name = f"{stem}.overlay.png", f"{stem}.map.npy"
-    overlaid = overlay(pixels, explanation.heat, max_px=OVERLAY_PX)
+    overlaid = overlay(pixels, heat, max_px=OVERLAY_PX)
     Image.fromarray(overlaid).save(os.path.join(folder, overlay_name), format="PNG")
     with open(os.path.join(folder, map_name), "wb") as file:
-        np.save(file, explanation.heat, allow_pickle=False)
-    return ExplainedImage(
-        path=name,
-        prediction=explanation.prediction,
-        probability=explanation.probability,
-        explained=explanation.explained,
-        explained_probability=explanation.explained_probability,
-        overlay=overlay_name,
-        map=map_name,
-    )
+        np.save(file, heat, allow_pickle=False)
+    return replace(image, overlay=overlay_name, map=map_name)
 
 
 def _cell(column: str, value: str | float | None) -> str:

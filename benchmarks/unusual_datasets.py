@@ -78,7 +78,7 @@ def draw_classes(folder: Path, counts: Mapping[str, int]) -> None:
         phase, frequency = rng.normal(size=3), rng.uniform(0.1, 0.9, (3, 2))
         colour = rng.uniform(0, 255, 3)
         for i in range(n):
-            y, x = np.mgrid[:SMALL_PX, :SMALL_PX, None][:2] + rng.uniform(-4, 4)
+            y, x = (np.mgrid[:SMALL_PX, :SMALL_PX] + rng.uniform(-4, 4))[..., None]
             waves = np.sin(frequency[:, 0] * x + phase) + np.cos(frequency[:, 1] * y + phase)
             image = colour + 40 * waves + rng.normal(0, 12, (SMALL_PX, SMALL_PX, 3))
             write_image(image, folder / name / f"{i}.png")

@@ -385,7 +385,8 @@ class EnsemblePredictor:
 
     Args:
         runs: folders of runs, or of their models; backbones and input sizes may differ.
-        compute, tta: as in `Predictor`.
+        compute: as in `Predictor`.
+        tta: as in `Predictor`.
 
     Attributes:
         bundles: the models.

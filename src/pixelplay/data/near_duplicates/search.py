@@ -3,7 +3,7 @@
 Candidates are cheap to find. Each is then decided by aligning both images: they must agree in detail, and
 better than similar, but different, images do.
 
-On TrashNet the search finds 0.998 of planted near-duplicates at a precision of 0.93. At the same precision,
+On TrashNet the search finds 0.993 of planted near-duplicates at a precision of 0.93. At the same precision,
 64-bit perceptual hashes and cosine similarity of the backbone's features, alone or combined, find at most
 0.75; at the same recall at most 0.43 of their pairs are right (benchmarks/near_duplicates.py).
 """

@@ -22,9 +22,6 @@ from pixelplay.cli.main import main
 from pixelplay.outputs.label_issues import read_label_issues, write_label_issues
 from pixelplay.outputs.report import images as report_images
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-
 
 @pytest.fixture(scope="module")
 def tiny(tiny_settings: list[str]) -> list[str]:
@@ -107,16 +104,6 @@ def test_crossval_and_fine_tuned_runs_have_reports(
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any, shown: Path) -> Iterator[Any]:
     """The opened report; console messages, dialogs and network requests are errors."""
@@ -135,7 +122,6 @@ def page(browser: Any, shown: Path) -> Iterator[Any]:
     assert problems == []
 
 
-@needs_browser
 def test_per_class_table_sorts(page: Any) -> None:
     heading = page.locator("table.sortable th", has_text="evaluated")
     cells = page.locator("table.sortable tbody tr td:nth-child(3)")
@@ -148,7 +134,6 @@ def test_per_class_table_sorts(page: Any) -> None:
     assert [int(text) for text in cells.all_inner_texts()] == sorted(values, reverse=True)
 
 
-@needs_browser
 def test_confusion_matrix_cell_shows_its_images(page: Any, shown: Path) -> None:
     button = page.locator("table.matrix td.right button").first
     button.click()
@@ -161,7 +146,6 @@ def test_confusion_matrix_cell_shows_its_images(page: Any, shown: Path) -> None:
     assert not cell.is_visible()
 
 
-@needs_browser
 def test_other_class_needs_a_choice(page: Any) -> None:
     item = page.locator("li[data-issue]").first
     item.locator("input[value=other]").check()
@@ -170,7 +154,6 @@ def test_other_class_needs_a_choice(page: Any) -> None:
     assert page.locator("#save").is_enabled()
 
 
-@needs_browser
 def test_reviews_survive_a_reload_until_undone(page: Any) -> None:
     items, saved = page.locator("li[data-issue]"), page.locator("#saved")
     items.nth(0).locator("input[value=exclude]").check()
@@ -191,7 +174,6 @@ def test_reviews_survive_a_reload_until_undone(page: Any) -> None:
     assert saved.inner_text() == "1 reviewed, not saved"
 
 
-@needs_browser
 @pytest.mark.parametrize("kept", ['{"choices": [[99, "x]", 3]]}', "[", "7"])
 def test_invalid_stored_reviews_are_ignored(page: Any, kept: str) -> None:
     page.locator("li[data-issue]").first.locator("input[value=exclude]").check()
@@ -202,14 +184,12 @@ def test_invalid_stored_reviews_are_ignored(page: Any, kept: str) -> None:
     assert page.locator("#save").is_enabled()
 
 
-@needs_browser
 def test_all_images_load(page: Any) -> None:
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 5
     assert min(widths) > 0
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_does_not_scroll_sideways(browser: Any, shown: Path, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
@@ -219,7 +199,6 @@ def test_phone_does_not_scroll_sideways(browser: Any, shown: Path, scheme: str) 
     context.close()
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_is_accessible(browser: Any, shown: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -252,7 +231,6 @@ def many_issues(shown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(pixelplay.report(run))
 
 
-@needs_browser
 def test_label_issues_are_paged_and_filtered_by_class(browser: Any, many_issues: Path) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -278,7 +256,6 @@ def test_label_issues_are_paged_and_filtered_by_class(browser: Any, many_issues:
     context.close()
 
 
-@needs_browser
 def test_all_label_issues_are_reachable_without_scripts(browser: Any, many_issues: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -290,7 +267,6 @@ def test_all_label_issues_are_reachable_without_scripts(browser: Any, many_issue
     context.close()
 
 
-@needs_browser
 def test_long_class_names_do_not_widen_a_phone(browser: Any, many_issues: Path) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
@@ -305,7 +281,6 @@ def read(path: Path) -> TextIO:
     return path.open(encoding="utf-8", errors="surrogateescape", newline="")
 
 
-@needs_browser
 def test_saved_corrections_are_used_by_relabel(
     page: Any, shown: Path, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 import pixelplay
 from conftest import TINY, draw_of_class
 from images import altered, damaged_files, encode, scene
-from pixelplay.config import Precision
+from pixelplay.config import DataConfig, Precision, TrainConfig
 from pixelplay.data.audit import Duplicates
 from pixelplay.data.cache import ArrayCache
 from pixelplay.data.dataset import ImageDataset
-from pixelplay.data.sources import list_files
+from pixelplay.data.sources import list_files, open_dataset
 from pixelplay.errors import ConfigError, ImageError
 from pixelplay.model.backbone import PretrainedBackbone, load_backbone
-from pixelplay.model.device import resolve_device_name, resolve_precision
+from pixelplay.model.device import resolve_device, resolve_device_name, resolve_precision
 from pixelplay.model.features import (
     FeatureExtractor,
     ImageFeatures,
     LoadedImage,
     extract_cached_features,
+    extract_features,
+    find_near_duplicates,
     resolve_batch_size,
     stream_features,
 )
@@ -319,6 +321,22 @@ def test_near_duplicates_from_the_cache_are_the_same(
     _, audit = pixelplay.scan(folder, near_duplicates=True, log=RunLog())
     assert audit.duplicates == first
     assert "searching near-duplicates" not in capsys.readouterr().err  # not searched again
+
+
+def test_near_duplicates_missed_by_a_failed_read_are_not_cached(tmp_path: Path) -> None:
+    data = altered(scene(0))["re-encoded"]
+    files = {"a/0.png": encode(scene(0), "PNG"), "b/0.jpg": data, "b/1.png": encode(scene(1), "PNG")}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    dataset, log = open_dataset(str(tmp_path), DataConfig()), RunLog(quiet=True)
+    config = TrainConfig(finetune="none")
+    backbone = load_backbone("lite0", None, offline=True)
+    images = extract_features(dataset, backbone, config, resolve_device(config.compute), log)
+    (tmp_path / "b/0.jpg").unlink()
+    assert find_near_duplicates(dataset, images, config, log) == []
+    (tmp_path / "b/0.jpg").write_bytes(data)
+    assert [pair.members for pair in find_near_duplicates(dataset, images, config, log)] == [(0, 1)]
 
 
 def test_unreadable_files_are_not_near_duplicates(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The page in a browser: upload, prediction, heat map, CSV, token, accessibility, no outside request."""
 
 import csv
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from conftest import draw_of_class
 from images import encode
 from servers import RunningServer, start_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 TOKEN = "a-token-of-some-length"
 PHONE = {"width": 390, "height": 844}
 
@@ -25,16 +22,6 @@ def server(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     options = ["--token-file", str(folder / "token"), "--min-confidence", "1", "--max-upload-mb", "0.05"]
     with start_server(tiny_run, folder / "log", options) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

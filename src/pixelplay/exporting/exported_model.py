@@ -1,4 +1,4 @@
-"""What every exported model computes, whatever runs it."""
+"""Define what every exported model computes, whatever runs it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

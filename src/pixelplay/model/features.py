@@ -396,16 +396,22 @@ def find_near_duplicates(
     if (key := digest.digest()) in cache:
         found = [NearDuplicatePair.from_row(row) for row in cache.get(key)]
     else:
+        failed: list[str] = []
 
         def read(k: int) -> UInt8Array:
             path = dataset.paths[rows[k]]
-            data = dataset.storage.read(path)
-            return decode_image(data, path=path, target_px=CLOSE_PX, max_value=max_value)
+            try:
+                data = dataset.storage.read(path)
+                return decode_image(data, path=path, target_px=CLOSE_PX, max_value=max_value)
+            except ImageError:
+                failed.append(path)
+                raise
 
         num_workers = config.compute.num_workers
         found = search_near_duplicates(
             thumbnails, read, features, mirrored=config.hflip, num_workers=num_workers, log=log
         )
-        cache.add(key, np.array([pair.to_row() for pair in found]).reshape(-1, 4))
-        cache.flush()
+        if not failed:  # another run may be able to read what has become unreadable
+            cache.add(key, np.array([pair.to_row() for pair in found]).reshape(-1, 4))
+            cache.flush()
     return [replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second])) for pair in found]

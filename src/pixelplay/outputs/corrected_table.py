@@ -27,7 +27,7 @@ Columns = dict[str, list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectedTable:
-    """What `export_corrected` wrote.
+    """Summarise what `export_corrected` wrote.
 
     Attributes:
         path: the table.

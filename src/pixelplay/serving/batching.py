@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether all threads run."""
+        """Return whether all threads run."""
         return all(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:

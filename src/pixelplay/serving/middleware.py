@@ -100,7 +100,7 @@ def problem_response(problem: Problem, request_id: str) -> JSONResponse:
 
 
 def write_log(event: str, **fields: Any) -> None:
-    """Write one JSON object to stderr; None is left out."""
+    """Write one JSON object to stderr, without the fields that have no value."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
     shown = {name: value for name, value in line.items() if value is not None}
     print(json.dumps(shown), file=sys.stderr, flush=True)

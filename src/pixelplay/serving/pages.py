@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from pixelplay.outputs.report.page import TEMPLATES as REPORT_TEMPLATES
+from pixelplay.outputs.report.page import make_environment
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 HTML = "text/html; charset=utf-8"
@@ -34,25 +35,20 @@ def add_file(app: FastAPI, path: str, content: str, media_type: str) -> None:
 
 def render_docs(openapi: dict[str, Any]) -> str:
     """Render an OpenAPI description as a page without scripts."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     routes = [
         {"path": path, "method": method.upper(), **operation}
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
-    return environment.get_template("docs.html").render(
-        title=openapi["info"]["title"],
-        version=openapi["info"]["version"],
-        routes=routes,
-        schemas=openapi["components"]["schemas"],
+    return (
+        make_environment(TEMPLATES)
+        .get_template("docs.html")
+        .render(
+            title=openapi["info"]["title"],
+            version=openapi["info"]["version"],
+            routes=routes,
+            schemas=openapi["components"]["schemas"],
+        )
     )
 
 

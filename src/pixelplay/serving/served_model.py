@@ -91,7 +91,7 @@ class ServedModel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the threads that predict are running."""
+        """Return whether the threads that predict are running."""
         return self._batcher.is_alive
 
     def describe(self) -> dict[str, Any]:

@@ -62,18 +62,25 @@ def _render(template: str, *, script: str | None = None, root: str = "", **conte
     )
 
 
-@cache
-def _environment() -> "Environment":
-    """Set up Jinja; compiling the templates takes longer than filling them, so it is done once."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+def make_environment(folder: str) -> "Environment":
+    """Set up Jinja for a folder of HTML templates: values are escaped, undefined ones are errors."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+
+
+@cache
+def _environment() -> "Environment":
+    """Set up Jinja; compiling the templates takes longer than filling them, so it is done once."""
+    from jinja2 import pass_context
+
+    environment = make_environment(TEMPLATES)
     environment.filters["shown"] = pass_context(lambda context, path: path.removeprefix(context["root"]))
     environment.filters["nowrap"] = lambda text: text.replace(" %", "\u00a0%")  # no line break before a unit
     environment.filters |= {"percent": percent, "shortened": shorten, "breakable": _allow_breaks}

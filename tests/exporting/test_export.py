@@ -122,7 +122,7 @@ def test_check_without_readable_images_fails(
     exported: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    for data, reason in (("broken.png", "could not read any of the 1 image"), ("gone", "does not exist")):
+    for data, reason in (("broken.png", "could not read any of 1 image"), ("gone", "does not exist")):
         command = ["export", str(tiny_run), "--check", str(exported), "--data", str(tmp_path / data)]
         assert main(command) == 1
         assert reason in capsys.readouterr().err

@@ -306,14 +306,14 @@ def chunk(*pred: int, novelty: float | None = None) -> Predictions:
 
 def test_prediction_summary_adds_up_chunks() -> None:
     summary = PredictionSummary()
-    for each in (chunk(0, 0, 1, novelty=0.5), chunk(0, -1, novelty=0.995)):
+    for each in (chunk(0, 0, 1, novelty=0.5), chunk(0, -1, novelty=0.96)):
         summary.add(each)
     assert (summary.n, summary.n_unreadable, summary.n_unusual, summary.n_abstained) == (5, 1, 1, None)
     assert summary.errors == ["1.jpg: no such file"]
     assert summary.describe("p.csv") == (
-        "5 images → p.csv (a 3, b 1)\n1 unreadable (see the error column) · 1 unusual (novelty ≥ 0.99)"
+        "5 images → p.csv (a 3, b 1)\n1 unreadable (see the error column) · 1 unusual (novelty ≥ 0.95)"
     )
-    assert summary.describe("p.csv", submission=True).endswith("\n1 unreadable · 1 unusual (novelty ≥ 0.99)")
+    assert summary.describe("p.csv", submission=True).endswith("\n1 unreadable · 1 unusual (novelty ≥ 0.95)")
 
 
 def test_prediction_summary_names_the_most_frequent_classes() -> None:

@@ -18,6 +18,7 @@ from conftest import draw_of_class
 from images import encode
 from pixelplay.api import predict
 from pixelplay.config import UncertaintyConfig
+from pixelplay.evaluation.novelty import NOVELTY_THRESHOLD
 from pixelplay.run_log import RunLog
 from pixelplay.serving.settings import ServerConfig
 
@@ -99,7 +100,8 @@ def test_raw_body_is_one_image(client: TestClient) -> None:
         answer = client.post("/v1/predict", content=picture(), headers={"content-type": kind}).json()
         assert [row["name"] for row in answer["predictions"]] == ["image"]
         assert answer["predictions"][0]["status"] == "ok"
-    assert answer["model"] == client.get("/v1/model").json()["model"]
+    described = client.get("/v1/model").json()
+    assert (described["model"], described["novelty_threshold"]) == (answer["model"], NOVELTY_THRESHOLD)
 
 
 def test_abstention_and_prediction_sets_are_returned_on_request(make_client: Any) -> None:

@@ -77,6 +77,20 @@ def test_uploaded_image_gets_a_prediction_and_a_heat_map(page: Any) -> None:
     assert drawn.get_attribute("alt") == "a.jpg"
 
 
+def test_unusual_image_gets_a_caution(page: Any) -> None:
+    def lower_threshold(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "novelty_threshold": 0})
+
+    caution = page.get_by_text("may show none of its classes")
+    assert not caution.is_visible()
+    page.route("**/v1/model", lower_threshold)
+    page.reload()  # the token is kept
+    page.get_by_text("3 classes: bars, dots, rings.").wait_for()
+    page.locator("#files").set_input_files([image_file("a.jpg")])
+    caution.wait_for()
+
+
 def test_table_of_images_is_saved_as_csv_with_safe_cells(page: Any, tmp_path: Path) -> None:
     names = ["=1+1.jpg", 'a "b", c.jpg', *(f"{i}.jpg" for i in range(20))]
     files = [image_file(name, i, ("bars", "dots")[i % 2]) for i, name in enumerate(names)]

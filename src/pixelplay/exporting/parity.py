@@ -174,7 +174,7 @@ def classify_with_both(
     is_ok = [predictions.pred >= 0 for _, predictions, _ in chunks]
     if images is not None and not any(ok.any() for ok in is_ok[1:]):  # the first are the drawn ones
         raise DataError(
-            f"could not read any of the {counted(len(images.paths), 'image')} to compare on; first: "
+            f"could not read any of {counted(len(images.paths), 'image')} to compare on; first: "
             f"{chunks[1][1].errors[0]}; name others with --data"
         )
     kept = [file for (files, *_), ok in zip(chunks, is_ok, strict=True) for file in compress(files, ok)]

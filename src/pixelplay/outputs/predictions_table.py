@@ -15,6 +15,7 @@ from pixelplay.atomic import atomic_write
 from pixelplay.config import StrPath
 from pixelplay.data.tables import csv_writer, escape_label, escape_path
 from pixelplay.errors import ConfigError, DataError, PixelPlayError
+from pixelplay.evaluation.novelty import NOVELTY_THRESHOLD
 from pixelplay.inference.predictor import DECIMALS, Predictions, join_predictions
 from pixelplay.run_log import RunLog
 from pixelplay.text import SHOWN, counted, name_some, printable
@@ -99,7 +100,7 @@ class PrintedPredictions:
                 text += ", abstained" * bool(cells.get("abstained"))
                 if (others := cells.get("prediction_set")) is not None:
                     text += f", prediction set: {', '.join(others) or 'empty'}"
-                if (cells.get("novelty") or 0) >= UNUSUAL:
+                if (cells.get("novelty") or 0) >= NOVELTY_THRESHOLD:
                     text += f", unusual (novelty {cells['novelty']:.3f})"
             self._file.write(f"{printable(cells['path'])}: {printable(text)}\n")
         self._file.flush()
@@ -323,7 +324,6 @@ def write_oof(folder: str, data: TrainingData, validation: CrossValidation) -> N
         file.write(content)
 
 
-UNUSUAL = 0.99  # novelty exceeded by one in a hundred images like the training images
 N_CLASSES_SHOWN = 3
 
 
@@ -334,7 +334,7 @@ class PredictionSummary:
     Attributes:
         n_unreadable: images without prediction.
         n_abstained: predictions the model abstains from; None if abstention was not requested.
-        n_unusual: predictions with novelty >= UNUSUAL; None if novelty was not measured.
+        n_unusual: predictions with novelty >= NOVELTY_THRESHOLD; None if novelty was not measured.
         counts: predicted class → images.
         errors: path and reason of the first unreadable images.
     """
@@ -355,7 +355,7 @@ class PredictionSummary:
         if chunk.abstained is not None:
             self.n_abstained = (self.n_abstained or 0) + int((is_ok & chunk.abstained).sum())
         if chunk.novelty is not None:
-            self.n_unusual = (self.n_unusual or 0) + int((chunk.novelty[is_ok] >= UNUSUAL).sum())
+            self.n_unusual = (self.n_unusual or 0) + int((chunk.novelty[is_ok] >= NOVELTY_THRESHOLD).sum())
         n_more = SHOWN - len(self.errors)
         self.errors += [f"{chunk.paths[i]}: {chunk.errors[i]}" for i in np.flatnonzero(~is_ok)[:n_more]]
 
@@ -391,5 +391,5 @@ class PredictionSummary:
         if self.n_abstained is not None:
             details.append(f"{self.n_abstained:,} abstained")
         if self.n_unusual:
-            details.append(f"{self.n_unusual:,} unusual (novelty ≥ {UNUSUAL})")
+            details.append(f"{self.n_unusual:,} unusual (novelty ≥ {NOVELTY_THRESHOLD})")
         return "\n".join(map(printable, [*lines, " · ".join(details)] if details else lines))

@@ -37,6 +37,7 @@ class ModelDescription(BaseModel):
     backbone: str
     input_size: str = Field(description="Side, or height x width, of the network's input in pixels.")
     metric: str = Field(description="Metric that the training selected for.")
+    novelty_threshold: float = Field(description="Novelty from which an image is called unusual.")
     made_by: str = Field(description="Version of PixelPlay that trained the model.")
     device: str
     batch_size: int

@@ -19,6 +19,7 @@ from pixelplay.config import ComputeConfig, Tta, UncertaintyConfig
 from pixelplay.data.decode import check_pixels, decode_image, silence_pillow
 from pixelplay.data.transforms import describe_size
 from pixelplay.errors import ConfigError, ImageError
+from pixelplay.evaluation.novelty import NOVELTY_THRESHOLD
 from pixelplay.inference.explain import Explainer
 from pixelplay.inference.predictor import DECIMALS, Predictions, Predictor
 from pixelplay.inference.sets_and_abstention import Uncertainty
@@ -103,6 +104,7 @@ class ServedModel:
             "backbone": bundle.backbone.name,
             "input_size": describe_size(bundle.preprocessing.input_size),
             "metric": bundle.metric,
+            "novelty_threshold": NOVELTY_THRESHOLD,
             "made_by": bundle.made_by.get("pixelplay", ""),
             "device": self._predictor.device,
             "batch_size": self._predictor.batch_size,

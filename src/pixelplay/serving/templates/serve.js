@@ -1,6 +1,5 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
-const UNUSUAL = 0.99; // novelty from which an image is called unusual, as on the command line
 const SHOWN_CLASSES = 6;
 const PER_REQUEST = 16; // images, so that answers arrive while the others wait
 const RETRIES = 20;
@@ -131,7 +130,7 @@ async function send(files) {
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 const summary = (row) =>
   row.prediction === null ? `Could not read ${row.name}: ${row.error}.` : `${row.prediction}, ${percent(row.probability)}.`;
-const isUnusual = (row) => row.novelty !== null && row.novelty >= UNUSUAL;
+const isUnusual = (row) => row.novelty !== null && row.novelty >= model.novelty_threshold;
 
 function add(file, answered) {
   const row = { ...answered, name: file.name }; // forms escape quotes in names
@@ -183,7 +182,7 @@ function show(item) {
   const others = (row.prediction_set || []).filter((name) => name !== row.prediction);
   if (others.length) cautions.push(`It could also be ${others.join(" or ")}.`);
   if (isOk && row.prediction_set && !row.prediction_set.length) cautions.push("None of the classes fits well.");
-  if (isUnusual(row)) cautions.push("This image differs from everything the model was trained on; do not rely on the prediction.");
+  if (isUnusual(row)) cautions.push("This image is unusual for the model and may show none of its classes; do not rely on the prediction.");
   byId("caution").textContent = cautions.join(" ");
   byId("novelty").textContent = isOk
     ? `Novelty ${row.novelty.toFixed(3)}: more unusual than ${percent(row.novelty)} of the images the model was checked on.`
